@@ -1,0 +1,69 @@
+"""What can go wrong in the policy package, split by who must act.
+
+PolicyError
+├── TokenRefused        the requester, or the issuer of their token: `.check` says which rule, `.detail` why
+├── IssuerUnavailable   the operator: the issuer's keys cannot be fetched, or are too old to trust
+├── DirectoryRefused    the operator: the file of local people is wrong, or readable by others
+├── PermitRefused       the peer or its gateway: `.check` is enumerated, `.detail` is for our own log
+└── PermitTooLarge      the operator: a permit that no relay would take (too many ports, too long a proof)
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+TokenCheck = Literal[
+    "size", "form", "header", "algorithm", "key", "signature", "type", "claims",
+    "issuer", "audience", "subject", "times", "lifetime", "authorized-party", "authentication", "groups",
+]  # fmt: skip
+PermitCheck = Literal[
+    "size", "form", "header", "algorithm", "key", "signature", "type", "claims",
+    "audience", "times", "source", "destination", "vm", "ports",
+]  # fmt: skip
+TOKEN_CHECKS: frozenset[str] = frozenset(get_args(TokenCheck))
+PERMIT_CHECKS: frozenset[str] = frozenset(get_args(PermitCheck))
+
+
+class PolicyError(Exception):
+    """Root of the errors of this package."""
+
+
+class TokenRefused(PolicyError):
+    """A token is not accepted. Neither field ever holds token text, so both may be logged."""
+
+    def __init__(self, check: TokenCheck, detail: str) -> None:
+        super().__init__(f"token refused ({check}): {detail}")
+        self.check: TokenCheck = check
+        self.detail = detail
+
+
+class IssuerUnavailable(PolicyError):
+    """An issuer's discovery document or keys cannot be had; requests with its tokens are denied meanwhile."""
+
+    def __init__(self, issuer: str, detail: str) -> None:
+        super().__init__(f"issuer {issuer}: {detail}")
+        self.issuer = issuer
+        self.detail = detail
+
+
+class DirectoryRefused(PolicyError):
+    """The file of local people cannot be used; what was loaded before stays in force."""
+
+
+class PermitRefused(PolicyError):
+    """A permit is not accepted. `check` may go to the peer, `detail` only to our own log."""
+
+    def __init__(self, check: PermitCheck, detail: str) -> None:
+        super().__init__(f"permit refused ({check}): {detail}")
+        self.check: PermitCheck = check
+        self.detail = detail
+
+
+class PermitTooLarge(PolicyError):
+    """The permit or its entry in the log exceeds what a relay accepts; `what` names it, sizes in bytes."""
+
+    def __init__(self, what: str, size: int, limit: int) -> None:
+        super().__init__(f"{what} of {size} bytes exceeds {limit}: name fewer ports or shorten the names")
+        self.what = what
+        self.size = size
+        self.limit = limit
