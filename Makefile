@@ -1,0 +1,54 @@
+# What people run. Every goal sets up what it needs first, and says so.
+#
+#   make demo    the main job on this machine: an allowed and a denied migration, and a log that proves both
+#   make test    every test, those against real components included
+#   make check   before each commit: format, lint, types, import contracts, unit tests; under a minute
+#   make bench   measure against haproxy, stunnel, socat and QEMU's own TLS; results in bench/results/
+#   make fuzz    Hypothesis tests with many random examples, for FUZZ_SECONDS (default 60)
+#   make lock    remake requirements.lock from pyproject.toml (ARGS=--upgrade takes the newest versions)
+#
+# ARGS is handed on: make demo ARGS=--json · make test ARGS="-k permit" · make bench ARGS="relay --quick"
+
+SHELL := /bin/bash
+BIN := .venv/bin
+ARGS ?=
+FUZZ_SECONDS ?= 60
+
+.PHONY: help demo test check bench fuzz lock setup
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n 's/^#   make /make /p' Makefile
+
+setup:
+	@deploy/setup.sh check
+
+demo:
+	@deploy/setup.sh demo
+	@$(BIN)/sealane demo $(ARGS)
+
+# A file's tests stay on one worker: fixtures that start real processes are made once a file.
+test:
+	@deploy/setup.sh test
+	$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy --strict gateway transport policy audit certs bench tests
+	$(BIN)/lint-imports
+	$(BIN)/pytest -q -n 2 --dist loadfile -m "not real"
+
+bench:
+	@deploy/setup.sh bench
+	@$(BIN)/python -m bench $(ARGS)
+
+fuzz: setup
+	@$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) $(ARGS)
+
+# The lock names no index: whoever installs from it uses their own. The grep fails the goal if one slips in.
+lock: setup
+	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip compile --quiet --all-extras --universal --python-version 3.11 --generate-hashes --no-header \
+		--no-emit-index-url --no-emit-find-links $(ARGS) --output-file requirements.lock pyproject.toml
+	@! grep -nE '://|^--(index|extra-index|find-links)' requirements.lock

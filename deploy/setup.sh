@@ -1,0 +1,107 @@
+#!/usr/bin/env bash
+# Prepares this checkout for one goal of the Makefile, says what it does, and does nothing that is already done.
+#
+#   deploy/setup.sh check|demo|test|bench
+#
+# Debian packages (only those whose commands are missing), then .venv from the hashed lock, then this project in it.
+# All messages go to stderr, so that `make demo ARGS=--json` keeps stdout for its JSON.
+set -eu
+cd "$(dirname "$0")/.."
+goal=${1:-check}
+PATH=$PATH:/usr/sbin:/sbin # haproxy lives there, and the PATH of an ordinary user lacks it
+
+say() { printf 'setup: %s\n' "$*" >&2; }
+die() { printf 'setup: %s\n' "$*" >&2; exit 1; }
+
+guests="qemu-system-x86_64=qemu-system-x86 qemu-img=qemu-utils as=binutils ld=binutils"
+case $goal in
+check) tools="" ;;
+demo | test) tools=$guests ;;
+bench) tools="$guests haproxy=haproxy stunnel4=stunnel4 socat=socat" ;;
+*) die "unknown goal '$goal': use check, demo, test or bench" ;;
+esac
+
+as_root() {
+    if [ "$(id -u)" = 0 ]; then "$@"; else
+        command -v sudo >/dev/null || die "must run '$*' as root: run this as root, or install sudo"
+        sudo "$@"
+    fi
+}
+
+allow_daemons() { # undo forbid_daemons, also when apt failed
+    [ -z "${our_policy:-}" ] || as_root rm -f "$our_policy"
+    our_policy=""
+}
+
+forbid_daemons() { # haproxy and stunnel4 are wanted as programs: the install must not start them as services
+    if [ ! -e /usr/sbin/policy-rc.d ]; then
+        trap allow_daemons EXIT
+        our_policy=/usr/sbin/policy-rc.d
+        printf '#!/bin/sh\nexit 101\n' | as_root tee "$our_policy" >/dev/null
+        as_root chmod 755 "$our_policy"
+    fi
+}
+
+install_packages() {
+    command -v apt-get >/dev/null || die "missing: $*. This is not Debian: install what provides them, then run again"
+    say "installing Debian packages: $*"
+    forbid_daemons
+    # `env` and not a prefix assignment: sudo drops the caller's environment.
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get update -q >&2 ||
+        die "apt-get update failed: check the network and /etc/apt/sources.list, then run again"
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "$@" >&2 ||
+        die "apt-get could not install: $*. Its message is above"
+    allow_daemons
+}
+
+is_supported() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
+
+find_python() {
+    for candidate in python3.11 python3 /usr/bin/python3; do
+        if is_supported "$candidate"; then
+            command -v "$candidate"
+            return
+        fi
+    done
+}
+
+# --- Debian packages --------------------------------------------------------------------------------------------
+missing=""
+for entry in $tools; do
+    command -v "${entry%%=*}" >/dev/null || missing="$missing ${entry#*=}"
+done
+if [ ! -x .venv/bin/python ]; then
+    python=$(find_python)
+    [ -n "$python" ] || die "Python 3.11 or newer is missing: install it (Debian 12: apt-get install python3 python3-venv)"
+    "$python" -c 'import ensurepip, venv' 2>/dev/null || missing="$missing python3-venv"
+fi
+# shellcheck disable=SC2086  # a list of package names, split on purpose
+[ -z "$missing" ] || install_packages $(printf '%s\n' $missing | sort -u)
+
+# --- Virtual environment ----------------------------------------------------------------------------------------
+if ! .venv/bin/python -m pip --version >/dev/null 2>&1 || ! is_supported .venv/bin/python; then
+    python=$(find_python)
+    [ -n "$python" ] || die "Python 3.11 or newer is missing: install it (Debian 12: apt-get install python3 python3-venv)"
+    say "making .venv with $("$python" --version)"
+    "$python" -m venv --clear .venv || die "could not make .venv with $python: install its venv module (python3-venv)"
+fi
+
+# A stamp holds what was installed last. It is written after success, so an install that was cut short is repeated.
+lock_now=$(sha256sum requirements.lock | cut -d' ' -f1)
+lock_stamp=.venv/sealane-lock.sha256
+if [ "$(cat $lock_stamp 2>/dev/null)" != "$lock_now" ]; then
+    say "installing the locked Python packages (a minute or so the first time)"
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock >&2 ||
+        die "pip could not install requirements.lock: check the network or pip's configuration, then run again"
+    echo "$lock_now" >$lock_stamp
+fi
+
+# The folder is part of the stamp: an editable install points into the folder it was made in.
+project_now=$(cat pyproject.toml <(pwd) | sha256sum | cut -d' ' -f1)
+project_stamp=.venv/sealane-project.sha256
+if [ "$(cat $project_stamp 2>/dev/null)" != "$project_now" ]; then
+    say "installing sealane into .venv"
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e . >&2 ||
+        die "pip could not install this project: its message is above"
+    echo "$project_now" >$project_stamp
+fi

@@ -1,0 +1,59 @@
+"""The rules of tests/conftest.py, tried on small suites of their own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest_plugins = ["pytester"]
+RULES = Path(__file__).with_name("conftest.py").read_text(encoding="utf-8")
+SETTINGS = "[pytest]\nmarkers = real: needs a real component\n"
+
+
+@pytest.fixture
+def suite(pytester: pytest.Pytester) -> pytest.Pytester:
+    pytester.makeconftest(RULES)
+    pytester.makeini(SETTINGS)
+    return pytester
+
+
+def test_a_skipped_real_test_fails_the_session(suite: pytest.Pytester) -> None:
+    suite.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.real
+        @pytest.mark.skipif(True, reason="no QEMU here")
+        def test_marked(): pass
+
+        @pytest.mark.real
+        def test_inside(): pytest.skip("no haproxy here")
+
+        @pytest.fixture
+        def component(): pytest.skip("no socat here")
+
+        @pytest.mark.real
+        def test_fixture(component): pass
+        """
+    )
+    result = suite.runpytest_inprocess("-p", "no:cacheprovider")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    outcomes = result.parseoutcomes()
+    assert "passed" not in outcomes
+    assert "skipped" not in outcomes
+    result.stdout.fnmatch_lines(["*no QEMU here*"])
+
+
+def test_a_skip_that_hides_no_component_is_still_a_skip(suite: pytest.Pytester) -> None:
+    suite.makepyfile("import pytest\ndef test_it(): pytest.skip('not on this file system')")
+    result = suite.runpytest_inprocess("-p", "no:cacheprovider")
+    result.assert_outcomes(skipped=1)
+    assert result.ret == pytest.ExitCode.OK
+
+
+def test_a_module_that_skips_itself_fails_the_session(suite: pytest.Pytester) -> None:
+    suite.makepyfile("import pytest\npytest.importorskip('no_such_module_at_all')")
+    result = suite.runpytest_inprocess("-p", "no:cacheprovider")
+    assert result.ret != pytest.ExitCode.OK
+    result.assert_outcomes(errors=1)
