@@ -9,13 +9,15 @@ that it raises is a refusal. Sources: RFC 7515 (JWS), RFC 7518 (signature sizes)
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from jose import jwk, jws
 
@@ -41,7 +43,7 @@ _SEGMENT: Final = re.compile(r"[A-Za-z0-9_-]+\Z")
 class UnverifiedToken:
     """A compact JWS in the one accepted spelling. NOTHING in it is proven before `verify_signature`."""
 
-    token: str
+    token: str = field(repr=False)  # a bearer token must not reach a log by way of a repr
     header: Mapping[str, str]
     claims: Mapping[str, Any]
     payload: bytes
@@ -142,6 +144,12 @@ def check_key(token: UnverifiedToken, key: VerificationKey) -> None:
             raise TokenRefused("key", f"RSA key is not of {MIN_RSA_BITS} to {MAX_RSA_BITS} bits")
     elif not isinstance(public_key, ec.EllipticCurvePublicKey) or public_key.curve.name != CURVES[algorithm]:
         raise TokenRefused("key", f"{algorithm} needs a key on {CURVES[algorithm]}")
+
+
+def key_id_of(public_key: ec.EllipticCurvePublicKey) -> str:
+    """The id under which our own keys sign: the first 16 hex digits of SHA-256(SubjectPublicKeyInfo)."""
+    encoding, form = serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    return hashlib.sha256(public_key.public_bytes(encoding, form)).hexdigest()[:16]
 
 
 def decode_base64url(text: str) -> bytes:

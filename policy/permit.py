@@ -16,7 +16,7 @@ import base64
 import binascii
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Final, Literal, cast
 
 import msgspec
@@ -31,6 +31,7 @@ from policy.jws import (
     VerificationKey,
     decode_base64url,
     encode_base64url,
+    key_id_of,
     parse_strict,
     sign,
     verify_signature,
@@ -58,6 +59,7 @@ Port = Literal["disks", "libvirt", "memory"]
 HostId = Annotated[str, Meta(pattern=rf"\A{_HOST}\Z", max_length=255)]
 CanonicalUuid = Annotated[str, Meta(pattern=rf"\A{_UUID}\Z")]
 Name = Annotated[str, Meta(pattern=r"\A[\x21-\x7e]+\Z", max_length=255)]  # printable ASCII without spaces
+FileName = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9_-]{0,63}\Z")]  # relays name spool files by it
 Seconds = Annotated[int, Meta(ge=0, le=253_402_300_799)]  # unix time, up to the year 9999
 Count = Annotated[int, Meta(ge=0, le=2**53 - 1)]
 Hash = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9+/]{43}=\Z")]  # 32 bytes in base64
@@ -88,13 +90,13 @@ class PermitClaims(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     iss: Name
     aud: HostId
-    jti: Name
+    jti: FileName
     iat: Seconds
     nbf: Seconds
     exp: Seconds
     session_until: Seconds
     recover_until: Seconds
-    migration_id: Name
+    migration_id: FileName
     vm: CanonicalUuid
     source: HostId
     destination: HostId
@@ -122,7 +124,7 @@ class PermitProof(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True)
 class PermitKey:
-    """A pinned gateway key; its id is the first 16 hex digits of the SHA-256 of its SubjectPublicKeyInfo."""
+    """A pinned gateway key, and its id by `policy.jws.key_id_of`."""
 
     key_id: str
     public_key: ec.EllipticCurvePublicKey
@@ -132,8 +134,7 @@ class PermitKey:
         """Raises ValueError (the operator: pin a P-256 key) for any other curve."""
         if not isinstance(public_key, ec.EllipticCurvePublicKey) or public_key.curve.name != "secp256r1":
             raise ValueError("a permit key must be an EC key on P-256")
-        der = public_key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-        return cls(hashlib.sha256(der).hexdigest()[:16], public_key)
+        return cls(key_id_of(public_key), public_key)
 
     @classmethod
     def from_pem(cls, pem: bytes) -> PermitKey:
@@ -145,7 +146,7 @@ class PermitKey:
 class VerifiedPermit:
     """A permit whose signature and form hold. Times, parties, VM, ports, proof and single use are yet to check."""
 
-    token: str
+    token: str = field(repr=False)
     claims: PermitClaims
     proof: PermitProof
     key_id: str
