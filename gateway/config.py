@@ -1,0 +1,179 @@
+"""The gateway's configuration: one TOML file, decoded once into a frozen tree.
+
+Unknown keys and bad values are refused at start, naming file and key. Paths are relative to the file's directory.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Final
+
+import msgspec
+from msgspec import Meta
+
+from gateway.errors import ConfigRefused
+
+Text = Annotated[str, Meta(min_length=1, max_length=255)]
+Seconds = Annotated[int, Meta(ge=1, le=86_400)]
+
+
+class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    pass
+
+
+class Address(msgspec.Struct, frozen=True):
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class GatewayTable(_Table):
+    listen: Text
+    name: Text
+    state_dir: Text
+
+
+class TlsTable(_Table):
+    certificate: Text
+    private_key: Text
+    client_trust_bundle: Text
+    crls: tuple[Text, ...]
+
+
+class LogTable(_Table):
+    directory: Text
+    signing_key: Text
+    origin: Text
+    heartbeat_seconds: Seconds = 300
+
+
+class PermitsTable(_Table):
+    signing_key: Text
+    lifetime_seconds: Annotated[int, Meta(ge=5, le=3_600)] = 60
+    session_seconds: Seconds = 3_600
+    recover_seconds: Seconds = 7_200
+    max_channels: Annotated[int, Meta(ge=1, le=1_024)] = 64
+    bandwidth_bytes_per_second: Annotated[int, Meta(ge=0)] = 0
+    downtime_limit_ms: Annotated[int, Meta(ge=1, le=60_000)] = 300
+    require_vm_binding: bool = True
+
+
+class PolicyTable(_Table):
+    bundle: Text
+    inventory: Text
+
+
+class LocalIssuerTable(_Table):
+    issuer: Text
+    audience: Text
+    signing_key: Text
+    token_seconds: Annotated[int, Meta(ge=60, le=86_400)] = 900
+
+
+class IssuerTable(_Table):
+    """One OpenID provider. `jwks_file` pins its keys in a file instead of fetching them."""
+
+    issuer: Text
+    audience: Text
+    algorithms: tuple[Text, ...] = ("RS256", "ES256")
+    groups_claim: Text = "groups"
+    jwks_file: Text | None = None
+
+
+class IdentityTable(_Table):
+    local_directory: Text | None = None
+    local_issuer: LocalIssuerTable | None = None
+    issuers: tuple[IssuerTable, ...] = ()
+
+
+class LimitsTable(_Table):
+    """Bounds of the shells. Each has a default that a site of some hundred hosts can live with."""
+
+    connections: Annotated[int, Meta(ge=2, le=10_000)] = 512
+    connections_per_address: Annotated[int, Meta(ge=1, le=10_000)] = 64
+    handshake_seconds: Seconds = 5
+    request_seconds: Seconds = 30
+    poll_seconds: Annotated[int, Meta(ge=1, le=300)] = 30
+    relay_silence_seconds: Seconds = 45
+    log_queue: Annotated[int, Meta(ge=1, le=4_096)] = 256
+    migrations: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
+
+
+class GatewayConfig(_Table):
+    """The whole file. `directory` is where it lies; `path()` makes a name of the file absolute."""
+
+    gateway: GatewayTable
+    tls: TlsTable
+    log: LogTable
+    permits: PermitsTable
+    policy: PolicyTable
+    identity: IdentityTable
+    limits: LimitsTable = LimitsTable()
+    directory: Path = Path()
+
+    def path(self, name: str) -> Path:
+        return self.directory / name
+
+    @property
+    def listen(self) -> Address:
+        return parse_address(self.gateway.listen)
+
+
+_ADDRESS: Final = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([^:\[\]\s]+)):(\d{1,5})")
+
+
+def parse_address(text: str) -> Address:
+    """`HOST:PORT` or `[IPv6]:PORT`; ValueError otherwise. Port 0 asks the system for a free one."""
+    match = _ADDRESS.fullmatch(text)
+    if match is None or int(match[3]) > 65_535:
+        raise ValueError(f"{text!r} is not HOST:PORT")
+    return Address(match[1] or match[2], int(match[3]))
+
+
+def load(path: Path) -> GatewayConfig:
+    """Read and check the file. Errors: ConfigRefused, naming file and key."""
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise ConfigRefused(path, "", f"cannot be read: {error.strerror}") from error
+    return parse(text, path)
+
+
+def parse(text: bytes, path: Path) -> GatewayConfig:
+    """Decode `text` as the content of `path`. Errors: ConfigRefused."""
+    try:
+        config = msgspec.toml.decode(text, type=GatewayConfig)
+    except msgspec.ValidationError as error:
+        # msgspec says "Expected `int`, got `str` - at `$.log.origin`"
+        what, _, where = str(error).partition(" - at ")
+        raise ConfigRefused(path, where.strip("`").removeprefix("$").removeprefix("."), what) from error
+    except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
+        raise ConfigRefused(path, "", f"is not TOML: {error}") from error
+    if config.directory != Path():
+        raise ConfigRefused(path, "directory", "Object contains unknown field `directory`")
+    _check(config, path)
+    return msgspec.structs.replace(config, directory=path.parent)
+
+
+def _check(config: GatewayConfig, path: Path) -> None:
+    """What types cannot say."""
+    try:
+        parse_address(config.gateway.listen)
+    except ValueError as error:
+        raise ConfigRefused(path, "gateway.listen", str(error)) from error
+    identity = config.identity
+    if (identity.local_directory is None) != (identity.local_issuer is None):
+        raise ConfigRefused(path, "identity", "`local_directory` and `local_issuer` need each other")
+    if identity.local_issuer is None and not identity.issuers:
+        raise ConfigRefused(path, "identity", "nobody could sign in: no local directory and no issuer")
+    names = [issuer.issuer for issuer in identity.issuers]
+    names += [identity.local_issuer.issuer] if identity.local_issuer else []
+    if len(set(names)) != len(names):
+        raise ConfigRefused(path, "identity.issuers", "two issuers have the same name")
+    if config.permits.recover_seconds < config.permits.session_seconds:
+        raise ConfigRefused(path, "permits.recover_seconds", "is shorter than `session_seconds`")
+    if config.limits.relay_silence_seconds <= config.limits.poll_seconds:
+        raise ConfigRefused(path, "limits.relay_silence_seconds", "must be longer than `poll_seconds`")
