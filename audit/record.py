@@ -1,0 +1,261 @@
+"""Entries of the log: signed records and permit entries, in one canonical form.
+
+    record entry  {"key": <key id hex>, "record": {…}, "signature": <base64 Ed25519>}
+    permit entry  {"claims": {…}, "decision": {"index": i, "leaf_hash": <base64>}, "kind": "sealane-permit"}
+
+Canonical JSON: UTF-8, keys sorted by code point, no spaces, no floats, nothing escaped that need not be. What
+is signed is RECORD_CONTEXT ‖ canonical record: the context keeps a record's signature from ever passing for
+that of a checkpoint, which the same key signs. A permit entry is not signed by itself: the log's checkpoint
+covers it, and relays check its inclusion. Reading is strict: an entry that does not encode back to exactly
+the same bytes is refused, so there is one spelling of each entry.
+"""
+
+import base64
+import binascii
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import msgspec
+
+from audit.checkpoint import LogVerifier
+from audit.errors import RecordInvalid, RecordTooLarge
+
+MAX_ENTRY_BYTES = 60 * 1024  # under the u16 length prefix of C2SP entry bundles, with room for SIEM envelopes
+RECORD_CONTEXT = b"sealane audit record v1\n"
+PERMIT_KIND = "sealane-permit"
+CLOCK_STEP_KIND = "clock-step"  # a record of this kind says that the wall clock was stepped before it
+
+_MAX_DEPTH = 32
+_INT64 = range(-(2**63), 2**63)
+_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z")
+
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
+Word = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9._-]{0,63}$")]
+HostId = Annotated[str, msgspec.Meta(pattern=r"^spiffe://", max_length=255)]
+Uuid = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+
+
+class Actor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Who acted, as known at that time. `groups` is None where they were unknown, which is not 'none'."""
+
+    id: Name
+    name: Name
+    authenticated_by: Name
+    issuer: Name | None = None
+    groups: tuple[str, ...] | None = None
+
+
+class Vm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which virtual machine; without `uuid` when the request named one that nobody knows."""
+
+    uuid: Uuid | None = None
+    name: Name | None = None
+
+
+class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One event, complete in itself. `sequence` is its index in the log, `time` UTC (`format_time`).
+
+    `details` holds JSON of any shape but no floats; integers fit in 64 bits, signed.
+    """
+
+    version: Annotated[int, msgspec.Meta(ge=1, le=1)] = 1
+    kind: Word
+    origin: Name
+    sequence: Count
+    boot_id: Name
+    time: str
+    monotonic_ns: Count
+    migration_id: Name | None = None
+    outcome: Word | None = None
+    actor: Actor | None = None
+    vm: Vm | None = None
+    source: HostId | None = None
+    destination: HostId | None = None
+    reason: str | None = None
+    details: dict[str, Any] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class SignedRecord:
+    """A record entry as read. Its signature is not verified yet: `is_signed_by`."""
+
+    record: Record
+    record_bytes: bytes
+    signature: bytes
+    key_id: str
+
+    def is_signed_by(self, verifiers: Sequence[LogVerifier]) -> bool:
+        """Whether one of `verifiers` signed it, for its own origin."""
+        message = RECORD_CONTEXT + self.record_bytes
+        return any(
+            one.key_id.hex() == self.key_id
+            and one.origin == self.record.origin
+            and one.verifies(message, self.signature)
+            for one in verifiers
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PermitEntry:
+    """A permit entry as read: the decision record that it belongs to, and the permit's claims."""
+
+    decision_index: int
+    decision_leaf_hash: bytes
+    claims: dict[str, Any]
+
+
+Entry = SignedRecord | PermitEntry
+
+
+class _RecordEnvelope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    key: str
+    record: msgspec.Raw
+    signature: str
+
+
+class _Decision(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    index: Count
+    leaf_hash: str
+
+
+class _PermitEnvelope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    claims: dict[str, Any]
+    decision: _Decision
+    kind: str
+
+
+_record_decoder = msgspec.json.Decoder(Record)
+_record_envelope_decoder = msgspec.json.Decoder(_RecordEnvelope)
+_permit_envelope_decoder = msgspec.json.Decoder(_PermitEnvelope)
+
+
+def encode_entry(record: Record, sign: Callable[[bytes], bytes], key_id: str) -> bytes:
+    """The canonical signed entry of `record`. Raises RecordInvalid, or RecordTooLarge over 60 KiB.
+
+    `sign` gives the Ed25519 signature (64 bytes) of the key that `key_id` names (`LogSigner.sign`, `.key_id`).
+    """
+    _require_plain(record.details)
+    record_bytes = _canonical(record)
+    if len(record_bytes) > MAX_ENTRY_BYTES:  # before paying for the signature
+        raise RecordTooLarge(len(record_bytes), MAX_ENTRY_BYTES)
+    _decode_record(record_bytes)  # never write what our own reader would refuse
+    envelope = _RecordEnvelope(
+        key=key_id,
+        record=msgspec.Raw(record_bytes),
+        signature=base64.b64encode(sign(RECORD_CONTEXT + record_bytes)).decode(),
+    )
+    entry = msgspec.json.encode(envelope, order="sorted")
+    if len(entry) > MAX_ENTRY_BYTES:
+        raise RecordTooLarge(len(entry), MAX_ENTRY_BYTES)
+    return entry
+
+
+def decode_entry(entry: bytes) -> Entry:
+    """The record or permit entry in `entry`. Raises RecordInvalid (or RecordTooLarge) for anything else."""
+    if len(entry) > MAX_ENTRY_BYTES:
+        raise RecordTooLarge(len(entry), MAX_ENTRY_BYTES)
+    # Sorted keys make the first one tell the two kinds apart without decoding twice.
+    return _decode_permit(entry) if entry.startswith(b'{"claims":') else _decode_signed(entry)
+
+
+def format_time(now: datetime) -> str:
+    """`now` (timezone-aware) as records hold it: RFC 3339 UTC with microseconds."""
+    if now.tzinfo is None:
+        raise RecordInvalid("a time without timezone cannot be recorded")
+    return now.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def parse_time(text: str) -> datetime:
+    """The time in a record's form. Raises RecordInvalid."""
+    if not _TIME.fullmatch(text):
+        raise RecordInvalid("a record's time is not RFC 3339 UTC with microseconds")
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError as error:
+        raise RecordInvalid(f"a record's time {text} does not exist") from error
+
+
+def _decode_signed(entry: bytes) -> SignedRecord:
+    try:
+        envelope = _record_envelope_decoder.decode(entry)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise RecordInvalid(f"entry is neither a record nor a permit entry: {error}") from error
+    record_bytes = bytes(envelope.record)
+    record = _decode_record(record_bytes)
+    signature = _decode_base64(envelope.signature)
+    if len(signature) != 64:
+        raise RecordInvalid("a record's signature is not 64 bytes")
+    if msgspec.json.encode(envelope, order="sorted") != entry:
+        raise RecordInvalid("a record entry is not in canonical form")
+    return SignedRecord(record, record_bytes, signature, envelope.key)
+
+
+def _decode_record(record_bytes: bytes) -> Record:
+    try:
+        record = _record_decoder.decode(record_bytes)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise RecordInvalid(f"not a record: {error}") from error
+    parse_time(record.time)
+    _require_plain(record.details)
+    # Also catches doubled keys, of which two readers may each believe another one.
+    if _canonical(record) != record_bytes:
+        raise RecordInvalid("a record is not in canonical form")
+    return record
+
+
+def _decode_permit(entry: bytes) -> PermitEntry:
+    try:
+        envelope = _permit_envelope_decoder.decode(entry)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise RecordInvalid(f"not a permit entry: {error}") from error
+    if envelope.kind != PERMIT_KIND:
+        raise RecordInvalid(f"entry of unknown kind {envelope.kind[:64]!r}")
+    _require_plain(envelope.claims)
+    if _canonical(envelope) != entry:
+        raise RecordInvalid("a permit entry is not in canonical form")
+    leaf_hash = _decode_base64(envelope.decision.leaf_hash)
+    if len(leaf_hash) != 32:
+        raise RecordInvalid("a permit entry's leaf hash is not 32 bytes")
+    return PermitEntry(envelope.decision.index, leaf_hash, envelope.claims)
+
+
+def _canonical(value: object) -> bytes:
+    try:
+        return msgspec.json.encode(value, order="sorted")
+    except (TypeError, ValueError, RecursionError, OverflowError) as error:
+        raise RecordInvalid(f"a record cannot be encoded: {error}") from error
+
+
+def _require_plain(value: object, depth: int = 0) -> None:
+    """Only what has one JSON spelling everywhere: no floats, no integers that others read as floats."""
+    if depth > _MAX_DEPTH:
+        raise RecordInvalid(f"a record is nested deeper than {_MAX_DEPTH}")
+    if value is None or value is True or value is False or type(value) is str:
+        return
+    if type(value) is int:
+        if value not in _INT64:
+            raise RecordInvalid("a record holds an integer of more than 64 bits")
+    elif type(value) is list:
+        for item in value:
+            _require_plain(item, depth + 1)
+    elif type(value) is dict:
+        for key, item in value.items():
+            if type(key) is not str:
+                raise RecordInvalid("a record holds a key that is not text")
+            _require_plain(item, depth + 1)
+    else:
+        raise RecordInvalid(f"a record holds a {type(value).__name__}, which has no canonical form")
+
+
+def _decode_base64(text: str) -> bytes:
+    try:
+        blob = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise RecordInvalid("an entry holds malformed base64") from error
+    if base64.b64encode(blob).decode() != text:
+        raise RecordInvalid("an entry holds base64 that is not canonical")
+    return blob

@@ -1,0 +1,79 @@
+"""The C2SP tlog-tiles layout: paths of tiles and bundles, and the framing of entries in a bundle. Pure.
+
+    tile/<L>/<N>        256 hashes of 32 bytes: nodes [256·N, 256·N+256) at tree level 8·L
+    tile/entries/<N>    256 entries, each  u16 length (big-endian) ‖ entry
+
+N is written in groups of three digits, all but the last prefixed `x`: 1234067 is x001/x234/067.
+Source: c2sp.org/tlog-tiles.
+"""
+
+import re
+from collections.abc import Iterable
+from pathlib import PurePosixPath
+
+from audit.errors import RecordTooLarge
+from audit.proof import HASH_BYTES
+
+TILE_WIDTH = 256
+TILE_BYTES = TILE_WIDTH * HASH_BYTES
+MAX_FRAMED_BYTES = 2**16 - 1
+
+_GROUP = re.compile(r"x[0-9]{3}")
+_LAST = re.compile(r"[0-9]{3}")
+
+
+def tile_path(level: int, number: int) -> PurePosixPath:
+    """Where the full tile `number` of tile level `level` is, relative to the log."""
+    return PurePosixPath("tile", str(level)) / number_path(number)
+
+
+def bundle_path(number: int) -> PurePosixPath:
+    """Where the full entry bundle `number` is, relative to the log."""
+    return PurePosixPath("tile", "entries") / number_path(number)
+
+
+def number_path(number: int) -> PurePosixPath:
+    """`number` as C2SP spells it in paths."""
+    groups = [f"{number % 1000:03}"]
+    while number := number // 1000:
+        groups.append(f"x{number % 1000:03}")
+    return PurePosixPath(*reversed(groups))
+
+
+def parse_number_path(path: PurePosixPath) -> int | None:
+    """The number that `path` spells, or None if `number_path` would not have written it."""
+    *groups, last = path.parts
+    if not _LAST.fullmatch(last) or not all(_GROUP.fullmatch(group) for group in groups):
+        return None
+    number = int("".join(group[1:] for group in groups) + last)
+    return number if number_path(number) == path else None
+
+
+def frame(entry: bytes) -> bytes:
+    """`entry` as it stands in a bundle. Raises RecordTooLarge over 65,535 bytes."""
+    if len(entry) > MAX_FRAMED_BYTES:
+        raise RecordTooLarge(len(entry), MAX_FRAMED_BYTES)
+    return len(entry).to_bytes(2) + entry
+
+
+def unframe(bundle: bytes) -> tuple[list[bytes], int]:
+    """The whole entries at the start of `bundle`, and how many bytes they take (a torn entry follows)."""
+    entries = []
+    position = 0
+    while position + 2 <= len(bundle):
+        end = position + 2 + int.from_bytes(bundle[position : position + 2])
+        if end > len(bundle):
+            break
+        entries.append(bundle[position + 2 : end])
+        position = end
+    return entries, position
+
+
+def split_tile(tile: bytes) -> tuple[bytes, ...]:
+    """The hashes in a full tile of TILE_BYTES."""
+    return tuple(tile[start : start + HASH_BYTES] for start in range(0, TILE_BYTES, HASH_BYTES))
+
+
+def framed_bytes(entries: Iterable[bytes]) -> int:
+    """How many bytes `entries` take in a bundle."""
+    return sum(2 + len(entry) for entry in entries)
