@@ -20,6 +20,7 @@ from typing import Any, Final, cast
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from jose import jwk, jws
+from jose.backends.base import Key
 
 from policy.errors import TokenRefused
 
@@ -106,23 +107,31 @@ def verify_signature(token: UnverifiedToken, key: VerificationKey) -> None:
 
     Raises TokenRefused: `key` if key and token disagree about kid, kind, curve or strength, else `signature`.
     """
-    check_key(token, key)
-    if len(token.signature) != _signature_size(key.public_key):
-        raise TokenRefused("signature", "wrong length of signature for the key")
+    prepared = jose_key(token, key)
     try:
-        jose_key = jwk.construct(cast(str, key.public_key), token.algorithm)  # cast: see `sign`
-        payload = jws.verify(token.token, jose_key, [token.algorithm])
+        payload = jws.verify(token.token, prepared, [token.algorithm])
     except Exception as error:  # python-jose raises far more than JOSEError; each is a refusal
         raise TokenRefused("signature", "the signature does not verify") from error
     if payload != token.payload:
         raise TokenRefused("signature", "python-jose read another payload than we did")
 
 
+def jose_key(token: UnverifiedToken, key: VerificationKey) -> Key:
+    """The key in python-jose's form, once it is sure that it suits the token and the signature's length.
+
+    Raises TokenRefused (key, signature).
+    """
+    check_key(token, key)
+    if len(token.signature) != _signature_size(key.public_key):
+        raise TokenRefused("signature", "wrong length of signature for the key")
+    # python-jose takes keys of `cryptography` as they are; its type stubs do not know.
+    return jwk.construct(cast(str, key.public_key), token.algorithm)
+
+
 def sign(payload: bytes, private_key: ec.EllipticCurvePrivateKey, *, key_id: str, token_type: str) -> str:
     """Make a compact JWS by ES256 with a P-256 key: what this project signs, in the spelling that it accepts."""
     headers = {"kid": key_id, "typ": token_type}
-    # python-jose takes keys of `cryptography` as they are; its type stubs do not know.
-    key = jwk.construct(cast(str, private_key), "ES256")
+    key = jwk.construct(cast(str, private_key), "ES256")  # cast: see `jose_key`
     return jws.sign(payload, key, headers=headers, algorithm="ES256")
 
 

@@ -1,0 +1,217 @@
+"""An access token of a configured issuer becomes a person; pure, with the keys and the clock passed in.
+
+Order: strict reading, the one key, python-jose for signature, audience, issuer and subject, then what it does not
+check or checks with its own clock: type, times, lifetime, authorised party, acr and amr, groups. Sources: RFC 9068
+(JWT access tokens), OpenID Connect Core 1.0, RFC 8725.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, TypeGuard
+
+from jose import jwt
+from jose.exceptions import JWTClaimsError
+
+from policy.errors import FactRefused, TokenRefused
+from policy.facts import Person, group_id
+from policy.identity.keys import JwkSet
+from policy.jws import SUPPORTED_ALGORITHMS, UnverifiedToken, VerificationKey, jose_key, parse_strict
+
+MAX_TEXT: Final = 255  # OpenID Connect Core, section 2: `sub` has at most 255 characters
+MAX_GROUPS: Final = 1000
+MAX_AUDIENCES: Final = 16
+# Times are ours (`_check_times`): the library reads the system clock, and takes "1" for 1. So is presence: the
+# library's `require_exp` would switch its own clock on again.
+_JOSE_OPTIONS: Final[Mapping[str, bool]] = {"verify_exp": False, "verify_iat": False, "verify_nbf": False}
+# Entra's ways of saying "more groups than fit": a pointer instead of the list. It is never followed.
+_OVERAGE_MEMBERS: Final = ("_claim_names", "_claim_sources")
+
+
+@dataclass(frozen=True, slots=True)
+class IssuerSettings:
+    """What the operator says of one issuer.
+
+    `token_types`: accepted `typ`, lower case, without "application/". `group_cap`: a list of that many groups or
+    more may be cut short (Okta 100, Entra 200). `authorized_parties`: accepted `azp` or `client_id`; None: any.
+    `required_amr`: all of them; `accepted_acr`: one of them. `authenticated_by` is what records say of the person.
+    """
+
+    issuer: str
+    audience: str
+    algorithms: frozenset[str] = frozenset({"RS256", "ES256"})
+    token_types: frozenset[str] = frozenset({"at+jwt"})
+    leeway_seconds: int = 30
+    max_lifetime_seconds: int = 24 * 3600
+    groups_claim: str = "groups"
+    group_cap: int = 100
+    name_claim: str = "name"
+    authorized_parties: frozenset[str] | None = None
+    accepted_acr: frozenset[str] | None = None
+    required_amr: frozenset[str] = frozenset()
+    authenticated_by: str = "oidc"
+
+    def __post_init__(self) -> None:
+        """A bad setting fails at start (ValueError, the operator), not at the first request."""
+        if not self.algorithms or not self.algorithms <= SUPPORTED_ALGORITHMS:
+            raise ValueError(f"algorithms must be among {', '.join(sorted(SUPPORTED_ALGORITHMS))}")
+        if len(self.issuer) > MAX_TEXT or any(character in self.issuer for character in "? "):
+            raise ValueError(f"issuer must have at most {MAX_TEXT} characters, and no '?' or space")
+        try:
+            Person(f"{self.issuer}#probe", self.issuer, "probe", frozenset(), self.authenticated_by)
+        except FactRefused as error:
+            raise ValueError(str(error)) from error
+        if not self.audience or not self.token_types:
+            raise ValueError("audience and token_types must not be empty")
+        if not 0 <= self.leeway_seconds <= 300 or self.max_lifetime_seconds <= 0:
+            raise ValueError("leeway_seconds must be 0 to 300 and max_lifetime_seconds positive")
+        if not 1 <= self.group_cap <= MAX_GROUPS:
+            raise ValueError(f"group_cap must be 1 to {MAX_GROUPS}")
+
+
+@dataclass(frozen=True, slots=True)
+class TokenVerifier:
+    """One issuer's settings and its keys at this moment."""
+
+    settings: IssuerSettings
+    keys: JwkSet
+
+    def verify(self, token: str, now: int) -> Person:
+        """The person whom the token speaks of, `now` in unix seconds. Raises TokenRefused."""
+        settings = self.settings
+        parsed = parse_strict(token, algorithms=settings.algorithms)
+        key = self.keys.key_for(parsed)
+        _check_with_jose(parsed, key, settings)
+        claims = parsed.claims
+        _check_type(parsed.header.get("typ"), settings)
+        _check_registered(claims, settings)
+        _check_times(claims, settings, now)
+        _check_authorized_party(claims, settings)
+        _check_authentication(claims, settings)
+        return _person(claims, settings)
+
+
+def unverified_issuer(token: str) -> str:
+    """Which issuer a token claims, only to choose whose verifier may judge it. Raises TokenRefused."""
+    issuer = parse_strict(token, algorithms=SUPPORTED_ALGORITHMS).claims.get("iss")
+    if not _is_text(issuer):
+        raise TokenRefused("issuer", "no iss, or not short printable text")
+    return issuer
+
+
+def _check_with_jose(token: UnverifiedToken, key: VerificationKey, settings: IssuerSettings) -> None:
+    prepared = jose_key(token, key)
+    try:
+        claims = jwt.decode(
+            token.token,
+            prepared,
+            [token.algorithm],
+            options=_JOSE_OPTIONS,
+            audience=settings.audience,
+            issuer=settings.issuer,
+        )
+    except JWTClaimsError as error:
+        _check_registered(token.claims, settings)  # names the claim, in our words
+        raise TokenRefused("claims", "python-jose refuses a claim (jti, at_hash)") from error
+    except Exception as error:  # python-jose raises far more than JOSEError; each is a refusal
+        raise TokenRefused("signature", "the signature does not verify") from error
+    if claims != token.claims:
+        raise TokenRefused("signature", "python-jose read other claims than we did")
+
+
+def _check_type(token_type: str | None, settings: IssuerSettings) -> None:
+    """RFC 8725 section 3.11: an id token, a permit or a logout token of the same issuer is no access token."""
+    if token_type is None or token_type.lower().removeprefix("application/") not in settings.token_types:
+        raise TokenRefused("type", f"typ is not {' or '.join(sorted(settings.token_types))}")
+
+
+def _check_registered(claims: Mapping[str, Any], settings: IssuerSettings) -> None:
+    if claims.get("iss") != settings.issuer:
+        raise TokenRefused("issuer", "no iss, or not the configured issuer")
+    audience = claims.get("aud")
+    audiences = audience if isinstance(audience, list) else [audience]
+    if len(audiences) > MAX_AUDIENCES or not all(isinstance(name, str) for name in audiences):
+        raise TokenRefused("audience", "no aud, or neither text nor a short list of texts")
+    if settings.audience not in audiences:
+        raise TokenRefused("audience", "for another audience")
+    if not _is_text(claims.get("sub")):
+        raise TokenRefused("subject", f"no sub, or not printable text of at most {MAX_TEXT} characters")
+
+
+def _check_times(claims: Mapping[str, Any], settings: IssuerSettings, now: int) -> None:
+    expires, issued = _seconds(claims, "exp"), _seconds(claims, "iat")
+    leeway = settings.leeway_seconds
+    if now >= expires + leeway:
+        raise TokenRefused("times", "expired: log in again")
+    if issued > now + leeway:
+        raise TokenRefused("times", "issued in the future: compare the clocks of gateway and issuer")
+    if "nbf" in claims and _seconds(claims, "nbf") > now + leeway:
+        raise TokenRefused("times", "not yet valid")
+    if not issued <= expires <= issued + settings.max_lifetime_seconds:
+        raise TokenRefused("lifetime", f"exp is not within {settings.max_lifetime_seconds} s of iat")
+
+
+def _seconds(claims: Mapping[str, Any], name: str) -> int:
+    """`type(...) is int`, because True is an int to isinstance and "1" one to python-jose."""
+    value = claims.get(name)
+    if type(value) is not int or not 0 <= value < 2**40:
+        raise TokenRefused("times", f"{name} is missing or not a whole number of seconds")
+    return value
+
+
+def _check_authorized_party(claims: Mapping[str, Any], settings: IssuerSettings) -> None:
+    """To which client the token was given: `azp`, or `client_id` (RFC 9068); both, if both are there."""
+    parties = [claims[name] for name in ("azp", "client_id") if name in claims]
+    if not all(_is_text(party) for party in parties) or len(set(parties)) > 1:
+        raise TokenRefused("authorized-party", "azp and client_id are not text, or differ")
+    if settings.authorized_parties is not None and not (parties and parties[0] in settings.authorized_parties):
+        raise TokenRefused("authorized-party", "given to a client that is not on the list")
+    if isinstance(claims["aud"], list) and len(claims["aud"]) > 1 and not parties:
+        raise TokenRefused("authorized-party", "several audiences, but no azp or client_id")
+
+
+def _check_authentication(claims: Mapping[str, Any], settings: IssuerSettings) -> None:
+    """How the person proved who they are: RFC 9470 (`acr`), RFC 8176 (`amr`)."""
+    if settings.accepted_acr is not None:
+        acr = claims.get("acr")
+        if not isinstance(acr, str) or acr not in settings.accepted_acr:
+            raise TokenRefused("authentication", "acr is not accepted: log in with a stronger method")
+    if settings.required_amr:
+        amr = claims.get("amr")
+        if not isinstance(amr, list) or not all(isinstance(method, str) for method in amr):
+            raise TokenRefused("authentication", "no amr, or not a list of texts")
+        if not settings.required_amr <= set(amr):
+            raise TokenRefused("authentication", "amr lacks a method: log in with all required factors")
+
+
+def _person(claims: Mapping[str, Any], settings: IssuerSettings) -> Person:
+    name = claims.get(settings.name_claim)
+    return Person(
+        id=f"{settings.issuer}#{claims['sub']}",
+        issuer=settings.issuer,
+        name=name if _is_text(name) else claims["sub"],
+        groups=_groups(claims, settings),
+        authenticated_by=settings.authenticated_by,
+    )
+
+
+def _groups(claims: Mapping[str, Any], settings: IssuerSettings) -> frozenset[str] | None:
+    """Group ids `<issuer>#<name>`; None where the token does not tell all of them. Unknown is never empty:
+    a `forbid` for a group must not be escaped by being in so many groups that the list is left out.
+    """
+    if any(member in claims for member in _OVERAGE_MEMBERS) or claims.get("hasgroups", False) is not False:
+        return None
+    if settings.groups_claim not in claims:
+        return None
+    groups = claims[settings.groups_claim]
+    if not isinstance(groups, list) or not all(_is_text(group) for group in groups):
+        raise TokenRefused("groups", "the groups claim is not a list of short printable texts")
+    if len(groups) >= settings.group_cap:
+        return None
+    return frozenset(group_id(settings.issuer, group) for group in groups)
+
+
+def _is_text(value: Any) -> TypeGuard[str]:
+    """Printable, so that a name cannot forge a line of a log or of a terminal."""
+    return isinstance(value, str) and 0 < len(value) <= MAX_TEXT and value.isprintable()
