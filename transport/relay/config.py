@@ -1,0 +1,148 @@
+"""The relay's configuration file: TOML, decoded once into a frozen tree, refused at start when anything is off."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from transport.errors import ConfigurationError
+
+Seconds = Annotated[float, Meta(gt=0, le=30 * 86400)]
+Count = Annotated[int, Meta(ge=1, le=65536)]
+AddressText = Annotated[str, Meta(min_length=3, max_length=261)]
+
+
+class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    pass
+
+
+class RelaySection(_Section, frozen=True):
+    """`listen`: "host:port" (IPv6 in brackets). `state_dir`: spool, permit store and session sockets; mode 0700."""
+
+    listen: AddressText
+    state_dir: str
+
+
+class IdentitySection(_Section, frozen=True):
+    """PEM files of this host's certificate chain and key, of the CAs that it trusts and of their CRLs."""
+
+    certificate: str
+    private_key: str
+    trust_bundle: str
+    crls: Annotated[list[str], Meta(min_length=1)]
+
+
+class GatewaySection(_Section, frozen=True):
+    """`permit_keys` and `log_keys` are files; what they hold is pinned: no other permit is believed."""
+
+    url: str
+    trust_bundle: str
+    permit_keys: Annotated[list[str], Meta(min_length=1)]
+    log_keys: Annotated[list[str], Meta(min_length=1)]
+
+
+class HypervisorSection(_Section, frozen=True):
+    """`{uuid}` in a path stands for the permit's VM and is the only thing that varies in it.
+
+    kind "qmp": the relay drives QEMU by its QMP socket. kind "sockets": it only carries; on the destination it
+    dials `memory_socket`, and receipts say `vm_binding: none`. `peer_uids`: who may connect to a session's socket.
+    """
+
+    kind: Literal["qmp", "sockets"] = "qmp"
+    qmp_socket: str = ""
+    memory_socket: str = ""
+    peer_uids: list[Annotated[int, Meta(ge=0)]] = [0]
+
+
+class LimitsSection(_Section, frozen=True):
+    """Bounds and deadlines, each with its unit in its name."""
+
+    handshake_seconds: Seconds = 10.0
+    message_seconds: Seconds = 30.0
+    dial_seconds: Seconds = 5.0
+    hypervisor_seconds: Seconds = 30.0
+    migration_deadline_seconds: Seconds = 3600.0
+    settle_retry_seconds: Seconds = 5.0
+    drain_seconds: Seconds = 30.0
+    remember_outcome_seconds: Seconds = 30 * 86400.0
+    ack_interval_seconds: Annotated[float, Meta(ge=0.01, le=0.1)] = 0.1
+    max_sessions: Count = 64
+    max_channels: Annotated[int, Meta(ge=1, le=256)] = 64
+    max_unauthenticated: Count = 256
+    max_unauthenticated_per_address: Count = 64
+    handshakes_per_second: Count = 100
+
+
+class RelayConfig(_Section, frozen=True):
+    relay: RelaySection
+    identity: IdentitySection
+    gateway: GatewaySection
+    hypervisor: HypervisorSection
+    limits: LimitsSection = LimitsSection()
+
+
+def load_relay_config(path: Path) -> RelayConfig:
+    """Decode and check `path`; paths in it are relative to its folder. `ConfigurationError` says what to mend."""
+    try:
+        config = msgspec.toml.decode(path.read_bytes(), type=RelayConfig)
+    except FileNotFoundError:
+        raise ConfigurationError(f"{path}: no such file; write it as docs/architecture.md shows") from None
+    except (msgspec.MsgspecError, UnicodeDecodeError, OSError) as error:
+        raise ConfigurationError(f"{path}: {error}") from None
+    _check_hypervisor(path, config.hypervisor)
+    split_address(config.relay.listen, f"{path}: relay.listen")
+    if not config.gateway.url.startswith("https://"):
+        raise ConfigurationError(f"{path}: gateway.url must begin with https://")
+    return _resolved(config, path.resolve().parent)
+
+
+def split_address(text: str, what: str) -> tuple[str, int]:
+    """("host", port) of "host:port" or "[v6]:port"; `ConfigurationError` naming `what` otherwise."""
+    host, colon, port = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        host = ""
+    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ConfigurationError(f'{what}: "{text}" is not host:port')
+    return host, int(port)
+
+
+def _check_hypervisor(path: Path, hypervisor: HypervisorSection) -> None:
+    key, template = (
+        ("qmp_socket", hypervisor.qmp_socket)
+        if hypervisor.kind == "qmp"
+        else ("memory_socket", hypervisor.memory_socket)
+    )
+    # One path for two VMs would carry one VM's stream into another.
+    if template.count("{uuid}") != 1 or template.count("{") != 1:
+        raise ConfigurationError(f"{path}: hypervisor.{key} must hold {{uuid}} once, and no other placeholder")
+
+
+def _resolved(config: RelayConfig, folder: Path) -> RelayConfig:
+    def at(text: str) -> str:
+        return str(folder / text) if text else text
+
+    identity, gateway, hypervisor = config.identity, config.gateway, config.hypervisor
+    return msgspec.structs.replace(
+        config,
+        relay=msgspec.structs.replace(config.relay, state_dir=at(config.relay.state_dir)),
+        identity=IdentitySection(
+            certificate=at(identity.certificate),
+            private_key=at(identity.private_key),
+            trust_bundle=at(identity.trust_bundle),
+            crls=[at(crl) for crl in identity.crls],
+        ),
+        gateway=GatewaySection(
+            url=gateway.url,
+            trust_bundle=at(gateway.trust_bundle),
+            permit_keys=[at(key) for key in gateway.permit_keys],
+            log_keys=[at(key) for key in gateway.log_keys],
+        ),
+        hypervisor=msgspec.structs.replace(
+            hypervisor, qmp_socket=at(hypervisor.qmp_socket), memory_socket=at(hypervisor.memory_socket)
+        ),
+    )

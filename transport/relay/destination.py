@@ -1,0 +1,360 @@
+"""Carriage at the destination: take the offer, verify the permit, note the use, prepare the hypervisor, pump, settle.
+
+`DestinationSession.settle` is the only place where a guest is started or discarded; it runs in the ordinary case, for a
+session that comes back to be settled, and after a restart.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+import struct
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+import structlog
+import trio
+
+from certs.tls import ControlPeer, local_leaf_sha256
+from policy.permit import VerifiedPermit
+from transport.errors import ConnectionBroken, LocalBroken, OfferRefused, RefusalCode, SpoolFailed, TransportError
+from transport.hypervisors.errors import HypervisorError
+from transport.relay.channels import Channels
+from transport.relay.control import ControlLink
+from transport.relay.ends import DestinationEnd, make_session_folder, remove_session_folder
+from transport.relay.failures import cause_of
+from transport.relay.host import RelayHost, now
+from transport.relay.lane import ChannelCounts
+from transport.relay.listener import LaneDesk
+from transport.relay.receipts import (
+    ReceiptFacts,
+    make_receipt,
+    receipt_for_gateway,
+    receipt_sha256,
+    verify_peer_receipt,
+)
+from transport.relay.spool import SessionJournal
+from transport.wire.control import Role
+from transport.wire.messages import Answer, Bye, Cancel, Handover, Message, Offer, Open, Outcome, Receipt
+
+log = structlog.get_logger("sealane.relay")
+_PEER_CREDENTIALS = struct.Struct("3i")
+_OUTCOMES = {"started": "running", "running": "running", "discarded": "discarded", "prepared": "completed"}
+SessionKey = tuple[str, str]  # S's SPIFFE id, session id
+
+
+@dataclass(slots=True)
+class DestinationSession:
+    """What D knows of one session. Its journal holds what must outlive the process."""
+
+    host: RelayHost
+    permit: VerifiedPermit
+    journal: SessionJournal
+    end: DestinationEnd
+    folder: Path
+    facts: ReceiptFacts
+    attempt: int = -1
+    has_receipt: bool = False
+    _settling: trio.Lock = field(default_factory=trio.Lock)
+    _connection: trio.CancelScope | None = None
+    _connection_closed: trio.Event = field(default_factory=trio.Event)
+
+    @property
+    def is_undecided(self) -> bool:
+        return self.journal.state in ("prepared", "running")
+
+    @property
+    def occupies_vm(self) -> bool:
+        """Whether no other session of this VM may begin here yet."""
+        return self.journal.state == "admitted" or self.is_undecided
+
+    async def settle(self, *, handed_over: bool) -> Literal["running", "discarded"]:
+        """Durably choose, then act; idempotent. Without `handed_over` the choice can only be to discard.
+
+        Raises `HypervisorError` or `SpoolFailed` when nothing could be chosen, or not yet carried out: no answer may
+        be given then, and the next call goes on from what is durable.
+        """
+        async with self._settling:
+            if self.journal.state == "prepared":
+                if handed_over and await self.end.wait_loaded(self.host.config.limits.hypervisor_seconds):
+                    await self.host.enter(self.journal, "running")
+                else:
+                    await self.end.discard()
+                    await self.host.enter(self.journal, "discarded")
+            if self.journal.state == "running":
+                await self.end.start_guest()
+                await self.host.enter(self.journal, "started")
+            return "running" if self.journal.state == "started" else "discarded"
+
+    async def holds_whole_guest(self, seconds: float) -> bool:
+        """Whether all of the guest is here and nothing was chosen yet; waits for the hypervisor to know."""
+        async with self._settling:
+            return self.journal.state == "prepared" and await self.end.wait_loaded(seconds)
+
+    async def take_connection(self, scope: trio.CancelScope) -> None:
+        """The session's older connection, if any, is closed and all of its tasks have ended when this returns."""
+        if self._connection is not None:
+            self._connection.cancel()
+            await self._connection_closed.wait()
+        self._connection = scope
+        self._connection_closed = trio.Event()
+
+    def leave_connection(self) -> None:
+        self._connection = None
+        self._connection_closed.set()
+
+    async def keep_receipt(self) -> Receipt:
+        """Durably keep this session's receipt, as things stand."""
+        self.facts.outcome = _OUTCOMES[self.journal.state]
+        receipt = make_receipt(self.facts, self.host.credentials, now())
+        chain = self.host.credentials.chain
+        name = f"{self.permit.claims.jti}-destination"
+        await self.host.on_disk(self.host.spool.keep_receipt, name, receipt_for_gateway(receipt, chain))
+        self.has_receipt = True
+        return receipt
+
+
+class Destination:
+    """All sessions in which this host is the destination."""
+
+    def __init__(self, host: RelayHost, nursery: trio.Nursery) -> None:
+        self._host = host
+        self._nursery = nursery
+        self._sessions: dict[SessionKey, DestinationSession] = {}
+        self._vms_being_admitted: set[str] = set()
+
+    async def admit(self, offer: Offer, peer: ControlPeer) -> DestinationSession:
+        """The session that this offer begins or comes back to. Raises `OfferRefused`."""
+        key = (str(peer.spiffe_id), offer.session_id)
+        if len(offer.permits) != 1:
+            raise OfferRefused(RefusalCode.PERMIT_FORMAT, "permits of two sites are not supported yet")
+        if offer.purpose == "settle":
+            return self._known(key, offer)
+        permit = self._host.permits.verify(offer.permits[0], source=key[0], destination=self._host.spiffe_id)
+        vm = permit.claims.vm
+        if key in self._sessions:
+            raise OfferRefused(RefusalCode.SESSION_KNOWN, "a session of this name exists")
+        busy = [s for s in self._sessions.values() if s.occupies_vm]
+        if vm in self._vms_being_admitted or any(s.permit.claims.vm == vm for s in busy):
+            raise OfferRefused(RefusalCode.BUSY, "another session of this VM is under way here")
+        if len(busy) + len(self._vms_being_admitted) >= self._host.config.limits.max_sessions:
+            raise OfferRefused(RefusalCode.BUSY, "this relay carries as many sessions as it may")
+        self._vms_being_admitted.add(vm)
+        try:
+            session = await self._begin(key, permit)
+        finally:
+            self._vms_being_admitted.discard(vm)
+        self._sessions[key] = session
+        session.attempt = offer.attempt
+        return session
+
+    async def serve(self, session: DestinationSession, link: ControlLink, desk: LaneDesk, peer: ControlPeer) -> None:
+        """Carry one answered connection of `session` until Bye or a break; then see to it that it is settled."""
+        session.facts.peer = peer
+        session.facts.connections += 1
+        said_bye = False
+        with trio.CancelScope() as scope:
+            await session.take_connection(scope)
+            try:
+                said_bye = await self._carry(session, link, desk)
+            except (TransportError, HypervisorError, BaseExceptionGroup) as error:
+                cause = cause_of(error)
+                if cause is None:
+                    raise
+                log.warning("session broke", vm=session.permit.claims.vm, cause=str(cause))
+                await _say_cancelled(link, cause)
+            finally:
+                session.leave_connection()
+        if said_bye and not (session.end.hands_over and session.is_undecided):
+            await self._end(session)
+        elif not scope.cancelled_caught:
+            self._nursery.start_soon(self._after_loss, session)
+
+    def recover(self, journal: SessionJournal, permit: VerifiedPermit) -> None:
+        """Take up what a former process of this relay left."""
+        facts = journal.facts
+        end = self._host.destination_end(permit, str(facts.get("process", "")))
+        session = DestinationSession(
+            self._host,
+            permit,
+            journal,
+            end,
+            Path(str(facts["folder"])),
+            ReceiptFacts(
+                Role.DESTINATION,
+                permit,
+                end.vm_binding,
+                datetime.fromisoformat(str(facts["started_at"])),
+                local_leaf_sha256(self._host.credentials),
+            ),
+        )
+        self._sessions[(str(facts["source"]), str(facts["session_id"]))] = session
+        self._nursery.start_soon(self._after_loss, session)
+
+    def _known(self, key: SessionKey, offer: Offer) -> DestinationSession:
+        session = self._sessions.get(key)
+        if session is None:
+            raise OfferRefused(RefusalCode.SESSION_UNKNOWN, "no session of this name and host is known here")
+        if offer.permits[0] != session.permit.token:
+            raise OfferRefused(RefusalCode.SESSION_UNKNOWN, "the session was begun under another permit")
+        if offer.attempt <= session.attempt:
+            raise OfferRefused(RefusalCode.PROTOCOL, "an attempt that does not increase")
+        session.attempt = offer.attempt
+        return session
+
+    async def _begin(self, key: SessionKey, permit: VerifiedPermit) -> DestinationSession:
+        """Spend the permit, note the session, prepare the hypervisor: in this order, each durable before the next."""
+        host = self._host
+        claims = permit.claims
+        name = hashlib.sha256("\0".join(key).encode()).hexdigest()[:32]
+        started = now()
+        try:
+            await host.on_disk(host.used_permits.use, permit.key_id, claims.jti, claims.exp, int(started.timestamp()))
+            folder = await host.on_disk(make_session_folder, host.spool.run_dir, name)
+            journal = await host.on_disk(
+                host.spool.begin,
+                Role.DESTINATION,
+                name,
+                session_id=key[1],
+                source=key[0],
+                permit=permit.token,
+                folder=str(folder),
+                started_at=started.isoformat(),
+            )
+        except (SpoolFailed, OSError) as error:
+            log.error("no session can be noted durably", cause=str(error))
+            raise OfferRefused(RefusalCode.INTERNAL, "the relay cannot write its spool") from None
+        end = host.destination_end(permit, "")
+        facts = ReceiptFacts(Role.DESTINATION, permit, end.vm_binding, started, local_leaf_sha256(host.credentials))
+        session = DestinationSession(host, permit, journal, end, folder, facts)
+        try:
+            process = await end.prepare(folder)
+            await host.enter(journal, "prepared", process=process)
+        except (HypervisorError, LocalBroken, ValueError) as error:
+            # Whatever is behind that monitor was not prepared by us, so it is left alone.
+            log.warning("hypervisor not ready", vm=claims.vm, cause=str(error))
+            await end.__aexit__(None, None, None)
+            await host.enter(journal, "ended")
+            await host.on_disk(remove_session_folder, folder)
+            raise OfferRefused(RefusalCode.HYPERVISOR, f"no hypervisor waits for this VM: {error}") from None
+        return session
+
+    async def _carry(self, session: DestinationSession, link: ControlLink, desk: LaneDesk) -> bool:
+        """Answer, and do what S says until Bye (True). Any break raises."""
+        limits = self._host.config.limits
+        channels = Channels(Role.DESTINATION, desk.keys)
+        if not session.facts.channels:
+            session.facts.channels = channels.counts
+        link.sent_frames = channels.sent_frames
+        await link.send(Answer({}, desk.max_channels))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(channels.acknowledge, link, limits.ack_interval_seconds)
+            async for message in link.messages():
+                await self._do(message, session, link, desk, channels, nursery)
+            nursery.cancel_scope.cancel()
+        return True
+
+    async def _do(
+        self,
+        message: Message,
+        session: DestinationSession,
+        link: ControlLink,
+        desk: LaneDesk,
+        channels: Channels,
+        nursery: trio.Nursery,
+    ) -> None:
+        limits = self._host.config.limits
+        match message:
+            case Open(port=port):
+                counts = channels.add(port)
+                # Dialled here, one after the other, in the order in which S accepted: QEMU counts on it.
+                local = await _dial(session, limits.dial_seconds)
+                nursery.start_soon(self._carry_lane, channels, counts, local, desk)
+            case Handover():
+                outcome = await session.settle(handed_over=True)
+                log.info("handover", vm=session.permit.claims.vm, outcome=outcome)
+                await link.send(Outcome(outcome))
+            case Cancel():
+                outcome = await session.settle(handed_over=False)
+                await link.send(Outcome(outcome))
+            case Receipt() as receipt:
+                assert session.facts.peer is not None
+                verify_peer_receipt(receipt, session.facts.peer)
+                await channels.wait_drained(limits.drain_seconds)
+                session.facts.peer_receipt_sha256 = receipt_sha256(receipt)
+                await link.send(await session.keep_receipt())
+            case Bye():
+                pass
+
+    async def _carry_lane(
+        self, channels: Channels, counts: ChannelCounts, local: socket.socket, desk: LaneDesk
+    ) -> None:
+        lane = None
+        with trio.move_on_after(self._host.config.limits.handshake_seconds):
+            lane = await desk.take(counts.channel)
+        if lane is None:
+            local.close()
+            raise ConnectionBroken("a lane that was announced did not come")
+        await channels.carry(counts, local, lane)
+
+    async def _after_loss(self, session: DestinationSession) -> None:
+        """The connection is gone and S may never come back: settle what can be settled without it.
+
+        A guest that is here whole is held, paused, until S says what it did: only S knows whether its own goes on. One
+        that is not whole can never run here, so it is discarded.
+        """
+        limits = self._host.config.limits
+        while session.is_undecided:
+            try:
+                if await session.holds_whole_guest(limits.drain_seconds):
+                    log.warning("guest is here whole, held until its source settles", vm=session.permit.claims.vm)
+                    return
+                await session.settle(handed_over=False)
+            except (TransportError, HypervisorError) as error:
+                log.error("session cannot be settled yet", vm=session.permit.claims.vm, cause=str(error))
+                await trio.sleep(limits.settle_retry_seconds)
+        if session.journal.state == "admitted":
+            await self._end(session)
+        elif not session.has_receipt:
+            await session.keep_receipt()
+
+    async def _end(self, session: DestinationSession) -> None:
+        """S knows the outcome, or there is none: nothing is owed to anyone any more."""
+        await session.end.__aexit__(None, None, None)
+        if not session.journal.is_ended:
+            await self._host.enter(session.journal, "ended")
+        await self._host.on_disk(remove_session_folder, session.folder)
+        for key in [k for k, s in self._sessions.items() if s is session]:
+            del self._sessions[key]
+
+
+async def _dial(session: DestinationSession, seconds: float) -> socket.socket:
+    """Connect to the hypervisor, and see that it is the process that was prepared."""
+    path = session.end.dial_path(session.folder)
+    sock = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with trio.fail_after(seconds):
+            await sock.connect(str(path))
+    except (OSError, trio.TooSlowError):
+        sock.close()
+        raise LocalBroken(f"the hypervisor does not take a connection on {path}") from None
+    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER_CREDENTIALS.size)
+    pid, _, _ = _PEER_CREDENTIALS.unpack(credentials)
+    expected = session.end.process.split(":")[1] if session.end.process else str(pid)
+    if str(pid) != expected:
+        sock.close()
+        raise LocalBroken(f"process {pid} listens on {path} in place of the VM's")
+    local = socket.socket(fileno=sock.detach())
+    local.setblocking(False)
+    return local
+
+
+async def _say_cancelled(link: ControlLink, cause: TransportError | HypervisorError) -> None:
+    """Let S know at once, if the connection still carries it; the outcome it gets when it comes to settle."""
+    code = "hypervisor" if isinstance(cause, (HypervisorError, LocalBroken)) else "broken"
+    try:
+        await link.send(Cancel(code, "the destination relay ended the session"))
+    except TransportError:
+        pass

@@ -1,0 +1,121 @@
+"""S's way to D: connect, TLS, mutual identity, Offer, Answer. No lane opens and no hypervisor is read before Answer."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import trio
+from OpenSSL import SSL
+
+from certs.errors import PeerRefused
+from certs.tls import ControlPeer, accept_peer, client_context, export_secret, local_leaf_sha256
+from policy.permit import VerifiedPermit
+from transport.errors import ConnectionBroken, OfferRefused, RefusalCode
+from transport.relay.config import split_address
+from transport.relay.control import ControlLink, TlsStream, tune_tcp
+from transport.relay.host import RelayHost, now
+from transport.wire.control import Role
+from transport.wire.keys import ConnectionKeys, exporter_context
+from transport.wire.messages import Answer, Offer, Refusal
+from transport.wire.preface import make_preface
+
+
+@dataclass(frozen=True, slots=True)
+class SourceConnection:
+    """One answered control connection, and what its lanes need."""
+
+    link: ControlLink
+    peer: ControlPeer
+    keys: ConnectionKeys
+    address: tuple[str, int]
+
+    async def open_lane(self, channel: int, seconds: float) -> socket.socket:
+        """A TCP connection to D that has said which channel it is; non-blocking."""
+        sock = await _connect(self.address, seconds)
+        preface = make_preface(self.keys, channel)
+        try:
+            with trio.fail_after(seconds):
+                view = memoryview(preface)
+                while view:
+                    view = view[await sock.send(view) :]
+        except (OSError, trio.TooSlowError):
+            sock.close()
+            raise ConnectionBroken("a lane could not be opened") from None
+        lane = socket.socket(fileno=sock.detach())
+        lane.setblocking(False)
+        return lane
+
+
+@asynccontextmanager
+async def offered(
+    host: RelayHost,
+    permit: VerifiedPermit,
+    address: str,
+    session_id: str,
+    attempt: int,
+    purpose: Literal["begin", "settle"],
+) -> AsyncIterator[SourceConnection]:
+    """An answered connection to D; closed at the end of the block. Raises `OfferRefused`, `ConnectionBroken`."""
+    limits = host.config.limits
+    where = split_address(address, "destination address")
+    sock = await _connect(where, limits.dial_seconds)
+    tls = SSL.Connection(client_context(host.credentials), None)
+    tls.set_connect_state()
+    stream = TlsStream(sock, tls)
+    link = ControlLink(stream, Role.SOURCE, limits.message_seconds)
+    try:
+        with trio.move_on_after(limits.handshake_seconds) as scope:
+            await stream.handshake()
+        if scope.cancelled_caught:
+            raise ConnectionBroken("the destination relay did not finish the TLS handshake in time")
+        peer = require_destination(host, tls, permit)
+        context = exporter_context(
+            [permit.token],
+            local_leaf_sha256(host.credentials),
+            peer.leaf_sha256,
+            bytes.fromhex(session_id),
+            attempt,
+        )
+        keys = ConnectionKeys(export_secret(tls, context))
+        await link.send(Offer(1, purpose, (permit.token,), session_id, attempt))
+        answer = await link.expect(Answer, Refusal)
+        if isinstance(answer, Refusal):
+            raise OfferRefused(answer.code, answer.message)
+        yield SourceConnection(link, peer, keys, where)
+    finally:
+        with trio.CancelScope(shield=True):
+            await link.close()
+
+
+def require_destination(host: RelayHost, tls: SSL.Connection, permit: VerifiedPermit) -> ControlPeer:
+    """The peer, if it is the host that the permit names: the permit goes to no other. Raises `OfferRefused`."""
+    try:
+        peer = accept_peer(tls, host.credentials, now())
+    except PeerRefused as refused:
+        detail = f"the destination relay's identity is not accepted ({refused.check}: {refused.detail})"
+        raise OfferRefused(RefusalCode.PERMIT_PARTIES, detail) from None
+    if str(peer.spiffe_id) != permit.claims.destination:
+        detail = f"another host answers at the destination's address: {peer.spiffe_id}"
+        raise OfferRefused(RefusalCode.PERMIT_PARTIES, detail)
+    return peer
+
+
+async def _connect(address: tuple[str, int], seconds: float) -> trio.socket.SocketType:
+    try:
+        with trio.fail_after(seconds):
+            found = await trio.socket.getaddrinfo(*address, type=socket.SOCK_STREAM)
+            family, kind, protocol, _, target = found[0]
+            sock = trio.socket.socket(family, kind, protocol)
+            try:
+                await sock.connect(target)
+            except BaseException:
+                sock.close()
+                raise
+    except (OSError, trio.TooSlowError):
+        raise ConnectionBroken(f"nobody answers at {address[0]}:{address[1]}") from None
+    tune_tcp(sock)
+    return sock

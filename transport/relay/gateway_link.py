@@ -1,0 +1,155 @@
+"""The relay's side of the gateway: assignments by long poll, progress, receipts until they are acknowledged.
+
+A gateway that is away delays all of this and stops nothing: a stream whose permit is here goes on.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Awaitable, Callable
+from typing import Annotated
+
+import httpx
+import msgspec
+import structlog
+import trio
+from msgspec import Meta
+
+from transport.errors import ConfigurationError, TransportError
+from transport.relay.host import RelayHost
+from transport.relay.news import News
+
+log = structlog.get_logger("sealane.relay")
+_POLL_SECONDS = 20
+_MAX_ANSWER_BYTES = 256 * 1024
+_RETRY_SECONDS = 2.0
+_RECEIPT_CHECK_SECONDS = 1.0
+
+
+class _Assignment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind"):
+    pass
+
+
+class Migrate(_Assignment, frozen=True, tag="migrate"):
+    """Move a VM from this host."""
+
+    migration_id: Annotated[str, Meta(min_length=1, max_length=64)]
+    permit: Annotated[str, Meta(max_length=16 * 1024)]
+    destination_address: Annotated[str, Meta(max_length=261)]
+    deadline_seconds: Annotated[float, Meta(gt=0)]
+    downtime_limit_ms: Annotated[int, Meta(ge=1, le=60_000)]
+
+
+class CancelMigration(_Assignment, frozen=True, tag="cancel"):
+    migration_id: Annotated[str, Meta(min_length=1, max_length=64)]
+
+
+class _Assignments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    assignments: Annotated[list[Migrate | CancelMigration], Meta(max_length=256)]
+
+
+Assignment = Migrate | CancelMigration
+_decode_assignments = msgspec.json.Decoder(_Assignments).decode
+
+
+class GatewayAway(TransportError):
+    """The gateway cannot be reached, or does not answer as it should: the operator must act; what waits is kept."""
+
+
+class GatewayLink:
+    """One relay's conversation with its gateway."""
+
+    def __init__(self, host: RelayHost) -> None:
+        self._host = host
+        self._client = httpx.AsyncClient(
+            base_url=host.config.gateway.url, verify=_tls(host), timeout=httpx.Timeout(10.0, read=_POLL_SECONDS + 15.0)
+        )
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+    async def poll_forever(self, take: Callable[[Assignment], Awaitable[None]]) -> None:
+        """Hand every assignment to `take`, for ever. Says once that the gateway is away, and once that it is back."""
+        away = False
+        while True:
+            try:
+                data = await self._post("/v1/relay/poll", {"wait_seconds": _POLL_SECONDS})
+                assignments = _decode_assignments(data).assignments
+            except (GatewayAway, msgspec.MsgspecError) as error:
+                if not away:
+                    log.warning("gateway away; streams go on, no new work comes", cause=str(error))
+                away = True
+                await trio.sleep(_RETRY_SECONDS)
+                continue
+            if away:
+                log.info("gateway is back")
+                away = False
+            for assignment in assignments:
+                await take(assignment)
+
+    async def tell(self, migration_id: str, news: News) -> None:
+        """Tell how far a migration is. Lost when the gateway is away: receipts, which are kept, say how it ended."""
+        seen = news.progress
+        body = {
+            "migration_id": migration_id,
+            "state": news.state,
+            "transferred_bytes": seen.transferred_bytes if seen else 0,
+            "remaining_bytes": seen.remaining_bytes if seen else 0,
+            "total_bytes": seen.total_bytes if seen else 0,
+            "rate_bytes_per_second": seen.rate_bytes_per_second if seen else 0,
+            "pass": seen.passes if seen else 0,
+        }
+        if news.downtime_ms is not None:
+            body["downtime_ms"] = news.downtime_ms
+        if news.message:
+            body["message"] = news.message[:500]
+        try:
+            with trio.fail_after(5):
+                await self._post("/v1/relay/progress", body)
+        except (GatewayAway, trio.TooSlowError) as error:
+            log.info("progress was not told", cause=str(error))
+
+    async def deliver_receipts_forever(self) -> None:
+        """Bring every kept receipt to the gateway; forget it once the gateway has it in its log."""
+        spool = self._host.spool
+        while True:
+            for path in spool.receipts():
+                try:
+                    await self._post_bytes("/v1/receipts", await self._host.on_disk(path.read_bytes))
+                except GatewayAway as error:
+                    log.info("receipt kept for later", receipt=path.name, cause=str(error))
+                    await trio.sleep(_RETRY_SECONDS)
+                    break
+                await self._host.on_disk(spool.forget_receipt, path)
+            await trio.sleep(_RECEIPT_CHECK_SECONDS)
+
+    async def _post(self, path: str, body: dict[str, object]) -> bytes:
+        return await self._post_bytes(path, msgspec.json.encode(body))
+
+    async def _post_bytes(self, path: str, body: bytes) -> bytes:
+        """The answer's body, bounded. `GatewayAway` for everything but a 2xx answer."""
+        answer = bytearray()
+        try:
+            headers = {"content-type": "application/json"}
+            async with self._client.stream("POST", path, content=body, headers=headers) as response:
+                if response.status_code // 100 != 2:
+                    raise GatewayAway(f"{path}: the gateway answers {response.status_code}")
+                async for chunk in response.aiter_bytes():
+                    answer += chunk
+                    if len(answer) > _MAX_ANSWER_BYTES:
+                        raise GatewayAway(f"{path}: the gateway's answer is too long")
+        except (httpx.HTTPError, OSError) as error:
+            raise GatewayAway(f"{path}: {type(error).__name__}: {error}") from None
+        return bytes(answer)
+
+
+def _tls(host: RelayHost) -> ssl.SSLContext:
+    """TLS 1.3 with this host's certificate; the gateway must be certified by the configured CA and by its name."""
+    config = host.config
+    try:
+        context = ssl.create_default_context(cafile=config.gateway.trust_bundle)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.load_cert_chain(config.identity.certificate, config.identity.private_key)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigurationError(f"gateway.trust_bundle or identity cannot be used: {error}") from None
+    return context

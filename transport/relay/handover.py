@@ -1,0 +1,217 @@
+"""One guest, in one place, at the source: how a session ends, whatever interrupted it.
+
+`settle_source` is the only way out of a session, in the ordinary case, after a failure and after a restart. The rule
+that it keeps (docs/wire-protocol.md section 7): the guest may go on at S only if `handed-over` was never recorded, or
+after D's durable `discarded`; S ends its hypervisor only after D's durable `running`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import structlog
+import trio
+
+from certs.tls import ControlPeer
+from policy.permit import VerifiedPermit
+from transport.errors import ConnectionBroken, OfferRefused, RefusalCode, TransportError
+from transport.hypervisors.errors import HypervisorError, MigrationCancelled
+from transport.relay.control import ControlLink
+from transport.relay.dialling import offered
+from transport.relay.ends import SourceEnd
+from transport.relay.failures import SessionError, cause_of
+from transport.relay.host import RelayHost, now
+from transport.relay.news import News, Tell
+from transport.relay.receipts import (
+    ReceiptFacts,
+    make_receipt,
+    receipt_for_gateway,
+    receipt_sha256,
+    verify_peer_receipt,
+)
+from transport.relay.spool import SessionJournal
+from transport.wire.messages import Bye, Cancel, Handover, Outcome, Receipt
+
+log = structlog.get_logger("sealane.relay")
+
+
+@dataclass(slots=True)
+class SourceSession:
+    """What S knows of one session while it runs. Its journal holds what must outlive the process."""
+
+    host: RelayHost
+    permit: VerifiedPermit
+    address: str
+    journal: SessionJournal
+    facts: ReceiptFacts
+    outcome: str = "failed"
+    message: str = ""
+    was_answered: bool = False
+    _attempt: int = -1
+
+    @property
+    def session_id(self) -> str:
+        return str(self.journal.facts["session_id"])
+
+    def next_attempt(self) -> int:
+        """Strictly increasing over the session's connections, restarts included: seconds since the epoch for those."""
+        self._attempt = self._attempt + 1 if self._attempt >= 0 or not self.is_recovered else int(now().timestamp())
+        return self._attempt
+
+    @property
+    def is_recovered(self) -> bool:
+        return self.journal.facts.get("recovered") is True
+
+    def answered(self, peer: ControlPeer) -> None:
+        self.was_answered = True
+        self.facts.peer = peer
+        self.facts.connections += 1
+
+    def fail(self, cause: SessionError) -> None:
+        self.outcome = "cancelled" if isinstance(cause, MigrationCancelled) else "failed"
+        self.message = str(cause)
+        log.warning("session broke", session=self.session_id, vm=self.permit.claims.vm, cause=str(cause))
+
+    async def decided(self, outcome: str) -> None:
+        """Durably note what D chose."""
+        await self.host.enter(self.journal, f"outcome-{outcome}")
+
+
+async def settle_source(session: SourceSession, end: SourceEnd, tell: Tell) -> News:
+    """Bring a source session to its end and return its last news. Waits for D for as long as the rule demands.
+
+    Shield it from cancellation: what it has begun it must finish, or a restarted relay will.
+    """
+    journal = session.journal
+    if journal.state == "begun" and session.outcome != "completed":
+        await _give_up_or_away(session, end)
+    if journal.state == "abandoned":
+        await _until_done(session, "resume the guest here", lambda: _resume(session, end))
+        await tell(News(session.outcome, None, None, session.message))
+        await _tell_abandoned(session)
+    if journal.state == "handed-over":
+        await tell(News("handing_over", None, None, "waiting for the destination to say what became of the guest"))
+        await _until_done(session, "ask for the outcome", lambda: _ask_outcome(session))
+    if journal.state == "outcome-running":
+        await _until_done(session, "end the hypervisor that has handed its guest over", end.release)
+        session.outcome = "completed"
+        session.message = ""
+    elif journal.state == "outcome-discarded":
+        await _until_done(session, "resume the guest here", end.resume_guest)
+        session.message = session.message or "the destination discarded the guest; it runs at the source"
+    session.facts.outcome = session.outcome
+    await _keep_receipt(session)
+    await session.host.enter(journal, "ended")
+    news = News(session.outcome, None, session.facts.downtime_ms, session.message)
+    await tell(news)
+    return news
+
+
+async def exchange_receipts_as_source(
+    session: SourceSession, link: ControlLink, receive: Callable[[], Awaitable[Outcome | Receipt]]
+) -> None:
+    """Send ours, take D's. Each end keeps its own in any case: a break here loses only the cross-reference."""
+    facts = session.facts
+    facts.outcome = _receipt_outcome(session)
+    await link.send(make_receipt(facts, session.host.credentials, now()))
+    with trio.move_on_after(session.host.config.limits.message_seconds):
+        theirs = await receive()
+        if isinstance(theirs, Receipt) and facts.peer is not None:
+            verify_peer_receipt(theirs, facts.peer)
+            facts.peer_receipt_sha256 = receipt_sha256(theirs)
+
+
+def _receipt_outcome(session: SourceSession) -> str:
+    return "completed" if session.journal.state == "outcome-running" else session.outcome
+
+
+async def _give_up_or_away(session: SourceSession, end: SourceEnd) -> None:
+    """A session that broke before it was handed over."""
+    if await end.is_gone():
+        # There is no guest here any more, so D may run it if it has everything: better than losing both.
+        session.message = session.message or "the hypervisor at the source has ended"
+        await session.host.enter(session.journal, "handed-over")
+    else:
+        # From here on no Handover of this session is ever sent, so D can never run the guest.
+        await session.host.enter(session.journal, "abandoned")
+
+
+async def _resume(session: SourceSession, end: SourceEnd) -> None:
+    if await end.is_gone():
+        session.message = "the hypervisor at the source has ended, and the guest with it"
+    else:
+        await end.resume_guest()
+    await session.host.enter(session.journal, "resumed")
+
+
+async def _tell_abandoned(session: SourceSession) -> None:
+    """Let D know that it may discard, as long as it may matter. D cannot run the guest in any case."""
+    if not session.was_answered and not session.is_recovered:
+        return
+    until = session.permit.claims.session_until
+    while now().timestamp() < until:
+        try:
+            await _settle_with(session, Cancel("abandoned", "the source keeps the guest"))
+            return
+        except (TransportError, BaseExceptionGroup) as error:
+            cause = cause_of(error)
+            if cause is None:
+                raise
+            if isinstance(cause, OfferRefused) and cause.code is RefusalCode.SESSION_UNKNOWN:
+                return
+            log.info("destination not told yet that the source keeps the guest", cause=str(cause))
+        await trio.sleep(session.host.config.limits.settle_retry_seconds)
+
+
+async def _ask_outcome(session: SourceSession) -> None:
+    outcome = await _settle_with(session, Handover())
+    await session.decided(outcome)
+
+
+async def _settle_with(session: SourceSession, message: Handover | Cancel) -> str:
+    """A connection only to settle: Handover or Cancel, Outcome, receipts, Bye."""
+    attempt = session.next_attempt()
+    async with offered(
+        session.host, session.permit, session.address, session.session_id, attempt, "settle"
+    ) as connection:
+        session.answered(connection.peer)
+        link = connection.link
+        await link.send(message)
+        outcome = await link.expect(Outcome)
+        if isinstance(message, Handover):
+            session.outcome = "completed" if outcome.outcome == "running" else "failed"
+        elif outcome.outcome == "running":
+            # D can only have chosen this after a Handover, and this session's was never sent.
+            log.error("destination says that it runs a guest that was never handed over", session=session.session_id)
+        try:
+            await exchange_receipts_as_source(session, link, lambda: link.expect(Receipt))
+            await link.send(Bye())
+        except ConnectionBroken as error:
+            log.info("receipts were not exchanged", cause=str(error))
+        return outcome.outcome
+
+
+async def _until_done(session: SourceSession, what: str, work: Callable[[], Awaitable[None]]) -> None:
+    """Try again until it is done: the alternative is a guest that runs twice or nowhere. Every try is logged."""
+    while True:
+        try:
+            await work()
+        except (TransportError, HypervisorError, trio.TooSlowError, BaseExceptionGroup) as error:
+            cause = error if isinstance(error, trio.TooSlowError) else cause_of(error)
+            if cause is None:
+                raise
+            log.error(
+                f"cannot {what} yet; trying again", session=session.session_id, vm=session.permit.claims.vm,
+                cause=str(cause),
+            )  # fmt: skip
+            await trio.sleep(session.host.config.limits.settle_retry_seconds)
+        else:
+            return
+
+
+async def _keep_receipt(session: SourceSession) -> None:
+    host = session.host
+    receipt = make_receipt(session.facts, host.credentials, now())
+    name = f"{session.permit.claims.jti}-source"
+    await host.on_disk(host.spool.keep_receipt, name, receipt_for_gateway(receipt, host.credentials.chain))

@@ -1,0 +1,127 @@
+"""What every session of this relay shares: configuration, identity, pinned keys and durable state."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import trio
+from cryptography import x509
+
+from audit.checkpoint import LogVerifier
+from audit.errors import AuditError
+from certs.errors import CertificateError
+from certs.tls import HostCredentials
+from policy.permit import PermitKey, VerifiedPermit
+from transport.errors import ConfigurationError
+from transport.hypervisors.qemu import MigrationSettings
+from transport.relay.config import RelayConfig
+from transport.relay.ends import (
+    DestinationEnd,
+    QmpDestination,
+    QmpSource,
+    SocketDestination,
+    SocketSource,
+    SourceEnd,
+    template_path,
+)
+from transport.relay.permits import PermitDesk
+from transport.relay.spool import SessionJournal, Spool
+from transport.relay.used_permits import UsedPermits
+
+T = TypeVar("T")
+_DISK_THREADS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class RelayHost:
+    """One relay process. Blocking work on the disk goes through `on_disk`, with a limiter of its own."""
+
+    config: RelayConfig
+    credentials: HostCredentials
+    permits: PermitDesk
+    spool: Spool
+    used_permits: UsedPermits
+    disk: trio.CapacityLimiter
+
+    @property
+    def spiffe_id(self) -> str:
+        return str(self.credentials.spiffe_id)
+
+    async def on_disk(self, work: Any, *arguments: Any, **named: Any) -> Any:
+        """Run blocking `work` in a thread. Not abandoned when cancelled: a durable write happens or does not."""
+        return await trio.to_thread.run_sync(partial(work, *arguments, **named), limiter=self.disk)
+
+    async def enter(self, journal: SessionJournal, state: str, **facts: object) -> None:
+        """Durably enter a state; whoever is told of it is told after this. Survives cancellation whole."""
+        with trio.CancelScope(shield=True):
+            await self.on_disk(journal.append, state, **facts)
+
+    def source_end(self, permit: VerifiedPermit, process: str, downtime_limit_ms: int, seconds: float) -> SourceEnd:
+        section = self.config.hypervisor
+        if section.kind == "sockets":
+            return SocketSource(frozenset(section.peer_uids))
+        vm = permit.claims.vm
+        settings = MigrationSettings(permit.claims.limits.bandwidth_bytes_per_second, downtime_limit_ms)
+        return QmpSource(
+            template_path(section.qmp_socket, vm), vm, process, settings, self.config.limits.hypervisor_seconds
+        ).within(seconds)
+
+    def destination_end(self, permit: VerifiedPermit, process: str) -> DestinationEnd:
+        section = self.config.hypervisor
+        vm = permit.claims.vm
+        if section.kind == "sockets":
+            return SocketDestination(template_path(section.memory_socket, vm))
+        settings = MigrationSettings(permit.claims.limits.bandwidth_bytes_per_second)
+        return QmpDestination(
+            template_path(section.qmp_socket, vm), vm, process, settings, self.config.limits.hypervisor_seconds
+        )
+
+
+def open_host(config: RelayConfig) -> RelayHost:
+    """Read every file that the configuration names; a bad one fails here, not at the first migration."""
+    try:
+        credentials = HostCredentials.load(
+            Path(config.identity.certificate),
+            Path(config.identity.private_key),
+            Path(config.identity.trust_bundle),
+            [Path(crl) for crl in config.identity.crls],
+        )
+        keys = tuple(PermitKey.from_pem(Path(name).read_bytes()) for name in config.gateway.permit_keys)
+        logs = tuple(LogVerifier.parse(Path(name).read_text()) for name in config.gateway.log_keys)
+    except (CertificateError, AuditError) as error:
+        raise ConfigurationError(str(error)) from None
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"a pinned key cannot be read: {error}") from None
+    is_qmp = config.hypervisor.kind == "qmp"
+    desk = PermitDesk(
+        permit_keys=keys,
+        log_verifiers=logs,
+        can_bind_vm=is_qmp,
+        can_limit_bandwidth=is_qmp,
+        crl_number=lambda: _lowest_crl_number(credentials),
+        clock=lambda: int(time.time()),
+    )
+    state_dir = Path(config.relay.state_dir)
+    spool = Spool(state_dir)
+    return RelayHost(
+        config=config,
+        credentials=credentials,
+        permits=desk,
+        spool=spool,
+        used_permits=UsedPermits(state_dir / "used-permits.sqlite"),
+        disk=trio.CapacityLimiter(_DISK_THREADS),
+    )
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _lowest_crl_number(credentials: HostCredentials) -> int:
+    numbers = [crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number for crl in credentials.crls]
+    return min(numbers, default=0)

@@ -1,0 +1,126 @@
+"""Receipts: what one relay certifies of a session, signed with its host key (docs/wire-protocol.md section 9)."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from certs.tls import ControlPeer, HostCredentials
+from policy.permit import VerifiedPermit
+from transport.errors import ConfigurationError, ProtocolViolation
+from transport.relay.lane import ChannelCounts
+from transport.wire.control import Role
+from transport.wire.messages import Receipt
+
+VERSION = 1
+
+
+@dataclass(slots=True)
+class ReceiptFacts:
+    """What a session gathers for its receipt while it runs. Times are of this host's clock."""
+
+    role: Role
+    permit: VerifiedPermit
+    vm_binding: str
+    started: datetime
+    own_leaf_sha256: bytes
+    peer: ControlPeer | None = None
+    channels: list[ChannelCounts] = field(default_factory=list)
+    connections: int = 0
+    outcome: str = "failed"
+    downtime_ms: int | None = None
+    peer_receipt_sha256: str | None = None
+
+
+def make_receipt(facts: ReceiptFacts, credentials: HostCredentials, ended: datetime) -> Receipt:
+    """The signed receipt, as it goes to the peer. The body is canonical JSON."""
+    body = msgspec.json.encode(_body(facts, ended), order="sorted")
+    key = credentials.private_key
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise ConfigurationError("identity.private_key must be an EC P-256 key: it signs receipts")
+    signature = key.sign(body, ec.ECDSA(hashes.SHA256()))
+    return Receipt(body.decode(), base64.b64encode(signature).decode())
+
+
+def receipt_for_gateway(receipt: Receipt, chain: Sequence[x509.Certificate]) -> bytes:
+    """The JSON object that the gateway takes: receipt, signature and certificate chain."""
+    return msgspec.json.encode(
+        {
+            "receipt": {
+                "body": receipt.body,
+                "signature": receipt.signature,
+                "chain": [base64.b64encode(c.public_bytes(Encoding.DER)).decode() for c in chain],
+            }
+        }
+    )
+
+
+def receipt_sha256(receipt: Receipt) -> str:
+    return hashlib.sha256(receipt.body.encode()).hexdigest()
+
+
+def verify_peer_receipt(receipt: Receipt, peer: ControlPeer) -> None:
+    """`ProtocolViolation` unless the peer of this very connection signed it."""
+    key = peer.leaf.public_key()
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise ProtocolViolation("a receipt by a key that is not EC")
+    try:
+        signature = base64.b64decode(receipt.signature, validate=True)
+        key.verify(signature, receipt.body.encode(), ec.ECDSA(hashes.SHA256()))
+    except (InvalidSignature, ValueError):
+        raise ProtocolViolation("a receipt whose signature does not verify") from None
+
+
+def _body(facts: ReceiptFacts, ended: datetime) -> dict[str, Any]:
+    claims, peer = facts.permit.claims, facts.peer
+    own = facts.own_leaf_sha256.hex()
+    theirs = peer.leaf_sha256.hex() if peer else None
+    is_source = facts.role is Role.SOURCE
+    return {
+        "version": VERSION,
+        "role": facts.role.value,
+        "jti": claims.jti,
+        "migration_id": claims.migration_id,
+        "permit_sha256": hashlib.sha256(facts.permit.token.encode()).hexdigest(),
+        "source": claims.source,
+        "destination": claims.destination,
+        "vm": claims.vm,
+        "vm_binding": facts.vm_binding,
+        "tls": {"version": peer.tls_version, "group": peer.group, "cipher": peer.cipher} if peer else None,
+        "source_fingerprint": own if is_source else theirs,
+        "destination_fingerprint": theirs if is_source else own,
+        "channels": [
+            {
+                "channel": c.channel,
+                "port": c.port,
+                "sent_bytes": c.sent_bytes,
+                "received_bytes": c.received_bytes,
+                "sent_frames": c.sent_frames,
+                "received_frames": c.received_frames,
+            }
+            for c in facts.channels
+        ],
+        "resumptions": max(0, facts.connections - 1),
+        "outcome": facts.outcome,
+        "started": _rfc3339(facts.started),
+        "ended": _rfc3339(ended),
+        "downtime_ms": facts.downtime_ms,
+        "checkpoint": facts.permit.proof.checkpoint,
+        "peer_receipt_sha256": facts.peer_receipt_sha256,
+        "content_digests": None,
+    }
+
+
+def _rfc3339(moment: datetime) -> str:
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

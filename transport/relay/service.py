@@ -1,0 +1,277 @@
+"""The relay process: composition of listener, sessions, recovery and the gateway's link, and its two entry points."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import structlog
+import trio
+from OpenSSL import SSL
+
+from certs.errors import PeerRefused
+from certs.tls import ControlPeer, accept_peer, export_secret, local_leaf_sha256, server_context
+from policy.errors import PermitRefused
+from policy.permit import VerifiedPermit, verify_permit
+from transport.errors import (
+    ConfigurationError,
+    ConnectionBroken,
+    OfferRefused,
+    SpoolFailed,
+    TransportError,
+)
+from transport.hypervisors.errors import HypervisorError
+from transport.relay.config import load_relay_config, split_address
+from transport.relay.control import ControlLink, TlsStream
+from transport.relay.destination import Destination
+from transport.relay.gateway_link import Assignment, CancelMigration, GatewayLink, Migrate
+from transport.relay.handover import SourceSession, settle_source
+from transport.relay.host import RelayHost, now, open_host
+from transport.relay.listener import Listener
+from transport.relay.news import News, Tell
+from transport.relay.receipts import ReceiptFacts
+from transport.relay.source import MigrationOrder, carry_as_source
+from transport.relay.spool import SessionJournal
+from transport.wire.control import Role
+from transport.wire.keys import ConnectionKeys, exporter_context
+from transport.wire.messages import Offer, Refusal
+
+log = structlog.get_logger("sealane.relay")
+EXIT_DONE, EXIT_FAILED, EXIT_CONFIGURATION = 0, 1, 2
+_REFUSED_LOG_SECONDS = 1.0
+
+
+class Relay:
+    """One running relay."""
+
+    def __init__(self, host: RelayHost, nursery: trio.Nursery, link: GatewayLink) -> None:
+        self._host = host
+        self._nursery = nursery
+        self._link = link
+        self._cancels: dict[str, trio.Event] = {}
+        self._refusal_logged = 0.0
+        self.destination = Destination(host, nursery)
+        self.listener = Listener(host.config.limits, self.serve_control)
+
+    async def serve_control(self, sock: trio.socket.SocketType, first: bytes, proven: Callable[[], None]) -> None:
+        """One control connection: TLS, the peer's identity, its Offer, and then the session."""
+        limits = self._host.config.limits
+        tls = SSL.Connection(server_context(self._host.credentials), None)
+        tls.set_accept_state()
+        stream = TlsStream(sock, tls, first)
+        link = ControlLink(stream, Role.DESTINATION, limits.message_seconds)
+        try:
+            await stream.handshake()
+            peer = accept_peer(tls, self._host.credentials, now())
+            proven()
+            await self._serve_offer(link, tls, peer)
+        except PeerRefused as refused:
+            self._log_refused_peer(refused)
+        except ConnectionBroken:
+            pass  # a stranger's handshake, or a peer that left before its session began
+        except TransportError as error:
+            log.warning("control connection ended", cause=str(error))
+        finally:
+            with trio.CancelScope(shield=True):
+                await link.close()
+
+    async def _serve_offer(self, link: ControlLink, tls: SSL.Connection, peer: ControlPeer) -> None:
+        offer = await link.expect(Offer)
+        try:
+            session = await self.destination.admit(offer, peer)
+        except OfferRefused as refused:
+            log.warning("offer refused", source=str(peer.spiffe_id), code=refused.code.value, detail=refused.detail)
+            await link.send(Refusal(refused.code, f"the destination's check of {refused.code.value} failed"))
+            return
+        context = exporter_context(
+            offer.permits,
+            peer.leaf_sha256,
+            local_leaf_sha256(self._host.credentials),
+            bytes.fromhex(offer.session_id),
+            offer.attempt,
+        )
+        keys = ConnectionKeys(export_secret(tls, context))
+        allowed = session.permit.claims.limits.max_channels
+        desk = self.listener.open_desk(keys, min(allowed, self._host.config.limits.max_channels))
+        try:
+            await self.destination.serve(session, link, desk, peer)
+        finally:
+            self.listener.close_desk(desk)
+
+    async def take(self, assignment: Assignment) -> None:
+        """Do what the gateway asks, in the background."""
+        match assignment:
+            case Migrate(migration_id=migration_id) if migration_id not in self._cancels:
+                self._cancels[migration_id] = trio.Event()
+                self._nursery.start_soon(self._migrate, assignment)
+            case CancelMigration(migration_id=migration_id) if migration_id in self._cancels:
+                self._cancels[migration_id].set()
+            case _:
+                pass  # told twice, or of what has ended
+
+    async def _migrate(self, assignment: Migrate) -> None:
+        tell = self._teller(assignment.migration_id)
+        order = MigrationOrder(
+            assignment.permit,
+            assignment.destination_address,
+            assignment.downtime_limit_ms,
+            assignment.deadline_seconds,
+        )
+        try:
+            await carry_as_source(self._host, order, tell, self._cancels[assignment.migration_id])
+        except (TransportError, HypervisorError) as error:
+            log.warning("migration not begun", migration=assignment.migration_id, cause=str(error))
+            await tell(News("failed", None, None, str(error)))
+        finally:
+            del self._cancels[assignment.migration_id]
+
+    def recover(self) -> None:
+        """Take up every session that a former process of this relay left unfinished."""
+        host = self._host
+        for journal in host.spool.unfinished(Role.DESTINATION):
+            permit = _permit_of(host, journal)
+            too_old = permit.claims.session_until + host.config.limits.remember_outcome_seconds < time.time()
+            if too_old and journal.state in ("started", "discarded"):
+                journal.append("ended")
+            else:
+                self.destination.recover(journal, permit)
+        for journal in host.spool.unfinished(Role.SOURCE):
+            self._nursery.start_soon(self._settle_recovered, journal)
+
+    async def _settle_recovered(self, journal: SessionJournal) -> None:
+        host = self._host
+        permit = _permit_of(host, journal)
+        journal.facts["recovered"] = True
+        seconds = host.config.limits.migration_deadline_seconds
+        async with host.source_end(permit, str(journal.facts["process"]), 300, seconds) as end:
+            facts = ReceiptFacts(Role.SOURCE, permit, end.vm_binding, now(), local_leaf_sha256(host.credentials))
+            session = SourceSession(host, permit, str(journal.facts["address"]), journal, facts)
+            session.message = "the relay at the source was restarted during the migration"
+            await settle_source(session, end, self._teller(permit.claims.migration_id))
+
+    def _teller(self, migration_id: str) -> Tell:
+        async def tell(news: News) -> None:
+            await self._link.tell(migration_id, news)
+
+        return tell
+
+    def _log_refused_peer(self, refused: PeerRefused) -> None:
+        """At most a line a second: whoever is refused must not be able to fill the disk."""
+        if trio.current_time() - self._refusal_logged >= _REFUSED_LOG_SECONDS:
+            self._refusal_logged = trio.current_time()
+            log.warning("peer refused", check=refused.check, detail=refused.detail)
+
+
+def _permit_of(host: RelayHost, journal: SessionJournal) -> VerifiedPermit:
+    """The permit of a journal, its signature checked again: a pinned key that went away is the operator's to decide."""
+    try:
+        return verify_permit(str(journal.facts["permit"]), host.permits.permit_keys)
+    except PermitRefused as refused:
+        raise SpoolFailed(f"{journal.path}: its permit is not accepted any more ({refused.detail})") from None
+
+
+async def serve_relay(host: RelayHost, ready: Callable[[str], None]) -> None:
+    """Run until cancelled. `ready` is told the address once the port listens and recovery has begun."""
+    listening = _bind(host.config.relay.listen)
+    link = GatewayLink(host)
+    try:
+        async with trio.open_nursery() as nursery:
+            relay = Relay(host, nursery, link)
+            relay.recover()
+            nursery.start_soon(relay.listener.serve, listening)
+            nursery.start_soon(link.poll_forever, relay.take)
+            nursery.start_soon(link.deliver_receipts_forever)
+            name = listening.getsockname()
+            ready(f"{name[0]}:{name[1]}")
+    finally:
+        listening.close()
+        with trio.move_on_after(1, shield=True):
+            await link.close()
+
+
+def run_relay(config_path: Path) -> int:
+    """`sealane relay serve`: run until SIGTERM or SIGINT. Returns the exit code."""
+
+    async def main() -> None:
+        host = open_host(load_relay_config(config_path))
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async with trio.open_nursery() as nursery:
+
+                async def stop() -> None:
+                    async for _ in signals:
+                        nursery.cancel_scope.cancel()
+
+                nursery.start_soon(stop)
+                await serve_relay(host, _print_ready)
+
+    return _run(main)
+
+
+def run_open(config_path: Path, permit_path: Path, address: str, socket_path: Path) -> int:
+    """`sealane relay open`: carry one program's stream under one permit, from `socket_path`. Returns the exit code."""
+
+    async def main() -> int:
+        config = load_relay_config(config_path)
+        split_address(address, "--to")
+        host = open_host(config)
+        try:
+            permit = permit_path.read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigurationError(f"{permit_path}: {error}") from None
+
+        async def tell(news: News) -> None:
+            if news.state == "running" and news.progress is None:
+                _print_ready(str(socket_path))
+
+        news = await carry_as_source(host, MigrationOrder(permit, address), tell, trio.Event(), socket_path)
+        print(json.dumps({"outcome": news.state, "message": news.message}), flush=True)
+        return EXIT_DONE if news.state == "completed" else EXIT_FAILED
+
+    return _run(main)
+
+
+def _run(main: Callable[[], Awaitable[int | None]]) -> int:
+    _log_to_stderr()
+    try:
+        result = trio.run(main)
+    except (ConfigurationError, SpoolFailed) as error:
+        print(f"sealane relay: {error}", file=sys.stderr)
+        return EXIT_CONFIGURATION
+    except (TransportError, HypervisorError) as error:
+        print(f"sealane relay: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    return int(result or EXIT_DONE)
+
+
+def _bind(listen: str) -> trio.socket.SocketType:
+    host, port = split_address(listen, "relay.listen")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((host, port))
+        sock.listen(1024)
+    except OSError as error:
+        sock.close()
+        raise ConfigurationError(f"relay.listen: {listen}: {error.strerror}; stop what holds it or change it") from None
+    return trio.socket.from_stdlib_socket(sock)
+
+
+def _print_ready(where: str) -> None:
+    print(json.dumps({"ready": True, "listen": where}), flush=True)
+
+
+def _log_to_stderr() -> None:
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.JSONRenderer(),
+        ],
+        logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
+    )

@@ -1,0 +1,242 @@
+"""Carriage at the source: take the order, verify the permit, offer it, let the hypervisor send, hand the guest over.
+
+`carry_as_source` is the story. Whatever interrupts it, `handover.settle_source` brings the session to its end, by the
+same code that a restarted relay runs.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+import trio
+
+from certs.tls import local_leaf_sha256
+from policy.permit import VerifiedPermit
+from transport.errors import (
+    ConnectionBroken,
+    LocalBroken,
+    PeerCancelled,
+    TransportError,
+)
+from transport.hypervisors.errors import HypervisorError, MigrationCancelled
+from transport.hypervisors.migration_progress import MigrationProgress
+from transport.relay.channels import Channels
+from transport.relay.dialling import SourceConnection, offered
+from transport.relay.ends import SourceEnd, make_session_folder, remove_session_folder
+from transport.relay.failures import cause_of
+from transport.relay.handover import SourceSession, exchange_receipts_as_source, settle_source
+from transport.relay.host import RelayHost, now
+from transport.relay.news import News, Tell
+from transport.relay.receipts import ReceiptFacts
+from transport.wire.control import Role
+from transport.wire.messages import Bye, Cancel, Handover, Open, Outcome, Receipt
+
+log = structlog.get_logger("sealane.relay")
+_PEER_CREDENTIALS = struct.Struct("3i")
+_ANSWERS_AT_ONCE = 8
+
+
+@dataclass(frozen=True, slots=True)
+class MigrationOrder:
+    """What the gateway asks of the source relay. `address`: "host:port" of the destination relay."""
+
+    permit: str
+    address: str
+    downtime_limit_ms: int = 300
+    deadline_seconds: float = math.inf
+
+
+async def carry_as_source(
+    host: RelayHost, order: MigrationOrder, tell: Tell, cancelled: trio.Event, socket_path: Path | None = None
+) -> News:
+    """Move one VM, or carry one program's stream; returns the last news, which has been told too.
+
+    `cancelled` asks to give it up, which is heeded until the guest is handed over. Raises `OfferRefused`,
+    `TransportError` or `HypervisorError` only while nothing has been touched; later failures are news.
+    """
+    permit = host.permits.verify(order.permit, source=host.spiffe_id, destination=None)
+    seconds = _deadline(host, order, permit)
+    async with host.source_end(permit, "", order.downtime_limit_ms, seconds) as end:
+        session = await _begin(host, order, permit, end)
+        folder = await host.on_disk(make_session_folder, host.spool.run_dir, session.session_id)
+        try:
+            await _carry_until_cancelled(session, end, tell, cancelled, seconds, socket_path or folder / "memory.sock")
+        except (TransportError, HypervisorError, BaseExceptionGroup) as error:
+            cause = cause_of(error)
+            if cause is None:
+                raise
+            session.fail(cause)
+        finally:
+            with trio.CancelScope(shield=True):
+                news = await settle_source(session, end, tell)
+                await host.on_disk(remove_session_folder, folder)
+        return news
+
+
+async def _begin(host: RelayHost, order: MigrationOrder, permit: VerifiedPermit, end: SourceEnd) -> SourceSession:
+    """Check the VM, then note the session durably: from here on it is owed an end."""
+    process = await end.prepare()
+    session_id = os.urandom(16).hex()
+    facts = ReceiptFacts(Role.SOURCE, permit, end.vm_binding, now(), local_leaf_sha256(host.credentials))
+    journal = await host.on_disk(
+        host.spool.begin,
+        Role.SOURCE,
+        session_id,
+        session_id=session_id,
+        permit=permit.token,
+        address=order.address,
+        process=process,
+        started=facts.started.isoformat(),
+    )
+    return SourceSession(host, permit, order.address, journal, facts)
+
+
+async def _carry_until_cancelled(
+    session: SourceSession,
+    end: SourceEnd,
+    tell: Tell,
+    cancelled: trio.Event,
+    seconds: float,
+    socket_path: Path,
+) -> None:
+    async with trio.open_nursery() as nursery:
+
+        async def stop_when_cancelled() -> None:
+            await cancelled.wait()
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(stop_when_cancelled)
+        with trio.move_on_after(seconds) as deadline:
+            await _carry(session, end, tell, socket_path)
+        nursery.cancel_scope.cancel()
+    if session.journal.state != "begun" or session.outcome == "completed":
+        return
+    if cancelled.is_set():
+        raise MigrationCancelled("the migration was cancelled on request")
+    if deadline.cancelled_caught:
+        raise LocalBroken(f"the migration did not end within its deadline of {seconds:.0f} s")
+
+
+async def _carry(session: SourceSession, end: SourceEnd, tell: Tell, socket_path: Path) -> None:
+    """Offer, carry, hand over, exchange receipts: all on one connection."""
+    host, permit = session.host, session.permit
+    async with offered(
+        host, permit, session.address, session.session_id, session.next_attempt(), "begin"
+    ) as connection:
+        session.answered(connection.peer)
+        channels = Channels(Role.SOURCE, connection.keys)
+        session.facts.channels = channels.counts
+        connection.link.sent_frames = channels.sent_frames
+        answers, heard = trio.open_memory_channel[Outcome | Receipt](_ANSWERS_AT_ONCE)
+        with _listen(socket_path) as listening:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_read_answers, connection, answers)
+                nursery.start_soon(channels.acknowledge, connection.link, host.config.limits.ack_interval_seconds)
+                nursery.start_soon(_accept, session, connection, channels, listening, end, nursery)
+                await tell(News("running"))
+                last = await end.migrate(socket_path, lambda seen: tell(News("running", seen)))
+                if end.hands_over:
+                    # Past this point a request to cancel comes too late; every wait has its own deadline.
+                    nursery.cancel_scope.shield = True
+                    await _hand_over(session, connection, tell, heard, last)
+                    await channels.wait_drained(host.config.limits.drain_seconds)
+                else:
+                    await channels.wait_ended()
+                    session.outcome = "completed"
+                await exchange_receipts_as_source(session, connection.link, heard.receive)
+                await connection.link.send(Bye())
+                nursery.cancel_scope.cancel()
+
+
+async def _hand_over(
+    session: SourceSession,
+    connection: SourceConnection,
+    tell: Tell,
+    heard: trio.MemoryReceiveChannel[Outcome | Receipt],
+    last: MigrationProgress | None,
+) -> None:
+    """Durably give the guest away, then say so, then wait for what D durably chose."""
+    began = trio.current_time()
+    await session.host.enter(session.journal, "handed-over")
+    await connection.link.send(Handover())
+    with trio.move_on_after(session.host.config.limits.message_seconds) as patience:
+        outcome = await heard.receive()
+    if patience.cancelled_caught:
+        raise ConnectionBroken("the destination relay has not said what became of the guest")
+    if not isinstance(outcome, Outcome):
+        raise ConnectionBroken("the destination relay sent a receipt before its outcome")
+    handover_ms = math.ceil((trio.current_time() - began) * 1000)
+    measured = last.downtime_ms if last else None
+    session.facts.downtime_ms = (measured or 0) + handover_ms
+    await tell(News("handing_over", last, session.facts.downtime_ms))
+    await session.decided(outcome.outcome)
+
+
+async def _read_answers(connection: SourceConnection, answers: trio.MemorySendChannel[Outcome | Receipt]) -> None:
+    async for message in connection.link.messages():
+        match message:
+            case Outcome() | Receipt():
+                await answers.send(message)
+            case Cancel(code=code, reason=reason):
+                raise PeerCancelled(code, reason)
+
+
+async def _accept(
+    session: SourceSession,
+    connection: SourceConnection,
+    channels: Channels,
+    listening: trio.socket.SocketType,
+    end: SourceEnd,
+    nursery: trio.Nursery,
+) -> None:
+    """Take the hypervisor's connections one after the other; announce each and open its lane in that order.
+
+    QEMU 7.2 knows its channels by order of arrival alone: concurrent dialling broke 4 of 6 multifd migrations.
+    """
+    limits = session.host.config.limits
+    most = min(connection.link.order.max_channels, session.permit.claims.limits.max_channels)
+    while True:
+        accepted, _ = await listening.accept()
+        local = socket.socket(fileno=accepted.detach())
+        local.setblocking(False)
+        pid, uid, _ = _PEER_CREDENTIALS.unpack(
+            local.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER_CREDENTIALS.size)
+        )
+        if not end.allows(uid, pid):
+            log.warning("session socket dialled by another process", pid=pid, uid=uid, vm=session.permit.claims.vm)
+            local.close()
+            continue
+        if len(channels.counts) >= most:
+            local.close()
+            raise LocalBroken(f"the hypervisor opened more than the {most} channels that are allowed")
+        counts = channels.add("memory")
+        await connection.link.send(Open(counts.channel, "memory"))
+        lane = await connection.open_lane(counts.channel, limits.dial_seconds)
+        nursery.start_soon(channels.carry, counts, local, lane)
+
+
+def _listen(path: Path) -> trio.socket.SocketType:
+    """A unix socket at `path`, 0600 from its first moment; the folder is this session's own."""
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    previous = os.umask(0o177)
+    try:
+        listening.bind(str(path))
+    except OSError as error:
+        listening.close()
+        raise LocalBroken(f"{path}: {error.strerror}") from None
+    finally:
+        os.umask(previous)
+    listening.listen(16)
+    return trio.socket.from_stdlib_socket(listening)
+
+
+def _deadline(host: RelayHost, order: MigrationOrder, permit: VerifiedPermit) -> float:
+    """Seconds that this migration may take: the shortest of configuration, order and permit."""
+    left = permit.claims.session_until - now().timestamp()
+    return max(1.0, min(host.config.limits.migration_deadline_seconds, order.deadline_seconds, left))

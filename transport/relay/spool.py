@@ -1,0 +1,160 @@
+"""Durable state of this relay: one journal per session, and receipts until the gateway has them.
+
+A journal is a file of JSON lines, appended and fsynced line by line; the last line's state is the session's. A torn
+last line was never acted upon and does not count. The states, and what may follow which (docs/failures.md):
+
+    source       begun → handed-over → outcome-running | outcome-discarded → ended
+                 begun → abandoned → resumed → ended
+    destination  admitted → prepared → running → started → ended
+                 admitted → ended;  prepared → discarded → ended
+    both, where nothing is handed over (bare sockets): begun → ended, prepared → ended
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self
+
+from certs.files import write_atomically
+from transport.errors import Misuse, SpoolFailed
+from transport.wire.control import Role
+
+FOLLOWING: dict[str, frozenset[str]] = {
+    "begun": frozenset({"handed-over", "abandoned", "ended"}),
+    "abandoned": frozenset({"resumed"}),
+    "resumed": frozenset({"ended"}),
+    "handed-over": frozenset({"outcome-running", "outcome-discarded"}),
+    "outcome-running": frozenset({"ended"}),
+    "outcome-discarded": frozenset({"ended"}),
+    "admitted": frozenset({"prepared", "ended"}),
+    "prepared": frozenset({"running", "discarded", "ended"}),
+    "running": frozenset({"started"}),
+    "started": frozenset({"ended"}),
+    "discarded": frozenset({"ended"}),
+    "ended": frozenset(),
+}
+FIRST_STATE = {Role.SOURCE: "begun", Role.DESTINATION: "admitted"}
+_MAX_JOURNAL_BYTES = 256 * 1024
+
+
+class SessionJournal:
+    """One session's durable states. `facts` holds every member of every line, the latest of each name."""
+
+    def __init__(self, path: Path, state: str, facts: dict[str, Any]) -> None:
+        self.path = path
+        self.state = state
+        self.facts = facts
+
+    @classmethod
+    def load(cls, path: Path) -> Self | None:
+        """What the file says; None if not even its first line was finished."""
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise SpoolFailed(f"{path}: {error.strerror}") from None
+        if len(data) > _MAX_JOURNAL_BYTES:
+            raise SpoolFailed(f"{path}: larger than a journal can be")
+        state = ""
+        facts: dict[str, Any] = {}
+        finished = data[: data.rfind(b"\n") + 1]
+        for line in finished.splitlines():
+            try:
+                entry = json.loads(line)
+                following = entry.pop("state")
+            except (ValueError, KeyError, AttributeError):
+                raise SpoolFailed(f"{path}: damaged; an operator must decide where this guest runs") from None
+            if state and following not in FOLLOWING.get(state, ()):
+                raise SpoolFailed(f"{path}: {following} after {state}; an operator must decide where this guest runs")
+            state = following
+            facts |= entry
+        if len(finished) != len(data):
+            os.truncate(path, len(finished))
+        return cls(path, state, facts) if state else None
+
+    def append(self, state: str, **facts: object) -> None:
+        """Durably enter `state`. Blocking (one fsync); call it from a worker thread. Raises `SpoolFailed`."""
+        if state not in FOLLOWING[self.state]:
+            raise Misuse(f"{state} cannot follow {self.state}")
+        _append_line(self.path, {"state": state, **facts})
+        self.state = state
+        self.facts |= facts
+
+    @property
+    def is_ended(self) -> bool:
+        return self.state == "ended"
+
+
+class Spool:
+    """The folder of a relay's durable state. Raises `SpoolFailed` for whatever the disk does not do."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self._journals = state_dir / "journals"
+        self._receipts = state_dir / "receipts"
+        self.run_dir = state_dir / "run"
+        try:
+            for folder in (state_dir, self._journals, self._receipts, self.run_dir):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise SpoolFailed(f"{error.filename}: {error.strerror}") from None
+
+    def begin(self, role: Role, name: str, **facts: object) -> SessionJournal:
+        """A new session's journal in its first state, durable when this returns. `name`: 32 hexadecimal digits."""
+        path = self._journals / f"{role.value}-{name}.jsonl"
+        if path.exists():
+            raise SpoolFailed(f"{path}: this session exists")
+        state = FIRST_STATE[role]
+        _append_line(path, {"state": state, **facts})
+        _sync_folder(self._journals)
+        return SessionJournal(path, state, dict(facts))
+
+    def unfinished(self, role: Role) -> Iterator[SessionJournal]:
+        """Sessions that this relay owes an end, oldest name first. Ended ones are forgotten here."""
+        for path in sorted(self._journals.glob(f"{role.value}-*.jsonl")):
+            journal = SessionJournal.load(path)
+            if journal is None or journal.is_ended:
+                path.unlink()
+            else:
+                yield journal
+
+    def keep_receipt(self, name: str, receipt: bytes) -> None:
+        """Durable when this returns; delivered until the gateway acknowledges it."""
+        try:
+            write_atomically(self._receipts / f"{name}.json", receipt, 0o600)
+        except OSError as error:
+            raise SpoolFailed(f"{self._receipts}: {error.strerror}") from None
+
+    def receipts(self) -> list[Path]:
+        return sorted(self._receipts.glob("*.json"))
+
+    def forget_receipt(self, path: Path) -> None:
+        path.unlink(missing_ok=True)
+
+
+def _append_line(path: Path, entry: dict[str, Any]) -> None:
+    line = json.dumps(entry, sort_keys=True).encode() + b"\n"
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        size = os.fstat(descriptor).st_size
+        try:
+            if os.write(descriptor, line) != len(line):
+                raise OSError(errno.ENOSPC, "short write: the disk is full", str(path))
+            os.fsync(descriptor)
+        except OSError:
+            os.ftruncate(descriptor, size)  # half a line must not stand before a whole one
+            raise
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise SpoolFailed(f"{path}: {error.strerror}; nothing is promised on top of it") from None
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
