@@ -1,0 +1,236 @@
+"""`sealane audit`: prove the log, and read it."""
+
+# A command's parameters are its options.
+# Imports wait until they are needed: a relay's host lacks the [gateway] extra.
+# ruff: noqa: PLR0913, PLR0917, PLC0415
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gateway.cli.errors import REQUESTER, BadConfiguration
+from gateway.cli.moments import parse_moment
+from gateway.cli.options import CaOption, GatewayOption, JsonOption, TokenFileOption
+from gateway.cli.output import console, print_json, say
+
+if TYPE_CHECKING:
+    from gateway.cli.record_source import RecordSource
+
+FOLLOW_SECONDS = 2.0
+MAX_RECORDS = 100_000
+
+app = typer.Typer(help="The audit log: prove it, search it, read it.", no_args_is_help=True, rich_markup_mode=None)
+
+LogOption = Annotated[
+    Path | None,
+    typer.Option("--log", metavar="DIR", help="Read a log's folder (or a copy of it) instead of asking a gateway."),
+]
+MigrationOption = Annotated[
+    str | None, typer.Option("--migration", metavar="ID", help="Only records of this migration.")
+]
+VmOption = Annotated[str | None, typer.Option("--vm", metavar="VM", help="Only records of this VM: name or UUID.")]
+HostOption = Annotated[
+    str | None,
+    typer.Option("--host", metavar="HOST", help="Only with this host, as source or destination: name or id."),
+]
+ActorOption = Annotated[str | None, typer.Option("--actor", metavar="NAME", help="Only of this person: name or id.")]
+OutcomeOption = Annotated[
+    str | None, typer.Option("--outcome", metavar="WORD", help="allowed, denied, completed, failed, cancelled …")
+]
+KindOption = Annotated[str | None, typer.Option("--kind", metavar="WORD", help="Only records of this kind.")]
+SinceOption = Annotated[
+    str | None, typer.Option("--since", metavar="TIME", help="From then on: 90m, 7d (ago), 2026-11-22, …T21:42:21Z.")
+]
+UntilOption = Annotated[str | None, typer.Option("--until", metavar="TIME", help="Before then; as --since.")]
+
+
+@app.command("verify")
+def verify(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The log's folder, or a copy of it.")],
+    key: Annotated[
+        list[str],
+        typer.Option(
+            "--key",
+            metavar="FILE|VKEY",
+            help="Verifier key of the log (log.vkey, or the line in it), from a place that you trust: not from "
+            "beside the log. Repeat it where the log changed its key.",
+        ),
+    ],
+    as_json: JsonOption = False,
+) -> None:
+    """Check a whole log offline: every entry, the tree over them, the signatures.
+
+    Trusts the key and nothing else; shares no code with what wrote the log. Exits 0 if all is well, 1 if not.
+
+    \b
+    Examples:
+      sealane audit verify /var/lib/sealane/log --key log.vkey
+      sealane audit verify copy/ --key 'corp.example/audit+1a2b3c4d+AQ…' --json
+    """
+    from gateway.cli.verification import check_log, read_keys, show_verdict
+
+    keys = read_keys(key)
+    if not directory.is_dir():
+        raise BadConfiguration(f"{directory} is not a folder", REQUESTER, "name the folder of a log")
+    document = check_log(directory, keys, quiet=as_json)
+    if as_json:
+        print_json(document)
+    else:
+        show_verdict(console(), document)
+    raise typer.Exit(0 if document["outcome"] == "verified" else 1)
+
+
+@app.command("show")
+def show(
+    index: Annotated[int, typer.Argument(metavar="N", min=0, help="The record's index in the log.")],
+    log: LogOption = None,
+    gateway: GatewayOption = None,
+    ca: CaOption = None,
+    token_file: TokenFileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show one record whole: who, what, when, which policies, which protection.
+
+    \b
+    Examples:
+      sealane audit show 1042
+      sealane audit show 1042 --log /var/lib/sealane/log --json
+    """
+    from gateway.cli.record_source import opened
+    from gateway.cli.record_view import show_record
+
+    with opened(log, gateway, ca, token_file) as source:
+        entry = source.entry(index)
+    if as_json:
+        print_json({"index": index, **entry})
+    else:
+        show_record(console(), index, entry)
+
+
+@app.command("query")
+def query(
+    migration: MigrationOption = None,
+    vm: VmOption = None,
+    host: HostOption = None,
+    actor: ActorOption = None,
+    outcome: OutcomeOption = None,
+    kind: KindOption = None,
+    since: SinceOption = None,
+    until: UntilOption = None,
+    after: Annotated[
+        int | None, typer.Option("--after", min=0, help="Continue after the record of this index.")
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=MAX_RECORDS, help="At most so many records.")] = 100,
+    log: LogOption = None,
+    gateway: GatewayOption = None,
+    ca: CaOption = None,
+    token_file: TokenFileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Find records, oldest first: who moved which VM where, when, and with what outcome.
+
+    \b
+    Examples:
+      sealane audit query --vm web-1 --since 30d
+      sealane audit query --actor mallory --outcome denied --json
+      sealane audit query --host host-b --log /mnt/evidence/log
+    """
+    from gateway.cli.record_source import opened, read_pages
+    from gateway.cli.record_view import show_records
+
+    terms = _terms(migration, vm, host, actor, outcome, kind, since, until)
+    with opened(log, gateway, ca, token_file) as source:
+        found = read_pages(source, terms, after, limit)
+    if as_json:
+        records = [{"index": one.index, "record": one.record} for one in found.records]
+        print_json({"records": records, "next": found.next})
+        return
+    if found.records:
+        show_records(console(), [(one.index, one.record) for one in found.records])
+    say(f"{len(found.records)} records" + (f"; more with --after {found.next}" if found.next is not None else ""))
+
+
+@app.command("tail")
+def tail(
+    count: Annotated[int, typer.Option("-n", "--count", min=0, max=1000, help="Look at so many last entries.")] = 20,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until Ctrl-C.")] = False,
+    migration: MigrationOption = None,
+    vm: VmOption = None,
+    host: HostOption = None,
+    actor: ActorOption = None,
+    outcome: OutcomeOption = None,
+    kind: KindOption = None,
+    log: LogOption = None,
+    gateway: GatewayOption = None,
+    ca: CaOption = None,
+    token_file: TokenFileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the newest records, those that match among the last entries; with -f go on.
+
+    With --json prints one object; with -f --json one object per record, a line each.
+
+    \b
+    Examples:
+      sealane audit tail
+      sealane audit tail -f --outcome denied
+    """
+    from gateway.cli.record_source import opened
+
+    terms = _terms(migration, vm, host, actor, outcome, kind, None, None)
+    with opened(log, gateway, ca, token_file) as source:
+        seen = _print_new(source, terms, max(0, source.size() - count), as_json=as_json, stream=follow)
+        try:
+            while follow:
+                time.sleep(FOLLOW_SECONDS)
+                # Asking for the size leaves no record; reading does, and must not set off the next reading.
+                if source.size() > seen:
+                    seen = _print_new(source, terms, seen, as_json=as_json, stream=True)
+        except KeyboardInterrupt:
+            return
+
+
+def _print_new(source: RecordSource, terms: dict[str, str], start: int, *, as_json: bool, stream: bool) -> int:
+    """Print what matches from index `start` on; returns the size of the log after it was read."""
+    from gateway.cli.record_source import read_pages
+    from gateway.cli.record_view import show_records
+
+    found = read_pages(source, terms, start - 1 if start > 0 else None, MAX_RECORDS).records
+    if as_json and stream:
+        for one in found:
+            print_json({"index": one.index, "record": one.record})
+    elif as_json:
+        print_json({"records": [{"index": one.index, "record": one.record} for one in found]})
+    elif found:
+        show_records(console(), [(one.index, one.record) for one in found], heading=not stream)
+    return source.size()
+
+
+def _terms(
+    migration: str | None,
+    vm: str | None,
+    host: str | None,
+    actor: str | None,
+    outcome: str | None,
+    kind: str | None,
+    since: str | None,
+    until: str | None,
+) -> dict[str, str]:
+    """The filter, by the names of the API; times in the records' own form."""
+    now = datetime.now(UTC)
+    given = {
+        "migration": migration,
+        "vm": vm,
+        "host": host,
+        "actor": actor,
+        "outcome": outcome,
+        "kind": kind,
+        "since": parse_moment(since, now, "--since") if since else None,
+        "until": parse_moment(until, now, "--until") if until else None,
+    }
+    return {name: value for name, value in given.items() if value is not None}

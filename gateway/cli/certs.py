@@ -1,0 +1,107 @@
+"""`sealane certs`: the file CA of a site."""
+
+# A command's parameters are its options.
+# Imports wait until they are needed: a relay's host lacks the [gateway] extra.
+# ruff: noqa: PLC0415
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gateway.cli.errors import OPERATOR, BadConfiguration
+from gateway.cli.options import JsonOption
+from gateway.cli.output import print_json, say
+
+app = typer.Typer(
+    help="The file CA: keys and certificates of gateway and hosts.", no_args_is_help=True, rich_markup_mode=None
+)
+
+DirectoryArgument = Annotated[Path, typer.Argument(metavar="DIR", help="The CA's folder.")]
+
+
+@contextmanager
+def _said_plainly() -> Iterator[None]:
+    from certs.errors import CertificateError, CredentialError, KeyFileError
+
+    try:
+        yield
+    except (CredentialError, KeyFileError) as error:
+        where = "" if error.path is None else f"{error.path}: "
+        raise BadConfiguration(f"{where}{error.problem}", OPERATOR, error.remedy) from error
+    except CertificateError as error:
+        raise BadConfiguration(str(error), OPERATOR, "correct it and run the command again") from error
+    except (OSError, ValueError) as error:
+        raise BadConfiguration(f"{error}", OPERATOR, "check the folder and its permissions") from error
+
+
+@app.command("init")
+def init(
+    directory: DirectoryArgument,
+    trust_domain: Annotated[
+        str, typer.Option("--trust-domain", metavar="NAME", help="Trust domain of the host ids, a lower-case DNS name.")
+    ],
+    log_origin: Annotated[
+        str | None,
+        typer.Option("--log-origin", metavar="NAME", help="Name of the audit log. Default: TRUST-DOMAIN/audit."),
+    ] = None,
+    dns: Annotated[
+        list[str] | None,
+        typer.Option("--dns", metavar="NAME", help="DNS name of the gateway; repeat it. Default: localhost."),
+    ] = None,
+    ip: Annotated[
+        list[str] | None,
+        typer.Option("--ip", metavar="ADDRESS", help="IP address of the gateway; repeat it. Default: 127.0.0.1."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a CA, the gateway's TLS certificate and its permit and log keys.
+
+    \b
+    Example:
+      sealane certs init /etc/sealane/ca --trust-domain corp.example --dns gateway.corp.example
+    """
+    from certs import layout
+
+    names = dns or ([] if ip else ["localhost"])
+    addresses = ip or ([] if dns else ["127.0.0.1"])
+    origin = log_origin or f"{trust_domain}/audit"
+    with _said_plainly():
+        layout.init(directory, trust_domain, origin, names, addresses, datetime.now(UTC))
+    if as_json:
+        print_json(
+            {"outcome": "created", "directory": str(directory), "trust_domain": trust_domain, "log_origin": origin}
+        )
+    else:
+        say(f"Made the CA of {trust_domain} in {directory}; keep {directory}/ca.key offline once hosts are issued.")
+        say(f"Next: sealane certs issue {directory} HOST")
+
+
+@app.command("issue")
+def issue(
+    directory: DirectoryArgument,
+    name: Annotated[str, typer.Argument(metavar="HOST", help="The host's name: lower-case letters, digits, hyphens.")],
+    hours: Annotated[int, typer.Option("--hours", min=1, max=24 * 398, help="Lifetime of the certificate.")] = 24,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a host's key and certificate, with its SPIFFE id, in DIR/hosts/HOST.
+
+    \b
+    Example:
+      sealane certs issue /etc/sealane/ca host-a --hours 720
+    """
+    from certs import layout
+
+    with _said_plainly():
+        layout.issue_host(directory, name, datetime.now(UTC), timedelta(hours=hours))
+    made = directory / "hosts" / name
+    if as_json:
+        print_json({"outcome": "issued", "host": name, "directory": str(made), "lifetime_hours": hours})
+    else:
+        say(f"Issued {name} for {hours} hours: {made}/host.pem and host.key.")
+        say(f"Next: copy that folder, {directory}/ca.pem and crl.pem to the host, over a channel you trust.")

@@ -1,0 +1,226 @@
+"""The client of the gateway's API: HTTPS with a verified certificate, bounded in time and size.
+
+Every refusal becomes one of the three errors of `gateway.cli.errors`. No redirect is followed and no
+proxy of the environment is used: the bearer token goes to the configured gateway and nowhere else.
+"""
+
+from __future__ import annotations
+
+import re
+import ssl
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+import httpx
+import msgspec
+
+from gateway.cli.errors import DEVELOPERS, OPERATOR, REQUESTER, BadConfiguration, CommandError, Refused, Unreachable
+from gateway.cli.replies import (
+    CheckpointReply,
+    DecisionReply,
+    ErrorReply,
+    MigrationReply,
+    RecordsReply,
+    TokenReply,
+)
+from gateway.cli.settings import ClientSettings
+
+CONNECT_TIMEOUT_SECONDS = 10
+MAX_ANSWER_BYTES = 16 * 1024 * 1024  # a page of 200 records of 60 KiB each fits
+
+Reply = TypeVar("Reply")
+
+
+class GatewayClient:
+    """One connection pool to one gateway; use it as a context manager."""
+
+    def __init__(self, settings: ClientSettings, token: str | None = None) -> None:
+        self._settings = settings
+        headers = {"accept": "application/json"}
+        if token is not None:
+            headers["authorization"] = f"Bearer {token}"
+        timeout = httpx.Timeout(settings.timeout_seconds, connect=CONNECT_TIMEOUT_SECONDS)
+        self._http = httpx.Client(
+            base_url=settings.gateway,
+            verify=_tls_context(settings),
+            headers=headers,
+            timeout=timeout,
+            trust_env=False,
+            follow_redirects=False,
+        )
+
+    def __enter__(self) -> GatewayClient:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._http.close()
+
+    def login(self, username: str, password: str) -> TokenReply:
+        """A token of the gateway's local issuer."""
+        body = {"username": username, "password": password}
+        return _decode(self._ask("POST", "/v1/token", body=body), TokenReply)
+
+    def request_migration(self, body: Mapping[str, Any]) -> DecisionReply:
+        """Ask to move a VM. A denial is an answer, not an error: look at `.decision.allowed`."""
+        return _decode(self._ask("POST", "/v1/migrations", body=body, denial_is_answer=True), DecisionReply)
+
+    def check(self, body: Mapping[str, Any]) -> DecisionReply:
+        """The decision alone: no permit, nothing moves, but the question is recorded."""
+        return _decode(self._ask("POST", "/v1/decisions", body=body), DecisionReply)
+
+    def migration(self, migration_id: str) -> MigrationReply:
+        """State, progress and receipts."""
+        return _decode(self._ask("GET", f"/v1/migrations/{quote(migration_id, safe='')}"), MigrationReply)
+
+    def cancel(self, migration_id: str) -> None:
+        """Ask the gateway to cancel; the outcome shows in `migration`."""
+        self._ask("POST", f"/v1/migrations/{quote(migration_id, safe='')}/cancel")
+
+    def records(self, parameters: Mapping[str, str | int]) -> RecordsReply:
+        """One page of records."""
+        return _decode(self._ask("GET", "/v1/records", parameters=parameters), RecordsReply)
+
+    def record(self, index: int) -> dict[str, Any]:
+        """The answer about one record, whole."""
+        return _decode(self._ask("GET", f"/v1/records/{index}"), dict[str, Any])
+
+    def log_size(self) -> int:
+        """How many entries the log has, by its newest checkpoint (a signed note: origin, size, root)."""
+        note = _decode(self._ask("GET", "/v1/checkpoint"), CheckpointReply).checkpoint
+        lines = note.split("\n", 3)
+        if len(lines) < 3 or not re.fullmatch(r"0|[1-9][0-9]{0,18}", lines[1]):
+            raise self._no_sense("its checkpoint is none")
+        return int(lines[1])
+
+    def _ask(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Mapping[str, Any] | None = None,
+        parameters: Mapping[str, str | int] | None = None,
+        denial_is_answer: bool = False,
+    ) -> bytes:
+        """The body of a 2xx answer (or of a 403 that carries a decision)."""
+        content = None if body is None else msgspec.json.encode(body)
+        headers = {} if body is None else {"content-type": "application/json"}
+        try:
+            with self._http.stream(method, path, content=content, headers=headers, params=parameters) as answer:
+                data = self._read(answer)
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from error
+        except httpx.HTTPError as error:
+            raise self._no_sense(str(error)) from error
+        if answer.is_success:
+            return data
+        if denial_is_answer and answer.status_code == 403 and _carries_decision(data):
+            return data
+        raise _refusal(answer.status_code, data, self._settings.gateway)
+
+    def _read(self, answer: httpx.Response) -> bytes:
+        # A server that trickles a byte at a time must not hold the command: the whole answer has a deadline.
+        deadline = time.monotonic() + self._settings.timeout_seconds
+        data = bytearray()
+        for part in answer.iter_bytes():
+            data += part
+            if len(data) > MAX_ANSWER_BYTES:
+                raise self._no_sense("the answer is larger than 16 MiB")
+            if time.monotonic() > deadline:
+                raise httpx.ReadTimeout("the answer took too long")
+        return bytes(data)
+
+    def _unreachable(self, error: httpx.TransportError) -> CommandError:
+        gateway = self._settings.gateway
+        untrusted = _certificate_error(error)
+        if untrusted is not None:
+            return Unreachable(
+                f"the certificate of {gateway} is not trusted: {untrusted.verify_message}",
+                OPERATOR,
+                "check the URL and --ca; if both are right, somebody else is answering",
+                "certificate_not_trusted",
+            )
+        reason = str(error) or type(error).__name__
+        return Unreachable(
+            f"the gateway {gateway} did not answer: {reason}", OPERATOR, "check the URL and that the gateway runs"
+        )
+
+    def _no_sense(self, reason: str) -> Unreachable:
+        return _no_sense(self._settings.gateway, reason)
+
+
+def _tls_context(settings: ClientSettings) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=None if settings.ca is None else str(settings.ca))
+    except OSError as error:  # ssl.SSLError is one: a file that holds no certificate
+        raise BadConfiguration(
+            f"the CA file {settings.ca} cannot be used: {error.strerror or error}",
+            REQUESTER,
+            "name the PEM file of the gateway's CA with --ca",
+        ) from error
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    return context
+
+
+def _certificate_error(error: BaseException | None) -> ssl.SSLCertVerificationError | None:
+    while error is not None:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _decode(data: bytes, shape: type[Reply]) -> Reply:
+    try:
+        return msgspec.json.decode(data, type=shape)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise _no_sense("the gateway", str(error)) from error
+
+
+def _no_sense(gateway: str, reason: str) -> Unreachable:
+    return Unreachable(
+        f"{gateway} gave an answer that is not a gateway's: {reason}",
+        OPERATOR,
+        "check the URL and that gateway and command are of the same version",
+        "unexpected_answer",
+    )
+
+
+def _carries_decision(data: bytes) -> bool:
+    try:
+        msgspec.json.decode(data, type=DecisionReply)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return False
+    return True
+
+
+def _refusal(status: int, data: bytes, gateway: str) -> CommandError:
+    """The API's error object in one of our kinds; without one, the words for its status."""
+    kind: type[CommandError] = Refused
+    if status in {400, 413, 415, 422}:
+        kind = BadConfiguration
+    elif status in {502, 503, 504}:
+        kind = Unreachable
+    try:
+        error = msgspec.json.decode(data, type=ErrorReply).error
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return _without_words(status, kind, gateway)
+    return kind(
+        error.message or f"the gateway answered {status}",
+        error.who_must_act or OPERATOR,
+        error.next_step or "ask the operator of the gateway",
+        error.code,
+    )
+
+
+def _without_words(status: int, kind: type[CommandError], gateway: str) -> CommandError:
+    if status == 401:
+        return Refused("the gateway does not accept the token", REQUESTER, "run `sealane login`", "not_authenticated")
+    if 300 <= status < 400 or status == 404:
+        return _no_sense(gateway, f"status {status}")
+    who = DEVELOPERS if status == 500 else OPERATOR
+    return kind(f"{gateway} answered with status {status} and no reason", who, "look at the gateway's log")

@@ -1,0 +1,107 @@
+"""Passwords and tokens in files that only their owner can read.
+
+A token cache is one JSON object, `{"access_token", "expires_at", "gateway"}`; a token file may also
+hold a bare token on one line, as other issuers' tools write it. Neither is ever an argument of a
+command, where every process of the machine could read it.
+"""
+
+# Imports wait until they are needed: a relay's host lacks the [gateway] extra.
+# ruff: noqa: PLC0415
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+
+from gateway.cli.errors import REQUESTER, BadConfiguration, Refused
+
+_MAX_SECRET_BYTES = 32 * 1024
+
+
+class StoredToken(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """expires_at: unix seconds. gateway: the only one that this token is sent to."""
+
+    access_token: str
+    expires_at: Annotated[int, msgspec.Meta(ge=0)]
+    gateway: str
+
+
+def read_secret(path: Path, what: str) -> str:
+    """The file's text without its last line end.
+
+    Raises BadConfiguration unless it is a regular file of ours (or root's), mode 0600 or stricter, of
+    at most 32 KiB: checked on the open descriptor, so that no rename can slip another file in between.
+    """
+    try:
+        # NONBLOCK: a fifo in its place must not hang the command.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise BadConfiguration(
+            f"the {what} {path} cannot be read: {error.strerror}", REQUESTER, "check the path and its permissions"
+        ) from error
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise BadConfiguration(f"the {what} {path} is not a regular file", REQUESTER, "name a file")
+    with os.fdopen(descriptor, "rb") as file:
+        if status.st_mode & 0o077 or status.st_uid not in {0, os.geteuid()}:
+            raise BadConfiguration(
+                f"the {what} {path} can be read or changed by others", REQUESTER, f"own it and run chmod 600 {path}"
+            )
+        data = file.read(_MAX_SECRET_BYTES + 1)
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        raise BadConfiguration(f"the {what} {path} is not UTF-8 text", REQUESTER, "write it anew") from error
+    if len(data) > _MAX_SECRET_BYTES:
+        raise BadConfiguration(f"the {what} {path} is larger than 32 KiB", REQUESTER, "name another file")
+    return text.removesuffix("\n").removesuffix("\r")
+
+
+def read_token(path: Path, gateway: str, now: int) -> str:
+    """The access token to send to `gateway`; `now` in unix seconds."""
+    if not path.exists():
+        raise BadConfiguration(f"there is no token in {path}", REQUESTER, "run `sealane login`", "not_logged_in")
+    text = read_secret(path, "token file")
+    if not text.startswith("{"):
+        return _bare(text, path)
+    try:
+        stored = msgspec.json.decode(text, type=StoredToken)
+    except msgspec.MsgspecError as error:
+        raise BadConfiguration(
+            f"the token file {path} is not one of `sealane login`: {error}", REQUESTER, "run `sealane login` again"
+        ) from error
+    if stored.gateway != gateway:
+        # A token that is good for one gateway is not shown to another, which could use it there.
+        raise BadConfiguration(
+            f"the token in {path} is for {stored.gateway}, not for {gateway}",
+            REQUESTER,
+            "run `sealane login` for this gateway, or name another --token-file",
+        )
+    if stored.expires_at <= now:
+        raise Refused(f"the token in {path} has expired", REQUESTER, "run `sealane login`", "token_expired")
+    return _bare(stored.access_token, path)
+
+
+def store_token(path: Path, token: StoredToken) -> None:
+    """Replace the cache in one step, mode 0600 from its first byte."""
+    from certs.files import write_atomically
+
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_atomically(path, msgspec.json.encode(token) + b"\n", mode=0o600)
+    except OSError as error:
+        raise BadConfiguration(
+            f"the token cannot be kept in {path}: {error.strerror}", REQUESTER, "name another --token-file"
+        ) from error
+
+
+def _bare(token: str, path: Path) -> str:
+    # A line break in it would become a header of its own.
+    if not token or not token.isascii() or not token.isprintable() or " " in token:
+        raise BadConfiguration(f"the token file {path} does not hold a token", REQUESTER, "run `sealane login`")
+    return token

@@ -1,0 +1,123 @@
+"""Following a migration to its outcome, and what Ctrl-C means meanwhile.
+
+The loop is free of terminal and clock: it asks, shows and sleeps through what it is given. Ctrl-C sets a
+flag and nothing more, so that it can neither tear an answer apart nor lose the id of a migration that the
+gateway has already begun; the second one leaves at once.
+"""
+
+# Each argument replaces one thing of the world in a test.
+# ruff: noqa: PLR0913
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import FrameType, TracebackType
+from typing import Any, Protocol
+
+from gateway.cli.errors import OPERATOR, REQUESTER, Refused, Unreachable
+from gateway.cli.replies import MigrationReply
+
+FINAL_STATES = frozenset({"completed", "failed", "cancelled", "denied"})
+POLL_SECONDS = 0.25
+PATIENCE_SECONDS = 60  # for a gateway that does not answer: the migration goes on without it
+
+
+class Asks(Protocol):
+    """What following needs of the client."""
+
+    def migration(self, migration_id: str) -> MigrationReply:
+        """The state now."""
+
+    def cancel(self, migration_id: str) -> None:
+        """Ask for an end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """Seconds that only go forward, and a wait."""
+
+    now: Callable[[], float]
+    sleep: Callable[[float], None]
+
+
+class Interrupts:
+    """Counts Ctrl-C while it is entered; the second raises KeyboardInterrupt."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: Any = None
+
+    def __enter__(self) -> Interrupts:
+        self._before = signal.signal(signal.SIGINT, self._on_signal)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        signal.signal(signal.SIGINT, self._before)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+
+def follow(
+    client: Asks,
+    migration_id: str,
+    *,
+    interrupts: Interrupts,
+    clock: Clock,
+    deadline_seconds: float,
+    show: Callable[[MigrationReply], None],
+    note: Callable[[str], None],
+) -> MigrationReply:
+    """Poll until a final state and return it.
+
+    Raises Unreachable when the gateway has not answered for PATIENCE_SECONDS, Refused at the deadline: in
+    both the migration itself goes on, and the error says how to find its outcome.
+    """
+    started = last_answer = clock.now()
+    cancel_sent = False
+    while True:
+        try:
+            if interrupts.asked and not cancel_sent:
+                cancel_sent = _cancel(client, migration_id, note)
+            reply = client.migration(migration_id)
+            last_answer = clock.now()
+        except Unreachable as error:
+            if clock.now() - last_answer >= PATIENCE_SECONDS:
+                raise Unreachable(
+                    f"lost sight of migration {migration_id}, which goes on: {error.what}",
+                    OPERATOR,
+                    _find_later(migration_id),
+                ) from error
+        else:
+            show(reply)
+            if reply.state in FINAL_STATES:
+                return reply
+        if clock.now() - started >= deadline_seconds:
+            raise Refused(
+                f"migration {migration_id} has no outcome yet and goes on",
+                REQUESTER,
+                _find_later(migration_id),
+                "still_running",
+            )
+        clock.sleep(POLL_SECONDS)
+
+
+def _cancel(client: Asks, migration_id: str, note: Callable[[str], None]) -> bool:
+    """True once the gateway has answered, be it with a no: then the outcome alone decides."""
+    try:
+        client.cancel(migration_id)
+    except Refused as error:
+        note(f"The gateway does not cancel: {error.what}. Waiting for the outcome.")
+    else:
+        note("Asked the gateway to cancel. Waiting for the outcome; Ctrl-C again leaves without it.")
+    return True
+
+
+def _find_later(migration_id: str) -> str:
+    return f"run `sealane audit query --migration {migration_id}` later"

@@ -1,0 +1,81 @@
+"""`sealane`: the tree of commands, and the one edge where errors become a line and an exit code."""
+
+# Imports wait until they are needed: a relay's host lacks the [gateway] extra.
+# ruff: noqa: PLC0415
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from gateway.cli import audit, certs, demo, login, migrate, people, serve
+from gateway.cli.errors import CommandError
+from gateway.cli.output import json_asked, print_error
+
+_HELP = """Move running virtual machines over a sealed lane: encrypted, authorised, recorded.
+
+Exit codes: 0 done, 1 denied or failed, 2 usage or configuration, 3 unreachable.
+
+\b
+Examples:
+  sealane login --user alice
+  sealane migrate web-1 --to host-b --reason "CHG-1042: empty host-a"
+  sealane audit query --vm web-1 --since 7d
+  sealane audit verify /var/lib/sealane/log --key log.vkey
+"""
+
+
+class _OneLineErrors(TyperGroup):
+    """Commands raise CommandError; it is put into words here and nowhere else."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except CommandError as error:
+            print_error(error, as_json=json_asked(ctx))
+            raise typer.Exit(error.exit_code) from None
+
+
+app = typer.Typer(
+    name="sealane",
+    help=_HELP,
+    cls=_OneLineErrors,
+    no_args_is_help=True,
+    rich_markup_mode=None,  # help texts hold [brackets], and plain help needs no rich on a hypervisor
+    pretty_exceptions_enable=False,  # a trace with its variables could show a token
+    add_completion=True,
+)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"sealane {version('sealane')}")
+        raise typer.Exit(0)
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Options of `sealane` itself."""
+
+
+app.command("migrate")(migrate.migrate)
+app.command("login")(login.login)
+app.add_typer(audit.app, name="audit")
+app.add_typer(certs.app, name="certs")
+app.add_typer(people.app, name="people")
+app.add_typer(serve.gateway_app, name="gateway")
+app.add_typer(serve.relay_app, name="relay")
+app.command("demo")(demo.demo)
+
+
+def run() -> None:
+    """Entry point of the console script."""
+    app()

@@ -1,0 +1,129 @@
+"""`sealane migrate`: ask, show the decision, follow the move, say what came of it."""
+
+# A command's parameters are its options.
+# Imports wait until they are needed: a relay's host lacks the [gateway] extra.
+# ruff: noqa: PLR0913, PLR0917, PLC0415
+
+from __future__ import annotations
+
+import time
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gateway.cli.credentials import read_token
+from gateway.cli.follow import Clock, Interrupts, follow
+from gateway.cli.options import CaOption, GatewayOption, JsonOption, TokenFileOption
+from gateway.cli.output import console, print_json
+from gateway.cli.settings import resolve
+
+if TYPE_CHECKING:
+    from gateway.cli.client import GatewayClient
+    from gateway.cli.replies import DecisionReply, MigrationReply
+
+
+def migrate(
+    vm: Annotated[str, typer.Argument(metavar="VM", help="The VM's name in the inventory, or its UUID.")],
+    to: Annotated[str, typer.Option("--to", metavar="HOST", help="Destination: the host's name or SPIFFE id.")],
+    reason: Annotated[
+        str | None,
+        typer.Option("--reason", metavar="TEXT", help="Why, e.g. a ticket; recorded. Policy may demand one."),
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only ask whether it would be allowed: nothing moves; recorded.")
+    ] = False,
+    port: Annotated[
+        list[str] | None,
+        typer.Option("--port", metavar="PORT", help="Port the permit shall open; repeat it. Default: memory."),
+    ] = None,
+    wait_seconds: Annotated[
+        int,
+        typer.Option("--wait-seconds", min=1, help="Stop following after this time; the migration goes on."),
+    ] = 4 * 3600,
+    gateway: GatewayOption = None,
+    ca: CaOption = None,
+    token_file: TokenFileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Move a running VM to another host, if policy allows it.
+
+    Shows the decision with the policies and their reasons, then progress, then downtime, bytes, protection
+    and the record's index. Ctrl-C asks the gateway to cancel and waits for the outcome. Exits 0 when the VM
+    has moved (with --check: would be allowed), 1 denied, failed or cancelled, 2 usage, 3 unreachable.
+
+    \b
+    Examples:
+      sealane migrate web-1 --to host-b
+      sealane migrate web-1 --to host-b --reason "CHG-1042" --json
+      sealane migrate web-1 --to host-b --check
+    """
+    from gateway.cli.client import GatewayClient
+
+    settings = resolve(gateway, ca, token_file, Path.home())
+    token = read_token(settings.token_file, settings.gateway, int(time.time()))
+    question: dict[str, Any] = {"vm": vm, "destination": to}
+    if reason is not None:
+        question["reason"] = reason
+    if port:
+        question["ports"] = port
+    with GatewayClient(settings, token) as client:
+        if check:
+            raise typer.Exit(_check(client, question, as_json=as_json))
+        raise typer.Exit(_move(client, question, wait_seconds, as_json=as_json))
+
+
+def _check(client: GatewayClient, question: dict[str, Any], *, as_json: bool) -> int:
+    from gateway.cli import migration_view as view
+
+    answer = client.check(question)
+    if as_json:
+        print_json({"outcome": "allowed" if answer.decision.allowed else "denied", **view.decision_document(answer)})
+    else:
+        view.show_decision(console(), answer, would=True)
+    return 0 if answer.decision.allowed else 1
+
+
+def _move(client: GatewayClient, question: dict[str, Any], wait_seconds: int, *, as_json: bool) -> int:
+    from gateway.cli import migration_view as view
+
+    clock = Clock(time.monotonic, time.sleep)
+    # Entered before the request: a Ctrl-C while the gateway decides must still find the migration's id.
+    with Interrupts() as interrupts:
+        started = clock.now()
+        answer = client.request_migration(question)
+        if not as_json:
+            view.show_decision(console(), answer)
+        if not answer.decision.allowed or answer.migration_id is None:
+            if as_json:
+                print_json({"outcome": "denied", **view.decision_document(answer)})
+            return 1
+        with _bar(as_json=as_json) as bar:
+            reply = follow(
+                client,
+                answer.migration_id,
+                interrupts=interrupts,
+                clock=clock,
+                deadline_seconds=wait_seconds,
+                show=bar.show,
+                note=bar.note,
+            )
+    _tell(answer, reply, clock.now() - started, as_json=as_json)
+    return 0 if reply.state == "completed" else 1
+
+
+def _bar(*, as_json: bool) -> AbstractContextManager[Any]:
+    from gateway.cli import migration_view as view
+
+    return nullcontext(view.NoBar()) if as_json else view.Bar(console())
+
+
+def _tell(answer: DecisionReply, reply: MigrationReply, seconds: float, *, as_json: bool) -> None:
+    from gateway.cli import migration_view as view
+
+    summary = view.summarise(answer, reply, seconds)
+    if as_json:
+        print_json(summary)
+    else:
+        view.show_summary(console(), summary)

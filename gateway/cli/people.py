@@ -1,0 +1,56 @@
+"""`sealane people`: the embedded directory's password hashes."""
+
+# Imports wait until they are needed: a relay's host lacks the [gateway] extra.
+# ruff: noqa: PLC0415
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gateway.cli.credentials import read_secret
+from gateway.cli.errors import REQUESTER, BadConfiguration
+from gateway.cli.options import JsonOption
+from gateway.cli.output import print_json, say
+
+MIN_PASSWORD_CHARACTERS = 8
+
+app = typer.Typer(help="People of the gateway's local directory.", no_args_is_help=True, rich_markup_mode=None)
+
+
+@app.callback()
+def _people() -> None:
+    """Keeps `hash-password` a subcommand while it is the only one."""
+
+
+@app.command("hash-password")
+def hash_password_command(
+    password_file: Annotated[
+        Path | None,
+        typer.Option("--password-file", metavar="FILE", help="Read the password from this file (mode 0600)."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask for a password twice and print its scrypt hash, a line for people.toml.
+
+    \b
+    Example:
+      sealane people hash-password        # then: [people.alice]  password = "scrypt$…"
+    """
+    from policy.identity.local import hash_password
+
+    if password_file is not None:
+        password = read_secret(password_file, "password file")
+    else:
+        password = typer.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)
+    if len(password) < MIN_PASSWORD_CHARACTERS:
+        raise BadConfiguration(
+            f"the password has fewer than {MIN_PASSWORD_CHARACTERS} characters", REQUESTER, "choose a longer one"
+        )
+    hashed = hash_password(password)
+    if as_json:
+        print_json({"password": hashed})
+    else:
+        say(f'password = "{hashed}"')

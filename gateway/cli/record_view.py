@@ -1,0 +1,70 @@
+"""Records of the audit log for a person: one line each, or one record whole. All text is made harmless.
+
+What is shown was written by requesters, hosts and whoever could reach the log's files: any member may be
+missing or of another type, and that must not keep the other records from being read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from gateway.cli.terminal import harmless, plain
+
+_OUTCOME_STYLES = {"allowed": "green", "completed": "green", "denied": "red", "failed": "red", "cancelled": "yellow"}
+_PIPED_WIDTH = 200
+COLUMNS = ("#", "time (UTC)", "kind", "outcome", "who", "VM", "from → to", "reason")
+
+Numbered = tuple[int, Mapping[str, Any]]
+
+
+def show_records(out: Console, records: Iterable[Numbered], *, heading: bool = True) -> None:
+    """A table of records; wide where it is piped, so that nothing is cut for `grep`."""
+    table = Table(*COLUMNS, box=None, show_header=heading, pad_edge=False, header_style="bold", expand=False)
+    for column in table.columns[:4]:
+        column.no_wrap = True
+    for column in table.columns[4:]:
+        column.overflow = "fold"
+    for index, record in records:
+        table.add_row(str(index), *cells(record))
+    out.print(table, width=None if out.is_terminal else _PIPED_WIDTH)
+
+
+def cells(record: Mapping[str, Any]) -> list[Text]:
+    """The columns after the index."""
+    outcome = harmless(record.get("outcome") or "", limit=20)
+    return [
+        plain(str(record.get("time") or "").removesuffix("Z").replace("T", " ")[:19]),
+        plain(record.get("kind") or "", limit=64),
+        Text(outcome, _OUTCOME_STYLES.get(outcome, "")),
+        plain(_named(record.get("actor")), limit=64),
+        plain(_named(record.get("vm")), limit=64),
+        plain(_route(record), limit=130),
+        plain(record.get("reason") or ""),
+    ]
+
+
+def show_record(out: Console, index: int, entry: Mapping[str, Any]) -> None:
+    """One entry whole, indented."""
+    out.print(f"Record {index}", style="bold")
+    # JSON escapes the line ends inside strings, so these are the indentation's own.
+    for line in json.dumps(entry, indent=2, sort_keys=True, ensure_ascii=False).split("\n"):
+        out.print(plain(line, limit=64 * 1024), soft_wrap=True)
+
+
+def _named(value: object) -> str:
+    if not isinstance(value, Mapping):
+        return "" if value is None else str(value)
+    return str(value.get("name") or value.get("id") or value.get("uuid") or "")
+
+
+def _route(record: Mapping[str, Any]) -> str:
+    ends = [record.get("source"), record.get("destination")]
+    if not any(ends):
+        return ""
+    return " → ".join("?" if not end else str(end).rpartition("/host/")[2] for end in ends)

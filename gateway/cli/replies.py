@@ -1,0 +1,121 @@
+"""The shapes of the gateway's answers, as far as the command reads them.
+
+Unknown members are let through (a newer gateway may say more); a member of the wrong type is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import msgspec
+
+# Bounded, so that no answer can hold a number that arithmetic here chokes on.
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+
+
+class ApiError(msgspec.Struct, frozen=True):
+    """`{"error": {...}}` of every call."""
+
+    code: str = "unknown"
+    message: str = ""
+    who_must_act: str = ""
+    next_step: str = ""
+
+
+class ErrorReply(msgspec.Struct, frozen=True):
+    """The envelope of ApiError."""
+
+    error: ApiError
+
+
+class TokenReply(msgspec.Struct, frozen=True):
+    """expires_in: seconds."""
+
+    access_token: str
+    expires_in: Count
+
+
+class PolicyReason(msgspec.Struct, frozen=True):
+    """One policy that took part. effect: `permit` or `forbid`."""
+
+    id: str
+    effect: str
+    reason: str | None = None
+
+
+class Decision(msgspec.Struct, frozen=True):
+    """What policy said, and which policies said so."""
+
+    allowed: bool
+    denied_because: str | None = None
+    policies: tuple[PolicyReason, ...] = ()
+    errors: tuple[str, ...] = ()
+    bundle_digest: str = ""
+
+
+class DecisionReply(msgspec.Struct, frozen=True):
+    """Of a check, and of a request for a migration (then with its id)."""
+
+    decision: Decision
+    record_index: Count
+    migration_id: str | None = None
+
+
+class Progress(msgspec.Struct, frozen=True, rename={"pass_number": "pass"}):
+    """Bytes and bytes per second as QEMU counts them; pass: of the pre-copy, from 1."""
+
+    transferred_bytes: Count = 0
+    remaining_bytes: Count = 0
+    total_bytes: Count = 0
+    rate_bytes_per_second: Count = 0
+    pass_number: Count = 0
+    downtime_ms: Count | None = None
+    message: str | None = None
+
+
+class MigrationReply(msgspec.Struct, frozen=True):
+    """GET /v1/migrations/{id}."""
+
+    migration_id: str
+    state: str
+    progress: Progress | None = None
+    outcome: str | None = None
+    receipts: tuple[dict[str, Any], ...] = ()
+
+
+class NumberedRecord(msgspec.Struct, frozen=True):
+    """A record and its index in the log."""
+
+    index: Count
+    record: dict[str, Any]
+
+
+class RecordsReply(msgspec.Struct, frozen=True):
+    """One page. next: the value of `after` for the next page, None on the last."""
+
+    records: tuple[NumberedRecord, ...]
+    next: Count | None = None
+
+
+class CheckpointReply(msgspec.Struct, frozen=True):
+    """The signed note of the log's size and root."""
+
+    checkpoint: str
+
+
+def receipt_bodies(reply: MigrationReply) -> list[Mapping[str, Any]]:
+    """The bodies of the receipts, source first; what is not a JSON object is left out."""
+    bodies = [_body(receipt) for receipt in reply.receipts]
+    found = [body for body in bodies if body is not None]
+    return sorted(found, key=lambda body: str(body.get("role")) != "source")
+
+
+def _body(receipt: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    body = receipt.get("body", receipt)
+    if isinstance(body, str):
+        try:
+            body = msgspec.json.decode(body)
+        except (msgspec.DecodeError, RecursionError):
+            return None
+    return body if isinstance(body, Mapping) else None

@@ -1,0 +1,104 @@
+"""Where the gateway is and how to trust it: options first, then ~/.config/sealane/client.toml.
+
+gateway = "https://gateway.example:8443"
+ca = "ca.pem"                    # relative to this file
+token_file = "token.json"
+timeout_seconds = 30
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import urlsplit
+
+import msgspec
+
+from gateway.cli.errors import OPERATOR, REQUESTER, BadConfiguration
+
+_MAX_FILE_BYTES = 64 * 1024
+
+
+class ClientFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """client.toml, decoded strictly: a misspelt `ca` must not fall back to other trust in silence."""
+
+    gateway: str | None = None
+    ca: str | None = None
+    token_file: str | None = None
+    timeout_seconds: Annotated[int, msgspec.Meta(ge=1, le=600)] = 30
+
+
+@dataclass(frozen=True, slots=True)
+class ClientSettings:
+    """gateway: `https://host[:port]` without a path. ca: None means the system's trust store."""
+
+    gateway: str
+    ca: Path | None
+    token_file: Path
+    timeout_seconds: int
+
+
+def client_directory(home: Path) -> Path:
+    """The folder of client.toml and of the token that `sealane login` keeps."""
+    return home / ".config" / "sealane"
+
+
+def resolve(gateway: str | None, ca: Path | None, token_file: Path | None, home: Path) -> ClientSettings:
+    """Options win over the file; raises BadConfiguration that names the option, or the file and key."""
+    directory = client_directory(home)
+    path = directory / "client.toml"
+    stored = read_client_file(path)
+    url = gateway or stored.gateway
+    if url is None:
+        raise BadConfiguration(
+            "no gateway is configured",
+            REQUESTER,
+            f'give --gateway https://HOST:PORT, or write gateway = "https://HOST:PORT" to {path}',
+        )
+    return ClientSettings(
+        gateway=canonical_url(url, "--gateway" if gateway else f"{path}: gateway"),
+        ca=ca or (directory / stored.ca if stored.ca else None),
+        token_file=token_file or directory / (stored.token_file or "token.json"),
+        timeout_seconds=stored.timeout_seconds,
+    )
+
+
+def read_client_file(path: Path) -> ClientFile:
+    """The decoded file, or all defaults where there is none."""
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError:
+        return ClientFile()
+    except OSError as error:
+        raise BadConfiguration(f"{path} cannot be read: {error.strerror}", OPERATOR, "check the file") from error
+    try:
+        if len(text) > _MAX_FILE_BYTES:
+            raise msgspec.ValidationError("the file is larger than 64 KiB")
+        return msgspec.convert(tomllib.loads(text.decode()), ClientFile)
+    except (msgspec.ValidationError, tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BadConfiguration(
+            f"{path} is refused: {error}",
+            REQUESTER,
+            "correct the file; its keys are " + ", ".join(ClientFile.__struct_fields__),
+        ) from error
+
+
+def canonical_url(url: str, where: str) -> str:
+    """`https://host[:port]`; anything else is refused: a token is never sent in the clear."""
+    try:
+        # urlsplit drops line breaks in silence: what is then asked is not what was written.
+        parts = urlsplit(url if url.isprintable() else "")
+        port = parts.port
+        host = parts.hostname
+    except ValueError:
+        host, port, parts = None, None, urlsplit("")
+    rest = (parts.username, parts.password, parts.query, parts.fragment, parts.path.strip("/"))
+    if parts.scheme != "https" or not host or any(rest) or not re.fullmatch(r"[A-Za-z0-9._:-]+", host):
+        raise BadConfiguration(
+            f"{where}: {url!r} is not a gateway's address", REQUESTER, "write it as https://HOST or https://HOST:PORT"
+        )
+    name = f"[{host}]" if ":" in host else host.lower()
+    return f"https://{name}" if port is None else f"https://{name}:{port}"
