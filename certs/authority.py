@@ -1,0 +1,233 @@
+"""The file CA: one self-signed P-256 CA in a folder. Its CRL file is its only state, so there is nothing to disagree.
+
+ca.pem   certificate; its URI name `spiffe://<trust domain>` says which trust domain it speaks for
+ca.key   private key, 0600
+crl.pem  what is revoked, under a number that only grows
+"""
+
+from __future__ import annotations
+
+import fcntl
+import ipaddress
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from certs.errors import CredentialError, IdentityError
+from certs.files import read_certificates, read_crl, read_private_key, write_atomically, write_private_key
+from certs.identity import SpiffeId, require_trust_domain
+from certs.verification import crl_number_of
+
+CA_LIFETIME = timedelta(days=3652)
+HOST_LIFETIME = timedelta(hours=24)
+GATEWAY_LIFETIME = timedelta(days=90)
+CRL_LIFETIME = timedelta(days=7)
+CLOCK_SKEW = timedelta(minutes=5)  # what we issue is valid this much earlier, for clocks that are behind
+_SCHEME = "spiffe://"
+
+
+@dataclass(frozen=True, slots=True)
+class Authority:
+    """A CA whose files are in `directory`. Several processes may use one folder: changes of the CRL take a lock."""
+
+    directory: Path
+    certificate: x509.Certificate
+    trust_domain: str
+    _key: ec.EllipticCurvePrivateKey = field(repr=False)
+
+    @classmethod
+    def create(cls, directory: Path, trust_domain: str, now: datetime) -> Authority:
+        """A new CA with an empty CRL, number 1. Raises `KeyFileError` if the folder holds a CA already."""
+        require_trust_domain(trust_domain)
+        key = ec.generate_private_key(ec.SECP256R1())
+        certificate = _root(key, trust_domain, now)
+        write_private_key(directory / "ca.key", key)
+        write_atomically(directory / "ca.pem", certificate.public_bytes(Encoding.PEM))
+        authority = cls(directory, certificate, trust_domain, key)
+        authority._write_crl({}, 1, now, CRL_LIFETIME)
+        return authority
+
+    @classmethod
+    def load(cls, directory: Path) -> Authority:
+        """Raises `KeyFileError` or `CredentialError`."""
+        path = directory / "ca.pem"
+        certificate = read_certificates(path)[0]
+        key = read_private_key(directory / "ca.key")
+        if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
+            raise CredentialError(path, "does not belong to ca.key", "restore both from one backup")
+        authority = cls(directory, certificate, _trust_domain_of(certificate, path), key)
+        authority._read_crl()
+        return authority
+
+    def issue_host(
+        self, name: str, public_key: PublicKeyTypes, now: datetime, lifetime: timedelta = HOST_LIFETIME
+    ) -> list[x509.Certificate]:
+        """Leaf first, without the root. The URI is its only name: a common name would tempt someone to trust it."""
+        if not isinstance(public_key, ec.EllipticCurvePublicKey) or not isinstance(public_key.curve, ec.SECP256R1):
+            raise CredentialError(None, f"the key of {name} is not EC P-256", "make one: it signs receipts too")
+        uri = x509.UniformResourceIdentifier(str(SpiffeId(self.trust_domain, name)))
+        usages = [ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH]
+        return [self._issue(x509.Name([]), [uri], usages, public_key, now, lifetime)]
+
+    def issue_gateway(
+        self,
+        name: str,
+        public_key: PublicKeyTypes,
+        dns_names: Sequence[str],
+        ip_addresses: Sequence[str],
+        now: datetime,
+        lifetime: timedelta = GATEWAY_LIFETIME,
+    ) -> list[x509.Certificate]:
+        """For the gateway's HTTPS server. It has no URI name, so it can never pass for a host."""
+        try:
+            names: list[x509.GeneralName] = [x509.DNSName(dns) for dns in dns_names]
+            names += [x509.IPAddress(ipaddress.ip_address(address)) for address in ip_addresses]
+        except ValueError as error:
+            raise CredentialError(None, f"the gateway's names cannot be used: {error}", "give A-label names") from None
+        if not names:
+            raise CredentialError(None, "the gateway has neither name nor address", "give at least one")
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, SpiffeId(self.trust_domain, name).name)])
+        return [self._issue(subject, names, [ExtendedKeyUsageOID.SERVER_AUTH], public_key, now, lifetime)]
+
+    def revoke(self, serial: int, now: datetime) -> int:
+        """Revoke a certificate and publish at once; the new CRL's number. Relays must still be given the file."""
+        with self._locked():
+            revoked, number = self._read_crl()
+            revoked.setdefault(serial, now)
+            self._write_crl(revoked, number + 1, now, CRL_LIFETIME)
+            return number + 1
+
+    def publish_crl(self, now: datetime, lifetime: timedelta = CRL_LIFETIME) -> int:
+        """Write crl.pem anew, under the next number, with what is revoked; the new number."""
+        with self._locked():
+            revoked, number = self._read_crl()
+            self._write_crl(revoked, number + 1, now, lifetime)
+            return number + 1
+
+    def _issue(
+        self,
+        subject: x509.Name,
+        names: Sequence[x509.GeneralName],
+        usages: Sequence[x509.ObjectIdentifier],
+        public_key: PublicKeyTypes,
+        now: datetime,
+        lifetime: timedelta,
+    ) -> x509.Certificate:
+        ends = min(now + lifetime, self.certificate.not_valid_after_utc)
+        if ends <= now:
+            raise CredentialError(
+                self.directory / "ca.pem", "cannot issue: no lifetime is left", "check the lifetime, the CA, the clock"
+            )
+        builder = (
+            _started(subject, self.certificate.subject, public_key, now, ends)
+            .add_extension(x509.SubjectAlternativeName(names), critical=not list(subject))
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(_key_usage(digital_signature=True), critical=True)
+            .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
+            .add_extension(self._authority_key_id(), critical=False)
+        )
+        return builder.sign(self._key, hashes.SHA256())
+
+    def _authority_key_id(self) -> x509.AuthorityKeyIdentifier:
+        return x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
+
+    def _read_crl(self) -> tuple[dict[int, datetime], int]:
+        path = self.directory / "crl.pem"
+        crl = read_crl(path)
+        number = crl_number_of(crl)
+        if number is None or not crl.is_signature_valid(self._key.public_key()):
+            raise CredentialError(path, "is not this CA's CRL", "restore it: it holds what was revoked")
+        return {entry.serial_number: entry.revocation_date_utc for entry in crl}, number
+
+    def _write_crl(self, revoked: dict[int, datetime], number: int, now: datetime, lifetime: timedelta) -> None:
+        builder = (
+            x509.CertificateRevocationListBuilder()
+            .issuer_name(self.certificate.subject)
+            .last_update(now - CLOCK_SKEW)
+            .next_update(now + lifetime)
+            .add_extension(x509.CRLNumber(number), critical=False)
+            .add_extension(self._authority_key_id(), critical=False)
+        )
+        for serial, since in sorted(revoked.items()):
+            entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(since)
+            builder = builder.add_revoked_certificate(entry.build())
+        crl = builder.sign(self._key, hashes.SHA256())
+        write_atomically(self.directory / "crl.pem", crl.public_bytes(Encoding.PEM))
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """One writer at a time: two revocations at once must both be in the CRL that stays."""
+        descriptor = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def _root(key: ec.EllipticCurvePrivateKey, trust_domain: str, now: datetime) -> x509.Certificate:
+    key_id = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
+    # A name of its own for each CA: during a rollover the CRLs of two CAs must not be mistaken for each other.
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"Sealane host CA {key_id.digest[:4].hex()}")])
+    speaks_for = x509.UniformResourceIdentifier(f"{_SCHEME}{trust_domain}")
+    builder = (
+        _started(name, name, key.public_key(), now, now + CA_LIFETIME)
+        .add_extension(x509.SubjectAlternativeName([speaks_for]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_key_usage(key_cert_sign=True, crl_sign=True), critical=True)
+    )
+    return builder.sign(key, hashes.SHA256())
+
+
+def _started(
+    subject: x509.Name, issuer: x509.Name, public_key: PublicKeyTypes, now: datetime, ends: datetime
+) -> x509.CertificateBuilder:
+    if now.tzinfo is None:
+        raise ValueError("now must know its time zone")
+    if not isinstance(public_key, ec.EllipticCurvePublicKey):
+        raise CredentialError(None, "the key to certify is not an EC key", "make an EC P-256 key")
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(public_key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now.astimezone(UTC) - CLOCK_SKEW)
+        .not_valid_after(ends.astimezone(UTC))
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
+    )
+
+
+def _key_usage(
+    *, digital_signature: bool = False, key_cert_sign: bool = False, crl_sign: bool = False
+) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=digital_signature,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=key_cert_sign,
+        crl_sign=crl_sign,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _trust_domain_of(certificate: x509.Certificate, path: Path) -> str:
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        (uri,) = names.get_values_for_type(x509.UniformResourceIdentifier)
+        return require_trust_domain(uri.removeprefix(_SCHEME))
+    except (x509.ExtensionNotFound, ValueError, IdentityError):
+        raise CredentialError(path, "does not say its trust domain", "use a CA made by `sealane certs init`") from None

@@ -1,0 +1,102 @@
+"""What a host proves itself with and judges its peers by, read whole from files at start or refused."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from certs.errors import CredentialError, IdentityError, KeyFileError, PeerRefused
+from certs.files import read_certificates, read_crl, read_private_key
+from certs.identity import SpiffeId, spiffe_id_of
+from certs.verification import Trust, crl_number_of, newest_crls, verify_chain
+
+
+@dataclass(frozen=True, slots=True)
+class HostCredentials:
+    """`chain` is the leaf, then its intermediates. The key is EC P-256: it signs receipts too."""
+
+    chain: tuple[x509.Certificate, ...]
+    private_key: ec.EllipticCurvePrivateKey = field(repr=False)
+    trust_anchors: tuple[x509.Certificate, ...]
+    crls: tuple[x509.CertificateRevocationList, ...]
+
+    @property
+    def spiffe_id(self) -> SpiffeId:
+        return spiffe_id_of(self.chain[0])
+
+    @property
+    def trust(self) -> Trust:
+        return Trust(self.trust_anchors, self.crls)
+
+    @property
+    def crl_number(self) -> int:
+        """The lowest number among the CRLs in use; 0 without any. To compare with a permit's minimum."""
+        return min((crl_number_of(crl) or 0 for crl in newest_crls(self.crls)), default=0)
+
+    @classmethod
+    def load(cls, certificate: Path, private_key: Path, trust_bundle: Path, crls: Sequence[Path]) -> HostCredentials:
+        """Read PEM files. A file that cannot do its part fails here, not at the first connection.
+
+        Raises `KeyFileError` or `CredentialError`, with the file and what to do. No clock: see `require_usable`.
+        """
+        chain = read_certificates(certificate)
+        try:
+            spiffe_id_of(chain[0])
+        except IdentityError as error:
+            raise CredentialError(certificate, str(error), "issue a host certificate with one SPIFFE id") from None
+        key = read_private_key(private_key)
+        if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
+            raise KeyFileError(private_key, "is not an EC P-256 key", "issue the host certificate for such a key")
+        if key.public_key() != _public_key_of(chain[0], certificate):
+            raise KeyFileError(private_key, f"does not belong to {certificate}", "give the key of that certificate")
+        if not crls:
+            raise CredentialError(None, "no CRL is configured", "name the CRL of every CA: without one no peer passes")
+        return cls(chain, key, _anchors(trust_bundle), tuple(_crl(path) for path in crls))
+
+    def require_usable(self, now: datetime) -> None:
+        """Refuse at start what every peer would refuse: our own chain, by our own rule. Raises `CredentialError`."""
+        try:
+            verify_chain(self.chain, self.trust, self.spiffe_id.trust_domain, now)
+        except PeerRefused as refused:
+            raise CredentialError(
+                None,
+                f"this host's own certificate would be refused ({refused.check}: {refused.detail})",
+                "correct the files or this machine's clock",
+            ) from None
+
+
+def _public_key_of(leaf: x509.Certificate, path: Path) -> object:
+    try:
+        return leaf.public_key()
+    except (ValueError, UnsupportedAlgorithm):
+        raise CredentialError(path, "holds a public key that cannot be read", "issue the certificate anew") from None
+
+
+def _anchors(path: Path) -> tuple[x509.Certificate, ...]:
+    anchors = read_certificates(path)
+    for anchor in anchors:
+        try:
+            is_authority = anchor.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+        except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError):
+            is_authority = False
+        if not is_authority or anchor.issuer != anchor.subject:
+            problem = f"holds {anchor.subject.rfc4514_string() or 'a certificate'}, which is no root CA"
+            raise CredentialError(path, problem, "list only the root CAs of hosts")
+    return anchors
+
+
+def _crl(path: Path) -> x509.CertificateRevocationList:
+    crl = read_crl(path)
+    try:
+        number = crl_number_of(crl)
+    except (ValueError, x509.DuplicateExtension):
+        number = None
+    if number is None:
+        raise CredentialError(path, "is a CRL without a number", "let its CA publish CRLs as RFC 5280 says")
+    return crl

@@ -1,0 +1,73 @@
+"""SPIFFE ids of hosts, canonical or refused: a name that can be written in two ways can be pinned in one and used in
+the other.
+
+`spiffe://<trust domain>/host/<name>`, nothing before, between or after: OpenSSL's own URI constraint lets
+`spiffe://domain:1/…` and `spiffe://user@domain/…` pass, so no URI parser is asked here.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from cryptography import x509
+
+from certs.errors import IdentityError
+
+MAX_LENGTH = 255
+_LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+_TRUST_DOMAIN = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
+_NAME = re.compile(_LABEL)
+_SPIFFE_ID = re.compile(r"spiffe://([a-z0-9.-]+)/host/([a-z0-9-]+)")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class SpiffeId:
+    """A host's id. Whatever way it is made, it is canonical; else `IdentityError`."""
+
+    trust_domain: str
+    name: str
+
+    def __post_init__(self) -> None:
+        require_trust_domain(self.trust_domain)
+        if not _NAME.fullmatch(self.name):
+            raise IdentityError(f"{self.name!a:.80} is not a host name: 1-63 of a-z, 0-9 and inner hyphens")
+        if len(str(self)) > MAX_LENGTH:
+            raise IdentityError(f"a SPIFFE id of more than {MAX_LENGTH} characters")
+
+    def __str__(self) -> str:
+        return f"spiffe://{self.trust_domain}/host/{self.name}"
+
+    @classmethod
+    def parse(cls, text: str) -> SpiffeId:
+        """Strict: no other scheme, case, port, user, query, fragment, escape or empty segment."""
+        found = _SPIFFE_ID.fullmatch(text) if len(text) <= MAX_LENGTH else None
+        if found is None:
+            raise IdentityError(f"{text!a:.120} is not spiffe://<trust domain>/host/<name>")
+        return cls(found[1], found[2])
+
+
+def require_trust_domain(text: str) -> str:
+    """`text`, if it is a lower-case DNS name (an address is none); else `IdentityError`."""
+    if len(text) > MAX_LENGTH or not _TRUST_DOMAIN.fullmatch(text):
+        raise IdentityError(f"{text!a:.120} is not a trust domain: a lower-case DNS name")
+    if text.rpartition(".")[2].isdigit():
+        raise IdentityError(f"{text!a:.120} is not a trust domain: it reads as an address")
+    return text
+
+
+def spiffe_id_of(certificate: x509.Certificate) -> SpiffeId:
+    """The only URI among the subject alternative names. Common names, DNS names and addresses do not count.
+
+    Two URIs are refused even if one of them is no SPIFFE id: which one counts must not depend on the reader.
+    """
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        raise IdentityError("the certificate has no subject alternative name, so no SPIFFE id") from None
+    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
+        raise IdentityError(f"the certificate's extensions cannot be read: {error}") from None
+    uris = [name.value for name in names if isinstance(name, x509.UniformResourceIdentifier)]
+    if len(uris) != 1:
+        raise IdentityError(f"the certificate has {len(uris)} URI names, not exactly one SPIFFE id")
+    return SpiffeId.parse(uris[0])
