@@ -138,6 +138,11 @@ def consistency_path(old_size: int, new_size: int, subtree: Subtree) -> list[byt
     return path[::-1]
 
 
+def root_of(size: int, subtree: Subtree) -> bytes:
+    """Tree hash of the first `size` leaves."""
+    return _range_hash(0, size, subtree) if size else EMPTY_ROOT
+
+
 def whole_subtrees(size: int) -> list[tuple[int, int]]:
     """The whole subtrees, from the left, that make up a tree of `size` leaves."""
     parts, low = [], 0

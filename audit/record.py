@@ -29,6 +29,7 @@ PERMIT_KIND = "sealane-permit"
 CLOCK_STEP_KIND = "clock-step"  # a record of this kind says that the wall clock was stepped before it
 
 _MAX_DEPTH = 32
+_PLAIN_TYPES = frozenset({str, bool, type(None)})
 _INT64 = range(-(2**63), 2**63)
 _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z")
 
@@ -139,10 +140,11 @@ def encode_entry(record: Record, sign: Callable[[bytes], bytes], key_id: str) ->
     `sign` gives the Ed25519 signature (64 bytes) of the key that `key_id` names (`LogSigner.sign`, `.key_id`).
     """
     _require_plain(record.details)
+    parse_time(record.time)
     record_bytes = _canonical(record)
     if len(record_bytes) > MAX_ENTRY_BYTES:  # before paying for the signature
         raise RecordTooLarge(len(record_bytes), MAX_ENTRY_BYTES)
-    _decode_record(record_bytes)  # never write what our own reader would refuse
+    _decode_struct(record_bytes)  # constructing a Struct checks no types: never write what we would not read
     envelope = _RecordEnvelope(
         key=key_id,
         record=msgspec.Raw(record_bytes),
@@ -195,16 +197,20 @@ def _decode_signed(entry: bytes) -> SignedRecord:
 
 
 def _decode_record(record_bytes: bytes) -> Record:
-    try:
-        record = _record_decoder.decode(record_bytes)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise RecordInvalid(f"not a record: {error}") from error
+    record = _decode_struct(record_bytes)
     parse_time(record.time)
     _require_plain(record.details)
     # Also catches doubled keys, of which two readers may each believe another one.
     if _canonical(record) != record_bytes:
         raise RecordInvalid("a record is not in canonical form")
     return record
+
+
+def _decode_struct(record_bytes: bytes) -> Record:
+    try:
+        return _record_decoder.decode(record_bytes)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise RecordInvalid(f"not a record: {error}") from error
 
 
 def _decode_permit(entry: bytes) -> PermitEntry:
@@ -234,19 +240,21 @@ def _require_plain(value: object, depth: int = 0) -> None:
     """Only what has one JSON spelling everywhere: no floats, no integers that others read as floats."""
     if depth > _MAX_DEPTH:
         raise RecordInvalid(f"a record is nested deeper than {_MAX_DEPTH}")
-    if value is None or value is True or value is False or type(value) is str:
+    if type(value) in _PLAIN_TYPES:
         return
     if type(value) is int:
         if value not in _INT64:
             raise RecordInvalid("a record holds an integer of more than 64 bits")
     elif type(value) is list:
         for item in value:
-            _require_plain(item, depth + 1)
+            if type(item) is not str:  # saves most calls: this runs for every record
+                _require_plain(item, depth + 1)
     elif type(value) is dict:
         for key, item in value.items():
             if type(key) is not str:
                 raise RecordInvalid("a record holds a key that is not text")
-            _require_plain(item, depth + 1)
+            if type(item) is not str:
+                _require_plain(item, depth + 1)
     else:
         raise RecordInvalid(f"a record holds a {type(value).__name__}, which has no canonical form")
 

@@ -50,10 +50,14 @@ def parse_number_path(path: PurePosixPath) -> int | None:
 
 
 def frame(entry: bytes) -> bytes:
-    """`entry` as it stands in a bundle. Raises RecordTooLarge over 65,535 bytes."""
+    """`entry`, which fits, as it stands in a bundle."""
+    return len(entry).to_bytes(2) + entry
+
+
+def require_fits(entry: bytes) -> None:
+    """Raises RecordTooLarge for an entry whose length does not fit its prefix."""
     if len(entry) > MAX_FRAMED_BYTES:
         raise RecordTooLarge(len(entry), MAX_FRAMED_BYTES)
-    return len(entry).to_bytes(2) + entry
 
 
 def unframe(bundle: bytes) -> tuple[list[bytes], int]:

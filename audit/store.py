@@ -1,0 +1,283 @@
+"""The log's files: what is durable when, and what is refused when read back.
+
+    lock                 flock of the one process that has the log open
+    checkpoint           the signed checkpoint: the only thing that says what is committed
+    tail/<N>             the growing bundle N, append-only, framed as a bundle; several only while a commit
+                         crosses bundles
+    tile/…               full bundles and tiles (tiles.py): immutable from the moment they have their name
+    cut/<I>-<hash>       what recovery cut off a tail: entries from index I that were never acknowledged
+    pending              the next checkpoint or tile before its rename; worthless after a crash
+
+The order of the fsyncs is in docs/audit-log.md. OSErrors pass through: `log.py` decides what they mean.
+"""
+
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+
+from audit import tiles
+from audit.disk import FILE_MODE, Disk
+from audit.errors import LogDamaged, LogLocked, LogTruncated
+from audit.tiles import TILE_WIDTH
+
+MAX_CHECKPOINT_FILE_BYTES = 64 * 1024
+
+
+class Store:
+    """Exclusive access to one log directory, created if it is missing."""
+
+    def __init__(self, directory: Path, disk: Disk) -> None:
+        self.directory = directory
+        self._disk = disk
+        self._tail: tuple[int, int, int] | None = None  # (bundle number, descriptor, size in bytes)
+        self._checkpoint_identity: tuple[int, int, int] | None = None
+        self._folder_known: set[Path] = set()
+        self._lock = -1
+        for name in (".", "tail", "tile", "tile/entries"):
+            self._make_folder(directory / name)
+        self._lock = _lock(directory)
+
+    def close(self) -> None:
+        """Let go of the log. Nothing is written: there is nothing left to write."""
+        self._detach_tail()
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    # Writing, in the order of a commit
+
+    def append(self, first_index: int, entries: Sequence[bytes]) -> None:
+        """Append `entries`, the first of which has `first_index`, to the tails; durable on return."""
+        position = 0
+        while position < len(entries):
+            number, filled = divmod(first_index + position, TILE_WIDTH)
+            part = entries[position : position + TILE_WIDTH - filled]
+            self._append_to_tail(number, b"".join(map(tiles.frame, part)), new=filled == 0)
+            position += len(part)
+
+    def write_checkpoint(self, text: str) -> None:
+        """Replace the checkpoint, atomically; durable on return. This is the moment of commitment."""
+        path = self.directory / "checkpoint"
+        self._write_atomically(path, text.encode())
+        self._checkpoint_identity = _identity(path)
+
+    def seal(self, number: int, full_tiles: Mapping[PurePosixPath, bytes]) -> None:
+        """Give the full, committed bundle `number` its final name, after the tiles that it completes.
+
+        Idempotent up to its last rename, which is what says that it is done.
+        """
+        for path, tile in full_tiles.items():
+            self._make_parents(path)
+            self._write_atomically(self.directory / path, tile)
+        path = tiles.bundle_path(number)
+        self._make_parents(path)
+        if self._tail is not None and self._tail[0] == number:
+            self._detach_tail()
+        self._disk.rename(self._tail_path(number), self.directory / path)
+        self._disk.sync_folder((self.directory / path).parent)
+        self._disk.sync_folder(self.directory / "tail")
+
+    def cut_tail(self, number: int, keep_bytes: int, first_index: int) -> Path | None:
+        """Cut tail `number` to `keep_bytes`; what is cut is kept as evidence in the file that is returned.
+
+        An older checkpoint put back by someone looks like an interrupted commit: the evidence tells.
+        """
+        path = self._tail_path(number)
+        kept = self._keep_aside(path.read_bytes()[keep_bytes:], first_index)
+        if keep_bytes == 0:
+            self._disk.remove(path)
+            self._disk.sync_folder(path.parent)
+            return kept
+        descriptor = self._disk.open_tail(path)
+        try:
+            self._disk.truncate(descriptor, keep_bytes)
+            self._disk.sync_data(descriptor)
+        finally:
+            os.close(descriptor)
+        return kept
+
+    def attach_tail(self, number: int, size_bytes: int) -> None:
+        """Continue tail `number`, which was read as `size_bytes` long. Raises LogDamaged if it is not."""
+        self._tail = (number, self._disk.open_tail(self._tail_path(number)), size_bytes)
+        self._require_tail_untouched()
+
+    def require_untouched(self) -> None:
+        """Refuse to go on where someone removed, replaced or changed a file under the running log.
+
+        Raises LogDamaged. Without this, appends would go on into a file that no longer has a name.
+        """
+        if _identity(self.directory / "checkpoint") != self._checkpoint_identity:
+            raise LogDamaged(f"{self.directory}/checkpoint was changed by another program; restore it")
+        self._require_tail_untouched()
+
+    # Reading
+
+    def read_checkpoint(self) -> str | None:
+        """The checkpoint's text, or None if this log was never begun. Raises LogDamaged, LogTruncated."""
+        path = self.directory / "checkpoint"
+        try:
+            with path.open("rb") as file:
+                data = file.read(MAX_CHECKPOINT_FILE_BYTES + 1)
+        except FileNotFoundError:
+            if self._tail_numbers() or any(self._numbers("entries")) or any(self._numbers("0")):
+                raise LogTruncated(f"{path} is missing beside the log's entries; restore it") from None
+            return None
+        self._checkpoint_identity = _identity(path)
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            raise LogDamaged(f"{path} is not text; restore it") from None
+
+    def sealed_bundles(self) -> int:
+        """How many full bundles there are. Raises LogTruncated for a gap, or for a missing tile of theirs."""
+        sealed = self._contiguous("entries")
+        level, expected = 0, sealed
+        while expected:
+            if self._contiguous(str(level)) < expected:
+                raise LogTruncated(f"hash tiles are missing in {self.directory}/tile/{level}; restore them")
+            level, expected = level + 1, expected // TILE_WIDTH
+        return sealed
+
+    def tails(self) -> dict[int, bytes]:
+        """The contents of all tails, by bundle number."""
+        return {number: self._tail_path(number).read_bytes() for number in self._tail_numbers()}
+
+    def read_tile(self, level: int, number: int) -> tuple[bytes, ...]:
+        """The 256 hashes of a full tile. Raises LogTruncated, LogDamaged."""
+        path = self.directory / tiles.tile_path(level, number)
+        data = _read(path)
+        if len(data) != tiles.TILE_BYTES:
+            raise LogDamaged(f"{path} is not a full tile; restore it")
+        return tiles.split_tile(data)
+
+    def read_bundle(self, number: int) -> list[bytes]:
+        """The 256 entries of a full bundle. Raises LogTruncated, LogDamaged."""
+        path = self.directory / tiles.bundle_path(number)
+        data = _read(path)
+        entries, used = tiles.unframe(data)
+        if used != len(data) or len(entries) != TILE_WIDTH:
+            raise LogDamaged(f"{path} is not a full bundle; restore it")
+        return entries
+
+    # The parts
+
+    def _append_to_tail(self, number: int, data: bytes, *, new: bool) -> None:
+        path = self._tail_path(number)
+        if new:
+            self._detach_tail()
+            self._tail = (number, self._disk.create(path), 0)
+        assert self._tail is not None
+        attached, descriptor, size = self._tail
+        assert attached == number
+        self._disk.write(descriptor, data)
+        self._disk.sync_data(descriptor)
+        if new:
+            self._disk.sync_folder(path.parent)
+        self._tail = (number, descriptor, size + len(data))
+
+    def _detach_tail(self) -> None:
+        if self._tail is not None:
+            os.close(self._tail[1])
+            self._tail = None
+
+    def _require_tail_untouched(self) -> None:
+        if self._tail is None:
+            return
+        number, descriptor, size = self._tail
+        path = self._tail_path(number)
+        ours, named = os.fstat(descriptor), _status(path)
+        if named is None or named.st_ino != ours.st_ino or ours.st_size != size:
+            raise LogDamaged(f"{path} was changed by another program; restore it")
+
+    def _keep_aside(self, surplus: bytes, first_index: int) -> Path | None:
+        if not surplus:
+            return None
+        self._make_folder(self.directory / "cut")
+        kept = self.directory / "cut" / f"{first_index}-{hashlib.sha256(surplus).hexdigest()[:16]}"
+        self._write_atomically(kept, surplus)
+        return kept
+
+    def _write_atomically(self, path: Path, data: bytes) -> None:
+        pending = self.directory / "pending"
+        descriptor = self._disk.overwrite(pending)
+        try:
+            self._disk.write(descriptor, data)
+            self._disk.sync_data(descriptor)
+        finally:
+            os.close(descriptor)
+        self._disk.rename(pending, path)
+        self._disk.sync_folder(path.parent)
+
+    def _make_parents(self, path: PurePosixPath) -> None:
+        for parent in reversed(path.parents[:-1]):
+            self._make_folder(self.directory / parent)
+
+    def _make_folder(self, path: Path) -> None:
+        if path not in self._folder_known:
+            self._disk.make_folder(path)
+            self._disk.sync_folder(path.parent)
+            self._folder_known.add(path)
+
+    def _tail_path(self, number: int) -> Path:
+        return self.directory / "tail" / str(number)
+
+    def _tail_numbers(self) -> list[int]:
+        names = [path.name for path in (self.directory / "tail").iterdir()]
+        if odd := [name for name in names if not (name.isascii() and name.isdecimal())]:
+            raise LogDamaged(f"{self.directory}/tail/{odd[0]} is not ours; move it out of the log")
+        return sorted(map(int, names))
+
+    def _contiguous(self, folder: str) -> int:
+        count, highest = 0, -1
+        for number in self._numbers(folder):
+            count += 1
+            highest = max(highest, number)
+        if highest != count - 1:
+            raise LogTruncated(f"files are missing in {self.directory}/tile/{folder}; restore them")
+        return count
+
+    def _numbers(self, folder: str) -> Iterator[int]:
+        top = self.directory / "tile" / folder
+        folders = [top] if top.is_dir() else []
+        while folders:
+            for entry in list(os.scandir(folders.pop())):  # a list: closes the folder at once
+                if entry.is_dir(follow_symlinks=False):
+                    if not entry.name.endswith(".p"):  # partial tiles, if someone serves them from here
+                        folders.append(Path(entry.path))
+                    continue
+                number = tiles.parse_number_path(PurePosixPath(entry.path).relative_to(top))
+                if number is None or not entry.is_file(follow_symlinks=False):
+                    raise LogDamaged(f"{entry.path} is not ours; move it out of the log")
+                yield number
+
+
+def _lock(directory: Path) -> int:
+    path = directory / "lock"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, FILE_MODE)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise LogLocked(f"the log {directory} is open in another process; stop that one first") from None
+    return descriptor
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise LogTruncated(f"{path} is missing; restore it") from None
+
+
+def _identity(path: Path) -> tuple[int, int, int] | None:
+    status = _status(path)
+    return None if status is None else (status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+def _status(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except FileNotFoundError:
+        return None
