@@ -9,6 +9,7 @@ from typing import TypeVar
 import trio
 from OpenSSL import SSL
 
+from certs.tls import step_handshake
 from transport.errors import ConnectionBroken, Misuse, PeerCancelled, ProtocolViolation
 from transport.wire.control import ControlOrder, Role
 from transport.wire.messages import Ack, Bye, Cancel, Message, MessageReader, encode_message
@@ -28,19 +29,11 @@ class TlsStream:
             tls.bio_write(received)
 
     async def handshake(self) -> None:
-        """`ConnectionBroken` when the peer refuses us, or we it, at this level."""
-        while True:
-            try:
-                self.tls.do_handshake()
-            except SSL.WantReadError:
-                await self._flush()
-                await self._read_more()
-            except SSL.Error:
-                await self._flush_alert()
-                raise ConnectionBroken("the TLS handshake failed") from None
-            else:
-                await self._flush()
-                return
+        """Finish the TLS handshake. `PeerRefused` leaves the peer without an alert; `ConnectionBroken`."""
+        while not step_handshake(self.tls):
+            await self._flush()
+            await self._read_more()
+        await self._flush()
 
     async def send(self, data: bytes) -> None:
         async with self._send_lock:

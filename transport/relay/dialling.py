@@ -68,11 +68,7 @@ async def offered(
     stream = TlsStream(sock, tls)
     link = ControlLink(stream, Role.SOURCE, limits.message_seconds)
     try:
-        with trio.move_on_after(limits.handshake_seconds) as scope:
-            await stream.handshake()
-        if scope.cancelled_caught:
-            raise ConnectionBroken("the destination relay did not finish the TLS handshake in time")
-        peer = require_destination(host, tls, permit)
+        peer = await _require_destination(host, stream, permit)
         context = exporter_context(
             [permit.token],
             local_leaf_sha256(host.credentials),
@@ -91,10 +87,14 @@ async def offered(
             await link.close()
 
 
-def require_destination(host: RelayHost, tls: SSL.Connection, permit: VerifiedPermit) -> ControlPeer:
+async def _require_destination(host: RelayHost, stream: TlsStream, permit: VerifiedPermit) -> ControlPeer:
     """The peer, if it is the host that the permit names: the permit goes to no other. Raises `OfferRefused`."""
     try:
-        peer = accept_peer(tls, host.credentials, now())
+        with trio.fail_after(host.config.limits.handshake_seconds):
+            await stream.handshake()
+        peer = accept_peer(stream.tls, host.credentials, now())
+    except trio.TooSlowError:
+        raise ConnectionBroken("the destination relay did not finish the TLS handshake in time") from None
     except PeerRefused as refused:
         detail = f"the destination relay's identity is not accepted ({refused.check}: {refused.detail})"
         raise OfferRefused(RefusalCode.PERMIT_PARTIES, detail) from None

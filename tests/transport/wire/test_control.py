@@ -1,0 +1,101 @@
+"""The order of the control connection: every (phase, sender, message) against the table, and what messages claim."""
+
+import itertools
+from typing import get_args
+
+import pytest
+
+from transport.errors import Misuse, ProtocolViolation, RefusalCode
+from transport.wire.control import TRANSITIONS, ControlOrder, Phase, Role
+from transport.wire.messages import (
+    Ack,
+    Answer,
+    Bye,
+    Cancel,
+    Handover,
+    Message,
+    Offer,
+    Open,
+    Outcome,
+    Receipt,
+    Refusal,
+)
+
+SESSION = "0" * 32
+EXAMPLE: dict[type[Message], Message] = {
+    Offer: Offer(1, "begin", ("p",), SESSION, 0),
+    Answer: Answer({}, 2),
+    Refusal: Refusal(RefusalCode.BUSY, ""),
+    Open: Open(0, "memory"),
+    Ack: Ack({}),
+    Handover: Handover(),
+    Outcome: Outcome("running"),
+    Cancel: Cancel("x", ""),
+    Receipt: Receipt("{}", ""),
+    Bye: Bye(),
+}
+
+
+def at(phase: Phase, role: Role) -> ControlOrder:
+    order = ControlOrder(role)
+    order.phase = phase
+    order.max_channels = 2
+    return order
+
+
+@pytest.mark.parametrize(
+    ("phase", "sender", "kind"),
+    list(itertools.product(Phase, Role, get_args(Message))),
+    ids=lambda value: getattr(value, "name", getattr(value, "__name__", "")),
+)
+def test_each_message_passes_at_both_ends_exactly_where_the_table_says(
+    phase: Phase, sender: Role, kind: type[Message]
+) -> None:
+    following = TRANSITIONS.get((phase, sender, kind))
+    receiver, ours = at(phase, sender.peer), at(phase, sender)
+    if following is None:
+        with pytest.raises(ProtocolViolation):
+            receiver.received(EXAMPLE[kind])
+        with pytest.raises(Misuse):
+            ours.sent(EXAMPLE[kind])
+        assert receiver.phase is ours.phase is phase
+    else:
+        receiver.received(EXAMPLE[kind])
+        ours.sent(EXAMPLE[kind])
+        assert receiver.phase is ours.phase is following
+
+
+def test_no_message_of_a_session_comes_before_the_answer() -> None:
+    before = {Phase.OFFERING, Phase.ANSWERING}
+    assert {kind for phase, _, kind in TRANSITIONS if phase in before} == {Offer, Answer, Refusal, Cancel}
+
+
+def test_nothing_follows_the_end() -> None:
+    assert not [key for key in TRANSITIONS if key[0] is Phase.ENDED]
+
+
+@pytest.mark.parametrize("channels", [[1], [0, 0], [0, 2], [0, 1, 2]], ids=str)
+def test_channels_open_in_order_once_and_within_the_limit(channels: list[int]) -> None:
+    order = at(Phase.OPEN, Role.DESTINATION)
+    with pytest.raises(ProtocolViolation):
+        for channel in channels:
+            order.received(Open(channel, "memory"))
+
+
+def test_acknowledgements_never_fall_and_never_exceed_what_was_sent() -> None:
+    order = at(Phase.OPEN, Role.SOURCE)
+    order.sent(Open(0, "memory"))
+    order.received(Ack({"0": 5}), {"0": 5})
+    with pytest.raises(ProtocolViolation):
+        order.received(Ack({"0": 4}), {"0": 9})
+    with pytest.raises(ProtocolViolation):
+        order.received(Ack({"0": 10}), {"0": 9})
+    with pytest.raises(ProtocolViolation):
+        order.received(Ack({"1": 0}), {"0": 9})
+
+
+def test_a_second_receipt_is_refused() -> None:
+    order = at(Phase.SETTLED, Role.SOURCE)
+    order.received(Receipt("{}", ""))
+    with pytest.raises(ProtocolViolation):
+        order.received(Receipt("{}", ""))
