@@ -5,7 +5,10 @@ PolicyError
 ├── IssuerUnavailable   the operator: the issuer's keys cannot be fetched, or are too old to trust
 ├── DirectoryRefused    the operator: the file of local people is wrong, or readable by others
 ├── PermitRefused       the peer or its gateway: `.check` is enumerated, `.detail` is for our own log
-└── PermitTooLarge      the operator: a permit that no relay would take (too many ports, too long a proof)
+├── PermitTooLarge      the operator: a permit that no relay would take (too many ports, too long a proof)
+├── BundleRefused       the policy author: `.file` says where in the bundle, `.detail` what to correct
+├── InventoryRefused    the operator: `.file` and `.detail`; the inventory in force stays
+└── FactRefused         whoever made the fact (us, if it was not checked before): not canonical, or not plain text
 """
 
 from __future__ import annotations
@@ -67,3 +70,30 @@ class PermitTooLarge(PolicyError):
         self.what = what
         self.size = size
         self.limit = limit
+
+
+class BundleRefused(PolicyError):
+    """A policy bundle is not loaded. `file` is the path inside the bundle, "" for the bundle as a whole."""
+
+    def __init__(self, file: str, detail: str) -> None:
+        super().__init__(f"bundle refused: {file + ': ' if file else ''}{detail}")
+        self.file = file
+        self.detail = detail
+
+
+class InventoryRefused(PolicyError):
+    """An inventory file is not loaded, not even in part; what was loaded before stays in force."""
+
+    def __init__(self, file: str, detail: str) -> None:
+        super().__init__(f"inventory refused: {file}: {detail}")
+        self.file = file
+        self.detail = detail
+
+
+class FactRefused(PolicyError):
+    """A fact about a person, VM or host is malformed, so no decision may be built on it."""
+
+    def __init__(self, what: str, detail: str) -> None:
+        super().__init__(f"{what} {detail}")
+        self.what = what
+        self.detail = detail

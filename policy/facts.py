@@ -1,0 +1,218 @@
+"""What the gateway knows when it decides: people, VMs, hosts, and the question that is asked of the policy.
+
+Facts come from identity providers, the inventory and the relays, never from what the requester says of themself.
+Each value checks itself: a fact that exists is canonical, plain text and unambiguous. Errors: FactRefused.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import unicodedata
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from policy.errors import FactRefused
+
+VM_ACTIONS: Final = ("MigrateVm", "Evacuate", "BreakGlass", "OpenLibvirt")
+GATEWAY_ACTIONS: Final = (
+    "CheckDecision", "ReadAudit", "ExportAudit", "ReadOwnMigrations", "CancelMigration",
+    "PublishPolicy", "EnrolHost", "RevokeHost",
+)  # fmt: skip
+ACTIONS: Final = VM_ACTIONS + GATEWAY_ACTIONS
+
+NOT_AUTHENTICATED: Final = "nobody"  # Person.authenticated_by of a request that names nobody
+MAX_TEXT: Final = 1024
+MAX_GROUPS: Final = 2000
+
+SPIFFE_ID: Final = re.compile(
+    r"spiffe://(?P<domain>[a-z0-9.-]{1,253})/host/(?P<name>[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)"
+)
+UUID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+_SID: Final = re.compile(r"S-1-[0-9]{1,15}(-[0-9]{1,10}){1,15}")
+# Plain ASCII, because a zone with a Cyrillic o in "production" would slip past a `forbid` for production.
+_LABEL: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,62}")
+# Characters that turn the reading direction: a name could show as another one in the console and the log.
+_BIDI: Final = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def check_text(what: str, text: str) -> None:
+    """Printable, encodable and short; raises FactRefused."""
+    if not text or len(text) > MAX_TEXT:
+        raise FactRefused(what, f"must have 1 to {MAX_TEXT} characters")
+    if text.isascii() and text.isprintable():
+        return
+    if any(c in _BIDI or unicodedata.category(c) in {"Cc", "Cs", "Zl", "Zp"} for c in text):
+        raise FactRefused(what, "holds a control, surrogate or text-direction character")
+
+
+def check_label(what: str, text: str) -> None:
+    """A word that policies compare: plain ASCII, at most 63 characters; raises FactRefused."""
+    if _LABEL.fullmatch(text) is None:
+        raise FactRefused(what, "must be 1 to 63 ASCII letters, digits and . _ : / - and begin with a letter or digit")
+
+
+def group_id(issuer: str, name: str) -> str:
+    """The id of a group that an issuer vouches for. Bound to the issuer, so that none can claim another's, or a SID."""
+    if "#" in issuer or not issuer:
+        raise FactRefused("issuer", "must not be empty or hold '#'")
+    check_text("group name", name)
+    return f"{issuer}#{name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Person:
+    """Who asks. `id` is `<issuer>#<subject>`, unique over all issuers; `name` is for people to read, never to compare.
+
+    `groups`: SIDs (`S-1-5-…`) or `<issuer>#<name>`, nested ones included; None means unknown, which denies.
+    `authenticated_by`: how, for example "local", "oidc"; `NOT_AUTHENTICATED` when the request names nobody.
+    """
+
+    id: str
+    issuer: str
+    name: str
+    groups: frozenset[str] | None
+    authenticated_by: str
+
+    def __post_init__(self) -> None:
+        check_text("person's issuer", self.issuer)
+        check_text("person's id", self.id)
+        check_text("person's name", self.name)
+        check_label("authenticated_by", self.authenticated_by)
+        if "#" in self.issuer or not self.id.startswith(self.issuer + "#") or self.id == self.issuer + "#":
+            raise FactRefused("person's id", "must be '<issuer>#<subject>', with no '#' in the issuer")
+        if len(self.groups or ()) > MAX_GROUPS:
+            raise FactRefused("person's groups", f"are more than {MAX_GROUPS}")
+        for group in self.groups or ():
+            check_text("group id", group)
+            if _SID.fullmatch(group) is None and group.find("#") < 1:
+                raise FactRefused("group id", "must be a SID or '<issuer>#<name>'")
+
+
+def nobody(asked_by: str) -> Person:
+    """The principal of a request that a host (its SPIFFE id) makes without naming a person."""
+    return Person(f"{asked_by}#{NOT_AUTHENTICATED}", asked_by, NOT_AUTHENTICATED, frozenset(), NOT_AUTHENTICATED)
+
+
+@dataclass(frozen=True, slots=True)
+class VmFacts:
+    """One VM. `uuid` is canonical (lower case); `host` is the name of the host where the inventory places it."""
+
+    uuid: str
+    name: str
+    zone: str
+    classification: str
+    tags: frozenset[str] = frozenset()
+    host: str | None = None
+
+    def __post_init__(self) -> None:
+        if UUID.fullmatch(self.uuid) is None:
+            raise FactRefused("VM uuid", "must be a lower-case UUID with hyphens")
+        check_text("VM name", self.name)
+        if UUID.fullmatch(self.name.lower()):
+            # Looked up by name or UUID: a VM named like another one's UUID would be moved in its place.
+            raise FactRefused("VM name", "must not look like a UUID")
+        check_label("VM zone", self.zone)
+        check_label("VM classification", self.classification)
+        for tag in self.tags:
+            check_label("VM tag", tag)
+
+
+@dataclass(frozen=True, slots=True)
+class HostFacts:
+    """One hypervisor host. `address` is where its relay listens: `IPv4:port` or `[IPv6]:port`."""
+
+    spiffe_id: str
+    name: str
+    site: str
+    zone: str
+    jurisdiction: str
+    address: str
+
+    def __post_init__(self) -> None:
+        match = SPIFFE_ID.fullmatch(self.spiffe_id)
+        if match is None or len(self.spiffe_id) > 255:
+            raise FactRefused("host spiffe_id", "must be spiffe://<trust domain>/host/<name>, in lower case")
+        if match["name"] != self.name:
+            raise FactRefused("host name", "must be the last part of its spiffe_id, so that it has one name only")
+        check_label("host site", self.site)
+        check_label("host zone", self.zone)
+        check_label("host jurisdiction", self.jurisdiction)
+        split_address(self.address)
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """`10.0.0.1:7443` or `[fd00::1]:7443`, as (IP address, port). Names are refused: a fact must not change by DNS."""
+    host, colon, port = address.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    try:
+        ip = ipaddress.ip_address(host[1:-1] if bracketed else host)
+    except ValueError:
+        raise FactRefused("host address", "must be IPv4:port or [IPv6]:port") from None
+    # Only ASCII digits: int() also takes Arabic ones, "+7" and "7_4".
+    if (ip.version == 6) != bracketed or not colon or not re.fullmatch(r"[1-9][0-9]{0,4}", port):
+        raise FactRefused("host address", "must be IPv4:port or [IPv6]:port")
+    if int(port) > 65535 or "%" in host:
+        raise FactRefused("host address", "must have a port up to 65535 and no interface name")
+    return str(ip), int(port)
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayFacts:
+    """The gateway itself: the resource of every action that is not about one VM."""
+
+    name: str = "gateway"
+
+    def __post_init__(self) -> None:
+        check_text("gateway name", self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class Protection:
+    """How the stream will be sealed, in the protocol's own names, and whether the relays can check the VM's UUID."""
+
+    tls_version: str = "TLSv1.3"
+    key_exchange: str = "X25519MLKEM768"
+    lane_cipher: str = "AES-256-GCM"
+    vm_binding: bool = True
+
+    def __post_init__(self) -> None:
+        for what in ("tls_version", "key_exchange", "lane_cipher"):
+            check_label(what, getattr(self, what))
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """The circumstances. `time` is the gateway's clock, with time zone; a reason is given or not: its text is no fact.
+
+    `protection` and `ports` belong to the VM actions; `own_migration` to CancelMigration: did the requester start it?
+    """
+
+    time: datetime
+    reason_given: bool = False
+    protection: Protection = Protection()
+    ports: frozenset[str] = frozenset({"memory"})
+    own_migration: bool = False
+
+    def __post_init__(self) -> None:
+        if self.time.tzinfo is None:
+            raise FactRefused("context time", "must have a time zone")
+        for port in self.ports:
+            check_label("port", port)
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """May this person do this? A VM or host that is None is one that the inventory does not know: the answer is no."""
+
+    action: str
+    person: Person
+    vm: VmFacts | None
+    source: HostFacts | None
+    destination: HostFacts | None
+    context: Context
+    gateway: GatewayFacts = GatewayFacts()
+
+    def __post_init__(self) -> None:
+        check_text("action", self.action)
