@@ -151,7 +151,7 @@ def query(
         print_json({"records": records, "next": found.next})
         return
     if found.records:
-        show_records(console(), [(one.index, one.record) for one in found.records])
+        show_records([(one.index, one.record) for one in found.records])
     say(f"{len(found.records)} records" + (f"; more with --after {found.next}" if found.next is not None else ""))
 
 
@@ -207,7 +207,7 @@ def _print_new(source: RecordSource, terms: dict[str, str], start: int, *, as_js
     elif as_json:
         print_json({"records": [{"index": one.index, "record": one.record} for one in found]})
     elif found:
-        show_records(console(), [(one.index, one.record) for one in found], heading=not stream)
+        show_records([(one.index, one.record) for one in found], heading=not stream)
     return source.size()
 
 

@@ -10,13 +10,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gateway.cli.errors import OPERATOR, BadConfiguration
 from gateway.cli.options import JsonOption
-from gateway.cli.output import print_json, say
+from gateway.cli.output import print_json, print_table, say
+from gateway.cli.terminal import plain
+
+if TYPE_CHECKING:
+    from certs.layout import Fact
 
 app = typer.Typer(
     help="The file CA: keys and certificates of gateway and hosts.", no_args_is_help=True, rich_markup_mode=None
@@ -105,3 +109,41 @@ def issue(
     else:
         say(f"Issued {name} for {hours} hours: {made}/host.pem and host.key.")
         say(f"Next: copy that folder, {directory}/ca.pem and crl.pem to the host, over a channel you trust.")
+
+
+@app.command("show")
+def show(directory: DirectoryArgument, as_json: JsonOption = False) -> None:
+    """Show what the CA has issued, until when it is valid, and what is expired, stale or revoked.
+
+    \b
+    Example:
+      sealane certs show /etc/sealane/ca
+    """
+    from certs import layout
+
+    with _said_plainly():
+        facts = layout.describe(directory, datetime.now(UTC))
+    if as_json:
+        print_json({"directory": str(directory), "files": [_document(fact) for fact in facts]})
+        return
+    from rich.table import Table
+
+    table = Table("kind", "name", "state", "valid until (UTC)", "serial", "file", box=None, header_style="bold")
+    for fact in facts:
+        until = f"{fact.valid_until:%Y-%m-%d %H:%M}"
+        style = "green" if fact.state == "valid" else "bold red"
+        cells = (fact.kind, fact.name, fact.state, until, fact.serial[:16], fact.file)
+        table.add_row(*(plain(cell, style if cell is fact.state else "") for cell in cells))
+    print_table(table)
+
+
+def _document(fact: Fact) -> dict[str, str]:
+    return {
+        "kind": fact.kind,
+        "name": fact.name,
+        "file": fact.file,
+        "serial": fact.serial,
+        "valid_until": fact.valid_until.isoformat().replace("+00:00", "Z"),
+        "state": fact.state,
+        "sha256": fact.sha256,
+    }

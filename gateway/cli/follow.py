@@ -21,6 +21,7 @@ from gateway.cli.replies import MigrationReply
 
 FINAL_STATES = frozenset({"completed", "failed", "cancelled", "denied"})
 POLL_SECONDS = 0.25
+RECEIPT_SECONDS = 3
 PATIENCE_SECONDS = 60  # for a gateway that does not answer: the migration goes on without it
 
 
@@ -81,9 +82,10 @@ def follow(
     """
     started = last_answer = clock.now()
     cancel_sent = False
+    ended: float | None = None
     while True:
         try:
-            if interrupts.asked and not cancel_sent:
+            if interrupts.asked and not cancel_sent and ended is None:
                 cancel_sent = _cancel(client, migration_id, note)
             reply = client.migration(migration_id)
             last_answer = clock.now()
@@ -97,7 +99,10 @@ def follow(
         else:
             show(reply)
             if reply.state in FINAL_STATES:
-                return reply
+                ended = clock.now() if ended is None else ended
+                # A host's report comes before the receipt that it signs; the receipt says how it was protected.
+                if reply.state != "completed" or reply.receipts or clock.now() - ended >= RECEIPT_SECONDS:
+                    return reply
         if clock.now() - started >= deadline_seconds:
             raise Refused(
                 f"migration {migration_id} has no outcome yet and goes on",

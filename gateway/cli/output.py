@@ -17,7 +17,9 @@ from gateway.cli.terminal import harmless
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
+PIPED_WIDTH = 200
 _JSON_ASKED = "sealane.json"
 
 
@@ -27,6 +29,12 @@ def console(*, stderr: bool = False) -> Console:
 
     stream = sys.stderr if stderr else sys.stdout
     return Console(file=stream, markup=False, emoji=False, highlight=False, soft_wrap=False)
+
+
+def print_table(table: Table) -> None:
+    """A table on stdout; wide where it is piped, so that nothing is cut for `grep`."""
+    out = console()
+    out.print(table, width=None if out.is_terminal else PIPED_WIDTH, crop=out.is_terminal)
 
 
 def say(text: str) -> None:

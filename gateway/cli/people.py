@@ -37,7 +37,7 @@ def hash_password_command(
 
     \b
     Example:
-      sealane people hash-password        # then: [people.alice]  password = "scrypt$…"
+      sealane people hash-password        # then: put the line under [people.alice]
     """
     from policy.identity.local import hash_password
 
@@ -49,7 +49,10 @@ def hash_password_command(
         raise BadConfiguration(
             f"the password has fewer than {MIN_PASSWORD_CHARACTERS} characters", REQUESTER, "choose a longer one"
         )
-    hashed = hash_password(password)
+    try:
+        hashed = hash_password(password)
+    except ValueError as error:
+        raise BadConfiguration(str(error), REQUESTER, "choose another one") from error
     if as_json:
         print_json({"password": hashed})
     else:

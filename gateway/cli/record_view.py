@@ -14,17 +14,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from gateway.cli.output import print_table
 from gateway.cli.terminal import harmless, plain
 
 _OUTCOME_STYLES = {"allowed": "green", "completed": "green", "denied": "red", "failed": "red", "cancelled": "yellow"}
-_PIPED_WIDTH = 200
 COLUMNS = ("#", "time (UTC)", "kind", "outcome", "who", "VM", "from → to", "reason")
 
 Numbered = tuple[int, Mapping[str, Any]]
 
 
-def show_records(out: Console, records: Iterable[Numbered], *, heading: bool = True) -> None:
-    """A table of records; wide where it is piped, so that nothing is cut for `grep`."""
+def show_records(records: Iterable[Numbered], *, heading: bool = True) -> None:
+    """A table of records."""
     table = Table(*COLUMNS, box=None, show_header=heading, pad_edge=False, header_style="bold", expand=False)
     for column in table.columns[:4]:
         column.no_wrap = True
@@ -32,7 +32,7 @@ def show_records(out: Console, records: Iterable[Numbered], *, heading: bool = T
         column.overflow = "fold"
     for index, record in records:
         table.add_row(str(index), *cells(record))
-    out.print(table, width=None if out.is_terminal else _PIPED_WIDTH)
+    print_table(table)
 
 
 def cells(record: Mapping[str, Any]) -> list[Text]:

@@ -99,6 +99,7 @@ def canned(tls_files: tuple[Path, Path]) -> Iterator[CannedGateway]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        wbufsize = -1  # head and body in one segment: in two they wait 40 ms for each other
 
         def _serve(self) -> None:
             length = int(self.headers.get("content-length") or 0)

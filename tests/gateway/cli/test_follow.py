@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from gateway.cli.errors import CommandError, Refused, Unreachable
-from gateway.cli.follow import PATIENCE_SECONDS, Clock, Interrupts, follow
+from gateway.cli.follow import PATIENCE_SECONDS, POLL_SECONDS, RECEIPT_SECONDS, Clock, Interrupts, follow
 from gateway.cli.replies import MigrationReply
 
 GONE = Unreachable("no answer", "operator", "start it")
@@ -25,6 +25,7 @@ class ScriptedGateway:
     before: dict[int, Callable[[], None]] = field(default_factory=dict)
     before_cancel: dict[int, Callable[[], None]] = field(default_factory=dict)
     polls: int = 0
+    receipts_at_poll: int = 0
 
     def migration(self, migration_id: str) -> MigrationReply:
         self.polls += 1
@@ -32,7 +33,8 @@ class ScriptedGateway:
         answer = self.script.pop(0) if len(self.script) > 1 else self.script[0]
         if isinstance(answer, CommandError):
             raise answer
-        return MigrationReply(migration_id, answer)
+        receipts = ({"role": "source"},) if answer == "completed" and self.polls >= self.receipts_at_poll else ()
+        return MigrationReply(migration_id, answer, receipts=receipts)
 
     def cancel(self, migration_id: str) -> None:
         assert migration_id == "m-1"
@@ -135,3 +137,15 @@ def test_the_second_ctrl_c_leaves_at_once_and_the_handler_is_put_back() -> None:
     with pytest.raises(KeyboardInterrupt):
         run(gateway)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_completed_migration_is_given_a_moment_for_its_receipts() -> None:
+    reply, shown, _ = run(ScriptedGateway(["completed"], receipts_at_poll=4))
+    assert len(shown) == 4
+    assert reply.receipts
+
+
+def test_receipts_that_do_not_come_hold_nobody_up() -> None:
+    reply, shown, _ = run(ScriptedGateway(["completed"], receipts_at_poll=1000))
+    assert (reply.state, reply.receipts) == ("completed", ())
+    assert len(shown) <= RECEIPT_SECONDS / POLL_SECONDS + 1
