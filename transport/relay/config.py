@@ -54,7 +54,7 @@ class HypervisorSection(_Section, frozen=True):
     kind: Literal["qmp", "sockets"] = "qmp"
     qmp_socket: str = ""
     memory_socket: str = ""
-    peer_uids: list[Annotated[int, Meta(ge=0)]] = [0]
+    peer_uids: tuple[Annotated[int, Meta(ge=0)], ...] = (0,)
 
 
 class LimitsSection(_Section, frozen=True):

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import trio
-from cryptography import x509
 
 from audit.checkpoint import LogVerifier
 from audit.errors import AuditError
@@ -35,6 +34,7 @@ from transport.relay.used_permits import UsedPermits
 
 T = TypeVar("T")
 _DISK_THREADS = 8
+_MAX_UNIX_PATH = 107  # sun_path, unix(7)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +91,7 @@ def open_host(config: RelayConfig) -> RelayHost:
             Path(config.identity.trust_bundle),
             [Path(crl) for crl in config.identity.crls],
         )
+        credentials.require_usable(now())
         keys = tuple(PermitKey.from_pem(Path(name).read_bytes()) for name in config.gateway.permit_keys)
         logs = tuple(LogVerifier.parse(Path(name).read_text()) for name in config.gateway.log_keys)
     except (CertificateError, AuditError) as error:
@@ -103,10 +104,15 @@ def open_host(config: RelayConfig) -> RelayHost:
         log_verifiers=logs,
         can_bind_vm=is_qmp,
         can_limit_bandwidth=is_qmp,
-        crl_number=lambda: _lowest_crl_number(credentials),
+        crl_number=lambda: credentials.crl_number,
         clock=lambda: int(time.time()),
     )
     state_dir = Path(config.relay.state_dir)
+    longest = len(str(state_dir / "run" / ("0" * 16) / "memory.sock"))
+    if longest > _MAX_UNIX_PATH:
+        raise ConfigurationError(
+            f"relay.state_dir: {state_dir} is {longest - _MAX_UNIX_PATH} characters too long for unix sockets in it"
+        )
     spool = Spool(state_dir)
     return RelayHost(
         config=config,
@@ -120,8 +126,3 @@ def open_host(config: RelayConfig) -> RelayHost:
 
 def now() -> datetime:
     return datetime.now(UTC)
-
-
-def _lowest_crl_number(credentials: HostCredentials) -> int:
-    numbers = [crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number for crl in credentials.crls]
-    return min(numbers, default=0)

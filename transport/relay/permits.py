@@ -5,8 +5,6 @@ Both relays run all of it offline against what the configuration pins. Single us
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -82,9 +80,9 @@ class PermitDesk:
         proof = permit.proof
         try:
             checkpoint = open_checkpoint(proof.checkpoint, self.log_verifiers)
-            path = [base64.b64decode(node, validate=True) for node in proof.path]
-            verify_inclusion(leaf_hash(proof_entry(permit)), proof.index, checkpoint.size, path, checkpoint.root)
-        except (CheckpointError, ProofError, binascii.Error) as error:
+            leaf = leaf_hash(proof_entry(permit))
+            verify_inclusion(leaf, proof.index, checkpoint.size, proof.path_hashes(), checkpoint.root)
+        except (CheckpointError, ProofError) as error:
             raise OfferRefused(RefusalCode.PERMIT_PROOF, f"the proof of its log entry fails: {error}") from None
         if proof.decision_index >= proof.index:
             raise OfferRefused(RefusalCode.PERMIT_PROOF, "the decision does not come before the permit's entry")

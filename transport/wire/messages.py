@@ -19,11 +19,11 @@ LENGTH_BYTES = 4
 
 U62 = Annotated[int, Meta(ge=0, lt=1 << 62)]  # counts; more than a lane can carry in a century
 Channel = Annotated[int, Meta(ge=0, lt=MAX_CHANNELS)]
-SessionIdText = Annotated[str, Meta(pattern="^[0-9a-f]{32}$")]
+SessionIdText = Annotated[str, Meta(pattern=r"\A[0-9a-f]{32}\Z")]
 PermitText = Annotated[str, Meta(min_length=1, max_length=16 * 1024)]
 ShortText = Annotated[str, Meta(max_length=512)]
 # Keys of a JSON object are text; a channel number written in any other way than str(int) is refused.
-ChannelCounts = dict[Annotated[str, Meta(pattern="^(0|[1-9][0-9]{0,2})$")], U62]
+ChannelCounts = dict[Annotated[str, Meta(pattern=r"\A(0|[1-9][0-9]{0,2})\Z")], U62]
 
 
 class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type"):
@@ -73,7 +73,7 @@ class Outcome(_Message, frozen=True, tag="outcome"):
 
 
 class Cancel(_Message, frozen=True, tag="cancel"):
-    code: Annotated[str, Meta(pattern="^[a-z_]{1,40}$")]
+    code: Annotated[str, Meta(pattern=r"\A[a-z_]{1,40}\Z")]
     reason: ShortText
 
 

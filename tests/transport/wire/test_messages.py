@@ -97,6 +97,7 @@ def test_a_message_that_is_not_exactly_one_is_refused(body: bytes) -> None:
         {"permits": ["x" * 16385]},
         {"session_id": SESSION.upper()},
         {"session_id": SESSION[:-1]},
+        {"session_id": SESSION + "\n"},
         {"attempt": 1 << 32},
         {"attempt": -1},
         {"trace": "x"},
