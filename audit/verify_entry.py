@@ -1,0 +1,181 @@
+"""Of the offline verifier: what a single entry must be. Shares no code with the writer, on purpose.
+
+Canonical form is checked with Python's json module, which the writer does not use, and the shape of records
+is written down here a second time.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from audit.verify_tree import PinnedKey, exact_base64
+
+ENTRY_LIMIT = 61440
+SIGNED_PREFIX = b"sealane audit record v1\n"
+
+_RECORD_KEYS = frozenset(
+    [
+        "version",
+        "kind",
+        "origin",
+        "sequence",
+        "boot_id",
+        "time",
+        "monotonic_ns",
+        "migration_id",
+        "outcome",
+        "actor",
+        "vm",
+        "source",
+        "destination",
+        "reason",
+        "details",
+    ]
+)
+_ACTOR_KEYS = frozenset({"id", "name", "authenticated_by", "issuer", "groups"})
+_TIME_FORM = re.compile(r"\d\d\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\.\d\d\d\d\d\dZ", re.ASCII)
+
+
+class Malformed(Exception):
+    """The entry is not what the format allows; the words say why."""
+
+
+def parse(entry: bytes) -> Mapping[str, Any]:
+    """The JSON object of a canonical entry. Raises Malformed."""
+    if len(entry) > ENTRY_LIMIT:
+        raise Malformed(f"it is {len(entry)} bytes long, over {ENTRY_LIMIT}")
+    try:
+        value = json.loads(
+            entry.decode("utf-8"),
+            parse_float=_refuse_number,
+            parse_constant=_refuse_number,
+            object_pairs_hook=_unique_keys,
+        )
+        same = canonical(value) == entry
+    except (ValueError, RecursionError) as error:
+        raise Malformed(f"it is not JSON of this log's kind: {error}") from error
+    if not same:
+        raise Malformed("it is not in canonical form")
+    if not isinstance(value, dict):
+        raise Malformed("it is not an object")
+    return value
+
+
+def canonical(value: object) -> bytes:
+    """Canonical JSON: sorted keys, no spaces, UTF-8."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+
+
+def record_faults(value: Mapping[str, Any], index: int, origin: str, keys: Sequence[PinnedKey]) -> Iterator[str]:
+    """Everything that is wrong with a record entry taken by itself."""
+    record = value.get("record")
+    if set(value) != {"key", "record", "signature"} or not isinstance(record, dict):
+        yield "it is neither a record nor a permit entry"
+        return
+    yield from _signature_faults(value, record, origin, keys)
+    if set(record) != _RECORD_KEYS:
+        yield f"its fields are not those of a record: {sorted(set(record) ^ _RECORD_KEYS)}"
+        return
+    if record["version"] != 1 or isinstance(record["version"], bool):
+        yield f"its version {record['version']!r} is unknown"
+    if record["sequence"] != index or isinstance(record["sequence"], bool):
+        yield f"it says that it is number {record['sequence']!r}"
+    if record["origin"] != origin:
+        yield f"it is a record of another log, {record['origin']!r}"
+    if time_of(record) is None:
+        yield f"its time {record['time']!r} is malformed"
+    yield from _shape_faults(record)
+
+
+def permit_faults(
+    value: Mapping[str, Any], index: int, decision: Mapping[str, Any] | None, decision_hash: bytes | None
+) -> Iterator[str]:
+    """Everything that is wrong with a permit entry at `index` that follows `decision` (None: no record)."""
+    claims, link = value.get("claims"), value.get("decision")
+    if set(value) != {"claims", "decision", "kind"} or value["kind"] != "sealane-permit":
+        yield "it is neither a record nor a permit entry"
+        return
+    if not isinstance(claims, dict) or not isinstance(link, dict) or set(link) != {"index", "leaf_hash"}:
+        yield "it is a malformed permit entry"
+        return
+    if decision is None or decision_hash is None:
+        yield "it is a permit that does not follow a decision"
+        return
+    if link["index"] != index - 1 or isinstance(link["index"], bool):
+        yield f"it is a permit for decision {link['index']!r}, which is not the entry before it"
+    if not _is_base64_of(link["leaf_hash"], decision_hash):
+        yield f"it is a permit for another decision than the one at {index - 1}"
+    if decision.get("outcome") != "allowed":
+        yield f"it is a permit for a decision whose outcome is {decision.get('outcome')!r}"
+    if not claims.get("migration_id") or claims["migration_id"] != decision.get("migration_id"):
+        yield "it is a permit for another migration than its decision"
+    vm = decision.get("vm")
+    decided = {"vm": vm.get("uuid") if isinstance(vm, dict) else None}
+    decided |= {name: decision.get(name) for name in ("source", "destination")}
+    for name, what in decided.items():
+        if what is not None and claims.get(name) != what:
+            yield f"it is a permit for another {name} than its decision"
+
+
+def time_of(record: Mapping[str, Any]) -> datetime | None:
+    """The wall-clock time of a record, or None if it is malformed."""
+    text = record.get("time")
+    if not isinstance(text, str) or not _TIME_FORM.fullmatch(text):
+        return None
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        return None
+
+
+def _signature_faults(
+    value: Mapping[str, Any], record: Mapping[str, Any], origin: str, keys: Sequence[PinnedKey]
+) -> Iterator[str]:
+    candidates = [key for key in keys if key.name == origin and key.key_id.hex() == value["key"]]
+    if not candidates:
+        yield f"it is signed with key {str(value['key'])[:64]!r}, which was not given"
+        return
+    try:
+        signature = exact_base64(value["signature"]) if isinstance(value["signature"], str) else b""
+    except ValueError:
+        signature = b""
+    if not any(key.verifies(SIGNED_PREFIX + canonical(record), signature) for key in candidates):
+        yield "its signature is wrong"
+
+
+def _shape_faults(record: Mapping[str, Any]) -> Iterator[str]:
+    for name in ("kind", "boot_id"):
+        if not isinstance(record[name], str) or not record[name]:
+            yield f"its {name} is not a text"
+    for name in ("migration_id", "outcome", "source", "destination", "reason"):
+        if record[name] is not None and not isinstance(record[name], str):
+            yield f"its {name} is neither null nor a text"
+    if type(record["monotonic_ns"]) is not int or record["monotonic_ns"] < 0:
+        yield "its monotonic_ns is not a count"
+    if not isinstance(record["details"], dict):
+        yield "its details are not an object"
+    actor, vm = record["actor"], record["vm"]
+    if actor is not None and (not isinstance(actor, dict) or set(actor) != _ACTOR_KEYS):
+        yield "its actor is malformed"
+    if vm is not None and (not isinstance(vm, dict) or set(vm) != {"name", "uuid"}):
+        yield "its vm is malformed"
+
+
+def _is_base64_of(text: object, expected: bytes) -> bool:
+    try:
+        return isinstance(text, str) and exact_base64(text) == expected
+    except ValueError:
+        return False
+
+
+def _refuse_number(text: str) -> object:
+    raise ValueError(f"the number {text[:40]} is not an integer")
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        raise ValueError("a key occurs twice")
+    return value
