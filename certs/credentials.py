@@ -8,10 +8,9 @@ from datetime import datetime
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from certs.errors import CredentialError, IdentityError, KeyFileError, PeerRefused
+from certs.errors import UNREADABLE, CredentialError, IdentityError, KeyFileError, PeerRefused
 from certs.files import read_certificates, read_crl, read_private_key
 from certs.identity import SpiffeId, spiffe_id_of
 from certs.verification import Trust, crl_number_of, newest_crls, verify_chain
@@ -74,7 +73,7 @@ class HostCredentials:
 def _public_key_of(leaf: x509.Certificate, path: Path) -> object:
     try:
         return leaf.public_key()
-    except (ValueError, UnsupportedAlgorithm):
+    except UNREADABLE:
         raise CredentialError(path, "holds a public key that cannot be read", "issue the certificate anew") from None
 
 
@@ -83,7 +82,7 @@ def _anchors(path: Path) -> tuple[x509.Certificate, ...]:
     for anchor in anchors:
         try:
             is_authority = anchor.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-        except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError):
+        except (x509.ExtensionNotFound, *UNREADABLE):
             is_authority = False
         if not is_authority or anchor.issuer != anchor.subject:
             problem = f"holds {anchor.subject.rfc4514_string() or 'a certificate'}, which is no root CA"
@@ -95,7 +94,7 @@ def _crl(path: Path) -> x509.CertificateRevocationList:
     crl = read_crl(path)
     try:
         number = crl_number_of(crl)
-    except (ValueError, x509.DuplicateExtension):
+    except UNREADABLE:
         number = None
     if number is None:
         raise CredentialError(path, "is a CRL without a number", "let its CA publish CRLs as RFC 5280 says")

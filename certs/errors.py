@@ -13,6 +13,18 @@ from __future__ import annotations
 from enum import StrEnum
 from pathlib import Path
 
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+
+# What cryptography raises, at loading or at the first look, for a certificate or CRL that cannot be read.
+UNREADABLE = (
+    ValueError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
+
 
 class Check(StrEnum):
     """Every check that can refuse a peer, by the name that logs and metrics show."""

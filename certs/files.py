@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from certs.errors import CredentialError, KeyFileError
+from certs.errors import UNREADABLE, CredentialError, KeyFileError
 
 MAX_KEY_BYTES = 64 * 1024
 MAX_CERTIFICATES_BYTES = 1024 * 1024
@@ -78,7 +78,7 @@ def read_certificates(path: Path) -> tuple[x509.Certificate, ...]:
     data = _read(path, MAX_CERTIFICATES_BYTES)
     try:
         return tuple(x509.load_pem_x509_certificates(data))
-    except (ValueError, UnsupportedAlgorithm):
+    except UNREADABLE:
         raise CredentialError(path, "holds no readable PEM certificate", "give a PEM file of certificates") from None
 
 
@@ -89,7 +89,7 @@ def read_crl(path: Path) -> x509.CertificateRevocationList:
         raise CredentialError(path, "does not hold exactly one PEM CRL", "put each CRL in a file of its own")
     try:
         return x509.load_pem_x509_crl(data)
-    except (ValueError, UnsupportedAlgorithm):
+    except UNREADABLE:
         raise CredentialError(path, "holds a CRL that cannot be read", "fetch it again from its CA") from None
 
 

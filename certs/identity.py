@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from cryptography import x509
 
-from certs.errors import IdentityError
+from certs.errors import UNREADABLE, IdentityError
 
 MAX_LENGTH = 255
 _LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
@@ -65,7 +65,7 @@ def spiffe_id_of(certificate: x509.Certificate) -> SpiffeId:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
         raise IdentityError("the certificate has no subject alternative name, so no SPIFFE id") from None
-    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
+    except UNREADABLE as error:
         raise IdentityError(f"the certificate's extensions cannot be read: {error}") from None
     uris = [name.value for name in names if isinstance(name, x509.UniformResourceIdentifier)]
     if len(uris) != 1:

@@ -17,14 +17,13 @@ from datetime import datetime
 from weakref import WeakKeyDictionary, WeakSet
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding
 from OpenSSL import SSL, crypto
 
 from certs.credentials import HostCredentials
-from certs.errors import Check, NotAccepted, PeerRefused
+from certs.errors import UNREADABLE, Check, NotAccepted, PeerRefused
 from certs.identity import SpiffeId
-from certs.verification import MAX_INTERMEDIATES, check_of_openssl_error, verify_chain
+from certs.verification import MAX_INTERMEDIATES, refusal_by_openssl, verify_chain
 
 __all__ = [
     "ALPN",
@@ -137,7 +136,7 @@ def accept_peer(connection: SSL.Connection, credentials: HostCredentials, now: d
     if verdict is None:
         raise PeerRefused(Check.RESUMPTION, "no certificate was verified in this handshake")
     if verdict:
-        raise PeerRefused(check_of_openssl_error(verdict), f"OpenSSL error {verdict} in the handshake")
+        raise refusal_by_openssl(verdict, f"OpenSSL error {verdict} in the handshake")
     chain = verify_chain(presented, credentials.trust, credentials.spiffe_id.trust_domain, now)
     ledger.accepted.add(connection)
     leaf_der, *_ = chain_der = tuple(certificate.public_bytes(Encoding.DER) for certificate in chain.path)
@@ -211,7 +210,7 @@ def _presented_chain(connection: SSL.Connection) -> tuple[x509.Certificate, ...]
     try:
         leaf = connection.get_peer_certificate(as_cryptography=True)
         sent = connection.get_peer_cert_chain(as_cryptography=True) or []
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except UNREADABLE as error:
         raise PeerRefused(Check.MALFORMED, f"a certificate cannot be read: {error}") from None
     if leaf is None:
         raise PeerRefused(Check.NO_CERTIFICATE, "the peer presented no certificate")
@@ -221,7 +220,7 @@ def _presented_chain(connection: SSL.Connection) -> tuple[x509.Certificate, ...]
 def _handshake_refusal(connection: SSL.Connection, error: SSL.Error) -> PeerRefused:
     verdict = _ledger_of(connection).verdicts.get(connection)
     if verdict:
-        return PeerRefused(check_of_openssl_error(verdict), f"OpenSSL error {verdict} in the handshake")
+        return refusal_by_openssl(verdict, f"OpenSSL error {verdict} in the handshake")
     reasons = [reason for *_, reason in error.args[0]] if error.args and isinstance(error.args[0], list) else []
     words = ", ".join(reasons) or repr(error)
     if "peer did not return a certificate" in reasons:

@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.x509 import verification
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from OpenSSL import crypto
 
-from certs.errors import Check, IdentityError, PeerRefused
+from certs.errors import UNREADABLE, Check, IdentityError, PeerRefused
 from certs.identity import SpiffeId, spiffe_id_of
 
 # Each flag is needed: CRL_CHECK_ALL alone checks nothing, CRL_CHECK alone misses a revoked intermediate,
@@ -26,13 +25,6 @@ MAX_INTERMEDIATES = 2
 MAX_PRESENTED = 8  # certificates that we look at at all: a peer could send any number of them
 
 _BOTH_USAGES = (ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH)
-_UNREADABLE = (
-    ValueError,
-    UnsupportedAlgorithm,
-    x509.InvalidVersion,
-    x509.DuplicateExtension,
-    x509.UnsupportedGeneralNameType,
-)
 # X509_V_ERR_* of openssl/x509_vfy.h; anything else is Check.MALFORMED.
 _CHECK_OF_OPENSSL_ERROR = {
     **dict.fromkeys((2, 7, 18, 19, 20, 21, 27), Check.UNTRUSTED),
@@ -83,14 +75,17 @@ def verify_chain(
         _ask_second_verifier(presented, trust.anchors, now)
         crl_number = _require_fresh_crls(path, trust.crls, now)
         spiffe_id = _require_host(path[0], trust_domain)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise PeerRefused(Check.MALFORMED, f"a certificate cannot be read: {error}") from None
     return VerifiedChain(spiffe_id, path, crl_number)
 
 
-def check_of_openssl_error(code: int) -> Check:
-    """Which check an X509_V_ERR code stands for."""
-    return _CHECK_OF_OPENSSL_ERROR.get(code, Check.MALFORMED)
+def refusal_by_openssl(code: int, detail: str) -> PeerRefused:
+    """The refusal that an X509_V_ERR code stands for."""
+    check = _CHECK_OF_OPENSSL_ERROR.get(code, Check.MALFORMED)
+    if check in {Check.VALIDITY, Check.CRL_STALE}:
+        detail += "; if it is so for every peer, look at this machine's clock and CRL files"
+    return PeerRefused(check, detail)
 
 
 def newest_crls(
@@ -131,7 +126,7 @@ def _openssl_path(presented: Sequence[x509.Certificate], trust: Trust, now: date
         path = crypto.X509StoreContext(store, leaf, others).get_verified_chain()
     except crypto.X509StoreContextError as error:
         code, depth, words = error.errors
-        raise PeerRefused(check_of_openssl_error(code), f"OpenSSL, depth {depth}: {words}") from None
+        raise refusal_by_openssl(code, f"OpenSSL, depth {depth}: {words}") from None
     if len(path) > MAX_INTERMEDIATES + 2:
         raise PeerRefused(Check.MALFORMED, f"a path of {len(path)} certificates")
     return tuple(certificate.to_cryptography() for certificate in path)

@@ -1,0 +1,252 @@
+"""The judgement of a presented chain by itself: each verifier and each flag is needed, every CRL fault refused."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta, timezone
+from functools import cache
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+from hypothesis import given
+from hypothesis import strategies as st
+from OpenSSL import crypto
+
+from certs import verification
+from certs.errors import UNREADABLE, Check, PeerRefused
+from certs.verification import MAX_PRESENTED, Trust, VerifiedChain, newest_crls, verify_chain
+from tests.certs.bad_peers import BAD_PEERS
+from tests.certs.chains import DAY, NOW, TRUST_DOMAIN, Ca, Host, Site, make_ca, make_crl, make_host, make_site
+
+FLAGS = crypto.X509StoreFlags
+
+
+@pytest.fixture(scope="module")
+def site() -> Site:
+    return make_site()
+
+
+def judged(
+    presented: Sequence[x509.Certificate],
+    site: Site,
+    crls: Sequence[x509.CertificateRevocationList] | None = None,
+    now: datetime = NOW,
+) -> VerifiedChain:
+    trust = Trust((site.ca.certificate,), tuple(site.crls if crls is None else crls))
+    return verify_chain(presented, trust, TRUST_DOMAIN, now)
+
+
+def check_of(
+    presented: Sequence[x509.Certificate],
+    site: Site,
+    crls: Sequence[x509.CertificateRevocationList] | None = None,
+    now: datetime = NOW,
+) -> str:
+    with pytest.raises(PeerRefused) as refused:
+        judged(presented, site, crls, now)
+    return refused.value.check
+
+
+def test_a_sound_chain_is_a_host_with_its_path_and_crl_number(site: Site) -> None:
+    crls = [make_crl(site.ca, number=7), make_crl(site.intermediate, number=9)]
+    found = judged(make_host(site.intermediate, "host-x").chain, site, crls)
+    assert str(found.spiffe_id) == "spiffe://td.example/host/host-x"
+    assert found.path[1:] == (site.intermediate.certificate, site.ca.certificate)
+    assert found.crl_number == 9
+
+
+@pytest.mark.parametrize("name", BAD_PEERS)
+def test_it_refuses_without_the_help_of_a_handshake_a_peer_that_is(name: str, site: Site) -> None:
+    """The handshake's verdict is not needed: what it missed, for any reason, is caught here."""
+    host, judge = BAD_PEERS[name].make(site)
+    check = check_of(host.chain, judge)
+    assert check == BAD_PEERS[name].check or {check, BAD_PEERS[name].check} <= {Check.USAGE, Check.SECOND_VERIFIER}
+
+
+@pytest.mark.parametrize(
+    ("flag", "needed_for"),
+    [
+        (FLAGS.CRL_CHECK, "revoked"),
+        (FLAGS.CRL_CHECK_ALL, "with a revoked intermediate"),
+    ],
+)
+def test_nothing_else_catches_what_a_revocation_flag_catches(
+    flag: int, needed_for: str, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host, judge = BAD_PEERS[needed_for].make(site)
+    monkeypatch.setattr(verification, "VERIFY_FLAGS", verification.VERIFY_FLAGS & ~flag)
+    assert judged(host.chain, judge).spiffe_id.name == "host-a"
+
+
+def test_without_strictness_openssl_lets_a_certificate_without_key_identifiers_pass(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host, judge = BAD_PEERS["without key identifiers"].make(site)
+    assert check_of(host.chain, judge) == Check.MALFORMED
+    monkeypatch.setattr(verification, "VERIFY_FLAGS", verification.VERIFY_FLAGS & ~FLAGS.X509_STRICT)
+    assert check_of(host.chain, judge) == Check.SECOND_VERIFIER
+
+
+def test_openssl_alone_accepts_a_ca_as_a_host(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    host, judge = BAD_PEERS["that is a CA"].make(site)
+    monkeypatch.setattr(verification, "_ask_second_verifier", lambda *_: None)
+    assert judged(host.chain, judge).spiffe_id.name == "host-a"
+
+
+# --- CRLs
+
+
+@pytest.mark.parametrize(
+    ("check", "crls_of"),
+    [
+        (Check.CRL_MISSING, lambda _: []),
+        (Check.CRL_MISSING, lambda _: [make_crl(make_ca("Other root"))]),
+        (Check.CRL_MISSING, lambda ca: [make_crl(make_ca(_name(ca)))]),
+        (Check.CRL_INVALID, lambda ca: [make_crl(ca, signer=ec.generate_private_key(ec.SECP256R1()))]),
+        (Check.CRL_STALE, lambda ca: [make_crl(ca, last_update=NOW - 3 * DAY, next_update=NOW - DAY)]),
+        (Check.CRL_STALE, lambda ca: [make_crl(ca, last_update=NOW - DAY, next_update=NOW)]),
+        (Check.CRL_STALE, lambda ca: [make_crl(ca, last_update=NOW + DAY, next_update=NOW + 2 * DAY)]),
+        (Check.CRL_STALE, lambda ca: [_without_end(ca)]),
+        (Check.CRL_INVALID, lambda ca: [make_crl(ca, number=None)]),
+        (Check.CRL_MISSING, lambda ca: [make_crl(ca, extra=x509.DeltaCRLIndicator(1))]),
+        (Check.CRL_INVALID, lambda ca: [make_crl(ca, extra=_partial(only_authorities=True))]),
+        (Check.CRL_INVALID, lambda ca: [make_crl(ca, extra=_partial(only_authorities=False))]),
+    ],
+    ids=[
+        "none",
+        "of another CA",
+        "of another CA of the same name",
+        "signed by another key",
+        "ended",
+        "ending now",
+        "from the future",
+        "without an end",
+        "without a number",
+        "a delta",
+        "of CA certificates only",
+        "of one distribution point",
+    ],
+)
+def test_a_sound_peer_is_refused_where_the_crl_is(check: Check, crls_of: object, site: Site) -> None:
+    assert callable(crls_of)
+    assert check_of(make_host(site.ca).chain, site, crls_of(site.ca)) == check
+
+
+def test_a_crl_without_an_end_is_what_openssl_lets_pass(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verification, "_require_fresh_crls", lambda *_: 1)
+    assert judged(make_host(site.ca).chain, site, [_without_end(site.ca)])
+
+
+def test_the_crl_of_the_root_is_needed_beside_that_of_the_intermediate(site: Site) -> None:
+    assert check_of(make_host(site.intermediate).chain, site, [make_crl(site.intermediate)]) == Check.CRL_MISSING
+
+
+def test_an_older_crl_left_beside_the_newest_does_not_hide_a_revocation(site: Site) -> None:
+    host = make_host(site.ca)
+    old = make_crl(site.ca, number=1, last_update=NOW - timedelta(minutes=1))  # younger by its date alone
+    new = make_crl(site.ca, number=2, revoked=[host.certificate], last_update=NOW - DAY)
+    for crls in ([old, new], [new, old]):
+        assert check_of(host.chain, site, crls) == Check.REVOKED
+        assert newest_crls(crls) == (new,)
+
+
+def test_a_root_that_is_not_the_issuer_does_not_matter(site: Site) -> None:
+    """During a rollover two CAs are trusted; each host needs fresh CRLs of its own path only."""
+    second = make_ca("Next root")
+    trust = Trust((site.ca.certificate, second.certificate), (make_crl(site.ca), make_crl(second)))
+    for ca in (site.ca, second):
+        assert verify_chain(make_host(ca).chain, trust, TRUST_DOMAIN, NOW).path[-1] == ca.certificate
+
+
+# --- bounds and times
+
+
+def test_a_chain_of_many_certificates_is_refused_unread(site: Site) -> None:
+    host = make_host(site.ca)
+    assert check_of(host.chain * (MAX_PRESENTED + 1), site) == Check.MALFORMED
+    assert check_of((), site) == Check.MALFORMED
+
+
+def test_an_anchor_presented_as_a_host_is_refused(site: Site) -> None:
+    assert check_of([site.ca.certificate], site) != ""
+
+
+def test_the_clock_is_compared_in_whatever_zone_it_is(site: Site) -> None:
+    host = make_host(site.ca, not_after=NOW + timedelta(minutes=30))
+    in_tokyo = NOW.astimezone(timezone(timedelta(hours=9)))
+    assert judged(host.chain, site, now=in_tokyo)
+    assert check_of(host.chain, site, now=in_tokyo + timedelta(minutes=31)) == Check.VALIDITY
+
+
+def test_a_time_without_a_zone_is_our_mistake(site: Site) -> None:
+    with pytest.raises(ValueError, match="time zone"):
+        judged(make_host(site.ca).chain, site, now=NOW.astimezone(UTC).replace(tzinfo=None))
+
+
+@cache
+def _for_flips() -> tuple[Site, Host, bytes]:
+    site = make_site()
+    host = make_host(site.ca)
+    return site, host, host.certificate.public_bytes(Encoding.DER)
+
+
+@given(st.data())
+def test_a_certificate_with_one_bit_flipped_is_refused(data: st.DataObject) -> None:
+    site, _, der = _for_flips()
+    position = data.draw(st.integers(0, len(der) * 8 - 1))
+    altered = bytearray(der)
+    altered[position // 8] ^= 1 << (position % 8)
+    try:
+        certificate = x509.load_der_x509_certificate(bytes(altered))
+    except UNREADABLE:
+        return
+    with pytest.raises(PeerRefused):
+        judged([certificate], site)
+
+
+# --- CRLs that cryptography's builder will not make
+
+
+def _name(ca: Ca) -> str:
+    return str(ca.certificate.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)[0].value)
+
+
+def _partial(*, only_authorities: bool) -> x509.IssuingDistributionPoint:
+    """Either for CA certificates only (OpenSSL refuses it too), or for one distribution point (it does not)."""
+    return x509.IssuingDistributionPoint(
+        full_name=None if only_authorities else [x509.UniformResourceIdentifier("http://td.example/1.crl")],
+        relative_name=None,
+        only_contains_user_certs=False,
+        only_contains_ca_certs=only_authorities,
+        only_some_reasons=None,
+        indirect_crl=False,
+        only_contains_attribute_certs=False,
+    )
+
+
+def _without_end(ca: Ca) -> x509.CertificateRevocationList:
+    """A CRL with its nextUpdate cut out, signed again: RFC 5280 forbids it, ASN.1 does not."""
+    crl = make_crl(ca)
+    tbs = crl.tbs_certlist_bytes
+    assert crl.next_update_utc is not None
+    end = b"\x17\x0d" + crl.next_update_utc.strftime("%y%m%d%H%M%SZ").encode()
+    assert tbs.count(end) == 1
+    body = _contents(tbs).replace(end, b"")
+    tbs = _der(0x30, body)
+    algorithm = bytes.fromhex("300a06082a8648ce3d040302")  # ecdsa-with-SHA256
+    signature = ca.key.sign(tbs, ec.ECDSA(hashes.SHA256()))
+    return x509.load_der_x509_crl(_der(0x30, tbs + algorithm + _der(0x03, b"\0" + signature)))
+
+
+def _contents(der: bytes) -> bytes:
+    return der[2 + (der[1] & 0x7F if der[1] & 0x80 else 0) :]
+
+
+def _der(tag: int, contents: bytes) -> bytes:
+    if len(contents) < 0x80:
+        return bytes([tag, len(contents)]) + contents
+    length = len(contents).to_bytes(2, "big").lstrip(b"\0")
+    return bytes([tag, 0x80 | len(length)]) + length + contents
