@@ -1,0 +1,57 @@
+"""A real relay in a process of its own that dies by SIGKILL at a chosen moment of its spool.
+
+    python -m tests.transport.relay.mortal_relay CONFIG MOMENT [PERMIT ADDRESS]
+
+CONFIG is a relay's TOML file, MOMENT `before:STATE`, `after:STATE` or `never`. With PERMIT (a file) and ADDRESS it also
+begins that migration. Prints `ready HOST:PORT`, and each news as `news STATE MESSAGE`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from transport.relay import spool
+from transport.relay.config import load_relay_config
+from transport.relay.host import open_host
+from transport.relay.news import News
+from transport.relay.service import serve_relay
+from transport.relay.source import MigrationOrder, carry_as_source
+
+
+def die_at(moment: str) -> None:
+    when, _, state = moment.partition(":")
+    durable = spool._append_line
+
+    def append_line(path: Path, entry: dict[str, Any]) -> None:
+        if (when, state) == ("before", entry["state"]):
+            os.kill(os.getpid(), signal.SIGKILL)
+        durable(path, entry)
+        if (when, state) == ("after", entry["state"]):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    spool._append_line = append_line
+
+
+async def tell(news: News) -> None:
+    print("news", news.state, news.message, flush=True)
+
+
+async def main(config: str, permit: str = "", address: str = "") -> None:
+    host = open_host(load_relay_config(Path(config)))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve_relay, host, lambda where: print("ready", where, flush=True))
+        if permit:
+            order = MigrationOrder(Path(permit).read_text(), address)
+            nursery.start_soon(carry_as_source, host, order, tell, trio.Event())
+
+
+if __name__ == "__main__":
+    die_at(sys.argv[2])
+    trio.run(partial(main, sys.argv[1], *sys.argv[3:]))

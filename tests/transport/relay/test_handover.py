@@ -1,0 +1,182 @@
+"""One guest, in one place: real QEMUs, real relay processes, killed before and after every durable write.
+
+Whether a guest ever ran twice is read from what it printed: it counts, so a number that stands on both hosts was
+counted by two guests. Sampling run states could not tell.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import pytest
+import trio
+
+from gateway.demo.guest import GuestLayout, build_boot_image, count_passes, memory_problems
+from gateway.demo.machines import Qemu, dump_region, let_run, run_state, start_qemu, stop_qemu, wait_passes
+from tests.transport.relay.conftest import until
+from tests.transport.site import Site
+
+pytestmark = pytest.mark.real
+VM = "11111111-2222-4333-8444-555555555555"
+MEMORY_MIB = 32
+LAYOUT = GuestLayout.for_memory(MEMORY_MIB, 2)
+
+
+@dataclass
+class Machines:
+    """A guest that counts at `source`, and a QEMU that waits at `destination`."""
+
+    source: Qemu
+    destination: Qemu
+
+
+@pytest.fixture
+async def machines(site: Site) -> AsyncIterator[Machines]:
+    image = build_boot_image(LAYOUT, site.folder)
+    source = await start_qemu(site.folder / "qa" / VM, VM, memory_mib=MEMORY_MIB, image=image)
+    destination = await start_qemu(site.folder / "qb" / VM, VM, memory_mib=MEMORY_MIB, incoming=True, image=image)
+    try:
+        await wait_passes(source, 3)
+        yield Machines(source, destination)
+    finally:
+        await stop_qemu(source)
+        await stop_qemu(destination)
+
+
+def write_config(site: Site, name: str, listen: str = "127.0.0.1:0") -> Path:
+    """The TOML file of a relay that drives QEMU by QMP."""
+    config = site.relay_config(name, kind="qmp", qmp_socket=str(site.folder / f"q{name}" / "{uuid}" / "qmp.sock"))
+    config = msgspec.structs.replace(config, relay=msgspec.structs.replace(config.relay, listen=listen))
+    path = site.folder / f"relay-{name}.toml"
+    # Text, numbers and lists of them are written alike in JSON and TOML.
+    sections = msgspec.to_builtins(config).items()
+    path.write_text(
+        "\n".join(f"[{name}]\n" + "".join(f"{k} = {json.dumps(v)}\n" for k, v in of.items()) for name, of in sections)
+    )
+    return path
+
+
+class RelayProcess:
+    """A relay's process, and what it has printed."""
+
+    def __init__(self, process: subprocess.Popen[bytes], output: Path) -> None:
+        self.process = process
+        self.output = output
+
+    def lines(self, word: str) -> list[str]:
+        text = self.output.read_text(errors="replace")
+        return [line.removeprefix(word + " ") for line in text.splitlines() if line.startswith(word + " ")]
+
+    @property
+    def address(self) -> str:
+        return self.lines("ready")[0]
+
+
+@asynccontextmanager
+async def relay(config: Path, moment: str = "never", *begin: str) -> AsyncIterator[RelayProcess]:
+    """A relay that runs until the end of the block, or until its moment comes."""
+    output = config.with_suffix(f".{moment.replace(':', '-')}.{len(begin)}.log")
+    with output.open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.transport.relay.mortal_relay", str(config), moment, *begin],
+            stdout=log,
+            stderr=log,
+        )
+    running = RelayProcess(process, output)
+    try:
+        await until(lambda: bool(running.lines("ready")) or process.poll() is not None, 20)
+        yield running
+    finally:
+        process.kill()
+        process.wait()
+
+
+async def wait_one_place(site: Site, machines: Machines, seconds: float = 40) -> str:
+    """Where exactly one guest runs, once the source relay owes the session nothing any more."""
+
+    def is_ended() -> bool:
+        journals = list((site.folder / "relay-a" / "journals").glob("source-*.jsonl"))
+        return bool(journals) and all('"ended"' in journal.read_text() for journal in journals)
+
+    with trio.fail_after(seconds):
+        while True:
+            ended = is_ended()
+            at_source, at_destination = await run_state(machines.source), await run_state(machines.destination)
+            if ended and at_destination == "running" and at_source == "gone":
+                return "destination"
+            if ended and at_source == "running" and at_destination in ("gone", "inmigrate"):
+                return "source"
+            await trio.sleep(0.05)
+
+
+async def require_one_guest(machines: Machines, where: str) -> None:
+    """The guest goes on counting there, and no number was ever printed twice or left out."""
+    if where == "source":
+        assert machines.destination.printed() == b""
+        counted = count_passes(machines.source.printed())
+        await wait_passes(machines.source, counted + 3)
+    else:
+        before = machines.source.printed()
+        await wait_passes(machines.destination, count_passes(before) + 3, earlier=before)
+
+
+async def test_a_guest_moves_whole_and_goes_on_counting(site: Site, machines: Machines) -> None:
+    before, after = site.folder / "before", site.folder / "after"
+    await dump_region(machines.source, before, LAYOUT)
+    await let_run(machines.source)
+    permit = site.folder / "permit"
+    permit.write_text(site.permit(vm=VM))
+    async with relay(write_config(site, "b")) as destination:
+        start = relay(write_config(site, "a"), "never", str(permit), destination.address)
+        async with start as source:
+            assert await wait_one_place(site, machines) == "destination"
+            await require_one_guest(machines, "destination")
+            await until(lambda: any(line.startswith("completed") for line in source.lines("news")))
+    printed = machines.source.printed() + await dump_region(machines.destination, after, LAYOUT)
+    assert memory_problems(before, after, LAYOUT, count_passes(printed)) == []
+
+
+SOURCE_STATES = ["begun", "handed-over", "outcome-running", "ended"]
+DESTINATION_STATES = ["admitted", "prepared", "running", "started", "ended"]
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("state", SOURCE_STATES)
+async def test_source_relay_killed(site: Site, machines: Machines, when: str, state: str) -> None:
+    permit = site.folder / "permit"
+    permit.write_text(site.permit(vm=VM))
+    config = write_config(site, "a")
+    async with relay(write_config(site, "b")) as destination:
+        async with relay(config, f"{when}:{state}", str(permit), destination.address) as source:
+            await until(lambda: source.process.poll() is not None, 30)
+        if state == "begun":
+            assert await run_state(machines.source) == "running"
+            if when == "before":
+                return  # nothing was begun: nobody is owed anything
+        async with relay(config):
+            where = await wait_one_place(site, machines)
+            await require_one_guest(machines, where)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("state", DESTINATION_STATES)
+async def test_destination_relay_killed(site: Site, machines: Machines, when: str, state: str) -> None:
+    permit = site.folder / "permit"
+    permit.write_text(site.permit(vm=VM))
+    config = write_config(site, "b")
+    async with relay(config, f"{when}:{state}") as destination:
+        address = destination.address
+        async with relay(write_config(site, "a"), "never", str(permit), address) as source:
+            await until(lambda: destination.process.poll() is not None, 30)
+            async with relay(write_config(site, "b", listen=address)):
+                where = await wait_one_place(site, machines)
+                await require_one_guest(machines, where)
+                ended = ("completed",) if where == "destination" else ("failed",)
+                await until(lambda: any(line.startswith(ended) for line in source.lines("news")), 20)
