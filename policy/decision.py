@@ -1,0 +1,178 @@
+"""One decision: rules, a request and its entities go in; yes or no with the reasons comes out.
+
+Pure, and the only path: a live decision, a bundle's own tests and the replay of an old record all come through
+`evaluate`. It allows only if Cedar allows, no policy failed (Cedar itself *skips* a `forbid` that fails), everything
+the request refers to is in the slice, and the groups of the requester are known. All else is a denial that says who
+must act.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import cedarpy
+import msgspec
+
+from policy.facts import ACTIONS, VM_ACTIONS
+from policy.request import Json, references
+from policy.rules import Policy, Rules
+
+ANY_MOVE: Final = "AnyMove"  # the schema's action group of VM_ACTIONS
+_SHOWN_PERMITS: Final = 5
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyReason:
+    """A policy that determined a decision. `effect` is "permit" or "forbid"."""
+
+    id: str
+    effect: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Yes or no, and everything needed to reach it again: `request` and `entities` are plain JSON without floats.
+
+    `reasons` are the determining policies, sorted by id; none when nothing matched or Cedar was not asked.
+    `errors` is what went wrong, in Cedar's words. `denied_because` is for people; "" when allowed.
+    """
+
+    allowed: bool
+    reasons: tuple[PolicyReason, ...]
+    errors: tuple[str, ...]
+    denied_because: str
+    bundle_digest: str
+    request: Json
+    entities: list[Json]
+
+
+class _Uid(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    type: str
+    id: str
+
+
+class _Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    principal: _Uid
+    action: _Uid
+    resource: _Uid
+    context: dict[str, Any]
+
+
+class _Entity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    uid: _Uid
+    attrs: dict[str, Any]
+    parents: list[_Uid]
+
+
+def evaluate(rules: Rules, bundle_digest: str, request: Json, entities: list[Json]) -> Decision:
+    """Decide. Raises nothing that the request or the entities could cause: what is malformed is denied."""
+
+    def denied(because: str, reasons: Sequence[PolicyReason] = (), errors: Sequence[str] = ()) -> Decision:
+        return Decision(False, tuple(reasons), tuple(errors), because, bundle_digest, request, entities)
+
+    try:
+        asked = msgspec.convert(request, _Request)
+        known = {(e.uid.type, e.uid.id): e.attrs for e in msgspec.convert(entities, list[_Entity])}
+        unknown = [
+            (where, kind)
+            for where, kind, name in references(request)
+            if where != "action" and (kind, name) not in known
+        ]
+    except (msgspec.ValidationError, RecursionError) as error:
+        return denied("The request is malformed: this is a defect of Sealane, report it.", errors=[str(error)])
+    if asked.action.id not in ACTIONS:
+        return denied(f"Sealane knows no action {asked.action.id!a}: the requester must ask for one that it knows.")
+    if unknown:
+        return denied(" ".join(_unknown(where, kind) for where, kind in unknown))
+    if known[asked.principal.type, asked.principal.id].get("groups_known") is not True:
+        return denied(
+            "The requester's groups are not known: the operator must make the identity provider or the directory"
+            " tell all of them."
+        )
+    try:
+        slice_ = cedarpy.Entities.from_json_str(json.dumps(entities), rules.schema)
+        answer = cedarpy.is_authorized(request, rules.policy_set, slice_, rules.schema)
+    except (ValueError, TypeError, RecursionError) as error:
+        return denied(_DOES_NOT_FIT, errors=[_one_line(error)])
+    reasons = _reasons(rules, answer.diagnostics.reasons)
+    errors = [_name_policies(rules, error) for error in answer.diagnostics.errors]
+    if answer.decision is cedarpy.Decision.NoDecision:
+        return denied(_DOES_NOT_FIT, errors=errors or ["Cedar gave no decision"])
+    if errors:
+        return denied(
+            "A policy could not be evaluated, and a forbid that fails would be skipped:"
+            f" the policy author must correct it. {errors[0]}",
+            reasons,
+            errors,
+        )
+    if answer.decision is cedarpy.Decision.Allow and len(reasons) == len(answer.diagnostics.reasons) > 0:
+        return Decision(True, reasons, (), "", bundle_digest, request, entities)
+    if reasons:
+        return denied("Forbidden: " + " ".join(f"{_sentence(r.reason)} ({r.id})" for r in reasons), reasons)
+    return denied(_nothing_permits(rules, asked, known))
+
+
+_DOES_NOT_FIT: Final = (
+    "The facts do not fit the bundle's schema: the policy author must bring the schema shipped with this Sealane."
+)
+
+
+def _reasons(rules: Rules, cedar_ids: Sequence[str]) -> tuple[PolicyReason, ...]:
+    policies = sorted((p for p in map(rules.policy, cedar_ids) if p), key=lambda policy: policy.id)
+    return tuple(PolicyReason(policy.id, policy.effect, policy.reason) for policy in policies)
+
+
+def _name_policies(rules: Rules, error: str) -> str:
+    """Cedar says "error while evaluating policy `policy3`: …"; people know the policy by its @id."""
+    head, _, rest = error.partition("`")
+    cedar_id, _, tail = rest.partition("`")
+    policy = rules.policy(cedar_id)
+    return _one_line(f"{head}`{policy.id}`{tail}" if policy else error)
+
+
+def _unknown(where: str, kind: str) -> str:
+    match where, kind:
+        case "principal", _:
+            return "The requester is not known: log in."
+        case "resource", "Sealane::Vm":
+            return "The inventory does not know this VM: correct its name, or let the operator add it."
+        case (("context.source" | "context.destination"), _):
+            end = where.removeprefix("context.")
+            return f"The inventory does not know the {end} host: correct its name, or let the operator add it."
+        case _:
+            return f"Nothing is known of the {where}: the operator must complete the inventory."
+
+
+def _nothing_permits(rules: Rules, asked: _Request, known: Mapping[tuple[str, str], Json]) -> str:
+    """Default deny: say what was asked, what could permit it, and who may change that."""
+    action = asked.action.id
+    person = f"{known[asked.principal.type, asked.principal.id].get('name')} ({asked.principal.id})"
+    about = ""
+    if action in VM_ACTIONS:
+        vm = known[asked.resource.type, asked.resource.id]
+        about = f" of VM {vm.get('name')} (zone {vm.get('zone')}, classification {vm.get('classification')})"
+    permits = [policy for policy in rules.policies if policy.effect == "permit" and _covers(policy, action)]
+    if not permits:
+        return f"No policy permits {action} to anyone: the policy author must add one if it should be possible."
+    shown = " ".join(f"{_sentence(policy.reason)} ({policy.id})" for policy in permits[:_SHOWN_PERMITS])
+    more = f" And {len(permits) - _SHOWN_PERMITS} more." if len(permits) > _SHOWN_PERMITS else ""
+    return (
+        f"No policy permits {action}{about} by {person}. What does permit {action}: {shown}{more}"
+        " Ask for the role that this needs, or the policy author for a policy."
+    )
+
+
+def _covers(policy: Policy, action: str) -> bool:
+    return not policy.actions or action in policy.actions or (action in VM_ACTIONS and ANY_MOVE in policy.actions)
+
+
+def _sentence(reason: str) -> str:
+    return reason if reason.endswith((".", "!", "?")) else reason + "."
+
+
+def _one_line(error: object) -> str:
+    return " ".join(str(error).split())[:1000]

@@ -1,0 +1,139 @@
+"""A question as Cedar's JSON: the request and the slice of entities that it speaks of.
+
+Names and ids travel as JSON values only, never inside Cedar text: a VM called `"} permit(…)` is a VM with an odd
+name. Both parts go into the decision record as they are; whoever holds them can decide the same question again.
+Format: Cedar's "entities JSON" and "context JSON" (https://docs.cedarpolicy.com/auth/entities-syntax.html).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+from policy.facts import VM_ACTIONS, Context, GatewayFacts, HostFacts, Person, Question, VmFacts, split_address
+
+Json = dict[str, Any]
+# Stands for a VM or host that the inventory does not know. No real id can equal it: those are UUIDs and SPIFFE ids.
+UNKNOWN = "unknown"
+
+
+def request_of(question: Question) -> Json:
+    """Principal, action, resource and context; a VM action on an unknown VM still says that it was about a VM."""
+    if question.action in VM_ACTIONS:
+        resource = _uid("Vm", question.vm.uuid if question.vm else UNKNOWN)
+        context = _move_context(question)
+    else:
+        resource = _uid("Gateway", question.gateway.name)
+        context = _circumstances(question)
+    return {
+        "principal": _uid("Person", question.person.id),
+        "action": _uid("Action", question.action),
+        "resource": resource,
+        "context": context,
+    }
+
+
+def entities_of(question: Question) -> list[Json]:
+    """The complete slice: whatever the request refers to and the gateway knows, each once."""
+    entities = [_person(question.person)]
+    if question.action in VM_ACTIONS:
+        entities += [_vm(question.vm)] if question.vm else []
+        hosts = {host.spiffe_id: host for host in (question.source, question.destination) if host}
+        entities += [_host(host) for host in hosts.values()]
+    else:
+        entities.append(_gateway(question.gateway))
+    return entities
+
+
+def references(value: object) -> Iterator[tuple[str, str, str]]:
+    """Every entity that a request refers to, as (where, type, id); `where` is "principal", "context.source", …"""
+    yield from _references("", value)
+
+
+def _references(where: str, value: object) -> Iterator[tuple[str, str, str]]:
+    if not isinstance(value, dict):
+        return
+    target = value.get("__entity", value)
+    match target:
+        case {"type": str(kind), "id": str(name)} if len(target) == 2:
+            yield where, kind, name
+        case _:
+            for key, inner in value.items():
+                yield from _references(f"{where}.{key}" if where else key, inner)
+
+
+def _uid(kind: str, name: str) -> Json:
+    return {"type": f"Sealane::{kind}", "id": name}
+
+
+def _entity(kind: str, name: str, attributes: Json, parents: list[Json] | None = None) -> Json:
+    return {"uid": _uid(kind, name), "attrs": attributes, "parents": parents or []}
+
+
+def _person(person: Person) -> Json:
+    attributes = {
+        "issuer": person.issuer,
+        "name": person.name,
+        "authenticated_by": person.authenticated_by,
+        "groups_known": person.groups is not None,
+    }
+    return _entity("Person", person.id, attributes, [_uid("Group", group) for group in sorted(person.groups or ())])
+
+
+def _vm(vm: VmFacts) -> Json:
+    attributes = {"name": vm.name, "zone": vm.zone, "classification": vm.classification, "tags": sorted(vm.tags)}
+    return _entity("Vm", vm.uuid, attributes)
+
+
+def _host(host: HostFacts) -> Json:
+    address, port = split_address(host.address)
+    attributes = {
+        "name": host.name,
+        "site": host.site,
+        "zone": host.zone,
+        "jurisdiction": host.jurisdiction,
+        "address": {"__extn": {"fn": "ip", "arg": address}},
+        "port": port,
+    }
+    return _entity("Host", host.spiffe_id, attributes)
+
+
+def _gateway(gateway: GatewayFacts) -> Json:
+    return _entity("Gateway", gateway.name, {"name": gateway.name})
+
+
+def _move_context(question: Question) -> Json:
+    context = question.context
+    protection = context.protection
+    return {
+        "source": _host_reference(question.source),
+        "destination": _host_reference(question.destination),
+        "protection": {
+            "tls_version": protection.tls_version,
+            "key_exchange": protection.key_exchange,
+            "lane_cipher": protection.lane_cipher,
+            "vm_binding": protection.vm_binding,
+        },
+        "ports": sorted(context.ports),
+        "time": _datetime(context.time),
+        "reason_given": context.reason_given,
+    }
+
+
+def _circumstances(question: Question) -> Json:
+    context: Context = question.context
+    facts: Json = {"time": _datetime(context.time), "reason_given": context.reason_given}
+    if question.action == "CancelMigration":
+        facts["own_migration"] = context.own_migration
+    return facts
+
+
+def _host_reference(host: HostFacts | None) -> Json:
+    return {"__entity": _uid("Host", host.spiffe_id if host else UNKNOWN)}
+
+
+def _datetime(time: datetime) -> Json:
+    """Cedar's datetime has milliseconds; what is finer is cut off."""
+    text = time.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return {"__extn": {"fn": "datetime", "arg": text}}
