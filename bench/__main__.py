@@ -1,0 +1,49 @@
+"""`python -m bench`: which areas to measure, how long, against whom."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from bench import permit_latency, relay_migration, relay_stream
+from bench.harness import BenchError, Plan, print_figures, write_results
+from bench.peers import PEER_NAMES
+
+PARTS = {
+    "relay": {"stream": relay_stream.measure, "migration": relay_migration.measure},
+    "policy": {"permit": permit_latency.measure},
+}
+RESULTS = Path(__file__).parent / "results"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("areas", nargs="*", metavar="AREA", help=f"of {', '.join(PARTS)}; without: all")
+    parser.add_argument("--rounds", type=int, default=5, help="of which the medians are taken (default 5)")
+    parser.add_argument("--quick", action="store_true", help="short runs to see that all works; writes no results")
+    parser.add_argument("--only", metavar="PART", help="stream, migration or permit; writes no results")
+    parser.add_argument("--peers", help=f"comma-separated, of {', '.join(PEER_NAMES)}; writes no results")
+    options = parser.parse_args()
+    peers = frozenset(options.peers.split(",")) if options.peers else frozenset(PEER_NAMES)
+    for what, names, known in (("area", options.areas, PARTS), ("peer", peers, PEER_NAMES)):
+        if unknown := set(names) - set(known):
+            parser.error(f"unknown {what} {', '.join(sorted(unknown))}: use {', '.join(known)}")
+    plan = Plan(rounds=options.rounds, quick=options.quick, peers=peers)
+    whole = not (options.quick or options.only or options.peers)
+    for area in options.areas or PARTS:
+        figures: dict[str, float] = {}
+        for part, measure in PARTS[area].items():
+            if options.only in {None, part}:
+                figures |= measure(plan)
+        print_figures(area, figures)
+        if whole:
+            write_results(RESULTS / f"{area}.json", figures)
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except BenchError as error:
+        sys.exit(f"bench: {error}")

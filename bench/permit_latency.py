@@ -1,0 +1,5 @@
+from bench.harness import Plan
+
+
+def measure(plan: Plan) -> dict[str, float]:
+    return {}

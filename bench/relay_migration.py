@@ -1,0 +1,104 @@
+"""Live migrations of a guest with 1 GiB of random memory between two QEMUs, through each pair in turn.
+
+Measured from the command `migrate` to QEMU's `completed`, which with a return path means that the destination has
+loaded everything. CPU time is of the relays and both QEMUs, since QEMU's own TLS has no relay; memory of the relays.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from bench import peers
+from bench.certificates import make_certificates
+from bench.harness import BenchError, Meter, Plan, Run, print_rounds, relay_figures, run_interleaved
+from bench.peers import Start
+from bench.qemus import Conversation, QemuProcess, conversation, destination_qemu, source_qemu
+from bench.sealane_peer import sealane
+from transport.hypervisors.errors import HypervisorError
+from transport.hypervisors.qemu import MigrationSettings
+
+MEMORY_MIB = 1024
+QUICK_MEMORY_MIB = 256
+DEADLINE_SECONDS = 120.0
+SETTINGS = MigrationSettings()  # bandwidth unlimited: QEMU's default of 128 MiB/s would hide any relay's speed
+QEMU_TLS = "qemu-tls"
+
+
+def measure(plan: Plan) -> dict[str, float]:
+    """Run all rounds and return the figures of this part."""
+    memory_mib = QUICK_MEMORY_MIB if plan.quick else MEMORY_MIB
+    with tempfile.TemporaryDirectory(prefix="bench-") as name:
+        folder = Path(name)
+        certificates = folder / "certificates"
+        make_certificates(certificates)
+        starts: dict[str, Start | None] = {
+            "direct": peers.direct,
+            "socat": peers.socat,
+            "haproxy": peers.haproxy(certificates),
+            "stunnel": peers.stunnel(certificates),
+            QEMU_TLS: None,
+            "sealane": sealane(folder / "sealane"),
+        }
+        with source_qemu(folder, memory_mib, certificates) as source:
+            contenders: dict[str, Callable[[], Run]] = {
+                name: partial(_run, source, start, memory_mib, certificates)
+                for name, start in starts.items()
+                if name in plan.peers
+            }
+            rounds = run_interleaved("migration", contenders, plan.rounds_to_run)
+    title = f"live migration of {memory_mib} MiB, median of {plan.rounds_to_run}; CPU with both QEMUs"
+    print_rounds(title, rounds, "sealane")
+    figures = relay_figures("migration", rounds)
+    for other in ("haproxy", "socat", "stunnel", QEMU_TLS):
+        if {"sealane", other} <= rounds.runs.keys():
+            figures[f"migration_vs_{other.replace('-', '_')}"] = rounds.times_as_fast("sealane", other)
+    return figures
+
+
+def _run(source: QemuProcess, start: Start | None, memory_mib: int, certificates: Path) -> Run:
+    """One migration, through a pair or (without `start`) by QEMU's own TLS, and the source made ready for the next."""
+    with tempfile.TemporaryDirectory(prefix="bench-") as name:
+        folder = Path(name)
+        with destination_qemu(folder, memory_mib, certificates) as destination:
+            try:
+                return trio.run(_migrate, source, destination, start, folder)
+            except (HypervisorError, trio.TooSlowError) as error:
+                raise BenchError(f"the migration failed: {error}") from error
+
+
+async def _migrate(source: QemuProcess, destination: QemuProcess, start: Start | None, folder: Path) -> Run:
+    leave = folder / peers.VM / "leave.sock"
+    leave.parent.mkdir()
+    port = peers.free_port()
+    async with conversation(source) as sender, conversation(destination) as receiver:
+        await sender.machine.prepare_source(SETTINGS)
+        await receiver.machine.hold_incoming()
+        await receiver.machine.prepare_destination(SETTINGS)
+        for end in (sender, receiver):
+            await _use_qemus_tls(end, start is None)
+        incoming = f"unix:{leave}" if start else f"tcp:127.0.0.1:{port}"
+        await receiver.tell("migrate-incoming", uri=incoming)
+        with start(folder, leave) if start else nullcontext() as carrier:
+            relays = carrier.pids if carrier else ()
+            to = f"unix:{carrier.enter}" if carrier else incoming
+            with Meter((source.pid, destination.pid, *relays)) as everyone, Meter(relays) as relaying:
+                started = time.monotonic()
+                await sender.tell("migrate", uri=to)
+                moved = await sender.machine.wait_migration(deadline_seconds=DEADLINE_SECONDS)
+                seconds = time.monotonic() - started
+            await receiver.machine.wait_incoming(deadline_seconds=DEADLINE_SECONDS)
+        await sender.machine.resume()
+    return Run(seconds, moved.transferred_bytes, everyone.cpu_seconds, relaying.peak_rss_bytes)
+
+
+async def _use_qemus_tls(end: Conversation, tls: bool) -> None:
+    """Whether QEMU itself encrypts the next migration, with the certificates that it was started with."""
+    name, host = ("tls0", "localhost") if tls else ("", "")
+    await end.tell("migrate-set-parameters", tls_creds=name, tls_hostname=host)

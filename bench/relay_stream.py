@@ -1,0 +1,85 @@
+"""One stream between two unix sockets: sender → source process ═ TCP ═ destination process → receiver."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from bench import peers
+from bench.certificates import make_certificates
+from bench.harness import (
+    GB,
+    BenchError,
+    Meter,
+    Plan,
+    Run,
+    print_rounds,
+    relay_figures,
+    run_interleaved,
+)
+from bench.peers import Start
+from bench.sealane_peer import sealane
+
+STREAM_BYTES = 6 * GB
+QUICK_BYTES = 1 * GB
+DEADLINE_SECONDS = 300.0
+
+
+def measure(plan: Plan) -> dict[str, float]:
+    """Run all rounds and return the figures of this part."""
+    size_bytes = QUICK_BYTES if plan.quick else STREAM_BYTES
+    with tempfile.TemporaryDirectory(prefix="bench-") as name:
+        folder = Path(name)
+        make_certificates(folder / "certificates")
+        starts: dict[str, Start] = {
+            "direct": peers.direct,
+            "socat": peers.socat,
+            "haproxy": peers.haproxy(folder / "certificates"),
+            "stunnel": peers.stunnel(folder / "certificates"),
+            "sealane": sealane(folder / "sealane"),
+        }
+        contenders = {name: _contender(starts[name], size_bytes) for name in starts if name in plan.peers}
+        rounds = run_interleaved("stream", contenders, plan.rounds_to_run)
+    print_rounds(f"one stream of {size_bytes / GB:g} GB, median of {plan.rounds_to_run}", rounds, "sealane")
+    figures = relay_figures("stream", rounds)
+    for other in ("haproxy", "socat", "stunnel"):
+        if {"sealane", other} <= rounds.runs.keys():
+            figures[f"stream_vs_{other}"] = rounds.times_as_fast("sealane", other)
+    if "sealane" in rounds.runs:
+        figures["relay_rss_mib"] = max(run.peak_rss_bytes for run in rounds.runs["sealane"]) / 2**20
+    return figures
+
+
+def _contender(start: Start, size_bytes: int) -> Callable[[], Run]:
+    def run() -> Run:
+        with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+            return carry(start, Path(folder), size_bytes)
+
+    return run
+
+
+def carry(start: Start, folder: Path, size_bytes: int) -> Run:
+    """Send `size_bytes` through a pair. Start-up and handshake are not in the time, nor start-up in the CPU time."""
+    leave = folder / peers.VM / "leave.sock"
+    leave.parent.mkdir()
+    ends = [sys.executable, "-m", "bench.stream_ends"]
+    with subprocess.Popen([*ends, "receive", str(leave)], stdout=subprocess.PIPE, text=True) as receiver:
+        try:
+            assert receiver.stdout is not None
+            if receiver.stdout.readline() != "ready\n":
+                raise BenchError("the receiver did not start: its message is above")
+            with start(folder, leave) as carrier:
+                with Meter(carrier.pids) as meter:
+                    send = [*ends, "send", str(carrier.enter), str(size_bytes)]
+                    subprocess.run(send, timeout=DEADLINE_SECONDS, check=True)
+                    received, seconds = receiver.communicate(timeout=DEADLINE_SECONDS)[0].split()
+                if int(received) != size_bytes:
+                    raise BenchError(f"{received} of {size_bytes} bytes arrived")
+        except (subprocess.SubprocessError, ValueError) as error:
+            raise BenchError(f"the stream broke: {error}") from error
+        finally:
+            receiver.kill()
+    return Run(float(seconds), size_bytes, meter.cpu_seconds, meter.peak_rss_bytes)

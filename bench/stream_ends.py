@@ -1,0 +1,53 @@
+"""The two ends of a measured stream, each a process of its own: `python -m bench.stream_ends send|receive …`.
+
+    receive PATH          listens, prints "ready", reads to the end; prints the bytes and the seconds from first to last
+    send PATH SIZE_BYTES  connects, sends, half-closes, waits for the other side to close
+
+Socket buffers stay at the kernel's default, as QEMU leaves them. Imports are few: the ends must start at once.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+
+BUFFER_BYTES = 1 << 20
+
+
+def receive(path: str) -> None:
+    buffer = bytearray(BUFFER_BYTES)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen(1)
+        print("ready", flush=True)
+        connection, _ = listener.accept()
+    with connection:
+        count = total = connection.recv_into(buffer)
+        started = last = time.monotonic()
+        while count:
+            count = connection.recv_into(buffer)
+            if count:
+                last = time.monotonic()
+                total += count
+        print(total, last - started, flush=True)
+
+
+def send(path: str, size_bytes: int) -> None:
+    content = memoryview(os.urandom(BUFFER_BYTES))
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(path)
+        for left in range(size_bytes, 0, -BUFFER_BYTES):
+            connection.sendall(content[: min(left, BUFFER_BYTES)])
+        connection.shutdown(socket.SHUT_WR)
+        connection.settimeout(30)
+        while connection.recv(BUFFER_BYTES):
+            pass
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "receive":
+        receive(sys.argv[2])
+    else:
+        send(sys.argv[2], int(sys.argv[3]))
