@@ -215,7 +215,7 @@ def _name(ca: Ca) -> str:
 
 
 def _partial(*, only_authorities: bool) -> x509.IssuingDistributionPoint:
-    """Either for CA certificates only (OpenSSL refuses it too), or for one distribution point (it does not)."""
+    """A CRL that does not cover all: of CA certificates only, or of one distribution point."""
     return x509.IssuingDistributionPoint(
         full_name=None if only_authorities else [x509.UniformResourceIdentifier("http://td.example/1.crl")],
         relative_name=None,
