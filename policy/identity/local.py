@@ -38,7 +38,8 @@ TOKEN_TYPE: Final = "at+jwt"  # noqa: S105 - a media type (RFC 9068), not a secr
 CLIENT_ID: Final = "sealane"
 MAX_FILE_BYTES: Final = 1 << 20
 MAX_PASSWORD_BYTES: Final = 1024
-MAX_GROUPS: Final = 64  # so that a token stays below 16 KiB
+MAX_GROUPS: Final = 64
+MAX_GROUPS_BYTES: Final = 8 * 1024  # as JSON, so that a token stays below 16 KiB
 SALT_BYTES: Final = 16
 HASH_BYTES: Final = 32
 
@@ -157,10 +158,10 @@ class LocalDirectory:
 
 
 def hash_password(password: str, salt: bytes | None = None, cost: ScryptCost = ScryptCost()) -> str:
-    """The text for the file; `salt`: 16 random bytes, made here if None. ValueError if empty or above 1 KiB."""
+    """The text for the file; `salt`: 16 random bytes, made here if None. ValueError if the password is not one."""
     secret = _password_bytes(password)
     if not secret:
-        raise ValueError(f"a password has 1 to {MAX_PASSWORD_BYTES} bytes")
+        raise ValueError(f"a password has 1 to {MAX_PASSWORD_BYTES} bytes and no control characters")
     salt = os.urandom(SALT_BYTES) if salt is None else salt
     if len(salt) != SALT_BYTES:
         raise ValueError(f"a salt has {SALT_BYTES} bytes")
@@ -225,6 +226,8 @@ def _person(username: str, table: _PersonTable) -> LocalPerson:
         raise DirectoryRefused(f"people.{username!r}: a user name is a-z, 0-9 and ._@-, at most 64 characters")
     if not all(text.isprintable() for text in (table.name, *table.groups)):
         raise DirectoryRefused(f"people.{username}: name or groups hold characters that cannot be printed")
+    if len(msgspec.json.encode(table.groups)) > MAX_GROUPS_BYTES:
+        raise DirectoryRefused(f"people.{username}.groups: more than {MAX_GROUPS_BYTES} bytes: shorten the names")
     if len(set(table.groups)) != len(table.groups):
         raise DirectoryRefused(f"people.{username}: a group is named twice")
     try:
@@ -257,10 +260,13 @@ def _scrypt(secret: bytes, salt: bytes, cost: ScryptCost) -> bytes:
 
 
 def _password_bytes(password: str) -> bytes | None:
-    """RFC 8265 section 4.2: NFC, so that a password typed on two systems is one. None: longer than we look at."""
-    if len(password) > MAX_PASSWORD_BYTES:
+    """RFC 8265 section 4.2: NFC, so that a password typed on two systems is one; no control characters.
+
+    None: too long, or no password. Inside scrypt, HMAC pads keys with zeros: with NULs allowed "x" and "x\\0" are one.
+    """
+    if len(password) > MAX_PASSWORD_BYTES or any(unicodedata.category(c) in {"Cc", "Cs"} for c in password):
         return None
-    secret = unicodedata.normalize("NFC", password).encode("utf-8", "surrogatepass")
+    secret = unicodedata.normalize("NFC", password).encode()
     return secret if len(secret) <= MAX_PASSWORD_BYTES else None
 
 
