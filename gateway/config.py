@@ -30,27 +30,27 @@ class Address(msgspec.Struct, frozen=True):
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-class GatewayTable(_Table):
+class GatewayTable(_Table, frozen=True):
     listen: Text
     name: Text
     state_dir: Text
 
 
-class TlsTable(_Table):
+class TlsTable(_Table, frozen=True):
     certificate: Text
     private_key: Text
     client_trust_bundle: Text
     crls: tuple[Text, ...]
 
 
-class LogTable(_Table):
+class LogTable(_Table, frozen=True):
     directory: Text
     signing_key: Text
     origin: Text
     heartbeat_seconds: Seconds = 300
 
 
-class PermitsTable(_Table):
+class PermitsTable(_Table, frozen=True):
     signing_key: Text
     lifetime_seconds: Annotated[int, Meta(ge=5, le=3_600)] = 60
     session_seconds: Seconds = 3_600
@@ -61,19 +61,19 @@ class PermitsTable(_Table):
     require_vm_binding: bool = True
 
 
-class PolicyTable(_Table):
+class PolicyTable(_Table, frozen=True):
     bundle: Text
     inventory: Text
 
 
-class LocalIssuerTable(_Table):
+class LocalIssuerTable(_Table, frozen=True):
     issuer: Text
     audience: Text
     signing_key: Text
     token_seconds: Annotated[int, Meta(ge=60, le=86_400)] = 900
 
 
-class IssuerTable(_Table):
+class IssuerTable(_Table, frozen=True):
     """One OpenID provider. `jwks_file` pins its keys in a file instead of fetching them."""
 
     issuer: Text
@@ -83,13 +83,13 @@ class IssuerTable(_Table):
     jwks_file: Text | None = None
 
 
-class IdentityTable(_Table):
+class IdentityTable(_Table, frozen=True):
     local_directory: Text | None = None
     local_issuer: LocalIssuerTable | None = None
     issuers: tuple[IssuerTable, ...] = ()
 
 
-class LimitsTable(_Table):
+class LimitsTable(_Table, frozen=True):
     """Bounds of the shells. Each has a default that a site of some hundred hosts can live with."""
 
     connections: Annotated[int, Meta(ge=2, le=10_000)] = 512
@@ -102,7 +102,7 @@ class LimitsTable(_Table):
     migrations: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
 
 
-class GatewayConfig(_Table):
+class GatewayConfig(_Table, frozen=True):
     """The whole file. `directory` is where it lies; `path()` makes a name of the file absolute."""
 
     gateway: GatewayTable

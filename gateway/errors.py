@@ -1,7 +1,7 @@
 """What can go wrong in the gateway, split by who must act.
 
     GatewayError
-    ├── RequesterError        the person who asked: Unauthenticated, NotAllowed, RequestRefused, NotKnown, Conflict, Throttled
+    ├── RequesterError        the person who asked: Unauthenticated, NotAllowed, RequestRefused, NotKnown, …
     ├── RelayError            the host: RelayRefused, ReceiptRefused, RelayUnreachable
     └── OperatorError         whoever runs the gateway: ConfigRefused, StartRefused, LogUnavailable, Overloaded
 

@@ -1,0 +1,64 @@
+"""The bodies of requests. Strict: an unknown member, a wrong type or too long a text is a 400 that names it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Name = Annotated[str, Field(min_length=1, max_length=255)]
+MigrationId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
+Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
+Port = Literal["memory", "disks", "libvirt"]
+
+
+class Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class SignIn(Body):
+    """A person of the local directory."""
+
+    username: Name
+    password: Annotated[str, Field(min_length=1, max_length=1024, repr=False)]
+
+
+class Move(Body):
+    """Move `vm` (name or UUID) to `destination` (name or SPIFFE id). `ports` defaults to memory."""
+
+    vm: Name
+    destination: Name
+    reason: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
+    ports: Annotated[list[Port], Field(min_length=1, max_length=3)] | None = None
+
+
+class Poll(Body):
+    """How long the answer may take when there is nothing to do."""
+
+    wait_seconds: Annotated[int, Field(ge=0, le=300)]
+
+
+class ProgressReport(Body):
+    """What the hypervisor says, in bytes; `pass` is the pre-copy pass."""
+
+    migration_id: MigrationId
+    state: Literal["running", "handing_over", "completed", "failed", "cancelled"]
+    transferred_bytes: Count
+    remaining_bytes: Count
+    total_bytes: Count
+    rate_bytes_per_second: Count
+    pass_number: Annotated[Count, Field(alias="pass")]
+    downtime_ms: Count | None = None
+    message: Annotated[str, Field(max_length=1024)] | None = None
+
+
+class SignedReceipt(Body):
+    """`body`: canonical JSON text; `signature` (DER) and `chain` (DER certificates, leaf first) in base64."""
+
+    body: Annotated[str, Field(min_length=2, max_length=32 * 1024)]
+    signature: Annotated[str, Field(min_length=4, max_length=256)]
+    chain: Annotated[list[Annotated[str, Field(max_length=8 * 1024)]], Field(min_length=1, max_length=4)]
+
+
+class ReceiptReport(Body):
+    receipt: SignedReceipt

@@ -1,0 +1,75 @@
+"""What every call needs: the pieces of the gateway, and who is on the other end of the connection."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated, Any
+
+from fastapi import Depends, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+from certs.identity import SpiffeId
+from gateway.admission import Gate
+from gateway.people import People
+from gateway.reading import Reading
+from gateway.relays import relay_of
+from gateway.reporting import Reporting
+from policy.facts import Person
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """The pieces, put together by `gateway.service`. `health` answers for anyone, so it tells little."""
+
+    gate: Gate
+    people: People
+    reading: Reading
+    reporting: Reporting
+    health: Callable[[], dict[str, Any]]
+    poll_seconds: int
+
+    def now(self) -> datetime:
+        return self.gate.clock.wall()
+
+
+def desk_of(request: Request) -> Desk:
+    desk = request.app.state.desk
+    assert isinstance(desk, Desk)
+    return desk
+
+
+def address_of(request: Request) -> str:
+    """Where the connection comes from; headers about it are not believed."""
+    return request.client.host if request.client is not None else "unknown"
+
+
+# auto_error=False: a missing token is refused, and recorded, by `People.authenticate` like any other.
+_bearer = HTTPBearer(auto_error=False, description="An access token: of the identity provider, or from POST /v1/token")
+
+
+async def bearer_of(credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> str | None:
+    return credentials.credentials if credentials is not None else None
+
+
+AtDesk = Annotated[Desk, Depends(desk_of)]
+Bearer = Annotated[str | None, Depends(bearer_of)]
+Address = Annotated[str, Depends(address_of)]
+
+
+async def person_of(desk: AtDesk, bearer: Bearer, address: Address) -> Person:
+    """Authenticated, with the groups of now. Errors: Unauthenticated, IdentityUnavailable."""
+    now = desk.now()
+    person = await desk.people.authenticate(bearer, now, address)
+    return await desk.people.resolve_groups(person, now)
+
+
+async def host_of(desk: AtDesk, request: Request) -> SpiffeId:
+    """The host of the connection's client certificate. Errors: RelayRefused."""
+    certificate = request.scope.get("state", {}).get("peer_certificate")
+    return relay_of(certificate, desk.reporting.trust, desk.gate.inventory, desk.now())
+
+
+Asking = Annotated[Person, Depends(person_of)]
+Relay = Annotated[SpiffeId, Depends(host_of)]

@@ -1,0 +1,100 @@
+"""Calls of people: sign in, ask for a migration or a check, follow it, cancel it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from gateway.admission import Admission, Asked, admit, check, decision_document
+from gateway.api.answers import JsonAnswer, error_document
+from gateway.api.bodies import Move, SignIn
+from gateway.api.desk import Address, Asking, AtDesk, Bearer
+from gateway.errors import NotKnown
+from gateway.migrations import Migration
+
+router = APIRouter()
+
+
+@router.get("/v1/health", summary="Is the gateway able to permit anything?")
+async def health(desk: AtDesk) -> Response:
+    """For anyone. 200 when it is, 503 when not."""
+    document = desk.health()
+    return JsonAnswer(document, 200 if document["status"] == "ok" else 503)
+
+
+@router.post("/v1/token", summary="An access token for a person of the local directory")
+async def sign_in(body: SignIn, desk: AtDesk, address: Address) -> Response:
+    """Recorded, refused or not; refusals within a rate."""
+    issued = await desk.people.sign_in(body.username, body.password, desk.now(), address)
+    return JsonAnswer({"access_token": issued.access_token, "token_type": "Bearer", "expires_in": issued.expires_in})
+
+
+@router.post("/v1/migrations", status_code=201, summary="Move a VM, if policy allows it")
+async def request_migration(body: Move, desk: AtDesk, bearer: Bearer, address: Address) -> Response:
+    """201: recorded, and the source relay has its permit. 403: denied and recorded. 409, 503: allowed, but not now."""
+    admission = await admit(desk.gate, bearer, _asked(body, address))
+    document = {"migration_id": admission.migration_id, **_document(admission)}
+    if admission.obstacle is not None:
+        return JsonAnswer({**error_document(admission.obstacle), **document}, admission.obstacle.status)
+    return JsonAnswer(document, 201 if admission.decision.allowed else 403)
+
+
+@router.post("/v1/decisions", summary="Would it be allowed? Nothing moves; the question is recorded")
+async def check_decision(body: Move, desk: AtDesk, bearer: Bearer, address: Address) -> Response:
+    return JsonAnswer(_document(await check(desk.gate, bearer, _asked(body, address))))
+
+
+@router.get("/v1/migrations/{migration_id}", summary="State, progress and receipts of a migration")
+async def show_migration(migration_id: str, desk: AtDesk, person: Asking, address: Address) -> Response:
+    """One's own needs ReadOwnMigrations; that of others ReadAudit, and is recorded."""
+    now = desk.now()
+    found = await desk.reading.migration(migration_id, int(now.timestamp()))
+    is_own = found is not None and found.requested_by == person.id and desk.reading.may_read_own(person, now)
+    if not is_own:
+        await desk.reading.require_read_audit(person, now, address, {"migration": migration_id[:64]}, recorded=True)
+    if found is None:
+        raise NotKnown("no such migration")
+    return JsonAnswer(_migration_document(found))
+
+
+@router.post("/v1/migrations/{migration_id}/cancel", status_code=202, summary="Ask for the end of a migration")
+async def cancel_migration(migration_id: str, desk: AtDesk, person: Asking, address: Address) -> Response:
+    """202: recorded, and the source relay is told. Its outcome shows in the migration."""
+    await desk.reporting.cancel(person, migration_id, desk.now(), address)
+    return JsonAnswer({"migration_id": migration_id}, 202)
+
+
+def _asked(body: Move, address: str) -> Asked:
+    return Asked(body.vm, body.destination, body.reason, tuple(body.ports or ()), address)
+
+
+def _document(admission: Admission) -> dict[str, Any]:
+    return {"record_index": admission.record_index, "decision": decision_document(admission.decision)}
+
+
+def _migration_document(migration: Migration) -> dict[str, Any]:
+    return {
+        "migration_id": migration.migration_id,
+        "state": migration.state.value,
+        "outcome": migration.state.value if migration.is_final else None,
+        "vm": {"uuid": migration.vm_uuid, "name": migration.vm_name},
+        "source": migration.source,
+        "destination": migration.destination,
+        "requested_by": migration.requested_by,
+        "record_index": migration.record_index,
+        "cancel_requested": migration.cancel_requested,
+        "progress": migration.progress,
+        "message": migration.message,
+        "receipts": [
+            {
+                "role": receipt.role,
+                "outcome": receipt.outcome,
+                "record_index": receipt.record_index,
+                "body": msgspec.json.decode(receipt.body),
+            }
+            for receipt in migration.receipts
+        ],
+    }

@@ -1,0 +1,38 @@
+"""Calls of relays, by client certificate: take assignments, report progress, deliver receipts."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from gateway.api.answers import JsonAnswer
+from gateway.api.bodies import Poll, ProgressReport, ReceiptReport
+from gateway.api.desk import AtDesk, Relay
+from gateway.migrations import State
+from gateway.receipts import SignedReceipt, decode_base64
+
+router = APIRouter()
+
+
+@router.post("/v1/relay/poll", summary="What this host is to do; waits for it")
+async def poll(body: Poll, desk: AtDesk, host: Relay) -> Response:
+    wait_seconds = min(body.wait_seconds, desk.poll_seconds)
+    return JsonAnswer({"assignments": await desk.gate.dispatch.poll(str(host), wait_seconds)})
+
+
+@router.post("/v1/relay/progress", status_code=204, summary="How far a migration of this host is")
+async def progress(body: ProgressReport, desk: AtDesk, host: Relay) -> Response:
+    numbers = body.model_dump(by_alias=True, exclude={"migration_id", "state"})
+    await desk.reporting.progress(host, body.migration_id, State(body.state), numbers, body.message)
+    return Response(status_code=204)
+
+
+@router.post("/v1/receipts", summary="What this host certifies of a session; as often as need be")
+async def receipt(body: ReceiptReport, desk: AtDesk, host: Relay) -> Response:
+    """200 only once it is durable in the log; then the relay may forget it."""
+    signed = SignedReceipt(
+        body.receipt.body,
+        decode_base64(body.receipt.signature, "signature"),
+        tuple(decode_base64(each, "chain") for each in body.receipt.chain),
+    )
+    return JsonAnswer({"record_index": await desk.reporting.receipt(host, signed)})

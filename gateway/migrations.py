@@ -1,0 +1,213 @@
+"""The state of each migration, as far as the gateway has heard.
+
+Pure values and transitions. All but `progress` can be derived again from the records of the log: `replay` does so at
+start, with the functions that also run when things happen.
+
+    assigned ─► running ─► handing_over ─► completed | failed | cancelled        (denied: never began)
+
+Relays report; receipts, which are signed, have the last word: a progress report never leaves a final state, a
+receipt may (a destination that certifies "running" outweighs a source that gave up waiting). One host's word that it
+is completed is believed after some seconds; until then the other's receipt, with the rest of the facts, may arrive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Any, Final
+
+BEGIN_GRACE_SECONDS: Final = 60  # after a permit's `exp`: clock skew, and a report that is under way
+END_GRACE_SECONDS: Final = 300  # after `session_until`, for receipts that are spooled
+SECOND_RECEIPT_SECONDS: Final = 10  # how long "completed" waits for the other host's receipt
+MAX_RECEIPTS: Final = 8  # of one migration; recovery sessions bring further ones
+
+
+class State(StrEnum):
+    ASSIGNED = "assigned"
+    RUNNING = "running"
+    HANDING_OVER = "handing_over"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    DENIED = "denied"
+
+
+FINAL: Final = frozenset({State.COMPLETED, State.FAILED, State.CANCELLED, State.DENIED})
+_RANK: Final = {State.ASSIGNED: 0, State.RUNNING: 1, State.HANDING_OVER: 2}
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiptOnFile:
+    role: str
+    outcome: str
+    body: str
+    body_sha256: str
+    record_index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """Times are unix seconds: `begin_until` is the permit's `exp`, `end_until` its `session_until`."""
+
+    migration_id: str
+    vm_uuid: str | None
+    vm_name: str | None
+    source: str | None
+    destination: str | None
+    requested_by: str
+    state: State
+    record_index: int
+    jti: str | None = None
+    decided: int = 0
+    begin_until: int = 0
+    end_until: int = 0
+    permit_sha256: str | None = None
+    completed_at: int | None = None
+    cancel_requested: bool = False
+    progress: Mapping[str, Any] | None = None
+    message: str | None = None
+    receipts: tuple[ReceiptOnFile, ...] = ()
+
+    @property
+    def is_final(self) -> bool:
+        return self.state in FINAL
+
+    def at(self, now: int) -> Migration:
+        """The same, given that it is `now`: what should have been heard of and was not has failed."""
+        if self.state is State.ASSIGNED and now > self.begin_until + BEGIN_GRACE_SECONDS:
+            return replace(self, state=State.FAILED, message="the source relay did not begin before the permit expired")
+        if not self.is_final and self.completed_at is not None and now >= self.completed_at:
+            return replace(self, state=State.COMPLETED)
+        if not self.is_final and now > self.end_until + END_GRACE_SECONDS:
+            return replace(self, state=State.FAILED, message="no receipt arrived: look at both hosts before repeating")
+        return self
+
+    def with_progress(
+        self, state: State, progress: Mapping[str, Any] | None, message: str | None, now: int
+    ) -> Migration:
+        """What the source relay reported. Never backwards, never out of a final state."""
+        if self.is_final:
+            return self
+        told = replace(self, progress=progress or self.progress, message=message or self.message)
+        match state:
+            case State.COMPLETED:
+                return told._presume_completed(now)
+            case State.FAILED | State.CANCELLED:
+                return replace(told, state=state)
+            case _:
+                return replace(told, state=max(state, self.state, key=_RANK.__getitem__))
+
+    def with_receipt(self, receipt: ReceiptOnFile, now: int) -> Migration:
+        """With one more receipt on file, received `now`."""
+        known = replace(self, receipts=(*self.receipts, receipt))
+        said = {(each.role, each.outcome) for each in known.receipts}
+        at_destination = bool(said & {("destination", "running"), ("destination", "completed")})
+        at_source = ("source", "completed") in said
+        if at_destination and at_source:
+            return replace(known, state=State.COMPLETED)
+        if at_destination or at_source:
+            return known if self.state is State.COMPLETED else known._presume_completed(now)
+        if self.state is State.COMPLETED:
+            return known
+        if receipt.outcome == "handed-over":
+            return known if self.is_final else replace(known, state=State.HANDING_OVER)
+        was_cancelled = self.state is State.CANCELLED or any(outcome == "cancelled" for _, outcome in said)
+        return replace(known, state=State.CANCELLED if was_cancelled else State.FAILED)
+
+    def with_cancel_request(self) -> Migration:
+        return replace(self, cancel_requested=True)
+
+    def _presume_completed(self, now: int) -> Migration:
+        until = self.completed_at if self.completed_at is not None else now + SECOND_RECEIPT_SECONDS
+        return replace(self, state=State.HANDING_OVER, completed_at=until)
+
+    def certified_host(self) -> str | None:
+        """The destination, once it certified that the guest runs there."""
+        running = any(r.role == "destination" and r.outcome in {"running", "completed"} for r in self.receipts)
+        return self.destination if running else None
+
+
+class Migrations:
+    """All that the gateway remembers: bounded; what is final and oldest goes first (the log keeps it)."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._by_id: dict[str, Migration] = {}
+        self._active_by_vm: dict[str, str] = {}
+        self._reserved: set[str] = set()
+
+    def get(self, migration_id: str, now: int) -> Migration | None:
+        found = self._by_id.get(migration_id)
+        return found.at(now) if found is not None else None
+
+    def active_of(self, vm_uuid: str, now: int) -> Migration | None:
+        """The migration of this VM that has not ended."""
+        found = self.get(self._active_by_vm.get(vm_uuid, ""), now)
+        return found if found is not None and not found.is_final else None
+
+    def reserve(self, vm_uuid: str, now: int) -> bool:
+        """Keep other requests off this VM while one is being committed; False if it is taken or migrating."""
+        if vm_uuid in self._reserved or self.active_of(vm_uuid, now) is not None:
+            return False
+        self._reserved.add(vm_uuid)
+        return True
+
+    def release(self, vm_uuid: str) -> None:
+        self._reserved.discard(vm_uuid)
+
+    def put(self, migration: Migration) -> None:
+        """Remember it as it is now."""
+        self._by_id[migration.migration_id] = migration
+        if migration.vm_uuid is not None and not migration.is_final:
+            self._active_by_vm[migration.vm_uuid] = migration.migration_id
+        elif self._active_by_vm.get(migration.vm_uuid or "") == migration.migration_id:
+            del self._active_by_vm[migration.vm_uuid or ""]
+        if len(self._by_id) > self._limit:
+            self._evict()
+
+    def active(self, now: int) -> Iterator[Migration]:
+        for migration_id in self._active_by_vm.values():
+            if (found := self.get(migration_id, now)) is not None and not found.is_final:
+                yield found
+
+    def _evict(self) -> None:
+        for migration_id, migration in self._by_id.items():
+            if migration.is_final:
+                del self._by_id[migration_id]
+                return
+        # Nothing is final: the active ones are bounded by the number of VMs of the inventory.
+
+
+def from_decision(index: int, record: Mapping[str, Any]) -> Migration:
+    """The migration that a `migration.decision` record (as JSON) began, or refused."""
+    details = record.get("details", {})
+    permit = details.get("permit")
+    vm = record.get("vm") or {}
+    return Migration(
+        migration_id=record["migration_id"],
+        vm_uuid=vm.get("uuid"),
+        vm_name=vm.get("name"),
+        source=record.get("source"),
+        destination=record.get("destination"),
+        requested_by=(record.get("actor") or {}).get("id", ""),
+        state=State.ASSIGNED if permit else State.DENIED if record.get("outcome") == "denied" else State.FAILED,
+        record_index=index,
+        jti=permit["jti"] if permit else None,
+        decided=permit["iat"] if permit else 0,
+        begin_until=permit["exp"] if permit else 0,
+        end_until=permit["session_until"] if permit else 0,
+        message=details.get("not_admitted"),
+    )
+
+
+def receipt_on_file(index: int, record: Mapping[str, Any]) -> ReceiptOnFile:
+    """The receipt in a `migration.receipt` record."""
+    details = record["details"]
+    return ReceiptOnFile(
+        role=details["role"],
+        outcome=str(record.get("outcome")),
+        body=details["body"],
+        body_sha256=details["body_sha256"],
+        record_index=index,
+    )

@@ -1,0 +1,176 @@
+"""Who is asking: bearer tokens of the configured issuers, and the local issuer's own tokens for a password.
+
+A refused token or password is recorded, within a rate: somebody without any right must not be able to fill the log.
+How many were left out is said in the next such record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any, Final, Protocol
+
+import structlog
+import trio
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from audit.errors import AuditError
+from audit.record import Actor
+from gateway.errors import GatewayError, OperatorError, Throttled, Unauthenticated
+from gateway.recording import Event, Recorder
+from gateway.throttle import Throttle
+from policy.errors import FactRefused, IssuerUnavailable, TokenRefused
+from policy.facts import Person, group_id
+from policy.identity.local import LocalDirectory, LocalPerson, issue_token
+from policy.identity.oidc import TokenVerifier, unverified_issuer
+
+MAX_PASSWORD_CHECKS: Final = 2  # at once, each some tenths of a second of CPU
+MAX_PASSWORD_QUEUE: Final = 16
+
+log = structlog.get_logger("gateway.people")
+
+
+class IdentityUnavailable(OperatorError):
+    """The issuer of a token cannot be asked for its keys: nobody is taken for whom they say they are."""
+
+    code = "identity_unavailable"
+    next_step = "look at the connection to the identity provider; requests with its tokens are denied meanwhile"
+
+
+class KeySource(Protocol):
+    """An issuer with its keys: `policy.identity.jwks.IssuerKeys`, or `PinnedIssuer`."""
+
+    async def verify(self, token: str, now: int) -> Person:
+        """The person. Errors: TokenRefused, IssuerUnavailable."""
+
+
+@dataclass(frozen=True, slots=True)
+class PinnedIssuer:
+    """An issuer whose keys are in a file (or are our own): nothing is fetched."""
+
+    verifier: TokenVerifier
+
+    async def verify(self, token: str, now: int) -> Person:
+        return self.verifier.verify(token, now)
+
+
+@dataclass(slots=True)
+class LocalIssuer:
+    """The embedded default. `directory` is replaced as a whole at a reload."""
+
+    issuer: str
+    audience: str
+    private_key: ec.EllipticCurvePrivateKey
+    token_seconds: int
+    directory: LocalDirectory
+
+
+@dataclass(frozen=True, slots=True)
+class IssuedToken:
+    access_token: str
+    expires_in: int
+
+
+class People:
+    """`issuers` by name (`iss`); `local` is None where people come from outside issuers only."""
+
+    def __init__(
+        self, issuers: Mapping[str, KeySource], local: LocalIssuer | None, recorder: Recorder, throttles: Throttles
+    ) -> None:
+        self.local = local
+        self._issuers = issuers
+        self._recorder = recorder
+        self._throttles = throttles
+        self._hashing = trio.CapacityLimiter(MAX_PASSWORD_CHECKS)
+        self._unrecorded = 0
+
+    async def authenticate(self, bearer: str | None, now: datetime, address: str) -> Person:
+        """The person whom the token names. Errors: Unauthenticated, IdentityUnavailable; both recorded."""
+        try:
+            if bearer is None:
+                raise Unauthenticated("this call needs a bearer token")
+            return await self._verify(bearer, int(now.timestamp()))
+        except TokenRefused as error:
+            await self._record_refusal({"check": error.check, "detail": error.detail}, None, address)
+            raise Unauthenticated("the token is not accepted", check=error.check) from error
+        except IssuerUnavailable as error:
+            await self._record_refusal({"check": "issuer-unavailable", "detail": error.detail}, None, address)
+            raise IdentityUnavailable(f"the keys of issuer {error.issuer} cannot be had") from error
+
+    async def resolve_groups(self, person: Person, now: datetime) -> Person:  # noqa: ARG002 - directories need it
+        """The groups as they are now, not as they were when the token was issued. Errors: Unauthenticated.
+
+        A local person is looked up again at each decision: who was removed or lost a group has lost it at once.
+        Groups that an outside issuer's token does not tell completely stay unknown, which denies.
+        """
+        if self.local is None or person.issuer != self.local.issuer:
+            return person
+        found = self.local.directory.people.get(person.id.partition("#")[2])
+        if found is None:
+            raise Unauthenticated("the token is not accepted", check="subject")
+        return replace(person, groups=frozenset(group_id(person.issuer, group) for group in found.groups))
+
+    async def sign_in(self, username: str, password: str, now: datetime, address: str) -> IssuedToken:
+        """A token for a local person; it exists only once it is recorded. Errors: Unauthenticated, Throttled, log."""
+        local = self.local
+        if local is None:
+            raise Unauthenticated("this gateway has no local people", next_step="sign in at the identity provider")
+        if not self._throttles.sign_in_admits(username, address) or self._waiting() >= MAX_PASSWORD_QUEUE:
+            raise Throttled("too many attempts to sign in")
+        person = await trio.to_thread.run_sync(
+            local.directory.check_password, username, password, limiter=self._hashing
+        )
+        if person is None:
+            await self._record_refusal({"check": "password"}, username, address)
+            raise Unauthenticated("user name or password is wrong", check="password")
+        token = issue_token(
+            person, local.private_key, local.issuer, local.audience, int(now.timestamp()), local.token_seconds
+        )
+        details = {"client_address": address, "expires_in": local.token_seconds}
+        await self._recorder.append(Event("token.issued", "allowed", actor=_actor(local, person), details=details))
+        return IssuedToken(token, local.token_seconds)
+
+    async def _verify(self, bearer: str, now: int) -> Person:
+        issuer = unverified_issuer(bearer)
+        if (source := self._issuers.get(issuer)) is None:
+            raise TokenRefused("issuer", "not a configured issuer")
+        try:
+            return await source.verify(bearer, now)
+        except FactRefused as error:
+            raise TokenRefused("claims", str(error)) from error
+
+    async def _record_refusal(self, why: dict[str, Any], username: str | None, address: str) -> None:
+        """Record it, or count it. A log that cannot take it changes nothing: the answer is no in any case."""
+        if not self._throttles.refusals.admits("all"):
+            self._unrecorded += 1
+            return
+        left_out, self._unrecorded = self._unrecorded, 0
+        actor = Actor(username[:64], username[:64], "nobody") if username and username.isprintable() else None
+        details = {**why, "client_address": address, "left_out_before": left_out}
+        try:
+            await self._recorder.append(Event("token.refused", "denied", actor=actor, details=details))
+        except (GatewayError, AuditError) as error:
+            self._unrecorded += left_out + 1
+            log.warning("a refused token could not be recorded", error=str(error))
+
+    def _waiting(self) -> int:
+        return self._hashing.statistics().tasks_waiting
+
+
+class Throttles:
+    """Of what needs no authentication."""
+
+    def __init__(self, clock: Any) -> None:
+        self._by_name = Throttle(5, 10.0, clock)
+        self._by_address = Throttle(10, 3.0, clock)
+        self.refusals = Throttle(20, 1.0, clock)
+
+    def sign_in_admits(self, username: str, address: str) -> bool:
+        """Five at once for a name, then six a minute; ten and twenty for an address."""
+        return self._by_address.admits(address) and self._by_name.admits(username)
+
+
+def _actor(local: LocalIssuer, person: LocalPerson) -> Actor:
+    groups = tuple(sorted(group_id(local.issuer, group) for group in person.groups))
+    return Actor(f"{local.issuer}#{person.username}", person.name, "local", local.issuer, groups)

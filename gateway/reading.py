@@ -1,0 +1,186 @@
+"""Reading the log: records, proofs and what can be derived from them; the index is a projection that catches up here.
+
+Reading records is an action of its own (ReadAudit), and itself recorded, refused or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+import msgspec
+
+from audit.errors import QueryRefused
+from audit.index import Filter, Index
+from audit.log import Log
+from audit.record import PermitEntry, decode_entry, parse_time
+from gateway.admission import Gate, decide, decision_document
+from gateway.committer import Committer
+from gateway.errors import NotAllowed, NotKnown, RequestRefused
+from gateway.migrations import Migration, from_decision, receipt_on_file
+from gateway.recording import Event, actor_of
+from policy.facts import Context, Person, Question
+
+MAX_PAGE: Final = 200
+MAX_RECORDS_OF_MIGRATION: Final = 100
+PAGE_OF_RESTORE: Final = 1000
+RESTORED_KINDS: Final = ("migration.decision", "migration.receipt", "migration.cancel_requested", "config.reloaded")
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Records as JSON with their indices; `next` continues after them, None at the end."""
+
+    records: list[dict[str, Any]]
+    next: int | None
+
+
+class Reading:
+    """The index is used in the log's thread only, between commits."""
+
+    def __init__(self, gate: Gate, committer: Committer, index: Index) -> None:
+        self._gate = gate
+        self._committer = committer
+        self._index = index
+
+    async def require_read_audit(
+        self, person: Person, now: datetime, address: str, what: Mapping[str, Any], *, recorded: bool
+    ) -> None:
+        """Errors: NotAllowed (always recorded); LogUnavailable: what cannot be recorded is not shown."""
+        decision = decide(self._gate.engine, Question("ReadAudit", person, None, None, None, Context(time=now)))
+        if recorded or not decision.allowed:
+            details = {"client_address": address, "read": dict(what), "decision": decision_document(decision)}
+            outcome = "allowed" if decision.allowed else "denied"
+            await self._gate.recorder.append(Event("audit.read", outcome, actor=actor_of(person), details=details))
+        if not decision.allowed:
+            raise NotAllowed(f"reading the audit log is denied: {decision.denied_because}")
+
+    def may_read_own(self, person: Person, now: datetime) -> bool:
+        context = Context(time=now)
+        return decide(self._gate.engine, Question("ReadOwnMigrations", person, None, None, None, context)).allowed
+
+    async def page(self, wanted: Filter, after: int | None, limit: int) -> Page:
+        """Newest first, up to `limit` (at most MAX_PAGE). Errors: RequestRefused, LogUnavailable."""
+
+        def ask(log: Log) -> list[tuple[int, dict[str, Any]]]:
+            self._catch_up(log)
+            return self._index.query(wanted, after=after, limit=limit + 1, newest_first=True)
+
+        try:
+            found = await self._committer.read(ask)
+        except QueryRefused as error:
+            raise RequestRefused(str(error)) from error
+        shown = found[:limit]
+        records = [{"index": index, "record": record} for index, record in shown]
+        return Page(records, shown[-1][0] if len(found) > limit else None)
+
+    async def entry(self, index: int) -> dict[str, Any]:
+        """One entry, whole, as it is in the log. Errors: NotKnown, LogUnavailable."""
+        try:
+            entry = await self._committer.read(lambda log: log.entry(index))
+        except IndexError as error:
+            raise NotKnown("the log has no entry of that index") from error
+        envelope = msgspec.json.decode(entry)
+        if isinstance(decode_entry(entry), PermitEntry):
+            return {"index": index, "permit_entry": envelope, "entry": entry.decode()}
+        return {"index": index, **envelope, "entry": entry.decode()}
+
+    async def inclusion(self, index: int, size: int) -> list[bytes]:
+        """Errors: NotKnown, LogUnavailable."""
+        try:
+            return await self._committer.read(lambda log: log.inclusion_path(index, size))
+        except (IndexError, ValueError) as error:
+            raise NotKnown("the log has no such entry or size") from error
+
+    async def consistency(self, old_size: int, new_size: int) -> list[bytes]:
+        """Errors: NotKnown, LogUnavailable."""
+        try:
+            return await self._committer.read(lambda log: log.consistency_path(old_size, new_size))
+        except (IndexError, ValueError) as error:
+            raise NotKnown("the log has no such sizes") from error
+
+    async def checkpoint(self) -> str:
+        """The newest signed checkpoint. Errors: LogUnavailable."""
+        return await self._committer.read(lambda log: log.checkpoint_text)
+
+    async def migration(self, migration_id: str, now: int) -> Migration | None:
+        """From memory, else derived from the log and remembered. Errors: LogUnavailable."""
+        if (known := self._gate.migrations.get(migration_id, now)) is not None:
+            return known
+
+        def ask(log: Log) -> list[tuple[int, dict[str, Any]]]:
+            self._catch_up(log)
+            wanted = Filter(migration_id=migration_id)
+            return self._index.query(wanted, limit=MAX_RECORDS_OF_MIGRATION)
+
+        try:
+            found = await self._committer.read(ask)
+        except QueryRefused:
+            return None
+        derived = derive(found).get(migration_id)
+        if derived is not None:
+            self._gate.migrations.put(derived)
+            return derived.at(now)
+        return None
+
+    async def restore(self, now: int) -> None:
+        """At start: placement and migrations, from the log, in the order in which things happened."""
+
+        def ask(log: Log) -> list[tuple[int, dict[str, Any]]]:
+            self._catch_up(log)
+            found = [each for kind in RESTORED_KINDS for each in self._all_of(kind)]
+            return sorted(found, key=lambda each: each[0])
+
+        records = await self._committer.read(ask)
+        for _, record in records:
+            if record["kind"] == "config.reloaded":
+                self._gate.placement.forget(record.get("details", {}).get("placement_forgotten", ()))
+            elif is_certificate_of_arrival(record):
+                self._gate.placement.certify(record["vm"]["uuid"], record["destination"])
+        for migration in derive(records).values():
+            self._gate.migrations.put(migration.at(now))
+
+    def _all_of(self, kind: str) -> list[tuple[int, dict[str, Any]]]:
+        """All records of a kind, page by page, oldest first."""
+        found: list[tuple[int, dict[str, Any]]] = []
+        while page := self._index.query(
+            Filter(kind=kind), after=found[-1][0] if found else None, limit=PAGE_OF_RESTORE
+        ):
+            found += page
+        return found
+
+    def _catch_up(self, log: Log) -> None:
+        """Bring the projection up to the log: what was committed since it was last asked."""
+        self._index.catch_up(log)
+
+
+def derive(records: Sequence[tuple[int, Mapping[str, Any]]]) -> dict[str, Migration]:
+    """The migrations that these records (as JSON, in order) speak of, by id; the same as if it happened now."""
+    found: dict[str, Migration] = {}
+    for index, record in records:
+        migration_id = record.get("migration_id") or ""
+        kind = record["kind"]
+        if kind == "migration.decision":
+            found[migration_id] = from_decision(index, record)
+        elif (migration := found.get(migration_id)) is None:
+            continue
+        elif kind == "migration.receipt":
+            found[migration_id] = migration.with_receipt(receipt_on_file(index, record), _seconds(record))
+        elif kind == "migration.cancel_requested" and record.get("outcome") == "allowed":
+            found[migration_id] = migration.with_cancel_request()
+    return found
+
+
+def is_certificate_of_arrival(record: Mapping[str, Any]) -> bool:
+    """A destination's receipt that says that the guest runs there."""
+    return (
+        record["kind"] == "migration.receipt"
+        and record.get("outcome") in {"running", "completed"}
+        and record["details"].get("role") == "destination"
+    )
+
+
+def _seconds(record: Mapping[str, Any]) -> int:
+    return int(parse_time(record["time"]).timestamp())

@@ -1,0 +1,127 @@
+"""Records of what the gateway does: one place that stamps them (sequence, boot, times), signs and hands them on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from audit.checkpoint import LogSigner
+from audit.log import Commit
+from audit.proof import leaf_hash
+from audit.record import CLOCK_STEP_KIND, Actor, Record, Vm, encode_entry, format_time
+from gateway.committer import Committer
+from policy.facts import Person
+
+CLOCK_STEP_MS: Final = 500
+
+EntriesAfter = Callable[[int, bytes], Sequence[bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What a record says, without its stamps. `details`: JSON without floats."""
+
+    kind: str
+    outcome: str | None = None
+    migration_id: str | None = None
+    actor: Actor | None = None
+    vm: Vm | None = None
+    source: str | None = None
+    destination: str | None = None
+    reason: str | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """The clocks of this process: wall (timezone-aware) and monotonic (ns)."""
+
+    wall: Callable[[], datetime]
+    monotonic_ns: Callable[[], int]
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """Where the record is, the hash of its leaf, and the commit that proves it."""
+
+    index: int
+    leaf_hash: bytes
+    commit: Commit
+
+
+class Recorder:
+    """Stamps and signs events with the log's key and appends them."""
+
+    def __init__(self, committer: Committer, signer: LogSigner, boot_id: str, clock: Clock) -> None:
+        self._committer = committer
+        self._signer = signer
+        self._boot_id = boot_id
+        self._clock = clock
+        self._latest: tuple[datetime, int] | None = None
+
+    async def append(self, event: Event, entries_after: EntriesAfter | None = None) -> Recorded:
+        """Commit the record, and in the same commit what `entries_after(index, leaf_hash)` makes of it.
+
+        Errors: LogUnavailable, Overloaded, audit's RecordError, and what `entries_after` raises; nothing logged then.
+        """
+        built: tuple[int, bytes] | None = None
+
+        def build(first_index: int) -> Sequence[bytes]:
+            # Stamped here, in the log's thread: times rise with the sequence, whoever was faster on the way.
+            nonlocal built
+            now, ticks = self._clock.wall(), self._clock.monotonic_ns()
+            entries = []
+            if (step_ms := self._step_ms(now, ticks)) is not None:
+                step = Event(CLOCK_STEP_KIND, details={"step_ms": step_ms})
+                entries.append(self._encode(step, first_index, now, ticks))
+            self._latest = now, ticks
+            index = first_index + len(entries)
+            entry = self._encode(event, index, now, ticks)
+            built = index, leaf_hash(entry)
+            return [*entries, entry, *(entries_after(*built) if entries_after else ())]
+
+        committed = await self._committer.append(build)
+        assert built is not None
+        return Recorded(*built, committed.commit)
+
+    def _step_ms(self, now: datetime, ticks: int) -> int | None:
+        """By how much the wall clock was stepped since the last record, if it was: auditors must be told."""
+        if self._latest is None:
+            return None
+        before, ticks_before = self._latest
+        elapsed_ms = (now - before) // timedelta(milliseconds=1)
+        step_ms = elapsed_ms - (ticks - ticks_before) // 1_000_000
+        # Within this, both clocks agree but for slewing (500 ppm at most) and the time between the two readings.
+        is_step = abs(step_ms) > CLOCK_STEP_MS + abs(elapsed_ms) // 1000
+        return step_ms if is_step or now < before else None
+
+    def _encode(self, event: Event, index: int, now: datetime, ticks: int) -> bytes:
+        record = Record(
+            kind=event.kind,
+            origin=self._signer.origin,
+            sequence=index,
+            boot_id=self._boot_id,
+            time=format_time(now),
+            monotonic_ns=ticks,
+            migration_id=event.migration_id,
+            outcome=event.outcome,
+            actor=event.actor,
+            vm=event.vm,
+            source=event.source,
+            destination=event.destination,
+            reason=event.reason,
+            details=dict(event.details),
+        )
+        return encode_entry(record, self._signer.sign, self._signer.key_id)
+
+
+def actor_of(person: Person) -> Actor:
+    """The person as they were known at this moment, groups included."""
+    groups = tuple(sorted(person.groups)) if person.groups is not None else None
+    return Actor(person.id, person.name, person.authenticated_by, person.issuer, groups)
+
+
+def host_actor(spiffe_id: str) -> Actor:
+    return Actor(spiffe_id, spiffe_id.rpartition("/")[2], "client-certificate")

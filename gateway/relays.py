@@ -1,0 +1,81 @@
+"""Which host is speaking: a client certificate with exactly one SPIFFE id, of a host that the inventory lists.
+
+The handshake has verified the certificate already. It is judged again at each request, because a connection may
+outlive the certificate, or the CRL by which it was accepted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import structlog
+from cryptography import x509
+from cryptography.x509 import verification
+
+from certs.errors import CertificateError, PeerRefused
+from certs.files import read_certificates, read_crl
+from certs.identity import SpiffeId, spiffe_id_of
+from certs.verification import Trust, crl_number_of, newest_crls, verify_chain
+from gateway.errors import RelayRefused, StartRefused
+from policy.inventory import Inventory
+
+log = structlog.get_logger("gateway.relays")
+
+
+@dataclass(frozen=True, slots=True)
+class HostTrust:
+    """Anchors and CRLs for the certificates of hosts, as read from files; replaced as a whole at a reload."""
+
+    trust: Trust
+
+    @classmethod
+    def load(cls, bundle: Path, crls: tuple[Path, ...]) -> HostTrust:
+        """Errors: StartRefused, naming the file."""
+        try:
+            return cls(Trust(read_certificates(bundle), tuple(read_crl(path) for path in crls)))
+        except CertificateError as error:
+            raise StartRefused(str(error)) from error
+
+    @property
+    def crl_number(self) -> int:
+        """The lowest among the newest CRL of each CA: what relays must have at least."""
+        return min((crl_number_of(crl) or 0 for crl in newest_crls(self.trust.crls)), default=0)
+
+    def host_of(self, chain: tuple[x509.Certificate, ...], now: datetime) -> SpiffeId:
+        """Whose chain it is, at `now`. Errors: certs.PeerRefused, certs.IdentityError."""
+        claimed = spiffe_id_of(chain[0])
+        return verify_chain(chain, self.trust, claimed.trust_domain, now).spiffe_id
+
+    def past_host_of(self, chain: tuple[x509.Certificate, ...], moment: datetime) -> SpiffeId:
+        """Whose chain it was at a past `moment`: for receipts that waited until their certificate was renewed.
+
+        The CRLs of today say nothing of their own past validity, so only the path is judged as of then; a serial
+        that they list is refused whenever it was revoked. Errors: certs.PeerRefused, certs.IdentityError.
+        """
+        builder = verification.PolicyBuilder().store(verification.Store(list(self.trust.anchors))).time(moment)
+        try:
+            builder.build_client_verifier().verify(chain[0], list(chain[1:]))
+        except verification.VerificationError as error:
+            raise PeerRefused("untrusted", f"not valid at {moment.isoformat()}: {error}") from error
+        for crl in self.trust.crls:
+            if any(crl.get_revoked_certificate_by_serial_number(each.serial_number) is not None for each in chain):
+                raise PeerRefused("revoked", "a certificate of the chain has been revoked")
+        return spiffe_id_of(chain[0])
+
+
+def relay_of(certificate_der: bytes | None, trust: HostTrust, inventory: Inventory, now: datetime) -> SpiffeId:
+    """The host that the connection's client certificate names. Errors: RelayRefused; why, only in our own log."""
+    if certificate_der is None:
+        raise RelayRefused("relay calls need a client certificate")
+    try:
+        certificate = x509.load_der_x509_certificate(certificate_der)
+        host = trust.host_of((certificate,), now)
+    except (CertificateError, ValueError) as error:
+        log.warning("client certificate refused", error=str(error))
+        raise RelayRefused("the client certificate is not that of a host of this site") from error
+    if inventory.host(str(host)) is None:
+        log.warning("relay of a host that is not in the inventory", host=str(host))
+        raise RelayRefused("the host is not in the inventory")
+    return host

@@ -1,0 +1,122 @@
+"""SIGHUP: inventory, policy bundle, local people and TLS files are read again, each as a whole or not at all.
+
+What was refused stays as it was; both are recorded. A migration that is under way keeps the permit that it has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+import trio
+
+from gateway.admission import Gate
+from gateway.api.https import HttpsServer, TlsFiles, make_context
+from gateway.config import GatewayConfig
+from gateway.errors import GatewayError, StartRefused
+from gateway.people import People
+from gateway.recording import Event
+from gateway.relays import HostTrust
+from gateway.reporting import Reporting
+from policy.bundle import Bundle
+from policy.errors import BundleRefused, DirectoryRefused, InventoryRefused
+from policy.identity.local import LocalDirectory
+from policy.inventory import Inventory
+
+log = structlog.get_logger("gateway.reloading")
+
+
+def load_policy_and_inventory(config: GatewayConfig) -> tuple[Bundle, Inventory]:
+    """Errors: StartRefused, naming the file."""
+    try:
+        return Bundle.load(config.path(config.policy.bundle)), Inventory.load(config.path(config.policy.inventory))
+    except (BundleRefused, InventoryRefused) as error:
+        raise StartRefused(str(error)) from error
+
+
+class Reloader:
+    """Puts new files in force in the running pieces."""
+
+    def __init__(
+        self,
+        config: GatewayConfig,
+        gate: Gate,
+        people: People,
+        reporting: Reporting,
+        server: HttpsServer,
+        tls_files: Callable[[], TlsFiles],
+    ) -> None:
+        self._config = config
+        self._gate = gate
+        self._people = people
+        self._reporting = reporting
+        self._server = server
+        self._tls_files = tls_files
+        self._lock = trio.Lock()
+
+    def in_force(self) -> dict[str, Any]:
+        """What decisions are made with now, for records."""
+        bundle, inventory = self._gate.engine.bundle, self._gate.inventory
+        return {
+            "bundle": {"name": bundle.name, "version": bundle.version, "digest": bundle.digest},
+            "inventory": {"hosts": len(inventory.hosts), "vms": len(inventory.vms)},
+            "crl_number": self._gate.minimum_crl_number,
+        }
+
+    async def reload(self) -> None:
+        """Read all files again. Never raises for what is in them: what is refused is recorded and stays as it was."""
+        async with self._lock:
+            refused: dict[str, str] = {}
+            forgotten: list[str] = []
+            for what, put_in_force in (
+                ("inventory", self._reload_inventory),
+                ("bundle", self._reload_bundle),
+                ("people", self._reload_people),
+                ("tls", self._reload_tls),
+            ):
+                try:
+                    forgotten += await put_in_force()
+                except (InventoryRefused, BundleRefused, DirectoryRefused, StartRefused) as error:
+                    log.error("reload refused", what=what, error=str(error))
+                    refused[what] = str(error)[:2000]
+            details = {**self.in_force(), "refused": refused, "placement_forgotten": forgotten}
+            try:
+                await self._gate.recorder.append(
+                    Event("config.reloaded", "failed" if refused else "completed", details=details)
+                )
+            except GatewayError as error:
+                log.error("reload could not be recorded", error=error.detail)
+            log.info("reloaded", refused=sorted(refused))
+
+    async def _reload_inventory(self) -> list[str]:
+        """Returns the VMs whose host the operator changed: the file is newer than what receipts said of them."""
+        path = self._config.path(self._config.policy.inventory)
+        inventory = await trio.to_thread.run_sync(Inventory.load, path)
+        before, self._gate.inventory = self._gate.inventory, inventory
+        moved = [uuid for uuid, vm in inventory.vms.items() if uuid in before.vms and vm.host != before.vms[uuid].host]
+        self._gate.placement.forget(moved)
+        return moved
+
+    async def _reload_bundle(self) -> list[str]:
+        bundle = await trio.to_thread.run_sync(Bundle.load, self._config.path(self._config.policy.bundle))
+        current = self._gate.engine.bundle
+        if bundle.version < current.version:
+            raise BundleRefused("bundle.toml", f"version {bundle.version} is older than {current.version} in force")
+        self._gate.engine.swap(bundle)
+        return []
+
+    async def _reload_people(self) -> list[str]:
+        local, name = self._people.local, self._config.identity.local_directory
+        if local is not None and name is not None:
+            local.directory = await trio.to_thread.run_sync(LocalDirectory.load, self._config.path(name))
+        return []
+
+    async def _reload_tls(self) -> list[str]:
+        """Certificate, key, trust bundle and CRLs belong together; connections that are open are judged by the new."""
+        files = self._tls_files()
+        trust = HostTrust.load(files.client_trust_bundle, files.crls)
+        self._server.context = make_context(files)
+        self._reporting.trust = trust
+        self._gate.minimum_crl_number = trust.crl_number
+        return []

@@ -1,0 +1,146 @@
+"""What relays tell the gateway (progress, receipts), and what it tells them (assignments, cancellation)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime
+from typing import Any, Final
+
+import structlog
+import trio
+
+from audit.record import Vm
+from certs.identity import SpiffeId
+from gateway.admission import Gate, decide, decision_document
+from gateway.dispatch import Assignment, QueueFull
+from gateway.errors import Conflict, NotAllowed, NotKnown, ReceiptRefused, RelayRefused, RelayUnreachable
+from gateway.migrations import FINAL, MAX_RECEIPTS, Migration, ReceiptOnFile, State
+from gateway.reading import Reading
+from gateway.receipts import SignedReceipt, read_body, receipt_details, verify_receipt
+from gateway.recording import Event, actor_of, host_actor
+from gateway.relays import HostTrust
+from policy.facts import Context, Person, Question
+
+log = structlog.get_logger("gateway.reporting")
+
+_MIGRATE: Final = frozenset({"migrate"})
+_ALL: Final = frozenset({"migrate", "cancel"})
+
+
+class Reporting:
+    """`trust` is replaced as a whole at a reload."""
+
+    def __init__(self, gate: Gate, reading: Reading, trust: HostTrust) -> None:
+        self.trust = trust
+        self._gate = gate
+        self._reading = reading
+        self._receipts = trio.Lock()
+
+    async def progress(
+        self, host: SpiffeId, migration_id: str, state: State, numbers: Mapping[str, Any], message: str | None
+    ) -> None:
+        """Take a relay's report. It is not recorded: receipts are. Errors: RelayRefused (no part in it), NotKnown."""
+        now = self._now()
+        migration = await self._of_host(host, migration_id, now)
+        if str(host) != migration.source:
+            return  # the source drives: only its word moves the state, the destination's is in its receipt
+        updated = migration.with_progress(state, numbers, message, now)
+        self._gate.migrations.put(updated)
+        self._gate.dispatch.acknowledge(str(host), migration_id, _ALL if state in FINAL else _MIGRATE)
+
+    async def receipt(self, host: SpiffeId, receipt: SignedReceipt) -> int:
+        """Verify and record a receipt; the index of its record, the same one however often it is sent.
+
+        Errors: ReceiptRefused, RelayRefused, NotKnown, LogUnavailable (nothing taken: the relay keeps it).
+        """
+        body = read_body(receipt)
+        async with self._receipts:  # two copies at once must not become two records
+            moment = self._gate.clock.wall()
+            now = int(moment.timestamp())
+            migration = await self._of_host(host, body.migration_id, now)
+            for known in migration.receipts:
+                if (known.role, known.body_sha256) == (body.role, receipt.body_sha256):
+                    return known.record_index
+            if len(migration.receipts) >= MAX_RECEIPTS:
+                raise ReceiptRefused("number", f"this migration has {MAX_RECEIPTS} receipts already")
+            verify_receipt(receipt, body, host, migration, self.trust, moment)
+            event = Event(
+                "migration.receipt",
+                outcome=body.outcome,
+                migration_id=migration.migration_id,
+                actor=host_actor(str(host)),
+                vm=Vm(migration.vm_uuid, migration.vm_name),
+                source=migration.source,
+                destination=migration.destination,
+                details=receipt_details(receipt, body),
+            )
+            recorded = await self._gate.recorder.append(event)
+            on_file = ReceiptOnFile(body.role, body.outcome, receipt.body, receipt.body_sha256, recorded.index)
+            # Progress may have come in while the record was being committed: start from what is known now.
+            latest = self._gate.migrations.get(migration.migration_id, now) or migration
+            self._take(latest.with_receipt(on_file, now))
+        self._gate.dispatch.acknowledge(str(host), migration.migration_id, _ALL)
+        return recorded.index
+
+    async def cancel(self, person: Person, migration_id: str, now: datetime, address: str) -> None:
+        """Ask for the end of a migration. Errors: NotKnown, NotAllowed, Conflict (already ended), RelayUnreachable."""
+        seconds = int(now.timestamp())
+        migration = await self._reading.migration(migration_id, seconds)
+        if migration is None:
+            raise NotKnown("no such migration")
+        context = Context(time=now, own_migration=migration.requested_by == person.id)
+        decision = decide(self._gate.engine, Question("CancelMigration", person, None, None, None, context))
+        details = {"client_address": address, "decision": decision_document(decision)}
+        event = Event(
+            "migration.cancel_requested",
+            outcome="allowed" if decision.allowed else "denied",
+            migration_id=migration_id,
+            actor=actor_of(person),
+            vm=Vm(migration.vm_uuid, migration.vm_name),
+            source=migration.source,
+            destination=migration.destination,
+            details=details,
+        )
+        await self._gate.recorder.append(event)
+        if not decision.allowed:
+            raise NotAllowed(f"cancelling this migration is denied: {decision.denied_because}")
+        self._send_cancel(self._gate.migrations.get(migration_id, seconds) or migration, seconds)
+
+    def _send_cancel(self, migration: Migration, now: int) -> None:
+        if migration.is_final or migration.source is None:
+            raise Conflict(
+                f"the migration has ended: {migration.state}", code="already_ended", next_step="nothing to do"
+            )
+        if migration.cancel_requested:
+            return
+        migration = migration.with_cancel_request()
+        if self._gate.dispatch.withdraw(migration.source or "", migration.migration_id):
+            # The relay never had the permit, so nothing can begin.
+            self._gate.migrations.put(replace(migration, state=State.CANCELLED, message="cancelled before it began"))
+            return
+        document = {"kind": "cancel", "migration_id": migration.migration_id}
+        expires = trio.current_time() + max(1, migration.end_until - now)
+        try:
+            self._gate.dispatch.assign(
+                migration.source or "", Assignment(migration.migration_id, "cancel", document, expires)
+            )
+        except QueueFull as error:
+            raise RelayUnreachable("the source relay does not take its assignments") from error
+        self._gate.migrations.put(migration)
+
+    def _take(self, migration: Migration) -> None:
+        self._gate.migrations.put(migration)
+        if (host := migration.certified_host()) is not None and migration.vm_uuid is not None:
+            self._gate.placement.certify(migration.vm_uuid, host)
+
+    async def _of_host(self, host: SpiffeId, migration_id: str, now: int) -> Migration:
+        """The migration, if `host` has a part in it. A foreign one is as unknown as one that does not exist."""
+        migration = await self._reading.migration(migration_id, now)
+        if migration is None or str(host) not in {migration.source, migration.destination} or migration.jti is None:
+            log.warning("report on a migration of others", host=str(host), migration_id=migration_id)
+            raise RelayRefused("no migration of this host has that id", code="not_a_party")
+        return migration
+
+    def _now(self) -> int:
+        return int(self._gate.clock.wall().timestamp())

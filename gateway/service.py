@@ -1,0 +1,345 @@
+"""The composition root: reads the configuration, puts the pieces together, serves, reloads, stops in order.
+
+serve(config)      in a trio program; hands over a `Gateway` once it answers
+run_gateway(path)  the process: signals, the ready line, exit codes
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+import trio
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+
+import gateway.config as configuration
+from audit.checkpoint import LogSigner
+from audit.errors import AuditError
+from audit.index import Index
+from audit.log import Log
+from certs.errors import CertificateError
+from certs.files import read_private_key
+from gateway.admission import Gate, PermitTerms
+from gateway.api.app import create_app
+from gateway.api.desk import Desk
+from gateway.api.https import Bounds, HttpsServer, TlsFiles, make_context
+from gateway.committer import Committer
+from gateway.config import GatewayConfig, IssuerTable
+from gateway.dispatch import Dispatch
+from gateway.errors import ConfigRefused, GatewayError, StartRefused
+from gateway.logging import configure_logging
+from gateway.migrations import Migrations
+from gateway.people import KeySource, LocalIssuer, People, PinnedIssuer, Throttles
+from gateway.placement import Placement
+from gateway.reading import Reading
+from gateway.recording import Clock, Event, Recorder
+from gateway.relays import HostTrust
+from gateway.reloading import Reloader, load_policy_and_inventory
+from gateway.reporting import Reporting
+from policy.engine import Engine
+from policy.errors import DirectoryRefused, PolicyError
+from policy.identity.jwks import IssuerKeys, https_client
+from policy.identity.keys import JwkSet
+from policy.identity.local import LocalDirectory, local_verifier
+from policy.identity.oidc import IssuerSettings, TokenVerifier
+from policy.jws import key_id_of
+from policy.permit import Limits, Requirements
+
+EXIT_DONE: Final = 0
+EXIT_FAILED: Final = 1
+EXIT_CONFIGURATION: Final = 2
+STOP_SECONDS: Final = 5.0
+
+log = structlog.get_logger("gateway.service")
+
+
+@dataclass(slots=True)
+class Gateway:
+    """A running gateway; `listen` is HOST:PORT as bound."""
+
+    listen: str
+    reloader: Reloader
+    committer: Committer
+    _stopping: trio.Event = field(default_factory=trio.Event)
+
+    async def reload(self) -> None:
+        """Read its files again (SIGHUP)."""
+        await self.reloader.reload()
+
+    def stop(self) -> None:
+        """End in order (SIGTERM)."""
+        self._stopping.set()
+
+    async def wait_stopping(self) -> None:
+        await self._stopping.wait()
+
+
+async def serve(
+    config: GatewayConfig,
+    *,
+    clock: Clock | None = None,
+    open_log: Callable[[], Log] | None = None,
+    task_status: trio.TaskStatus[Gateway] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Run until `Gateway.stop` or cancellation. Errors at start: GatewayError, each naming what to correct.
+
+    `clock` and `open_log` are for tests. Orderly stop: no new connection, answers under way finish, the stop is
+    recorded, the log closed. Cancelled, it leaves out what takes time; nothing acknowledged is lost in any case.
+    """
+    clock = clock or system_clock()
+    signer = LogSigner(config.log.origin, _log_key(config))
+    directory = config.path(config.log.directory)
+    committer = Committer(open_log or partial(Log.open, directory, signer), config.limits.log_queue)
+    async with AsyncExitStack() as stack:
+        await _open(committer)
+        stack.push_async_callback(_shielded, committer.close)
+        state_dir = config.path(config.gateway.state_dir)
+        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        index = stack.enter_context(Index(state_dir / "index.sqlite", signer.origin))
+        client = await stack.enter_async_context(https_client())
+        recorder = Recorder(committer, signer, secrets.token_hex(16), clock)
+        people = _people(
+            config, recorder, {table.issuer: _keys_of(config, table, client) for table in config.identity.issuers}
+        )
+        gate, trust = _gate(config, people, recorder, clock)
+        reading = Reading(gate, committer, index)
+        reporting = Reporting(gate, reading, trust)
+        desk = Desk(gate, people, reading, reporting, partial(_health, config, committer), config.limits.poll_seconds)
+        server = _server(config, desk)
+        reloader = Reloader(config, gate, people, reporting, server, partial(tls_files, config))
+        await _serve(config, server, reloader, reading, recorder, committer, task_status)
+
+
+async def _serve(  # noqa: PLR0913, PLR0917 - the last step of the composition
+    config: GatewayConfig,
+    server: HttpsServer,
+    reloader: Reloader,
+    reading: Reading,
+    recorder: Recorder,
+    committer: Committer,
+    task_status: trio.TaskStatus[Gateway],
+) -> None:
+    async with trio.open_nursery() as writing:
+        await writing.start(committer.run)
+        await reading.restore(int(time.time()))
+        async with trio.open_nursery() as serving:
+            address = config.listen
+            listeners = await serving.start(server.serve, address.host, address.port)
+            bound = listeners[0].socket.getsockname()
+            listen = str(configuration.Address(bound[0], bound[1]))
+            await recorder.append(Event("gateway.started", details=_start_details(config, listen, committer, reloader)))
+            running = Gateway(listen, reloader, committer)
+            serving.start_soon(_heartbeat, recorder, config.log.heartbeat_seconds)
+            task_status.started(running)
+            log.info("gateway serves", listen=listen, name=config.gateway.name)
+            await running.wait_stopping()
+            await server.stop_gracefully(STOP_SECONDS)
+            serving.cancel_scope.cancel()
+        with trio.move_on_after(STOP_SECONDS):
+            await recorder.append(Event("gateway.stopped"))
+        writing.cancel_scope.cancel()
+
+
+async def _heartbeat(recorder: Recorder, seconds: int) -> None:
+    """Silence in the log is provable only if there would have been something to read."""
+    while True:
+        await trio.sleep(seconds)
+        try:
+            await recorder.append(Event("heartbeat"))
+        except GatewayError as error:
+            log.warning("heartbeat could not be recorded", error=error.detail)
+
+
+async def _open(committer: Committer) -> None:
+    try:
+        await committer.open()
+    except (AuditError, OSError) as error:
+        raise StartRefused(f"the audit log cannot be opened: {error}") from error
+
+
+async def _shielded(close: Callable[[], Any]) -> None:
+    with trio.CancelScope(shield=True):
+        await close()
+
+
+def system_clock() -> Clock:
+    return Clock(lambda: datetime.now(UTC), time.monotonic_ns)
+
+
+def _gate(config: GatewayConfig, people: People, recorder: Recorder, clock: Clock) -> tuple[Gate, HostTrust]:
+    bundle, inventory = load_policy_and_inventory(config)
+    trust = HostTrust.load(config.path(config.tls.client_trust_bundle), _crls(config))
+    limits = config.limits
+    gate = Gate(
+        people=people,
+        engine=Engine(bundle),
+        inventory=inventory,
+        placement=Placement(),
+        migrations=Migrations(limits.migrations),
+        dispatch=Dispatch(),
+        recorder=recorder,
+        terms=_terms(config),
+        clock=clock,
+        new_id=lambda: secrets.token_hex(16),
+        relay_silence_seconds=limits.relay_silence_seconds,
+        minimum_crl_number=trust.crl_number,
+    )
+    return gate, trust
+
+
+def _terms(config: GatewayConfig) -> PermitTerms:
+    permits = config.permits
+    key = _p256_key(config, permits.signing_key)
+    return PermitTerms(
+        issuer=config.gateway.name,
+        private_key=key,
+        key_id=key_id_of(key.public_key()),
+        lifetime_seconds=permits.lifetime_seconds,
+        session_seconds=permits.session_seconds,
+        recover_seconds=permits.recover_seconds,
+        downtime_limit_ms=permits.downtime_limit_ms,
+        limits=Limits(permits.max_channels, permits.bandwidth_bytes_per_second),
+        requirements=Requirements(content_digest=False, stream_inspection=False, vm_binding=permits.require_vm_binding),
+    )
+
+
+def _people(config: GatewayConfig, recorder: Recorder, issuers: dict[str, KeySource]) -> People:
+    table = config.identity.local_issuer
+    local = None
+    if table is not None and config.identity.local_directory is not None:
+        key = _p256_key(config, table.signing_key)
+        try:
+            directory = LocalDirectory.load(config.path(config.identity.local_directory))
+            verifier = local_verifier(key.public_key(), table.issuer, table.audience, table.token_seconds)
+        except (DirectoryRefused, ValueError) as error:
+            raise StartRefused(str(error)) from error
+        local = LocalIssuer(table.issuer, table.audience, key, table.token_seconds, directory)
+        issuers[table.issuer] = PinnedIssuer(verifier)
+    return People(issuers, local, recorder, Throttles(time.monotonic))
+
+
+def _keys_of(config: GatewayConfig, table: IssuerTable, client: Any) -> KeySource:
+    try:
+        settings = IssuerSettings(
+            issuer=table.issuer,
+            audience=table.audience,
+            algorithms=frozenset(table.algorithms),
+            groups_claim=table.groups_claim,
+        )
+        if table.jwks_file is None:
+            return IssuerKeys(settings, client)
+        return PinnedIssuer(TokenVerifier(settings, JwkSet.parse(config.path(table.jwks_file).read_bytes())))
+    except (ValueError, PolicyError, OSError) as error:
+        raise StartRefused(f"issuer {table.issuer}: {error}") from error
+
+
+def _server(config: GatewayConfig, desk: Desk) -> HttpsServer:
+    limits = config.limits
+    bounds = Bounds(limits.connections, limits.connections_per_address, limits.handshake_seconds)
+    return HttpsServer(create_app(desk, limits.request_seconds), make_context(tls_files(config)), bounds)
+
+
+def tls_files(config: GatewayConfig) -> TlsFiles:
+    tls = config.tls
+    # Read by our own rule first: the `ssl` module would take a key file that everybody can read.
+    _private_key(config, tls.private_key)
+    return TlsFiles(
+        config.path(tls.certificate), config.path(tls.private_key), config.path(tls.client_trust_bundle), _crls(config)
+    )
+
+
+def _crls(config: GatewayConfig) -> tuple[Path, ...]:
+    return tuple(config.path(name) for name in config.tls.crls)
+
+
+def _private_key(config: GatewayConfig, name: str) -> object:
+    try:
+        return read_private_key(config.path(name))
+    except CertificateError as error:
+        raise StartRefused(str(error)) from error
+
+
+def _p256_key(config: GatewayConfig, name: str) -> ec.EllipticCurvePrivateKey:
+    key = _private_key(config, name)
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise StartRefused(f"{config.path(name)}: is not an EC key on P-256")
+    return key
+
+
+def _log_key(config: GatewayConfig) -> ed25519.Ed25519PrivateKey:
+    key = _private_key(config, config.log.signing_key)
+    if not isinstance(key, ed25519.Ed25519PrivateKey):
+        raise StartRefused(f"{config.path(config.log.signing_key)}: is not an Ed25519 key")
+    return key
+
+
+def _health(config: GatewayConfig, committer: Committer) -> dict[str, Any]:
+    status = "ok" if committer.failed_because is None else "log_unavailable"
+    return {"status": status, "name": config.gateway.name, "log_size": committer.size, "log_origin": config.log.origin}
+
+
+def _start_details(config: GatewayConfig, listen: str, committer: Committer, reloader: Reloader) -> dict[str, Any]:
+    details = {"listen": listen, "name": config.gateway.name, **reloader.in_force()}
+    if (cut := committer.recovery) is not None:
+        details["recovered"] = {"first_index": cut.first_index, "cut_bytes": cut.cut_bytes}
+    return details
+
+
+def run_gateway(config_path: Path) -> int:
+    """The process: 0 after SIGTERM or SIGINT, 2 for what the operator must correct, 1 for anything else."""
+    configure_logging(sys.stderr)
+    try:
+        config = configuration.load(config_path)
+        trio.run(_main, config)
+    except (ConfigRefused, StartRefused) as error:
+        print(f"sealane gateway: {error.detail}; {error.next_step}", file=sys.stderr)
+        return EXIT_CONFIGURATION
+    except GatewayError as error:
+        log.error("gateway ended", error=error.detail)
+        return EXIT_FAILED
+    return EXIT_DONE
+
+
+run = run_gateway
+
+
+async def _main(config: GatewayConfig) -> None:
+    refused: list[GatewayError] = []
+    try:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+            async with trio.open_nursery() as nursery:
+                running: Gateway = await nursery.start(partial(serve, config))
+                print(json.dumps({"ready": True, "listen": running.listen}), flush=True)
+                nursery.start_soon(_obey, signals, running)
+                await running.wait_stopping()
+    except* GatewayError as errors:
+        refused += [error for error in _leaves(errors) if isinstance(error, GatewayError)]
+    if refused:
+        raise refused[0]
+
+
+async def _obey(signals: Any, running: Gateway) -> None:
+    async for received in signals:
+        if received == signal.SIGHUP:
+            await running.reload()
+        else:
+            running.stop()
+            return
+
+
+def _leaves(errors: BaseExceptionGroup[Any]) -> list[BaseException]:
+    found: list[BaseException] = []
+    for error in errors.exceptions:
+        found += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
+    return found
