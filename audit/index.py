@@ -130,7 +130,6 @@ class Index:
     def query(
         self,
         where: Filter,
-        *,
         after: int | None = None,
         limit: int = 100,
         newest_first: bool = False,
@@ -171,6 +170,10 @@ def _select(where: Filter, after: int | None, limit: int, *, newest_first: bool)
                 raise QueryRefused("since and until must be like 2026-11-22T21:42:21.123456Z") from error
     given = {field.name: getattr(where, field.name) for field in fields(where)}
     parameters: dict[str, str | int] = {name: value for name, value in given.items() if value is not None}
+    try:
+        "".join(map(str, parameters.values())).encode()
+    except UnicodeEncodeError as error:
+        raise QueryRefused("a filter holds text that is not Unicode") from error
     conditions = [_CONDITIONS[name] for name in parameters]
     if where.kind is None:
         conditions.append("kind != :permit_kind")

@@ -33,10 +33,11 @@ _PLAIN_TYPES = frozenset({str, bool, type(None)})
 _INT64 = range(-(2**63), 2**63)
 _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z")
 
+# \Z and not $: that would let a line end pass, and with it a second line into text-based SIEMs.
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
-Word = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9._-]{0,63}$")]
+Word = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9._-]{0,63}\Z")]
 HostId = Annotated[str, msgspec.Meta(pattern=r"^spiffe://", max_length=255)]
-Uuid = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
+Uuid = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
