@@ -173,14 +173,25 @@ async def _get(client: httpx.AsyncClient, issuer: str, url: str, max_bytes: int)
                 raise IssuerUnavailable(issuer, f"answered with status {response.status_code}")
             if response.headers.get("content-encoding", "identity") != "identity":
                 raise IssuerUnavailable(issuer, "answered compressed though asked not to")
-            body = bytearray()
-            async for chunk in response.aiter_raw(16 * 1024):
-                body += chunk
-                if len(body) > max_bytes:
-                    raise IssuerUnavailable(issuer, f"answered with more than {max_bytes} bytes")
-            return bytes(body)
+            body = await _read(response, max_bytes)
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
         raise IssuerUnavailable(issuer, f"cannot be reached: {error}") from error
+    if len(body) > max_bytes:
+        raise IssuerUnavailable(issuer, f"answered with more than {max_bytes} bytes")
+    return body
+
+
+async def _read(response: httpx.Response, max_bytes: int) -> bytes:
+    """The body, or somewhat more than `max_bytes` of it: what one more read from the network gives."""
+    body = bytearray()
+    # Ended by cancelling and not by leaving the loop: httpx nests five async generators, and only an exception from
+    # the innermost closes all of them.
+    with trio.CancelScope() as reading:
+        async for chunk in response.aiter_raw():
+            body += chunk
+            if len(body) > max_bytes:
+                reading.cancel()
+    return bytes(body)
 
 
 def _require_https(url: str) -> None:
