@@ -127,7 +127,8 @@ class Committer:
     async def _in_worker(self, builders: Sequence[EntryBuilder]) -> Commit:
         # Not abandoned on cancellation: a thread left behind would use the log beside the next one.
         with trio.CancelScope(shield=True):
-            return await trio.to_thread.run_sync(self._append, builders, limiter=self._limiter)
+            commit = await trio.to_thread.run_sync(self._append, builders, limiter=self._limiter)
+        return commit  # noqa: RET504 - inside, mypy thinks that the scope may swallow the return
 
     def _append(self, builders: Sequence[EntryBuilder]) -> Commit:
         usable = self._usable_log()

@@ -147,7 +147,7 @@ async def _serve(  # noqa: PLR0913, PLR0917 - the last step of the composition
             await server.stop_gracefully(STOP_SECONDS)
             serving.cancel_scope.cancel()
         with trio.move_on_after(STOP_SECONDS):
-            await recorder.append(Event("gateway.stopped"))
+            await _record_or_log(recorder, Event("gateway.stopped"))
         writing.cancel_scope.cancel()
 
 
@@ -155,10 +155,15 @@ async def _heartbeat(recorder: Recorder, seconds: int) -> None:
     """Silence in the log is provable only if there would have been something to read."""
     while True:
         await trio.sleep(seconds)
-        try:
-            await recorder.append(Event("heartbeat"))
-        except GatewayError as error:
-            log.warning("heartbeat could not be recorded", error=error.detail)
+        await _record_or_log(recorder, Event("heartbeat"))
+
+
+async def _record_or_log(recorder: Recorder, event: Event) -> None:
+    """For events that nothing waits for."""
+    try:
+        await recorder.append(event)
+    except GatewayError as error:
+        log.warning("could not be recorded", kind=event.kind, error=error.detail)
 
 
 async def _open(committer: Committer) -> None:

@@ -160,7 +160,8 @@ def write_inventory(site: Site, hosts: Sequence[HostPlan], vms: Sequence[VmPlan]
     """Replace the inventory file."""
     tables = [
         f"[[hosts]]\nname = {_text(host.name)}\nspiffe_id = {_text(site.spiffe_id(host.name))}\n"
-        f"site = {_text(host.site)}\nzone = {_text(host.zone)}\njurisdiction = {_text(host.jurisdiction)}\naddress = {_text(host.relay_listen)}\n"
+        f"site = {_text(host.site)}\nzone = {_text(host.zone)}\n"
+        f"jurisdiction = {_text(host.jurisdiction)}\naddress = {_text(host.relay_listen)}\n"
         for host in hosts
     ]
     tables += [

@@ -149,3 +149,8 @@ def test_receipts_that_do_not_come_hold_nobody_up() -> None:
     reply, shown, _ = run(ScriptedGateway(["completed"], receipts_at_poll=1000))
     assert (reply.state, reply.receipts) == ("completed", ())
     assert len(shown) <= RECEIPT_SECONDS / POLL_SECONDS + 1
+
+
+def test_who_may_not_watch_is_told_that_the_migration_goes_on() -> None:
+    with pytest.raises(Refused, match="goes on, but cannot be followed: not yours"):
+        run(ScriptedGateway(["running", Refused("not yours", "requester", "ask")]))

@@ -126,7 +126,8 @@ def test_a_check_asks_for_no_permit(
 
 @pytest.mark.parametrize("final", ["failed", "cancelled"])
 def test_a_migration_that_does_not_complete_exits_1(gateway: CannedGateway, sealane: Sealane, final: str) -> None:
-    gateway.answer("GET", POLL, state("running"), state(final, message="the source ran out of patience"))
+    status, end = state(final)
+    gateway.answer("GET", POLL, state("running"), (status, {**end, "message": "the source ran out of patience"}))
     result = sealane("migrate", "web-1", "--to", "host-b")
     assert result.exit_code == 1
     assert final.upper() in result.stdout
@@ -161,12 +162,12 @@ def test_a_relay_that_is_away_exits_3(gateway: CannedGateway, sealane: Sealane) 
         "who_must_act": "operator of the host",
         "next_step": "start it",
     }
-    gateway.answer("POST", "/v1/migrations", (503, {"error": error}))
+    allowed_but = {"error": error, "record_index": 13, "migration_id": MIGRATION, "decision": ALLOWED}
+    gateway.answer("POST", "/v1/migrations", (503, allowed_but))
     result = sealane("migrate", "web-1", "--to", "host-b", "--json")
     assert result.exit_code == 3
-    assert only_error_line(result) == (
-        "sealane: the relay of host-a has not been heard of for 40 s; the operator of the host must act; start it\n"
-    )
+    what = "the relay of host-a has not been heard of for 40 s (record 13)"
+    assert only_error_line(result) == f"sealane: {what}; the operator of the host must act; start it\n"
     assert last_object(result)["error"]["code"] == "relay_unreachable"
 
 
