@@ -111,10 +111,13 @@ def _read_file(directory: int, name: str, path: str, budget: _Budget) -> bytes:
         descriptor = os.open(name, flags, dir_fd=directory)
     except OSError as error:
         raise BundleRefused(path, "cannot be read, or is a symlink: put the file itself there") from error
-    with open(descriptor, "rb") as file:  # noqa: PTH123 - a descriptor, not a path
+    try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise BundleRefused(path, "is not a regular file")
-        content = file.read(budget.bytes + 1)
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            content = file.read(budget.bytes + 1)
+    finally:
+        os.close(descriptor)
     budget.bytes -= len(content)
     if budget.bytes < 0:
         raise BundleRefused(path, f"brings the bundle above {MAX_BYTES // 1024 // 1024} MiB")
