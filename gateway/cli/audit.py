@@ -61,6 +61,15 @@ def verify(
             "beside the log. Repeat it where the log changed its key.",
         ),
     ],
+    seen: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--seen",
+            metavar="FILE",
+            help="A checkpoint of this log that someone else kept: shows whether the log was put back or forked. "
+            "Repeat it.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check a whole log offline: every entry, the tree over them, the signatures.
@@ -70,6 +79,7 @@ def verify(
     \b
     Examples:
       sealane audit verify /var/lib/sealane/log --key log.vkey
+      sealane audit verify copy/ --key log.vkey --seen checkpoint-of-last-month
       sealane audit verify copy/ --key 'corp.example/audit+1a2b3c4d+AQ…' --json
     """
     from gateway.cli.verification import check_log, read_keys, show_verdict
@@ -77,7 +87,7 @@ def verify(
     keys = read_keys(key)
     if not directory.is_dir():
         raise BadConfiguration(f"{directory} is not a folder", REQUESTER, "name the folder of a log")
-    document = check_log(directory, keys, quiet=as_json)
+    document = check_log(directory, keys, seen or [], quiet=as_json)
     if as_json:
         print_json(document)
     else:
@@ -122,17 +132,17 @@ def query(
     kind: KindOption = None,
     since: SinceOption = None,
     until: UntilOption = None,
-    after: Annotated[
-        int | None, typer.Option("--after", min=0, help="Continue after the record of this index.")
+    before: Annotated[
+        int | None, typer.Option("--before", min=0, help="Only records before the one of this index.")
     ] = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, max=MAX_RECORDS, help="At most so many records.")] = 100,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=MAX_RECORDS, help="The newest so many of them.")] = 100,
     log: LogOption = None,
     gateway: GatewayOption = None,
     ca: CaOption = None,
     token_file: TokenFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Find records, oldest first: who moved which VM where, when, and with what outcome.
+    """Find records, told oldest first: who moved which VM where, when, and with what outcome.
 
     \b
     Examples:
@@ -145,20 +155,24 @@ def query(
 
     terms = _terms(migration, vm, host, actor, outcome, kind, since, until)
     with opened(log, gateway, ca, token_file) as source:
-        found = read_pages(source, terms, after, limit)
+        found = read_pages(source, terms, before=before, limit=limit)
     if as_json:
         records = [{"index": one.index, "record": one.record} for one in found.records]
         print_json({"records": records, "next": found.next})
         return
     if found.records:
         show_records([(one.index, one.record) for one in found.records])
-    say(f"{len(found.records)} records" + (f"; more with --after {found.next}" if found.next is not None else ""))
+    say(
+        f"{len(found.records)} records" + (f"; older ones with --before {found.next}" if found.next is not None else "")
+    )
 
 
 @app.command("tail")
 def tail(
-    count: Annotated[int, typer.Option("-n", "--count", min=0, max=1000, help="Look at so many last entries.")] = 20,
-    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until Ctrl-C.")] = False,
+    count: Annotated[int, typer.Option("-n", "--count", min=1, max=1000, help="So many at first.")] = 20,
+    follow: Annotated[
+        bool, typer.Option("-f", "--follow", help="Go on until Ctrl-C; each reading is recorded.")
+    ] = False,
     migration: MigrationOption = None,
     vm: VmOption = None,
     host: HostOption = None,
@@ -171,7 +185,7 @@ def tail(
     token_file: TokenFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the newest records, those that match among the last entries; with -f go on.
+    """Show the newest records that match; with -f go on with what is appended.
 
     With --json prints one object; with -f --json one object per record, a line each.
 
@@ -184,23 +198,30 @@ def tail(
 
     terms = _terms(migration, vm, host, actor, outcome, kind, None, None)
     with opened(log, gateway, ca, token_file) as source:
-        seen = _print_new(source, terms, max(0, source.size() - count), as_json=as_json, stream=follow)
-        try:
-            while follow:
+        size = source.size()
+        last = _print_newest(source, terms, 0, count, as_json=as_json, stream=follow)
+        shown = max(size, last + 1)
+        # Asking for the size leaves no record; reading does, and that must not set off the next reading.
+        quiet = source.size()
+        while follow:
+            try:
                 time.sleep(FOLLOW_SECONDS)
-                # Asking for the size leaves no record; reading does, and must not set off the next reading.
-                if source.size() > seen:
-                    seen = _print_new(source, terms, seen, as_json=as_json, stream=True)
-        except KeyboardInterrupt:
-            return
+                size = source.size()
+                if size > quiet:
+                    last = _print_newest(source, terms, shown, MAX_RECORDS, as_json=as_json, stream=True)
+                    shown, quiet = max(size, last + 1), source.size()
+            except KeyboardInterrupt:
+                return
 
 
-def _print_new(source: RecordSource, terms: dict[str, str], start: int, *, as_json: bool, stream: bool) -> int:
-    """Print what matches from index `start` on; returns the size of the log after it was read."""
+def _print_newest(
+    source: RecordSource, terms: dict[str, str], floor: int, limit: int, *, as_json: bool, stream: bool
+) -> int:
+    """Print what matches from index `floor` on; returns the index of the last record printed, or -1."""
     from gateway.cli.record_source import read_pages
     from gateway.cli.record_view import show_records
 
-    found = read_pages(source, terms, start - 1 if start > 0 else None, MAX_RECORDS).records
+    found = read_pages(source, terms, floor=floor, limit=limit).records
     if as_json and stream:
         for one in found:
             print_json({"index": one.index, "record": one.record})
@@ -208,7 +229,7 @@ def _print_new(source: RecordSource, terms: dict[str, str], start: int, *, as_js
         print_json({"records": [{"index": one.index, "record": one.record} for one in found]})
     elif found:
         show_records([(one.index, one.record) for one in found], heading=not stream)
-    return source.size()
+    return found[-1].index if found else -1
 
 
 def _terms(

@@ -206,11 +206,13 @@ def _refusal(status: int, data: bytes, gateway: str) -> CommandError:
     elif status in {502, 503, 504}:
         kind = Unreachable
     try:
-        error = msgspec.json.decode(data, type=ErrorReply).error
+        reply = msgspec.json.decode(data, type=ErrorReply)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return _without_words(status, kind, gateway)
+    error = reply.error
+    recorded = "" if reply.record_index is None else f" (record {reply.record_index})"
     return kind(
-        error.message or f"the gateway answered {status}",
+        (error.message or f"the gateway answered {status}") + recorded,
         error.who_must_act or OPERATOR,
         error.next_step or "ask the operator of the gateway",
         error.code,

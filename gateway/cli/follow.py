@@ -96,6 +96,13 @@ def follow(
                     OPERATOR,
                     _find_later(migration_id),
                 ) from error
+        except Refused as error:
+            raise Refused(
+                f"migration {migration_id} goes on, but cannot be followed: {error.what}",
+                error.who_must_act,
+                error.next_step,
+                error.code,
+            ) from error
         else:
             show(reply)
             if reply.state in FINAL_STATES:

@@ -145,7 +145,7 @@ def summarise(answer: DecisionReply, reply: MigrationReply, seconds: float) -> d
     downtime = next((body["downtime_ms"] for body in bodies if type(body.get("downtime_ms")) is int), None)
     return {
         "outcome": reply.state,
-        "message": numbers.message,
+        "message": reply.message or numbers.message,
         **decision_document(answer),
         "seconds": round(seconds, 3),
         "downtime_ms": numbers.downtime_ms if downtime is None else downtime,

@@ -29,8 +29,11 @@ PAGE_RECORDS = 100
 class RecordSource(Protocol):
     """A place that holds records."""
 
-    def page(self, terms: Mapping[str, str], after: int | None, limit: int) -> RecordsReply:
-        """At most `limit` records with an index above `after` that match all terms, oldest first."""
+    def page(self, terms: Mapping[str, str], before: int | None, limit: int) -> RecordsReply:
+        """At most `limit` records with an index below `before` that match all terms, newest first.
+
+        `next` is the `before` of the page that follows, None if there is none.
+        """
 
     def entry(self, index: int) -> dict[str, Any]:
         """One entry of the log, whole."""
@@ -45,11 +48,11 @@ class FromGateway:
     def __init__(self, client: GatewayClient) -> None:
         self._client = client
 
-    def page(self, terms: Mapping[str, str], after: int | None, limit: int) -> RecordsReply:
+    def page(self, terms: Mapping[str, str], before: int | None, limit: int) -> RecordsReply:
         """See RecordSource."""
         parameters: dict[str, str | int] = {**terms, "limit": limit}
-        if after is not None:
-            parameters["after"] = after
+        if before is not None:
+            parameters["after"] = before  # in the API's order, newest first, it comes after
         return self._client.records(parameters)
 
     def entry(self, index: int) -> dict[str, Any]:
@@ -93,14 +96,20 @@ def _connected(gateway: str | None, ca: Path | None, token_file: Path | None) ->
     return _Connected(GatewayClient(settings, token))
 
 
-def read_pages(source: RecordSource, terms: Mapping[str, str], after: int | None, limit: int) -> RecordsReply:
-    """Up to `limit` records over as many pages as that takes; `next` continues after them."""
+def read_pages(
+    source: RecordSource, terms: Mapping[str, str], *, before: int | None = None, floor: int = 0, limit: int
+) -> RecordsReply:
+    """The newest `limit` matching records with an index in [floor, before), told oldest first.
+
+    `next` is the `before` of those that are older.
+    """
     found: list[NumberedRecord] = []
     while True:
-        page = source.page(terms, after, min(PAGE_RECORDS, limit - len(found)))
-        found.extend(page.records)
+        page = source.page(terms, before, min(PAGE_RECORDS, limit - len(found)))
+        found.extend(one for one in page.records if one.index >= floor)
+        passed_floor = any(one.index < floor for one in page.records)
         # A server that repeats its cursor must not hold the command for ever.
-        moves = page.next is not None and (after is None or page.next > after)
+        moves = page.next is not None and not passed_floor and (before is None or page.next < before)
         if not moves or len(found) >= limit:
-            return RecordsReply(tuple(found), page.next if moves else None)
-        after = page.next
+            return RecordsReply(tuple(sorted(found[:limit], key=lambda one: one.index)), page.next if moves else None)
+        before = page.next

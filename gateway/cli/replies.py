@@ -24,9 +24,10 @@ class ApiError(msgspec.Struct, frozen=True):
 
 
 class ErrorReply(msgspec.Struct, frozen=True):
-    """The envelope of ApiError."""
+    """The envelope of ApiError. What was recorded before it failed has the index of its record."""
 
     error: ApiError
+    record_index: Count | None = None
 
 
 class TokenReply(msgspec.Struct, frozen=True):
@@ -81,6 +82,7 @@ class MigrationReply(msgspec.Struct, frozen=True):
     state: str
     progress: Progress | None = None
     outcome: str | None = None
+    message: str | None = None
     receipts: tuple[dict[str, Any], ...] = ()
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import base64
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,9 +16,8 @@ from rich.text import Text
 
 from gateway.cli.errors import REQUESTER, BadConfiguration
 from gateway.cli.output import console
-from gateway.cli.terminal import plain
+from gateway.cli.terminal import harmless, plain
 
-MAX_PROBLEMS_TOLD = 1000
 _MAX_KEY_FILE_BYTES = 64 * 1024
 
 
@@ -45,32 +45,49 @@ def read_keys(given: Sequence[str]) -> list[str]:
     return keys
 
 
-def check_log(directory: Path, keys: Sequence[str], *, quiet: bool) -> dict[str, Any]:
-    """Run the verifier; the verdict as the object that `--json` prints."""
+def check_log(directory: Path, keys: Sequence[str], seen: Sequence[Path], *, quiet: bool) -> dict[str, Any]:
+    """Run the verifier; the verdict as the object that `--json` prints. `seen`: files of checkpoints."""
     from audit.verify import verify_log
 
     progress = None if quiet or not sys.stderr.isatty() else _counter
-    verdict = verify_log(directory, keys, progress)
-    problems = [{"index": problem.index, "what": problem.what} for problem in verdict.problems[:MAX_PROBLEMS_TOLD]]
+    try:
+        verdict = verify_log(directory, keys, progress, seen=[path.read_text() for path in seen])
+    except OSError as error:
+        raise BadConfiguration(
+            f"{error.filename or directory} cannot be read: {error.strerror}", REQUESTER, "check the path"
+        ) from error
+    except ValueError as error:
+        raise BadConfiguration(
+            f"a --key or --seen cannot be used: {error}", REQUESTER, "get it anew from where you trust it"
+        ) from error
     return {
         "outcome": "verified" if verdict.ok else "not_verified",
-        "records": verdict.records,
-        "problems": problems,
-        "problem_count": len(verdict.problems),
         "directory": str(directory),
+        "origin": verdict.origin,
+        "size": verdict.size,
+        "root": base64.b64encode(verdict.root).decode(),
+        "records": verdict.records,
+        "permits": verdict.permits,
+        "problems": [{"index": one.index, "what": one.what} for one in verdict.problems],
+        "warnings": [{"index": one.index, "what": one.what} for one in verdict.warnings],
     }
 
 
 def show_verdict(out: Console, document: Mapping[str, Any]) -> None:
     """The verdict in words, problems first."""
-    for problem in document["problems"]:
-        where = "log" if problem["index"] is None else f"entry {problem['index']}"
-        out.print(Text(f"  {where}: ", "red").append_text(plain(problem["what"], limit=1000)), soft_wrap=True)
+    for style, kind in (("red", "problems"), ("yellow", "warnings")):
+        for one in document[kind]:
+            where = "log" if one["index"] is None else f"entry {one['index']}"
+            out.print(Text(f"  {where}: ", style).append_text(plain(one["what"], limit=1000)), soft_wrap=True)
     if document["outcome"] == "verified":
-        text = Text("VERIFIED", "bold green").append(f"  {document['records']} entries: complete and unaltered")
+        text = Text("VERIFIED", "bold green")
+        text.append(f"  {document['size']} entries ({document['records']} records, {document['permits']} permits)")
+        text.append(" complete and unaltered")
     else:
-        text = Text("NOT VERIFIED", "bold red").append(f"  {document['problem_count']} problems")
-    out.print(text)
+        text = Text("NOT VERIFIED", "bold red").append(f"  {len(document['problems'])} problems")
+    if document["warnings"]:
+        text.append(f"; {len(document['warnings'])} warnings to judge")
+    out.print(text.append(f"\n  log {harmless(document['origin'])}  root {document['root']}"), soft_wrap=True)
 
 
 def _counter(done: int, total: int) -> None:

@@ -194,7 +194,7 @@ JSON: st.SearchStrategy[Any] = st.recursive(
 def test_any_json_is_an_answer_or_a_named_error(canned: CannedGateway) -> None:
     with connect(canned) as client:
 
-        @settings(max_examples=100)
+        @settings(max_examples=40)
         @given(JSON, st.sampled_from([200, 403, 500]))
         def ask(document: Any, status: int) -> None:
             canned.answer("GET", f"/v1/migrations/{MIGRATION}", (status, document))

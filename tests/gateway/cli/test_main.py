@@ -19,7 +19,7 @@ from tests.gateway.cli.conftest import Sealane, last_object, only_error_line
 # What a relay's host does not have. The commands of such a host must not even try to import it.
 WITHOUT_EXTRA = """
 import sys
-for name in ("fastapi", "starlette", "pydantic", "hypercorn", "cedarpy"):
+for name in ("fastapi", "starlette", "hypercorn", "cedarpy"):
     sys.modules[name] = None
 from typer.testing import CliRunner
 from gateway.cli.main import app
