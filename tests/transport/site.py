@@ -127,7 +127,12 @@ class Site:
                 },
                 "hypervisor": hypervisor
                 or {"kind": "sockets", "memory_socket": str(self.folder / "vm" / "{uuid}" / "memory.sock")},
-                "limits": {"settle_retry_seconds": 0.2, "drain_seconds": 5.0},
+                "limits": {
+                    "settle_retry_seconds": 0.2,
+                    "drain_seconds": 5.0,
+                    "handshake_seconds": 3.0,
+                    "message_seconds": 5.0,
+                },
             },
             type=RelayConfig,
         )

@@ -6,7 +6,6 @@ import socket
 
 import trio
 
-from transport.errors import ProtocolViolation
 from transport.relay.control import ControlLink
 from transport.relay.lane import ChannelCounts, carry_channel
 from transport.wire.control import Phase, Role
@@ -72,8 +71,3 @@ class Channels:
             if written != told and link.order.phase in _ACK_PHASES:
                 await link.send(Ack(written))
                 told = written
-
-
-def require_channel(expected: int, found: int) -> None:
-    if expected != found:
-        raise ProtocolViolation(f"channel {found} opened where {expected} is due")

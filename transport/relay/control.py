@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import TypeVar
 
 import trio
 from OpenSSL import SSL
 
 from certs.tls import step_handshake
-from transport.errors import ConnectionBroken, Misuse, PeerCancelled, ProtocolViolation
+from transport.errors import ConnectionBroken, PeerCancelled, ProtocolViolation
 from transport.wire.control import ControlOrder, Role
-from transport.wire.messages import Ack, Bye, Cancel, Message, MessageReader, encode_message
+from transport.wire.messages import Ack, Cancel, Message, MessageReader, encode_message
 
 _CHUNK_BYTES = 64 * 1024
 M = TypeVar("M", bound=Message)
@@ -147,15 +147,12 @@ class ControlLink:
                 raise ProtocolViolation(f"{type(message).__name__} where it was not due")
         raise ConnectionBroken("the peer did not answer in time")
 
-    async def messages(self) -> AsyncIterator[Message]:
-        """All messages until Bye or the end; the end without Bye is `ConnectionBroken`."""
-        while True:
-            message = await self.receive()
-            if message is None:
-                raise ConnectionBroken("the peer ended the control connection without Bye")
-            yield message
-            if isinstance(message, Bye):
-                return
+    async def next(self) -> Message:
+        """The next message but Ack, without a deadline; the end without Bye is `ConnectionBroken`."""
+        message = await self.receive()
+        if message is None:
+            raise ConnectionBroken("the peer ended the control connection without Bye")
+        return message
 
     async def close(self) -> None:
         await self._stream.close()
@@ -173,8 +170,3 @@ def tune_tcp(sock: socket.socket | trio.socket.SocketType) -> None:
     )
     for level, name, value in options:
         sock.setsockopt(level, name, value)
-
-
-def require_role(link: ControlLink, role: Role) -> None:
-    if link.order.role is not role:
-        raise Misuse(f"this end is not the {role.value}")

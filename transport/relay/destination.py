@@ -251,7 +251,9 @@ class Destination:
         await link.send(Answer({}, desk.max_channels))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(channels.acknowledge, link, limits.ack_interval_seconds)
-            async for message in link.messages():
+            message: Message | None = None
+            while not isinstance(message, Bye):
+                message = await link.next()
                 await self._do(message, session, link, desk, channels, nursery)
             nursery.cancel_scope.cancel()
         return True
@@ -291,13 +293,13 @@ class Destination:
     async def _carry_lane(
         self, channels: Channels, counts: ChannelCounts, local: socket.socket, desk: LaneDesk
     ) -> None:
-        lane = None
-        with trio.move_on_after(self._host.config.limits.handshake_seconds):
-            lane = await desk.take(counts.channel)
-        if lane is None:
-            local.close()
-            raise ConnectionBroken("a lane that was announced did not come")
-        await channels.carry(counts, local, lane)
+        with local:
+            lane = None
+            with trio.move_on_after(self._host.config.limits.handshake_seconds):
+                lane = await desk.take(counts.channel)
+            if lane is None:
+                raise ConnectionBroken("a lane that was announced did not come")
+            await channels.carry(counts, local, lane)
 
     async def _after_loss(self, session: DestinationSession) -> None:
         """The connection is gone and S may never come back: settle what can be settled without it.

@@ -179,9 +179,9 @@ async def _hand_over(
 
 
 async def _read_answers(connection: SourceConnection, answers: trio.MemorySendChannel[Outcome | Receipt]) -> None:
-    async for message in connection.link.messages():
-        match message:
-            case Outcome() | Receipt():
+    while True:
+        match await connection.link.next():
+            case Outcome() | Receipt() as message:
                 await answers.send(message)
             case Cancel(code=code, reason=reason):
                 raise PeerCancelled(code, reason)
@@ -216,8 +216,12 @@ async def _accept(
             local.close()
             raise LocalBroken(f"the hypervisor opened more than the {most} channels that are allowed")
         counts = channels.add("memory")
-        await connection.link.send(Open(counts.channel, "memory"))
-        lane = await connection.open_lane(counts.channel, limits.dial_seconds)
+        try:
+            await connection.link.send(Open(counts.channel, "memory"))
+            lane = await connection.open_lane(counts.channel, limits.dial_seconds)
+        except BaseException:
+            local.close()
+            raise
         nursery.start_soon(channels.carry, counts, local, lane)
 
 
