@@ -104,6 +104,11 @@ def test_a_deeply_nested_schema_is_refused_before_cedar_sees_it() -> None:
     assert "nested deeper" in str(refused(files(schema=deep)))
 
 
+def test_a_schema_of_endless_chains_is_refused_before_cedar_sees_it() -> None:
+    chain = "entity E0;\n" + "\n".join(f"entity E{n} in [E{n - 1}];" for n in range(1, 10_000))
+    assert "more than 5000 words" in str(refused(files(schema=OUR_SCHEMA + chain)))
+
+
 def test_brackets_in_strings_and_comments_are_no_nesting() -> None:
     text = f'// {"(" * 500}\n@id("a") @reason("R.") {PERMIT} when {{ "{"(" * 500}" != "x" }};'
     assert len(Bundle.from_files(files(text)).policies) == 1
