@@ -78,9 +78,19 @@ class Index:
     """An open index. One thread at a time; `path` may be ":memory:"."""
 
     def __init__(self, path: Path | str, origin: str) -> None:
+        """Open or create the index of the log `origin`. A file that is no database is replaced: it is a copy.
+
+        Raises sqlite3.OperationalError if it cannot be opened (permissions, a full disk, another lock).
+        """
         self._origin = origin
-        self._database = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-        self._database.executescript("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL;" + _SCHEMA)
+        try:
+            self._database = _open(path)
+        except sqlite3.OperationalError:
+            raise
+        except sqlite3.DatabaseError:
+            for suffix in ("", "-wal", "-shm"):
+                Path(f"{path}{suffix}").unlink(missing_ok=True)
+            self._database = _open(path)
 
     def __enter__(self) -> Self:
         return self
@@ -157,6 +167,16 @@ class Index:
             self._database.execute("BEGIN")
             self._database.execute("DELETE FROM records")
             self._database.execute("DELETE FROM state")
+
+
+def _open(path: Path | str) -> sqlite3.Connection:
+    database = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+    try:
+        database.executescript("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL;" + _SCHEMA)
+    except BaseException:
+        database.close()
+        raise
+    return database
 
 
 def _select(where: Filter, after: int | None, limit: int, *, newest_first: bool) -> tuple[str, dict[str, str | int]]:

@@ -276,13 +276,12 @@ class Log:
         return surplus
 
     def _cut(self, surplus: dict[int, tuple[int, int]]) -> None:
-        # The last tail first: a crash in between must leave a sequence without a gap.
         kept = [
             self._store.cut_tail(number, keep, max(self._size, number * TILE_WIDTH))
-            for number, (keep, _) in sorted(surplus.items(), reverse=True)
+            for number, (keep, _) in sorted(surplus.items())
         ]
         if cut_bytes := sum(cut for _, cut in surplus.values()):
-            self.recovery = Recovery(self._size, cut_bytes, tuple(path for path in kept[::-1] if path))
+            self.recovery = Recovery(self._size, cut_bytes, tuple(path for path in kept if path))
 
     def _require_extends(self, known: Checkpoint) -> None:
         directory = self._store.directory

@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -57,11 +58,13 @@ def permit(decision_index: int, decision: bytes, **changes: Any) -> bytes:
     return msgspec.json.encode(document, order="sorted")
 
 
+@lru_cache(4096)  # signing is most of what a test of many records would wait for
 def one(index: int) -> Sequence[bytes]:
     """A builder of one record."""
     return [entry(index)]
 
 
+@lru_cache(4096)
 def with_permit(index: int) -> Sequence[bytes]:
     """A builder of an allowing decision and its permit."""
     decision = entry(index)

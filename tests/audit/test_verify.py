@@ -1,0 +1,369 @@
+"""The offline verifier: agrees with the writer on every sound log, and finds every altered byte."""
+
+import ast
+import base64
+import json
+import random
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import audit
+from audit.checkpoint import Checkpoint, LogSigner, sign_checkpoint
+from audit.log import EntryBuilder, Log
+from audit.verify import Verdict, verify_log
+from tests.audit.disks import FastDisk
+from tests.audit.samples import (
+    OTHER_SIGNER,
+    SIGNER,
+    entry,
+    one,
+    permit,
+    raw,
+    record,
+    with_permit,
+)
+from tests.audit.test_record import json_values, reencode
+
+KEYS = [SIGNER.vkey]
+
+
+def written(directory: Path, *builders: EntryBuilder) -> str:
+    with Log.open(directory, SIGNER, disk=FastDisk()) as log:
+        return log.append(builders).checkpoint_text
+
+
+def found(directory: Path, keys: Sequence[str] = KEYS, **options: Any) -> list[tuple[int | None, str]]:
+    verdict = verify_log(directory, keys, **options)
+    assert verdict.ok == (not verdict.problems)
+    return [(problem.index, problem.what) for problem in verdict.problems]
+
+
+def warned(verdict: Verdict) -> list[str]:
+    assert verdict.ok
+    return [warning.what for warning in verdict.warnings]
+
+
+@contextmanager
+def flipped(path: Path, position: int, bit: int = 0) -> Iterator[None]:
+    data = path.read_bytes()
+    altered = bytearray(data)
+    altered[position] ^= 1 << bit
+    path.write_bytes(bytes(altered))
+    yield
+    path.write_bytes(data)
+
+
+@pytest.fixture(scope="module")
+def long_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """260 entries: a sealed bundle, and a tail."""
+    directory = tmp_path_factory.mktemp("long") / "log"
+    with Log.open(directory, SIGNER, disk=FastDisk()) as log:
+        for _ in range(26):
+            log.append([with_permit] * 5)
+    with Log.open(directory, SIGNER, disk=FastDisk()):
+        return directory
+
+
+def test_the_verifier_shares_no_code_with_the_writer() -> None:
+    folder = Path(audit.__file__).parent
+    own = {"audit", "audit.verify_tree", "audit.verify_entry"}
+    for name in ("verify.py", "verify_tree.py", "verify_entry.py"):
+        for node in ast.walk(ast.parse((folder / name).read_text())):
+            modules = []
+            if isinstance(node, ast.ImportFrom):
+                modules = [node.module or ""]
+                if node.module == "audit":
+                    assert {alias.name for alias in node.names} <= {"verify_tree", "verify_entry"}
+            elif isinstance(node, ast.Import):
+                modules = [alias.name for alias in node.names]
+            for module in modules:
+                top = module.partition(".")[0]
+                assert module in own or top == "cryptography" or top in sys.stdlib_module_names, module
+
+
+def test_a_sound_log_is_verified_and_progress_is_told(long_log: Path) -> None:
+    progress: list[tuple[int, int]] = []
+    verdict = verify_log(long_log, KEYS, lambda done, total: progress.append((done, total)))
+    assert (verdict.ok, verdict.problems, verdict.warnings) == (True, [], [])
+    assert (verdict.size, verdict.records, verdict.permits) == (260, 130, 130)
+    assert progress == [(256, 260), (260, 260)]
+
+
+def test_an_empty_log_is_sound(tmp_path: Path) -> None:
+    Log.open(tmp_path, SIGNER, disk=FastDisk()).close()
+    assert found(tmp_path) == []
+
+
+@settings(max_examples=20)
+@given(
+    st.lists(
+        st.lists(
+            st.tuples(st.booleans(), st.dictionaries(st.text(), json_values, max_size=2), st.text(max_size=9)),
+            min_size=1,
+            max_size=9,
+        ),
+        max_size=4,
+    ),
+    st.sampled_from([0, 0, 0, 253]),
+)
+def test_writer_and_verifier_agree(
+    tmp_path_factory: pytest.TempPathFactory, groups: list[list[tuple[bool, dict[str, Any], str]]], start: int
+) -> None:
+    directory = tmp_path_factory.mktemp("agree")
+
+    def builder(permitted: bool, details: dict[str, Any], reason: str) -> EntryBuilder:
+        def build(index: int) -> Sequence[bytes]:
+            decision = entry(index, details=details, reason=reason)
+            return [decision, permit(index, decision, note=reason)] if permitted else [decision]
+
+        return build
+
+    with Log.open(directory, SIGNER, disk=FastDisk()) as log:
+        if start:
+            log.append([one] * start)
+        for group in groups:
+            log.append([builder(*each) for each in group])
+        size, root = log.size, log.root_at(log.size)
+    verdict = verify_log(directory, KEYS)
+    assert verdict.ok, verdict.problems
+    assert (verdict.size, verdict.root) == (size, root)
+
+
+def test_every_flipped_byte_of_a_small_log_is_found(tmp_path: Path) -> None:
+    small = entry(0, actor=None, details={}, reason=None)
+    written(tmp_path, raw(small, permit(0, small)))
+    for path in (tmp_path / "checkpoint", tmp_path / "tail" / "0"):
+        for position in range(path.stat().st_size):
+            with flipped(path, position, position % 8):
+                assert found(tmp_path), (path, position)
+
+
+def test_flipped_bytes_of_bundles_and_tiles_are_found_and_the_entry_is_named(long_log: Path) -> None:
+    chance = random.Random(7)
+    files = sorted(path for path in (long_log / "tile").rglob("*") if path.is_file())
+    assert len(files) == 2
+    for path in files:
+        size = path.stat().st_size
+        for position in [0, 1, 2, size - 1, *(chance.randrange(size) for _ in range(4))]:
+            with flipped(path, position, chance.randrange(8)):
+                problems = found(long_log)
+                assert problems
+                assert problems[0][0] is not None or "tile" in problems[0][1]
+    assert found(long_log) == []
+
+
+@pytest.mark.parametrize("name", ["tile/0/000", "tile/entries/000", "tail/1", "checkpoint"])
+def test_a_missing_or_shortened_file_is_found(name: str, long_log: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "log"
+    shutil.copytree(long_log, copy)
+    (copy / name).write_bytes((long_log / name).read_bytes()[:-1])
+    assert found(copy)
+    (copy / name).unlink()
+    assert found(copy)
+
+
+def test_files_that_are_no_part_of_the_log_are_found(long_log: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "log"
+    shutil.copytree(long_log, copy)
+    shutil.copy(copy / "tile/entries/000", copy / "tile/entries/001")
+    (copy / "tail/notes").touch()
+    shutil.copy(copy / "tile/entries/000", copy / "tail/0")
+    whats = "\n".join(what for _, what in found(copy))
+    for expected in ("tile/entries/001 is not part", "tail/notes is not part", "tail/0 is in its bundle"):
+        assert expected in whats
+
+
+def test_keys_that_are_missing_wrong_or_of_another_origin_do_not_verify(tmp_path: Path) -> None:
+    written(tmp_path, one)
+    for keys in ([], [OTHER_SIGNER.vkey], [LogSigner("elsewhere/log", SIGNER.private_key).vkey]):
+        assert "cannot be trusted" in found(tmp_path, keys)[0][1]
+    for bad in ("", "a+b+c", SIGNER.vkey.replace("+", "-"), SIGNER.vkey[:-2] + "A="):
+        with pytest.raises(ValueError, match="log key"):
+            verify_log(tmp_path, [bad])
+
+
+def test_records_of_an_older_key_verify_if_that_key_is_given_too(tmp_path: Path) -> None:
+    written(tmp_path, lambda index: [entry(index, OTHER_SIGNER)], one)
+    assert [index for index, _ in found(tmp_path)] == [0]
+    assert found(tmp_path, [SIGNER.vkey, OTHER_SIGNER.vkey]) == []
+
+
+def test_a_missing_directory_is_an_error_and_not_a_verdict(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="missing"):
+        verify_log(tmp_path / "missing", KEYS)
+
+
+# What a gateway whose key was misused could sign, and the verifier must still refuse
+
+
+def resigned(index: int, **changes: Any) -> bytes:
+    """A record entry of any shape, in canonical form, under a right signature."""
+    body = json.loads(entry(index))["record"] | changes
+    body = {name: value for name, value in body.items() if value is not ...}
+    signature = base64.b64encode(SIGNER.sign(b"sealane audit record v1\n" + reencode(body))).decode()
+    return reencode({"key": SIGNER.key_id, "record": body, "signature": signature})
+
+
+@pytest.mark.parametrize(
+    ("bad", "what"),
+    [
+        (resigned(1, sequence=2), "says that it is number 2"),
+        (resigned(1, sequence=True), "says that it is number True"),
+        (resigned(1, origin="elsewhere/log"), "another log"),
+        (resigned(1, time="2026-11-22 21:42:21Z"), "time"),
+        (resigned(1, time="2026-13-22T21:42:21.000000Z"), "time"),
+        (resigned(1, version=2), "version"),
+        (resigned(1, extra=1), "fields"),
+        (resigned(1, reason=...), "fields"),
+        (resigned(1, details=[]), "details"),
+        (resigned(1, monotonic_ns=-1), "monotonic_ns"),
+        (resigned(1, actor={"id": "x"}), "actor"),
+        (resigned(1, vm={}), "vm"),
+        (resigned(1, kind=7), "kind"),
+        (resigned(1, source=7), "source"),
+        (resigned(1, details={"n": 1.5}), "not an integer"),
+        (resigned(1, reason="x" * 70_000)[:65_000], "over 61440"),
+        (entry(1, OTHER_SIGNER), "which was not given"),
+        (entry(1).replace(b"maintenance", b"maintenancf"), "signature is wrong"),
+        (entry(1) + b" ", "canonical"),
+        (entry(1).replace(b'"kind":', b'"kind":"a","kind":'), "twice"),
+        (b"[]", "not an object"),
+        (b"{}", "neither a record"),
+        (b"\xff\xfe", "not JSON"),
+        (b'{"a":NaN}', "not an integer"),
+        (b'{"key":"\\ud800"}', "not JSON"),
+        (b"[" * 50_000, "not JSON"),
+        (b'{"kind":"other"}', "neither a record"),
+    ],
+)
+def test_an_entry_that_is_not_a_sound_record_is_found(bad: bytes, what: str, tmp_path: Path) -> None:
+    written(tmp_path, one, raw(bad), one)
+    problems = found(tmp_path)
+    assert problems[0][0] == 1
+    assert what in problems[0][1]
+    assert {index for index, _ in problems} == {1}
+
+
+def permit_in_second_place(change: Callable[[bytes], bytes], **decision: Any) -> EntryBuilder:
+    def build(index: int) -> Sequence[bytes]:
+        first = entry(index, **decision)
+        return [first, change(first)]
+
+    return build
+
+
+SIBLING = entry(0, reason="another decision")
+
+
+@pytest.mark.parametrize(
+    ("builder", "what"),
+    [
+        (permit_in_second_place(lambda first: permit(0, first), outcome="denied"), "outcome is 'denied'"),
+        (permit_in_second_place(lambda first: permit(0, first), outcome=None), "outcome is None"),
+        (permit_in_second_place(lambda _first: permit(0, SIBLING)), "another decision"),
+        (permit_in_second_place(lambda first: permit(1, first, migration_id="m-0")), "not the entry before"),
+        (permit_in_second_place(lambda first: permit(0, first, migration_id="m-9")), "another migration"),
+        (permit_in_second_place(lambda first: permit(0, first, vm="another")), "another vm"),
+        (permit_in_second_place(lambda first: permit(0, first, source="another")), "another source"),
+        (permit_in_second_place(lambda first: permit(0, first, destination=None)), "another destination"),
+        (permit_in_second_place(lambda first: permit(0, first), migration_id=None), "another migration"),
+        (permit_in_second_place(lambda first: permit(0, first)[:-1] + b',"x":1}'), "neither a record"),
+        (permit_in_second_place(lambda _first: b'{"claims":{},"decision":7,"kind":"sealane-permit"}'), "malformed"),
+    ],
+)
+def test_a_permit_that_does_not_match_its_decision_is_found(builder: EntryBuilder, what: str, tmp_path: Path) -> None:
+    written(tmp_path, builder)
+    problems = found(tmp_path)
+    assert {index for index, _ in problems} == {1}
+    assert any(what in text for _, text in problems), problems
+
+
+def test_a_permit_at_the_start_or_after_a_permit_is_found(tmp_path: Path) -> None:
+    first = entry(0)
+    written(tmp_path / "a", raw(permit(0, first)))
+    assert "does not follow a decision" in found(tmp_path / "a")[0][1]
+    written(tmp_path / "b", raw(first, permit(0, first), permit(0, first)))
+    assert found(tmp_path / "b") == [(2, "it is a permit that does not follow a decision")]
+
+
+# Histories
+
+
+def test_a_checkpoint_signed_over_another_root_is_found(tmp_path: Path) -> None:
+    written(tmp_path, one, one)
+    (tmp_path / "checkpoint").write_text(sign_checkpoint(Checkpoint(SIGNER.origin, 2, bytes(32)), SIGNER))
+    assert "do not have the root" in found(tmp_path)[0][1]
+
+
+def test_a_log_put_back_or_rewritten_is_found_by_a_checkpoint_seen_elsewhere(tmp_path: Path) -> None:
+    written(tmp_path / "log", one, one)
+    shutil.copytree(tmp_path / "log", tmp_path / "old")
+    seen = written(tmp_path / "log", one)
+    written(tmp_path / "log", one)
+    assert found(tmp_path / "log", seen=[seen]) == []
+    assert "3 were seen" in found(tmp_path / "old", seen=[seen])[0][1]
+    written(tmp_path / "old", lambda index: [entry(index, reason="another")], one)
+    assert found(tmp_path / "old") == []
+    assert "history was rewritten" in found(tmp_path / "old", seen=[seen])[0][1]
+    with pytest.raises(ValueError, match="not signed"):
+        verify_log(tmp_path / "log", KEYS, seen=[seen.replace(SIGNER.key_id, "x").replace("— ", "— x")])
+
+
+def test_uncommitted_entries_are_a_warning_and_an_older_checkpoint_therefore_is_one(tmp_path: Path) -> None:
+    old = written(tmp_path, one)
+    written(tmp_path, one)
+    (tmp_path / "checkpoint").write_text(old)
+    assert "beyond the checkpoint" in warned(verify_log(tmp_path, KEYS))[0]
+    with Log.open(tmp_path, SIGNER, disk=FastDisk()) as log:
+        assert log.recovery is not None
+    assert "was cut off by a recovery" in warned(verify_log(tmp_path, KEYS))[0]
+
+
+def timed(*stamps: tuple[str, str, int, str]) -> list[EntryBuilder]:
+    """Builders of records with (boot, time, monotonic seconds, kind)."""
+
+    def builder(boot: str, time: str, seconds: int, kind: str) -> EntryBuilder:
+        return lambda index: [
+            entry(index, boot_id=boot, time=f"2026-11-22T{time}.000000Z", monotonic_ns=seconds * 10**9, kind=kind)
+        ]
+
+    return [builder(*stamp) for stamp in stamps]
+
+
+@pytest.mark.parametrize(
+    ("stamps", "warnings"),
+    [
+        ([("a", "10:00:00", 5, "x"), ("a", "10:00:10", 15, "x"), ("b", "10:05:00", 1, "x")], []),
+        ([("a", "10:00:00", 5, "x"), ("b", "09:59:00", 1, "x")], ["behind the record before"]),
+        ([("a", "10:00:00", 5, "x"), ("a", "09:59:59", 5, "x")], ["behind the record before"]),
+        ([("a", "10:00:00", 5, "x"), ("a", "11:00:00", 6, "x")], ["stepped by +3599.000"]),
+        ([("a", "10:00:00", 5, "x"), ("a", "10:00:00", 4, "x")], ["monotonic clock runs backwards"]),
+        ([("a", "10:00:00", 5, "x"), ("a", "09:00:00", 6, "clock-step"), ("a", "09:00:01", 7, "x")], []),
+    ],
+)
+def test_time_that_runs_backwards_unsaid_is_a_warning(
+    stamps: list[tuple[str, str, int, str]], warnings: list[str], tmp_path: Path
+) -> None:
+    written(tmp_path, *timed(*stamps))
+    said = warned(verify_log(tmp_path, KEYS))
+    assert bool(said) == bool(warnings)
+    assert all(any(expected in what for what in said) for expected in warnings)
+
+
+def test_the_number_of_problems_that_are_listed_is_bounded(tmp_path: Path) -> None:
+    written(tmp_path, *[raw(b"x")] * 1100)
+    problems = found(tmp_path)
+    assert len(problems) == 1001
+    assert "more than 1000" in problems[-1][1]
+
+
+def test_a_record_reads_the_same_to_writer_and_verifier() -> None:
+    assert json.loads(entry(0))["record"]["time"] == record(0).time
