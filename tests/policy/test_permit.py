@@ -393,6 +393,11 @@ def test_entries_of_sibling_permits_differ() -> None:
     assert len(entries) == 5
 
 
+def test_a_leaf_hash_of_another_size_is_our_mistake() -> None:
+    with pytest.raises(ValueError, match="SHA-256"):
+        permit_entry(CLAIMS, 41, LEAF[:-1])
+
+
 def test_an_entry_of_more_than_4_kib_is_not_made() -> None:
     with pytest.raises(PermitTooLarge) as error:
         permit_entry(changed(iss="x" * MAX_ENTRY_BYTES), 41, LEAF)
@@ -496,6 +501,12 @@ def test_other_hosts_are_refused(source: str, destination: str, check: str) -> N
     with pytest.raises(PermitRefused) as refused:
         check_parties(CLAIMS, source, destination)
     assert refused.value.check == check
+
+
+def test_claims_whose_audience_is_not_their_destination_are_refused_even_if_nobody_verified_them() -> None:
+    with pytest.raises(PermitRefused) as refused:
+        check_parties(changed(aud="spiffe://bank.test/host/c"), HOST_A, HOST_B)
+    assert refused.value.check == "audience"
 
 
 def test_another_vm_or_port_is_refused() -> None:
