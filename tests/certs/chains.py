@@ -194,6 +194,7 @@ def loose_context(
     alpn: bytes | None = ALPN,
     max_version: int = SSL.TLS1_3_VERSION,
     groups: bytes | None = None,
+    cipher: bytes | None = None,
 ) -> SSL.Context:
     """A peer that does as it likes: verifies nothing, any version, any key exchange."""
     context = SSL.Context(SSL.TLS_METHOD)
@@ -207,6 +208,8 @@ def loose_context(
     if alpn is not None:
         context.set_alpn_protos([alpn])
         context.set_alpn_select_callback(lambda _, offered: alpn if alpn in offered else SSL.NO_OVERLAPPING_PROTOCOLS)
+    if cipher is not None:
+        context.set_tls13_ciphersuites(cipher)
     if groups is not None:
         # No public setter: this is how a peer of another make would be configured.
         assert lib.SSL_CTX_set1_curves_list(context._context, groups) == 1

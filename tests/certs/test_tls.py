@@ -172,6 +172,28 @@ def test_a_client_refuses_a_server_that_is(name: str, site: Site) -> None:
     assert refusal_by_client(meet(client_connection(judge.credentials()), server), judge) == expected
 
 
+@pytest.mark.parametrize(
+    "name", ["revoked", "with a revoked intermediate", "expired", "of another CA", "with too long a path"]
+)
+def test_the_handshake_itself_refuses_a_client_that_is(name: str, site: Site) -> None:
+    host, judge = BAD_PEERS[name].make(site)
+    client = loose_connection(loose_context(host), is_client=True)
+    refusal = meet(client, server_connection(judge.credentials())).server_refusal
+    assert refusal is not None
+    assert refusal.check == BAD_PEERS[name].check
+
+
+def test_what_the_handshake_found_counts_even_if_the_caller_judges_by_other_files(site: Site) -> None:
+    """A handshake that went on in spite of its verdict, as a context with another callback would."""
+    host = make_host(site.ca)
+    context = server_context(site.revoking(host.certificate).credentials())
+    ledger = context.get_app_data()
+    context.set_verify(SSL.VERIFY_PEER, lambda *seen: ledger.judge(*seen) or True)
+    meeting = meet(client_connection(site.of(host)), loose_connection(context, is_client=False))
+    assert meeting.server_refusal is None
+    assert refusal_by_server(meeting, site) == Check.REVOKED
+
+
 @pytest.mark.parametrize("name", ["revoked", "expired", "of another CA", "two SPIFFE ids"])
 def test_a_refused_client_learns_nothing(name: str, site: Site) -> None:
     """It is told neither why nor that: the server's last bytes are those that it sends to everyone."""
@@ -205,6 +227,27 @@ def test_a_server_of_tls_1_2_only_is_refused(site: Site) -> None:
     context = loose_context(make_host(site.ca), max_version=SSL.TLS1_2_VERSION)
     meeting = meet(client_connection(site.credentials()), loose_connection(context, is_client=False))
     assert refusal_by_client(meeting, site) == Check.TLS_VERSION
+
+
+def test_tls_1_2_is_refused_by_itself_should_a_context_ever_allow_it(site: Site) -> None:
+    context = server_context(site.credentials())
+    context.set_min_proto_version(SSL.TLS1_2_VERSION)
+    client = loose_connection(loose_context(make_host(site.ca), max_version=SSL.TLS1_2_VERSION), is_client=True)
+    meeting = meet(client, loose_connection(context, is_client=False))
+    assert meeting.server_refusal is None
+    assert refusal_by_server(meeting, site) == Check.TLS_VERSION
+
+
+def test_a_context_of_ours_does_not_even_begin_tls_1_2(site: Site) -> None:
+    client = loose_connection(loose_context(make_host(site.ca), max_version=SSL.TLS1_2_VERSION), is_client=True)
+    assert meet(client, server_connection(site.credentials())).server_refusal is not None
+
+
+@pytest.mark.parametrize("cipher", [b"TLS_AES_128_GCM_SHA256", b"TLS_CHACHA20_POLY1305_SHA256"])
+def test_a_suite_with_a_shorter_hash_is_refused(cipher: bytes, site: Site) -> None:
+    """A 48-byte secret out of SHA-256 would be weaker than it looks."""
+    client = loose_connection(loose_context(make_host(site.ca), cipher=cipher), is_client=True)
+    assert refusal_by_server(meet(client, server_connection(site.credentials())), site) == Check.HANDSHAKE
 
 
 @pytest.mark.parametrize("alpn", [None, b"h2", b"sealane/10", b"SEALANE/1"])
@@ -259,6 +302,12 @@ def test_a_client_by_the_standard_library_is_refused(site: Site) -> None:
 
 
 # --- resumption
+
+
+def test_neither_end_keeps_sessions(site: Site) -> None:
+    for context in (client_context(site.credentials()), server_context(site.credentials())):
+        assert context.get_session_cache_mode() == SSL.SESS_CACHE_OFF
+        assert context.set_options(0) & SSL.OP_NO_TICKET
 
 
 def test_a_session_offered_again_gets_a_full_handshake(site: Site) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta, timezone
 from functools import cache
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -133,6 +134,25 @@ def test_openssl_alone_accepts_a_ca_as_a_host(site: Site, monkeypatch: pytest.Mo
 def test_a_sound_peer_is_refused_where_the_crl_is(check: Check, crls_of: object, site: Site) -> None:
     assert callable(crls_of)
     assert check_of(make_host(site.ca).chain, site, crls_of(site.ca)) == check
+
+
+@pytest.mark.parametrize(
+    ("check", "changes"),
+    [
+        (Check.CRL_STALE, {"last_update": NOW + timedelta(seconds=1)}),
+        (Check.CRL_STALE, {"next_update": NOW}),
+        (Check.CRL_INVALID, {"extra": x509.DeltaCRLIndicator(1)}),
+        (Check.CRL_MISSING, {"signer": ec.generate_private_key(ec.SECP256R1())}),
+    ],
+)
+def test_our_own_rule_for_crls_does_not_lean_on_openssl(
+    check: Check, changes: dict[str, Any], site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = make_host(site.ca)
+    path = (host.certificate, site.ca.certificate)
+    monkeypatch.setattr(verification, "_openssl_path", lambda *_: path)
+    assert judged(host.chain, site).path == path
+    assert check_of(host.chain, site, [make_crl(site.ca, **changes)]) == check
 
 
 def test_a_crl_without_an_end_is_what_openssl_lets_pass(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
