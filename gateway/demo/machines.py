@@ -68,6 +68,12 @@ class Qemu:
         return self.serial_file.read_bytes() if self.serial_file.exists() else b""
 
 
+def require_qemu() -> None:
+    """Raises MissingProgram."""
+    if shutil.which(QEMU) is None:
+        raise MissingProgram(QEMU, "qemu-system-x86")
+
+
 async def start_qemu(
     directory: Path, uuid: str, *, memory_mib: int = 64, incoming: bool = False, image: Path | None = None
 ) -> Qemu:
@@ -76,8 +82,7 @@ async def start_qemu(
     `directory` is made if it is missing and should be this VM's own. Without `image` there is nothing to boot.
     Raises MissingProgram; ProcessFailed with what QEMU said.
     """
-    if shutil.which(QEMU) is None:
-        raise MissingProgram(QEMU, "qemu-system-x86")
+    require_qemu()
     directory.mkdir(parents=True, exist_ok=True)
     command = [QEMU, "-nodefaults", "-no-user-config", "-display", "none", "-name", f"sealane-demo-{uuid[:8]}"]
     command += ["-accel", "tcg", "-machine", "pc", "-m", f"{memory_mib}M", "-uuid", uuid]

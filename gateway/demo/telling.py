@@ -91,15 +91,15 @@ class Teller:
         words = "Everything that Sealane promises held." if good else "NOT everything that Sealane promises held."
         self._out.print(Text(f"\n{words}", "bold green" if good else "bold red"))
 
-    def failure(self, what: str, next_step: str, tails: dict[str, str]) -> None:
-        """The demo could not be brought to its end; `tails` are the last lines of the logs."""
+    def failure(self, what: str, who_must_act: str, next_step: str, tails: dict[str, str]) -> None:
+        """The demo could not be brought to its end; `tails` are the last lines of what its processes said."""
         for name, tail in tails.items():
             self._out.print(Text(f"\n-- {name}", "dim"))
             self._out.print(Text(tail), soft_wrap=True)
         self._out.print(Text(f"\n{what}", "bold red"), soft_wrap=True)
         self._out.print(Text(next_step), soft_wrap=True)
         if self._as_json:
-            error = {"message": what, "who_must_act": "operator", "next_step": next_step}
+            error = {"message": what, "who_must_act": who_must_act, "next_step": next_step}
             self._print_object({"outcome": "failed", "error": error})
 
     @staticmethod

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.demo.errors import MissingProgram
@@ -127,6 +127,7 @@ def test_pages_of_another_pass_are_noticed(words: list[int], passes: int) -> Non
     assert pass_problems(words, passes) != []
 
 
+@settings(max_examples=25)
 @given(st.integers(min_value=0, max_value=SMALL.size_bytes - 1), st.integers(min_value=0, max_value=7))
 def test_any_flipped_bit_is_noticed(tmp_path_factory: pytest.TempPathFactory, at: int, bit: int) -> None:
     after = dump(SMALL, [9, 9, 9, 9])
