@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("ci", derandomize=True, deadline=None, database=None, print_blob=True)
 settings.register_profile(
     "fuzz",
-    max_examples=5000,
+    max_examples=int(os.environ.get("FUZZ_EXAMPLES", "1000")),
     deadline=None,
     print_blob=True,
     suppress_health_check=[HealthCheck.too_slow],
