@@ -118,7 +118,7 @@ async def admit(gate: Gate, bearer: str | None, asked: Asked) -> Admission:
     """
     now = gate.clock.wall()
     person = await gate.people.authenticate(bearer, now, asked.address)
-    person = await gate.people.resolve_groups(person, now)
+    person = await gate.people.resolve_groups(person, asked.address)
     facts = collect_facts(gate, person, asked, now)
     decision = decide(gate.engine, facts.question)
     migration_id = gate.new_id()
@@ -138,7 +138,7 @@ async def check(gate: Gate, bearer: str | None, asked: Asked) -> Admission:
     """The same question without a permit: decided alike and recorded as a check. Errors: those of `admit`."""
     now = gate.clock.wall()
     person = await gate.people.authenticate(bearer, now, asked.address)
-    person = await gate.people.resolve_groups(person, now)
+    person = await gate.people.resolve_groups(person, asked.address)
     facts = collect_facts(gate, person, asked, now)
     may_ask = decide(
         gate.engine, replace(facts.question, action="CheckDecision", source=None, destination=None, vm=None)

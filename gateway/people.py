@@ -98,7 +98,7 @@ class People:
             await self._record_refusal({"check": "issuer-unavailable", "detail": error.detail}, None, address)
             raise IdentityUnavailable(f"the keys of issuer {error.issuer} cannot be had") from error
 
-    async def resolve_groups(self, person: Person, now: datetime) -> Person:  # noqa: ARG002 - directories need it
+    async def resolve_groups(self, person: Person, address: str) -> Person:
         """The groups as they are now, not as they were when the token was issued. Errors: Unauthenticated.
 
         A local person is looked up again at each decision: who was removed or lost a group has lost it at once.
@@ -108,6 +108,7 @@ class People:
             return person
         found = self.local.directory.people.get(person.id.partition("#")[2])
         if found is None:
+            await self._record_refusal({"check": "subject", "detail": "removed since"}, person.id, address)
             raise Unauthenticated("the token is not accepted", check="subject")
         return replace(person, groups=frozenset(group_id(person.issuer, group) for group in found.groups))
 

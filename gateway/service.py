@@ -107,11 +107,8 @@ async def serve(
         state_dir = config.path(config.gateway.state_dir)
         state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         index = stack.enter_context(Index(state_dir / "index.sqlite", signer.origin))
-        client = await stack.enter_async_context(https_client())
         recorder = Recorder(committer, signer, secrets.token_hex(16), clock)
-        people = _people(
-            config, recorder, {table.issuer: _keys_of(config, table, client) for table in config.identity.issuers}
-        )
+        people = _people(config, recorder, await _issuers(config, stack))
         gate, trust = _gate(config, people, recorder, clock)
         reading = Reading(gate, committer, index)
         reporting = Reporting(gate, reading, trust)
@@ -234,18 +231,35 @@ def _people(config: GatewayConfig, recorder: Recorder, issuers: dict[str, KeySou
     return People(issuers, local, recorder, Throttles(time.monotonic))
 
 
-def _keys_of(config: GatewayConfig, table: IssuerTable, client: Any) -> KeySource:
+async def _issuers(config: GatewayConfig, stack: AsyncExitStack) -> dict[str, KeySource]:
+    """The outside issuers by name; one client fetches the keys of all whose keys are not in a file."""
+    issuers = config.identity.issuers
+    if all(table.jwks_file is not None for table in issuers):
+        return {table.issuer: _pinned(config, table) for table in issuers}
+    client = await stack.enter_async_context(https_client())
+    return {
+        table.issuer: _pinned(config, table) if table.jwks_file is not None else IssuerKeys(_settings(table), client)
+        for table in issuers
+    }
+
+
+def _pinned(config: GatewayConfig, table: IssuerTable) -> PinnedIssuer:
     try:
-        settings = IssuerSettings(
+        keys = JwkSet.parse(config.path(table.jwks_file or "").read_bytes())
+    except (PolicyError, OSError) as error:
+        raise StartRefused(f"issuer {table.issuer}: {error}") from error
+    return PinnedIssuer(TokenVerifier(_settings(table), keys))
+
+
+def _settings(table: IssuerTable) -> IssuerSettings:
+    try:
+        return IssuerSettings(
             issuer=table.issuer,
             audience=table.audience,
             algorithms=frozenset(table.algorithms),
             groups_claim=table.groups_claim,
         )
-        if table.jwks_file is None:
-            return IssuerKeys(settings, client)
-        return PinnedIssuer(TokenVerifier(settings, JwkSet.parse(config.path(table.jwks_file).read_bytes())))
-    except (ValueError, PolicyError, OSError) as error:
+    except ValueError as error:
         raise StartRefused(f"issuer {table.issuer}: {error}") from error
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import shutil
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -29,6 +30,7 @@ from certs.files import read_certificates, read_private_key
 from gateway.recording import Clock
 from gateway.service import Gateway, serve, system_clock
 from gateway.starter import AUDIENCE, LOCAL_ISSUER, HostPlan, Site, VmPlan, lay_out_site
+from policy.bundle import Bundle
 from policy.identity.local import LocalDirectory, ScryptCost, issue_token
 from policy.permit import PermitKey, VerifiedPermit, verify_permit
 
@@ -51,11 +53,26 @@ def pristine_site(tmp_path_factory: pytest.TempPathFactory) -> Site:
     return lay_out_site(folder, hosts=HOSTS, vms=VMS, now=datetime.now(UTC), password_cost=CHEAP)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def bundles_load_once() -> Iterator[None]:
+    """The example bundle's own tests run once, not in each test's gateway; bundles that differ are loaded as ever."""
+    loaded: dict[tuple[tuple[str, str], ...], Bundle] = {}
+    real = Bundle.from_files
+
+    def load(files: Mapping[str, str]) -> Bundle:
+        key = tuple(sorted(files.items()))
+        if key not in loaded:
+            loaded[key] = real(files)
+        return loaded[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Bundle, "from_files", staticmethod(load))
+        yield
+
+
 @pytest.fixture
 def site(pristine_site: Site, tmp_path: Path) -> Site:
     """A site of the test's own: hosts a, b, c (zone test) and prod; VMs web on a, ledger on prod."""
-    import shutil  # noqa: PLC0415
-
     shutil.copytree(pristine_site.directory, tmp_path / "site")
     return Site(tmp_path / "site", pristine_site.trust_domain, pristine_site.log_origin, pristine_site.passwords)
 
@@ -82,7 +99,7 @@ class FaultyLog:
                 raise OSError(28, "No space left on device")
             real(*args)
 
-        log._store.append = append  # type: ignore[method-assign]
+        log._store.append = append  # type: ignore[method-assign,assignment]
         return log
 
 
@@ -232,8 +249,3 @@ async def running_gateway(site: Site, clock: Clock | None = None) -> AsyncIterat
 async def running(site: Site) -> AsyncIterator[Running]:
     async with running_gateway(site) as it:
         yield it
-
-
-@pytest.fixture
-def deadline() -> Iterator[Callable[[float], trio.CancelScope]]:
-    return trio.fail_after  # type: ignore[return-value]

@@ -1,0 +1,153 @@
+"""Group commit against the real log, and what waiters are told when it fails."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from audit.checkpoint import LogSigner, open_checkpoint
+from audit.log import Log
+from audit.proof import leaf_hash, verify_inclusion
+from gateway.committer import Committer
+from gateway.errors import LogUnavailable, Overloaded
+
+SIGNER = LogSigner("example.org/log", Ed25519PrivateKey.generate())
+
+
+def entry(text: str) -> Callable[[int], Sequence[bytes]]:
+    return lambda index: [f"{text} at {index}".encode()]
+
+
+class Disk:
+    """A real log that can be told to fail."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.fails = False
+        self.batches: list[int] = []
+        self.now = 0.0
+
+    def open(self) -> Log:
+        if self.fails:
+            raise OSError(5, "Input/output error")
+        log = Log.open(self.directory, SIGNER)
+        real = log.append
+
+        def append(builders: Sequence[Callable[[int], Sequence[bytes]]]) -> object:
+            if self.fails:
+                raise OSError(5, "Input/output error")
+            self.batches.append(len(builders))
+            return real(builders)
+
+        log.append = append  # type: ignore[method-assign,assignment]
+        return log
+
+
+@asynccontextmanager
+async def committing(disk: Disk, queue: int = 100) -> AsyncIterator[Committer]:
+    committer = Committer(disk.open, queue, lambda: disk.now)
+    await committer.open()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(committer.run)
+        yield committer
+        nursery.cancel_scope.cancel()
+    await committer.close()
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Disk:
+    return Disk(tmp_path / "log")
+
+
+async def test_each_waiter_gets_its_own_index_and_a_proof(disk: Disk) -> None:
+    async with committing(disk) as committer:
+        indices: dict[str, int] = {}
+
+        async def append(name: str) -> None:
+            committed = await committer.append(entry(name))
+            indices[name] = committed.index
+            leaf = leaf_hash(f"{name} at {committed.index}".encode())
+            checkpoint = open_checkpoint(committed.commit.checkpoint_text, [SIGNER.verifier])
+            path = committed.commit.inclusion_path(committed.index)
+            verify_inclusion(leaf, committed.index, checkpoint.size, path, checkpoint.root)
+
+        async with trio.open_nursery() as nursery:
+            for number in range(20):
+                nursery.start_soon(append, f"n{number}")
+        assert sorted(indices.values()) == list(range(20))
+        assert sum(disk.batches) == 20
+        assert len(disk.batches) < 20  # concurrent requests share commits
+
+
+async def test_a_failed_log_is_told_to_all_and_reopened_before_anything_else(disk: Disk) -> None:
+    async with committing(disk) as committer:
+        await committer.append(entry("first"))
+        disk.fails = True
+        with pytest.raises(LogUnavailable, match="Input/output error"):
+            await committer.append(entry("lost"))
+        disk.fails = False
+        with pytest.raises(LogUnavailable):  # not yet: reopening is attempted at most once a second
+            await committer.append(entry("too soon"))
+        disk.now = 2.0
+        assert (await committer.append(entry("second"))).index == 1
+        assert committer.failed_because is None
+
+
+async def test_a_log_that_cannot_be_reopened_stays_unavailable(disk: Disk) -> None:
+    async with committing(disk) as committer:
+        disk.fails = True
+        for _ in range(3):
+            disk.now += 2.0
+            with pytest.raises(LogUnavailable):
+                await committer.append(entry("x"))
+            with pytest.raises(LogUnavailable):
+                await committer.read(lambda log: log.size)
+
+
+async def test_one_bad_builder_does_not_harm_the_others(disk: Disk) -> None:
+    async with committing(disk) as committer:
+        told: list[object] = []
+
+        def bad(_index: int) -> Sequence[bytes]:
+            raise ValueError("a record that is too large")
+
+        async def append(builder: Callable[[int], Sequence[bytes]]) -> None:
+            try:
+                told.append((await committer.append(builder)).index)
+            except ValueError:
+                told.append("refused")
+
+        async with trio.open_nursery() as nursery:
+            for builder in (entry("a"), bad, entry("b")):
+                nursery.start_soon(append, builder)
+        assert sorted(map(str, told)) == ["0", "1", "refused"]
+
+
+async def test_the_queue_is_bounded(disk: Disk) -> None:
+    committer = Committer(disk.open, 1)
+    await committer.open()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_ignore_cancelled, committer)
+        await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(Overloaded):
+            await committer.append(entry("too much"))
+        nursery.cancel_scope.cancel()
+    await committer.close()
+
+
+async def _ignore_cancelled(committer: Committer) -> None:
+    await committer.append(entry("waits"))
+
+
+async def test_what_was_committed_is_there_after_a_restart(disk: Disk) -> None:
+    async with committing(disk) as committer:
+        await committer.append(entry("kept"))
+    async with committing(disk) as committer:
+        assert await committer.read(lambda log: log.entry(0)) == b"kept at 0"
+        assert committer.size == 1
