@@ -11,9 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import trio
 
 from gateway.demo.errors import Unexpected
 from gateway.demo.processes import Commands
+
+_RECEIPT = "migration.receipt"
+_ROLES = {"source", "destination"}
+_RECEIPT_SECONDS = 30.0
 
 
 class _Tls(msgspec.Struct, frozen=True):
@@ -64,6 +69,18 @@ async def read_records(commands: Commands, log: Path, migration_id: str) -> list
     return [numbered["record"] for numbered in found["records"]]
 
 
+async def wait_receipts(commands: Commands, log: Path, migration_id: str) -> None:
+    """Wait until both hosts' receipts are in the log: each relay delivers its own when it can.
+
+    At the deadline it returns all the same: `read_evidence` says then what is missing.
+    """
+    with trio.move_on_after(_RECEIPT_SECONDS):
+        while sum(record["kind"] == _RECEIPT for record in await read_records(commands, log, migration_id)) < len(
+            _ROLES
+        ):
+            await trio.sleep(0.1)
+
+
 def is_denial_recorded(records: Sequence[dict[str, Any]], person: str) -> bool:
     """Whether these records say that this very person was denied, and nothing of a permit or a receipt."""
     decisions = [record for record in records if record["kind"] == "migration.decision"]
@@ -79,10 +96,10 @@ def read_evidence(records: Sequence[dict[str, Any]]) -> Evidence:
     receipts = {
         body.role: body
         for record in records
-        if record["kind"] == "migration.receipt"
+        if record["kind"] == _RECEIPT
         for body in [msgspec.json.decode(record["details"]["body"], type=ReceiptBody)]
     }
-    if set(receipts) != {"source", "destination"}:
+    if set(receipts) != _ROLES:
         raise Unexpected("read the log", f"receipts of {sorted(receipts) or 'no host'} instead of both hosts")
     source, destination = receipts["source"], receipts["destination"]
     there, back = (_counts(source, "sent_bytes"), _counts(source, "received_bytes"))

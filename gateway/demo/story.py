@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from gateway.demo.errors import Unexpected
-from gateway.demo.evidence import flip_a_byte, is_denial_recorded, read_evidence, read_records, verify_log
+from gateway.demo.evidence import (
+    flip_a_byte,
+    is_denial_recorded,
+    read_evidence,
+    read_records,
+    verify_log,
+    wait_receipts,
+)
 from gateway.demo.guest import GuestLayout, build_boot_image, count_passes, memory_problems
 from gateway.demo.machines import (
     Qemu,
@@ -58,6 +65,7 @@ async def tell_story(folder: Path, teller: Teller) -> Findings:
     teller.say(f"in {folder}, with a certificate authority of its own; nothing else on this machine is touched")
     async with _services(commands, site, teller), _guest(image, site, teller) as (source, destination):
         moved = await _move(commands, site, teller, source, destination)
+        await wait_receipts(commands, site.site.log, str(moved.allowed["migration_id"]))
     return await _audit(commands, site, teller, moved)
 
 
