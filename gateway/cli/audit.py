@@ -119,7 +119,7 @@ def show(
     if as_json:
         print_json({"index": index, **entry})
     else:
-        show_record(console(), index, entry)
+        show_record(console(), index, {name: value for name, value in entry.items() if name != "entry"})
 
 
 @app.command("query")

@@ -128,7 +128,10 @@ def show(directory: DirectoryArgument, as_json: JsonOption = False) -> None:
         return
     from rich.table import Table
 
-    table = Table("kind", "name", "state", "valid until (UTC)", "serial", "file", box=None, header_style="bold")
+    table = Table(
+        "kind", "name", "state", "until (UTC)", "serial", "file", box=None, pad_edge=False, header_style="bold"
+    )
+    table.columns[2].no_wrap = table.columns[3].no_wrap = True
     for fact in facts:
         until = f"{fact.valid_until:%Y-%m-%d %H:%M}"
         style = "green" if fact.state == "valid" else "bold red"

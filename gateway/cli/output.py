@@ -19,22 +19,27 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-PIPED_WIDTH = 200
+PIPED_WIDTH = 240
 _JSON_ASKED = "sealane.json"
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A console on which a plain string is never markup, an emoji code or something to highlight."""
+    """A console on which a plain string is never markup, an emoji code or something to highlight.
+
+    Wide where it is piped, so that nothing is cut or folded for `grep`.
+    """
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout
-    return Console(file=stream, markup=False, emoji=False, highlight=False, soft_wrap=False)
+    width = None if stream.isatty() else PIPED_WIDTH
+    return Console(file=stream, width=width, markup=False, emoji=False, highlight=False)
 
 
 def print_table(table: Table) -> None:
-    """A table on stdout; wide where it is piped, so that nothing is cut for `grep`."""
-    out = console()
-    out.print(table, width=None if out.is_terminal else PIPED_WIDTH, crop=out.is_terminal)
+    """A table on stdout. Cells fold rather than lose their end."""
+    for column in table.columns:
+        column.overflow = "fold"
+    console().print(table)
 
 
 def say(text: str) -> None:

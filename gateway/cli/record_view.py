@@ -26,10 +26,8 @@ Numbered = tuple[int, Mapping[str, Any]]
 def show_records(records: Iterable[Numbered], *, heading: bool = True) -> None:
     """A table of records."""
     table = Table(*COLUMNS, box=None, show_header=heading, pad_edge=False, header_style="bold", expand=False)
-    for column in table.columns[:4]:
+    for column in (*table.columns[:4], table.columns[6]):
         column.no_wrap = True
-    for column in table.columns[4:]:
-        column.overflow = "fold"
     for index, record in records:
         table.add_row(str(index), *cells(record))
     print_table(table)

@@ -156,7 +156,7 @@ def sealane(home: Path) -> Sealane:
     """Run `sealane ARGS…`."""
 
     def run(*arguments: object, stdin: str | None = None) -> Result:
-        environment = {"HOME": str(home), "COLUMNS": "200", "NO_COLOR": "1"}
+        environment = {"HOME": str(home), "COLUMNS": "40", "NO_COLOR": "1"}
         return CliRunner().invoke(app, [str(one) for one in arguments], input=stdin, env=environment)
 
     return run
