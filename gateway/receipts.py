@@ -67,6 +67,7 @@ class ReceiptBody(_Strict, frozen=True):
     vm: Text
     vm_binding: Literal["uuid", "none"]
     tls: TlsFacts | None
+    lane_cipher: Text | None
     source_fingerprint: Hex | None
     destination_fingerprint: Hex | None
     channels: Annotated[tuple[ChannelCounts, ...], Meta(max_length=1024)]

@@ -152,7 +152,8 @@ def summarise(answer: DecisionReply, reply: MigrationReply, seconds: float) -> d
         "bytes": _carried_bytes(receipt) or numbers.transferred_bytes,
         "tls_version": protection.get("version"),
         "key_exchange": protection.get("group"),
-        "cipher": protection.get("cipher"),
+        "tls_cipher": protection.get("cipher"),
+        "lane_cipher": receipt.get("lane_cipher"),
         "vm_binding": receipt.get("vm_binding"),
     }
 
@@ -166,9 +167,11 @@ def show_summary(out: Console, summary: Mapping[str, Any]) -> None:
     if summary["downtime_ms"] is not None:
         out.print(f"  downtime    {summary['downtime_ms']} ms")
     out.print(f"  carried     {size(summary['bytes'])}")
-    parts = [summary["tls_version"], summary["key_exchange"], summary["cipher"]]
-    if any(parts):
-        out.print(Text("  protection  ").append_text(plain(", ".join(str(part) for part in parts if part))))
+    parts = [summary["tls_version"], summary["key_exchange"]]
+    lanes = summary["lane_cipher"]
+    words = [str(part) for part in parts if part] + ([f"lanes {lanes}"] if lanes else [])
+    if words:
+        out.print(Text("  protection  ").append_text(plain(", ".join(words))))
     out.print(Text(f"  record      {summary['record_index']}, migration ").append_text(plain(summary["migration_id"])))
 
 

@@ -38,6 +38,7 @@ class ReceiptBody(msgspec.Struct, frozen=True):
     role: str
     outcome: str
     tls: _Tls
+    lane_cipher: str
     channels: tuple[_Channel, ...]
     downtime_ms: int | None
 
@@ -58,7 +59,7 @@ async def verify_log(commands: Commands, log: Path, key: Path) -> tuple[bool, in
     """Whether the independent verifier accepts the folder, its number of entries, and the first problem."""
     code, verdict = await commands.run("audit", "verify", str(log), "--key", str(key))
     first = verdict["problems"][0]["what"] if verdict.get("problems") else ""
-    return code == 0 and verdict.get("outcome") == "verified", int(verdict.get("records", 0)), first
+    return code == 0 and verdict.get("outcome") == "verified", int(verdict.get("size", 0)), first
 
 
 async def read_records(commands: Commands, log: Path, migration_id: str) -> list[dict[str, Any]]:
@@ -105,8 +106,9 @@ def read_evidence(records: Sequence[dict[str, Any]]) -> Evidence:
     there, back = (_counts(source, "sent_bytes"), _counts(source, "received_bytes"))
     if (there, back) != (_counts(destination, "received_bytes"), _counts(destination, "sent_bytes")):
         raise Unexpected("compare the receipts", "the hosts certified different numbers of bytes")
-    if source.tls != destination.tls:
-        raise Unexpected("compare the receipts", f"{source.tls} at the source, {destination.tls} at the destination")
+    protections = (source.tls, source.lane_cipher), (destination.tls, destination.lane_cipher)
+    if protections[0] != protections[1]:
+        raise Unexpected("compare the receipts", "{} at the source, {} at the destination".format(*protections))
     if source.downtime_ms is None:
         raise Unexpected("read the log", "the source certified no downtime")
     return Evidence(
@@ -115,7 +117,7 @@ def read_evidence(records: Sequence[dict[str, Any]]) -> Evidence:
         tls_version=source.tls.version,
         key_exchange=source.tls.group,
         tls_cipher=source.tls.cipher,
-        lane_cipher=_lane_cipher(records),
+        lane_cipher=source.lane_cipher,
     )
 
 
@@ -139,11 +141,3 @@ def flip_a_byte(log: Path, copy: Path, wanted: bytes) -> Path:
 def _counts(receipt: ReceiptBody, what: str) -> int:
     return sum(getattr(channel, what) for channel in receipt.channels)
 
-
-def _lane_cipher(records: Sequence[dict[str, Any]]) -> str:
-    """What the decision was based on: it is recorded with the request that policy judged."""
-    for record in records:
-        if record["kind"] == "migration.decision":
-            context = record["details"].get("policy_request", {}).get("context", {})
-            return str(context.get("protection", {}).get("lane_cipher", ""))
-    return ""

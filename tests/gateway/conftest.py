@@ -183,6 +183,7 @@ class Running:
             "vm": claims.vm,
             "vm_binding": "uuid",
             "tls": {"version": "TLSv1.3", "group": "X25519MLKEM768", "cipher": "TLS_AES_256_GCM_SHA384"},
+            "lane_cipher": "AES-256-GCM",
             "source_fingerprint": "0" * 64,
             "destination_fingerprint": "1" * 64,
             "channels": [

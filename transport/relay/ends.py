@@ -106,8 +106,9 @@ class QmpSource(_QmpEnd):
     async def prepare(self) -> str:
         """Check that a guest of this UUID runs here and set QEMU up; returns the process's identity."""
         machine = await self.machine()
-        if (found := await machine.status()) not in ("running", "paused", "postmigrate"):
-            raise LocalBroken(f"the VM is {found} and cannot be migrated now")
+        if (found := await machine.status()) != "running":
+            # The handover ends with the guest running at one of two places: one that was paused would be woken up.
+            raise LocalBroken(f"the VM is {found}; only a running guest can be moved: continue it first")
         await machine.prepare_source(self._settings)
         return self.process
 

@@ -21,6 +21,7 @@ from policy.permit import VerifiedPermit
 from transport.errors import ConfigurationError, ProtocolViolation
 from transport.relay.lane import ChannelCounts
 from transport.wire.control import Role
+from transport.wire.frames import CIPHER
 from transport.wire.messages import Receipt
 
 VERSION = 1
@@ -98,6 +99,7 @@ def _body(facts: ReceiptFacts, ended: datetime) -> dict[str, Any]:
         "vm": claims.vm,
         "vm_binding": facts.vm_binding,
         "tls": {"version": peer.tls_version, "group": peer.group, "cipher": peer.cipher} if peer else None,
+        "lane_cipher": CIPHER if facts.channels else None,
         "source_fingerprint": own if is_source else theirs,
         "destination_fingerprint": theirs if is_source else own,
         "channels": [

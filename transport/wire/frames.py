@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from transport.errors import Misuse, ProtocolViolation
 from transport.wire.keys import FRAMES_PER_EPOCH, EpochKey, epoch_key, next_lane_secret
 
+CIPHER = "AES-256-GCM"
 HEADER_BYTES = 16
 TAG_BYTES = 16
 MAX_PAYLOAD_BYTES = 1 << 20

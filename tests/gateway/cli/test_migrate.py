@@ -27,6 +27,7 @@ BODY = {
     "outcome": "completed",
     "vm_binding": "uuid",
     "tls": {"version": "TLSv1.3", "group": "X25519MLKEM768", "cipher": "TLS_AES_256_GCM_SHA384"},
+    "lane_cipher": "AES-256-GCM",
     "channels": [{"channel": 0, "port": "memory", "sent_bytes": 1000, "received_bytes": 24}],
     "downtime_ms": 87,
 }

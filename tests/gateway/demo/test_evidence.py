@@ -17,6 +17,7 @@ def receipt(role: str, sent: int, received: int, **changed: Any) -> dict[str, An
         "role": role,
         "outcome": "completed",
         "tls": TLS,
+        "lane_cipher": "AES-256-GCM",
         "channels": [{"channel": 0, "port": "memory", "sent_bytes": sent, "received_bytes": received}],
         "downtime_ms": 7 if role == "source" else None,
     }
@@ -24,9 +25,7 @@ def receipt(role: str, sent: int, received: int, **changed: Any) -> dict[str, An
 
 
 def decision(outcome: str, name: str = "mallory") -> dict[str, Any]:
-    context = {"protection": {"lane_cipher": "AES-256-GCM"}}
-    details = {"policy_request": {"context": context}}
-    return {"kind": "migration.decision", "outcome": outcome, "actor": {"name": name}, "details": details}
+    return {"kind": "migration.decision", "outcome": outcome, "actor": {"name": name}, "details": {}}
 
 
 def test_receipts_that_agree_are_evidence() -> None:
@@ -45,6 +44,7 @@ def test_receipts_that_agree_are_evidence() -> None:
         [receipt("source", 100, 5), receipt("destination", 5, 99)],
         [receipt("source", 100, 5), receipt("destination", 6, 100)],
         [receipt("source", 100, 5), receipt("destination", 5, 100, tls=TLS | {"version": "TLSv1.2"})],
+        [receipt("source", 100, 5), receipt("destination", 5, 100, lane_cipher="none")],
         [receipt("source", 100, 5, downtime_ms=None), receipt("destination", 5, 100)],
     ],
 )
