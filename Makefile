@@ -37,7 +37,7 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy --strict gateway transport policy audit certs bench tests
 	$(BIN)/lint-imports
-	$(BIN)/pytest -q -n 2 --dist loadfile -m "not real"
+	HYPOTHESIS_PROFILE=quick $(BIN)/pytest -q -n 2 --dist loadfile -m "not real"
 
 bench:
 	@deploy/setup.sh bench

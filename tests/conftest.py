@@ -1,7 +1,7 @@
 """Rules for the whole suite: Hypothesis profiles, and no silent skip of a real component.
 
 Profiles are chosen by HYPOTHESIS_PROFILE: ``ci`` (the default) draws the same examples in every run, so that
-a red build can be repeated; ``fuzz`` (``make fuzz``) draws many new ones.
+a red build can be repeated; ``quick`` (``make check``) draws fewer of them; ``fuzz`` (``make fuzz``) many new ones.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, settings
 
 # No deadline for one example: on a machine shared with QEMU, slow says nothing about the code.
 settings.register_profile("ci", derandomize=True, deadline=None, database=None, print_blob=True)
+settings.register_profile("quick", settings.get_profile("ci"), max_examples=25)
 settings.register_profile(
     "fuzz",
     max_examples=int(os.environ.get("FUZZ_EXAMPLES", "1000")),
