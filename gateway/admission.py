@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -179,10 +180,10 @@ def decide(engine: Engine, question: Question) -> Decision:
     """Ask the policy. Any error in it is a denial that says so."""
     try:
         return engine.decide(question)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - fails closed, see below
         # Fail closed at the one place where the engine is asked: an unforeseen error must not become an answer
         # of another kind, and the attempt must still be recorded.
-        log.exception("policy engine failed", action=question.action)
+        log.error("policy engine failed", action=question.action, traceback=traceback.format_exc())
         return Decision(
             allowed=False,
             reasons=(),

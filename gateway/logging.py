@@ -1,4 +1,8 @@
-"""Operational logs: JSON lines on stderr, for operators. Never a token, a password or a permit in one."""
+"""Operational logs: JSON lines on stderr, for operators. Never a token, a password or a permit in one.
+
+Tracebacks are logged as text where they are caught: structlog's console renderer would show local variables, and
+tokens among them.
+"""
 
 from __future__ import annotations
 

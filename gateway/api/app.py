@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from typing import Any
 
 import structlog
@@ -33,31 +34,29 @@ def create_app(desk: Desk, request_seconds: float) -> Any:
     app.add_exception_handler(GatewayError, _answer_gateway_error)
     app.add_exception_handler(RequestValidationError, _answer_validation_error)
     app.add_exception_handler(HTTPException, _answer_http_error)
+    app.add_exception_handler(Exception, _answer_unforeseen)
     return BoundedBody(_Edge(app), request_seconds)
 
 
 class _Edge:
-    """The last edge: an unforeseen error is logged and answered with 500, never with anything that was permitted."""
+    """The last edge: an unforeseen error ends its request and nothing else. Starlette has answered, then raised it."""
 
     def __init__(self, app: FastAPI) -> None:
         self._app = app
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        begun = False
-
-        async def noting_send(message: Any) -> None:
-            nonlocal begun
-            begun = True
-            await send(message)
-
         try:
-            await self._app(scope, receive, noting_send)
-        except Exception:
-            log.exception("request failed", method=scope.get("method"), path=scope.get("path"))
-            if not begun:
-                error = GatewayError("the gateway failed to handle this request", code="internal")
-                error.who_must_act = "the developers"
-                await error_answer(error)(scope, receive, send)
+            await self._app(scope, receive, send)
+        except Exception:  # noqa: BLE001 - the edge: it was answered with 500, and must be seen by the operator
+            where = {"method": scope.get("method"), "path": scope.get("path")}
+            log.error("request failed", **where, traceback=traceback.format_exc())
+
+
+async def _answer_unforeseen(_request: Request, _error: Exception) -> JsonAnswer:
+    """Fail closed: nothing was permitted, and the answer tells nothing of the error."""
+    error = GatewayError("the gateway failed to handle this request", code="internal")
+    error.who_must_act = "the developers"
+    return error_answer(error)
 
 
 async def _answer_gateway_error(_request: Request, error: Exception) -> JsonAnswer:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import ssl
+import traceback
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import structlog
 import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config as HypercornConfig
+from hypercorn.events import Updated
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
@@ -89,6 +91,21 @@ class _BoundedStream:
         return getattr(self._stream, name)
 
 
+class _Connection(TCPServer):
+    """Hypercorn keeps a connection for its idle time after the peer has left; ours gives its place free at once."""
+
+    _peer_left = False
+
+    async def _read_data(self) -> None:
+        await super()._read_data()
+        self._peer_left = True
+        await self.idle_task.stop()
+
+    async def protocol_send(self, event: Any) -> None:
+        if not (self._peer_left and isinstance(event, Updated)):
+            await super().protocol_send(event)
+
+
 class HttpsServer:
     """Serves `app`. `context` may be replaced at any time: it is taken at each new connection."""
 
@@ -130,9 +147,9 @@ class HttpsServer:
         self._by_address[address] += 1
         try:
             await self._serve_tls(transport, address)
-        except Exception:
+        except Exception:  # noqa: BLE001 - the edge, see below
             # The edge of one connection: whatever breaks there ends that connection and nothing else.
-            log.exception("connection failed", address=address)
+            log.error("connection failed", address=address, traceback=traceback.format_exc())
         finally:
             self._by_address[address] -= 1
             if not self._by_address[address]:
@@ -155,7 +172,7 @@ class HttpsServer:
                     "hang_up": scope.cancel,
                 }
             )
-            await TCPServer(self._app, self._hypercorn, self._worker, state, cast(Any, _BoundedStream(stream))).run()
+            await _Connection(self._app, self._hypercorn, self._worker, state, cast(Any, _BoundedStream(stream))).run()
 
 
 def _hypercorn_config() -> HypercornConfig:

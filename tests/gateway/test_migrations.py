@@ -1,0 +1,137 @@
+"""States of a migration, as a table and as properties."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.migrations import (
+    BEGIN_GRACE_SECONDS,
+    END_GRACE_SECONDS,
+    SECOND_RECEIPT_SECONDS,
+    Migration,
+    Migrations,
+    ReceiptOnFile,
+    State,
+)
+
+NOW = 1_000_000
+
+
+def assigned(name: str = "m1", vm: str = "vm1") -> Migration:
+    return Migration(
+        migration_id=name,
+        vm_uuid=vm,
+        vm_name=vm,
+        source="a",
+        destination="b",
+        requested_by="alice",
+        state=State.ASSIGNED,
+        record_index=1,
+        jti="j",
+        decided=NOW,
+        begin_until=NOW + 60,
+        end_until=NOW + 3600,
+    )
+
+
+def receipt(role: str, outcome: str) -> ReceiptOnFile:
+    return ReceiptOnFile(role, outcome, "{}", f"{role}{outcome}", 7)
+
+
+@pytest.mark.parametrize(
+    ("receipts", "state"),
+    [
+        ([("source", "completed"), ("destination", "running")], State.COMPLETED),
+        ([("destination", "running"), ("source", "completed")], State.COMPLETED),
+        ([("destination", "running")], State.HANDING_OVER),
+        ([("source", "completed")], State.HANDING_OVER),
+        ([("source", "handed-over")], State.HANDING_OVER),
+        ([("source", "failed")], State.FAILED),
+        ([("destination", "discarded")], State.FAILED),
+        ([("source", "cancelled"), ("destination", "discarded")], State.CANCELLED),
+        ([("destination", "discarded"), ("source", "cancelled")], State.CANCELLED),
+        ([("source", "failed"), ("destination", "running"), ("source", "completed")], State.COMPLETED),
+    ],
+)
+def test_what_receipts_say(receipts: list[tuple[str, str]], state: State) -> None:
+    migration = assigned()
+    for role, outcome in receipts:
+        migration = migration.with_receipt(receipt(role, outcome), NOW)
+    assert migration.state is state
+
+
+@pytest.mark.parametrize("said", [("source", "completed"), ("destination", "running")])
+def test_one_hosts_word_is_believed_after_some_seconds(said: tuple[str, str]) -> None:
+    migration = assigned().with_receipt(receipt(*said), NOW)
+    assert migration.at(NOW + SECOND_RECEIPT_SECONDS - 1).state is State.HANDING_OVER
+    assert migration.at(NOW + SECOND_RECEIPT_SECONDS).state is State.COMPLETED
+
+
+def test_only_the_destinations_receipt_certifies_where_the_vm_is() -> None:
+    assert assigned().with_receipt(receipt("source", "completed"), NOW).certified_host() is None
+    assert assigned().with_receipt(receipt("destination", "running"), NOW).certified_host() == "b"
+
+
+def test_what_is_not_heard_of_has_failed() -> None:
+    migration = assigned()
+    assert migration.at(NOW + 60 + BEGIN_GRACE_SECONDS).state is State.ASSIGNED
+    assert migration.at(NOW + 61 + BEGIN_GRACE_SECONDS).state is State.FAILED
+    running = migration.with_progress(State.RUNNING, {}, None, NOW)
+    assert running.at(NOW + 3600).state is State.RUNNING
+    assert running.at(NOW + 3601 + END_GRACE_SECONDS).state is State.FAILED
+
+
+@given(st.lists(st.sampled_from([s for s in State if s is not State.DENIED])))
+def test_progress_never_goes_back_and_never_leaves_an_end(states: list[State]) -> None:
+    rank = [State.ASSIGNED, State.RUNNING, State.HANDING_OVER]
+    migration = assigned()
+    for state in states:
+        before = migration
+        migration = migration.with_progress(state, {}, None, NOW)
+        if before.is_final:
+            assert migration is before
+        elif not migration.is_final:
+            assert rank.index(migration.state) >= rank.index(before.state)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["source", "destination"]), st.sampled_from(
+    ["running", "discarded", "handed-over", "completed", "failed", "cancelled"]))))  # fmt: skip
+def test_completed_is_never_undone(said: list[tuple[str, str]]) -> None:
+    migration = assigned()
+    was_completed = False
+    for role, outcome in said:
+        migration = migration.with_receipt(receipt(role, outcome), NOW)
+        was_completed = was_completed or migration.state is State.COMPLETED
+        assert not was_completed or migration.state is State.COMPLETED
+
+
+def test_a_vm_is_taken_by_one_request_at_a_time() -> None:
+    migrations = Migrations(10)
+    assert migrations.reserve("vm1", NOW)
+    assert not migrations.reserve("vm1", NOW)
+    assert migrations.reserve("vm2", NOW)
+    migrations.release("vm1")
+    migrations.put(assigned())
+    assert not migrations.reserve("vm1", NOW)
+    assert migrations.reserve("vm1", NOW + 60 + BEGIN_GRACE_SECONDS + 1)  # it was never begun
+
+
+def test_an_older_migration_that_ends_late_does_not_free_a_newer_one() -> None:
+    migrations = Migrations(10)
+    old, new = assigned("old"), assigned("new")
+    migrations.put(old)
+    migrations.put(new)
+    migrations.put(old.with_receipt(receipt("source", "failed"), NOW))
+    assert migrations.active_of("vm1", NOW) == new
+
+
+def test_memory_is_bounded_by_forgetting_what_has_ended() -> None:
+    migrations = Migrations(3)
+    migrations.put(assigned("active", "vm0"))
+    for number in range(10):
+        migrations.put(assigned(f"m{number}", f"vm{number}").with_receipt(receipt("source", "failed"), NOW))
+    assert migrations.get("active", NOW) is not None
+    assert migrations.get("m0", NOW) is None
+    assert migrations.get("m9", NOW) is not None
