@@ -70,6 +70,8 @@ class _QmpEnd:
             try:
                 await machine.require_uuid(self._vm)
                 found = process_identity(machine.peer.pid)
+                if not found:
+                    raise HypervisorGone(f"the process behind {self._qmp_socket} has ended")
                 if self.process and found != self.process:
                     raise HypervisorGone("another process of this VM than the session's listens on its monitor")
             except BaseException:

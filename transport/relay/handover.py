@@ -85,7 +85,7 @@ async def settle_source(session: SourceSession, end: SourceEnd, tell: Tell) -> N
     """
     journal = session.journal
     if journal.state == "begun" and session.outcome != "completed":
-        await _give_up_or_away(session, end)
+        await _until_done(session, "note that the session broke", lambda: _give_up_or_away(session, end))
     if journal.state == "abandoned":
         await _until_done(session, "resume the guest here", lambda: _resume(session, end))
         await tell(News(session.outcome, None, None, session.message))
