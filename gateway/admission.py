@@ -16,19 +16,21 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final
 
+import msgspec
 import structlog
 import trio
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from audit.errors import RecordTooLarge
 from audit.record import Vm
 from gateway.dispatch import Assignment, Dispatch, QueueFull
-from gateway.errors import Conflict, GatewayError, RelayUnreachable, RequestRefused
+from gateway.errors import Conflict, GatewayError, RelayUnreachable, RequestRefused, TooLargeToRecord
 from gateway.migrations import Migration, Migrations, State
 from gateway.people import People
 from gateway.placement import Placement
 from gateway.recording import Clock, Event, Recorded, Recorder, actor_of
 from policy.engine import Decision, Engine
-from policy.errors import FactRefused
+from policy.errors import FactRefused, PermitTooLarge
 from policy.facts import Context, HostFacts, Person, Protection, Question, VmFacts, check_text
 from policy.inventory import Inventory
 from policy.permit import (
@@ -126,7 +128,7 @@ async def admit(gate: Gate, bearer: str | None, asked: Asked) -> Admission:
     with reserved(gate, facts, decision, now) as obstacle:
         claims = make_claims(gate, facts, decision, migration_id, now) if decision.allowed and not obstacle else None
         event = decision_event("migration.decision", facts, decision, obstacle, claims, migration_id)
-        committed = await gate.recorder.append(event, permit_entry_after(claims))
+        committed = await commit(gate, event, claims)
         # From here on the decision is durable, and the permit entry with it: only now can a permit be sealed.
         if claims is not None:
             issue_permit(gate, facts, claims, committed)
@@ -146,7 +148,7 @@ async def check(gate: Gate, bearer: str | None, asked: Asked) -> Admission:
     )
     decision = decide(gate.engine, facts.question) if may_ask.allowed else may_ask
     event = decision_event("decision.check", facts, decision, None, None, None)
-    committed = await gate.recorder.append(event)
+    committed = await commit(gate, event, None)
     return Admission("", decision, committed.index)
 
 
@@ -245,6 +247,21 @@ def make_claims(gate: Gate, facts: Facts, decision: Decision, migration_id: str,
         minimum_crl_number=gate.minimum_crl_number,
         bundle=decision.bundle_digest,
     )
+
+
+async def commit(gate: Gate, event: Event, claims: PermitClaims | None) -> Recorded:
+    """Make the decision, and the permit entry, durable. Errors: LogUnavailable, Overloaded, TooLargeToRecord.
+
+    A decision that cannot be recorded completely permits nothing; that it was asked for is recorded all the same.
+    """
+    try:
+        return await gate.recorder.append(event, permit_entry_after(claims))
+    except (RecordTooLarge, PermitTooLarge) as error:
+        actor = msgspec.structs.replace(event.actor, groups=None) if event.actor else None
+        asked = {name: event.details[name] for name in ("action", "asked", "client_address")}
+        details = {**asked, "not_admitted": TooLargeToRecord.code, "too_large": str(error)}
+        refusal = await gate.recorder.append(replace(event, outcome="denied", actor=actor, details=details))
+        raise TooLargeToRecord(f"{error} (record {refusal.index}): nothing was permitted") from error
 
 
 def permit_entry_after(claims: PermitClaims | None) -> Callable[[int, bytes], Sequence[bytes]] | None:

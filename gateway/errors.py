@@ -143,6 +143,13 @@ class LogUnavailable(OperatorError):
     next_step = "look at disk space and health of the log's directory; the gateway reopens the log by itself"
 
 
+class TooLargeToRecord(OperatorError):
+    """A decision whose facts exceed what one record holds: a person in very many groups, say."""
+
+    code = "too_large_to_record"
+    next_step = "let the identity provider send fewer groups, or shorten names in the inventory"
+
+
 class Overloaded(OperatorError):
     code = "overloaded"
     next_step = "repeat the request in some seconds"

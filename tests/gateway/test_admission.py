@@ -5,8 +5,12 @@ from __future__ import annotations
 import base64
 from datetime import UTC, datetime, timedelta
 
+import pytest
+import trio
+
 from audit.checkpoint import LogVerifier, open_checkpoint
 from audit.proof import leaf_hash, verify_inclusion
+from policy.engine import Engine
 from policy.permit import proof_entry
 from tests.gateway.conftest import UUID_WEB, Running
 
@@ -110,8 +114,6 @@ async def test_one_migration_of_a_vm_at_a_time(running: Running) -> None:
 
 
 async def test_of_requests_at_the_same_moment_one_wins(running: Running) -> None:
-    import trio  # noqa: PLC0415
-
     await running.poll("a")
     statuses: list[int] = []
 
@@ -190,15 +192,27 @@ async def test_the_log_is_reopened_and_then_permits_go_on(running: Running) -> N
     assert (await running.client().get("/v1/health")).json()["status"] == "ok"
 
 
-async def test_an_engine_that_raises_is_a_recorded_denial(running: Running, monkeypatch: object) -> None:
-    from policy.engine import Engine  # noqa: PLC0415
-
+async def test_an_engine_that_raises_is_a_recorded_denial(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(_self: object, _question: object) -> object:
         raise RuntimeError("a defect")
 
-    monkeypatch.setattr(Engine, "decide", broken)  # type: ignore[attr-defined]
+    monkeypatch.setattr(Engine, "decide", broken)
     await running.poll("a")
     answer = await running.person("alice").post("/v1/migrations", json={"vm": "web", "destination": "b"})
     assert answer.status_code == 403
     assert answer.json()["decision"]["errors"]
     assert [record["outcome"] for record in await running.records("migration.decision")] == ["denied"]
+
+
+async def test_a_decision_that_does_not_fit_into_a_record_permits_nothing_and_is_recorded_in_short(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await running.poll("a")
+    monkeypatch.setattr("audit.record.MAX_ENTRY_BYTES", 2000)
+    answer = await running.person("alice").post("/v1/migrations", json={"vm": "web", "destination": "b"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "too_large_to_record")
+    monkeypatch.undo()
+    (record,) = await running.records("migration.decision")
+    assert (record["outcome"], record["details"]["not_admitted"]) == ("denied", "too_large_to_record")
+    assert not [entry for entry in await running.entries() if entry.get("kind") == "sealane-permit"]
+    assert await running.poll("a") == []
