@@ -15,7 +15,7 @@ import trio
 
 from certs.tls import ControlPeer
 from policy.permit import VerifiedPermit
-from transport.errors import ConnectionBroken, OfferRefused, RefusalCode, TransportError
+from transport.errors import OfferRefused, RefusalCode, TransportError
 from transport.hypervisors.errors import HypervisorError, MigrationCancelled
 from transport.relay.control import ControlLink
 from transport.relay.dialling import offered
@@ -89,16 +89,17 @@ async def settle_source(session: SourceSession, end: SourceEnd, tell: Tell) -> N
     if journal.state == "abandoned":
         await _until_done(session, "resume the guest here", lambda: _resume(session, end))
         await tell(News(session.outcome, None, None, session.message))
+    if journal.state == "resumed":  # also after a restart: D may hold a whole guest until it hears this
         await _tell_abandoned(session)
     if journal.state == "handed-over":
         await tell(News("handing_over", None, None, "waiting for the destination to say what became of the guest"))
-        await _until_done(session, "ask for the outcome", lambda: _ask_outcome(session))
+        await _until_done(session, "ask for the outcome", lambda: _ask_outcome(session, end))
     if journal.state == "outcome-running":
         await _until_done(session, "end the hypervisor that has handed its guest over", end.release)
         session.outcome = "completed"
         session.message = ""
     elif journal.state == "outcome-discarded":
-        await _until_done(session, "resume the guest here", end.resume_guest)
+        await _until_done(session, "resume the guest here", lambda: _resume_unless_gone(session, end))
         session.message = session.message or "the destination discarded the guest; it runs at the source"
     session.facts.outcome = session.outcome
     await _keep_receipt(session)
@@ -128,7 +129,7 @@ def _receipt_outcome(session: SourceSession) -> str:
 
 async def _give_up_or_away(session: SourceSession, end: SourceEnd) -> None:
     """A session that broke before it was handed over."""
-    if await end.is_gone():
+    if (session.was_answered or session.is_recovered) and await end.is_gone():
         # There is no guest here any more, so D may run it if it has everything: better than losing both.
         session.message = session.message or "the hypervisor at the source has ended"
         await session.host.enter(session.journal, "handed-over")
@@ -138,11 +139,15 @@ async def _give_up_or_away(session: SourceSession, end: SourceEnd) -> None:
 
 
 async def _resume(session: SourceSession, end: SourceEnd) -> None:
+    await _resume_unless_gone(session, end)
+    await session.host.enter(session.journal, "resumed")
+
+
+async def _resume_unless_gone(session: SourceSession, end: SourceEnd) -> None:
     if await end.is_gone():
         session.message = "the hypervisor at the source has ended, and the guest with it"
     else:
         await end.resume_guest()
-    await session.host.enter(session.journal, "resumed")
 
 
 async def _tell_abandoned(session: SourceSession) -> None:
@@ -164,12 +169,17 @@ async def _tell_abandoned(session: SourceSession) -> None:
         await trio.sleep(session.host.config.limits.settle_retry_seconds)
 
 
-async def _ask_outcome(session: SourceSession) -> None:
-    outcome = await _settle_with(session, Handover())
-    await session.decided(outcome)
+async def _ask_outcome(session: SourceSession, end: SourceEnd) -> None:
+    try:
+        await _settle_with(session, Handover())
+    except OfferRefused as refused:
+        # D knows of no guest and there is none here: nobody is left to wait for. A guest that is here stays paused.
+        if refused.code is not RefusalCode.SESSION_UNKNOWN or not await end.is_gone():
+            raise
+        await session.decided("discarded")
 
 
-async def _settle_with(session: SourceSession, message: Handover | Cancel) -> str:
+async def _settle_with(session: SourceSession, message: Handover | Cancel) -> None:
     """A connection only to settle: Handover or Cancel, Outcome, receipts, Bye."""
     attempt = session.next_attempt()
     async with offered(
@@ -180,6 +190,8 @@ async def _settle_with(session: SourceSession, message: Handover | Cancel) -> st
         await link.send(message)
         outcome = await link.expect(Outcome)
         if isinstance(message, Handover):
+            # Durable before Bye: D forgets the session then, and could never say it again.
+            await session.decided(outcome.outcome)
             session.outcome = "completed" if outcome.outcome == "running" else "failed"
         elif outcome.outcome == "running":
             # D can only have chosen this after a Handover, and this session's was never sent.
@@ -187,9 +199,8 @@ async def _settle_with(session: SourceSession, message: Handover | Cancel) -> st
         try:
             await exchange_receipts_as_source(session, link, lambda: link.expect(Receipt))
             await link.send(Bye())
-        except ConnectionBroken as error:
+        except TransportError as error:
             log.info("receipts were not exchanged", cause=str(error))
-        return outcome.outcome
 
 
 async def _until_done(session: SourceSession, what: str, work: Callable[[], Awaitable[None]]) -> None:

@@ -7,9 +7,21 @@ import resource
 from pathlib import Path
 
 import pytest
+import trio
 
+from certs.tls import local_leaf_sha256
+from tests.transport.relay.conftest import Pair
+from tests.transport.relay.test_carriage import VM, listen
 from transport.hypervisors.errors import HypervisorUnreachable
 from transport.hypervisors.process import is_gone, process_identity
+from transport.relay.control import ControlLink
+from transport.relay.dialling import offered
+from transport.relay.ends import SocketSource
+from transport.relay.handover import SourceSession, settle_source
+from transport.relay.host import now
+from transport.relay.receipts import ReceiptFacts
+from transport.wire.control import Role
+from transport.wire.messages import Bye, Message
 
 
 def test_a_living_process_is_not_gone_when_no_descriptor_is_left_to_look_at_it() -> None:
@@ -35,3 +47,78 @@ def test_a_living_process_is_not_gone_when_no_descriptor_is_left_to_look_at_it()
 
 def _used_descriptors() -> int:
     return max(int(entry.name) for entry in Path("/proc/self/fd").iterdir())
+
+
+class GoneSource(SocketSource):
+    """A source's end whose hypervisor has died."""
+
+    async def is_gone(self) -> bool:
+        return True
+
+    async def resume_guest(self) -> None:
+        raise HypervisorUnreachable("nobody there")
+
+
+async def handed_over(pair: Pair, session_id: str, token: str) -> SourceSession:
+    """A source session that a restarted relay finds handed over."""
+    host = pair.source
+    permit = host.permits.verify(token, source=host.spiffe_id, destination=None)
+    facts = ReceiptFacts(Role.SOURCE, permit, "none", now(), local_leaf_sha256(host.credentials))
+    journal = host.spool.begin(Role.SOURCE, session_id, session_id=session_id)
+    journal.append("handed-over")
+    journal.facts["recovered"] = True
+    return SourceSession(host, permit, pair.address, journal, facts)
+
+
+@pytest.mark.parametrize("is_source_gone", [True, False])
+async def test_the_outcome_is_durable_before_the_destination_may_forget_it(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, is_source_gone: bool
+) -> None:
+    token = pair.site.permit(vm=VM)
+    session = await handed_over(pair, "1" * 32, token)
+    listener = listen(pair.site)
+    async with offered(pair.source, session.permit, pair.address, "1" * 32, 0, "begin"):
+        pass  # broken at once
+    states: list[str] = []
+    send = ControlLink.send
+
+    async def noting_send(link: ControlLink, message: Message) -> None:
+        if isinstance(message, Bye):
+            states.append(session.journal.state)
+        await send(link, message)
+
+    monkeypatch.setattr(ControlLink, "send", noting_send)
+    with trio.fail_after(10):
+        news = await settle_source(
+            session, GoneSource(frozenset()) if is_source_gone else SocketSource(frozenset()), pair.tell
+        )
+    await listener.aclose()
+    assert states == ["outcome-discarded"]
+    assert news.state == "failed"
+    assert session.journal.is_ended
+
+
+async def test_a_source_whose_hypervisor_died_does_not_wait_for_ever(
+    pair: Pair,
+) -> None:
+    session = await handed_over(pair, "1" * 32, pair.site.permit(vm=VM))
+    with trio.fail_after(10):
+        news = await settle_source(session, GoneSource(frozenset()), pair.tell)
+    assert news.state == "failed"
+    paused_here = await handed_over(pair, "2" * 32, pair.site.permit(vm=VM))
+    with trio.move_on_after(1) as patience:
+        await settle_source(paused_here, SocketSource(frozenset()), pair.tell)
+    assert patience.cancelled_caught  # a guest that is here stays paused: only an operator may decide
+    assert paused_here.journal.state == "handed-over"
+
+
+async def test_a_destination_hears_that_the_source_keeps_the_guest_also_after_a_restart(pair: Pair) -> None:
+    token = pair.site.permit(vm=VM)
+    session = await handed_over(pair, "1" * 32, token)
+    session.journal.state = "resumed"
+    listener = listen(pair.site)
+    async with offered(pair.source, session.permit, pair.address, "1" * 32, 0, "begin"):
+        with trio.fail_after(10):
+            await settle_source(session, SocketSource(frozenset()), pair.tell)
+    await listener.aclose()
+    assert session.was_answered
