@@ -23,6 +23,7 @@ log = structlog.get_logger("sealane.relay")
 _POLL_SECONDS = 20
 _MAX_ANSWER_BYTES = 256 * 1024
 _RETRY_SECONDS = 2.0
+_NEVER = frozenset({400, 403, 404, 409, 413, 422})
 _RECEIPT_CHECK_SECONDS = 1.0
 
 
@@ -56,6 +57,37 @@ class GatewayAway(TransportError):
     """The gateway cannot be reached, or does not answer as it should: the operator must act; what waits is kept."""
 
 
+class GatewayRefuses(TransportError):
+    """The gateway will never take this message: asking again cannot help, an operator must look."""
+
+
+class NewsDesk:
+    """Tells the gateway one migration's latest news, in the background, one at a time.
+
+    What is overtaken is not told: a gateway that is slow or hangs must not hold up a handover.
+    """
+
+    def __init__(self, link: GatewayLink, migration_id: str, nursery: trio.Nursery) -> None:
+        self._link = link
+        self._migration_id = migration_id
+        self._nursery = nursery
+        self._latest: News | None = None
+        self._is_telling = False
+
+    async def tell(self, news: News) -> None:
+        """Returns at once."""
+        self._latest = news
+        if not self._is_telling:
+            self._is_telling = True
+            self._nursery.start_soon(self._tell_all)
+
+    async def _tell_all(self) -> None:
+        while (news := self._latest) is not None:
+            self._latest = None
+            await self._link.tell(self._migration_id, news)
+        self._is_telling = False
+
+
 class GatewayLink:
     """One relay's conversation with its gateway."""
 
@@ -75,7 +107,7 @@ class GatewayLink:
             try:
                 data = await self._post("/v1/relay/poll", {"wait_seconds": _POLL_SECONDS})
                 assignments = _decode_assignments(data).assignments
-            except (GatewayAway, msgspec.MsgspecError) as error:
+            except (GatewayAway, GatewayRefuses, msgspec.MsgspecError) as error:
                 if not away:
                     log.warning("gateway away; streams go on, no new work comes", cause=str(error))
                 away = True
@@ -106,7 +138,7 @@ class GatewayLink:
         try:
             with trio.fail_after(5):
                 await self._post("/v1/relay/progress", body)
-        except (GatewayAway, trio.TooSlowError) as error:
+        except (GatewayAway, GatewayRefuses, trio.TooSlowError) as error:
             log.info("progress was not told", cause=str(error))
 
     async def deliver_receipts_forever(self) -> None:
@@ -120,6 +152,10 @@ class GatewayLink:
                     log.info("receipt kept for later", receipt=path.name, cause=str(error))
                     await trio.sleep(_RETRY_SECONDS)
                     break
+                except GatewayRefuses as error:
+                    log.error("receipt set aside: the gateway will not take it", receipt=path.name, cause=str(error))
+                    await self._host.on_disk(spool.set_receipt_aside, path)
+                    continue
                 await self._host.on_disk(spool.forget_receipt, path)
             await trio.sleep(_RECEIPT_CHECK_SECONDS)
 
@@ -127,11 +163,13 @@ class GatewayLink:
         return await self._post_bytes(path, msgspec.json.encode(body))
 
     async def _post_bytes(self, path: str, body: bytes) -> bytes:
-        """The answer's body, bounded. `GatewayAway` for everything but a 2xx answer."""
+        """The answer's body, bounded. `GatewayRefuses` where the message is at fault, else `GatewayAway`."""
         answer = bytearray()
         try:
             headers = {"content-type": "application/json"}
             async with self._client.stream("POST", path, content=body, headers=headers) as response:
+                if response.status_code in _NEVER:
+                    raise GatewayRefuses(f"{path}: the gateway answers {response.status_code}")
                 if response.status_code // 100 != 2:
                     raise GatewayAway(f"{path}: the gateway answers {response.status_code}")
                 async for chunk in response.aiter_bytes():

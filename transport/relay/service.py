@@ -29,11 +29,11 @@ from transport.hypervisors.errors import HypervisorError
 from transport.relay.config import load_relay_config, split_address
 from transport.relay.control import ControlLink, TlsStream
 from transport.relay.destination import Destination
-from transport.relay.gateway_link import Assignment, CancelMigration, GatewayLink, Migrate
+from transport.relay.gateway_link import Assignment, CancelMigration, GatewayLink, Migrate, NewsDesk
 from transport.relay.handover import SourceSession, settle_source
 from transport.relay.host import RelayHost, now, open_host
 from transport.relay.listener import Listener
-from transport.relay.news import News, Tell
+from transport.relay.news import News
 from transport.relay.receipts import ReceiptFacts
 from transport.relay.source import MigrationOrder, carry_as_source
 from transport.relay.spool import SessionJournal
@@ -76,6 +76,9 @@ class Relay:
             pass  # a stranger's handshake, or a peer that left before its session began
         except TransportError as error:
             log.warning("control connection ended", cause=str(error))
+        except Exception:
+            # A bug of ours that one peer has found must not end the sessions of all others; its own ends here.
+            log.exception("bug: control connection ended")
         finally:
             with trio.CancelScope(shield=True):
                 await link.close()
@@ -115,7 +118,7 @@ class Relay:
                 pass  # told twice, or of what has ended
 
     async def _migrate(self, assignment: Migrate) -> None:
-        tell = self._teller(assignment.migration_id)
+        tell = NewsDesk(self._link, assignment.migration_id, self._nursery).tell
         order = MigrationOrder(
             assignment.permit,
             assignment.destination_address,
@@ -127,6 +130,10 @@ class Relay:
         except (TransportError, HypervisorError) as error:
             log.warning("migration not begun", migration=assignment.migration_id, cause=str(error))
             await tell(News("failed", None, None, str(error)))
+        except Exception:
+            # The edge: a bug in one session must not end the others.
+            log.exception("migration ended by a bug", migration=assignment.migration_id)
+            await tell(News("failed", None, None, "internal error of the source relay; see its log"))
         finally:
             del self._cancels[assignment.migration_id]
 
@@ -152,13 +159,8 @@ class Relay:
             facts = ReceiptFacts(Role.SOURCE, permit, end.vm_binding, now(), local_leaf_sha256(host.credentials))
             session = SourceSession(host, permit, str(journal.facts["address"]), journal, facts)
             session.message = "the relay at the source was restarted during the migration"
-            await settle_source(session, end, self._teller(permit.claims.migration_id))
-
-    def _teller(self, migration_id: str) -> Tell:
-        async def tell(news: News) -> None:
-            await self._link.tell(migration_id, news)
-
-        return tell
+            tell = NewsDesk(self._link, permit.claims.migration_id, self._nursery).tell
+            await settle_source(session, end, tell)
 
     def _log_refused_peer(self, refused: PeerRefused) -> None:
         """At most a line a second: whoever is refused must not be able to fill the disk."""
@@ -271,6 +273,8 @@ def _log_to_stderr() -> None:
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
+            # Plain text: structlog's own tracebacks print local variables, tokens and keys among them.
+            structlog.processors.format_exc_info,
             structlog.processors.JSONRenderer(),
         ],
         logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),

@@ -130,6 +130,10 @@ class Spool:
     def receipts(self) -> list[Path]:
         return sorted(self._receipts.glob("*.json"))
 
+    def set_receipt_aside(self, path: Path) -> None:
+        """Keep what the gateway refuses for good where an operator finds it, out of the others' way."""
+        path.rename(path.with_suffix(".refused"))
+
     def forget_receipt(self, path: Path) -> None:
         path.unlink(missing_ok=True)
 

@@ -1,0 +1,109 @@
+"""The relay's word to its gateway: never in the way of a handover, and no receipt lost or in another's way."""
+
+from __future__ import annotations
+
+import http.server
+import ssl
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+import trio
+import trio.testing
+
+from tests.transport.relay.conftest import until
+from tests.transport.site import Site
+from transport.relay.gateway_link import GatewayLink, NewsDesk
+from transport.relay.host import RelayHost, open_host
+from transport.relay.news import News
+
+
+class SlowLink:
+    """Takes news only when it is let."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+        self.gate = trio.Semaphore(0)
+
+    async def tell(self, migration_id: str, news: News) -> None:
+        await self.gate.acquire()
+        self.told.append(f"{migration_id} {news.state} {news.message}")
+
+
+async def test_a_gateway_that_hangs_holds_nobody_up_and_hears_the_latest() -> None:
+    link = SlowLink()
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            desk = NewsDesk(link, "m", nursery)  # type: ignore[arg-type]
+            for n in range(100):
+                await desk.tell(News("running", None, None, str(n)))
+            await desk.tell(News("completed"))
+            await trio.testing.wait_all_tasks_blocked()
+            link.gate.release()
+            link.gate.release()
+    assert link.told[-1] == "m completed "
+    assert len(link.told) <= 2
+
+
+@pytest.fixture
+def answers(site: Site) -> Iterator[tuple[RelayHost, dict[str, int], list[bytes]]]:
+    """A relay, and a gateway that answers each receipt (by its text) with a status of ours."""
+    statuses: dict[str, int] = {}
+    taken: list[bytes] = []
+
+    class Gateway(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"]))
+            status = next((code for text, code in statuses.items() if text in body.decode()), 200)
+            if status == 200:
+                taken.append(body)
+            self.send_response(status)
+            self.send_header("content-length", "2")
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Gateway)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(site.certs / "gateway" / "tls.pem", site.certs / "gateway" / "tls.key")
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    config = site.relay_config("a")
+    url = f"https://127.0.0.1:{server.server_address[1]}"
+    yield (
+        open_host(msgspec.structs.replace(config, gateway=msgspec.structs.replace(config.gateway, url=url))),
+        statuses,
+        taken,
+    )
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+async def test_a_receipt_that_is_refused_for_good_is_set_aside_and_blocks_no_other(
+    answers: tuple[RelayHost, dict[str, int], list[bytes]],
+) -> None:
+    host, statuses, taken = answers
+    statuses |= {"bad": 403, "later": 503}
+    for name in ("1-bad", "2-good", "3-later"):
+        host.spool.keep_receipt(name, f'"{name}"'.encode())
+    folder = host.spool.receipts()[0].parent
+    link = GatewayLink(host)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(link.deliver_receipts_forever)
+        await until(lambda: names(folder) == {"1-bad.refused", "3-later.json"})
+        assert taken == [b'"2-good"']
+        statuses.clear()
+        await until(lambda: names(folder) == {"1-bad.refused"})
+        nursery.cancel_scope.cancel()
+    assert taken == [b'"2-good"', b'"3-later"']
+    await link.close()
