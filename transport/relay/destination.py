@@ -19,7 +19,15 @@ import trio
 
 from certs.tls import ControlPeer, local_leaf_sha256
 from policy.permit import VerifiedPermit
-from transport.errors import ConnectionBroken, LocalBroken, OfferRefused, RefusalCode, SpoolFailed, TransportError
+from transport.errors import (
+    ConnectionBroken,
+    LocalBroken,
+    OfferRefused,
+    ProtocolViolation,
+    RefusalCode,
+    SpoolFailed,
+    TransportError,
+)
 from transport.hypervisors.errors import HypervisorError
 from transport.relay.channels import Channels
 from transport.relay.control import ControlLink
@@ -36,7 +44,8 @@ from transport.relay.receipts import (
     verify_peer_receipt,
 )
 from transport.relay.spool import SessionJournal
-from transport.wire.control import Role
+from transport.relay.used_permits import SKEW_SECONDS
+from transport.wire.control import Phase, Role
 from transport.wire.messages import Answer, Bye, Cancel, Handover, Message, Offer, Open, Outcome, Receipt
 
 log = structlog.get_logger("sealane.relay")
@@ -86,6 +95,11 @@ class DestinationSession:
             if self.journal.state == "running":
                 await self.end.start_guest()
                 await self.host.enter(self.journal, "started")
+            if self.journal.state not in ("started", "discarded"):
+                # Any answer here could be another than the one that was given before.
+                raise ProtocolViolation("the outcome of a session that has ended is asked for")
+            # The monitor takes one program at a time, and S may never say Bye: whoever moves this VM next needs it.
+            await self.end.__aexit__(None, None, None)
             return "running" if self.journal.state == "started" else "discarded"
 
     async def holds_whole_guest(self, seconds: float) -> bool:
@@ -95,7 +109,7 @@ class DestinationSession:
 
     async def take_connection(self, scope: trio.CancelScope) -> None:
         """The session's older connection, if any, is closed and all of its tasks have ended when this returns."""
-        if self._connection is not None:
+        while self._connection is not None:  # again, if another newer connection was quicker
             self._connection.cancel()
             await self._connection_closed.wait()
         self._connection = scope
@@ -107,6 +121,9 @@ class DestinationSession:
 
     async def keep_receipt(self) -> Receipt:
         """Durably keep this session's receipt, as things stand."""
+        if self.journal.state not in _OUTCOMES or (self.end.hands_over and self.is_undecided):
+            # Else a source that never handed over would hold our word that it did.
+            raise ProtocolViolation("a receipt is asked for before the outcome, or after the end")
         self.facts.outcome = _OUTCOMES[self.journal.state]
         receipt = make_receipt(self.facts, self.host.credentials, now())
         chain = self.host.credentials.chain
@@ -158,19 +175,22 @@ class Destination:
         with trio.CancelScope() as scope:
             await session.take_connection(scope)
             try:
-                said_bye = await self._carry(session, link, desk)
+                with trio.move_on_after(self._seconds_left(session)) as deadline:
+                    said_bye = await self._carry(session, link, desk)
+                if deadline.cancelled_caught:
+                    log.warning("session past its deadline", vm=session.permit.claims.vm)
+                    await _say_cancelled(link, "deadline")
             except (TransportError, HypervisorError, BaseExceptionGroup) as error:
                 cause = cause_of(error)
-                if cause is None:
-                    raise
                 log.warning("session broke", vm=session.permit.claims.vm, cause=str(cause))
-                await _say_cancelled(link, cause)
+                of_hypervisor = isinstance(cause, (HypervisorError, LocalBroken))
+                await _say_cancelled(link, "hypervisor" if of_hypervisor else "broken")
             finally:
                 session.leave_connection()
-        if said_bye and not (session.end.hands_over and session.is_undecided):
+        if said_bye and session.has_receipt:
             await self._end(session)
         elif not scope.cancelled_caught:
-            self._nursery.start_soon(self._after_loss, session)
+            self._nursery.start_soon(self._after_loss, session, said_bye)
 
     def recover(self, journal: SessionJournal, permit: VerifiedPermit) -> None:
         """Take up what a former process of this relay left."""
@@ -191,7 +211,13 @@ class Destination:
             ),
         )
         self._sessions[(str(facts["source"]), str(facts["session_id"]))] = session
-        self._nursery.start_soon(self._after_loss, session)
+        self._nursery.start_soon(self._after_loss, session, False)
+
+    def _seconds_left(self, session: DestinationSession) -> float:
+        """How long a connection may take: else a source that goes silent would keep the VM from all others."""
+        limits = self._host.config.limits
+        left = session.permit.claims.session_until + SKEW_SECONDS - now().timestamp()
+        return max(limits.message_seconds, min(limits.migration_deadline_seconds, left))
 
     def _known(self, key: SessionKey, offer: Offer) -> DestinationSession:
         session = self._sessions.get(key)
@@ -239,6 +265,10 @@ class Destination:
             await host.enter(journal, "ended")
             await host.on_disk(remove_session_folder, folder)
             raise OfferRefused(RefusalCode.HYPERVISOR, f"no hypervisor waits for this VM: {error}") from None
+        except SpoolFailed as error:
+            log.error("a prepared session cannot be noted durably", vm=claims.vm, cause=str(error))
+            await end.__aexit__(None, None, None)
+            raise OfferRefused(RefusalCode.INTERNAL, "the relay cannot write its spool") from None
         return session
 
     async def _carry(self, session: DestinationSession, link: ControlLink, desk: LaneDesk) -> bool:
@@ -268,18 +298,22 @@ class Destination:
         nursery: trio.Nursery,
     ) -> None:
         limits = self._host.config.limits
+        if link.order.phase is Phase.SETTLED and isinstance(message, (Open, Handover, Cancel)):
+            return  # it was under way when we chose, and changes nothing
         match message:
             case Open(port=port):
+                if port not in session.permit.claims.ports:
+                    raise ProtocolViolation(f"port {port} is not the permit's")
                 counts = channels.add(port)
                 # Dialled here, one after the other, in the order in which S accepted: QEMU counts on it.
                 local = await _dial(session, limits.dial_seconds)
                 nursery.start_soon(self._carry_lane, channels, counts, local, desk)
             case Handover():
-                outcome = await session.settle(handed_over=True)
+                outcome = await self._settle(session, handed_over=True)
                 log.info("handover", vm=session.permit.claims.vm, outcome=outcome)
                 await link.send(Outcome(outcome))
             case Cancel():
-                outcome = await session.settle(handed_over=False)
+                outcome = await self._settle(session, handed_over=False)
                 await link.send(Outcome(outcome))
             case Receipt() as receipt:
                 assert session.facts.peer is not None
@@ -289,6 +323,26 @@ class Destination:
                 await link.send(await session.keep_receipt())
             case Bye():
                 pass
+
+    async def _settle(self, session: DestinationSession, *, handed_over: bool) -> Literal["running", "discarded"]:
+        """Settle in a task of the relay's own.
+
+        S asks again on a new connection, which ends this one. With a hypervisor that hangs, settling takes longer than
+        S is patient, so if it ended with its connection it would begin anew for ever.
+        """
+        told, chosen = trio.open_memory_channel[Literal["running", "discarded"] | TransportError | HypervisorError](1)
+
+        async def work() -> None:
+            try:
+                told.send_nowait(await session.settle(handed_over=handed_over))
+            except (TransportError, HypervisorError) as error:
+                told.send_nowait(error)
+
+        self._nursery.start_soon(work)
+        outcome = await chosen.receive()
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
 
     async def _carry_lane(
         self, channels: Channels, counts: ChannelCounts, local: socket.socket, desk: LaneDesk
@@ -301,26 +355,28 @@ class Destination:
                 raise ConnectionBroken("a lane that was announced did not come")
             await channels.carry(counts, local, lane)
 
-    async def _after_loss(self, session: DestinationSession) -> None:
+    async def _after_loss(self, session: DestinationSession, said_bye: bool) -> None:
         """The connection is gone and S may never come back: settle what can be settled without it.
 
         A guest that is here whole is held, paused, until S says what it did: only S knows whether its own goes on. One
         that is not whole can never run here, so it is discarded.
         """
         limits = self._host.config.limits
-        while session.is_undecided:
+        while True:
             try:
-                if await session.holds_whole_guest(limits.drain_seconds):
-                    log.warning("guest is here whole, held until its source settles", vm=session.permit.claims.vm)
-                    return
-                await session.settle(handed_over=False)
+                if session.is_undecided:
+                    if await session.holds_whole_guest(limits.drain_seconds):
+                        log.warning("guest is here whole, held until its source settles", vm=session.permit.claims.vm)
+                        return
+                    await session.settle(handed_over=False)
+                if session.journal.state in _OUTCOMES and not session.has_receipt:
+                    await session.keep_receipt()
+                if session.journal.state == "admitted" or said_bye:
+                    await self._end(session)
+                return
             except (TransportError, HypervisorError) as error:
                 log.error("session cannot be settled yet", vm=session.permit.claims.vm, cause=str(error))
                 await trio.sleep(limits.settle_retry_seconds)
-        if session.journal.state == "admitted":
-            await self._end(session)
-        elif not session.has_receipt:
-            await session.keep_receipt()
 
     async def _end(self, session: DestinationSession) -> None:
         """S knows the outcome, or there is none: nothing is owed to anyone any more."""
@@ -353,9 +409,8 @@ async def _dial(session: DestinationSession, seconds: float) -> socket.socket:
     return local
 
 
-async def _say_cancelled(link: ControlLink, cause: TransportError | HypervisorError) -> None:
+async def _say_cancelled(link: ControlLink, code: str) -> None:
     """Let S know at once, if the connection still carries it; the outcome it gets when it comes to settle."""
-    code = "hypervisor" if isinstance(cause, (HypervisorError, LocalBroken)) else "broken"
     try:
         await link.send(Cancel(code, "the destination relay ended the session"))
     except TransportError:

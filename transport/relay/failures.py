@@ -32,21 +32,28 @@ _CAUSES: tuple[type[SessionError], ...] = (
 )
 
 
-def cause_of(error: BaseException) -> SessionError | None:
-    """The named error behind `error`; None if there is anything in it that is not one of ours: a bug propagates."""
+def cause_of(error: BaseException) -> SessionError:
+    """The named error behind `error`. If there is anything in it that is not one of ours, that is raised, without ours.
+
+    Not ours is a bug, or a cancellation that met a failure: left together, the failure would outlive the cancelled
+    scope and end the relay.
+    """
+    others = _without_ours(error)
+    if others is not None:
+        raise others
     leaves = list(_leaves(error))
-    if not all(isinstance(leaf, (TransportError, HypervisorError)) for leaf in leaves):
-        return None
-    for kind in _CAUSES:
-        for leaf in leaves:
-            if isinstance(leaf, kind):
-                return leaf
-    return None
+    return next(leaf for kind in _CAUSES for leaf in leaves if isinstance(leaf, kind))
 
 
-def _leaves(error: BaseException) -> Iterator[BaseException]:
+def _without_ours(error: BaseException) -> BaseException | None:
+    if isinstance(error, BaseExceptionGroup):
+        return error.split((TransportError, HypervisorError))[1]
+    return None if isinstance(error, (TransportError, HypervisorError)) else error
+
+
+def _leaves(error: BaseException) -> Iterator[SessionError]:
     if isinstance(error, BaseExceptionGroup):
         for inner in error.exceptions:
             yield from _leaves(inner)
-    else:
+    elif isinstance(error, (TransportError, HypervisorError)):
         yield error

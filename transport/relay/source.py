@@ -68,10 +68,7 @@ async def carry_as_source(
         try:
             await _carry_until_cancelled(session, end, tell, cancelled, seconds, socket_path or folder / "memory.sock")
         except (TransportError, HypervisorError, BaseExceptionGroup) as error:
-            cause = cause_of(error)
-            if cause is None:
-                raise
-            session.fail(cause)
+            session.fail(cause_of(error))
         finally:
             with trio.CancelScope(shield=True):
                 news = await settle_source(session, end, tell)

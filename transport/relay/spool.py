@@ -13,6 +13,7 @@ last line was never acted upon and does not count. The states, and what may foll
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -42,15 +43,20 @@ _MAX_JOURNAL_BYTES = 256 * 1024
 
 
 class SessionJournal:
-    """One session's durable states. `facts` holds every member of every line, the latest of each name."""
+    """One session's durable states. `facts` holds every member of every line, the latest of each name.
 
-    def __init__(self, path: Path, state: str, facts: dict[str, Any]) -> None:
+    `ownership`: a locked descriptor of the file, held until the session ends or the process does. Another relay
+    process of this host that starts meanwhile must not recover a session that lives.
+    """
+
+    def __init__(self, path: Path, state: str, facts: dict[str, Any], ownership: int) -> None:
         self.path = path
         self.state = state
         self.facts = facts
+        self._ownership = ownership
 
     @classmethod
-    def load(cls, path: Path) -> Self | None:
+    def load(cls, path: Path, ownership: int) -> Self | None:
         """What the file says; None if not even its first line was finished."""
         try:
             data = path.read_bytes()
@@ -73,7 +79,7 @@ class SessionJournal:
             facts |= entry
         if len(finished) != len(data):
             os.truncate(path, len(finished))
-        return cls(path, state, facts) if state else None
+        return cls(path, state, facts, ownership) if state else None
 
     def append(self, state: str, **facts: object) -> None:
         """Durably enter `state`. Blocking (one fsync); call it from a worker thread. Raises `SpoolFailed`."""
@@ -82,6 +88,9 @@ class SessionJournal:
         _append_line(self.path, {"state": state, **facts})
         self.state = state
         self.facts |= facts
+        if state == "ended" and self._ownership >= 0:
+            os.close(self._ownership)
+            self._ownership = -1
 
     @property
     def is_ended(self) -> bool:
@@ -107,16 +116,27 @@ class Spool:
         if path.exists():
             raise SpoolFailed(f"{path}: this session exists")
         state = FIRST_STATE[role]
-        _append_line(path, {"state": state, **facts})
-        _sync_folder(self._journals)
-        return SessionJournal(path, state, dict(facts))
+        ownership = _own(path)
+        if ownership is None:
+            raise SpoolFailed(f"{path}: this session exists")
+        try:
+            _append_line(path, {"state": state, **facts})
+            _sync_folder(self._journals)
+        except (SpoolFailed, OSError):
+            os.close(ownership)
+            raise
+        return SessionJournal(path, state, dict(facts), ownership)
 
     def unfinished(self, role: Role) -> Iterator[SessionJournal]:
-        """Sessions that this relay owes an end, oldest name first. Ended ones are forgotten here."""
+        """Sessions that no living process owns and that are owed an end. Ended ones are forgotten here."""
         for path in sorted(self._journals.glob(f"{role.value}-*.jsonl")):
-            journal = SessionJournal.load(path)
+            ownership = _own(path)
+            if ownership is None:
+                continue
+            journal = SessionJournal.load(path, ownership)
             if journal is None or journal.is_ended:
                 path.unlink()
+                os.close(ownership)
             else:
                 yield journal
 
@@ -136,6 +156,25 @@ class Spool:
 
     def forget_receipt(self, path: Path) -> None:
         path.unlink(missing_ok=True)
+
+
+def _own(path: Path) -> int | None:
+    """A locked descriptor of the journal at `path`, which is made if it is not there; None if it is another's."""
+    while True:
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise SpoolFailed(f"{path}: {error.strerror}") from None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        except FileNotFoundError:
+            pass
+        os.close(descriptor)  # whoever forgot this journal was quicker than our lock
 
 
 def _append_line(path: Path, entry: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 
@@ -55,9 +56,21 @@ async def pair(site: Site) -> AsyncIterator[Pair]:
         yield Pair(site, open_host(site.relay_config("a")), destination, address)
 
 
+def host_with(site: Site, name: str, limits: dict[str, float], **hypervisor: Any) -> RelayHost:
+    """A relay's host whose limits differ from the site's."""
+    config = site.relay_config(name, **hypervisor)
+    return open_host(msgspec.structs.replace(config, limits=msgspec.structs.replace(config.limits, **limits)))
+
+
 @contextlib.asynccontextmanager
 async def running_relay(site: Site, name: str, **hypervisor: Any) -> AsyncIterator[tuple[RelayHost, str]]:
-    host = open_host(site.relay_config(name, **hypervisor))
+    async with serving(open_host(site.relay_config(name, **hypervisor))) as running:
+        yield running
+
+
+@contextlib.asynccontextmanager
+async def serving(host: RelayHost) -> AsyncIterator[tuple[RelayHost, str]]:
+    """A relay in this process, and the address at which it listens."""
     addresses: list[str] = []
     async with trio.open_nursery() as nursery:
         nursery.start_soon(serve_relay, host, addresses.append)

@@ -48,7 +48,9 @@ NOW = int(time.time())
     ("changes", "code"),
     [
         pytest.param({"iat": NOW - 900, "nbf": NOW - 900, "exp": NOW - 40}, RefusalCode.PERMIT_TIMES, id="expired"),
-        pytest.param({"nbf": NOW + 40, "iat": NOW + 40, "exp": NOW + 90}, RefusalCode.PERMIT_TIMES, id="not yet valid"),
+        pytest.param(
+            {"nbf": NOW + 300, "iat": NOW + 300, "exp": NOW + 350}, RefusalCode.PERMIT_TIMES, id="not yet valid"
+        ),
         pytest.param(
             {"aud": "spiffe://example.test/host/c", "destination": "spiffe://example.test/host/c"},
             RefusalCode.PERMIT_PARTIES,

@@ -1,0 +1,406 @@
+"""A source that is authenticated, has a good permit, and breaks every other rule: it harms its own session alone."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import uuid
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+
+import pytest
+import trio
+from OpenSSL import SSL
+from structlog.testing import capture_logs
+
+from certs import layout
+from certs.tls import local_leaf_sha256
+from gateway.demo.machines import run_state, start_qemu, stop_qemu
+from tests.transport.relay.conftest import Pair, host_with, running_relay, serving, until
+from tests.transport.relay.hostile import Driver
+from tests.transport.relay.test_carriage import dial, listen
+from tests.transport.site import Site
+from transport.errors import RefusalCode
+from transport.relay.host import RelayHost, now, open_host
+from transport.relay.receipts import ReceiptFacts, make_receipt
+from transport.wire.control import Role
+from transport.wire.messages import (
+    Ack,
+    Answer,
+    Bye,
+    Cancel,
+    Handover,
+    Message,
+    Offer,
+    Open,
+    Outcome,
+    Receipt,
+    Refusal,
+    encode_message,
+)
+
+VM = "11111111-2222-4333-8444-555555555555"
+OTHER_VM = "99999999-2222-4333-8444-555555555555"
+IMPATIENT = {"message_seconds": 0.5, "handshake_seconds": 0.5, "drain_seconds": 0.5}
+
+
+async def require_still_carrying(pair: Pair) -> None:
+    """The relay carries an honest source's session, whole."""
+    listener = listen(pair.site, str(vm := uuid.uuid4()))
+    path = pair.site.folder / f"{vm.hex[:8]}.sock"
+    told = len(pair.news)
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pair.carry, pair.site.permit(vm=str(vm)), path)
+            source, destination = await dial(path), await listener.accept()
+            await source.send_all(b"guest")
+            assert await destination.receive_some(100) == b"guest"
+            await source.aclose()
+            await destination.aclose()
+    await listener.aclose()
+    assert pair.news[told:][-1].state == "completed"
+
+
+@contextlib.asynccontextmanager
+async def begun(pair: Pair, permit: str) -> AsyncIterator[Driver]:
+    """A hostile source whose offer was answered; the VM's socket listens."""
+    async with Driver.connected(pair.address, pair.source.credentials) as driver:
+        answer = await driver.offer(permit)
+        assert isinstance(answer, Answer), answer
+        yield driver
+
+
+def states(host: RelayHost) -> list[str]:
+    """The state of every session that the destination has noted."""
+    journals = (host.spool.run_dir.parent / "journals").glob("destination-*.jsonl")
+    return sorted(json.loads(journal.read_text().splitlines()[-1])["state"] for journal in journals)
+
+
+def receipt_outcomes(host: RelayHost) -> list[str]:
+    return [json.loads(json.loads(p.read_bytes())["receipt"]["body"])["outcome"] for p in host.spool.receipts()]
+
+
+@pytest.fixture
+async def vm_listener(site: Site) -> AsyncIterator[trio.SocketListener]:
+    async with listen(site, VM) as listener:
+        yield listener
+
+
+@pytest.fixture
+async def impatient(site: Site) -> AsyncIterator[Pair]:
+    """A destination whose deadlines are short."""
+    async with serving(host_with(site, "b", IMPATIENT)) as (destination, address):
+        yield Pair(site, open_host(site.relay_config("a")), destination, address)
+
+
+def signed_receipt(host: RelayHost, permit: str) -> Receipt:
+    """A receipt that this host has really signed, of a session that never was."""
+    verified = host.permits.verify(permit, source=None, destination=None)
+    facts = ReceiptFacts(Role.SOURCE, verified, "uuid", now(), local_leaf_sha256(host.credentials))
+    return make_receipt(facts, host.credentials, now())
+
+
+BAD_RECEIPT = Receipt("{}", base64.b64encode(b"no signature").decode())
+JUNK = (
+    b"",
+    b"null",
+    b"[]",
+    b"{",
+    b'{"type":"open"}',
+    b'{"type":"open","channel":0,"port":"memory","more":1}',
+    b'{"type":"open","channel":true,"port":"memory"}',
+    b'{"type":"open","channel":256,"port":"memory"}',
+    b'{"type":"open","channel":-1,"port":"memory"}',
+    b'{"type":"nothing"}',
+    b'{"type":"cancel","code":"a","reason":"\xff"}',
+    b'{"type":"cancel","code":"a","reason":"\\ud800"}',
+    b'{"type":"cancel","code":"A\\u001b[2J","reason":""}',
+    b'{"type":"ack","written":{"00":0}}',
+    b'{"type":"ack","written":{"0":1e400}}',
+    b"[" * 60_000,
+)
+VIOLATIONS: dict[str, list[Message | bytes]] = {
+    "the first channel is 1": [Open(1, "memory")],
+    "a channel is opened twice": [Open(0, "memory"), Open(0, "memory")],
+    "a channel is left out": [Open(0, "memory"), Open(2, "memory")],
+    "a channel beyond what was answered": [Open(0, "memory"), Open(1, "memory"), Open(2, "memory")],
+    "a port that the permit does not name": [Open(0, "libvirt")],
+    "an Ack for a channel that is not open": [Ack({"0": 0})],
+    "an Ack of frames that were not sent": [Open(0, "memory"), Ack({"0": 1})],
+    "a second Offer": [Offer(1, "begin", ("x",), "0" * 32, 1)],
+    "an Answer": [Answer({}, 1)],
+    "an Outcome": [Outcome("running")],
+    "a Refusal": [Refusal(RefusalCode.BUSY, "no")],
+    "a receipt with a bad signature": [BAD_RECEIPT],
+    "a message of more than 64 KiB": [(64 * 1024 + 1).to_bytes(4, "big")],
+    "the largest length there is": [b"\xff\xff\xff\xff"],
+    **{f"junk: {junk[:60]!r}": [len(junk).to_bytes(4, "big") + junk] for junk in JUNK},
+}
+
+
+@pytest.mark.parametrize("what", VIOLATIONS)
+async def test_a_violation_ends_the_session_and_nothing_else(
+    pair: Pair, vm_listener: trio.SocketListener, what: str
+) -> None:
+    limits = type(pair.site.claims().limits)(max_channels=2, bandwidth_bytes_per_second=0)
+    with capture_logs() as logs:
+        async with begun(pair, pair.site.permit(vm=VM, limits=limits)) as driver:
+            for message in VIOLATIONS[what]:
+                await driver.send_bytes(message if isinstance(message, bytes) else encode_message(message))
+            heard = await driver.hear_all()
+        await until(lambda: states(pair.destination) == ["discarded"])
+    assert heard == [Cancel("broken", "the destination relay ended the session")]
+    assert [log for log in logs if "broke the wire protocol" in str(log.get("cause"))]
+    assert "\\u001b" not in str(logs)
+    await require_still_carrying(pair)
+
+
+@pytest.mark.parametrize("first", [Open(0, "memory"), Handover(), Bye(), Cancel("a", ""), Ack({}), BAD_RECEIPT])
+async def test_whatever_comes_before_the_offer_is_answered_by_silence(pair: Pair, first: Message) -> None:
+    async with Driver.connected(pair.address, pair.source.credentials) as driver:
+        await driver.send(first)
+        assert await driver.hear_all() == []
+    assert states(pair.destination) == []
+    await require_still_carrying(pair)
+
+
+async def test_an_acknowledgement_that_falls_ends_the_session(pair: Pair, vm_listener: trio.SocketListener) -> None:
+    async with begun(pair, pair.site.permit(vm=VM)) as driver:
+        await driver.send(Open(0, "memory"))
+        vm = await vm_listener.accept()
+        async with vm, await driver.lane(0) as lane:
+            await vm.send_all(b"to the source")
+            assert await lane.receive_some(100)
+            await driver.send(Ack({"0": 1}), Ack({"0": 0}))
+            assert isinstance(await driver.hear(), Cancel)
+    await until(lambda: states(pair.destination) == ["discarded"])
+    await require_still_carrying(pair)
+
+
+async def test_what_is_said_after_the_outcome_changes_it_no_more(pair: Pair, vm_listener: trio.SocketListener) -> None:
+    async with begun(pair, pair.site.permit(vm=VM)) as driver:
+        await driver.send(Handover(), Handover(), Cancel("late", "changed my mind"), Handover())
+        assert await driver.hear() == Outcome("discarded")
+        await driver.send(Open(0, "memory"), Bye())
+        assert await driver.hear_all() == []
+    await until(lambda: states(pair.destination) == ["ended"])
+    await require_still_carrying(pair)
+
+
+async def test_cancel_and_handover_at_once_have_one_outcome(pair: Pair, vm_listener: trio.SocketListener) -> None:
+    async with begun(pair, pair.site.permit(vm=VM)) as driver:
+        await driver.send(Cancel("both", ""), Cancel("both", ""), Handover())
+        assert await driver.hear() == Outcome("discarded")
+        await driver.send(Bye())
+        assert await driver.hear_all() == []
+    await require_still_carrying(pair)
+
+
+async def test_a_session_is_settled_only_by_its_own_host_under_its_own_permit_and_forward(
+    pair: Pair, vm_listener: trio.SocketListener
+) -> None:
+    site = pair.site
+    layout.issue_host(site.certs, "c", datetime.now(UTC))
+    stranger = open_host(site.relay_config("c")).credentials
+    own = pair.source.credentials
+    permit = site.permit(vm=VM)
+    async with begun(pair, permit) as driver:
+        session_id = driver.session_id
+        for credentials, token, attempt, code in (
+            (stranger, permit, 5, RefusalCode.SESSION_UNKNOWN),
+            (stranger, site.permit(vm=VM, source=site.spiffe("c")), 5, RefusalCode.SESSION_UNKNOWN),
+            (own, site.permit(vm=VM), 5, RefusalCode.SESSION_UNKNOWN),
+            (own, permit, 0, RefusalCode.PROTOCOL),
+        ):
+            async with Driver.connected(pair.address, credentials) as other:
+                said = await other.offer(token, session_id=session_id, attempt=attempt, purpose="settle")
+                assert isinstance(said, Refusal)
+                assert said.code is code
+                assert await other.hear_all() == []
+        # None of it has touched the session's own connection.
+        await driver.send(Open(0, "memory"))
+        await (await vm_listener.accept()).aclose()
+        async with Driver.connected(pair.address, own) as again:
+            answer = await again.offer(permit, session_id=session_id, attempt=1, purpose="settle")
+            assert isinstance(answer, Answer)
+            assert await driver.hear() is None, "the older connection is closed first"
+            await again.send(Handover())
+            assert await again.hear() == Outcome("discarded")
+    await require_still_carrying(pair)
+
+
+async def test_many_settling_at_once_leave_one_connection_and_one_outcome(
+    pair: Pair, vm_listener: trio.SocketListener
+) -> None:
+    permit = pair.site.permit(vm=VM)
+    heard: list[Message] = []
+    async with begun(pair, permit) as driver:
+
+        async def settle(attempt: int) -> None:
+            async with Driver.connected(pair.address, pair.source.credentials) as other:
+                await other.offer(permit, session_id=driver.session_id, attempt=attempt, purpose="settle")
+                with contextlib.suppress(trio.BrokenResourceError, SSL.Error):  # a newer one has ended it
+                    await other.send(Handover(), Bye())
+                heard.extend(await other.hear_all())
+
+        async with trio.open_nursery() as nursery:
+            for attempt in range(1, 9):
+                nursery.start_soon(settle, attempt)
+    assert {message for message in heard if isinstance(message, Outcome)} == {Outcome("discarded")}
+    await until(lambda: set(states(pair.destination)) <= {"ended", "discarded"})
+    await require_still_carrying(pair)
+
+
+async def test_a_permit_is_spent_by_its_first_session(pair: Pair, vm_listener: trio.SocketListener) -> None:
+    permit = pair.site.permit(vm=VM)
+    async with begun(pair, permit) as driver:
+        await driver.send(Handover())
+        assert await driver.hear() == Outcome("discarded")
+        same = driver.session_id
+        await driver.send(Bye())
+        assert await driver.hear_all() == []
+    await until(lambda: states(pair.destination) == ["ended"])
+    for session_id in (same, "0" * 32):
+        async with Driver.connected(pair.address, pair.source.credentials) as driver:
+            said = await driver.offer(permit, session_id=session_id, attempt=9)
+            assert isinstance(said, Refusal)
+            assert said.code is RefusalCode.PERMIT_REPLAYED
+    await require_still_carrying(pair)
+
+
+async def test_a_second_relay_of_the_host_refuses_a_spent_permit_and_leaves_the_firsts_sessions_alone(
+    pair: Pair, vm_listener: trio.SocketListener
+) -> None:
+    permit = pair.site.permit(vm=VM)
+    async with begun(pair, permit) as driver, running_relay(pair.site, "b") as (_, second):
+        async with Driver.connected(second, pair.source.credentials) as other:
+            said = await other.offer(permit)
+            assert isinstance(said, Refusal)
+            assert said.code is RefusalCode.PERMIT_REPLAYED
+        assert states(pair.destination) == ["prepared"], "the second relay must not recover a live session"
+        await driver.send(Open(0, "memory"))
+        await (await vm_listener.accept()).aclose()
+    await require_still_carrying(pair)
+
+
+async def test_another_session_of_a_vm_that_is_under_way_is_refused_as_busy(
+    pair: Pair, vm_listener: trio.SocketListener
+) -> None:
+    async with begun(pair, pair.site.permit(vm=VM)) as driver:
+        async with Driver.connected(pair.address, pair.source.credentials) as other:
+            said = await other.offer(pair.site.permit(vm=VM))
+            assert isinstance(said, Refusal)
+            assert said.code is RefusalCode.BUSY
+        async with Driver.connected(pair.address, pair.source.credentials) as other:
+            said = await other.offer(pair.site.permit(vm=OTHER_VM), session_id=driver.session_id)
+            assert isinstance(said, Refusal)
+            assert said.code is RefusalCode.SESSION_KNOWN
+    await require_still_carrying(pair)
+
+
+async def test_the_same_offer_many_times_at_once_is_taken_once(pair: Pair, vm_listener: trio.SocketListener) -> None:
+    permit = pair.site.permit(vm=VM)
+    said: list[Message | None] = []
+
+    async def offer() -> None:
+        async with Driver.connected(pair.address, pair.source.credentials) as driver:
+            said.append(await driver.offer(permit, session_id="1" * 32))
+            await until(lambda: len(said) == 8)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(8):
+            nursery.start_soon(offer)
+    assert sum(isinstance(message, Answer) for message in said) == 1
+    assert sum(isinstance(message, Refusal) for message in said) == 7
+    await require_still_carrying(pair)
+
+
+async def test_a_source_that_drips_its_offer_meets_the_deadline(impatient: Pair) -> None:
+    offer = encode_message(Offer(1, "begin", (impatient.site.permit(vm=VM),), "0" * 32, 0))
+    async with Driver.connected(impatient.address, impatient.source.credentials) as driver:
+        with trio.fail_after(5), contextlib.suppress(trio.BrokenResourceError):
+            for n in range(len(offer)):
+                await driver.send_bytes(offer[n : n + 1])
+                await trio.sleep(0.05)
+        assert await driver.hear_all() == []
+    assert states(impatient.destination) == []
+    await require_still_carrying(impatient)
+
+
+async def test_a_source_that_says_nothing_more_meets_the_sessions_deadline(
+    site: Site, vm_listener: trio.SocketListener
+) -> None:
+    limits = IMPATIENT | {"migration_deadline_seconds": 1.0}
+    async with serving(host_with(site, "b", limits)) as (destination, address):
+        pair = Pair(site, open_host(site.relay_config("a")), destination, address)
+        async with begun(pair, site.permit(vm=VM)) as driver:
+            assert await driver.hear_all() == [Cancel("deadline", "the destination relay ended the session")]
+        await until(lambda: states(destination) == ["discarded"])
+        await require_still_carrying(pair)
+
+
+async def test_a_lane_that_was_announced_and_never_comes_ends_the_session(
+    impatient: Pair, vm_listener: trio.SocketListener
+) -> None:
+    async with begun(impatient, impatient.site.permit(vm=VM)) as driver:
+        await driver.send(Open(0, "memory"))
+        assert isinstance(await driver.hear(), Cancel)
+    await until(lambda: states(impatient.destination) == ["discarded"])
+    await require_still_carrying(impatient)
+
+
+async def test_a_source_that_never_reads_keeps_only_its_own_session_waiting(
+    pair: Pair, vm_listener: trio.SocketListener
+) -> None:
+    async with begun(pair, pair.site.permit(vm=VM)) as driver:
+        await driver.send(Open(0, "memory"))
+        vm = await vm_listener.accept()
+        async with vm, await driver.lane(0):
+            sent = 0
+            with trio.move_on_after(1):  # until every buffer on the way is full
+                while sent < 1 << 28:
+                    await vm.send_all(bytes(1 << 20))
+                    sent += 1 << 20
+            assert sent < 1 << 28, "the relay must not take what nobody reads"
+            await require_still_carrying(pair)
+
+
+@pytest.mark.parametrize("last", [[Bye()], [Handover(), Bye()], []], ids=["bye", "handover, bye", "hang up"])
+@pytest.mark.real
+async def test_a_vm_to_which_nothing_was_sent_is_discarded_and_not_left_waiting(
+    site: Site, last: list[Message]
+) -> None:
+    vm = await start_qemu(site.folder / "qb" / VM, VM, memory_mib=16, incoming=True)
+    hypervisor = {"kind": "qmp", "qmp_socket": str(site.folder / "qb" / "{uuid}" / "qmp.sock")}
+    host = host_with(site, "b", {"drain_seconds": 0.5, "hypervisor_seconds": 1.0}, **hypervisor)
+    try:
+        async with serving(host) as (destination, address):
+            pair = Pair(site, open_host(site.relay_config("a")), destination, address)
+            async with begun(pair, site.permit(vm=VM)) as driver:
+                await driver.send(*last)
+                if last:
+                    await driver.hear_all()
+            await until(lambda: vm.ended)
+            await until(lambda: states(destination) in (["discarded"], ["ended"]))
+    finally:
+        await stop_qemu(vm)
+
+
+@pytest.mark.real
+async def test_no_receipt_certifies_a_guest_that_was_not_handed_over(site: Site) -> None:
+    vm = await start_qemu(site.folder / "qb" / VM, VM, memory_mib=16, incoming=True)
+    hypervisor = {"kind": "qmp", "qmp_socket": str(site.folder / "qb" / "{uuid}" / "qmp.sock")}
+    host = host_with(site, "b", {"drain_seconds": 0.5}, **hypervisor)
+    try:
+        async with serving(host) as (destination, address):
+            source = open_host(site.relay_config("a"))
+            pair = Pair(site, source, destination, address)
+            permit = site.permit(vm=VM)
+            async with begun(pair, permit) as driver:
+                await driver.send(signed_receipt(source, permit))
+                assert not [m for m in await driver.hear_all() if isinstance(m, Receipt)]
+            await until(lambda: receipt_outcomes(destination) == ["discarded"])
+            assert await run_state(vm) == "gone"
+    finally:
+        await stop_qemu(vm)
