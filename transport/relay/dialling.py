@@ -115,7 +115,7 @@ async def _connect(address: tuple[str, int], seconds: float) -> trio.socket.Sock
             except BaseException:
                 sock.close()
                 raise
-    except (OSError, trio.TooSlowError):
+    except (OSError, UnicodeError, trio.TooSlowError):  # UnicodeError: a host name that is none
         raise ConnectionBroken(f"nobody answers at {address[0]}:{address[1]}") from None
     tune_tcp(sock)
     return sock
