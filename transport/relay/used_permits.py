@@ -46,11 +46,15 @@ class UsedPermits:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """One write transaction, on the disk when this returns (synchronous=FULL)."""
+        """One write transaction, on the disk when this returns.
+
+        With FULL, a power loss right after the commit can bring SQLite's rollback journal back and undo it: a used
+        permit would be fresh again. EXTRA syncs the folder too.
+        """
         try:
             store = sqlite3.connect(self._path, timeout=_BUSY_SECONDS, isolation_level=None)
             try:
-                store.execute("PRAGMA synchronous=FULL")
+                store.execute("PRAGMA synchronous=EXTRA")
                 store.execute("BEGIN IMMEDIATE")
                 yield store
                 store.execute("COMMIT")
