@@ -89,6 +89,11 @@ class QemuMachine:
         """QEMU's version as it greeted, such as 7.2.22."""
         return self._qmp.version
 
+    @property
+    def is_usable(self) -> bool:
+        """Whether this conversation can go on. If not, another one may be begun."""
+        return self._qmp.is_usable
+
     async def uuid(self) -> str:
         """The VM's UUID, lower case; all zeros if QEMU was started without one."""
         answer = await self._qmp.query("query-uuid", _Uuid, deadline_seconds=self._answer_seconds)
@@ -215,7 +220,7 @@ class QemuMachine:
     async def kill(self, *, deadline_seconds: float = 10.0) -> None:
         """End QEMU by SIGKILL, the fence for one that hangs; returns only when the process is gone.
 
-        Needs the right to signal it (root, or the same user): PermissionError otherwise.
+        Needs the right to signal it (root, or the same user): HypervisorUnreachable otherwise.
         """
         self._qmp.signal_process(signal.SIGKILL)
         await self._qmp.wait_end(deadline_seconds=deadline_seconds)

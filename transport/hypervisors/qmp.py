@@ -101,6 +101,11 @@ class QmpConnection:
                 raise
             return connection
 
+    @property
+    def is_usable(self) -> bool:
+        """Whether another command can be sent; if not, every use raises and only a new connection helps."""
+        return self._fault is None
+
     async def _greet(self) -> None:
         greeting = await self._receive()
         if not isinstance(greeting, Greeting):
@@ -159,11 +164,13 @@ class QmpConnection:
             await trio.lowlevel.wait_readable(self._pidfd)
 
     def signal_process(self, number: int) -> None:
-        """Send a signal to exactly this process; nothing happens if it is gone."""
+        """Send a signal to exactly this process; nothing happens if it is gone. Raises HypervisorUnreachable."""
         try:
             signal.pidfd_send_signal(self._pidfd, number)
         except ProcessLookupError:
             return
+        except PermissionError:
+            raise HypervisorUnreachable(f"process {self.peer.pid} may not be signalled by this user") from None
 
     async def aclose(self) -> None:
         """Hang up. QEMU and its guest go on."""
@@ -211,6 +218,8 @@ class QmpConnection:
     async def _send(self, line: bytes) -> None:
         if self._fault is not None:
             raise self._fault
+        # A cancellation that has come already must not spoil a monitor to which nothing was sent yet.
+        await trio.lowlevel.checkpoint_if_cancelled()
         self._fault = HypervisorGarbled("an earlier command was cut off while it was being sent")
         try:
             await self._stream.send_all(line)

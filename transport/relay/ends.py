@@ -65,6 +65,10 @@ class _QmpEnd:
 
     async def machine(self) -> QemuMachine:
         """The VM, checked to be the permit's and, once it is known, to be still the same process."""
+        if self._machine is not None and not self._machine.is_usable:
+            # Kept, it would raise for ever: a guest that is to be started or resumed would stay paused.
+            spoilt, self._machine = self._machine, None
+            await spoilt.aclose()
         if self._machine is None:
             machine = await QemuMachine.connect(self._qmp_socket, answer_seconds=self._seconds)
             try:
@@ -283,8 +287,9 @@ def make_session_folder(run_dir: Path, session_id: str) -> Path:
 
 
 def remove_session_folder(folder: Path) -> None:
+    """Its socket may be unlinked by the hypervisor at the same moment; what stays there harms nobody."""
     if folder.is_dir() and not folder.is_symlink():
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def template_path(template: str, vm: str) -> Path:

@@ -8,15 +8,20 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from certs.tls import local_leaf_sha256
+from tests.transport.hypervisors.test_qmp import greet, monitor
 from tests.transport.relay.conftest import Pair
 from tests.transport.relay.test_carriage import VM, listen
-from transport.hypervisors.errors import HypervisorUnreachable
+from transport.errors import ConnectionBroken
+from transport.hypervisors.errors import HypervisorGone, HypervisorUnreachable
 from transport.hypervisors.process import is_gone, process_identity
+from transport.hypervisors.qemu import MigrationSettings
+from transport.hypervisors.qmp import QmpConnection
 from transport.relay.control import ControlLink
-from transport.relay.dialling import offered
-from transport.relay.ends import SocketSource
+from transport.relay.dialling import _connect, offered
+from transport.relay.ends import QmpSource, SocketSource
 from transport.relay.handover import SourceSession, settle_source
 from transport.relay.host import now
 from transport.relay.receipts import ReceiptFacts
@@ -122,3 +127,51 @@ async def test_a_destination_hears_that_the_source_keeps_the_guest_also_after_a_
             await settle_source(session, SocketSource(frozenset()), pair.tell)
     await listener.aclose()
     assert session.was_answered
+
+
+async def test_a_command_cancelled_before_it_was_sent_spoils_no_monitor(tmp_path: Path) -> None:
+    async def play(stream: trio.SocketStream) -> None:
+        await greet(stream)
+        await stream.send_all(b'{"return": {}, "id": 2}\r\n')
+        await trio.sleep_forever()
+
+    async with monitor(tmp_path / "s", play):
+        connection = await QmpConnection.connect(tmp_path / "s", deadline_seconds=5)
+        async with connection, trio.open_nursery() as nursery:
+            held = trio.Event()
+            with trio.CancelScope() as scope:
+
+                async def hold() -> None:
+                    async with connection._turn:
+                        held.set()
+                        await trio.testing.wait_all_tasks_blocked()
+                    scope.cancel()  # the command has its turn by now, and has sent nothing
+
+                nursery.start_soon(hold)
+                await held.wait()
+                await connection.execute("query-status", deadline_seconds=5)
+            assert scope.cancelled_caught
+            assert connection.is_usable
+
+
+async def test_a_spoilt_monitor_is_opened_anew(tmp_path: Path) -> None:
+    async def play(stream: trio.SocketStream) -> None:
+        await greet(stream)
+        await stream.receive_some(4096)
+        await stream.send_all(b'{"return": {"UUID": "%s"}, "id": 2}\r\n' % VM.encode())
+
+    end = QmpSource(tmp_path / "s", VM, "", MigrationSettings(), 5)
+    for _ in range(2):
+        async with monitor(tmp_path / "s", play):
+            machine = await end.machine()
+            assert machine.is_usable
+            with pytest.raises(HypervisorGone):
+                await machine.status()
+        (tmp_path / "s").unlink()
+    await end.__aexit__(None, None, None)
+
+
+@pytest.mark.parametrize("name", ["a..b", "x" * 70 + ".y"])
+async def test_a_destination_whose_name_is_none_is_a_broken_connection(name: str) -> None:
+    with pytest.raises(ConnectionBroken):
+        await _connect((name, 1), 1.0)
