@@ -38,6 +38,11 @@ class RefusalCode(Enum):
     INTERNAL = "internal"
 
 
+def quoted(words: str) -> str:
+    """A peer's words between quotes, printable ASCII alone: an escape sequence in them would rule a terminal."""
+    return ascii(words)
+
+
 class TransportError(Exception):
     """Root of this package's errors."""
 
@@ -60,9 +65,10 @@ class OfferRefused(TransportError):
 
 
 class PeerCancelled(TransportError):
-    """The peer sent Cancel. `code` and `reason` are the peer's words: escape them before showing them."""
+    """The peer sent Cancel. `code` and `reason` are the peer's words, escaped: a log or a terminal may show them."""
 
     def __init__(self, code: str, reason: str) -> None:
+        reason = quoted(reason)
         super().__init__(f"the peer relay cancelled the session ({code}): {reason}")
         self.code = code
         self.reason = reason

@@ -14,7 +14,7 @@ from OpenSSL import SSL
 from certs.errors import PeerRefused
 from certs.tls import ControlPeer, accept_peer, client_context, export_secret, local_leaf_sha256
 from policy.permit import VerifiedPermit
-from transport.errors import ConnectionBroken, OfferRefused, RefusalCode
+from transport.errors import ConnectionBroken, OfferRefused, RefusalCode, quoted
 from transport.relay.config import split_address
 from transport.relay.control import ControlLink, TlsStream, tune_tcp
 from transport.relay.host import RelayHost, now
@@ -80,7 +80,7 @@ async def offered(
         await link.send(Offer(1, purpose, (permit.token,), session_id, attempt))
         answer = await link.expect(Answer, Refusal)
         if isinstance(answer, Refusal):
-            raise OfferRefused(answer.code, answer.message)
+            raise OfferRefused(answer.code, quoted(answer.message))
         yield SourceConnection(link, peer, keys, where)
     finally:
         with trio.CancelScope(shield=True):

@@ -1,0 +1,165 @@
+"""A destination that the permit names, and that breaks every other rule: the stream ends, and the source is itself."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import pytest
+import trio
+from structlog.testing import capture_logs
+
+from gateway.demo.guest import GuestLayout, build_boot_image, count_passes
+from gateway.demo.machines import run_state, start_qemu, stop_qemu, wait_passes
+from tests.transport.relay.conftest import host_with
+from tests.transport.relay.hostile import Conversation, fake_destination
+from tests.transport.site import Site
+from transport.errors import RefusalCode
+from transport.relay.host import RelayHost, open_host
+from transport.relay.news import News
+from transport.relay.source import MigrationOrder, carry_as_source
+from transport.wire.messages import (
+    Answer,
+    Bye,
+    Cancel,
+    Handover,
+    Message,
+    Offer,
+    Open,
+    Outcome,
+    Receipt,
+    Refusal,
+    encode_message,
+)
+
+VM = "11111111-2222-4333-8444-555555555555"
+IMPATIENT = {"message_seconds": 0.5, "handshake_seconds": 2.0, "settle_retry_seconds": 0.05}
+ESCAPES = '\x1b[2J\x1b]0;owned\x07\r\n{"level":"info"}\u202e\x9b31m'
+Script = Callable[[Conversation], Awaitable[None]]
+
+
+def says(*messages: Message | bytes) -> Script:
+    async def play(source: Conversation) -> None:
+        for message in messages:
+            await source.send_bytes(message if isinstance(message, bytes) else encode_message(message))
+        await source.hear_all()
+
+    return play
+
+
+def raw(text: str) -> bytes:
+    return len(text).to_bytes(4, "big") + text.encode()
+
+
+async def hang_up(source: Conversation) -> None:
+    pass
+
+
+async def say_nothing(source: Conversation) -> None:
+    await source.hear_all()
+
+
+async def drip(source: Conversation) -> None:
+    for byte in encode_message(Answer({}, 1)):
+        await source.send_bytes(bytes([byte]))
+        await trio.sleep(0.1)
+
+
+async def carry(site: Site, source: RelayHost, script: Script, permit: str = "") -> tuple[News, list[News]]:
+    """One session against the script; whoever comes to settle is told that no such session is known."""
+    told: list[News] = []
+
+    async def tell(news: News) -> None:
+        told.append(news)
+
+    async def play(conversation: Conversation, offer: Offer) -> None:
+        if offer.purpose == "begin":
+            await script(conversation)
+        else:
+            await says(Refusal(RefusalCode.SESSION_UNKNOWN, "who?"))(conversation)
+
+    destination = open_host(site.relay_config("b")).credentials
+    with trio.fail_after(20):
+        async with fake_destination(destination, play) as fake:
+            order = MigrationOrder(permit or site.permit(vm=VM), fake.address, deadline_seconds=3)
+            news = await carry_as_source(source, order, tell, trio.Event())
+    return news, told
+
+
+@pytest.fixture
+def source(site: Site) -> RelayHost:
+    return host_with(site, "a", IMPATIENT)
+
+
+SCRIPTS: dict[str, tuple[Script, str]] = {
+    "answers with no channel": (says(raw('{"type":"answer","next":{},"max_channels":0}')), "does not decode"),
+    "answers with 300 channels": (says(raw('{"type":"answer","next":{},"max_channels":300}')), "does not decode"),
+    "answers twice": (says(Answer({}, 1), Answer({}, 1)), "Answer from the destination"),
+    "says the outcome before the handover": (says(Answer({}, 1), Outcome("running")), "Outcome from the destination"),
+    "says the outcome in place of an answer": (says(Outcome("running")), "Outcome from the destination"),
+    "opens a channel": (says(Answer({}, 1), Open(0, "memory")), "Open from the destination"),
+    "hands over": (says(Answer({}, 1), Handover()), "Handover from the destination"),
+    "says bye": (says(Answer({}, 1), Bye()), "Bye from the destination"),
+    "offers": (says(Offer(1, "begin", ("x",), "0" * 32, 1)), "Offer from the destination"),
+    "sends two receipts": (says(Answer({}, 1), Receipt("{}", ""), Receipt("{}", "")), "second receipt"),
+    "acknowledges what was not sent": (says(Answer({}, 1), raw('{"type":"ack","written":{"0":1}}')), "not open"),
+    "sends more than 64 KiB": (says(b"\x00\x01\x00\x01"), "more than 64 KiB"),
+    "sends what is no message": (says(raw('{"type":"answer"}')), "does not decode"),
+    "hangs up": (hang_up, "ended"),
+    "answers and hangs up": (lambda source: source.send(Answer({}, 1)), "ended"),
+    "never answers": (say_nothing, "did not answer in time"),
+    "drips its answer": (drip, "did not answer in time"),
+    "cancels with escape sequences": (says(Answer({}, 1), Cancel("broken", ESCAPES)), "owned"),
+    "refuses with escape sequences": (says(Refusal(RefusalCode.BUSY, ESCAPES)), "owned"),
+}
+
+
+@pytest.mark.parametrize("what", SCRIPTS)
+async def test_whatever_it_does_the_session_fails_with_a_clear_word(site: Site, source: RelayHost, what: str) -> None:
+    script, words = SCRIPTS[what]
+    with capture_logs() as logs:
+        news, told = await carry(site, source, script)
+    assert news.state == "failed"
+    assert words in news.message
+    shown = [each.message for each in told] + [str(log.get("cause")) for log in logs]
+    assert all(text.isprintable() and text.isascii() for text in shown), "a peer's words reach nobody raw"
+    assert source.spool.receipts() != []
+    assert list((source.spool.run_dir).iterdir()) == [], "no session folder is left"
+
+
+async def test_a_destination_that_never_settles_is_left_alone_once_the_session_is_over(
+    site: Site, source: RelayHost
+) -> None:
+    async def play(conversation: Conversation, _: Offer) -> None:
+        await conversation.send(Answer({}, 1))
+
+    destination = open_host(site.relay_config("b")).credentials
+    now = site.claims().iat
+    permit = site.permit(vm=VM, exp=now + 1, session_until=now + 2)
+    with trio.fail_after(10):
+        async with fake_destination(destination, play) as fake:
+            news = await carry_as_source(source, MigrationOrder(permit, fake.address), ignore, trio.Event())
+    assert news.state == "failed"
+    assert len(fake.offers) > 2
+    attempts = [offer.attempt for offer in fake.offers]
+    assert attempts == sorted(set(attempts))
+    assert all(offer.purpose == "settle" for offer in fake.offers[1:])
+
+
+async def ignore(_: News) -> None:
+    pass
+
+
+@pytest.mark.real
+async def test_a_guest_goes_on_at_the_source_when_the_destination_claims_it_without_a_handover(site: Site) -> None:
+    layout = GuestLayout.for_memory(32, 2)
+    machine = await start_qemu(site.folder / "qa" / VM, VM, memory_mib=32, image=build_boot_image(layout, site.folder))
+    hypervisor = {"kind": "qmp", "qmp_socket": str(site.folder / "qa" / "{uuid}" / "qmp.sock")}
+    try:
+        counted = await wait_passes(machine, 3)
+        script = says(Answer({}, 16), Outcome("running"))
+        news, _ = await carry(site, host_with(site, "a", IMPATIENT, **hypervisor), script)
+        assert news.state == "failed"
+        assert await run_state(machine) == "running"
+        await wait_passes(machine, count_passes(machine.printed()) + counted)
+    finally:
+        await stop_qemu(machine)
