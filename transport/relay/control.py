@@ -25,6 +25,7 @@ class TlsStream:
         self._socket = sock
         self.tls = tls
         self._send_lock = trio.Lock()
+        self._in_use = False  # since the first application byte, which an accepted peer alone is worth
         if received:
             tls.bio_write(received)
 
@@ -36,6 +37,7 @@ class TlsStream:
         await self._flush()
 
     async def send(self, data: bytes) -> None:
+        self._in_use = True
         async with self._send_lock:
             try:
                 self.tls.sendall(data)
@@ -45,6 +47,7 @@ class TlsStream:
 
     async def receive(self) -> bytes:
         """Some bytes; b"" only after the peer's close_notify. `ConnectionBroken` at an end without one."""
+        self._in_use = True
         while True:
             try:
                 return self.tls.recv(_CHUNK_BYTES)
@@ -57,11 +60,12 @@ class TlsStream:
                 raise ConnectionBroken("the TLS connection is broken") from None
 
     async def close(self) -> None:
-        """Say close_notify if that is possible at once, and close. Never waits for the peer."""
+        """Say close_notify if that is possible at once, and close; nothing is said to a refused peer."""
         try:
-            self.tls.shutdown()
-            with trio.move_on_after(0.5, shield=True):
-                await self._flush_alert()
+            if self._in_use:
+                self.tls.shutdown()
+                with trio.move_on_after(0.5, shield=True):
+                    await self._flush_alert()
         except SSL.Error:
             pass
         finally:
