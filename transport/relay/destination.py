@@ -66,6 +66,7 @@ class DestinationSession:
     facts: ReceiptFacts
     attempt: int = -1
     has_receipt: bool = False
+    only_settles: bool = False
     _settling: trio.Lock = field(default_factory=trio.Lock)
     _connection: trio.CancelScope | None = None
     _connection_closed: trio.Event = field(default_factory=trio.Event)
@@ -175,22 +176,33 @@ class Destination:
         with trio.CancelScope() as scope:
             await session.take_connection(scope)
             try:
-                with trio.move_on_after(self._seconds_left(session)) as deadline:
-                    said_bye = await self._carry(session, link, desk)
-                if deadline.cancelled_caught:
-                    log.warning("session past its deadline", vm=session.permit.claims.vm)
-                    await _say_cancelled(link, "deadline")
-            except (TransportError, HypervisorError, BaseExceptionGroup) as error:
-                cause = cause_of(error)
-                log.warning("session broke", vm=session.permit.claims.vm, cause=str(cause))
-                of_hypervisor = isinstance(cause, (HypervisorError, LocalBroken))
-                await _say_cancelled(link, "hypervisor" if of_hypervisor else "broken")
+                said_bye = await self._carry_until_lost(session, link, desk)
+            except Exception:
+                # A bug of ours, which our caller logs: the VM must not stay occupied because of it.
+                self._nursery.start_soon(self._after_loss, session, False)
+                raise
             finally:
                 session.leave_connection()
         if said_bye and session.has_receipt:
             await self._end(session)
         elif not scope.cancelled_caught:
             self._nursery.start_soon(self._after_loss, session, said_bye)
+
+    async def _carry_until_lost(self, session: DestinationSession, link: ControlLink, desk: LaneDesk) -> bool:
+        """Whether it ended with Bye. Raises what is a bug of ours."""
+        said_bye = False
+        try:
+            with trio.move_on_after(self._seconds_left(session)) as deadline:
+                said_bye = await self._carry(session, link, desk)
+            if deadline.cancelled_caught:
+                log.warning("session past its deadline", vm=session.permit.claims.vm)
+                await _say_cancelled(link, "deadline")
+        except (TransportError, HypervisorError, BaseExceptionGroup) as error:
+            cause = cause_of(error)
+            log.warning("session broke", vm=session.permit.claims.vm, cause=str(cause))
+            of_hypervisor = isinstance(cause, (HypervisorError, LocalBroken))
+            await _say_cancelled(link, "hypervisor" if of_hypervisor else "broken")
+        return said_bye
 
     def recover(self, journal: SessionJournal, permit: VerifiedPermit) -> None:
         """Take up what a former process of this relay left."""
@@ -228,6 +240,7 @@ class Destination:
         if offer.attempt <= session.attempt:
             raise OfferRefused(RefusalCode.PROTOCOL, "an attempt that does not increase")
         session.attempt = offer.attempt
+        session.only_settles = True
         return session
 
     async def _begin(self, key: SessionKey, permit: VerifiedPermit) -> DestinationSession:
@@ -302,6 +315,9 @@ class Destination:
             return  # it was under way when we chose, and changes nothing
         match message:
             case Open(port=port):
+                if session.only_settles:
+                    # Neither the permit's times nor its use were looked at again, so nothing is carried on it.
+                    raise ProtocolViolation("a channel on a connection that only settles")
                 if port not in session.permit.claims.ports:
                     raise ProtocolViolation(f"port {port} is not the permit's")
                 counts = channels.add(port)
@@ -391,7 +407,10 @@ class Destination:
 async def _dial(session: DestinationSession, seconds: float) -> socket.socket:
     """Connect to the hypervisor, and see that it is the process that was prepared."""
     path = session.end.dial_path(session.folder)
-    sock = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    except OSError as error:  # out of descriptors, which another peer may have seen to
+        raise LocalBroken(f"no socket for the hypervisor: {error.strerror}") from None
     try:
         with trio.fail_after(seconds):
             await sock.connect(str(path))

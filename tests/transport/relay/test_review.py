@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import resource
 from pathlib import Path
@@ -12,13 +14,14 @@ import trio.testing
 
 from certs.tls import local_leaf_sha256
 from tests.transport.hypervisors.test_qmp import greet, monitor
-from tests.transport.relay.conftest import Pair
+from tests.transport.relay.conftest import Pair, until
 from tests.transport.relay.test_carriage import VM, listen
 from transport.errors import ConnectionBroken
 from transport.hypervisors.errors import HypervisorGone, HypervisorUnreachable
 from transport.hypervisors.process import is_gone, process_identity
 from transport.hypervisors.qemu import MigrationSettings
 from transport.hypervisors.qmp import QmpConnection
+from transport.relay import destination
 from transport.relay.control import ControlLink
 from transport.relay.dialling import _connect, offered
 from transport.relay.ends import QmpSource, SocketSource
@@ -26,7 +29,7 @@ from transport.relay.handover import SourceSession, settle_source
 from transport.relay.host import now
 from transport.relay.receipts import ReceiptFacts
 from transport.wire.control import Role
-from transport.wire.messages import Bye, Message
+from transport.wire.messages import Bye, Cancel, Message, Open
 
 
 def test_a_living_process_is_not_gone_when_no_descriptor_is_left_to_look_at_it() -> None:
@@ -175,3 +178,42 @@ async def test_a_spoilt_monitor_is_opened_anew(tmp_path: Path) -> None:
 async def test_a_destination_whose_name_is_none_is_a_broken_connection(name: str) -> None:
     with pytest.raises(ConnectionBroken):
         await _connect((name, 1), 1.0)
+
+
+async def test_a_connection_that_only_settles_carries_nothing(pair: Pair) -> None:
+    token = pair.site.permit(vm=VM)
+    permit = pair.source.permits.verify(token, source=pair.source.spiffe_id, destination=None)
+    listener = listen(pair.site)
+    async with (
+        offered(pair.source, permit, pair.address, "1" * 32, 0, "begin"),
+        offered(pair.source, permit, pair.address, "1" * 32, 1, "settle") as again,
+    ):
+        await again.link.send(Open(0, "memory"))
+        assert isinstance(await again.link.next(), Cancel)
+    with trio.move_on_after(0.2) as patience:
+        await listener.accept()
+    assert patience.cancelled_caught, "the hypervisor was dialled"
+    await listener.aclose()
+
+
+async def test_a_destination_out_of_descriptors_loses_one_session_and_frees_its_vm(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listener = listen(pair.site)
+    journals = pair.destination.spool.run_dir.parent / "journals"
+    for number, error in enumerate((OSError(errno.EMFILE, "Too many open files"), KeyError("a bug"))):
+        token = pair.site.permit(vm=VM)
+        permit = pair.source.permits.verify(token, source=pair.source.spiffe_id, destination=None)
+        session_id = f"{number}" * 32
+        async with offered(pair.source, permit, pair.address, session_id, 0, "begin") as connection:
+            with monkeypatch.context() as patch:
+
+                def no_socket(*_: object, error: Exception = error) -> None:
+                    raise error
+
+                patch.setattr(destination.trio.socket, "socket", no_socket)
+                await connection.link.send(Open(0, "memory"))
+                with contextlib.suppress(ConnectionBroken):
+                    assert isinstance(await connection.link.next(), Cancel)
+        await until(lambda: all('"discarded"' in path.read_text() for path in journals.glob("dest*")))
+    await listener.aclose()
