@@ -102,8 +102,7 @@ async def settle_source(session: SourceSession, end: SourceEnd, tell: Tell) -> N
         await _until_done(session, "resume the guest here", lambda: _resume_unless_gone(session, end))
         session.message = session.message or "the destination discarded the guest; it runs at the source"
     session.facts.outcome = session.outcome
-    await _keep_receipt(session)
-    await session.host.enter(journal, "ended")
+    await _until_done(session, "note the end", lambda: _note_end(session))
     news = News(session.outcome, None, session.facts.downtime_ms, session.message)
     await tell(news)
     return news
@@ -219,6 +218,11 @@ async def _until_done(session: SourceSession, what: str, work: Callable[[], Awai
             await trio.sleep(session.host.config.limits.settle_retry_seconds)
         else:
             return
+
+
+async def _note_end(session: SourceSession) -> None:
+    await _keep_receipt(session)
+    await session.host.enter(session.journal, "ended")
 
 
 async def _keep_receipt(session: SourceSession) -> None:
