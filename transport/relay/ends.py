@@ -15,7 +15,7 @@ from typing import Literal, Protocol, Self
 
 import trio
 
-from transport.errors import LocalBroken
+from transport.errors import LocalBroken, SpoolFailed
 from transport.hypervisors.errors import (
     HypervisorError,
     HypervisorGone,
@@ -281,9 +281,16 @@ DestinationEnd = QmpDestination | SocketDestination
 
 def make_session_folder(run_dir: Path, session_id: str) -> Path:
     """An own folder for each session, 0700: a second QEMU on the same path would take the other's stream."""
-    folder = run_dir / session_id[:16]
-    folder.mkdir(mode=0o700)
+    folder = session_folder(run_dir, session_id)
+    try:
+        folder.mkdir(mode=0o700)
+    except OSError as error:
+        raise SpoolFailed(f"{folder}: {error.strerror}") from None
     return folder
+
+
+def session_folder(run_dir: Path, session_id: str) -> Path:
+    return run_dir / session_id[:16]
 
 
 def remove_session_folder(folder: Path) -> None:

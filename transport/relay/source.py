@@ -28,7 +28,7 @@ from transport.hypervisors.errors import HypervisorError, MigrationCancelled
 from transport.hypervisors.migration_progress import MigrationProgress
 from transport.relay.channels import Channels
 from transport.relay.dialling import SourceConnection, offered
-from transport.relay.ends import SourceEnd, make_session_folder, remove_session_folder
+from transport.relay.ends import SourceEnd, make_session_folder, remove_session_folder, session_folder
 from transport.relay.failures import cause_of
 from transport.relay.handover import SourceSession, exchange_receipts_as_source, settle_source
 from transport.relay.host import RelayHost, now
@@ -62,10 +62,12 @@ async def carry_as_source(
     """
     permit = host.permits.verify(order.permit, source=host.spiffe_id, destination=None)
     seconds = _deadline(host, order, permit)
-    async with host.source_end(permit, "", order.downtime_limit_ms, seconds) as end:
+    new_end = host.source_end(permit, "", order.downtime_limit_ms, seconds)
+    async with host.leaving(permit.claims.vm), new_end as end:
         session = await _begin(host, order, permit, end)
-        folder = await host.on_disk(make_session_folder, host.spool.run_dir, session.session_id)
+        folder = session_folder(host.spool.run_dir, session.session_id)
         try:
+            await host.on_disk(make_session_folder, host.spool.run_dir, session.session_id)
             await _carry_until_cancelled(session, end, tell, cancelled, seconds, socket_path or folder / "memory.sock")
         except (TransportError, HypervisorError, BaseExceptionGroup) as error:
             session.fail(cause_of(error))
@@ -77,8 +79,13 @@ async def carry_as_source(
 
 
 async def _begin(host: RelayHost, order: MigrationOrder, permit: VerifiedPermit, end: SourceEnd) -> SourceSession:
-    """Check the VM, then note the session durably: from here on it is owed an end."""
+    """Check the VM, then note the session durably: from here on it is owed an end.
+
+    While we hold QEMU's monitor nobody else begins with this VM, so that nothing comes between the check and the note.
+    """
     process = await end.prepare()
+    if end.hands_over:
+        await host.on_disk(host.spool.require_free_source, permit.claims.vm)
     session_id = os.urandom(16).hex()
     facts = ReceiptFacts(Role.SOURCE, permit, end.vm_binding, now(), local_leaf_sha256(host.credentials))
     journal = await host.on_disk(
@@ -86,6 +93,7 @@ async def _begin(host: RelayHost, order: MigrationOrder, permit: VerifiedPermit,
         Role.SOURCE,
         session_id,
         session_id=session_id,
+        vm=permit.claims.vm,
         permit=permit.token,
         address=order.address,
         process=process,
@@ -199,7 +207,10 @@ async def _accept(
     limits = session.host.config.limits
     most = min(connection.link.order.max_channels, session.permit.claims.limits.max_channels)
     while True:
-        accepted, _ = await listening.accept()
+        try:
+            accepted, _ = await listening.accept()
+        except OSError as error:
+            raise LocalBroken(f"the hypervisor's connection cannot be taken: {error.strerror}") from None
         local = socket.socket(fileno=accepted.detach())
         local.setblocking(False)
         pid, uid, _ = _PEER_CREDENTIALS.unpack(
@@ -224,16 +235,18 @@ async def _accept(
 
 def _listen(path: Path) -> trio.socket.SocketType:
     """A unix socket at `path`, 0600 from its first moment; the folder is this session's own."""
-    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    previous = os.umask(0o177)
     try:
-        listening.bind(str(path))
+        listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            # Linux takes the mode from the descriptor. The umask is the process's: it would meet other threads' files.
+            os.fchmod(listening.fileno(), 0o600)
+            listening.bind(str(path))
+            listening.listen(16)
+        except OSError:
+            listening.close()
+            raise
     except OSError as error:
-        listening.close()
         raise LocalBroken(f"{path}: {error.strerror}") from None
-    finally:
-        os.umask(previous)
-    listening.listen(16)
     return trio.socket.from_stdlib_socket(listening)
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from certs.files import write_atomically
-from transport.errors import Misuse, SpoolFailed
+from transport.errors import LocalBroken, Misuse, SpoolFailed
 from transport.wire.control import Role
 
 FOLLOWING: dict[str, frozenset[str]] = {
@@ -39,6 +39,7 @@ FOLLOWING: dict[str, frozenset[str]] = {
     "ended": frozenset(),
 }
 FIRST_STATE = {Role.SOURCE: "begun", Role.DESTINATION: "admitted"}
+_OVER_AT_SOURCE = frozenset({"resumed", "ended"})  # the guest is touched no more
 _MAX_JOURNAL_BYTES = 256 * 1024
 
 
@@ -126,6 +127,22 @@ class Spool:
             os.close(ownership)
             raise
         return SessionJournal(path, state, dict(facts), ownership)
+
+    def require_free_source(self, vm: str) -> None:
+        """`LocalBroken` if a session of this VM at this source is not over: ended twice, it could run the guest twice.
+
+        One that waits to resume its guest would do so after another has handed it over.
+        """
+        for path in self._journals.glob(f"{Role.SOURCE.value}-*.jsonl"):
+            try:
+                lines = path.read_bytes().split(b"\n")[:-1]
+                entries = [json.loads(line) for line in lines]
+            except FileNotFoundError:
+                continue  # ended and forgotten meanwhile
+            except (OSError, ValueError) as error:
+                raise SpoolFailed(f"{path}: {error}") from None
+            if entries and entries[0].get("vm") == vm and entries[-1].get("state") not in _OVER_AT_SOURCE:
+                raise LocalBroken(f"an earlier migration of this VM is not over here yet ({path.name})")
 
     def unfinished(self, role: Role) -> Iterator[SessionJournal]:
         """Sessions that no living process owns and that are owed an end. Ended ones are forgotten here."""

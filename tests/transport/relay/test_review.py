@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import resource
+import stat
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from certs.tls import local_leaf_sha256
 from tests.transport.hypervisors.test_qmp import greet, monitor
 from tests.transport.relay.conftest import Pair, until
 from tests.transport.relay.test_carriage import VM, listen
-from transport.errors import ConnectionBroken
+from transport.errors import ConnectionBroken, LocalBroken, SpoolFailed
 from transport.hypervisors.errors import HypervisorGone, HypervisorUnreachable
 from transport.hypervisors.process import is_gone, process_identity
 from transport.hypervisors.qemu import MigrationSettings
@@ -24,10 +25,12 @@ from transport.hypervisors.qmp import QmpConnection
 from transport.relay import destination
 from transport.relay.control import ControlLink
 from transport.relay.dialling import _connect, offered
-from transport.relay.ends import QmpSource, SocketSource
+from transport.relay.ends import QmpSource, Report, SocketSource
 from transport.relay.handover import SourceSession, settle_source
-from transport.relay.host import now
+from transport.relay.host import RelayHost, now
 from transport.relay.receipts import ReceiptFacts
+from transport.relay.source import _listen
+from transport.relay.spool import Spool
 from transport.wire.control import Role
 from transport.wire.messages import Bye, Cancel, Message, Open
 
@@ -217,3 +220,69 @@ async def test_a_destination_out_of_descriptors_loses_one_session_and_frees_its_
                     assert isinstance(await connection.link.next(), Cancel)
         await until(lambda: all('"discarded"' in path.read_text() for path in journals.glob("dest*")))
     await listener.aclose()
+
+
+class HandingOverSource(SocketSource):
+    """A source's end that has a guest, which it counts the wakings of."""
+
+    hands_over = True
+    woken = 0
+
+    async def migrate(self, socket_path: Path, report: Report) -> None:  # noqa: ARG002
+        await trio.sleep_forever()
+
+    async def resume_guest(self) -> None:
+        self.woken += 1
+
+
+async def test_a_vm_has_one_session_at_its_source_at_a_time(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session that still waits to resume its guest would do so after a second one has handed it over."""
+    end = HandingOverSource(frozenset())
+    monkeypatch.setattr(RelayHost, "source_end", lambda *_: end)
+    first = pair.source.spool.begin(Role.SOURCE, "1" * 32, session_id="1" * 32, vm=VM)
+    for state in ("abandoned", "resumed"):
+        with pytest.raises(LocalBroken, match="not over here yet"), trio.fail_after(5):
+            await pair.carry(pair.site.permit(vm=VM), pair.site.folder / "in.sock")
+        await pair.source.enter(first, state)
+    pair.cancelled.set()
+    with trio.fail_after(5):
+        assert (await pair.carry(pair.site.permit(vm=VM), pair.site.folder / "in.sock")).state == "cancelled"
+    assert end.woken == 1
+
+
+async def test_a_source_whose_folder_cannot_be_made_ends_its_session(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    end = HandingOverSource(frozenset())
+    monkeypatch.setattr(RelayHost, "source_end", lambda *_: end)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "mkdir", full)
+    with trio.fail_after(5):
+        news = await pair.carry(pair.site.permit(vm=VM), pair.site.folder / "in.sock")
+    assert news.state == "failed"
+    assert end.woken == 1
+
+
+async def test_a_full_disk_at_the_end_is_waited_out(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = await handed_over(pair, "1" * 32, pair.site.permit(vm=VM))
+    session.journal.state = "outcome-running"
+    keep, tries = Spool.keep_receipt, []
+
+    def often_full(spool: Spool, name: str, receipt: bytes) -> None:
+        tries.append(name)
+        if len(tries) < 3:
+            raise SpoolFailed("no space left on device")
+        keep(spool, name, receipt)
+
+    monkeypatch.setattr(Spool, "keep_receipt", often_full)
+    with trio.fail_after(5):
+        assert (await settle_source(session, SocketSource(frozenset()), pair.tell)).state == "completed"
+    assert session.journal.is_ended
+
+
+async def test_the_sessions_socket_is_the_owners_alone(tmp_path: Path) -> None:
+    with _listen(tmp_path / "s"):
+        assert stat.S_IMODE((tmp_path / "s").stat().st_mode) == 0o600
