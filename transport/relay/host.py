@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -16,7 +18,7 @@ from audit.errors import AuditError
 from certs.errors import CertificateError
 from certs.tls import HostCredentials
 from policy.permit import PermitKey, VerifiedPermit
-from transport.errors import ConfigurationError
+from transport.errors import ConfigurationError, OfferRefused, RefusalCode
 from transport.hypervisors.qemu import MigrationSettings
 from transport.relay.config import RelayConfig
 from transport.relay.ends import (
@@ -47,6 +49,7 @@ class RelayHost:
     spool: Spool
     used_permits: UsedPermits
     disk: trio.CapacityLimiter
+    _leaving: list[str] = field(default_factory=list)
 
     @property
     def spiffe_id(self) -> str:
@@ -60,6 +63,20 @@ class RelayHost:
         """Durably enter a state; whoever is told of it is told after this. Survives cancellation whole."""
         with trio.CancelScope(shield=True):
             await self.on_disk(journal.append, state, **facts)
+
+    @asynccontextmanager
+    async def leaving(self, vm: str, *, is_recovered: bool = False) -> AsyncIterator[None]:
+        """While a session of `vm` is owed an end here, no other may begin: it could run the guest at a third place.
+
+        Raises `OfferRefused` (busy), but not to a session that was begun before.
+        """
+        if vm in self._leaving and not is_recovered:
+            raise OfferRefused(RefusalCode.BUSY, f"another migration of VM {vm} from this host is not settled yet")
+        self._leaving.append(vm)
+        try:
+            yield
+        finally:
+            self._leaving.remove(vm)
 
     def source_end(self, permit: VerifiedPermit, process: str, downtime_limit_ms: int, seconds: float) -> SourceEnd:
         section = self.config.hypervisor

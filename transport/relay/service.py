@@ -155,7 +155,8 @@ class Relay:
         permit = _permit_of(host, journal)
         journal.facts["recovered"] = True
         seconds = host.config.limits.migration_deadline_seconds
-        async with host.source_end(permit, str(journal.facts["process"]), 300, seconds) as end:
+        former_end = host.source_end(permit, str(journal.facts["process"]), 300, seconds)
+        async with host.leaving(permit.claims.vm, is_recovered=True), former_end as end:
             facts = ReceiptFacts(Role.SOURCE, permit, end.vm_binding, now(), local_leaf_sha256(host.credentials))
             session = SourceSession(host, permit, str(journal.facts["address"]), journal, facts)
             session.message = "the relay at the source was restarted during the migration"
