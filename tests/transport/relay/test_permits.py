@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -182,14 +183,12 @@ def test_a_damaged_proof_is_refused(site: Site, desk: PermitDesk, damage: str) -
     claims = site.claims()
     proof = site.proof(claims)
     node = base64_text(b"n" * 32)
-    damaged = msgspec.structs.replace(
-        proof,
-        **{
-            "shorter": {"path": proof.path[:-1]},
-            "longer": {"path": (*proof.path, node)},
-            "another node": {"path": (node, *proof.path[1:])},
-            "another index": {"index": proof.index + 2},
-            "older checkpoint": {"checkpoint": older},
-        }[damage],
-    )
+    changes: dict[str, dict[str, Any]] = {
+        "shorter": {"path": proof.path[:-1]},
+        "longer": {"path": (*proof.path, node)},
+        "another node": {"path": (node, *proof.path[1:])},
+        "another index": {"index": proof.index + 2},
+        "older checkpoint": {"checkpoint": older},
+    }
+    damaged = msgspec.structs.replace(proof, **changes[damage])
     assert refusal(site, desk, site.seal(claims, damaged)) in (RefusalCode.PERMIT_PROOF, RefusalCode.PERMIT_FORMAT)
