@@ -143,21 +143,27 @@ class GatewayLink:
 
     async def deliver_receipts_forever(self) -> None:
         """Bring every kept receipt to the gateway; forget it once the gateway has it in its log."""
-        spool = self._host.spool
         while True:
-            for path in spool.receipts():
-                try:
-                    await self._post_bytes("/v1/receipts", await self._host.on_disk(path.read_bytes))
-                except GatewayAway as error:
-                    log.info("receipt kept for later", receipt=path.name, cause=str(error))
-                    await trio.sleep(_RETRY_SECONDS)
-                    break
-                except GatewayRefuses as error:
-                    log.error("receipt set aside: the gateway will not take it", receipt=path.name, cause=str(error))
-                    await self._host.on_disk(spool.set_receipt_aside, path)
-                    continue
-                await self._host.on_disk(spool.forget_receipt, path)
+            try:
+                await self._deliver_receipts()
+            except OSError as error:  # out of descriptors, or another relay of this host was quicker
+                log.error("receipts cannot be read now", cause=str(error))
             await trio.sleep(_RECEIPT_CHECK_SECONDS)
+
+    async def _deliver_receipts(self) -> None:
+        spool = self._host.spool
+        for path in spool.receipts():
+            try:
+                await self._post_bytes("/v1/receipts", await self._host.on_disk(path.read_bytes))
+            except GatewayAway as error:
+                log.info("receipt kept for later", receipt=path.name, cause=str(error))
+                await trio.sleep(_RETRY_SECONDS)
+                return
+            except GatewayRefuses as error:
+                log.error("receipt set aside: the gateway will not take it", receipt=path.name, cause=str(error))
+                await self._host.on_disk(spool.set_receipt_aside, path)
+                continue
+            await self._host.on_disk(spool.forget_receipt, path)
 
     async def _post(self, path: str, body: dict[str, object]) -> bytes:
         return await self._post_bytes(path, msgspec.json.encode(body))

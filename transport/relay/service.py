@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -44,6 +45,7 @@ from transport.wire.messages import Offer, Refusal
 log = structlog.get_logger("sealane.relay")
 EXIT_DONE, EXIT_FAILED, EXIT_CONFIGURATION = 0, 1, 2
 _REFUSED_LOG_SECONDS = 1.0
+_MAX_SILENT_PER_PEER = 16
 
 
 class Relay:
@@ -55,13 +57,16 @@ class Relay:
         self._link = link
         self._cancels: dict[str, trio.Event] = {}
         self._refusal_logged = 0.0
+        self._silent: Counter[str] = Counter()  # connections by host that have not offered yet
+        # Made once: filling one with a long CRL costs milliseconds and megabytes, and strangers would choose how often.
+        self._tls_context = server_context(host.credentials)
         self.destination = Destination(host, nursery)
         self.listener = Listener(host.config.limits, self.serve_control)
 
     async def serve_control(self, sock: trio.socket.SocketType, first: bytes, proven: Callable[[], None]) -> None:
         """One control connection: TLS, the peer's identity, its Offer, and then the session."""
         limits = self._host.config.limits
-        tls = SSL.Connection(server_context(self._host.credentials), None)
+        tls = SSL.Connection(self._tls_context, None)
         tls.set_accept_state()
         stream = TlsStream(sock, tls, first)
         link = ControlLink(stream, Role.DESTINATION, limits.message_seconds)
@@ -84,7 +89,7 @@ class Relay:
                 await link.close()
 
     async def _serve_offer(self, link: ControlLink, tls: SSL.Connection, peer: ControlPeer) -> None:
-        offer = await link.expect(Offer)
+        offer = await self._hear_offer(link, str(peer.spiffe_id))
         try:
             session = await self.destination.admit(offer, peer)
         except OfferRefused as refused:
@@ -105,6 +110,18 @@ class Relay:
             await self.destination.serve(session, link, desk, peer)
         finally:
             self.listener.close_desk(desk)
+
+    async def _hear_offer(self, link: ControlLink, name: str) -> Offer:
+        """A host may keep only so many connections that say nothing: they hold descriptors that others need."""
+        if self._silent[name] >= _MAX_SILENT_PER_PEER:
+            raise ConnectionBroken("a host with too many silent connections")
+        self._silent[name] += 1
+        try:
+            return await link.expect(Offer)
+        finally:
+            self._silent[name] -= 1
+            if not self._silent[name]:
+                del self._silent[name]
 
     async def take(self, assignment: Assignment) -> None:
         """Do what the gateway asks, in the background."""

@@ -16,6 +16,7 @@ import trio.testing
 from certs.tls import local_leaf_sha256
 from tests.transport.hypervisors.test_qmp import greet, monitor
 from tests.transport.relay.conftest import Pair, until
+from tests.transport.relay.hostile import Driver
 from tests.transport.relay.test_carriage import VM, listen
 from transport.errors import ConnectionBroken, LocalBroken, SpoolFailed
 from transport.hypervisors.errors import HypervisorGone, HypervisorUnreachable
@@ -286,3 +287,35 @@ async def test_a_full_disk_at_the_end_is_waited_out(pair: Pair, monkeypatch: pyt
 async def test_the_sessions_socket_is_the_owners_alone(tmp_path: Path) -> None:
     with _listen(tmp_path / "s"):
         assert stat.S_IMODE((tmp_path / "s").stat().st_mode) == 0o600
+
+
+async def test_a_relay_out_of_descriptors_lives_and_a_host_cannot_hold_them_all_in_silence(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures: list[int] = []
+
+    def no_descriptor(_: Spool) -> list[Path]:
+        failures.append(1)
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(Spool, "receipts", no_descriptor)
+    closed: list[None] = []
+    async with trio.open_nursery() as nursery:
+
+        async def say_nothing() -> None:
+            async with Driver.connected(pair.address, pair.source.credentials) as driver:
+                assert await driver.hear_all() == []
+                closed.append(None)
+
+        for _ in range(20):
+            nursery.start_soon(say_nothing)
+        await until(lambda: len(closed) == 4)
+        await trio.sleep(0.2)
+        assert len(closed) == 4
+        await until(lambda: bool(failures))
+        nursery.cancel_scope.cancel()
+    listener = listen(pair.site)
+    permit = pair.source.permits.verify(pair.site.permit(vm=VM), source=pair.source.spiffe_id, destination=None)
+    async with offered(pair.source, permit, pair.address, "1" * 32, 0, "begin"):
+        pass
+    await listener.aclose()
