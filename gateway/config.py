@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from gateway.errors import ConfigRefused
+from gateway.issuers import IssuerTable, settings_of
 
 Text = Annotated[str, Meta(min_length=1, max_length=255)]
 Seconds = Annotated[int, Meta(ge=1, le=86_400)]
@@ -71,16 +72,6 @@ class LocalIssuerTable(_Table, frozen=True):
     audience: Text
     signing_key: Text
     token_seconds: Annotated[int, Meta(ge=60, le=86_400)] = 900
-
-
-class IssuerTable(_Table, frozen=True):
-    """One OpenID provider. `jwks_file` pins its keys in a file instead of fetching them."""
-
-    issuer: Text
-    audience: Text
-    algorithms: tuple[Text, ...] = ("RS256", "ES256")
-    groups_claim: Text = "groups"
-    jwks_file: Text | None = None
 
 
 class IdentityTable(_Table, frozen=True):
@@ -173,6 +164,11 @@ def _check(config: GatewayConfig, path: Path) -> None:
     names += [identity.local_issuer.issuer] if identity.local_issuer else []
     if len(set(names)) != len(names):
         raise ConfigRefused(path, "identity.issuers", "two issuers have the same name")
+    for issuer in identity.issuers:
+        try:
+            settings_of(issuer)
+        except ValueError as error:
+            raise ConfigRefused(path, "identity.issuers", f"{issuer.issuer}: {error}") from error
     if config.permits.recover_seconds < config.permits.session_seconds:
         raise ConfigRefused(path, "permits.recover_seconds", "is shorter than `session_seconds`")
     if config.limits.relay_silence_seconds <= config.limits.poll_seconds:

@@ -21,11 +21,13 @@ from gateway.committer import Committer
 from gateway.errors import NotAllowed, NotKnown, RequestRefused
 from gateway.migrations import Migration, from_decision, receipt_on_file
 from gateway.recording import Event, actor_of
+from policy.engine import Decision
 from policy.facts import Context, Person, Question
 
 MAX_PAGE: Final = 200
 MAX_RECORDS_OF_MIGRATION: Final = 100
 PAGE_OF_RESTORE: Final = 1000
+ACTIONS_OF_ONESELF: Final = ("CheckDecision", "ReadOwnMigrations", "CancelMigration", "ReadAudit")
 RESTORED_KINDS: Final = ("migration.decision", "migration.receipt", "migration.cancel_requested", "config.reloaded")
 
 
@@ -56,6 +58,14 @@ class Reading:
             await self._gate.recorder.append(Event("audit.read", outcome, actor=actor_of(person), details=details))
         if not decision.allowed:
             raise NotAllowed(f"reading the audit log is denied: {decision.denied_because}")
+
+    def permissions(self, person: Person, now: datetime) -> dict[str, Decision]:
+        """What the policy says of the person's own rights where no VM is concerned; it shows no record."""
+        context = Context(time=now)
+        return {
+            action: decide(self._gate.engine, Question(action, person, None, None, None, context))
+            for action in ACTIONS_OF_ONESELF
+        }
 
     def may_read_own(self, person: Person, now: datetime) -> bool:
         context = Context(time=now)

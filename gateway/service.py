@@ -35,9 +35,10 @@ from gateway.api.app import create_app
 from gateway.api.desk import Desk
 from gateway.api.https import Bounds, HttpsServer, TlsFiles, make_context
 from gateway.committer import Committer
-from gateway.config import GatewayConfig, IssuerTable
+from gateway.config import GatewayConfig
 from gateway.dispatch import Dispatch
 from gateway.errors import ConfigRefused, GatewayError, StartRefused
+from gateway.issuers import Issuers, IssuerTable, settings_of
 from gateway.logging import configure_logging
 from gateway.migrations import Migrations
 from gateway.people import KeySource, LocalIssuer, People, PinnedIssuer, Throttles
@@ -52,7 +53,7 @@ from policy.errors import DirectoryRefused, PolicyError
 from policy.identity.jwks import IssuerKeys, https_client
 from policy.identity.keys import JwkSet
 from policy.identity.local import LocalDirectory, local_verifier
-from policy.identity.oidc import IssuerSettings, TokenVerifier
+from policy.identity.oidc import TokenVerifier
 from policy.jws import key_id_of
 from policy.permit import Limits, Requirements
 
@@ -112,7 +113,9 @@ async def serve(
         gate, trust = _gate(config, people, recorder, clock)
         reading = Reading(gate, committer, index)
         reporting = Reporting(gate, reading, trust)
-        desk = Desk(gate, people, reading, reporting, partial(_health, config, committer), config.limits.poll_seconds)
+        issuers = Issuers(config.identity.issuers, has_local_people=people.local is not None)
+        health = partial(_health, config, committer)
+        desk = Desk(gate, people, issuers, reading, reporting, health, config.limits.poll_seconds)
         server = _server(config, desk)
         reloader = Reloader(config, gate, people, reporting, server, partial(tls_files, config))
         await _serve(config, server, reloader, reading, recorder, committer, task_status)
@@ -232,34 +235,19 @@ def _people(config: GatewayConfig, recorder: Recorder, issuers: dict[str, KeySou
 
 
 async def _issuers(config: GatewayConfig, stack: AsyncExitStack) -> dict[str, KeySource]:
-    """The outside issuers by name; one client fetches the keys of all whose keys are not in a file."""
-    issuers = config.identity.issuers
-    if all(table.jwks_file is not None for table in issuers):
-        return {table.issuer: _pinned(config, table) for table in issuers}
-    client = await stack.enter_async_context(https_client())
-    return {
-        table.issuer: _pinned(config, table) if table.jwks_file is not None else IssuerKeys(_settings(table), client)
-        for table in issuers
-    }
+    """The outside issuers by name; a client each, because each is trusted by its own bundle and fails on its own."""
+    return {table.issuer: await _issuer(config, table, stack) for table in config.identity.issuers}
 
 
-def _pinned(config: GatewayConfig, table: IssuerTable) -> PinnedIssuer:
+async def _issuer(config: GatewayConfig, table: IssuerTable, stack: AsyncExitStack) -> KeySource:
     try:
-        keys = JwkSet.parse(config.path(table.jwks_file or "").read_bytes())
-    except (PolicyError, OSError) as error:
-        raise StartRefused(f"issuer {table.issuer}: {error}") from error
-    return PinnedIssuer(TokenVerifier(_settings(table), keys))
-
-
-def _settings(table: IssuerTable) -> IssuerSettings:
-    try:
-        return IssuerSettings(
-            issuer=table.issuer,
-            audience=table.audience,
-            algorithms=frozenset(table.algorithms),
-            groups_claim=table.groups_claim,
-        )
-    except ValueError as error:
+        if table.jwks_file is not None:
+            keys = JwkSet.parse(config.path(table.jwks_file).read_bytes())
+            return PinnedIssuer(TokenVerifier(settings_of(table), keys))
+        bundle = str(config.path(table.trust_bundle)) if table.trust_bundle else None
+        client = await stack.enter_async_context(https_client(bundle))
+        return IssuerKeys(settings_of(table), client)
+    except (PolicyError, OSError, ValueError) as error:
         raise StartRefused(f"issuer {table.issuer}: {error}") from error
 
 

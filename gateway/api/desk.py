@@ -12,6 +12,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from certs.identity import SpiffeId
 from gateway.admission import Gate
+from gateway.issuers import Issuers
 from gateway.people import People
 from gateway.reading import Reading
 from gateway.relays import relay_of
@@ -25,6 +26,7 @@ class Desk:
 
     gate: Gate
     people: People
+    issuers: Issuers
     reading: Reading
     reporting: Reporting
     health: Callable[[], dict[str, Any]]

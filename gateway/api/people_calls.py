@@ -25,6 +25,32 @@ async def health(desk: AtDesk) -> Response:
     return JsonAnswer(document, 200 if document["status"] == "ok" else 503)
 
 
+@router.get("/v1/identity", summary="Where people sign in")
+async def identity(desk: AtDesk) -> Response:
+    """For anyone: whether there are local people, and of each issuer its name, our client id there and the scopes."""
+    return JsonAnswer(desk.issuers.public_document())
+
+
+@router.get("/v1/whoami", summary="Who one is to the gateway, why, and what that allows")
+async def whoami(desk: AtDesk, bearer: Bearer, person: Asking) -> Response:
+    """`groups` is null where they are unknown, which denies; `groups_unknown_because` says why."""
+    decisions = desk.reading.permissions(person, desk.now())
+    return JsonAnswer(
+        {
+            "id": person.id,
+            "name": person.name,
+            "issuer": person.issuer,
+            "authenticated_by": person.authenticated_by,
+            "groups": None if person.groups is None else sorted(person.groups),
+            **desk.issuers.token_facts(person, bearer),
+            "permissions": {
+                action: {"allowed": decision.allowed, "denied_because": decision.denied_because or None}
+                for action, decision in decisions.items()
+            },
+        }
+    )
+
+
 @router.post("/v1/token", summary="An access token for a person of the local directory")
 async def sign_in(body: SignIn, desk: AtDesk, address: Address) -> Response:
     """Recorded, refused or not; refusals within a rate."""

@@ -8,7 +8,7 @@ check or checks with its own clock: type, times, lifetime, authorised party, acr
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, TypeGuard
 
 from jose import jwt
@@ -33,9 +33,11 @@ _OVERAGE_MEMBERS: Final = ("_claim_names", "_claim_sources")
 class IssuerSettings:
     """What the operator says of one issuer.
 
-    `token_types`: accepted `typ`, lower case, without "application/". `group_cap`: a list of that many groups or
-    more may be cut short (Okta 100, Entra 200). `authorized_parties`: accepted `azp` or `client_id`; None: any.
-    `required_amr`: all of them; `accepted_acr`: one of them. `authenticated_by` is what records say of the person.
+    `token_types`: accepted `typ`, lower case, without "application/"; "" accepts a token without one. `group_cap`: a
+    list of that many groups or more may be cut short. `party_claims`: where the issuer names the client that it gave
+    the token to; `authorized_parties`: accepted ones; None: any. `required_claims`: claims that have just this text.
+    `required_amr`: all of them; `accepted_acr`: one of them. `service_groups`: by subject, the groups of a service
+    whose tokens name none. `authenticated_by` is what records say of a person; of a service `<that>-client`.
     """
 
     issuer: str
@@ -47,9 +49,12 @@ class IssuerSettings:
     groups_claim: str = "groups"
     group_cap: int = 100
     name_claim: str = "name"
+    party_claims: tuple[str, ...] = ("azp", "client_id")
     authorized_parties: frozenset[str] | None = None
+    required_claims: Mapping[str, str] = field(default_factory=dict)
     accepted_acr: frozenset[str] | None = None
     required_amr: frozenset[str] = frozenset()
+    service_groups: Mapping[str, frozenset[str]] = field(default_factory=dict)
     authenticated_by: str = "oidc"
 
     def __post_init__(self) -> None:
@@ -59,11 +64,15 @@ class IssuerSettings:
         if len(self.issuer) > MAX_TEXT or any(character in self.issuer for character in "? "):
             raise ValueError(f"issuer must have at most {MAX_TEXT} characters, and no '?' or space")
         try:
-            Person(f"{self.issuer}#probe", self.issuer, "probe", frozenset(), self.authenticated_by)
+            for subject, groups in {"probe": frozenset[str](), **self.service_groups}.items():
+                known = frozenset(group_id(self.issuer, group) for group in groups)
+                Person(f"{self.issuer}#{subject}", self.issuer, "probe", known, f"{self.authenticated_by}-client")
         except FactRefused as error:
             raise ValueError(str(error)) from error
         if not self.audience or not self.token_types:
             raise ValueError("audience and token_types must not be empty")
+        if not self.party_claims:
+            raise ValueError("party_claims must not be empty")
         if not 0 <= self.leeway_seconds <= 300 or self.max_lifetime_seconds <= 0:
             raise ValueError("leeway_seconds must be 0 to 300 and max_lifetime_seconds positive")
         if not 1 <= self.group_cap <= MAX_GROUPS:
@@ -88,6 +97,7 @@ class TokenVerifier:
         _check_registered(claims, settings)
         _check_times(claims, settings, now)
         _check_authorized_party(claims, settings)
+        _check_kind(claims, settings)
         _check_authentication(claims, settings)
         return _person(claims, settings)
 
@@ -122,8 +132,9 @@ def _check_with_jose(token: UnverifiedToken, key: VerificationKey, settings: Iss
 
 def _check_type(token_type: str | None, settings: IssuerSettings) -> None:
     """RFC 8725 section 3.11: an id token, a permit or a logout token of the same issuer is no access token."""
-    if token_type is None or token_type.lower().removeprefix("application/") not in settings.token_types:
-        raise TokenRefused("type", f"typ is not {' or '.join(sorted(settings.token_types))}")
+    if token_type == "" or (token_type or "").lower().removeprefix("application/") not in settings.token_types:
+        accepted = " or ".join(sorted(name or "left out" for name in settings.token_types))
+        raise TokenRefused("type", f"typ is not {accepted}")
 
 
 def _check_registered(claims: Mapping[str, Any], settings: IssuerSettings) -> None:
@@ -162,13 +173,28 @@ def _seconds(claims: Mapping[str, Any], name: str) -> int:
 
 def _check_authorized_party(claims: Mapping[str, Any], settings: IssuerSettings) -> None:
     """To which client the token was given: `azp`, or `client_id` (RFC 9068); both, if both are there."""
-    parties = [claims[name] for name in ("azp", "client_id") if name in claims]
+    parties = _parties(claims, settings)
+    names = " and ".join(settings.party_claims)
     if not all(_is_text(party) for party in parties) or len(set(parties)) > 1:
-        raise TokenRefused("authorized-party", "azp and client_id are not text, or differ")
+        raise TokenRefused("authorized-party", f"{names}: not text, or they differ")
     if settings.authorized_parties is not None and not (parties and parties[0] in settings.authorized_parties):
         raise TokenRefused("authorized-party", "given to a client that is not on the list")
     if isinstance(claims["aud"], list) and len(claims["aud"]) > 1 and not parties:
-        raise TokenRefused("authorized-party", "several audiences, but no azp or client_id")
+        raise TokenRefused("authorized-party", f"several audiences, but none of {names}")
+
+
+def _parties(claims: Mapping[str, Any], settings: IssuerSettings) -> list[Any]:
+    return [claims[name] for name in settings.party_claims if name in claims]
+
+
+def _check_kind(claims: Mapping[str, Any], settings: IssuerSettings) -> None:
+    """Another kind of token of the same issuer, told apart by a claim; or one that is bound to its sender's key."""
+    for name, value in settings.required_claims.items():
+        if claims.get(name) != value:
+            raise TokenRefused("claims", f"the claim {name} is not {value}")
+    if "cnf" in claims:
+        # Stolen, it must be of no use without the key (RFC 7800). Nobody shows us the key, so it is not for us.
+        raise TokenRefused("claims", "bound to a key (cnf), which a bearer token does not show")
 
 
 def _check_authentication(claims: Mapping[str, Any], settings: IssuerSettings) -> None:
@@ -186,30 +212,41 @@ def _check_authentication(claims: Mapping[str, Any], settings: IssuerSettings) -
 
 
 def _person(claims: Mapping[str, Any], settings: IssuerSettings) -> Person:
-    name = claims.get(settings.name_claim)
+    name, subject = claims.get(settings.name_claim), claims["sub"]
+    # RFC 9068 section 2.2: without a person (client credentials) the subject is the client itself.
+    is_service = subject in settings.service_groups or subject in _parties(claims, settings)
     return Person(
-        id=f"{settings.issuer}#{claims['sub']}",
+        id=f"{settings.issuer}#{subject}",
         issuer=settings.issuer,
-        name=name if _is_text(name) else claims["sub"],
+        name=name if _is_text(name) else subject,
         groups=_groups(claims, settings),
-        authenticated_by=settings.authenticated_by,
+        authenticated_by=f"{settings.authenticated_by}-client" if is_service else settings.authenticated_by,
     )
 
 
-def _groups(claims: Mapping[str, Any], settings: IssuerSettings) -> frozenset[str] | None:
-    """Group ids `<issuer>#<name>`; None where the token does not tell all of them. Unknown is never empty:
-    a `forbid` for a group must not be escaped by being in so many groups that the list is left out.
+def why_groups_unknown(claims: Mapping[str, Any], settings: IssuerSettings) -> str | None:
+    """Why the token does not tell all groups of its subject; None if it does. Unknown is never empty: a `forbid`
+    for a group must not be escaped by being in so many groups that the list is left out.
     """
     if any(member in claims for member in _OVERAGE_MEMBERS) or claims.get("hasgroups", False) is not False:
-        return None
+        return "the issuer left the groups out because they are too many, and a pointer in a token is never followed"
     if settings.groups_claim not in claims:
-        return None
+        return None if claims.get("sub") in settings.service_groups else f"no claim {settings.groups_claim}"
     groups = claims[settings.groups_claim]
+    if isinstance(groups, list) and len(groups) >= settings.group_cap:
+        return f"the issuer may cut lists of {settings.group_cap} groups or more short"
+    return None
+
+
+def _groups(claims: Mapping[str, Any], settings: IssuerSettings) -> frozenset[str] | None:
+    """Group ids `<issuer>#<name>`; None where the token does not tell all of them."""
+    groups = claims.get(settings.groups_claim, [])
     if not isinstance(groups, list) or not all(_is_text(group) for group in groups):
         raise TokenRefused("groups", "the groups claim is not a list of short printable texts")
-    if len(groups) >= settings.group_cap:
+    if why_groups_unknown(claims, settings) is not None:
         return None
-    return frozenset(group_id(settings.issuer, group) for group in groups)
+    named = groups if settings.groups_claim in claims else settings.service_groups[claims["sub"]]
+    return frozenset(group_id(settings.issuer, group) for group in named)
 
 
 def _is_text(value: Any) -> TypeGuard[str]:
