@@ -80,7 +80,7 @@ class Cancel(_Message, frozen=True, tag="cancel"):
 class Receipt(_Message, frozen=True, tag="receipt"):
     """A signed receipt; `body` is canonical JSON text, `signature` base64 of a DER ECDSA signature by the host key."""
 
-    body: Annotated[str, Meta(max_length=32 * 1024)]
+    body: Annotated[str, Meta(max_length=48 * 1024)]  # 256 channels of counts fit
     signature: Annotated[str, Meta(max_length=256)]
 
 
