@@ -14,9 +14,11 @@ say() { printf 'setup: %s\n' "$*" >&2; }
 die() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 
 guests="qemu-system-x86_64=qemu-system-x86 qemu-img=qemu-utils as=binutils ld=binutils"
+directory="samba=samba-ad-dc samba-tool=samba-common-bin /usr/share/samba/setup/provision.ldif=samba-ad-provision"
 case $goal in
 check) tools="" ;;
-demo | test) tools=$guests ;;
+demo) tools=$guests ;;
+test) tools="$guests $directory" ;;
 bench) tools="$guests haproxy=haproxy stunnel4=stunnel4 socat=socat" ;;
 *) die "unknown goal '$goal': use check, demo, test or bench" ;;
 esac
@@ -33,7 +35,7 @@ allow_daemons() { # undo forbid_daemons, also when apt failed
     our_policy=""
 }
 
-forbid_daemons() { # haproxy and stunnel4 are wanted as programs: the install must not start them as services
+forbid_daemons() { # haproxy, stunnel4 and samba are wanted as programs: the install must not start them as services
     if [ ! -e /usr/sbin/policy-rc.d ]; then
         trap allow_daemons EXIT
         our_policy=/usr/sbin/policy-rc.d
@@ -68,7 +70,7 @@ find_python() {
 # --- Debian packages --------------------------------------------------------------------------------------------
 missing=""
 for entry in $tools; do
-    command -v "${entry%%=*}" >/dev/null || missing="$missing ${entry#*=}"
+    command -v "${entry%%=*}" >/dev/null || [ -e "${entry%%=*}" ] || missing="$missing ${entry#*=}"
 done
 if [ ! -x .venv/bin/python ]; then
     python=$(find_python)

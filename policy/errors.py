@@ -3,7 +3,9 @@
 PolicyError
 ├── TokenRefused        the requester, or the issuer of their token: `.check` says which rule, `.detail` why
 ├── IssuerUnavailable   the operator: the issuer's keys cannot be fetched, or are too old to trust
-├── DirectoryRefused    the operator: the file of local people is wrong, or readable by others
+├── DirectoryRefused    the operator: the file of local people (or a secret for Active Directory) cannot be used
+├── DirectoryUnavailable the operator: Active Directory gives no answer that can be trusted; `.check` says at which step
+├── AccountRefused      the account's administrator: unknown, ambiguous, disabled, locked …; `.check` says which
 ├── PermitRefused       the peer or its gateway: `.check` is enumerated, `.detail` is for our own log
 ├── PermitTooLarge      the operator: a permit that no relay would take (too many ports, too long a proof)
 ├── BundleRefused       the policy author: `.file` says where in the bundle, `.detail` what to correct
@@ -22,6 +24,10 @@ TokenCheck = Literal[
 PermitCheck = Literal[
     "size", "form", "header", "algorithm", "key", "signature", "type", "claims",
     "audience", "times", "source", "destination", "vm", "ports",
+]  # fmt: skip
+DirectoryCheck = Literal["dns", "connect", "tls", "timeout", "bind", "base", "answer"]
+AccountCheck = Literal[
+    "unknown", "ambiguous", "disabled", "expired", "locked", "must-change-password", "password-expired",
 ]  # fmt: skip
 TOKEN_CHECKS: frozenset[str] = frozenset(get_args(TokenCheck))
 PERMIT_CHECKS: frozenset[str] = frozenset(get_args(PermitCheck))
@@ -51,6 +57,24 @@ class IssuerUnavailable(PolicyError):
 
 class DirectoryRefused(PolicyError):
     """The file of local people cannot be used; what was loaded before stays in force."""
+
+
+class DirectoryUnavailable(PolicyError):
+    """The groups or the state of an account cannot be had: they are unknown, which denies."""
+
+    def __init__(self, check: DirectoryCheck, detail: str) -> None:
+        super().__init__(f"directory unavailable ({check}): {detail}")
+        self.check: DirectoryCheck = check
+        self.detail = detail
+
+
+class AccountRefused(PolicyError):
+    """The directory answered, and the account may do nothing, or is none."""
+
+    def __init__(self, check: AccountCheck, detail: str) -> None:
+        super().__init__(f"account refused ({check}): {detail}")
+        self.check: AccountCheck = check
+        self.detail = detail
 
 
 class PermitRefused(PolicyError):

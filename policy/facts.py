@@ -62,11 +62,31 @@ def group_id(issuer: str, name: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class DirectoryFacts:
+    """What Active Directory told of a person for one decision, for its record; policies see only the groups.
+
+    `problem`: why the person's groups are unknown to the policy, None if they are known. `groups`: the SIDs as they
+    were read, also those of an account that is disabled; `groups_age_ms` how old they were.
+    """
+
+    problem: str | None
+    controller: str | None = None
+    account: str | None = None
+    account_sid: str | None = None
+    account_guid: str | None = None
+    groups: tuple[str, ...] | None = None
+    groups_age_ms: int | None = None
+    read_at: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Person:
     """Who asks. `id` is `<issuer>#<subject>`, unique over all issuers; `name` is for people to read, never to compare.
 
     `groups`: SIDs (`S-1-5-…`) or `<issuer>#<name>`, nested ones included; None means unknown, which denies.
     `authenticated_by`: how, for example "local", "oidc"; `NOT_AUTHENTICATED` when the request names nobody.
+    `account`: what the token's account claim says, for issuers whose groups are Active Directory's; `directory`: what
+    that told.
     """
 
     id: str
@@ -74,6 +94,8 @@ class Person:
     name: str
     groups: frozenset[str] | None
     authenticated_by: str
+    account: str | None = None
+    directory: DirectoryFacts | None = None
 
     def __post_init__(self) -> None:
         check_text("person's issuer", self.issuer)

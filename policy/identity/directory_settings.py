@@ -1,0 +1,140 @@
+"""What an operator says of the site's Active Directory: the table `[identity.active_directory]`, checked at start."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import stat
+from pathlib import Path
+from typing import Annotated, Final
+
+import msgspec
+from msgspec import Meta
+
+from policy.errors import DirectoryRefused
+
+LDAPS_PORT: Final = 636
+MAX_CACHE_SECONDS: Final = 60
+MAX_PASSWORD_BYTES: Final = 1024
+_DNS_NAME: Final = re.compile(
+    r"(?=.{1,253}\Z)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)+"
+)
+_CONTROLLER: Final = re.compile(r"([^:\s]+)(?::([1-9][0-9]{0,4}))?")
+_NETBIOS: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,14}")
+
+Text = Annotated[str, Meta(min_length=1, max_length=255)]
+
+
+class DirectorySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`controllers`: `NAME[:PORT]`, the next is asked where one fails; the certificate must be for NAME.
+
+    `addresses`: IP addresses of controllers, by name, where DNS is not to be asked. `trust_bundle`: PEM file of the
+    CAs. `base`: DN under which people are. `domain`: the NetBIOS name, in front of `\\` in `DOMAIN\\user`.
+    `bind_user`: the service account, as UPN or DN; its password is the only line of `bind_password_file` (0600).
+
+    Seconds: `connect_` and `receive_` for each step with one controller, `deadline_` for a look-up as a whole,
+    `retry_` before a controller that failed is asked again, `cache_` for groups (0: asked each time).
+    The account's state is never cached.
+    """
+
+    controllers: Annotated[tuple[Text, ...], Meta(min_length=1, max_length=16)]
+    trust_bundle: Text
+    base: Text
+    domain: Text
+    bind_user: Text
+    bind_password_file: Text
+    addresses: dict[str, str] = {}
+    connect_seconds: Annotated[int, Meta(ge=1, le=30)] = 3
+    receive_seconds: Annotated[int, Meta(ge=1, le=30)] = 5
+    deadline_seconds: Annotated[int, Meta(ge=1, le=60)] = 10
+    retry_seconds: Annotated[int, Meta(ge=1, le=300)] = 5
+    cache_seconds: Annotated[int, Meta(ge=0, le=MAX_CACHE_SECONDS)] = MAX_CACHE_SECONDS
+    connections: Annotated[int, Meta(ge=1, le=64)] = 4
+
+    def checked_controllers(self) -> tuple[Endpoint, ...]:
+        """Where to connect. Raises ValueError, naming the key."""
+        endpoints = tuple(self._endpoint(text) for text in self.controllers)
+        if len(set(endpoints)) != len(endpoints):
+            raise ValueError("controllers: one is named twice")
+        unknown = set(self.addresses) - {endpoint.name for endpoint in endpoints}
+        if unknown:
+            raise ValueError(f"addresses: {min(unknown)} is not among the controllers")
+        if _NETBIOS.fullmatch(self.domain) is None:
+            raise ValueError("domain: must be the NetBIOS name of the domain, as in CORP\\user")
+        if "=" not in self.base:
+            raise ValueError("base: must be a distinguished name, as DC=corp,DC=example")
+        return endpoints
+
+    def _endpoint(self, text: str) -> Endpoint:
+        match = _CONTROLLER.fullmatch(text)
+        # A name and no address: certificates of domain controllers are for names.
+        if match is None or _DNS_NAME.fullmatch(match[1]) is None or int(match[2] or 1) > 65_535:
+            raise ValueError(f"controllers: {text!r} is not a full DNS name in lower case, with or without :PORT")
+        name = match[1]
+        address = self.addresses.get(name)
+        if address is not None:
+            try:
+                ipaddress.ip_address(address)
+            except ValueError:
+                raise ValueError(f"addresses: {address!r} is not an IP address") from None
+        return Endpoint(name, int(match[2] or LDAPS_PORT), address)
+
+
+class Endpoint(msgspec.Struct, frozen=True):
+    """A controller: its DNS name, which its certificate must prove, and where it is (`address`, else DNS)."""
+
+    name: str
+    port: int = LDAPS_PORT
+    address: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.port}"
+
+
+class Credentials(msgspec.Struct, frozen=True):
+    """Secrets and files of the settings, as read. Never printed."""
+
+    bind_password: str
+    trusted_pem: str
+
+    def __repr__(self) -> str:
+        return "Credentials(…)"
+
+
+def read_credentials(settings: DirectorySettings, directory: Path) -> Credentials:
+    """The files that the settings name, relative to `directory`. Raises DirectoryRefused."""
+    password_file = directory / settings.bind_password_file
+    bundle = directory / settings.trust_bundle
+    try:
+        password = _read_password(password_file)
+    except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        raise DirectoryRefused(f"{password_file}: {reason}") from error
+    try:
+        trusted = bundle.read_text(encoding="ascii")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DirectoryRefused(f"{bundle}: cannot be read as PEM: {error}") from error
+    if "-----BEGIN CERTIFICATE-----" not in trusted:
+        raise DirectoryRefused(f"{bundle}: holds no certificate in PEM")
+    return Credentials(password, trusted)
+
+
+def _read_password(path: Path) -> str:
+    """Checks and reads one open file, so that nothing can be put in its place in between."""
+    # O_NONBLOCK: a FIFO under that name must not hang the start.
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("is not a regular file")
+        if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o077:
+            raise ValueError("others may read it: chown it to the user who runs the gateway, and chmod 600")
+        data = file.read(MAX_PASSWORD_BYTES + 1)
+    try:
+        password = data.decode().removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError:
+        raise ValueError("is not UTF-8") from None
+    # An empty password is an anonymous bind that *succeeds* (RFC 4513, 5.1.2).
+    if not password or len(data) > MAX_PASSWORD_BYTES or not password.isprintable():
+        raise ValueError("must hold the password on one line")
+    return password
