@@ -22,9 +22,11 @@ from gateway.cli.replies import (
     CheckpointReply,
     DecisionReply,
     ErrorReply,
+    IdentityReply,
     MigrationReply,
     RecordsReply,
     TokenReply,
+    WhoamiReply,
 )
 from gateway.cli.settings import ClientSettings
 
@@ -59,6 +61,14 @@ class GatewayClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._http.close()
+
+    def identity(self) -> IdentityReply:
+        """Where people sign in."""
+        return _decode(self._ask("GET", "/v1/identity"), IdentityReply)
+
+    def whoami(self) -> WhoamiReply:
+        """Who the token's holder is to the gateway."""
+        return _decode(self._ask("GET", "/v1/whoami"), WhoamiReply)
 
     def login(self, username: str, password: str) -> TokenReply:
         """A token of the gateway's local issuer."""

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from gateway.cli import audit, certs, demo, login, migrate, people, serve
+from gateway.cli import audit, certs, demo, login, migrate, people, serve, whoami
 from gateway.cli.errors import CommandError
 from gateway.cli.output import json_asked, print_error
 
@@ -68,6 +68,7 @@ def _root(
 
 app.command("migrate")(migrate.migrate)
 app.command("login")(login.login)
+app.command("whoami")(whoami.whoami)
 app.add_typer(audit.app, name="audit")
 app.add_typer(certs.app, name="certs")
 app.add_typer(people.app, name="people")

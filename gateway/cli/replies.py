@@ -37,6 +37,42 @@ class TokenReply(msgspec.Struct, frozen=True):
     expires_in: Count
 
 
+class OfferedIssuer(msgspec.Struct, frozen=True):
+    """Where the gateway says that people sign in."""
+
+    issuer: str
+    client_id: str
+    scopes: tuple[str, ...] = ("openid",)
+    resource: str | None = None
+
+
+class IdentityReply(msgspec.Struct, frozen=True):
+    """local: the gateway has people of its own, with passwords."""
+
+    local: bool = True
+    issuers: tuple[OfferedIssuer, ...] = ()
+
+
+class Permission(msgspec.Struct, frozen=True):
+    """What policy says of one action."""
+
+    allowed: bool
+    denied_because: str | None = None
+
+
+class WhoamiReply(msgspec.Struct, frozen=True):
+    """groups: None where they are unknown. expires_at: unix seconds."""
+
+    id: str
+    name: str
+    issuer: str
+    authenticated_by: str
+    groups: tuple[str, ...] | None = None
+    groups_unknown_because: str | None = None
+    expires_at: Count | None = None
+    permissions: dict[str, Permission] = {}
+
+
 class PolicyReason(msgspec.Struct, frozen=True):
     """One policy that took part. effect: `permit` or `forbid`."""
 

@@ -4,6 +4,13 @@ gateway = "https://gateway.example:8443"
 ca = "ca.pem"                    # relative to this file
 token_file = "token.json"
 timeout_seconds = 30
+issuer_ca = "issuer-ca.pem"      # of the identity provider, where this system does not trust it; relative to this file
+
+[issuer]                         # only where the gateway does not tell it
+issuer = "https://login.example"
+client_id = "sealane-cli"
+scopes = ["openid"]
+resource = "https://sealane.example"
 """
 
 from __future__ import annotations
@@ -22,6 +29,15 @@ from gateway.cli.errors import OPERATOR, REQUESTER, BadConfiguration
 _MAX_FILE_BYTES = 64 * 1024
 
 
+class IssuerTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where to sign in, if the gateway shall not be asked."""
+
+    issuer: str
+    client_id: str
+    scopes: tuple[str, ...] = ("openid",)
+    resource: str | None = None
+
+
 class ClientFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """client.toml, decoded strictly: a misspelt `ca` must not fall back to other trust in silence."""
 
@@ -29,6 +45,8 @@ class ClientFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ca: str | None = None
     token_file: str | None = None
     timeout_seconds: Annotated[int, msgspec.Meta(ge=1, le=600)] = 30
+    issuer_ca: str | None = None
+    issuer: IssuerTable | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +57,8 @@ class ClientSettings:
     ca: Path | None
     token_file: Path
     timeout_seconds: int
+    issuer: IssuerTable | None = None
+    issuer_ca: Path | None = None
 
 
 def client_directory(home: Path) -> Path:
@@ -63,6 +83,8 @@ def resolve(gateway: str | None, ca: Path | None, token_file: Path | None, home:
         ca=ca or (directory / stored.ca if stored.ca else None),
         token_file=token_file or directory / (stored.token_file or "token.json"),
         timeout_seconds=stored.timeout_seconds,
+        issuer=stored.issuer,
+        issuer_ca=directory / stored.issuer_ca if stored.issuer_ca else None,
     )
 
 

@@ -1,0 +1,133 @@
+"""Login by authorization code with PKCE (RFC 7636) and a redirect to this machine's loopback (RFC 8252).
+
+Another process here can knock at the port, and another page can send the browser to it: an answer without our `state`
+is turned away and the wait goes on. A stolen code is of no use without the verifier, which never leaves this process.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import secrets
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
+from urllib.parse import parse_qs, urlencode, urlsplit
+
+from gateway.cli.errors import OPERATOR, REQUESTER, Refused
+from gateway.cli.follow import Clock
+from gateway.cli.issuer_client import Endpoints, IssuerClient, OAuthError, TokenAnswer
+
+CALLBACK = "/callback"
+WAIT_SECONDS = 300
+REQUEST_SECONDS = 5  # a browser on this machine needs no longer; who holds the port open shall not hold the login
+
+
+def by_browser(
+    client: IssuerClient,
+    endpoints: Endpoints,
+    note: Callable[[str], None],
+    open_url: Callable[[str], Any],
+    clock: Clock,
+) -> TokenAnswer:
+    """Send the person's browser to the issuer and wait for it to come back. Raises Refused, Unreachable."""
+    if endpoints.authorization_endpoint is None:
+        raise Refused(f"{client.login.issuer} has no authorization endpoint", OPERATOR, "use `sealane login --device`")
+    verifier, state = secrets.token_urlsafe(48), secrets.token_urlsafe(32)
+    with Redirect(state, endpoints) as redirect:
+        question = {
+            **client.login.form(),
+            "response_type": "code",
+            "redirect_uri": redirect.uri,
+            "state": state,
+            "code_challenge": challenge_of(verifier),
+            "code_challenge_method": "S256",
+        }
+        joint = "&" if urlsplit(endpoints.authorization_endpoint).query else "?"
+        url = endpoints.authorization_endpoint + joint + urlencode(question)
+        note(f"Sign in at {url}")
+        open_url(url)
+        answer = redirect.wait(clock)
+    if isinstance(answer, OAuthError):
+        raise client.refused(answer)
+    form = {"grant_type": "authorization_code", "code": answer, "redirect_uri": redirect.uri, "code_verifier": verifier}
+    form["client_id"] = client.login.client_id
+    token = client.post(endpoints.token_endpoint, form, TokenAnswer)
+    if isinstance(token, OAuthError):
+        raise client.refused(token)
+    return token
+
+
+def challenge_of(verifier: str) -> str:
+    """RFC 7636 section 4.2, S256."""
+    return base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).rstrip(b"=").decode()
+
+
+def read_redirect(target: str, state: str, endpoints: Endpoints) -> str | OAuthError | None:
+    """The code (or the issuer's error) in the request target of a redirect; None if it is no answer to our question."""
+    parts = urlsplit(target)
+    values = parse_qs(parts.query, keep_blank_values=True, max_num_fields=20)
+    if parts.path != CALLBACK or any(len(each) != 1 for each in values.values()):
+        return None
+    said = {name: each[0] for name, each in values.items()}
+    if not hmac.compare_digest(said.get("state", "").encode(), state.encode()):
+        return None
+    # RFC 9207: an answer of another issuer must not lead its code to this one's token endpoint.
+    if ("iss" in said or endpoints.authorization_response_iss_parameter_supported) and (
+        said.get("iss") != endpoints.issuer
+    ):
+        return None
+    if "error" in said:
+        return OAuthError(said["error"], said.get("error_description", ""))
+    return said.get("code") or None
+
+
+class Redirect:
+    """Listens on a free port of 127.0.0.1 until the browser comes; one request at a time."""
+
+    def __init__(self, state: str, endpoints: Endpoints) -> None:
+        self.answer: str | OAuthError | None = None
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            timeout = REQUEST_SECONDS
+
+            def do_GET(self) -> None:
+                try:
+                    outer.answer = read_redirect(self.path, state, endpoints)
+                except ValueError:
+                    outer.answer = None
+                text = b"You may close this page and go back to the terminal.\n"
+                self.send_response(400 if outer.answer is None else 200)
+                self.send_header("content-type", "text/plain")
+                self.send_header("content-length", str(len(text)))
+                self.send_header("connection", "close")
+                self.end_headers()
+                self.wfile.write(text)
+
+            def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the library's name
+                """Silence: the request holds the code."""
+
+        class Server(HTTPServer):
+            def handle_error(self, request: Any, client_address: Any) -> None:
+                """Who hangs up in the middle is no error of ours."""
+
+        self._server = Server(("127.0.0.1", 0), Handler)
+        self.uri = f"http://127.0.0.1:{self._server.server_address[1]}{CALLBACK}"
+
+    def __enter__(self) -> Redirect:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.server_close()
+
+    def wait(self, clock: Clock) -> str | OAuthError:
+        """The answer to our question. Raises Refused after WAIT_SECONDS."""
+        until = clock.now() + WAIT_SECONDS
+        while (left := until - clock.now()) > 0:
+            self._server.timeout = left
+            self._server.handle_request()
+            if self.answer is not None:
+                return self.answer
+        raise Refused("nobody signed in within five minutes", REQUESTER, "run `sealane login` again", "login_refused")
