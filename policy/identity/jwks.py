@@ -175,10 +175,20 @@ async def _get(client: httpx.AsyncClient, issuer: str, url: str, max_bytes: int)
                 raise IssuerUnavailable(issuer, "answered compressed though asked not to")
             body = await _read(response, max_bytes)
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-        raise IssuerUnavailable(issuer, f"cannot be reached: {error}") from error
+        raise IssuerUnavailable(issuer, f"cannot be reached: {_words(error)}") from error
     if len(body) > max_bytes:
         raise IssuerUnavailable(issuer, f"answered with more than {max_bytes} bytes")
     return body
+
+
+def _words(error: BaseException) -> str:
+    """The first of the chain that says anything: with trio, httpx says nothing of a certificate that is not trusted."""
+    link: BaseException | None = error
+    while link is not None:
+        if str(link):
+            return str(link)
+        link = link.__cause__ or link.__context__
+    return type(error).__name__
 
 
 async def _read(response: httpx.Response, max_bytes: int) -> bytes:
