@@ -67,6 +67,7 @@ class LimitsSection(_Section, frozen=True):
     migration_deadline_seconds: Seconds = 3600.0
     settle_retry_seconds: Seconds = 5.0
     drain_seconds: Seconds = 30.0
+    stop_seconds: Seconds = 10.0
     remember_outcome_seconds: Seconds = 30 * 86400.0
     ack_interval_seconds: Annotated[float, Meta(ge=0.01, le=0.1)] = 0.1
     max_sessions: Count = 64

@@ -34,6 +34,7 @@ from transport.relay.spool import SessionJournal
 from transport.wire.messages import Bye, Cancel, Handover, Outcome, Receipt
 
 log = structlog.get_logger("sealane.relay")
+_MAX_PAUSE_SECONDS = 60.0
 
 
 @dataclass(slots=True)
@@ -78,10 +79,10 @@ class SourceSession:
         await self.host.enter(self.journal, f"outcome-{outcome}")
 
 
-async def settle_source(session: SourceSession, end: SourceEnd, tell: Tell) -> News:
-    """Bring a source session to its end and return its last news. Waits for D for as long as the rule demands.
+async def settle_source(session: SourceSession, end: SourceEnd, tell: Tell) -> None:
+    """Bring the guest of a source session to its one place. Waits for D for as long as the rule demands.
 
-    Shield it from cancellation: what it has begun it must finish, or a restarted relay will.
+    Idempotent: after a cancellation it may be called again, by this process or a later one. `close_source` follows.
     """
     journal = session.journal
     if journal.state == "begun" and session.outcome != "completed":
@@ -89,8 +90,6 @@ async def settle_source(session: SourceSession, end: SourceEnd, tell: Tell) -> N
     if journal.state == "abandoned":
         await _until_done(session, "resume the guest here", lambda: _resume(session, end))
         await tell(News(session.outcome, None, None, session.message))
-    if journal.state == "resumed":  # also after a restart: D may hold a whole guest until it hears this
-        await _tell_abandoned(session)
     if journal.state == "handed-over":
         await tell(News("handing_over", None, None, "waiting for the destination to say what became of the guest"))
         await _until_done(session, "ask for the outcome", lambda: _ask_outcome(session, end))
@@ -101,6 +100,12 @@ async def settle_source(session: SourceSession, end: SourceEnd, tell: Tell) -> N
     elif journal.state == "outcome-discarded":
         await _until_done(session, "resume the guest here", lambda: _resume_unless_gone(session, end))
         session.message = session.message or "the destination discarded the guest; it runs at the source"
+
+
+async def close_source(session: SourceSession, tell: Tell) -> News:
+    """Tell D what it may not know, keep the receipt, and return the last news. Holds nothing of the guest any more."""
+    if session.journal.state == "resumed":  # also after a restart: D may hold a whole guest until it hears this
+        await _tell_abandoned(session)
     session.facts.outcome = session.outcome
     await _until_done(session, "note the end", lambda: _note_end(session))
     news = News(session.outcome, None, session.facts.downtime_ms, session.message)
@@ -153,7 +158,9 @@ async def _tell_abandoned(session: SourceSession) -> None:
     """Let D know that it may discard, as long as it may matter. D cannot run the guest in any case."""
     if not session.was_answered and not session.is_recovered:
         return
-    until = session.permit.claims.session_until
+    limits = session.host.config.limits
+    until = session.permit.claims.session_until + limits.remember_outcome_seconds
+    pause = limits.settle_retry_seconds
     while now().timestamp() < until:
         try:
             await _settle_with(session, Cancel("abandoned", "the source keeps the guest"))
@@ -165,7 +172,10 @@ async def _tell_abandoned(session: SourceSession) -> None:
             if isinstance(cause, OfferRefused) and cause.code is RefusalCode.SESSION_UNKNOWN:
                 return
             log.info("destination not told yet that the source keeps the guest", cause=str(cause))
-        await trio.sleep(session.host.config.limits.settle_retry_seconds)
+        if session.facts.vm_binding == "none":
+            return  # nothing is held at D for a bare socket, and whoever ran `relay open` waits for its exit code
+        await trio.sleep(pause)
+        pause = min(2 * pause, _MAX_PAUSE_SECONDS)
 
 
 async def _ask_outcome(session: SourceSession, end: SourceEnd) -> None:

@@ -31,7 +31,7 @@ from transport.relay.config import load_relay_config, split_address
 from transport.relay.control import ControlLink, TlsStream
 from transport.relay.destination import Destination
 from transport.relay.gateway_link import Assignment, CancelMigration, GatewayLink, Migrate, NewsDesk
-from transport.relay.handover import SourceSession, settle_source
+from transport.relay.handover import SourceSession, close_source, settle_source
 from transport.relay.host import RelayHost, now, open_host
 from transport.relay.listener import Listener
 from transport.relay.news import News
@@ -179,6 +179,7 @@ class Relay:
             session.message = "the relay at the source was restarted during the migration"
             tell = NewsDesk(self._link, permit.claims.migration_id, self._nursery).tell
             await settle_source(session, end, tell)
+        await close_source(session, tell)
 
     def _log_refused_peer(self, refused: PeerRefused) -> None:
         """At most a line a second: whoever is refused must not be able to fill the disk."""

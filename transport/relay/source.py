@@ -30,7 +30,7 @@ from transport.relay.channels import Channels
 from transport.relay.dialling import SourceConnection, offered
 from transport.relay.ends import SourceEnd, make_session_folder, remove_session_folder, session_folder
 from transport.relay.failures import cause_of
-from transport.relay.handover import SourceSession, exchange_receipts_as_source, settle_source
+from transport.relay.handover import SourceSession, close_source, exchange_receipts_as_source, settle_source
 from transport.relay.host import RelayHost, now
 from transport.relay.news import News, Tell
 from transport.relay.receipts import ReceiptFacts
@@ -72,10 +72,19 @@ async def carry_as_source(
         except (TransportError, HypervisorError, BaseExceptionGroup) as error:
             session.fail(cause_of(error))
         finally:
-            with trio.CancelScope(shield=True):
-                news = await settle_source(session, end, tell)
-                await host.on_disk(remove_session_folder, folder)
-        return news
+            await _settle_even_when_stopped(session, end, tell)
+            await host.on_disk(remove_session_folder, folder)
+    return await close_source(session, tell)
+
+
+async def _settle_even_when_stopped(session: SourceSession, end: SourceEnd, tell: Tell) -> None:
+    """Only a relay that stops is cancelled here. It takes a moment to settle; what is left, its successor does."""
+    try:
+        await settle_source(session, end, tell)
+    except trio.Cancelled:
+        with trio.move_on_after(session.host.config.limits.stop_seconds, shield=True):
+            await settle_source(session, end, tell)
+        raise
 
 
 async def _begin(host: RelayHost, order: MigrationOrder, permit: VerifiedPermit, end: SourceEnd) -> SourceSession:

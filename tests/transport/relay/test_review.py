@@ -26,9 +26,10 @@ from transport.hypervisors.qmp import QmpConnection
 from transport.relay import destination
 from transport.relay.control import ControlLink
 from transport.relay.dialling import _connect, offered
-from transport.relay.ends import QmpSource, Report, SocketSource
-from transport.relay.handover import SourceSession, settle_source
+from transport.relay.ends import QmpSource, Report, SocketSource, SourceEnd
+from transport.relay.handover import SourceSession, close_source, settle_source
 from transport.relay.host import RelayHost, now
+from transport.relay.news import News, Tell
 from transport.relay.receipts import ReceiptFacts
 from transport.relay.source import _listen
 from transport.relay.spool import Spool
@@ -82,6 +83,11 @@ async def handed_over(pair: Pair, session_id: str, token: str) -> SourceSession:
     return SourceSession(host, permit, pair.address, journal, facts)
 
 
+async def settle_and_close(session: SourceSession, end: SourceEnd, tell: Tell) -> News:
+    await settle_source(session, end, tell)
+    return await close_source(session, tell)
+
+
 @pytest.mark.parametrize("is_source_gone", [True, False])
 async def test_the_outcome_is_durable_before_the_destination_may_forget_it(
     pair: Pair, monkeypatch: pytest.MonkeyPatch, is_source_gone: bool
@@ -101,7 +107,7 @@ async def test_the_outcome_is_durable_before_the_destination_may_forget_it(
 
     monkeypatch.setattr(ControlLink, "send", noting_send)
     with trio.fail_after(10):
-        news = await settle_source(
+        news = await settle_and_close(
             session, GoneSource(frozenset()) if is_source_gone else SocketSource(frozenset()), pair.tell
         )
     await listener.aclose()
@@ -115,11 +121,11 @@ async def test_a_source_whose_hypervisor_died_does_not_wait_for_ever(
 ) -> None:
     session = await handed_over(pair, "1" * 32, pair.site.permit(vm=VM))
     with trio.fail_after(10):
-        news = await settle_source(session, GoneSource(frozenset()), pair.tell)
+        news = await settle_and_close(session, GoneSource(frozenset()), pair.tell)
     assert news.state == "failed"
     paused_here = await handed_over(pair, "2" * 32, pair.site.permit(vm=VM))
     with trio.move_on_after(1) as patience:
-        await settle_source(paused_here, SocketSource(frozenset()), pair.tell)
+        await settle_and_close(paused_here, SocketSource(frozenset()), pair.tell)
     assert patience.cancelled_caught  # a guest that is here stays paused: only an operator may decide
     assert paused_here.journal.state == "handed-over"
 
@@ -131,7 +137,7 @@ async def test_a_destination_hears_that_the_source_keeps_the_guest_also_after_a_
     listener = listen(pair.site)
     async with offered(pair.source, session.permit, pair.address, "1" * 32, 0, "begin"):
         with trio.fail_after(10):
-            await settle_source(session, SocketSource(frozenset()), pair.tell)
+            await settle_and_close(session, SocketSource(frozenset()), pair.tell)
     await listener.aclose()
     assert session.was_answered
 
@@ -280,7 +286,7 @@ async def test_a_full_disk_at_the_end_is_waited_out(pair: Pair, monkeypatch: pyt
 
     monkeypatch.setattr(Spool, "keep_receipt", often_full)
     with trio.fail_after(5):
-        assert (await settle_source(session, SocketSource(frozenset()), pair.tell)).state == "completed"
+        assert (await settle_and_close(session, SocketSource(frozenset()), pair.tell)).state == "completed"
     assert session.journal.is_ended
 
 
