@@ -15,10 +15,11 @@ die() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 
 guests="qemu-system-x86_64=qemu-system-x86 qemu-img=qemu-utils as=binutils ld=binutils"
 directory="samba=samba-ad-dc samba-tool=samba-common-bin /usr/share/samba/setup/provision.ldif=samba-ad-provision"
+issuer="node=nodejs npm=npm"
 case $goal in
 check) tools="" ;;
 demo) tools=$guests ;;
-test) tools="$guests $directory" ;;
+test) tools="$guests $directory $issuer" ;;
 bench) tools="$guests haproxy=haproxy stunnel4=stunnel4 socat=socat" ;;
 *) die "unknown goal '$goal': use check, demo, test or bench" ;;
 esac
@@ -106,4 +107,17 @@ if [ "$(cat $project_stamp 2>/dev/null)" != "$project_now" ]; then
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e . >&2 ||
         die "pip could not install this project: its message is above"
     echo "$project_now" >$project_stamp
+fi
+
+# --- A real OpenID provider for the tests -------------------------------------------------------------------------
+if [ "$goal" = test ]; then
+    # `npm ci` installs what the lock says and checks each package against its hash there; nothing in them is run.
+    provider_now=$(sha256sum tests/oidc_provider/package-lock.json | cut -d' ' -f1)
+    provider_stamp=tests/oidc_provider/node_modules/.sealane-lock.sha256
+    if [ "$(cat $provider_stamp 2>/dev/null)" != "$provider_now" ]; then
+        say "installing the locked npm packages of tests/oidc_provider"
+        (cd tests/oidc_provider && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error >&2) ||
+            die "npm could not install tests/oidc_provider/package-lock.json: check the network or npm's configuration, then run again"
+        echo "$provider_now" >$provider_stamp
+    fi
 fi

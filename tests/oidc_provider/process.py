@@ -123,8 +123,10 @@ class Browser:
                 if abort and (link := re.search(r'href="([^"]*/abort)"', answer.text)) is not None:
                     answer = self._http.get(urljoin(str(answer.url), unescape(link[1])))
                     continue
-                target = urljoin(str(answer.url), unescape(form[1]))
-                answer = self._http.post(target, data=self._filled(form[2], code))
+                target, values = urljoin(str(answer.url), unescape(form[1])), self._filled(form[2], code)
+                if abort and 'name="abort"' in answer.text:
+                    return self._http.post(target, data={**values, "abort": "yes"})
+                answer = self._http.post(target, data=values)
             else:
                 return answer
         raise AssertionError(f"no end: {answer.text[:500]}")
