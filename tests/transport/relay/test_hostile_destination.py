@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 
 from gateway.demo.guest import GuestLayout, build_boot_image, count_passes
 from gateway.demo.machines import run_state, start_qemu, stop_qemu, wait_passes
-from tests.transport.relay.conftest import host_with
+from tests.transport.relay.conftest import host_with, until
 from tests.transport.relay.hostile import Conversation, fake_destination
 from tests.transport.site import Site
 from transport.errors import RefusalCode
@@ -158,5 +158,45 @@ async def test_a_guest_goes_on_at_the_source_when_the_destination_claims_it_with
         assert news.state == "failed"
         assert await run_state(machine) == "running"
         await wait_passes(machine, count_passes(machine.printed()) + counted)
+    finally:
+        await stop_qemu(machine)
+
+
+@pytest.mark.real
+async def test_a_guest_may_move_elsewhere_while_its_first_destination_cannot_be_reached(site: Site) -> None:
+    """Until it hears of it, the first one may hold a whole guest; it can never run it, so nobody has to wait for it."""
+    layout = GuestLayout.for_memory(32, 2)
+    machine = await start_qemu(site.folder / "qa" / VM, VM, memory_mib=32, image=build_boot_image(layout, site.folder))
+    hypervisor = {"kind": "qmp", "qmp_socket": str(site.folder / "qa" / "{uuid}" / "qmp.sock")}
+    source = host_with(site, "a", IMPATIENT, **hypervisor)
+    credentials = open_host(site.relay_config("b")).credentials
+    told: list[News] = []
+
+    async def tell(news: News) -> None:
+        told.append(news)
+
+    async def answer_once_and_vanish(conversation: Conversation, offer: Offer) -> None:
+        if offer.purpose == "begin" and offer.permits == (first,):
+            await conversation.send(Answer({}, 16))
+
+    async def refuse(conversation: Conversation, _: Offer) -> None:
+        await conversation.send(Refusal(RefusalCode.HYPERVISOR, "not ready"))
+
+    first, second = site.permit(vm=VM), site.permit(vm=VM)
+    try:
+        await wait_passes(machine, 3)
+        with trio.fail_after(20):
+            async with (
+                fake_destination(credentials, answer_once_and_vanish) as gone,
+                fake_destination(credentials, refuse) as other,
+                trio.open_nursery() as nursery,
+            ):
+                nursery.start_soon(carry_as_source, source, MigrationOrder(first, gone.address), tell, trio.Event())
+                await until(lambda: [news.state for news in told][-1:] == ["failed"])
+                await until(lambda: len(gone.offers) > 2)
+                news = await carry_as_source(source, MigrationOrder(second, other.address), ignore, trio.Event())
+                assert "not ready" in news.message
+                nursery.cancel_scope.cancel()
+        assert await run_state(machine) == "running"
     finally:
         await stop_qemu(machine)
