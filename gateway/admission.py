@@ -28,7 +28,7 @@ from gateway.errors import Conflict, GatewayError, RelayUnreachable, RequestRefu
 from gateway.migrations import Migration, Migrations, State
 from gateway.people import People
 from gateway.placement import Placement
-from gateway.recording import Clock, Event, Recorded, Recorder, actor_of
+from gateway.recording import Clock, Event, Recorded, Recorder, actor_of, identity_of
 from policy.engine import Decision, Engine
 from policy.errors import FactRefused, PermitTooLarge
 from policy.facts import Context, HostFacts, Person, Protection, Question, VmFacts, check_text
@@ -121,7 +121,7 @@ async def admit(gate: Gate, bearer: str | None, asked: Asked) -> Admission:
     """
     now = gate.clock.wall()
     person = await gate.people.authenticate(bearer, now, asked.address)
-    person = await gate.people.resolve_groups(person, asked.address)
+    person = await gate.people.resolve_groups(person, now, asked.address, "MigrateVm")
     facts = collect_facts(gate, person, asked, now)
     decision = decide(gate.engine, facts.question)
     migration_id = gate.new_id()
@@ -141,7 +141,7 @@ async def check(gate: Gate, bearer: str | None, asked: Asked) -> Admission:
     """The same question without a permit: decided alike and recorded as a check. Errors: those of `admit`."""
     now = gate.clock.wall()
     person = await gate.people.authenticate(bearer, now, asked.address)
-    person = await gate.people.resolve_groups(person, asked.address)
+    person = await gate.people.resolve_groups(person, now, asked.address, "MigrateVm")
     facts = collect_facts(gate, person, asked, now)
     may_ask = decide(
         gate.engine, replace(facts.question, action="CheckDecision", source=None, destination=None, vm=None)
@@ -181,7 +181,7 @@ def collect_facts(gate: Gate, person: Person, asked: Asked, now: datetime) -> Fa
 def decide(engine: Engine, question: Question) -> Decision:
     """Ask the policy. Any error in it is a denial that says so."""
     try:
-        return engine.decide(question)
+        return _explained(engine.decide(question), question.person)
     except Exception as error:  # noqa: BLE001 - fails closed, see below
         # Fail closed at the one place where the engine is asked: an unforeseen error must not become an answer
         # of another kind, and the attempt must still be recorded.
@@ -195,6 +195,13 @@ def decide(engine: Engine, question: Question) -> Decision:
             request={},
             entities=[],
         )
+
+
+def _explained(decision: Decision, person: Person) -> Decision:
+    """Unknown groups deny whatever was asked; where the directory says why, people are told that."""
+    if person.groups is not None or person.directory is None or person.directory.problem is None:
+        return decision
+    return replace(decision, denied_because=f"The requester's groups are not known: {person.directory.problem}.")
 
 
 @contextmanager
@@ -375,6 +382,7 @@ def decision_event(
             "permit": permit,
             "policy_request": decision.request,
             "policy_entities": decision.entities,
+            **identity_of(question.person),
         },
     )
 

@@ -14,6 +14,7 @@ from msgspec import Meta
 
 from gateway.errors import ConfigRefused
 from gateway.issuers import IssuerTable, settings_of
+from policy.identity.directory_settings import DirectorySettings
 
 Text = Annotated[str, Meta(min_length=1, max_length=255)]
 Seconds = Annotated[int, Meta(ge=1, le=86_400)]
@@ -78,6 +79,7 @@ class IdentityTable(_Table, frozen=True):
     local_directory: Text | None = None
     local_issuer: LocalIssuerTable | None = None
     issuers: tuple[IssuerTable, ...] = ()
+    active_directory: DirectorySettings | None = None
 
 
 class LimitsTable(_Table, frozen=True):
@@ -160,6 +162,13 @@ def _check(config: GatewayConfig, path: Path) -> None:
         raise ConfigRefused(path, "identity", "`local_directory` and `local_issuer` need each other")
     if identity.local_issuer is None and not identity.issuers:
         raise ConfigRefused(path, "identity", "nobody could sign in: no local directory and no issuer")
+    if identity.active_directory is not None:
+        try:
+            identity.active_directory.checked_controllers()
+        except ValueError as error:
+            raise ConfigRefused(path, "identity.active_directory", str(error)) from error
+    elif any(issuer.groups == "active-directory" for issuer in identity.issuers):
+        raise ConfigRefused(path, "identity.active_directory", "is missing, but an issuer takes its groups from there")
     names = [issuer.issuer for issuer in identity.issuers]
     names += [identity.local_issuer.issuer] if identity.local_issuer else []
     if len(set(names)) != len(names):

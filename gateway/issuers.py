@@ -35,7 +35,8 @@ class IssuerTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     """One OpenID provider; the meaning of each key is that of `policy.identity.oidc.IssuerSettings`.
 
     `jwks_file` pins its keys in a file instead of fetching them; `trust_bundle` (PEM) is what verifies its TLS
-    certificate, by default what the system trusts.
+    certificate, by default what the system trusts. `groups`: what the token says, or what Active Directory says of the
+    account whose `account_attribute` is the text of the token's `account_claim`.
     """
 
     issuer: Text
@@ -44,6 +45,9 @@ class IssuerTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     jwks_file: Text | None = None
     trust_bundle: Text | None = None
     login: LoginTable | None = None
+    groups: Literal["token", "active-directory"] = "token"
+    account_attribute: Literal["userPrincipalName", "sAMAccountName", "objectSid", "objectGUID"] = "userPrincipalName"
+    account_claim: Text | UnsetType = UNSET
     algorithms: Texts | UnsetType = UNSET
     token_types: tuple[Annotated[str, Meta(max_length=255)], ...] | UnsetType = UNSET
     leeway_seconds: int | UnsetType = UNSET
@@ -72,7 +76,7 @@ PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
     },
 }
 _FROZEN_SETS: Final = ("algorithms", "token_types", "authorized_parties", "accepted_acr", "required_amr")
-_NOT_SETTINGS: Final = ("preset", "jwks_file", "trust_bundle", "login")
+_NOT_SETTINGS: Final = ("preset", "jwks_file", "trust_bundle", "login", "groups", "account_attribute")
 
 
 def settings_of(table: IssuerTable) -> IssuerSettings:
@@ -88,6 +92,8 @@ def settings_of(table: IssuerTable) -> IssuerSettings:
     for name in _FROZEN_SETS:
         if name in rules:
             rules[name] = frozenset(rules[name])
+    if (table.groups == "active-directory") != ("account_claim" in rules):
+        raise ValueError('groups = "active-directory" and account_claim need each other')
     if "service_groups" in rules:
         rules["service_groups"] = {name: frozenset(groups) for name, groups in rules["service_groups"].items()}
     return IssuerSettings(**rules)
@@ -124,4 +130,6 @@ class Issuers:
         claims = parse_strict(bearer, algorithms=SUPPORTED_ALGORITHMS).claims
         settings = self._settings.get(person.issuer)
         because = why_groups_unknown(claims, settings) if settings is not None and person.groups is None else None
+        if person.directory is not None:
+            because = person.directory.problem
         return {"expires_at": claims.get("exp"), "groups_unknown_because": because}

@@ -20,11 +20,17 @@ from audit.record import Actor
 from gateway.errors import GatewayError, OperatorError, Throttled, Unauthenticated
 from gateway.recording import Event, Recorder
 from gateway.throttle import Throttle
-from policy.errors import FactRefused, IssuerUnavailable, TokenRefused
+from policy.errors import DirectoryUnavailable, FactRefused, IssuerUnavailable, TokenRefused
 from policy.facts import Person, group_id
+from policy.identity.active_directory import ActiveDirectory, resolve
+from policy.identity.directory_account import AccountAttribute
 from policy.identity.local import LocalDirectory, LocalPerson, issue_token
 from policy.identity.oidc import TokenVerifier, unverified_issuer
 
+# What must not be decided on groups that are a minute old.
+PRIVILEGED_ACTIONS: Final = frozenset(
+    {"BreakGlass", "Evacuate", "OpenLibvirt", "PublishPolicy", "EnrolHost", "RevokeHost", "ExportAudit"}
+)
 MAX_PASSWORD_CHECKS: Final = 2  # at once, each some tenths of a second of CPU
 MAX_PASSWORD_QUEUE: Final = 16
 
@@ -67,18 +73,54 @@ class LocalIssuer:
 
 
 @dataclass(frozen=True, slots=True)
+class DirectoryGroups:
+    """Active Directory, and the issuers whose people's groups it tells.
+
+    `attributes`: by issuer, what its account claim is in the directory. `services`: by issuer, the subjects that are
+    programs with groups of their own in the configuration, and no account.
+    """
+
+    directory: ActiveDirectory
+    attributes: Mapping[str, AccountAttribute]
+    services: Mapping[str, frozenset[str]]
+
+    def knows(self, person: Person) -> bool:
+        """Is it the directory that tells this person's groups?"""
+        subject = person.id.removeprefix(person.issuer + "#")
+        return person.issuer in self.attributes and subject not in self.services.get(person.issuer, frozenset())
+
+    async def resolve(self, person: Person, now: datetime, *, fresh: bool) -> Person:
+        """The person with the directory's groups, or with unknown ones and the reason."""
+        attribute = self.attributes[person.issuer]
+        return await resolve(self.directory, person, attribute, now, fresh=fresh, report=_report)
+
+
+def _report(error: DirectoryUnavailable) -> None:
+    log.warning("active directory unavailable", check=error.check, error=error.detail)
+
+
+@dataclass(frozen=True, slots=True)
 class IssuedToken:
     access_token: str
     expires_in: int
 
 
 class People:
-    """`issuers` by name (`iss`); `local` is None where people come from outside issuers only."""
+    """`issuers` by name (`iss`); `local` is None where people come from outside issuers only.
+
+    `directory` is Active Directory, for the issuers that leave groups to it.
+    """
 
     def __init__(
-        self, issuers: Mapping[str, KeySource], local: LocalIssuer | None, recorder: Recorder, throttles: Throttles
+        self,
+        issuers: Mapping[str, KeySource],
+        local: LocalIssuer | None,
+        recorder: Recorder,
+        throttles: Throttles,
+        directory: DirectoryGroups | None = None,
     ) -> None:
         self.local = local
+        self.directory = directory
         self._issuers = issuers
         self._recorder = recorder
         self._throttles = throttles
@@ -98,12 +140,17 @@ class People:
             await self._record_refusal({"check": "issuer-unavailable", "detail": error.detail}, None, address)
             raise IdentityUnavailable(f"the keys of issuer {error.issuer} cannot be had") from error
 
-    async def resolve_groups(self, person: Person, address: str) -> Person:
+    async def resolve_groups(self, person: Person, now: datetime, address: str, action: str | None = None) -> Person:
         """The groups as they are now, not as they were when the token was issued. Errors: Unauthenticated.
 
         A local person is looked up again at each decision: who was removed or lost a group has lost it at once.
-        Groups that an outside issuer's token does not tell completely stay unknown, which denies.
+        Groups that an outside issuer's token does not tell completely stay unknown, which denies; so do those of an
+        account that Active Directory does not tell of, or that may do nothing: `person.directory` says why.
+        For a privileged `action` nothing cached is used.
         """
+        if self.directory is not None and self.directory.knows(person):
+            fresh = action in PRIVILEGED_ACTIONS
+            return await self.directory.resolve(person, now, fresh=fresh)
         if self.local is None or person.issuer != self.local.issuer:
             return person
         found = self.local.directory.people.get(person.id.partition("#")[2])

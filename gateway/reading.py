@@ -20,7 +20,7 @@ from gateway.admission import Gate, decide, decision_document
 from gateway.committer import Committer
 from gateway.errors import NotAllowed, NotKnown, RequestRefused
 from gateway.migrations import Migration, from_decision, receipt_on_file
-from gateway.recording import Event, actor_of
+from gateway.recording import Event, actor_of, identity_of
 from policy.engine import Decision
 from policy.facts import Context, Person, Question
 
@@ -54,6 +54,7 @@ class Reading:
         decision = decide(self._gate.engine, Question("ReadAudit", person, None, None, None, Context(time=now)))
         if recorded or not decision.allowed:
             details = {"client_address": address, "read": dict(what), "decision": decision_document(decision)}
+            details |= identity_of(person)
             outcome = "allowed" if decision.allowed else "denied"
             await self._gate.recorder.append(Event("audit.read", outcome, actor=actor_of(person), details=details))
         if not decision.allowed:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -121,6 +121,14 @@ def actor_of(person: Person) -> Actor:
     """The person as they were known at this moment, groups included."""
     groups = tuple(sorted(person.groups)) if person.groups is not None else None
     return Actor(person.id, person.name, person.authenticated_by, person.issuer, groups)
+
+
+def identity_of(person: Person) -> dict[str, Any]:
+    """`identity` of a record's details: what Active Directory told of the person for this decision, if it was asked."""
+    if person.directory is None:
+        return {}
+    facts = asdict(person.directory)
+    return {"identity": {"source": "active-directory", **facts, "groups": list(facts["groups"] or ())}}
 
 
 def host_actor(spiffe_id: str) -> Actor:

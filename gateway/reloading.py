@@ -21,6 +21,7 @@ from gateway.relays import HostTrust
 from gateway.reporting import Reporting
 from policy.bundle import Bundle
 from policy.errors import BundleRefused, DirectoryRefused, InventoryRefused
+from policy.identity.directory_settings import read_credentials
 from policy.identity.local import LocalDirectory
 from policy.inventory import Inventory
 
@@ -73,6 +74,7 @@ class Reloader:
                 ("inventory", self._reload_inventory),
                 ("bundle", self._reload_bundle),
                 ("people", self._reload_people),
+                ("directory", self._reload_directory),
                 ("tls", self._reload_tls),
             ):
                 try:
@@ -110,6 +112,13 @@ class Reloader:
         local, name = self._people.local, self._config.identity.local_directory
         if local is not None and name is not None:
             local.directory = await trio.to_thread.run_sync(LocalDirectory.load, self._config.path(name))
+        return []
+
+    async def _reload_directory(self) -> list[str]:
+        """The service account's password and the trust bundle; the other settings need a new start."""
+        directory, settings = self._people.directory, self._config.identity.active_directory
+        if directory is not None and settings is not None:
+            directory.directory.use(await trio.to_thread.run_sync(read_credentials, settings, self._config.directory))
         return []
 
     async def _reload_tls(self) -> list[str]:

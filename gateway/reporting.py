@@ -18,7 +18,7 @@ from gateway.errors import Conflict, NotAllowed, NotKnown, ReceiptRefused, Relay
 from gateway.migrations import FINAL, MAX_RECEIPTS, Migration, ReceiptOnFile, State
 from gateway.reading import Reading
 from gateway.receipts import SignedReceipt, read_body, receipt_details, verify_receipt
-from gateway.recording import Event, actor_of, host_actor
+from gateway.recording import Event, actor_of, host_actor, identity_of
 from gateway.relays import HostTrust
 from policy.facts import Context, Person, Question
 
@@ -91,7 +91,7 @@ class Reporting:
             raise NotKnown("no such migration")
         context = Context(time=now, own_migration=migration.requested_by == person.id)
         decision = decide(self._gate.engine, Question("CancelMigration", person, None, None, None, context))
-        details = {"client_address": address, "decision": decision_document(decision)}
+        details = {"client_address": address, "decision": decision_document(decision), **identity_of(person)}
         event = Event(
             "migration.cancel_requested",
             outcome="allowed" if decision.allowed else "denied",

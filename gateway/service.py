@@ -41,7 +41,7 @@ from gateway.errors import ConfigRefused, GatewayError, StartRefused
 from gateway.issuers import Issuers, IssuerTable, settings_of
 from gateway.logging import configure_logging
 from gateway.migrations import Migrations
-from gateway.people import KeySource, LocalIssuer, People, PinnedIssuer, Throttles
+from gateway.people import DirectoryGroups, KeySource, LocalIssuer, People, PinnedIssuer, Throttles
 from gateway.placement import Placement
 from gateway.reading import Reading
 from gateway.recording import Clock, Event, Recorder
@@ -50,6 +50,8 @@ from gateway.reloading import Reloader, load_policy_and_inventory
 from gateway.reporting import Reporting
 from policy.engine import Engine
 from policy.errors import DirectoryRefused, PolicyError
+from policy.identity.active_directory import ActiveDirectory
+from policy.identity.directory_settings import read_credentials
 from policy.identity.jwks import IssuerKeys, https_client
 from policy.identity.keys import JwkSet
 from policy.identity.local import LocalDirectory, local_verifier
@@ -109,7 +111,7 @@ async def serve(
         state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         index = stack.enter_context(Index(state_dir / "index.sqlite", signer.origin))
         recorder = Recorder(committer, signer, secrets.token_hex(16), clock)
-        people = _people(config, recorder, await _issuers(config, stack))
+        people = _people(config, recorder, await _issuers(config, stack), _directory(config, stack))
         gate, trust = _gate(config, people, recorder, clock)
         reading = Reading(gate, committer, index)
         reporting = Reporting(gate, reading, trust)
@@ -219,19 +221,36 @@ def _terms(config: GatewayConfig) -> PermitTerms:
     )
 
 
-def _people(config: GatewayConfig, recorder: Recorder, issuers: dict[str, KeySource]) -> People:
+def _directory(config: GatewayConfig, stack: AsyncExitStack) -> DirectoryGroups | None:
+    """Active Directory, if there is one; nothing is connected yet, so that it may be down when the gateway starts."""
+    settings = config.identity.active_directory
+    if settings is None:
+        return None
+    try:
+        directory = ActiveDirectory(settings, read_credentials(settings, config.directory))
+    except (DirectoryRefused, ValueError) as error:
+        raise StartRefused(f"identity.active_directory: {error}") from error
+    stack.callback(directory.close)
+    tables = [table for table in config.identity.issuers if table.groups == "active-directory"]
+    services = {table.issuer: frozenset(settings_of(table).service_groups) for table in tables}
+    return DirectoryGroups(directory, {table.issuer: table.account_attribute for table in tables}, services)
+
+
+def _people(
+    config: GatewayConfig, recorder: Recorder, issuers: dict[str, KeySource], directory: DirectoryGroups | None
+) -> People:
     table = config.identity.local_issuer
     local = None
     if table is not None and config.identity.local_directory is not None:
         key = _p256_key(config, table.signing_key)
         try:
-            directory = LocalDirectory.load(config.path(config.identity.local_directory))
+            people = LocalDirectory.load(config.path(config.identity.local_directory))
             verifier = local_verifier(key.public_key(), table.issuer, table.audience, table.token_seconds)
         except (DirectoryRefused, ValueError) as error:
             raise StartRefused(str(error)) from error
-        local = LocalIssuer(table.issuer, table.audience, key, table.token_seconds, directory)
+        local = LocalIssuer(table.issuer, table.audience, key, table.token_seconds, people)
         issuers[table.issuer] = PinnedIssuer(verifier)
-    return People(issuers, local, recorder, Throttles(time.monotonic))
+    return People(issuers, local, recorder, Throttles(time.monotonic), directory)
 
 
 async def _issuers(config: GatewayConfig, stack: AsyncExitStack) -> dict[str, KeySource]:

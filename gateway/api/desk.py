@@ -64,7 +64,7 @@ async def person_of(desk: AtDesk, bearer: Bearer, address: Address) -> Person:
     """Authenticated, with the groups of now. Errors: Unauthenticated, IdentityUnavailable."""
     now = desk.now()
     person = await desk.people.authenticate(bearer, now, address)
-    return await desk.people.resolve_groups(person, address)
+    return await desk.people.resolve_groups(person, now, address)
 
 
 async def host_of(desk: AtDesk, request: Request) -> SpiffeId:

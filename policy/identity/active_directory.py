@@ -66,6 +66,10 @@ class ActiveDirectory:
             detail = f"no answer within {self.settings.deadline_seconds} s"
             raise DirectoryUnavailable("timeout", detail) from error
 
+    def use(self, credentials: Credentials) -> None:
+        """From now on bind with these: the operator has changed the password or the trust bundle."""
+        self._pool.use(credentials)
+
     def close(self) -> None:
         """Close the connections that are kept."""
         self._pool.close()
@@ -99,12 +103,18 @@ class ActiveDirectory:
 
 
 async def resolve(
-    directory: ActiveDirectory, person: Person, attribute: AccountAttribute, now: datetime, *, fresh: bool = False
+    directory: ActiveDirectory,
+    person: Person,
+    attribute: AccountAttribute,
+    now: datetime,
+    *,
+    fresh: bool = False,
+    report: Callable[[DirectoryUnavailable], None] | None = None,
 ) -> Person:
     """The person with the groups that the directory tells of `person.account`, whatever their token said.
 
     Never raises for what is wrong with account or directory: then the groups are unknown, which denies, and
-    `directory.problem` says why.
+    `directory.problem` says why. `report` is told what the operator must correct.
     """
     try:
         if person.account is None:
@@ -112,6 +122,8 @@ async def resolve(
         name = from_claim(attribute, person.account, directory.settings.domain)
         found = await directory.look_up(name, now, fresh=fresh)
     except (AccountRefused, DirectoryUnavailable) as error:
+        if report is not None and isinstance(error, DirectoryUnavailable):
+            report(error)
         return replace(person, groups=None, directory=DirectoryFacts(problem=explain(error)))
     account = found.account
     facts = DirectoryFacts(

@@ -76,6 +76,14 @@ class ControllerPool:
                 return answer
         raise DirectoryUnavailable(errors[-1].check, "; ".join(error.detail for error in errors))
 
+    def use(self, credentials: Credentials) -> None:
+        """Connections made with the former ones are closed, failures forgotten."""
+        with self._lock:
+            self._credentials = credentials
+            self._failures.clear()
+        for endpoint in self._endpoints:
+            self._drop(endpoint)
+
     def close(self) -> None:
         """Closes what is idle; what is in use is closed when its call ends."""
         with self._lock:

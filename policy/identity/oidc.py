@@ -37,7 +37,8 @@ class IssuerSettings:
     list of that many groups or more may be cut short. `party_claims`: where the issuer names the client that it gave
     the token to; `authorized_parties`: accepted ones; None: any. `required_claims`: claims that have just this text.
     `required_amr`: all of them; `accepted_acr`: one of them. `service_groups`: by subject, the groups of a service
-    whose tokens name none. `authenticated_by` is what records say of a person; of a service `<that>-client`.
+    whose tokens name none. `account_claim`: which claim names the account where groups come from Active Directory.
+    `authenticated_by` is what records say of a person; of a service `<that>-client`.
     """
 
     issuer: str
@@ -56,6 +57,7 @@ class IssuerSettings:
     required_amr: frozenset[str] = frozenset()
     service_groups: Mapping[str, frozenset[str]] = field(default_factory=dict)
     authenticated_by: str = "oidc"
+    account_claim: str | None = None
 
     def __post_init__(self) -> None:
         """A bad setting fails at start (ValueError, the operator), not at the first request."""
@@ -213,6 +215,7 @@ def _check_authentication(claims: Mapping[str, Any], settings: IssuerSettings) -
 
 def _person(claims: Mapping[str, Any], settings: IssuerSettings) -> Person:
     name, subject = claims.get(settings.name_claim), claims["sub"]
+    account = claims.get(settings.account_claim) if settings.account_claim else None
     # RFC 9068 section 2.2: without a person (client credentials) the subject is the client itself.
     is_service = subject in settings.service_groups or subject in _parties(claims, settings)
     return Person(
@@ -221,6 +224,7 @@ def _person(claims: Mapping[str, Any], settings: IssuerSettings) -> Person:
         name=name if _is_text(name) else subject,
         groups=_groups(claims, settings),
         authenticated_by=f"{settings.authenticated_by}-client" if is_service else settings.authenticated_by,
+        account=account if _is_text(account) else None,
     )
 
 

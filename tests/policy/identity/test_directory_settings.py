@@ -1,0 +1,114 @@
+"""The operator's table, and the files that it names."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from policy.errors import DirectoryRefused
+from policy.identity.directory_settings import DirectorySettings, Endpoint, read_credentials
+
+GOOD: dict[str, Any] = {
+    "controllers": ["dc1.corp.example", "dc2.corp.example:1636"],
+    "trust_bundle": "ca.pem",
+    "base": "DC=corp,DC=example",
+    "domain": "CORP",
+    "bind_user": "svc@corp.example",
+    "bind_password_file": "password",
+}
+PEM = "-----BEGIN CERTIFICATE-----\n"
+
+
+def settings(**changes: Any) -> DirectorySettings:
+    return msgspec.convert({**GOOD, **changes}, DirectorySettings)
+
+
+def test_where_to_connect() -> None:
+    assert settings(addresses={"dc1.corp.example": "192.0.2.1"}).checked_controllers() == (
+        Endpoint("dc1.corp.example", 636, "192.0.2.1"),
+        Endpoint("dc2.corp.example", 1636, None),
+    )
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "192.0.2.1",
+        "[::1]",
+        "dc1",
+        "DC1.corp.example",
+        "ldap://dc1.corp.example",
+        "dc1.corp.example:0",
+        "a.b:99999",
+        "a..b",
+    ],
+)
+def test_a_controller_has_a_full_name_that_a_certificate_can_prove(name: str) -> None:
+    with pytest.raises(ValueError, match="controllers"):
+        settings(controllers=[name]).checked_controllers()
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"controllers": ["a.b", "a.b"]}, "controllers"),
+        ({"addresses": {"dc9.corp.example": "192.0.2.1"}}, "addresses"),
+        ({"addresses": {"dc1.corp.example": "dc2.corp.example"}}, "addresses"),
+        ({"domain": "CORP)(x"}, "domain"),
+        ({"base": "corp.example"}, "base"),
+    ],
+)
+def test_what_types_cannot_say(changes: dict[str, Any], key: str) -> None:
+    with pytest.raises(ValueError, match=key):
+        settings(**changes).checked_controllers()
+
+
+@pytest.mark.parametrize(
+    "changes", [{"cache_seconds": 61}, {"controllers": []}, {"verify": False}, {"deadline_seconds": 0}]
+)
+def test_no_cache_above_a_minute_no_endless_wait_and_nothing_that_switches_verification_off(
+    changes: dict[str, Any],
+) -> None:
+    with pytest.raises(msgspec.ValidationError):
+        settings(**changes)
+
+
+def test_the_password_is_the_only_line_of_a_private_file(tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").write_text(PEM)
+    file = tmp_path / "password"
+    file.write_text("pass word ü\n", encoding="utf-8")
+    file.chmod(0o600)
+    credentials = read_credentials(settings(), tmp_path)
+    assert credentials.bind_password == "pass word ü"
+    assert "pass" not in repr(credentials)
+    file.chmod(0o640)
+    with pytest.raises(DirectoryRefused, match="chmod 600"):
+        read_credentials(settings(), tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"a\nb\n", b"\xff", b"x" * 2000, b"a\x00"])
+def test_an_empty_password_would_be_an_anonymous_bind(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "ca.pem").write_text(PEM)
+    (tmp_path / "password").write_bytes(content)
+    (tmp_path / "password").chmod(0o600)
+    with pytest.raises(DirectoryRefused):
+        read_credentials(settings(), tmp_path)
+
+
+def test_files_that_are_not_what_they_should_be(tmp_path: Path) -> None:
+    with pytest.raises(DirectoryRefused, match="No such file"):
+        read_credentials(settings(), tmp_path)
+    os.mkfifo(tmp_path / "password", 0o600)
+    with pytest.raises(DirectoryRefused, match="regular file"):
+        read_credentials(settings(), tmp_path)
+    (tmp_path / "password").unlink()
+    (tmp_path / "password").write_text("x")
+    (tmp_path / "password").chmod(0o600)
+    for content in ("", "no certificate", "ü"):
+        (tmp_path / "ca.pem").write_text(content, encoding="utf-8")
+        with pytest.raises(DirectoryRefused, match=r"ca\.pem"):
+            read_credentials(settings(), tmp_path)
