@@ -17,9 +17,8 @@ from policy.errors import DirectoryRefused
 LDAPS_PORT: Final = 636
 MAX_CACHE_SECONDS: Final = 60
 MAX_PASSWORD_BYTES: Final = 1024
-_DNS_NAME: Final = re.compile(
-    r"(?=.{1,253}\Z)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)+"
-)
+# At least two labels, the last of which begins with a letter: no IP address.
+_DNS_NAME: Final = re.compile(r"(?=.{1,253}\Z)([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 _CONTROLLER: Final = re.compile(r"([^:\s]+)(?::([1-9][0-9]{0,4}))?")
 _NETBIOS: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,14}")
 
