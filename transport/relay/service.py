@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import resource
 import signal
 import socket
 import sys
@@ -56,7 +58,7 @@ class Relay:
         self._nursery = nursery
         self._link = link
         self._cancels: dict[str, trio.Event] = {}
-        self._refusal_logged = 0.0
+        self._refusal_logged: dict[str, float] = {}
         self._silent: Counter[str] = Counter()  # connections by host that have not offered yet
         # Made once: filling one with a long CRL costs milliseconds and megabytes, and strangers would choose how often.
         self._tls_context = server_context(host.credentials)
@@ -76,7 +78,7 @@ class Relay:
             proven()
             await self._serve_offer(link, tls, peer)
         except PeerRefused as refused:
-            self._log_refused_peer(refused)
+            self._log_refused("", "peer refused", check=refused.check, detail=refused.detail)
         except ConnectionBroken:
             pass  # a stranger's handshake, or a peer that left before its session began
         except TransportError as error:
@@ -93,7 +95,8 @@ class Relay:
         try:
             session = await self.destination.admit(offer, peer)
         except OfferRefused as refused:
-            log.warning("offer refused", source=str(peer.spiffe_id), code=refused.code.value, detail=refused.detail)
+            source = str(peer.spiffe_id)
+            self._log_refused(source, "offer refused", source=source, code=refused.code.value, detail=refused.detail)
             await link.send(Refusal(refused.code, f"the destination's check of {refused.code.value} failed"))
             return
         context = exporter_context(
@@ -181,11 +184,11 @@ class Relay:
             await settle_source(session, end, tell)
         await close_source(session, tell)
 
-    def _log_refused_peer(self, refused: PeerRefused) -> None:
-        """At most a line a second: whoever is refused must not be able to fill the disk."""
-        if trio.current_time() - self._refusal_logged >= _REFUSED_LOG_SECONDS:
-            self._refusal_logged = trio.current_time()
-            log.warning("peer refused", check=refused.check, detail=refused.detail)
+    def _log_refused(self, who: str, event: str, **facts: object) -> None:
+        """At most a line a second for each host, and for all strangers: nobody fills the disk, or hides another."""
+        if trio.current_time() - self._refusal_logged.get(who, -math.inf) >= _REFUSED_LOG_SECONDS:
+            self._refusal_logged[who] = trio.current_time()
+            log.warning(event, **facts)
 
 
 def _permit_of(host: RelayHost, journal: SessionJournal) -> VerifiedPermit:
@@ -258,6 +261,10 @@ def run_open(config_path: Path, permit_path: Path, address: str, socket_path: Pa
 
 def _run(main: Callable[[], Awaitable[int | None]]) -> int:
     _log_to_stderr()
+    # Each channel takes two descriptors; the shell's soft limit of 1,024 is for programs that call select().
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would hold keys and guest memory
     try:
         result = trio.run(main)
     except (ConfigurationError, SpoolFailed) as error:

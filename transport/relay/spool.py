@@ -72,8 +72,11 @@ class SessionJournal:
             try:
                 entry = json.loads(line)
                 following = entry.pop("state")
-            except (ValueError, KeyError, AttributeError):
-                raise SpoolFailed(f"{path}: damaged; an operator must decide where this guest runs") from None
+                known = following in FOLLOWING
+            except (ValueError, KeyError, AttributeError, TypeError):
+                known = False
+            if not known:
+                raise SpoolFailed(f"{path}: damaged; an operator must decide where this guest runs")
             if state and following not in FOLLOWING.get(state, ()):
                 raise SpoolFailed(f"{path}: {following} after {state}; an operator must decide where this guest runs")
             state = following
@@ -90,6 +93,7 @@ class SessionJournal:
         self.state = state
         self.facts |= facts
         if state == "ended" and self._ownership >= 0:
+            self.path.unlink(missing_ok=True)  # owed to nobody; were this lost, a restart would forget it
             os.close(self._ownership)
             self._ownership = -1
 
@@ -108,8 +112,12 @@ class Spool:
         try:
             for folder in (state_dir, self._journals, self._receipts, self.run_dir):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            found = state_dir.stat()
         except OSError as error:
             raise SpoolFailed(f"{error.filename}: {error.strerror}") from None
+        if found.st_uid != os.geteuid() or found.st_mode & 0o077:
+            # Whoever can write here can say where a guest runs.
+            raise SpoolFailed(f"{state_dir}: must belong to the relay's user and have mode 0700: chown or chmod it")
 
     def begin(self, role: Role, name: str, **facts: object) -> SessionJournal:
         """A new session's journal in its first state, durable when this returns. `name`: 32 hexadecimal digits."""

@@ -1,0 +1,90 @@
+"""Durable state: every transition against the table, every byte at which a file may be cut, and whose folder it is."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from pathlib import Path
+
+import pytest
+
+from transport.errors import Misuse, SpoolFailed
+from transport.relay.spool import FOLLOWING, SessionJournal, Spool
+from transport.wire.control import Role
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Spool:
+    return Spool(tmp_path / "state")
+
+
+@pytest.mark.parametrize(("state", "following"), list(itertools.product(FOLLOWING, FOLLOWING)))
+def test_a_state_follows_another_only_as_the_table_says(spool: Spool, state: str, following: str) -> None:
+    journal = spool.begin(Role.SOURCE, "0" * 32)
+    journal.state = state
+    if following in FOLLOWING[state]:
+        journal.append(following)
+        assert journal.state == following
+    else:
+        with pytest.raises(Misuse):
+            journal.append(following)
+        assert journal.state == state
+
+
+def test_the_source_never_hands_over_what_it_has_abandoned() -> None:
+    """The one rule that two guests would break."""
+    reachable, queue = set(), ["abandoned"]
+    while queue:
+        state = queue.pop()
+        reachable.add(state)
+        queue += [s for s in FOLLOWING[state] if s not in reachable]
+    assert reachable == {"abandoned", "resumed", "ended"}
+    assert "running" not in FOLLOWING["discarded"]
+    assert FOLLOWING["running"] == {"started"}
+
+
+def test_a_journal_cut_at_any_byte_reads_as_its_last_whole_line(spool: Spool, tmp_path: Path) -> None:
+    journal = spool.begin(Role.SOURCE, "0" * 32, vm="v")
+    lines = [journal.path.stat().st_size]
+    for state in ("handed-over", "outcome-running"):
+        journal.append(state, at=state)
+        lines.append(journal.path.stat().st_size)
+    whole = journal.path.read_bytes()
+    cut = tmp_path / "cut"
+    for size in range(len(whole) + 1):
+        cut.write_bytes(whole[:size])
+        found = SessionJournal.load(cut, -1)
+        states = [s for s, end in zip(("begun", "handed-over", "outcome-running"), lines, strict=True) if end <= size]
+        assert (found.state if found else None) == (states[-1] if states else None)
+        if found is not None:
+            found.append(next(iter(sorted(FOLLOWING[found.state]))))  # what follows is a line of its own
+            assert SessionJournal.load(cut, -1) is not None
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [b"{}\n", b"[]\n", b"nonsense\n", b'{"state":"ended"}\n{"state":"begun"}\n', b'{"state":7}\n{"state":7}\n'],
+)
+def test_a_damaged_journal_stops_the_relay_and_names_the_file(tmp_path: Path, damage: bytes) -> None:
+    path = tmp_path / "journal"
+    path.write_bytes(damage)
+    with pytest.raises(SpoolFailed, match="operator"):
+        SessionJournal.load(path, -1)
+
+
+def test_what_ended_is_forgotten_and_what_did_not_is_found_by_the_next_process(spool: Spool, tmp_path: Path) -> None:
+    ended, open_ = spool.begin(Role.SOURCE, "1" * 32), spool.begin(Role.SOURCE, "2" * 32)
+    ended.append("ended")
+    assert list(spool.unfinished(Role.SOURCE)) == [], "this process still owns the other"
+    open_.append("abandoned")
+    os.close(open_._ownership)  # as when the process dies
+    (found,) = Spool(tmp_path / "state").unfinished(Role.SOURCE)
+    assert found.state == "abandoned"
+
+
+def test_a_state_folder_that_others_can_write_is_refused(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    Spool(state)
+    state.chmod(0o770)
+    with pytest.raises(SpoolFailed, match="0700"):
+        Spool(state)
