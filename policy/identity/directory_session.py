@@ -148,6 +148,11 @@ class Session:
         except (LDAPException, OSError):
             pass
 
+    def describe_tls(self) -> str:
+        """Version and validity, for people."""
+        tls = self._connection.socket
+        return f"{tls.version()}, certificate for {self.endpoint.name} until {tls.getpeercert()['notAfter']}"
+
     def check_base(self) -> None:
         """Is there an entry at the search base? Raises DirectoryUnavailable."""
         if self._base_search(self._settings.base, ("objectClass",)) is None:

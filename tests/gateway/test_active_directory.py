@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -19,6 +20,7 @@ from gateway.errors import ConfigRefused
 from gateway.starter import Site
 from policy.identity.keys import JwkSet
 from policy.jws import key_id_of, sign
+from tests.gateway.active_directory_site import add_active_directory
 from tests.gateway.conftest import Running, running_gateway
 from tests.policy.identity.samba_ad import (
     REALM,
@@ -56,38 +58,9 @@ def operators(domain: Domain) -> str:
 @pytest.fixture
 def ad_site(site: Site, domain: Domain, operators: str) -> Site:
     """The example site, with groups from Active Directory for the people of one issuer."""
-    folder = site.directory
-    (folder / "ad-password").write_text(SERVICE_PASSWORD + "\n", encoding="ascii")
-    (folder / "ad-password").chmod(0o600)
-    (folder / "ad-ca.pem").write_bytes(domain.authority.pem)
-    (folder / "jwks.json").write_bytes(jwks())
-    settings = domain.settings()
-    addresses = ", ".join(f'"{name}" = "{address}"' for name, address in settings.addresses.items())
-    text = site.gateway_config.read_text(encoding="utf-8")
-    text += f"""
-[[identity.issuers]]
-issuer = "{ISSUER}"
-audience = "sealane"
-algorithms = ["ES256"]
-jwks_file = "jwks.json"
-groups = "active-directory"
-account_claim = "upn"
-
-[identity.active_directory]
-controllers = {list(settings.controllers)}
-addresses = {{ {addresses} }}
-trust_bundle = "ad-ca.pem"
-base = "{settings.base}"
-domain = "CORP"
-bind_user = "{settings.bind_user}"
-bind_password_file = "ad-password"
-connect_seconds = 1
-receive_seconds = 1
-deadline_seconds = 4
-retry_seconds = 1
-"""
-    site.gateway_config.write_text(text, encoding="utf-8")
-    rename_group(folder, "sealane-local#operators", operators)
+    (site.directory / "jwks.json").write_bytes(jwks())
+    add_active_directory(site, domain, ISSUER)
+    rename_group(site.directory, "sealane-local#operators", operators)
     return site
 
 
@@ -123,8 +96,6 @@ def jwks() -> bytes:
 
 
 def base64url(number: int) -> str:
-    import base64  # noqa: PLC0415
-
     return base64.urlsafe_b64encode(number.to_bytes(32, "big")).rstrip(b"=").decode()
 
 
