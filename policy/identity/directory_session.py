@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import ldap3
 from ldap3.core.exceptions import LDAPException, LDAPOperationResult
+from pyasn1.error import PyAsn1Error
 
 from policy.errors import AccountRefused, DirectoryUnavailable
 from policy.identity.directory_account import (
@@ -227,7 +228,7 @@ class Session:
             return operation(*arguments, **named)
         except LDAPOperationResult as error:
             raise self._unavailable("answer", str(error.description)) from error
-        except (LDAPException, OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        except (LDAPException, PyAsn1Error, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             # ldap3's decoders raise all of these for bytes that are no LDAP.
             self.close()
             check = "timeout" if "timed out" in str(error) or "temporarily unavailable" in str(error) else "connect"
