@@ -140,4 +140,3 @@ def flip_a_byte(log: Path, copy: Path, wanted: bytes) -> Path:
 
 def _counts(receipt: ReceiptBody, what: str) -> int:
     return sum(getattr(channel, what) for channel in receipt.channels)
-
