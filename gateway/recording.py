@@ -128,7 +128,11 @@ def identity_of(person: Person) -> dict[str, Any]:
     if person.directory is None:
         return {}
     facts = asdict(person.directory)
-    return {"identity": {"source": "active-directory", **facts, "groups": list(facts["groups"] or ())}}
+    if person.groups is not None:
+        del facts["groups"]  # they are the actor's; a record is too small for hundreds of SIDs once more
+    elif facts["groups"] is not None:
+        facts["groups"] = list(facts["groups"])
+    return {"identity": {"source": "active-directory", **facts}}
 
 
 def host_actor(spiffe_id: str) -> Actor:
