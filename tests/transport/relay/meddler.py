@@ -55,7 +55,7 @@ class Meddler:
         self, source: trio.SocketStream, to: trio.SocketStream, what: tuple[str, str], nursery: trio.Nursery
     ) -> None:
         async for data in source:
-            await self._send(to, data, what, nursery)
+            await self._send(to, bytes(data), what, nursery)
         await to.send_eof()
 
     async def _send(self, to: trio.SocketStream, data: bytes, what: tuple[str, str], nursery: trio.Nursery) -> None:

@@ -23,7 +23,6 @@ from transport.hypervisors.errors import HypervisorGone, HypervisorUnreachable
 from transport.hypervisors.process import is_gone, process_identity
 from transport.hypervisors.qemu import MigrationSettings
 from transport.hypervisors.qmp import QmpConnection
-from transport.relay import destination
 from transport.relay.control import ControlLink
 from transport.relay.dialling import _connect, offered
 from transport.relay.ends import QmpSource, Report, SocketSource, SourceEnd
@@ -221,7 +220,7 @@ async def test_a_destination_out_of_descriptors_loses_one_session_and_frees_its_
                 def no_socket(*_: object, error: Exception = error) -> None:
                     raise error
 
-                patch.setattr(destination.trio.socket, "socket", no_socket)
+                patch.setattr(trio.socket, "socket", no_socket)
                 await connection.link.send(Open(0, "memory"))
                 with contextlib.suppress(ConnectionBroken):
                     assert isinstance(await connection.link.next(), Cancel)
