@@ -165,6 +165,10 @@ async def test_a_disabled_account_is_denied_with_the_reason_and_its_groups_in_th
             change(administrator, f"CN=dora,{USERS}", userAccountControl="514")
         decision = (await ask(running, "dora")).json()["decision"]
         record = await last_check(running)
+        headers = {"authorization": f"Bearer {token('dora')}"}
+        whoami = (await running.client().get("/v1/whoami", headers=headers)).json()
+    assert whoami["groups"] is None
+    assert whoami["groups_unknown_because"] == "the account is disabled in Active Directory"
     assert decision["allowed"] is False
     assert "the account is disabled in Active Directory" in decision["denied_because"]
     assert record["outcome"] == "denied"
