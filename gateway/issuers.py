@@ -87,6 +87,8 @@ def settings_of(table: IssuerTable) -> IssuerSettings:
         if name not in _NOT_SETTINGS and (value := getattr(table, name)) is not UNSET
     }
     rules = {**(PRESETS[table.preset] if table.preset else {}), **written}
+    if "token_types" in rules:
+        rules["token_types"] = tuple(name.lower().removeprefix("application/") for name in rules["token_types"])
     if "" in rules.get("token_types", ()) or "jwt" in rules.get("token_types", ()):
         _require_a_difference(rules)
     for name in _FROZEN_SETS:
