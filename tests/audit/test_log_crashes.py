@@ -19,6 +19,8 @@ from tests.audit.naive_tree import leaf
 from tests.audit.samples import SIGNER, raw
 from tests.audit.test_merkle import fast_root
 
+pytestmark = pytest.mark.whole
+
 # One entry; some; exactly full; the first of the next bundle; over a bundle's end; with a bundle to seal.
 GROUPS = [
     [f"entry {start + offset}".encode() for offset in range(count)]

@@ -32,6 +32,8 @@ from tests.audit.samples import (
 )
 from tests.audit.test_record import json_values, reencode
 
+pytestmark = pytest.mark.whole
+
 KEYS = [SIGNER.vkey]
 
 

@@ -14,6 +14,8 @@ from policy.engine import Engine
 from policy.permit import proof_entry
 from tests.gateway.conftest import UUID_WEB, Running
 
+pytestmark = pytest.mark.whole
+
 
 async def test_an_allowed_request_puts_a_permit_into_the_hands_of_the_source_relay(running: Running) -> None:
     await running.poll("a")

@@ -21,6 +21,8 @@ from gateway.starter import Site
 from policy.permit import VerifiedPermit
 from tests.gateway.conftest import UUID_WEB, Running, rfc3339, running_gateway
 
+pytestmark = pytest.mark.whole
+
 PROGRESS = {
     "transferred_bytes": 10,
     "remaining_bytes": 20,

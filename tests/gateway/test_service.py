@@ -23,6 +23,8 @@ from gateway.service import run_gateway
 from gateway.starter import Site
 from tests.gateway.conftest import Running
 
+pytestmark = pytest.mark.whole
+
 Said = pytest.CaptureFixture[str]
 
 

@@ -13,6 +13,8 @@ from gateway.api.bounds import MAX_BODY_BYTES
 from gateway.starter import Site
 from tests.gateway.conftest import Running, running_gateway
 
+pytestmark = pytest.mark.whole
+
 
 def configured(site: Site, limits: str) -> Site:
     site.gateway_config.write_text(f"{site.gateway_config.read_text()}\n[limits]\n{limits}\n")

@@ -18,6 +18,8 @@ from policy.permit import VerifiedPermit
 from tests.gateway.cli.conftest import Sealane, last_object
 from tests.gateway.conftest import Running
 
+pytestmark = pytest.mark.whole
+
 PROGRAM = "from gateway.cli.main import run; run()"
 
 

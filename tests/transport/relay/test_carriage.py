@@ -14,6 +14,8 @@ import trio
 from tests.transport.relay.conftest import Pair, until
 from tests.transport.site import Site
 
+pytestmark = pytest.mark.whole
+
 VM = "11111111-2222-4333-8444-555555555555"
 
 

@@ -40,6 +40,8 @@ from transport.wire.messages import (
     encode_message,
 )
 
+pytestmark = pytest.mark.whole
+
 VM = "11111111-2222-4333-8444-555555555555"
 OTHER_VM = "99999999-2222-4333-8444-555555555555"
 IMPATIENT = {"message_seconds": 0.5, "handshake_seconds": 0.5, "drain_seconds": 0.5}

@@ -16,6 +16,8 @@ from transport.relay.config import LimitsSection, split_address
 from transport.relay.listener import HandshakeRate, LaneDesk, Strangers
 from transport.wire.keys import ConnectionKeys
 
+pytestmark = pytest.mark.whole
+
 
 async def is_closed_without_answer(stream: trio.SocketStream) -> bool:
     with trio.fail_after(10):

@@ -13,6 +13,8 @@ from tests.transport.relay.meddler import Frames, Meddler, meddling
 from tests.transport.relay.test_carriage import VM, dial, listen
 from transport.relay.config import split_address
 
+pytestmark = pytest.mark.whole
+
 CHUNKS = [bytes([65 + n]) * (100 + n) for n in range(4)]
 
 

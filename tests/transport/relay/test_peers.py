@@ -24,6 +24,8 @@ from transport.relay.news import News
 from transport.relay.source import MigrationOrder, carry_as_source
 from transport.wire.messages import Offer, Refusal, encode_message
 
+pytestmark = pytest.mark.whole
+
 SOURCE, DESTINATION = chains.uri_of("host-a"), chains.uri_of("host-b")
 PARTIES = {"source": SOURCE, "destination": DESTINATION, "aud": DESTINATION}
 

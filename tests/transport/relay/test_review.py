@@ -35,6 +35,8 @@ from transport.relay.spool import Spool
 from transport.wire.control import Role
 from transport.wire.messages import Bye, Cancel, Message, Open
 
+pytestmark = pytest.mark.whole
+
 
 def test_a_living_process_is_not_gone_when_no_descriptor_is_left_to_look_at_it() -> None:
     identity = process_identity(os.getpid())
