@@ -108,9 +108,19 @@ def matcher(terms: Mapping[str, str]) -> Callable[[Record], bool]:
             time = record.get("time")
             if not isinstance(time, str) or not terms.get("since", "") <= time < terms.get("until", "\uffff"):
                 return False
-        return all(terms[name] in values(record) for name, values in _VALUES.items() if name in terms)
+        subject = _subject(record)
+        return all(terms[name] in values(subject) for name, values in _VALUES.items() if name in terms)
 
     return matches
+
+
+def _subject(record: Record) -> Record:
+    """Where a record says what it is about; a permit entry says it in its claims."""
+    claims = record.get("claims")
+    if record.get("kind") != PERMIT_KIND or not isinstance(claims, Mapping):
+        return record
+    names = ("migration_id", "source", "destination")
+    return {"kind": PERMIT_KIND, "vm": {"uuid": claims.get("vm")}} | {name: claims.get(name) for name in names}
 
 
 def _members(value: object, *names: str) -> set[object]:

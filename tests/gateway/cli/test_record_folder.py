@@ -99,7 +99,7 @@ def test_the_size_is_the_checkpoints(folder: Path) -> None:
 @given(data=st.data())
 def test_every_filter_finds_what_the_index_finds(folder: Path, index: Index, data: st.DataObject) -> None:
     names = data.draw(st.sets(st.sampled_from(sorted(WHERE)), max_size=3))
-    terms = {name: data.draw(st.sampled_from(WHERE[name])) for name in names}
+    terms = {name: data.draw(st.sampled_from(WHERE[name])) for name in sorted(names)}
     before = data.draw(st.none() | st.integers(0, SIZE + 10))
     limit = data.draw(st.integers(1, 30))
     page = FromFolder(folder).page(terms, before, limit)
@@ -114,6 +114,12 @@ def test_pages_join_without_gap_or_double(folder: Path, limit: int, floor: int, 
     wanted = [i for i in range(floor, SIZE if before is None else before) if i % 10 == 0]
     found = read_pages(FromFolder(folder), {"kind": "heartbeat"}, before=before, floor=floor, limit=limit)
     assert [one.index for one in found.records] == wanted[-limit:]
+
+
+def test_a_permit_is_found_by_what_its_claims_say(folder: Path) -> None:
+    found = FromFolder(folder).page({"kind": PERMIT_KIND, "migration": "m-4", "vm": UUIDS[0]}, None, 100).records
+    assert found[-1].index == 4
+    assert {one.record["claims"]["migration_id"] for one in found} == {"m-4"}
 
 
 def test_an_entry_is_shown_as_it_is_in_the_log(folder: Path) -> None:
