@@ -18,6 +18,7 @@ import pytest
 import trio
 from structlog.testing import capture_logs
 
+import transport.relay.destination
 from gateway.demo.guest import GuestLayout, build_boot_image, count_passes
 from gateway.demo.machines import Qemu, run_state, start_qemu, stop_qemu, wait_passes
 from policy.permit import Limits
@@ -28,6 +29,7 @@ from transport.hypervisors.errors import HypervisorUnreachable, WrongVm
 from transport.hypervisors.process import process_identity
 from transport.hypervisors.qmp import QmpConnection
 from transport.relay import spool
+from transport.relay.destination import DestinationSession
 from transport.relay.host import RelayHost
 from transport.relay.news import News
 from transport.relay.source import MigrationOrder, carry_as_source
@@ -221,27 +223,31 @@ async def test_another_vm_that_dials_the_sources_session_socket_is_turned_away(s
     await wait_passes(destination, count_passes(before) + 3, earlier=before)
 
 
-async def test_another_process_on_the_destinations_session_path_gets_nothing(stage: Stage) -> None:
+async def test_another_process_on_the_destinations_session_path_gets_nothing(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source, destination = await stage.start("a"), await stage.start("b", incoming=True)
     heard: list[bytes] = []
     usurper = trio.socket.socket(socket.AF_UNIX)
+    dial = transport.relay.destination._dial
 
-    async def usurp() -> None:
-        await until(lambda: stage.session_socket(stage.destination) is not None)
-        path = stage.session_socket(stage.destination)
-        assert path is not None
-        path.unlink()
-        await usurper.bind(str(path))
+    async def dial_after_it_was_usurped(session: DestinationSession, seconds: float) -> socket.socket:
+        path = session.end.dial_path(session.folder)
+        await usurper.bind(str(path.with_name("usurper")))
         usurper.listen(1)
+        path.with_name("usurper").rename(path)
+        return await dial(session, seconds)
+
+    async def listen_in() -> None:
         accepted, _ = await usurper.accept()
         with accepted:
             heard.append(await accepted.recv(100))
 
+    monkeypatch.setattr(transport.relay.destination, "_dial", dial_after_it_was_usurped)
     with usurper:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(usurp)
-            await stage.move(stage.permit())
-            await until(lambda: bool(heard))
+        await stage.move(stage.permit())
+        with trio.fail_after(10):
+            await listen_in()
     assert heard == [b""]
     await require_kept_by_source(stage, source, destination)
 
