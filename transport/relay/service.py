@@ -32,6 +32,7 @@ from transport.hypervisors.errors import HypervisorError
 from transport.relay.config import load_relay_config, split_address
 from transport.relay.control import ControlLink, TlsStream
 from transport.relay.destination import Destination
+from transport.relay.failures import cause_of
 from transport.relay.gateway_link import Assignment, CancelMigration, GatewayLink, Migrate, NewsDesk
 from transport.relay.handover import SourceSession, close_source, settle_source
 from transport.relay.host import RelayHost, now, open_host
@@ -267,12 +268,10 @@ def _run(main: Callable[[], Awaitable[int | None]]) -> int:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would hold keys and guest memory
     try:
         result = trio.run(main)
-    except (ConfigurationError, SpoolFailed) as error:
-        print(f"sealane relay: {error}", file=sys.stderr)
-        return EXIT_CONFIGURATION
-    except (TransportError, HypervisorError) as error:
-        print(f"sealane relay: {error}", file=sys.stderr)
-        return EXIT_FAILED
+    except (TransportError, HypervisorError, BaseExceptionGroup) as error:
+        cause = cause_of(error)
+        print(f"sealane relay: {cause}", file=sys.stderr)
+        return EXIT_CONFIGURATION if isinstance(cause, (ConfigurationError, SpoolFailed)) else EXIT_FAILED
     return int(result or EXIT_DONE)
 
 

@@ -1,0 +1,120 @@
+"""A relay that cannot work says so at its start, in one line that names the file or the key and what to do."""
+
+from __future__ import annotations
+
+import json
+import socket
+from datetime import timedelta
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from tests.transport.site import Site
+from transport.errors import ConfigurationError
+from transport.relay import host
+from transport.relay.config import load_relay_config, split_address
+from transport.relay.service import EXIT_CONFIGURATION, run_relay
+
+
+@pytest.fixture
+def file(site: Site) -> Path:
+    """A good configuration file."""
+    path = site.folder / "relay.toml"
+    write(path, msgspec.to_builtins(site.relay_config("a")))
+    return path
+
+
+def write(path: Path, sections: dict[str, dict[str, object]]) -> None:
+    path.write_text(
+        "\n".join(f"[{n}]\n" + "".join(f"{k} = {json.dumps(v)}\n" for k, v in s.items()) for n, s in sections.items())
+    )
+
+
+def changed(path: Path, section: str, key: str, value: object) -> None:
+    sections = msgspec.to_builtins(load_relay_config(path))
+    sections[section][key] = value
+    write(path, sections)
+
+
+def test_a_good_file_is_read_and_its_paths_are_relative_to_it(file: Path) -> None:
+    changed(file, "identity", "certificate", "host.pem")
+    assert load_relay_config(file).identity.certificate == str(file.parent / "host.pem")
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "said"),
+    [
+        ("relay", "listen_on", "x", "listen_on"),
+        ("limits", "drain_seconds", 0, "drain_seconds"),
+        ("limits", "drain_seconds", "5", "drain_seconds"),
+        ("limits", "max_channels", 257, "max_channels"),
+        ("identity", "crls", [], "crls"),
+        ("gateway", "permit_keys", [], "permit_keys"),
+        ("gateway", "url", "http://gateway", "https://"),
+        ("relay", "listen", "127.0.0.1", "host:port"),
+        ("relay", "listen", "::1:7443", "host:port"),
+        ("relay", "listen", "127.0.0.1:99999", "host:port"),
+        ("hypervisor", "memory_socket", "/run/one-for-all.sock", "{uuid}"),
+        ("hypervisor", "memory_socket", "/run/{uuid}/{uuid}.sock", "{uuid}"),
+        ("hypervisor", "memory_socket", "/run/{uuid}/{port}.sock", "{uuid}"),
+    ],
+)
+def test_an_unknown_key_or_a_bad_value_is_refused_with_file_and_key(
+    file: Path, section: str, key: str, value: object, said: str
+) -> None:
+    changed(file, section, key, value)
+    with pytest.raises(ConfigurationError) as refused:
+        load_relay_config(file)
+    assert str(file) in str(refused.value)
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_ipv6_addresses_stand_in_brackets() -> None:
+    assert split_address("[::1]:7443", "x") == ("::1", 7443)
+
+
+def start(file: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """What a relay that does not start says on stderr, in one line."""
+    assert run_relay(file) == EXIT_CONFIGURATION
+    said = capsys.readouterr()
+    assert said.out == "", "it was never ready"
+    (line,) = said.err.strip().splitlines()
+    return line
+
+
+def test_a_key_that_others_may_read_is_refused(file: Path, site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    key = site.certs / "hosts" / "a" / "host.key"
+    key.chmod(0o640)
+    assert "host.key" in start(file, capsys)
+
+
+def test_a_port_that_is_taken_is_named(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        where = f"127.0.0.1:{taken.getsockname()[1]}"
+        changed(file, "relay", "listen", where)
+        assert where in start(file, capsys)
+
+
+def test_a_pinned_key_that_is_none_is_refused(file: Path, site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    (site.certs / "gateway" / "permit.pub").write_text("no key")
+    assert "pinned" in start(file, capsys)
+
+
+def test_a_state_folder_too_deep_for_unix_sockets_is_refused(
+    file: Path, site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changed(file, "relay", "state_dir", str(site.folder / ("x" * 90)))
+    assert "too long" in start(file, capsys)
+
+
+@pytest.mark.parametrize("years", [-20, 20])
+def test_a_clock_years_off_is_noticed_at_the_start(
+    file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, years: int
+) -> None:
+    off = host.now() + timedelta(days=365 * years)
+    monkeypatch.setattr(host, "now", lambda: off)
+    assert "clock" in start(file, capsys)
