@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import json
 import socket
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
 import msgspec
 import pytest
+import structlog
 
 from tests.transport.site import Site
 from transport.errors import ConfigurationError
 from transport.relay import host
 from transport.relay.config import load_relay_config, split_address
 from transport.relay.service import EXIT_CONFIGURATION, run_relay
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """A relay sends its log to stderr, which is a captured and soon closed one here."""
+    before = structlog.get_config()
+    yield
+    structlog.configure(**before)
 
 
 @pytest.fixture
