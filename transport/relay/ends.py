@@ -21,7 +21,6 @@ from transport.hypervisors.errors import (
     HypervisorGone,
     HypervisorTimeout,
     HypervisorUnreachable,
-    MigrationFailed,
 )
 from transport.hypervisors.migration_progress import MigrationProgress
 from transport.hypervisors.process import is_gone, process_identity
@@ -164,15 +163,6 @@ class QmpDestination(_QmpEnd):
     def dial_path(self, folder: Path) -> Path:
         return folder / "memory.sock"
 
-    async def has_everything(self) -> bool:
-        """Whether all of the guest was loaded. False if QEMU gave up or has ended."""
-        if await self.is_gone():
-            return False
-        try:
-            return await (await self.machine()).incoming_complete()
-        except (MigrationFailed, HypervisorGone, HypervisorUnreachable):
-            return False
-
     async def wait_loaded(self, seconds: float) -> bool:
         """Wait until QEMU has everything (True) or never will (False)."""
         if await self.is_gone():
@@ -256,9 +246,6 @@ class SocketDestination:
 
     def dial_path(self, folder: Path) -> Path:  # noqa: ARG002
         return self._memory_socket
-
-    async def has_everything(self) -> bool:
-        return False
 
     async def wait_loaded(self, seconds: float) -> bool:  # noqa: ARG002
         return False
