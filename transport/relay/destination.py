@@ -46,6 +46,7 @@ from transport.relay.receipts import (
 from transport.relay.spool import SessionJournal
 from transport.relay.used_permits import SKEW_SECONDS
 from transport.wire.control import Phase, Role
+from transport.wire.frames import MAX_PAYLOAD_BYTES
 from transport.wire.messages import Answer, Bye, Cancel, Handover, Message, Offer, Open, Outcome, Receipt
 
 log = structlog.get_logger("sealane.relay")
@@ -425,6 +426,8 @@ async def _dial(session: DestinationSession, seconds: float) -> socket.socket:
         raise LocalBroken(f"process {pid} listens on {path} in place of the VM's")
     local = socket.socket(fileno=sock.detach())
     local.setblocking(False)
+    # The kernel's default holds a fifth of a frame: five waits for the hypervisor where one does. It caps this itself.
+    local.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MAX_PAYLOAD_BYTES)
     return local
 
 

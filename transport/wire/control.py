@@ -89,6 +89,8 @@ TRANSITIONS: dict[tuple[Phase, Role, type[Message]], Phase] = {
     (Phase.SETTLED, _S, Receipt): Phase.SETTLED,
     (Phase.SETTLED, _D, Receipt): Phase.SETTLED,
     (Phase.SETTLED, _S, Bye): Phase.ENDED,
+    # Under way when S said Bye.
+    (Phase.ENDED, _D, Ack): Phase.ENDED,
 }
 
 

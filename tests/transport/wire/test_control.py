@@ -70,8 +70,9 @@ def test_no_message_of_a_session_comes_before_the_answer() -> None:
     assert {kind for phase, _, kind in TRANSITIONS if phase in before} == {Offer, Answer, Refusal, Cancel}
 
 
-def test_nothing_follows_the_end() -> None:
-    assert not [key for key in TRANSITIONS if key[0] is Phase.ENDED]
+def test_nothing_follows_the_end_but_an_acknowledgement_that_crossed_bye() -> None:
+    after = [key for key in TRANSITIONS if key[0] is Phase.ENDED]
+    assert after == [(Phase.ENDED, Role.DESTINATION, Ack)]
 
 
 @pytest.mark.parametrize("channels", [[1], [0, 0], [0, 2], [0, 1, 2]], ids=str)
