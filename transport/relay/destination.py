@@ -418,6 +418,9 @@ async def _dial(session: DestinationSession, seconds: float) -> socket.socket:
     except (OSError, trio.TooSlowError):
         sock.close()
         raise LocalBroken(f"the hypervisor does not take a connection on {path}") from None
+    except BaseException:  # cancelled
+        sock.close()
+        raise
     credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER_CREDENTIALS.size)
     pid, _, _ = _PEER_CREDENTIALS.unpack(credentials)
     expected = session.end.process.split(":")[1] if session.end.process else str(pid)

@@ -45,6 +45,9 @@ class SourceConnection:
         except (OSError, trio.TooSlowError):
             sock.close()
             raise ConnectionBroken("a lane could not be opened") from None
+        except BaseException:  # cancelled
+            sock.close()
+            raise
         lane = socket.socket(fileno=sock.detach())
         lane.setblocking(False)
         return lane
@@ -62,9 +65,9 @@ async def offered(
     """An answered connection to D; closed at the end of the block. Raises `OfferRefused`, `ConnectionBroken`."""
     limits = host.config.limits
     where = split_address(address, "destination address")
-    sock = await _connect(where, limits.dial_seconds)
     tls = SSL.Connection(client_context(host.credentials), None)
     tls.set_connect_state()
+    sock = await _connect(where, limits.dial_seconds)
     stream = TlsStream(sock, tls)
     link = ControlLink(stream, Role.SOURCE, limits.message_seconds)
     try:
@@ -112,10 +115,10 @@ async def _connect(address: tuple[str, int], seconds: float) -> trio.socket.Sock
             sock = trio.socket.socket(family, kind, protocol)
             try:
                 await sock.connect(target)
+                tune_tcp(sock)
             except BaseException:
                 sock.close()
                 raise
     except (OSError, UnicodeError, trio.TooSlowError):  # UnicodeError: a host name that is none
         raise ConnectionBroken(f"nobody answers at {address[0]}:{address[1]}") from None
-    tune_tcp(sock)
     return sock
