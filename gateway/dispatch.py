@@ -49,6 +49,7 @@ class Dispatch:
     def __init__(self, clock: Callable[[], float] = trio.current_time) -> None:
         self._clock = clock
         self._hosts: dict[str, _Host] = {}
+        self._is_closed = False
 
     def is_reachable(self, host: str, within_seconds: float) -> bool:
         """Whether the relay of `host` polls now or did so in the last seconds."""
@@ -90,7 +91,7 @@ class Dispatch:
         deadline = self._clock() + wait_seconds
         while True:
             now = state.last_seen = self._clock()
-            if turn != state.turn:
+            if self._is_closed or turn != state.turn:
                 return []
             self._drop_expired(state)
             due = [assignment for assignment in state.waiting if assignment.is_due(now)]
@@ -102,6 +103,12 @@ class Dispatch:
             again = [a.delivered + REDELIVER_SECONDS for a in state.waiting if a.delivered is not None]
             with trio.move_on_at(min([deadline, *again])):
                 await state.news.wait()
+
+    def close(self) -> None:
+        """End all polls with nothing, now and from now on: a gateway that stops must not wait for them."""
+        self._is_closed = True
+        for state in self._hosts.values():
+            state.news.set()
 
     def _drop_expired(self, state: _Host) -> None:
         now = self._clock()

@@ -120,7 +120,7 @@ async def serve(
         desk = Desk(gate, people, issuers, reading, reporting, health, config.limits.poll_seconds)
         server = _server(config, desk)
         reloader = Reloader(config, gate, people, reporting, server, partial(tls_files, config))
-        await _serve(config, server, reloader, reading, recorder, committer, task_status)
+        await _serve(config, server, reloader, reading, recorder, committer, gate.dispatch, task_status)
 
 
 async def _serve(  # noqa: PLR0913, PLR0917 - the last step of the composition
@@ -130,6 +130,7 @@ async def _serve(  # noqa: PLR0913, PLR0917 - the last step of the composition
     reading: Reading,
     recorder: Recorder,
     committer: Committer,
+    dispatch: Dispatch,
     task_status: trio.TaskStatus[Gateway],
 ) -> None:
     async with trio.open_nursery() as writing:
@@ -146,6 +147,7 @@ async def _serve(  # noqa: PLR0913, PLR0917 - the last step of the composition
             task_status.started(running)
             log.info("gateway serves", listen=listen, name=config.gateway.name)
             await running.wait_stopping()
+            dispatch.close()
             await server.stop_gracefully(STOP_SECONDS)
             serving.cancel_scope.cancel()
         with trio.move_on_after(STOP_SECONDS):

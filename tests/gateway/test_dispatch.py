@@ -127,3 +127,21 @@ async def test_only_what_the_relay_does_not_have_can_be_withdrawn(
     dispatch.assign("a", assignment("m2"))
     await dispatch.poll("a", 0)
     assert not dispatch.withdraw("a", "m2")
+
+
+async def test_a_stop_ends_polls_at_once_and_leaves_the_queue(dispatch: Dispatch, autojump_clock: MockClock) -> None:
+    started = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        answers: list[list[dict[str, object]]] = []
+
+        async def poll() -> None:
+            answers.append(await dispatch.poll("a", 30))
+
+        nursery.start_soon(poll)
+        await trio.testing.wait_all_tasks_blocked()
+        dispatch.close()
+    assert answers == [[]]
+    dispatch.assign("a", assignment("m1"))
+    assert await dispatch.poll("a", 30) == []
+    assert trio.current_time() == started
+    assert dispatch.withdraw("a", "m1")
