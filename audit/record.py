@@ -61,10 +61,12 @@ class Vm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One event, complete in itself. `sequence` is its index in the log, `time` UTC (`format_time`).
 
-    `details` holds JSON of any shape but no floats; integers fit in 64 bits, signed.
+    `details` holds JSON of any shape but no floats; integers fit in 64 bits, signed. Version 2 has `clock_error_us`,
+    the most that `time` may be wrong by (None: unknown); records of version 1, of older logs, lack the field.
     """
 
-    version: Annotated[int, msgspec.Meta(ge=1, le=1)] = 1
+    version: Annotated[int, msgspec.Meta(ge=1, le=2)] = 1
+    clock_error_us: Count | msgspec.UnsetType | None = msgspec.UNSET
     kind: Word
     origin: Name
     sequence: Count
@@ -209,9 +211,12 @@ def _decode_record(record_bytes: bytes) -> Record:
 
 def _decode_struct(record_bytes: bytes) -> Record:
     try:
-        return _record_decoder.decode(record_bytes)
+        record = _record_decoder.decode(record_bytes)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RecordInvalid(f"not a record: {error}") from error
+    if (record.version == 1) != (record.clock_error_us is msgspec.UNSET):
+        raise RecordInvalid(f"a record of version {record.version} does not have that version's fields")
+    return record
 
 
 def _decode_permit(entry: bytes) -> PermitEntry:

@@ -75,11 +75,14 @@ def record_faults(value: Mapping[str, Any], index: int, origin: str, keys: Seque
         yield "it is neither a record nor a permit entry"
         return
     yield from _signature_faults(value, record, origin, keys)
-    if set(record) != _RECORD_KEYS:
-        yield f"its fields are not those of a record: {sorted(set(record) ^ _RECORD_KEYS)}"
+    version = record.get("version")
+    if type(version) is not int or version not in {1, 2}:
+        yield f"its version {version!r} is unknown"
         return
-    if record["version"] != 1 or isinstance(record["version"], bool):
-        yield f"its version {record['version']!r} is unknown"
+    expected = _RECORD_KEYS if version == 1 else _RECORD_KEYS | {"clock_error_us"}
+    if set(record) != expected:
+        yield f"its fields are not those of a record: {sorted(set(record) ^ expected)}"
+        return
     if record["sequence"] != index or isinstance(record["sequence"], bool):
         yield f"it says that it is number {record['sequence']!r}"
     if record["origin"] != origin:
@@ -154,6 +157,9 @@ def _shape_faults(record: Mapping[str, Any]) -> Iterator[str]:
             yield f"its {name} is neither null nor a text"
     if type(record["monotonic_ns"]) is not int or record["monotonic_ns"] < 0:
         yield "its monotonic_ns is not a count"
+    error_us = record.get("clock_error_us")
+    if error_us is not None and (type(error_us) is not int or error_us < 0):
+        yield "its clock_error_us is neither null nor a count"
     if not isinstance(record["details"], dict):
         yield "its details are not an object"
     actor, vm = record["actor"], record["vm"]

@@ -105,6 +105,8 @@ def _episode(number: int, signer: LogSigner) -> Iterator[bytes]:
     def signed(offset: int, kind: str, **fields: Any) -> bytes:
         index = first + offset
         record = Record(
+            version=2,
+            clock_error_us=2_000 + index % 997,
             kind=kind,
             origin=ORIGIN,
             sequence=index,

@@ -36,10 +36,11 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """The clocks of this process: wall (timezone-aware) and monotonic (ns)."""
+    """The clocks of this process: wall (timezone-aware), monotonic (ns), and how wrong the wall clock may be."""
 
     wall: Callable[[], datetime]
     monotonic_ns: Callable[[], int]
+    error_us: Callable[[], int | None] = lambda: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +100,8 @@ class Recorder:
 
     def _encode(self, event: Event, index: int, now: datetime, ticks: int) -> bytes:
         record = Record(
+            version=2,
+            clock_error_us=self._clock.error_us(),
             kind=event.kind,
             origin=self._signer.origin,
             sequence=index,

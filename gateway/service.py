@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -34,6 +33,7 @@ from gateway.admission import Gate, PermitTerms
 from gateway.api.app import create_app
 from gateway.api.desk import Desk
 from gateway.api.https import Bounds, HttpsServer, TlsFiles, make_context
+from gateway.clocks import machine_boot_id, system_clock
 from gateway.committer import Committer
 from gateway.config import GatewayConfig
 from gateway.dispatch import Dispatch
@@ -182,10 +182,6 @@ async def _shielded(close: Callable[[], Any]) -> None:
         await close()
 
 
-def system_clock() -> Clock:
-    return Clock(lambda: datetime.now(UTC), time.monotonic_ns)
-
-
 def _gate(config: GatewayConfig, people: People, recorder: Recorder, clock: Clock) -> tuple[Gate, HostTrust]:
     bundle, inventory = load_policy_and_inventory(config)
     trust = HostTrust.load(config.path(config.tls.client_trust_bundle), _crls(config))
@@ -318,7 +314,8 @@ def _health(config: GatewayConfig, committer: Committer) -> dict[str, Any]:
 
 
 def _start_details(config: GatewayConfig, listen: str, committer: Committer, reloader: Reloader) -> dict[str, Any]:
-    details = {"listen": listen, "name": config.gateway.name, **reloader.in_force()}
+    machine = {"machine_boot_id": machine_boot_id()}
+    details: dict[str, Any] = {"listen": listen, "name": config.gateway.name, **machine, **reloader.in_force()}
     if (cut := committer.recovery) is not None:
         details["recovered"] = {"first_index": cut.first_index, "cut_bytes": cut.cut_bytes}
     return details

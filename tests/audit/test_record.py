@@ -97,6 +97,10 @@ def test_bottomless_details_are_refused() -> None:
         {"kind": "With Space"},
         {"kind": "decision\n"},
         {"version": 2},
+        {"version": 3, "clock_error_us": None},
+        {"version": 1, "clock_error_us": None},
+        {"version": 2, "clock_error_us": -1},
+        {"version": 2, "clock_error_us": "0"},
         {"sequence": -1},
         {"sequence": 1.0},
         {"monotonic_ns": 2**63},
@@ -109,6 +113,15 @@ def test_bottomless_details_are_refused() -> None:
 def test_a_field_of_the_wrong_form_is_refused_by_the_writer(changes: dict[str, Any]) -> None:
     with pytest.raises(RecordInvalid):
         encode_entry(msgspec.structs.replace(record(0), **changes), SIGNER.sign, SIGNER.key_id)
+
+
+@pytest.mark.parametrize("error_us", [None, 0, 12_000])
+def test_a_record_says_by_how_much_its_time_may_be_wrong(error_us: int | None) -> None:
+    decoded = decode_entry(entry(0, version=2, clock_error_us=error_us))
+    assert isinstance(decoded, SignedRecord)
+    assert decoded.record.clock_error_us == error_us
+    assert b'"clock_error_us":' in decoded.record_bytes
+    assert b"clock_error_us" not in entry(0)  # of version 1, as older gateways wrote it
 
 
 def test_the_size_limit_is_exact() -> None:

@@ -27,8 +27,9 @@ import gateway.config as configuration
 from audit.checkpoint import LogSigner
 from audit.log import Log
 from certs.files import read_certificates, read_private_key
+from gateway.clocks import system_clock
 from gateway.recording import Clock
-from gateway.service import Gateway, serve, system_clock
+from gateway.service import Gateway, serve
 from gateway.starter import AUDIENCE, LOCAL_ISSUER, HostPlan, Site, VmPlan, lay_out_site
 from policy.bundle import Bundle
 from policy.identity.local import LocalDirectory, ScryptCost, issue_token
