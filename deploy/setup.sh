@@ -16,11 +16,13 @@ die() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 guests="qemu-system-x86_64=qemu-system-x86 qemu-img=qemu-utils as=binutils ld=binutils"
 directory="samba=samba-ad-dc samba-tool=samba-common-bin /usr/share/samba/setup/provision.ldif=samba-ad-provision"
 issuer="node=nodejs npm=npm"
+plugins=/usr/lib/$(uname -m)-linux-gnu/rsyslog
+receivers="rsyslogd=rsyslog $plugins/lmnsd_ossl.so=rsyslog-openssl $plugins/imrelp.so=rsyslog-relp lognormalizer=liblognorm-utils"
 case $goal in
 check) tools="" ;;
 demo) tools=$guests ;;
-test) tools="$guests $directory $issuer" ;;
-bench) tools="$guests haproxy=haproxy stunnel4=stunnel4 socat=socat" ;;
+test) tools="$guests $directory $issuer $receivers" ;;
+bench) tools="$guests $receivers haproxy=haproxy stunnel4=stunnel4 socat=socat" ;;
 *) die "unknown goal '$goal': use check, demo, test or bench" ;;
 esac
 
@@ -36,7 +38,7 @@ allow_daemons() { # undo forbid_daemons, also when apt failed
     our_policy=""
 }
 
-forbid_daemons() { # haproxy, stunnel4 and samba are wanted as programs: the install must not start them as services
+forbid_daemons() { # haproxy, stunnel4, rsyslog and samba are wanted as programs: the install must not start them as services
     if [ ! -e /usr/sbin/policy-rc.d ]; then
         trap allow_daemons EXIT
         our_policy=/usr/sbin/policy-rc.d
