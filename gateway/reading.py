@@ -16,9 +16,11 @@ from audit.errors import QueryRefused
 from audit.index import Filter, Index
 from audit.log import Log
 from audit.record import PermitEntry, decode_entry, parse_time
-from gateway.admission import Gate, decide, decision_document
+from gateway.asking import decide
 from gateway.committer import Committer
+from gateway.deciding import decision_document
 from gateway.errors import NotAllowed, NotKnown, RequestRefused
+from gateway.gate import Gate
 from gateway.migrations import Migration, from_decision, receipt_on_file
 from gateway.recording import Event, actor_of, identity_of
 from policy.engine import Decision

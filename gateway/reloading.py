@@ -11,10 +11,10 @@ from typing import Any
 import structlog
 import trio
 
-from gateway.admission import Gate
 from gateway.api.https import HttpsServer, TlsFiles, make_context
 from gateway.config import GatewayConfig
 from gateway.errors import GatewayError, StartRefused
+from gateway.gate import Gate
 from gateway.people import People
 from gateway.recording import Event
 from gateway.relays import HostTrust

@@ -12,9 +12,11 @@ import trio
 
 from audit.record import Vm
 from certs.identity import SpiffeId
-from gateway.admission import Gate, decide, decision_document
+from gateway.asking import decide
+from gateway.deciding import decision_document
 from gateway.dispatch import Assignment, QueueFull
 from gateway.errors import Conflict, NotAllowed, NotKnown, ReceiptRefused, RelayRefused, RelayUnreachable
+from gateway.gate import Gate
 from gateway.migrations import FINAL, MAX_RECEIPTS, Migration, ReceiptOnFile, State
 from gateway.reading import Reading
 from gateway.receipts import SignedReceipt, read_body, receipt_details, verify_receipt

@@ -29,7 +29,6 @@ from audit.index import Index
 from audit.log import Log
 from certs.errors import CertificateError
 from certs.files import read_private_key
-from gateway.admission import Gate, PermitTerms
 from gateway.api.app import create_app
 from gateway.api.desk import Desk
 from gateway.api.https import Bounds, HttpsServer, TlsFiles, make_context
@@ -38,6 +37,7 @@ from gateway.committer import Committer
 from gateway.config import GatewayConfig
 from gateway.dispatch import Dispatch
 from gateway.errors import ConfigRefused, GatewayError, StartRefused
+from gateway.gate import Gate, PermitTerms
 from gateway.issuers import Issuers, IssuerTable, settings_of
 from gateway.logging import configure_logging
 from gateway.migrations import Migrations

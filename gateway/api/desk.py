@@ -11,7 +11,7 @@ from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from certs.identity import SpiffeId
-from gateway.admission import Gate
+from gateway.gate import Gate
 from gateway.issuers import Issuers
 from gateway.people import People
 from gateway.reading import Reading

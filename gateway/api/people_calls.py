@@ -8,10 +8,12 @@ import msgspec
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from gateway.admission import Admission, Asked, admit, check, decision_document
+from gateway.admission import Admission, admit, check
 from gateway.api.answers import JsonAnswer, error_document
 from gateway.api.bodies import Move, SignIn
 from gateway.api.desk import Address, Asking, AtDesk, Bearer
+from gateway.asking import Asked
+from gateway.deciding import decision_document
 from gateway.errors import NotKnown
 from gateway.migrations import Migration
 

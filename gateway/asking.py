@@ -1,0 +1,98 @@
+"""From the words of a requester to a question with facts, and the policy's answer to it.
+
+Nothing that was said is a fact: the inventory, the log and the relays say what there is. Any error is a denial.
+"""
+
+from __future__ import annotations
+
+import traceback
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Final
+
+import structlog
+
+from gateway.errors import RequestRefused
+from gateway.gate import Gate
+from policy.engine import Decision, Engine
+from policy.errors import FactRefused
+from policy.facts import Context, HostFacts, Person, Protection, Question, VmFacts, check_text
+
+log = structlog.get_logger("gateway.asking")
+
+DEFAULT_PORTS: Final = ("memory",)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the requester said: names as they wrote them, nothing of it a fact. `address`: where they came from."""
+
+    vm: str
+    destination: str
+    reason: str | None
+    ports: tuple[str, ...]
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the gateway knows about what was asked."""
+
+    question: Question
+    asked: Asked
+    vm: VmFacts | None
+    source: HostFacts | None
+    destination: HostFacts | None
+    relay_reachable: bool
+
+
+def collect_facts(gate: Gate, person: Person, asked: Asked, now: datetime) -> Facts:
+    """Turn the requester's words into what the inventory, the log and the relays say. Errors: RequestRefused."""
+    try:
+        for what, text in (("vm", asked.vm), ("destination", asked.destination), ("reason", asked.reason)):
+            if text is not None:
+                check_text(what, text)
+        ports = frozenset(asked.ports or DEFAULT_PORTS)
+        context = Context(
+            time=now,
+            reason_given=bool(asked.reason and asked.reason.strip()),
+            protection=Protection(vm_binding=gate.terms.requirements.vm_binding),
+            ports=ports,
+        )
+    except FactRefused as error:
+        raise RequestRefused(str(error)) from error
+    vm = gate.inventory.vm(asked.vm)
+    source = gate.placement.host_of(vm, gate.inventory) if vm is not None else None
+    destination = gate.inventory.host(asked.destination)
+    if vm is not None:
+        # The policy must see the VM where it is, not where the inventory file last placed it.
+        vm = replace(vm, host=source.name if source is not None else None)
+    question = Question("MigrateVm", person, vm, source, destination, context)
+    reachable = source is not None and gate.dispatch.is_reachable(source.spiffe_id, gate.relay_silence_seconds)
+    return Facts(question, asked, vm, source, destination, reachable)
+
+
+def decide(engine: Engine, question: Question) -> Decision:
+    """Ask the policy. Any error in it is a denial that says so."""
+    try:
+        return _explained(engine.decide(question), question.person)
+    except Exception as error:  # noqa: BLE001 - fails closed, see below
+        # Fail closed at the one place where the engine is asked: an unforeseen error must not become an answer
+        # of another kind, and the attempt must still be recorded.
+        log.error("policy engine failed", action=question.action, traceback=traceback.format_exc())
+        return Decision(
+            allowed=False,
+            reasons=(),
+            errors=(f"{type(error).__name__}: the policy engine failed",),
+            denied_because="the policy could not be evaluated",
+            bundle_digest=engine.bundle.digest,
+            request={},
+            entities=[],
+        )
+
+
+def _explained(decision: Decision, person: Person) -> Decision:
+    """Unknown groups deny whatever was asked; where the directory says why, people are told that."""
+    if person.groups is not None or person.directory is None or person.directory.problem is None:
+        return decision
+    return replace(decision, denied_because=f"The requester's groups are not known: {person.directory.problem}.")

@@ -1,0 +1,105 @@
+"""The record of a decision, complete in itself, and its commit together with the permit's entry."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+
+from audit.errors import RecordTooLarge
+from audit.record import Vm
+from gateway.asking import Facts
+from gateway.errors import GatewayError, TooLargeToRecord
+from gateway.gate import Gate
+from gateway.migrations import Migration, State
+from gateway.permitting import permit_entry_after
+from gateway.recording import Event, Recorded, actor_of, identity_of
+from policy.engine import Decision
+from policy.errors import PermitTooLarge
+from policy.permit import PermitClaims
+
+
+def decision_event(
+    kind: str,
+    facts: Facts,
+    decision: Decision,
+    obstacle: GatewayError | None,
+    claims: PermitClaims | None,
+    migration_id: str | None,
+) -> Event:
+    """The decision, complete in itself: who, what, where from, the answer and why, and all that it was built on."""
+    asked, question = facts.asked, facts.question
+    permit = None
+    if claims is not None:
+        permit = {
+            "jti": claims.jti,
+            "iat": claims.iat,
+            "exp": claims.exp,
+            "session_until": claims.session_until,
+            "recover_until": claims.recover_until,
+        }
+    return Event(
+        kind=kind,
+        outcome="denied" if not decision.allowed else "failed" if obstacle else "allowed",
+        migration_id=migration_id,
+        actor=actor_of(question.person),
+        vm=Vm(facts.vm.uuid, facts.vm.name) if facts.vm else Vm(None, asked.vm),
+        source=facts.source.spiffe_id if facts.source else None,
+        destination=facts.destination.spiffe_id if facts.destination else None,
+        reason=asked.reason,
+        details={
+            "action": "MigrateVm",
+            "asked": {"vm": asked.vm, "destination": asked.destination, "ports": sorted(question.context.ports)},
+            "client_address": asked.address,
+            "decision": decision_document(decision),
+            "not_admitted": obstacle.code if obstacle else None,
+            "permit": permit,
+            "policy_request": decision.request,
+            "policy_entities": decision.entities,
+            **identity_of(question.person),
+        },
+    )
+
+
+def decision_document(decision: Decision) -> dict[str, Any]:
+    """The decision as the API and the records show it."""
+    return {
+        "allowed": decision.allowed,
+        "denied_because": decision.denied_because or None,
+        "policies": [{"id": r.id, "effect": r.effect, "reason": r.reason} for r in decision.reasons],
+        "errors": list(decision.errors),
+        "bundle_digest": decision.bundle_digest,
+    }
+
+
+async def commit(gate: Gate, event: Event, claims: PermitClaims | None) -> Recorded:
+    """Make the decision, and the permit entry, durable. Errors: LogUnavailable, Overloaded, TooLargeToRecord.
+
+    A decision that cannot be recorded completely permits nothing; that it was asked for is recorded all the same.
+    """
+    try:
+        return await gate.recorder.append(event, permit_entry_after(claims))
+    except (RecordTooLarge, PermitTooLarge) as error:
+        actor = msgspec.structs.replace(event.actor, groups=None) if event.actor else None
+        asked = {name: event.details[name] for name in ("action", "asked", "client_address")}
+        details = {**asked, "not_admitted": TooLargeToRecord.code, "too_large": str(error)}
+        refusal = await gate.recorder.append(replace(event, outcome="denied", actor=actor, details=details))
+        raise TooLargeToRecord(f"{error} (record {refusal.index}): nothing was permitted") from error
+
+
+def remember_refusal(gate: Gate, facts: Facts, event: Event, index: int) -> None:
+    """So that whoever asked can look it up by its id."""
+    gate.migrations.put(
+        Migration(
+            migration_id=event.migration_id or "",
+            vm_uuid=facts.vm.uuid if facts.vm else None,
+            vm_name=facts.vm.name if facts.vm else facts.asked.vm,
+            source=event.source,
+            destination=event.destination,
+            requested_by=facts.question.person.id,
+            state=State.DENIED if event.outcome == "denied" else State.FAILED,
+            record_index=index,
+            message=event.details.get("not_admitted"),
+        )
+    )

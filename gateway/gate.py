@@ -1,0 +1,50 @@
+"""What admission works with: the pieces of a running gateway, and what every permit of it says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from gateway.dispatch import Dispatch
+from gateway.migrations import Migrations
+from gateway.people import People
+from gateway.placement import Placement
+from gateway.recording import Clock, Recorder
+from policy.engine import Engine
+from policy.inventory import Inventory
+from policy.permit import Limits, Requirements
+
+
+@dataclass(frozen=True, slots=True)
+class PermitTerms:
+    """What every permit of this site says. Durations in seconds, from the moment of the decision."""
+
+    issuer: str
+    private_key: ec.EllipticCurvePrivateKey
+    key_id: str
+    lifetime_seconds: int
+    session_seconds: int
+    recover_seconds: int
+    downtime_limit_ms: int
+    limits: Limits
+    requirements: Requirements
+
+
+@dataclass(slots=True)
+class Gate:
+    """All that admission works with. `inventory` and `minimum_crl_number` are replaced as a whole at a reload."""
+
+    people: People
+    engine: Engine
+    inventory: Inventory
+    placement: Placement
+    migrations: Migrations
+    dispatch: Dispatch
+    recorder: Recorder
+    terms: PermitTerms
+    clock: Clock
+    new_id: Callable[[], str]
+    relay_silence_seconds: float
+    minimum_crl_number: int

@@ -1,0 +1,108 @@
+"""The permit: its claims from facts and terms, its entry in the log, and the token that the source relay gets."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import datetime
+
+import trio
+
+from gateway.asking import Facts
+from gateway.dispatch import Assignment, QueueFull
+from gateway.errors import RelayUnreachable
+from gateway.gate import Gate
+from gateway.migrations import Migration, State
+from gateway.recording import Recorded
+from policy.engine import Decision
+from policy.permit import PermitClaims, PermitProof, permit_entry, seal_permit
+
+
+def make_claims(gate: Gate, facts: Facts, decision: Decision, migration_id: str, now: datetime) -> PermitClaims:
+    """What the permit says. The engine allows nothing with an unknown VM or host, so all three are known."""
+    assert facts.vm is not None
+    assert facts.source is not None
+    assert facts.destination is not None
+    terms, issued = gate.terms, int(now.timestamp())
+    return PermitClaims(
+        iss=terms.issuer,
+        aud=facts.destination.spiffe_id,
+        jti=gate.new_id(),
+        iat=issued,
+        nbf=issued,
+        exp=issued + terms.lifetime_seconds,
+        session_until=issued + max(terms.session_seconds, terms.lifetime_seconds),
+        recover_until=issued + max(terms.recover_seconds, terms.session_seconds, terms.lifetime_seconds),
+        migration_id=migration_id,
+        vm=facts.vm.uuid,
+        source=facts.source.spiffe_id,
+        destination=facts.destination.spiffe_id,
+        ports=tuple(sorted(facts.question.context.ports)),  # type: ignore[arg-type] # the API admits only these words
+        limits=terms.limits,
+        requirements=terms.requirements,
+        minimum_crl_number=gate.minimum_crl_number,
+        bundle=decision.bundle_digest,
+    )
+
+
+def permit_entry_after(claims: PermitClaims | None) -> Callable[[int, bytes], Sequence[bytes]] | None:
+    """The permit entry that follows the decision record in the same commit."""
+    if claims is None:
+        return None
+    return lambda index, leaf_hash: [permit_entry(claims, index, leaf_hash)]
+
+
+def issue_permit(gate: Gate, facts: Facts, claims: PermitClaims, committed: Recorded) -> None:
+    """Seal the permit with the proof that the commit gave and queue it for the source relay."""
+    proof = prove(committed)
+    token = seal_permit(claims, proof, gate.terms.private_key, gate.terms.key_id)
+    assert facts.source is not None
+    assert facts.destination is not None
+    migration = Migration(
+        migration_id=claims.migration_id,
+        vm_uuid=claims.vm,
+        vm_name=facts.vm.name if facts.vm else None,
+        source=claims.source,
+        destination=claims.destination,
+        requested_by=facts.question.person.id,
+        state=State.ASSIGNED,
+        record_index=committed.index,
+        jti=claims.jti,
+        decided=claims.iat,
+        begin_until=claims.exp,
+        end_until=claims.session_until,
+        permit_sha256=hashlib.sha256(token.encode()).hexdigest(),
+    )
+    document = {
+        "kind": "migrate",
+        "migration_id": claims.migration_id,
+        "permit": token,
+        "destination_address": facts.destination.address,
+        "deadline_seconds": claims.session_until - claims.iat,
+        "downtime_limit_ms": gate.terms.downtime_limit_ms,
+    }
+    expires = trio.current_time() + claims.exp - claims.iat
+    try:
+        gate.dispatch.assign(claims.source, Assignment(claims.migration_id, "migrate", document, expires))
+    except QueueFull as error:
+        gate.migrations.put(replace(migration, state=State.FAILED, message="the source relay takes no assignments"))
+        raise RelayUnreachable(f"the relay on {facts.source.name} does not take its assignments") from error
+    gate.migrations.put(migration)
+
+
+def prove(committed: Recorded) -> PermitProof:
+    """The proof of the permit entry, which follows its decision in the log."""
+    decision_index, index = committed.index, committed.index + 1
+    return PermitProof(
+        decision_index=decision_index,
+        decision_leaf_hash=_base64(committed.leaf_hash),
+        index=index,
+        checkpoint=committed.commit.checkpoint_text,
+        path=tuple(_base64(node) for node in committed.commit.inclusion_path(index)),
+    )
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
