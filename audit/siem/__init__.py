@@ -1,0 +1,11 @@
+"""The log's way to a SIEM: every entry, at least once under one id, and the proof that it arrived unaltered.
+
+    document.py    one log entry as one ECS document, with the entry itself inside; what a sink may be denied
+    sink.py        what every receiver must do, and how it may fail
+    cursor.py      how far a sink has got, durably
+    shipper.py     reads the log, feeds one sink, backs off, quarantines; one for each sink
+    quarantine.py  what a receiver refused for ever
+    status.py      the bounds of a delivery, and what is known of it
+
+The log itself is the spool: a sink that is down for a week costs a cursor, not memory.
+"""

@@ -1,0 +1,269 @@
+"""One log entry as one document of the Elastic Common Schema (ECS 8.17), searchable and self-proving.
+
+`event.original` is the entry itself, byte for byte: its leaf hash and signature can be checked from the document
+alone, years later. Everything else is derived from it by this module and by nothing else, so that a reader can
+derive it again and see whether somebody changed what people search. Only fields with a mapping are written: what a
+record's `details` hold beyond them stays within the original, unindexed, and can cause no mapping conflict.
+
+A receiver may be denied fields (`redact`). The original holds them all, so such a document goes without it, says what
+it lacks in `sealane.redacted`, and is checked against the log by its leaf hash: alone it proves nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from audit.errors import RecordInvalid
+from audit.proof import leaf_hash
+from audit.record import PERMIT_KIND, PermitEntry, Record, decode_entry, format_time
+
+ECS_VERSION: Final = "8.17.0"
+DATASET: Final = "sealane.audit"
+_ORIGIN_DIGITS: Final = 16
+
+# Kind of record → ECS category and type. `iam` lists neither allowed nor denied, so decisions are of `api`.
+_CATEGORIES: Final[Mapping[str, tuple[str, ...]]] = {
+    "migration.decision": ("api",),
+    "migration.receipt": ("host", "network"),
+    "migration.cancel_requested": ("api",),
+    "token.issued": ("authentication",),
+    "token.refused": ("authentication",),
+    "audit.read": ("api",),
+    PERMIT_KIND: ("api",),
+}
+_DECIDED: Final = {"allowed": "success", "completed": "success", "running": "success"}
+_FAILED: Final = frozenset({"denied", "failed", "aborted", "cancelled", "refused"})
+
+# What a search may ask for. Elasticsearch gets exactly this as its mapping; a field that is not here is not written.
+KEYWORD: Final = {"type": "keyword", "ignore_above": 1024}
+MAPPING: Final[dict[str, Any]] = {
+    "dynamic": False,
+    "properties": {
+        "@timestamp": {"type": "date_nanos"},
+        "message": {"type": "text"},
+        "ecs": {"properties": {"version": KEYWORD}},
+        "event": {
+            "properties": {
+                **dict.fromkeys(("id", "kind", "category", "type", "action", "outcome", "module", "dataset"), KEYWORD),
+                "hash": KEYWORD,
+                "reason": KEYWORD,
+                "sequence": {"type": "long"},
+                "original": {"type": "keyword", "index": False, "doc_values": False},
+            }
+        },
+        "user": {"properties": {"id": KEYWORD, "name": KEYWORD, "domain": KEYWORD}},
+        "source": {"properties": {"address": KEYWORD}},
+        "destination": {"properties": {"address": KEYWORD}},
+        "rule": {"properties": {"name": KEYWORD, "version": KEYWORD}},
+        "related": {"properties": {"user": KEYWORD, "hosts": KEYWORD}},
+        "sealane": {
+            "properties": {
+                **dict.fromkeys(("origin", "kind", "outcome", "migration_id", "source", "destination"), KEYWORD),
+                "redacted": KEYWORD,
+                "vm": {"properties": {"uuid": KEYWORD, "name": KEYWORD}},
+                "actor": {"properties": {"groups": KEYWORD, "authenticated_by": KEYWORD}},
+            }
+        },
+    },
+}
+
+
+# What a sink may be denied: who and what was concerned, never what the record is and where it stands in the log.
+REDACTABLE: Final = frozenset(
+    {
+        *("user.id", "user.name", "user.domain", "source.address", "destination.address", "event.reason"),
+        *("sealane.source", "sealane.destination", "sealane.vm.uuid", "sealane.vm.name", "sealane.migration_id"),
+        *("sealane.actor.groups", "sealane.actor.authenticated_by"),
+    }
+)
+_RELATED: Final = frozenset({"related.user", "related.hosts"})
+
+
+@dataclass(frozen=True, slots=True)
+class LogEntry:
+    """One entry of the log of `origin` and its index there. `entry`: its exact bytes."""
+
+    origin: str
+    index: int
+    entry: bytes
+
+    @property
+    def id(self) -> str:
+        """The same for each delivery of the same entry, and for no other: what a receiver may deduplicate by."""
+        return document_id(self.origin, self.index)
+
+
+def document_id(origin: str, index: int) -> str:
+    digest = hashlib.sha256(origin.encode()).hexdigest()[:_ORIGIN_DIGITS]
+    return f"{digest}-{index}"
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """What a sink delivers: an entry's document under the entry's id. `body`: JSON without nulls or empty members."""
+
+    index: int
+    id: str
+    body: dict[str, Any]
+
+
+Render = Callable[[LogEntry], Document | None]
+"""How one sink sees an entry: None is not for it. Raises RecordError for what is no entry."""
+
+
+def document_of(entry: LogEntry, redact: frozenset[str] = frozenset()) -> Document:
+    """The document of an entry, without the fields of REDACTABLE that `redact` names. Raises RecordError."""
+    body = body_of(entry)
+    if redact:
+        body = redacted(body, redact)
+    return Document(entry.index, entry.id, body)
+
+
+def body_of(entry: LogEntry) -> dict[str, Any]:
+    """The whole document. Raises RecordError for what is no entry."""
+    read = decode_entry(entry.entry)
+    told = _of_permit(read) if isinstance(read, PermitEntry) else _of_record(read.record)
+    kind = told["sealane"]["kind"]
+    document = {
+        **told,
+        "message": _message(told),
+        "ecs": {"version": ECS_VERSION},
+        "event": {
+            **told.get("event", {}),
+            "id": entry.id,
+            "sequence": entry.index,
+            "kind": "event",
+            "category": list(_CATEGORIES.get(kind, ("configuration",))),
+            "action": kind,
+            "module": "sealane",
+            "dataset": DATASET,
+            "hash": leaf_hash(entry.entry).hex(),
+            "original": entry.entry.decode(),
+        },
+    }
+    document["sealane"]["origin"] = entry.origin
+    return {name: member for name, value in document.items() if (member := _without_nothing(value)) is not None}
+
+
+def redacted(body: Mapping[str, Any], redact: frozenset[str]) -> dict[str, Any]:
+    """`body` without those fields, without their values in the fields beside them, and without the original."""
+    hidden = {value for path in redact for value in _values(body, path)}
+    document: dict[str, Any] = _without_nothing(_without_values(body, "", hidden))
+    del document["event"]["original"]
+    document["message"] = _message(document)
+    document["sealane"]["redacted"] = sorted(redact)
+    return document
+
+
+def _values(body: Mapping[str, Any], path: str) -> list[str]:
+    found: Any = body
+    for name in path.split("."):
+        found = found.get(name) if isinstance(found, dict) else None
+    return found if isinstance(found, list) else [] if found is None else [found]
+
+
+def _without_values(value: Any, path: str, hidden: set[str]) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _without_values(member, f"{path}.{name}".lstrip("."), hidden) for name, member in value.items()}
+    if path not in REDACTABLE and path not in _RELATED:
+        return value
+    return [each for each in value if each not in hidden] if isinstance(value, list) else _unless(value, hidden)
+
+
+def _unless(value: str, hidden: set[str]) -> str | None:
+    return None if value in hidden else value
+
+
+def _of_record(record: Record) -> dict[str, Any]:
+    actor = record.actor
+    decision = record.details.get("decision")
+    decision = decision if isinstance(decision, dict) else {}
+    policies = decision.get("policies")
+    named = [_text(each.get("id")) for each in policies if isinstance(each, dict)] if isinstance(policies, list) else []
+    hosts = [host for host in (record.source, record.destination) if host is not None]
+    return {
+        "@timestamp": record.time,
+        "event": {"outcome": _outcome(record.outcome), "type": _types(record.outcome), "reason": record.reason},
+        "user": {"id": actor.id, "name": actor.name, "domain": actor.issuer} if actor else None,
+        "source": {"address": _text(record.details.get("client_address")) or record.source},
+        "destination": {"address": record.destination},
+        "rule": {
+            "name": [name for name in named if name is not None],
+            "version": _text(decision.get("bundle_digest")),
+        },
+        "related": {"user": [actor.id, actor.name] if actor else [], "hosts": hosts},
+        "sealane": {
+            "kind": record.kind,
+            "outcome": record.outcome,
+            "migration_id": record.migration_id,
+            "source": record.source,
+            "destination": record.destination,
+            "vm": {"uuid": record.vm.uuid, "name": record.vm.name} if record.vm else None,
+            "actor": {"groups": list(actor.groups or ()), "authenticated_by": actor.authenticated_by}
+            if actor
+            else None,
+        },
+    }
+
+
+def _of_permit(permit: PermitEntry) -> dict[str, Any]:
+    claims = permit.claims
+    issued = claims.get("iat")
+    if type(issued) is not int:
+        raise RecordInvalid("a permit entry without the time of its issue")
+    try:
+        moment = format_time(datetime.fromtimestamp(issued, UTC))
+    except (ValueError, OverflowError, OSError) as error:
+        raise RecordInvalid("a permit entry of an impossible time") from error
+    hosts = [_text(claims.get("source")), _text(claims.get("destination"))]
+    return {
+        "@timestamp": moment,
+        "event": {"outcome": "success", "type": ["allowed"]},
+        "source": {"address": hosts[0]},
+        "destination": {"address": hosts[1]},
+        "rule": {"version": _text(claims.get("bundle"))},
+        "related": {"hosts": [host for host in hosts if host is not None]},
+        "sealane": {
+            "kind": PERMIT_KIND,
+            "migration_id": _text(claims.get("migration_id")),
+            "source": hosts[0],
+            "destination": hosts[1],
+            "vm": {"uuid": _text(claims.get("vm"))},
+        },
+    }
+
+
+def _message(told: Mapping[str, Any]) -> str:
+    """One line for people, made of what the document says: what it is denied is not in it."""
+    own = told["sealane"]
+    outcome, vm, user = own.get("outcome"), own.get("vm") or {}, told.get("user") or {}
+    named, who = vm.get("name") or vm.get("uuid"), user.get("name")
+    said = [f": {outcome}" if outcome else "", f", VM {named}" if named else "", f" by {who}" if who else ""]
+    return "".join((own["kind"], *said))
+
+
+def _outcome(outcome: str | None) -> str:
+    if outcome in _FAILED:
+        return "failure"
+    return _DECIDED.get(outcome or "", "unknown")
+
+
+def _types(outcome: str | None) -> list[str]:
+    return [outcome] if outcome in {"allowed", "denied"} else ["info"]
+
+
+def _text(value: object) -> str | None:
+    """What a record's `details` hold may be of any type, and a field has one."""
+    return value if isinstance(value, str) else None
+
+
+def _without_nothing(value: Any) -> Any:
+    """None for what is empty, and without such members: a receiver must not have to tell them from absent ones."""
+    if isinstance(value, dict):
+        kept = {name: _without_nothing(member) for name, member in value.items()}
+        value = {name: member for name, member in kept.items() if member is not None}
+    return None if value in ({}, []) else value
