@@ -88,6 +88,8 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     time: datetime = _NOON
     reason_given: bool = True
     own_migration: bool = False
+    own_request: bool = False
+    requester: str | None = None
     expect: Literal["allow", "deny"]
     by: tuple[str, ...] | None = None
 
@@ -160,7 +162,9 @@ def _question(
                 protection=Protection(**msgspec.structs.asdict(case.protection)),
                 ports=frozenset(case.ports),
                 own_migration=case.own_migration,
+                own_request=case.own_request,
             ),
+            requester=None if case.requester is None else _person(case.requester, of(people, case.requester)),
         )
     except FactRefused as error:
         raise BundleRefused(file, f"case {case.name!a}: {error}") from error
@@ -197,4 +201,6 @@ def probe_questions() -> tuple[Question, ...]:
     host = _host("probe", HostTable(site="probe", zone="probe", jurisdiction="probe"))
     vm = _vm("probe", VmTable(zone="probe", classification="probe", tags=("probe",)))
     person = _person("probe", PersonTable())
-    return tuple(Question(action, person, vm, host, host, Context(time=_NOON)) for action in ACTIONS)
+    asks = _person("probe-requester", PersonTable())
+    context = Context(time=_NOON)
+    return tuple(Question(action, person, vm, host, host, context, requester=asks) for action in ACTIONS)

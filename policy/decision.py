@@ -16,7 +16,7 @@ from typing import Any, Final
 import cedarpy
 import msgspec
 
-from policy.facts import ACTIONS, VM_ACTIONS
+from policy.facts import ACTIONS, ACTIONS_ON_VMS, SEALED, SEALED_ACTIONS, VM_ACTIONS
 from policy.request import Json, references
 from policy.rules import Policy, Rules
 
@@ -26,11 +26,13 @@ _SHOWN_PERMITS: Final = 5
 
 @dataclass(frozen=True, slots=True)
 class PolicyReason:
-    """A policy that determined a decision. `effect` is "permit" or "forbid"."""
+    """A policy that determined a decision. `effect` is "permit" or "forbid"; the rest as in `rules.Policy`."""
 
     id: str
     effect: str
     reason: str
+    on_revocation: str | None = None
+    is_baseline: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,8 @@ class Decision:
 
     `reasons` are the determining policies, sorted by id; none when nothing matched or Cedar was not asked.
     `errors` is what went wrong, in Cedar's words. `denied_because` is for people; "" when allowed.
+    `by_policy`: everything was known and nothing failed; the answer is that of the policies alone.
+    `observed`: allowed although the policies deny, because the zones are being observed (`gateway.observing`).
     """
 
     allowed: bool
@@ -48,6 +52,8 @@ class Decision:
     bundle_digest: str
     request: Json
     entities: list[Json]
+    by_policy: bool = False
+    observed: bool = False
 
 
 class _Uid(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -74,6 +80,9 @@ def evaluate(rules: Rules, bundle_digest: str, request: Json, entities: list[Jso
     def denied(because: str, reasons: Sequence[PolicyReason] = (), errors: Sequence[str] = ()) -> Decision:
         return Decision(False, tuple(reasons), tuple(errors), because, bundle_digest, request, entities)
 
+    def denied_by_policy(because: str, reasons: Sequence[PolicyReason] = ()) -> Decision:
+        return Decision(False, tuple(reasons), (), because, bundle_digest, request, entities, by_policy=True)
+
     try:
         asked = msgspec.convert(request, _Request)
         known = {(e.uid.type, e.uid.id): e.attrs for e in msgspec.convert(entities, list[_Entity])}
@@ -93,6 +102,9 @@ def evaluate(rules: Rules, bundle_digest: str, request: Json, entities: list[Jso
             "The requester's groups are not known: the operator must make the identity provider or the directory"
             " tell all of them."
         )
+    is_sealed = known[asked.principal.type, asked.principal.id].get("authenticated_by") == SEALED
+    if is_sealed and asked.action.id not in SEALED_ACTIONS:
+        return denied("Sealed people break glass, approve it and follow that; sign in as yourself for all else.")
     try:
         slice_ = cedarpy.Entities.from_json_str(json.dumps(entities), rules.schema)
         answer = cedarpy.is_authorized(request, rules.policy_set, slice_, rules.schema)
@@ -110,10 +122,10 @@ def evaluate(rules: Rules, bundle_digest: str, request: Json, entities: list[Jso
             errors,
         )
     if answer.decision is cedarpy.Decision.Allow and len(reasons) == len(answer.diagnostics.reasons) > 0:
-        return Decision(True, reasons, (), "", bundle_digest, request, entities)
+        return Decision(True, reasons, (), "", bundle_digest, request, entities, by_policy=True)
     if reasons:
-        return denied("Forbidden: " + " ".join(f"{_sentence(r.reason)} ({r.id})" for r in reasons), reasons)
-    return denied(_nothing_permits(rules, asked, known))
+        return denied_by_policy("Forbidden: " + " ".join(f"{_sentence(r.reason)} ({r.id})" for r in reasons), reasons)
+    return denied_by_policy(_nothing_permits(rules, asked, known))
 
 
 _DOES_NOT_FIT: Final = (
@@ -123,7 +135,10 @@ _DOES_NOT_FIT: Final = (
 
 def _reasons(rules: Rules, cedar_ids: Sequence[str]) -> tuple[PolicyReason, ...]:
     policies = sorted((p for p in map(rules.policy, cedar_ids) if p), key=lambda policy: policy.id)
-    return tuple(PolicyReason(policy.id, policy.effect, policy.reason) for policy in policies)
+    return tuple(
+        PolicyReason(policy.id, policy.effect, policy.reason, policy.on_revocation, policy.is_baseline)
+        for policy in policies
+    )
 
 
 def _name_policies(rules: Rules, error: str) -> str:
@@ -140,6 +155,8 @@ def _unknown(where: str, kind: str) -> str:
             return "The requester is not known: log in."
         case "resource", "Sealane::Vm":
             return "The inventory does not know this VM: correct its name, or let the operator add it."
+        case "context.requester", _:
+            return "Nothing is known of whoever asked to break glass."
         case (("context.source" | "context.destination"), _):
             end = where.removeprefix("context.")
             return f"The inventory does not know the {end} host: correct its name, or let the operator add it."
@@ -152,7 +169,7 @@ def _nothing_permits(rules: Rules, asked: _Request, known: Mapping[tuple[str, st
     action = asked.action.id
     person = f"{known[asked.principal.type, asked.principal.id].get('name')} ({asked.principal.id})"
     about = ""
-    if action in VM_ACTIONS:
+    if action in ACTIONS_ON_VMS:
         vm = known[asked.resource.type, asked.resource.id]
         about = f" of VM {vm.get('name')} (zone {vm.get('zone')}, classification {vm.get('classification')})"
     permits = [policy for policy in rules.policies if policy.effect == "permit" and _covers(policy, action)]

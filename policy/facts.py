@@ -20,9 +20,17 @@ GATEWAY_ACTIONS: Final = (
     "CheckDecision", "ReadAudit", "ExportAudit", "ReadOwnMigrations", "CancelMigration",
     "PublishPolicy", "EnrolHost", "RevokeHost",
 )  # fmt: skip
-ACTIONS: Final = VM_ACTIONS + GATEWAY_ACTIONS
+BREAK_GLASS_ACTIONS: Final = ("EndBreakGlass", "ReadBreakGlass")  # about the gateway, as those above
+APPROVAL: Final = "ApproveBreakGlass"  # about a VM, but moves nothing
+ACTIONS: Final = (*VM_ACTIONS, *GATEWAY_ACTIONS, *BREAK_GLASS_ACTIONS, APPROVAL)
+ACTIONS_ON_VMS: Final = (*VM_ACTIONS, APPROVAL)
+# All that a sealed person may do, whatever the policies permit: they are there for an emergency and nothing else.
+SEALED_ACTIONS: Final = frozenset(
+    {"BreakGlass", APPROVAL, *BREAK_GLASS_ACTIONS, "ReadOwnMigrations", "CancelMigration"}
+)
 
 NOT_AUTHENTICATED: Final = "nobody"  # Person.authenticated_by of a request that names nobody
+SEALED: Final = "sealed"  # Person.authenticated_by of somebody of the sealed file, for when the directory is down
 MAX_TEXT: Final = 1024
 MAX_GROUPS: Final = 2000
 
@@ -209,6 +217,7 @@ class Context:
     """The circumstances. `time` is the gateway's clock, with time zone; a reason is given or not: its text is no fact.
 
     `protection` and `ports` belong to the VM actions; `own_migration` to CancelMigration: did the requester start it?
+    `own_request` to EndBreakGlass: is it the requester's own?
     """
 
     time: datetime
@@ -216,6 +225,7 @@ class Context:
     protection: Protection = Protection()
     ports: frozenset[str] = frozenset({"memory"})
     own_migration: bool = False
+    own_request: bool = False
 
     def __post_init__(self) -> None:
         if self.time.tzinfo is None:
@@ -226,7 +236,10 @@ class Context:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """May this person do this? A VM or host that is None is one that the inventory does not know: the answer is no."""
+    """May this person do this? A VM or host that is None is one that the inventory does not know: the answer is no.
+
+    `requester`: whose break-glass request is to be approved; of ApproveBreakGlass only.
+    """
 
     action: str
     person: Person
@@ -235,6 +248,7 @@ class Question:
     destination: HostFacts | None
     context: Context
     gateway: GatewayFacts = GatewayFacts()
+    requester: Person | None = None
 
     def __post_init__(self) -> None:
         check_text("action", self.action)

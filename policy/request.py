@@ -11,7 +11,17 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
-from policy.facts import VM_ACTIONS, Context, GatewayFacts, HostFacts, Person, Question, VmFacts, split_address
+from policy.facts import (
+    ACTIONS_ON_VMS,
+    APPROVAL,
+    Context,
+    GatewayFacts,
+    HostFacts,
+    Person,
+    Question,
+    VmFacts,
+    split_address,
+)
 
 Json = dict[str, Any]
 # Stands for a VM or host that the inventory does not know. No real id can equal it: those are UUIDs and SPIFFE ids.
@@ -20,7 +30,7 @@ UNKNOWN = "unknown"
 
 def request_of(question: Question) -> Json:
     """Principal, action, resource and context; a VM action on an unknown VM still says that it was about a VM."""
-    if question.action in VM_ACTIONS:
+    if question.action in ACTIONS_ON_VMS:
         resource = _uid("Vm", question.vm.uuid if question.vm else UNKNOWN)
         context = _move_context(question)
     else:
@@ -37,10 +47,12 @@ def request_of(question: Question) -> Json:
 def entities_of(question: Question) -> list[Json]:
     """The complete slice: whatever the request refers to and the gateway knows, each once."""
     entities = [_person(question.person)]
-    if question.action in VM_ACTIONS:
+    if question.action in ACTIONS_ON_VMS:
         entities += [_vm(question.vm)] if question.vm else []
         hosts = {host.spiffe_id: host for host in (question.source, question.destination) if host}
         entities += [_host(host) for host in hosts.values()]
+        if question.action == APPROVAL and question.requester and question.requester.id != question.person.id:
+            entities.append(_person(question.requester))
     else:
         entities.append(_gateway(question.gateway))
     return entities
@@ -106,7 +118,7 @@ def _gateway(gateway: GatewayFacts) -> Json:
 def _move_context(question: Question) -> Json:
     context = question.context
     protection = context.protection
-    return {
+    facts: Json = {
         "source": _host_reference(question.source),
         "destination": _host_reference(question.destination),
         "protection": {
@@ -119,6 +131,10 @@ def _move_context(question: Question) -> Json:
         "time": _datetime(context.time),
         "reason_given": context.reason_given,
     }
+    if question.action == APPROVAL:
+        requester = question.requester.id if question.requester else UNKNOWN
+        facts["requester"] = {"__entity": _uid("Person", requester)}
+    return facts
 
 
 def _circumstances(question: Question) -> Json:
@@ -126,6 +142,8 @@ def _circumstances(question: Question) -> Json:
     facts: Json = {"time": _datetime(context.time), "reason_given": context.reason_given}
     if question.action == "CancelMigration":
         facts["own_migration"] = context.own_migration
+    elif question.action == "EndBreakGlass":
+        facts["own_request"] = context.own_request
     return facts
 
 

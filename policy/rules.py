@@ -21,6 +21,7 @@ MAX_DEPTH: Final = 50
 MAX_TOKENS: Final = 5_000  # of one policy; a chain of operators nests too: 2,500 deep at most, 5,000 were seen to work
 MAX_CONDITIONALS: Final = 100
 MAX_REASON: Final = 300
+OBLIGATIONS: Final = ("record", "finish", "cancel")  # of @on_revocation, from the weakest to the strongest
 POLICY_ID: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,98}[A-Za-z0-9])?")
 # Comments and strings as Cedar's own lexer reads them, so that a bracket in one cannot hide another's depth.
 _TOKEN: Final = re.compile(r'//[^\n\r]*|"(?:\\.|[^"\\])*"|[0-9]+|[A-Za-z_][A-Za-z_0-9]*|\S')
@@ -28,13 +29,19 @@ _TOKEN: Final = re.compile(r'//[^\n\r]*|"(?:\\.|[^"\\])*"|[0-9]+|[A-Za-z_][A-Za-
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """One policy as people see it. `actions`: ids named in its scope, action groups included; () means every action."""
+    """One policy as people see it. `actions`: ids named in its scope, action groups included; () means every action.
+
+    `on_revocation`: what becomes of a running migration that it permitted, or now forbids; None if it does not say.
+    `is_baseline`: a forbid that holds in observed zones, too.
+    """
 
     id: str
     effect: str
     reason: str
     file: str
     actions: tuple[str, ...]
+    on_revocation: str | None = None
+    is_baseline: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +122,14 @@ def _policy(file: str, number: int, parsed: Mapping[str, Any]) -> Policy:
         raise BundleRefused(file, f'policy {policy_id} has no @reason("…"): say why it permits or forbids')
     if len(reason) > MAX_REASON or not reason.isprintable():
         raise BundleRefused(file, f"policy {policy_id}: @reason must be one printable line of at most {MAX_REASON}")
-    return Policy(policy_id, parsed["effect"], reason, file, _actions(parsed["action"]))
+    obligation, baseline = annotations.get("on_revocation"), annotations.get("baseline")
+    if "on_revocation" in annotations and obligation not in OBLIGATIONS:
+        raise BundleRefused(file, f"policy {policy_id}: @on_revocation is one of {', '.join(OBLIGATIONS)}")
+    if "baseline" in annotations and (baseline != "true" or parsed["effect"] != "forbid"):
+        raise BundleRefused(file, f'policy {policy_id}: @baseline("true") is for a forbid, and has no other value')
+    return Policy(
+        policy_id, parsed["effect"], reason, file, _actions(parsed["action"]), obligation, baseline is not None
+    )
 
 
 def _actions(scope: Mapping[str, Any]) -> tuple[str, ...]:

@@ -34,7 +34,7 @@ def move(
     context: Context = CIRCUMSTANCES,
     action: str = "MigrateVm",
 ) -> Question:
-    return Question(action, person, vm, source, destination, context)
+    return Question(action, person, vm, source, destination, context, requester=PAVEL)
 
 
 def files(*policies: str, schema: str = OUR_SCHEMA, tests: str = "", version: int = 1) -> dict[str, str]:

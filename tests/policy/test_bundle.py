@@ -16,6 +16,7 @@ from policy.errors import BundleRefused
 from tests.policy.cedar_world import ALLOW_ALL, BANK, OUR_SCHEMA, files, write
 
 PERMIT = "permit (principal, action, resource)"
+FORBID = "forbid (principal, action, resource)"
 RULES = Bundle.from_files(files(ALLOW_ALL)).rules
 
 
@@ -59,6 +60,10 @@ def test_a_bundle_knows_id_effect_reason_and_file_of_its_policies() -> None:
         (f'@id("a") @reason("x\\n\\u{{1b}}[31m") {PERMIT};', "one printable line"),
         (f'@id("a") @reason("{"x" * 301}") {PERMIT};', "one printable line"),
         (f'@id("a") @id("b") @reason("R.") {PERMIT};', "duplicate annotation"),
+        (f'@id("a") @reason("R.") @on_revocation("Cancel") {PERMIT};', "@on_revocation is one of"),
+        (f'@id("a") @reason("R.") @on_revocation {PERMIT};', "@on_revocation is one of"),
+        (f'@id("a") @reason("R.") @baseline("true") {PERMIT};', '@baseline("true") is for a forbid'),
+        (f'@id("a") @reason("R.") @baseline("no") {FORBID};', '@baseline("true") is for a forbid'),
         (f"{ALLOW_ALL} {ALLOW_ALL}", "already used in policies/000.cedar"),
         ('@id("a") @reason("R.") permit (principal == ?principal, action, resource);', "template"),
         (f'@id("a") @reason("R.") {PERMIT} when {{ resource.colour == "red" }};', "policy a does not fit the schema"),

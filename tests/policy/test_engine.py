@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from policy.bundle import Bundle
 from policy.engine import Decision, Engine, PolicyReason, decide, replay
 from policy.errors import FactRefused
-from policy.facts import ACTIONS, Protection, VmFacts, nobody
+from policy.facts import ACTIONS, SEALED, SEALED_ACTIONS, HostFacts, Protection, VmFacts, nobody
 from tests.policy.cedar_world import ALLOW_ALL, BANK, CIRCUMSTANCES, LAB1, LAB2, OLGA, PAVEL, SANDBOX, bundle, move
 
+BERN = HostFacts("spiffe://bank.test/host/bern", "bern", "brn", "production", "CH", "10.0.0.9:7443")
 # A forbid that fails on every VM without the tag it looks for: Cedar skips it and would allow.
 FAILING = (
     '@id("overflow") @reason("Never.") forbid (principal, action == Sealane::Action::"MigrateVm", resource)'
@@ -254,3 +255,42 @@ def test_policy_ids_follow_the_policies_over_files_and_beyond_ten() -> None:
 
 def _uuid(number: int) -> str:
     return f"00000000-0000-4000-8000-{number:012}"
+
+
+def test_a_decision_tells_what_its_policies_oblige_to_and_whether_they_are_baseline() -> None:
+    permit = '@id("p") @reason("P.") @on_revocation("finish") permit (principal, action, resource);'
+    forbid = '@id("f") @reason("F.") @on_revocation("cancel") @baseline("true") forbid (principal, action, resource);'
+    assert decide(bundle(permit), move()).reasons == (PolicyReason("p", "permit", "P.", "finish"),)
+    assert decide(bundle(permit, forbid), move()).reasons == (PolicyReason("f", "forbid", "F.", "cancel", True),)
+
+
+def test_what_policies_deny_is_told_from_what_could_not_be_decided() -> None:
+    assert decide(bundle(), move()).by_policy
+    assert decide(Bundle.load(BANK), move(person=PAVEL, destination=BERN)).by_policy
+    unknown_groups = dataclasses.replace(OLGA, groups=None)
+    for undecided in (
+        decide(bundle(ALLOW_ALL), move(vm=None)),
+        decide(bundle(ALLOW_ALL), move(person=unknown_groups)),
+        decide(bundle(ALLOW_ALL, FAILING), move()),
+        decide(bundle(ALLOW_ALL), move(action="Fly")),
+    ):
+        assert not undecided.allowed
+        assert not undecided.by_policy
+
+
+def test_sealed_people_may_break_glass_and_nothing_else_whatever_the_policies_permit() -> None:
+    sealed = dataclasses.replace(OLGA, authenticated_by=SEALED)
+    allowed = {action for action in ACTIONS if decide(bundle(ALLOW_ALL), move(person=sealed, action=action)).allowed}
+    assert allowed == SEALED_ACTIONS
+
+
+def test_an_approval_speaks_of_the_requester_as_they_were_known() -> None:
+    other_team = (
+        '@id("team") @reason("Of another team.") permit (principal, action == Sealane::Action::"ApproveBreakGlass",'
+        ' resource) unless { context.requester in Sealane::Group::"sealane-local#operators" };'
+    )
+    asked = move(person=PAVEL, action="ApproveBreakGlass")
+    assert decide(bundle(other_team), dataclasses.replace(asked, requester=PAVEL)).allowed
+    assert not decide(bundle(other_team), dataclasses.replace(asked, requester=OLGA)).allowed
+    unknown = decide(bundle(ALLOW_ALL), dataclasses.replace(asked, requester=None))
+    assert unknown.denied_because == "Nothing is known of whoever asked to break glass."
