@@ -13,6 +13,7 @@ AuditError
 │   ├── LogTruncated         the store holds less than a signed checkpoint says
 │   └── LogDamaged           the store contradicts its checkpoint, or files changed under us
 └── QueryRefused         the requester: a filter that cannot be answered
+    └── QueryMalformed       a query text that is not of our language: where, why, and what was perhaps meant
 """
 
 
@@ -71,3 +72,13 @@ class LogDamaged(LogError):
 
 class QueryRefused(AuditError):
     """A query whose filter or cursor is malformed."""
+
+
+class QueryMalformed(QueryRefused):
+    """A query text that is not of our language. `position` counts characters from 0; `hint` may be empty."""
+
+    def __init__(self, what: str, position: int, hint: str = "") -> None:
+        super().__init__(f"{what} (at character {position + 1})" + (f": {hint}" if hint else ""))
+        self.what = what
+        self.position = position
+        self.hint = hint
