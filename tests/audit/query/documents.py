@@ -73,7 +73,7 @@ def documents(draw: st.DrawFn) -> dict[str, Any]:
         names = ("migration_id", "jti", "vm", "source", "destination")
         return {"kind": "sealane-permit", "claims": {name: draw(_maybe(_TEXTS)) for name in names}, "decision": {}}
     host = _maybe(_TEXTS.map(lambda name: f"spiffe://t/host/{name}"))
-    odd = st.sampled_from([None, 7, [], "text", {"name": 1}])
+    odd: st.SearchStrategy[Any] = st.sampled_from([None, 7, [], "text", {"name": 1}])
     return {
         "kind": draw(st.sampled_from(["migration.decision", "heartbeat", "a"])),
         "outcome": draw(_maybe(_TEXTS)),

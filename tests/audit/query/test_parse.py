@@ -182,7 +182,24 @@ def test_ten_thousand_clauses_are_refused_at_once() -> None:
     assert parse("vm:a OR " * 200 + "vm:b", NOW)
 
 
-_WORDS = ["vm:", "who:", "time:", "since:", "reason:", "x:", "a", "web*", "TO", "AND", "OR", "NOT", "<=", "30d", "2026-11-22", "&&"]
+_WORDS = [
+    "vm:",
+    "who:",
+    "time:",
+    "since:",
+    "reason:",
+    "x:",
+    "a",
+    "web*",
+    "TO",
+    "AND",
+    "OR",
+    "NOT",
+    "<=",
+    "30d",
+    "2026-11-22",
+    "&&",
+]
 _PIECES = st.sampled_from([*'()[]{}-+~^/\\>:*?"\n\0é ', "  ", '"a b"', *_WORDS])
 
 
