@@ -41,6 +41,8 @@ UUID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a
 _SID: Final = re.compile(r"S-1-[0-9]{1,15}(-[0-9]{1,10}){1,15}")
 # Plain ASCII, because a zone with a Cyrillic o in "production" would slip past a `forbid` for production.
 _LABEL: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,62}")
+_DEVICE: Final = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,15}")  # IFNAMSIZ less the NUL
+_HOST_NAME: Final = re.compile(r"(?=.{1,253}$)[A-Za-z0-9]([A-Za-z0-9-]{0,62})(\.[A-Za-z0-9]([A-Za-z0-9-]{0,62}))*")
 # Characters that turn the reading direction: a name could show as another one in the console and the log.
 _BIDI: Final = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
@@ -150,8 +152,29 @@ class VmFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class MigrationAddress:
+    """Where a host's relay is reached, and how its own streams leave it: `device` is its network interface, `dscp` the
+    mark (RFC 2474, 0 to 63) of its packets; None leaves both to the kernel."""
+
+    address: str
+    device: str | None = None
+    dscp: int | None = None
+
+    def __post_init__(self) -> None:
+        split_address(self.address)
+        if self.device is not None and _DEVICE.fullmatch(self.device) is None:
+            raise FactRefused("host device", "must be the name of a network interface, 1 to 15 characters")
+        if self.dscp is not None and not 0 <= self.dscp <= 63:
+            raise FactRefused("host dscp", "must be 0 to 63")
+
+
+@dataclass(frozen=True, slots=True)
 class HostFacts:
-    """One hypervisor host. `address` is where its relay listens: `IPv4:port` or `[IPv6]:port`."""
+    """One hypervisor host. `address` is where its relay listens: `IPv4:port` or `[IPv6]:port`.
+
+    `migration`: all its relay's addresses, best first; empty means `address` alone. `libvirt_name`: what libvirt and
+    those who call it call the host (`virsh hostname`), where that is not `name`.
+    """
 
     spiffe_id: str
     name: str
@@ -159,6 +182,8 @@ class HostFacts:
     zone: str
     jurisdiction: str
     address: str
+    libvirt_name: str | None = None
+    migration: tuple[MigrationAddress, ...] = ()
 
     def __post_init__(self) -> None:
         match = SPIFFE_ID.fullmatch(self.spiffe_id)
@@ -170,6 +195,13 @@ class HostFacts:
         check_label("host zone", self.zone)
         check_label("host jurisdiction", self.jurisdiction)
         split_address(self.address)
+        if self.libvirt_name is not None and _HOST_NAME.fullmatch(self.libvirt_name) is None:
+            raise FactRefused("host libvirt_name", "must be a host name: letters, digits, hyphens and dots")
+
+    @property
+    def addresses(self) -> tuple[MigrationAddress, ...]:
+        """Where its relay is reached, best first."""
+        return self.migration or (MigrationAddress(self.address),)
 
 
 def split_address(address: str) -> tuple[str, int]:

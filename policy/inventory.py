@@ -8,6 +8,12 @@ site = "fra"
 zone = "production"
 jurisdiction = "DE"
 address = "10.7.0.11:7443"                      # of its relay
+libvirt_name = "fra1.bank.example"              # optional: what libvirt calls the host, if not `name`
+
+[[hosts.migration]]                             # optional: all addresses of its relay, best first; else `address` alone
+address = "[fd00:7::11]:7443"
+device = "bond1"                                # optional: interface by which this host's own streams leave
+dscp = 10                                       # optional: mark of their packets
 
 [[vms]]
 name = "ledger-db"
@@ -27,16 +33,22 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final, TypeVar
+from typing import Annotated, Final, TypeVar
 
 import msgspec
 
 from policy.errors import FactRefused, InventoryRefused
-from policy.facts import HostFacts, VmFacts
+from policy.facts import HostFacts, MigrationAddress, VmFacts
 
 MAX_BYTES: Final = 32 * 1024 * 1024
 
 T = TypeVar("T")
+
+
+class _Migration(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    address: str
+    device: str | None = None
+    dscp: int | None = None
 
 
 class _Host(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -46,6 +58,8 @@ class _Host(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     zone: str
     jurisdiction: str
     address: str
+    libvirt_name: str | None = None
+    migration: Annotated[tuple[_Migration, ...], msgspec.Meta(max_length=8)] = ()
 
 
 class _Vm(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -94,7 +108,7 @@ class Inventory:
         vms = tuple(_vm(name, entry) for entry in file.vms)
         by_host_name = _unique(name, "host name", ((host.name, host) for host in hosts))
         by_vm_name = _unique(name, "VM name", ((vm.name, vm) for vm in vms))
-        _unique(name, "host address", ((host.address, host) for host in hosts))
+        _check_addresses(name, hosts)
         for vm in vms:
             if vm.host is not None and vm.host not in by_host_name:
                 raise InventoryRefused(name, f"VM {vm.name!a} is on host {vm.host!a}, which is not in the file")
@@ -118,7 +132,8 @@ class Inventory:
 
 def _host(file: str, entry: _Host) -> HostFacts:
     try:
-        return HostFacts(**msgspec.structs.asdict(entry))
+        migration = tuple(MigrationAddress(each.address, each.device, each.dscp) for each in entry.migration)
+        return HostFacts(**{**msgspec.structs.asdict(entry), "migration": migration})
     except FactRefused as error:
         raise InventoryRefused(file, f"host {entry.name!a}: {error}") from error
 
@@ -130,6 +145,17 @@ def _vm(file: str, entry: _Vm) -> VmFacts:
         return VmFacts(entry.uuid, entry.name, entry.zone, entry.classification, frozenset(entry.tags), entry.host)
     except FactRefused as error:
         raise InventoryRefused(file, f"VM {entry.name!a}: {error}") from error
+
+
+def _check_addresses(file: str, hosts: Iterable[HostFacts]) -> None:
+    """No two hosts share an address or a name under which they are dialled: a stream would reach the wrong one."""
+    hosts = tuple(hosts)
+    _unique(file, "host address", ((each.address, host) for host in hosts for each in host.addresses))
+    names = ((text, host) for host in hosts for text in {host.name, (host.libvirt_name or host.name).lower()})
+    _unique(file, "host name or libvirt_name", names)
+    for host in hosts:
+        if host.address not in {each.address for each in host.addresses}:
+            raise InventoryRefused(file, f"host {host.name!a}: `address` must be among its migration addresses")
 
 
 def _unique(file: str, what: str, pairs: Iterable[tuple[str, T]]) -> Mapping[str, T]:

@@ -38,6 +38,12 @@ class Poll(Body):
     wait_seconds: Annotated[int, Field(ge=0, le=300)]
 
 
+class KnownHosts(Body):
+    """The version of the address book that the relay has; empty for none."""
+
+    known_version: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
+
+
 class ProgressReport(Body):
     """What the hypervisor says, in bytes; `pass` is the pre-copy pass."""
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from fastapi import APIRouter
 from starlette.responses import Response
 
+from gateway.address_book import address_book
 from gateway.api.answers import JsonAnswer
-from gateway.api.bodies import Poll, ProgressReport, ReceiptReport
+from gateway.api.bodies import KnownHosts, Poll, ProgressReport, ReceiptReport
 from gateway.api.desk import AtDesk, Relay
 from gateway.migrations import State
 from gateway.receipts import SignedReceipt, decode_base64
@@ -25,6 +26,12 @@ async def progress(body: ProgressReport, desk: AtDesk, host: Relay) -> Response:
     numbers = body.model_dump(by_alias=True, exclude={"migration_id", "state"})
     await desk.reporting.progress(host, body.migration_id, State(body.state), numbers, body.message)
     return Response(status_code=204)
+
+
+@router.post("/v1/relay/hosts", summary="The address book; null if the relay has it already")
+async def hosts(body: KnownHosts, desk: AtDesk, host: Relay) -> Response:  # noqa: ARG001 - hosts only
+    book = address_book(desk.gate.inventory)
+    return JsonAnswer(None if body.known_version == book["version"] else book)
 
 
 @router.post("/v1/receipts", summary="What this host certifies of a session; as often as need be")

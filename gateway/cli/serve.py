@@ -114,7 +114,10 @@ def relay_open(
     config: ServeConfigOption,
     permit: Annotated[Path, typer.Option("--permit", metavar="FILE", help="The permit, as the gateway issued it.")],
     to: Annotated[
-        str, typer.Option("--to", metavar="HOST:PORT", help="Where the relay of the destination host listens.")
+        str,
+        typer.Option(
+            "--to", metavar="HOST", help="Destination host: its name in the address book, or HOST:PORT of its relay."
+        ),
     ],
     socket: Annotated[
         Path,

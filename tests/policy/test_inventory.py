@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from policy import inventory as inventory_module
 from policy.errors import InventoryRefused
-from policy.facts import HostFacts, VmFacts
+from policy.facts import HostFacts, MigrationAddress, VmFacts
 from policy.inventory import Inventory
 
 UUID = "6f1c2a52-4c0e-4a57-9d3c-0b8f6f0f7a11"
@@ -163,3 +163,56 @@ def test_any_name_is_found_exactly_or_its_file_refused(name: str, asked: str) ->
     assert found is not None
     assert found.uuid == OTHER
     assert (inventory.vm(asked) is not None) == (asked in {name, "Ledger DB"} or asked.lower() in {UUID, OTHER})
+
+
+NETWORKED = """
+[[hosts]]
+name = "fra1"
+spiffe_id = "spiffe://bank.test/host/fra1"
+site = "fra"
+zone = "production"
+jurisdiction = "DE"
+address = "10.7.0.11:7443"
+libvirt_name = "fra1.Bank.example"
+[[hosts.migration]]
+address = "[fd00:7::11]:7443"
+device = "bond1"
+dscp = 10
+[[hosts.migration]]
+address = "10.7.0.11:7443"
+"""
+
+
+def test_a_host_has_migration_addresses_best_first_and_the_name_that_libvirt_gives_it() -> None:
+    host = Inventory.parse(NETWORKED.encode()).host("fra1")
+    assert host is not None
+    assert host.libvirt_name == "fra1.Bank.example"
+    assert host.addresses == (MigrationAddress("[fd00:7::11]:7443", "bond1", 10), MigrationAddress("10.7.0.11:7443"))
+    plain = Inventory.parse(FILE.encode()).host("zrh1")
+    assert plain is not None
+    assert plain.addresses == (MigrationAddress("[fd00::7]:7443"),)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "says"),
+    [
+        ("dscp = 10", "dscp = 64", "must be 0 to 63"),
+        ("dscp = 10", "dscp = 10\nvlan = 7", "unknown field"),
+        ('"bond1"', '".."', "network interface"),
+        ('"bond1"', '"a/b"', "network interface"),
+        ('"fra1.Bank.example"', '"fra1_x"', "must be a host name"),
+        ('[fd00:7::11]:7443"', 'fra1:7443"', "IPv4:port"),
+        ('[fd00:7::11]:7443"', '10.7.0.11:7443"', "stands twice"),
+        ('[[hosts.migration]]\naddress = "10.7.0.11:7443"\n', "", "must be among its migration addresses"),
+        (
+            "[[hosts.migration]]",
+            '[[hosts.migration]]\naddress = "10.0.0.9:1"\n[[hosts]]\nname = "fra2"\nsite = "fra"\nzone = "production"\n'
+            'spiffe_id = "spiffe://bank.test/host/fra2"\njurisdiction = "DE"\naddress = "10.7.0.12:7443"\n'
+            'libvirt_name = "FRA1.bank.example"\n[[hosts.migration]]',
+            "stands twice",
+        ),
+    ],
+)
+def test_what_would_dial_the_wrong_host_refuses_the_file(before: str, after: str, says: str) -> None:
+    assert before in NETWORKED
+    assert says in refused(NETWORKED.replace(before, after, 1))

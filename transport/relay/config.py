@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -57,6 +58,18 @@ class HypervisorSection(_Section, frozen=True):
     peer_uids: tuple[Annotated[int, Meta(ge=0)], ...] = (0,)
 
 
+class NetworkSection(_Section, frozen=True):
+    """How this relay's own connections to other relays leave the host: source address for each family, device, DSCP.
+
+    What is not given, the address book's entry of this host says, else the kernel chooses.
+    """
+
+    bind_ipv4: str = ""
+    bind_ipv6: str = ""
+    bind_device: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{0,15}$")] = ""
+    dscp: Annotated[int, Meta(ge=0, le=63)] | None = None
+
+
 class LimitsSection(_Section, frozen=True):
     """Bounds and deadlines, each with its unit in its name."""
 
@@ -82,6 +95,7 @@ class RelayConfig(_Section, frozen=True):
     identity: IdentitySection
     gateway: GatewaySection
     hypervisor: HypervisorSection
+    network: NetworkSection = NetworkSection()
     limits: LimitsSection = LimitsSection()
 
 
@@ -94,6 +108,7 @@ def load_relay_config(path: Path) -> RelayConfig:
     except (msgspec.MsgspecError, UnicodeDecodeError, OSError) as error:
         raise ConfigurationError(f"{path}: {error}") from None
     _check_hypervisor(path, config.hypervisor)
+    _check_network(path, config.network)
     split_address(config.relay.listen, f"{path}: relay.listen")
     if not config.gateway.url.startswith("https://"):
         raise ConfigurationError(f"{path}: gateway.url must begin with https://")
@@ -121,6 +136,18 @@ def _check_hypervisor(path: Path, hypervisor: HypervisorSection) -> None:
     # One path for two VMs would carry one VM's stream into another.
     if template.count("{uuid}") != 1 or template.count("{") != 1:
         raise ConfigurationError(f"{path}: hypervisor.{key} must hold {{uuid}} once, and no other placeholder")
+
+
+def _check_network(path: Path, network: NetworkSection) -> None:
+    for key, text, kind in (
+        ("bind_ipv4", network.bind_ipv4, ipaddress.IPv4Address),
+        ("bind_ipv6", network.bind_ipv6, ipaddress.IPv6Address),
+    ):
+        try:
+            if text:
+                kind(text)
+        except ValueError:
+            raise ConfigurationError(f"{path}: network.{key}: {text!r} is no {kind.__name__}") from None
 
 
 def _resolved(config: RelayConfig, folder: Path) -> RelayConfig:

@@ -15,9 +15,9 @@ from certs.errors import PeerRefused
 from certs.tls import ControlPeer, accept_peer, client_context, export_secret, local_leaf_sha256
 from policy.permit import VerifiedPermit
 from transport.errors import ConnectionBroken, OfferRefused, RefusalCode, quoted
-from transport.relay.config import split_address
-from transport.relay.control import ControlLink, TlsStream, tune_tcp
+from transport.relay.control import ControlLink, TlsStream
 from transport.relay.host import RelayHost, now
+from transport.relay.outgoing import Leaving, connect, connect_first, routes
 from transport.wire.control import Role
 from transport.wire.keys import ConnectionKeys, exporter_context
 from transport.wire.messages import Answer, Offer, Refusal
@@ -32,10 +32,11 @@ class SourceConnection:
     peer: ControlPeer
     keys: ConnectionKeys
     address: tuple[str, int]
+    leaving: Leaving
 
     async def open_lane(self, channel: int, seconds: float) -> socket.socket:
         """A TCP connection to D that has said which channel it is; non-blocking."""
-        sock = await _connect(self.address, seconds)
+        sock = await connect(self.address, self.leaving, seconds)
         preface = make_preface(self.keys, channel)
         try:
             with trio.fail_after(seconds):
@@ -64,10 +65,11 @@ async def offered(
 ) -> AsyncIterator[SourceConnection]:
     """An answered connection to D; closed at the end of the block. Raises `OfferRefused`, `ConnectionBroken`."""
     limits = host.config.limits
-    where = split_address(address, "destination address")
     tls = SSL.Connection(client_context(host.credentials), None)
     tls.set_connect_state()
-    sock = await _connect(where, limits.dial_seconds)
+    leaving = host.leaving_by
+    ways = routes(address, permit.claims.destination, host.addresses.book)
+    sock, where = await connect_first(ways, leaving, limits.dial_seconds)
     stream = TlsStream(sock, tls)
     link = ControlLink(stream, Role.SOURCE, limits.message_seconds)
     try:
@@ -84,7 +86,7 @@ async def offered(
         answer = await link.expect(Answer, Refusal)
         if isinstance(answer, Refusal):
             raise OfferRefused(answer.code, quoted(answer.message))
-        yield SourceConnection(link, peer, keys, where)
+        yield SourceConnection(link, peer, keys, where, leaving)
     finally:
         with trio.CancelScope(shield=True):
             await link.close()
@@ -105,20 +107,3 @@ async def _require_destination(host: RelayHost, stream: TlsStream, permit: Verif
         detail = f"another host answers at the destination's address: {peer.spiffe_id}"
         raise OfferRefused(RefusalCode.PERMIT_PARTIES, detail)
     return peer
-
-
-async def _connect(address: tuple[str, int], seconds: float) -> trio.socket.SocketType:
-    try:
-        with trio.fail_after(seconds):
-            found = await trio.socket.getaddrinfo(*address, type=socket.SOCK_STREAM)
-            family, kind, protocol, _, target = found[0]
-            sock = trio.socket.socket(family, kind, protocol)
-            try:
-                await sock.connect(target)
-                tune_tcp(sock)
-            except BaseException:
-                sock.close()
-                raise
-    except (OSError, UnicodeError, trio.TooSlowError):  # UnicodeError: a host name that is none
-        raise ConnectionBroken(f"nobody answers at {address[0]}:{address[1]}") from None
-    return sock

@@ -6,7 +6,9 @@ A gateway that is away delays all of this and stops nothing: a stream whose perm
 from __future__ import annotations
 
 import ssl
+import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Annotated
 
 import httpx
@@ -16,6 +18,7 @@ import trio
 from msgspec import Meta
 
 from transport.errors import ConfigurationError, TransportError
+from transport.relay.address_book import MAX_BYTES, AddressBook
 from transport.relay.host import RelayHost
 from transport.relay.news import News
 
@@ -25,6 +28,8 @@ _MAX_ANSWER_BYTES = 256 * 1024
 _RETRY_SECONDS = 2.0
 _NEVER = frozenset({400, 403, 404, 409, 413, 422})
 _RECEIPT_CHECK_SECONDS = 1.0
+_ADDRESS_BOOK_SECONDS = 60.0
+_ADDRESS_BOOK_RETRY_SECONDS = 10.0
 
 
 class _Assignment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind"):
@@ -165,10 +170,37 @@ class GatewayLink:
                 continue
             await self._host.on_disk(spool.forget_receipt, path)
 
+    async def keep_address_book_forever(self) -> None:
+        """Ask now and then whether the gateway has another address book; keep what it gives."""
+        kept = self._host.addresses
+        while True:
+            try:
+                await self.refresh_address_book()
+                await trio.sleep(_ADDRESS_BOOK_SECONDS)
+            except (GatewayAway, GatewayRefuses) as error:
+                age = kept.book.age_seconds(int(time.time()))
+                log.info("the address book stays as it is", age_seconds=age, cause=str(error))
+                await trio.sleep(_ADDRESS_BOOK_RETRY_SECONDS)
+
+    async def refresh_address_book(self) -> None:
+        """Fetch the book if it has changed. GatewayAway, GatewayRefuses leave the one that is in force."""
+        kept = self._host.addresses
+        body = msgspec.json.encode({"known_version": kept.book.version})
+        data = await self._post_bytes("/v1/relay/hosts", body, MAX_BYTES)
+        moment = int(time.time())
+        try:
+            book = replace(kept.book, fetched=moment) if data == b"null" else AddressBook.decode(data, moment)
+        except ValueError as error:
+            raise GatewayAway(f"its address book is none: {error}") from None
+        try:
+            await self._host.on_disk(kept.keep, book)
+        except OSError as error:
+            log.error("the address book cannot be kept for the time when the gateway is away", cause=str(error))
+
     async def _post(self, path: str, body: dict[str, object]) -> bytes:
         return await self._post_bytes(path, msgspec.json.encode(body))
 
-    async def _post_bytes(self, path: str, body: bytes) -> bytes:
+    async def _post_bytes(self, path: str, body: bytes, at_most: int = _MAX_ANSWER_BYTES) -> bytes:
         """The answer's body, bounded. `GatewayRefuses` where the message is at fault, else `GatewayAway`."""
         answer = bytearray()
         try:
@@ -180,7 +212,7 @@ class GatewayLink:
                     raise GatewayAway(f"{path}: the gateway answers {response.status_code}")
                 async for chunk in response.aiter_bytes():
                     answer += chunk
-                    if len(answer) > _MAX_ANSWER_BYTES:
+                    if len(answer) > at_most:
                         raise GatewayAway(f"{path}: the gateway's answer is too long")
         except (httpx.HTTPError, OSError) as error:
             raise GatewayAway(f"{path}: {type(error).__name__}: {error}") from None

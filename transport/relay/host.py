@@ -20,6 +20,7 @@ from certs.tls import HostCredentials
 from policy.permit import PermitKey, VerifiedPermit
 from transport.errors import ConfigurationError, OfferRefused, RefusalCode
 from transport.hypervisors.qemu import MigrationSettings
+from transport.relay.address_book import AddressBookFile
 from transport.relay.config import RelayConfig
 from transport.relay.ends import (
     DestinationEnd,
@@ -30,6 +31,7 @@ from transport.relay.ends import (
     SourceEnd,
     template_path,
 )
+from transport.relay.outgoing import Leaving, leaving_of
 from transport.relay.permits import PermitDesk
 from transport.relay.spool import SessionJournal, Spool
 from transport.relay.used_permits import UsedPermits
@@ -49,11 +51,17 @@ class RelayHost:
     spool: Spool
     used_permits: UsedPermits
     disk: trio.CapacityLimiter
+    addresses: AddressBookFile
     _leaving: list[str] = field(default_factory=list)
 
     @property
     def spiffe_id(self) -> str:
         return str(self.credentials.spiffe_id)
+
+    @property
+    def leaving_by(self) -> Leaving:
+        """How connections to other relays leave this host, by the configuration and the newest address book."""
+        return leaving_of(self.config.network, self.addresses.book.host(self.spiffe_id))
 
     async def on_disk(self, work: Any, *arguments: Any, **named: Any) -> Any:
         """Run blocking `work` in a thread. Not abandoned when cancelled: a durable write happens or does not."""
@@ -138,6 +146,7 @@ def open_host(config: RelayConfig) -> RelayHost:
         spool=spool,
         used_permits=UsedPermits(state_dir / "used-permits.sqlite"),
         disk=trio.CapacityLimiter(_DISK_THREADS),
+        addresses=AddressBookFile(state_dir),
     )
 
 

@@ -39,6 +39,7 @@ from transport.relay.handover import SourceSession, close_source, settle_source
 from transport.relay.host import RelayHost, now, open_host
 from transport.relay.listener import Listener
 from transport.relay.news import News
+from transport.relay.outgoing import mark_packets
 from transport.relay.receipts import ReceiptFacts
 from transport.relay.source import MigrationOrder, carry_as_source
 from transport.relay.spool import SessionJournal
@@ -203,7 +204,7 @@ def _permit_of(host: RelayHost, journal: SessionJournal) -> VerifiedPermit:
 
 async def serve_relay(host: RelayHost, ready: Callable[[str], None]) -> None:
     """Run until cancelled. `ready` is told the address once the port listens and recovery has begun."""
-    listening = _bind(host.config.relay.listen)
+    listening = _bind(host.config.relay.listen, host.config.network.dscp)
     link = GatewayLink(host)
     try:
         async with trio.open_nursery() as nursery:
@@ -212,8 +213,9 @@ async def serve_relay(host: RelayHost, ready: Callable[[str], None]) -> None:
             nursery.start_soon(relay.listener.serve, listening)
             nursery.start_soon(link.poll_forever, relay.take)
             nursery.start_soon(link.deliver_receipts_forever)
+            nursery.start_soon(link.keep_address_book_forever)
             name = listening.getsockname()
-            ready(f"{name[0]}:{name[1]}")
+            ready(f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}")
     finally:
         listening.close()
         with trio.move_on_after(1, shield=True):
@@ -242,9 +244,10 @@ def run_open(config_path: Path, permit_path: Path, address: str, socket_path: Pa
     """`sealane relay open`: carry one program's stream under one permit, from `socket_path`. Returns the exit code."""
 
     async def main() -> int:
-        config = load_relay_config(config_path)
-        split_address(address, "--to")
-        host = open_host(config)
+        host = open_host(load_relay_config(config_path))
+        known = host.addresses.book.host(address)
+        where = known.addresses[0].address if known is not None else address
+        split_address(where, "--to")
         try:
             permit = permit_path.read_text().strip()
         except (OSError, UnicodeDecodeError) as error:
@@ -254,7 +257,7 @@ def run_open(config_path: Path, permit_path: Path, address: str, socket_path: Pa
             if news.state == "running" and news.progress is None:
                 _print_ready(str(socket_path))
 
-        news = await carry_as_source(host, MigrationOrder(permit, address), tell, trio.Event(), socket_path)
+        news = await carry_as_source(host, MigrationOrder(permit, where), tell, trio.Event(), socket_path)
         print(json.dumps({"outcome": news.state, "message": news.message}), flush=True)
         return EXIT_DONE if news.state == "completed" else EXIT_FAILED
 
@@ -279,12 +282,14 @@ def _run(main: Callable[[], Awaitable[int | None]]) -> int:
     return int(result or EXIT_DONE)
 
 
-def _bind(listen: str) -> trio.socket.SocketType:
+def _bind(listen: str, dscp: int | None) -> trio.socket.SocketType:
     host, port = split_address(listen, "relay.listen")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
+        if dscp is not None:
+            mark_packets(sock, dscp)
         sock.bind((host, port))
         sock.listen(1024)
     except OSError as error:

@@ -59,7 +59,10 @@ def write_config(site: Site, name: str, listen: str = "127.0.0.1:0") -> Path:
     # Text, numbers and lists of them are written alike in JSON and TOML.
     sections = msgspec.to_builtins(config).items()
     path.write_text(
-        "\n".join(f"[{name}]\n" + "".join(f"{k} = {json.dumps(v)}\n" for k, v in of.items()) for name, of in sections)
+        "\n".join(
+            f"[{name}]\n" + "".join(f"{k} = {json.dumps(v)}\n" for k, v in of.items() if v is not None)
+            for name, of in sections
+        )
     )
     return path
 

@@ -24,11 +24,12 @@ from transport.hypervisors.process import is_gone, process_identity
 from transport.hypervisors.qemu import MigrationSettings
 from transport.hypervisors.qmp import QmpConnection
 from transport.relay.control import ControlLink
-from transport.relay.dialling import _connect, offered
+from transport.relay.dialling import offered
 from transport.relay.ends import QmpSource, Report, SocketSource, SourceEnd
 from transport.relay.handover import SourceSession, close_source, settle_source
 from transport.relay.host import RelayHost, now
 from transport.relay.news import News, Tell
+from transport.relay.outgoing import Leaving, connect
 from transport.relay.receipts import ReceiptFacts
 from transport.relay.source import _listen
 from transport.relay.spool import Spool
@@ -188,7 +189,7 @@ async def test_a_spoilt_monitor_is_opened_anew(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["a..b", "x" * 70 + ".y"])
 async def test_a_destination_whose_name_is_none_is_a_broken_connection(name: str) -> None:
     with pytest.raises(ConnectionBroken):
-        await _connect((name, 1), 1.0)
+        await connect((name, 1), Leaving(), 1.0)
 
 
 async def test_a_connection_that_only_settles_carries_nothing(pair: Pair) -> None:
