@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
+
 import msgspec
+import pytest
 
 from gateway.address_book import address_book
 from policy.inventory import Inventory
@@ -52,13 +56,24 @@ async def test_only_a_host_gets_it_and_only_if_it_has_changed(running: Running) 
     assert (await running.client("a").post("/v1/relay/hosts", json={"known_version": "x"})).status_code == 400
 
 
-def relay_config(running: Running, name: str) -> RelayConfig:
+@pytest.fixture
+def state_dir() -> Iterator[str]:
+    """Short: unix sockets live in it."""
+    with tempfile.TemporaryDirectory(prefix="sl") as folder:
+        yield folder
+
+
+def relay_config(running: Running, name: str, state_dir: str) -> RelayConfig:
     config = load_relay_config(running.site.relay_config(name))
-    return msgspec.structs.replace(config, gateway=msgspec.structs.replace(config.gateway, url=running.url))
+    return msgspec.structs.replace(
+        config,
+        relay=msgspec.structs.replace(config.relay, state_dir=state_dir),
+        gateway=msgspec.structs.replace(config.gateway, url=running.url),
+    )
 
 
-async def test_a_relay_fetches_it_and_has_it_when_the_gateway_is_away(running: Running) -> None:
-    config = relay_config(running, "a")
+async def test_a_relay_fetches_it_and_has_it_when_the_gateway_is_away(running: Running, state_dir: str) -> None:
+    config = relay_config(running, "a", state_dir)
     host = open_host(config)
     link = GatewayLink(host)
     await link.refresh_address_book()
