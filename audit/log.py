@@ -32,6 +32,7 @@ class Commit:
 
     checkpoint_text: str
     size: int
+    root: bytes
     first_index: tuple[int, ...]
     """Index of the first entry of each builder, in their order."""
     _growth: merkle.Growth = field(repr=False)
@@ -87,7 +88,7 @@ class Log:
         try:
             log._recover()
             if known is not None:
-                log._require_extends(known)
+                log.require_extends(known)
         except OSError as error:
             store.close()
             raise LogFailed(f"cannot open the log {directory}: {error}") from error
@@ -172,6 +173,23 @@ class Log:
             raise IndexError(f"no root of size {size}: the log's size is {self._size}")
         return merkle.root_of(size, self._tree.subtree)
 
+    def require_untouched(self) -> None:
+        """Refuse to go on where a file of it was removed, replaced or changed under us. Raises LogDamaged, OSError."""
+        self._require_working()
+        self._store.require_untouched()
+
+    def require_extends(self, known: Checkpoint) -> None:
+        """Refuse a log that is not a continuation of `known`. Raises LogTruncated, LogDamaged."""
+        directory = self._store.directory
+        if known.origin != self.origin:
+            raise LogDamaged(f"{directory} is not the log {known.origin} that is known elsewhere")
+        if known.size > self._size:
+            raise LogTruncated(
+                f"{directory} has {self._size} entries where {known.size} were seen; an older copy was put back"
+            )
+        if self.root_at(known.size) != known.root:
+            raise LogDamaged(f"{directory} differs from what was seen of it at size {known.size}")
+
     # Writing
 
     def _build(self, builders: Sequence[EntryBuilder]) -> tuple[list[Sequence[bytes]], tuple[int, ...]]:
@@ -196,16 +214,17 @@ class Log:
         for entry, leaf in zip(entries, leaves, strict=True):
             self._tails.setdefault(self._tree.size // TILE_WIDTH, []).append(entry)
             self._tree.append(leaf)
-        self._publish()
-        return Commit(self.checkpoint_text, self._size, first_index, growth)
+        checkpoint = self._publish()
+        return Commit(self.checkpoint_text, checkpoint.size, checkpoint.root, first_index, growth)
 
-    def _publish(self) -> None:
+    def _publish(self) -> Checkpoint:
         """Sign the tree as it stands and make that the checkpoint: the moment at which it is committed."""
         checkpoint = Checkpoint(self.origin, self._tree.size, self._tree.root())
         text = sign_checkpoint(checkpoint, self._signer)
         self._store.write_checkpoint(text)
         self.checkpoint_text = text
         self._size = checkpoint.size
+        return checkpoint
 
     def _seal_full_bundles(self) -> None:
         """Move full, committed bundles from the tail to their place: before each commit and at opening.
@@ -215,18 +234,11 @@ class Log:
         for number in sorted(self._tails):
             if (number + 1) * TILE_WIDTH > self._size:
                 break
-            completed = self._tiles_completed_by(number)
+            completed = tiles.completed_by(number)
             self._store.seal(number, {tiles.tile_path(*key): b"".join(self._tree.full_tiles[key]) for key in completed})
             for key in completed:
                 del self._tree.full_tiles[key]
             del self._tails[number]
-
-    def _tiles_completed_by(self, number: int) -> list[tuple[int, int]]:
-        keys = [(0, number)]
-        while (keys[-1][1] + 1) % TILE_WIDTH == 0:
-            level, last = keys[-1]
-            keys.append((level + 1, last // TILE_WIDTH))
-        return keys
 
     # Opening
 
@@ -282,17 +294,6 @@ class Log:
         ]
         if cut_bytes := sum(cut for _, cut in surplus.values()):
             self.recovery = Recovery(self._size, cut_bytes, tuple(path for path in kept if path))
-
-    def _require_extends(self, known: Checkpoint) -> None:
-        directory = self._store.directory
-        if known.origin != self.origin:
-            raise LogDamaged(f"{directory} is not the log {known.origin} that is known elsewhere")
-        if known.size > self._size:
-            raise LogTruncated(
-                f"{directory} has {self._size} entries where {known.size} were seen; an older copy was put back"
-            )
-        if self.root_at(known.size) != known.root:
-            raise LogDamaged(f"{directory} differs from what was seen of it at size {known.size}")
 
     # Reading
 

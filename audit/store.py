@@ -110,6 +110,10 @@ class Store:
         """
         if _identity(self.directory / "checkpoint") != self._checkpoint_identity:
             raise LogDamaged(f"{self.directory}/checkpoint was changed by another program; restore it")
+        lock = _status(self.directory / "lock")
+        if lock is None or lock.st_ino != os.fstat(self._lock).st_ino:
+            # Another process could take the lock's new file, and two would write one log.
+            raise LogDamaged(f"{self.directory}/lock was removed or replaced; stop whoever else writes this log")
         self._require_tail_untouched()
 
     # Reading

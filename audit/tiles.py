@@ -32,6 +32,15 @@ def bundle_path(number: int) -> PurePosixPath:
     return PurePosixPath("tile", "entries") / number_path(number)
 
 
+def completed_by(number: int) -> list[tuple[int, int]]:
+    """(level, number) of each tile that becomes full with entry bundle `number`, from level 0 up."""
+    found = [(0, number)]
+    while (found[-1][1] + 1) % TILE_WIDTH == 0:
+        level, last = found[-1]
+        found.append((level + 1, last // TILE_WIDTH))
+    return found
+
+
 def number_path(number: int) -> PurePosixPath:
     """`number` as C2SP spells it in paths."""
     groups = [f"{number % 1000:03}"]

@@ -1,8 +1,9 @@
 """Group commit: one task gathers what concurrent requests want to log and appends it in one worker thread.
 
 The log is used by one thread at a time: appends and reads share a limiter of one. A waiter is told its index only
-after the commit is durable. If the log fails, all its waiters are told so, and the log is reopened, which recovers
-it, before anything else is appended: nothing is retried on a log in an unknown state.
+after the commit is durable. If the log fails, all its waiters are told so, and nothing is appended until it has been
+reopened, which recovers it: with all checks of a start, as a continuation of what was last acknowledged, and with a
+record of the outage committed as the proof that the disk takes writes again. That is tried by itself, ever more slowly.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ from typing import Final, Protocol, TypeVar
 import structlog
 import trio
 
-from audit.errors import LogError
+from audit.checkpoint import Checkpoint
+from audit.errors import LogDamaged, LogError
 from audit.log import Commit, EntryBuilder, Log, Recovery
 from gateway.errors import LogUnavailable, Overloaded
 
 MAX_BATCH: Final = 64
-REOPEN_SECONDS: Final = 1.0  # between attempts: a request finds a failed log reopened at most this often
+REOPEN_SECONDS: Final = 1.0  # before the first attempt to reopen a failed log; doubled for each one that fails
+MAX_REOPEN_SECONDS: Final = 30.0
 
 log = structlog.get_logger("gateway.committer")
 Answer = TypeVar("Answer")
@@ -37,6 +40,16 @@ class Committed:
 
     index: int
     commit: Commit
+
+
+@dataclass(frozen=True, slots=True)
+class Outage:
+    """Why nothing could be logged, for how long, what reopening cut off; `attempts` to reopen, the last one good."""
+
+    because: str
+    seconds: float
+    attempts: int
+    recovery: Recovery | None
 
 
 class _Waiter:
@@ -59,7 +72,12 @@ class Committer:
         self._limiter = trio.CapacityLimiter(1)
         self._send, self._receive = trio.open_memory_channel[_Waiter](queue)
         self._log: Log | None = None
+        self._broken = trio.Event()
+        self._failed_at = 0.0
+        self._attempts = 0
         self._next_attempt = 0.0
+        self._acknowledged: Checkpoint | None = None
+        self.announce: Callable[[Outage], EntryBuilder] | None = None  # the record of an outage
         self.failed_because: str | None = None
         self.size = 0  # of the log, as of the last commit
         self.recovery: Recovery | None = None  # what the first opening cut off
@@ -67,7 +85,8 @@ class Committer:
     async def open(self) -> None:
         """Open the log for the first time. Errors: LogError, OSError (the gateway does not start)."""
         self._log = await trio.to_thread.run_sync(self._open_log, limiter=self._limiter)
-        self.size, self.recovery = self._log.size, self._log.recovery
+        self.recovery = self._log.recovery
+        self._remember(self._log.size, self._log.root_at(self._log.size), self._log.origin)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Commit until cancelled. A commit under way is finished first: its waiters may be answered still."""
@@ -80,6 +99,24 @@ class Committer:
                 except trio.WouldBlock:
                     break
             await self._commit(waiters)
+
+    async def keep_open(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Reopen the log after each failure, until cancelled. Without it, only requests would try."""
+        task_status.started()
+        while True:
+            await self._broken.wait()
+            self._broken = trio.Event()
+            while self.failed_because is not None:
+                await trio.sleep(max(0.01, self._next_attempt - self._clock()))
+                try:
+                    await self.read(lambda _log: None)
+                except LogUnavailable:
+                    pass  # it was logged, and the next attempt is later
+
+    async def distrust(self, because: str) -> None:
+        """Somebody found the log's files damaged: stop until reopening finds them in order."""
+        await trio.to_thread.run_sync(self._distrust, because, limiter=self._limiter)
+        self._broken.set()
 
     async def append(self, builder: EntryBuilder) -> Committed:
         """Log the entries of `builder` and return once they are durable.
@@ -100,7 +137,11 @@ class Committer:
 
     async def read(self, question: Callable[[Log], Answer]) -> Answer:
         """Ask the log something, between commits. Errors: LogUnavailable, and what `question` raises."""
-        return await trio.to_thread.run_sync(self._read, question, limiter=self._limiter)
+        try:
+            return await trio.to_thread.run_sync(self._read, question, limiter=self._limiter)
+        except LogUnavailable:
+            self._broken.set()
+            raise
 
     async def close(self) -> None:
         if self._log is not None:
@@ -111,6 +152,7 @@ class Committer:
         try:
             commit = await self._in_worker([waiter.builder for waiter in waiters])
         except LogUnavailable as error:
+            self._broken.set()
             for waiter in waiters:
                 waiter.tell(LogUnavailable(error.detail))
         except Exception as error:  # noqa: BLE001 - told to the waiter whose builder raised it
@@ -136,7 +178,7 @@ class Committer:
             commit = usable.append(builders)
         except (LogError, OSError) as error:
             raise self._failed(error) from error
-        self.size = commit.size
+        self._remember(commit.size, commit.root, usable.origin)
         return commit
 
     def _read(self, question: Callable[[Log], Answer]) -> Answer:
@@ -146,24 +188,51 @@ class Committer:
         except (LogError, OSError) as error:
             raise self._failed(error) from error
 
+    def _distrust(self, because: str) -> None:
+        if self._log is not None:
+            self._failed(LogDamaged(because))
+
     def _usable_log(self) -> Log:
         """The log, reopened if it failed before. In the worker thread."""
         if self._log is not None:
             return self._log
         if self._clock() < self._next_attempt:
             raise LogUnavailable(f"the audit log failed: {self.failed_because}")
+        self._attempts += 1
         try:
-            self._log = self._open_log()
+            self._log = self._reopened()
         except (LogError, OSError) as error:
             raise self._failed(error) from error
-        self.size = self._log.size
-        self.failed_because = None
-        log.warning("audit log reopened", size=self._log.size)
+        log.warning("audit log reopened", size=self.size, attempts=self._attempts)
+        self.failed_because, self._attempts = None, 0
         return self._log
+
+    def _reopened(self) -> Log:
+        """The log, recovered, with the outage on record."""
+        reopened = self._open_log()
+        try:
+            if self._acknowledged is not None:
+                reopened.require_extends(self._acknowledged)
+            self.size = reopened.size
+            if self.announce is not None and self.failed_because is not None:
+                seconds = self._clock() - self._failed_at
+                outage = Outage(self.failed_because, seconds, self._attempts, reopened.recovery)
+                commit = reopened.append([self.announce(outage)])
+                self._remember(commit.size, commit.root, reopened.origin)
+        except BaseException:
+            reopened.close()
+            raise
+        return reopened
+
+    def _remember(self, size: int, root: bytes, origin: str) -> None:
+        self.size, self._acknowledged = size, Checkpoint(origin, size, root)
 
     def _failed(self, error: Exception) -> LogUnavailable:
         failed, self._log = self._log, None
-        self._next_attempt = self._clock() + REOPEN_SECONDS
+        now = self._clock()
+        if self.failed_because is None:
+            self._failed_at = now
+        self._next_attempt = now + min(MAX_REOPEN_SECONDS, REOPEN_SECONDS * 2 ** min(self._attempts, 16))
         self.failed_because = str(error)
         log.error("audit log failed: nothing is permitted until it recovers", error=str(error))
         if failed is not None:

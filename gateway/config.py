@@ -50,6 +50,7 @@ class LogTable(_Table, frozen=True):
     signing_key: Text
     origin: Text
     heartbeat_seconds: Seconds = 300
+    watch_seconds: Annotated[int, Meta(ge=1, le=60)] = 30  # within which each of its files is looked at
 
 
 class PermitsTable(_Table, frozen=True):

@@ -8,10 +8,10 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 from audit.checkpoint import LogSigner
-from audit.log import Commit
+from audit.log import Commit, EntryBuilder, Recovery
 from audit.proof import leaf_hash
 from audit.record import CLOCK_STEP_KIND, Actor, Record, Vm, encode_entry, format_time
-from gateway.committer import Committer
+from gateway.committer import Committer, Outage
 from policy.facts import Person
 
 CLOCK_STEP_MS: Final = 500
@@ -70,22 +70,36 @@ class Recorder:
         built: tuple[int, bytes] | None = None
 
         def build(first_index: int) -> Sequence[bytes]:
-            # Stamped here, in the log's thread: times rise with the sequence, whoever was faster on the way.
             nonlocal built
-            now, ticks = self._clock.wall(), self._clock.monotonic_ns()
-            entries = []
-            if (step_ms := self._step_ms(now, ticks)) is not None:
-                step = Event(CLOCK_STEP_KIND, details={"step_ms": step_ms})
-                entries.append(self._encode(step, first_index, now, ticks))
-            self._latest = now, ticks
-            index = first_index + len(entries)
-            entry = self._encode(event, index, now, ticks)
-            built = index, leaf_hash(entry)
-            return [*entries, entry, *(entries_after(*built) if entries_after else ())]
+            entries, index = self._stamped(event, first_index)
+            built = index, leaf_hash(entries[-1])
+            return [*entries, *(entries_after(*built) if entries_after else ())]
 
         committed = await self._committer.append(build)
         assert built is not None
         return Recorded(*built, committed.commit)
+
+    def of_outage(self, outage: Outage) -> EntryBuilder:
+        """The record that the log failed and works again, for `Committer.announce`."""
+        details = {
+            "because": outage.because,
+            "outage_ms": int(outage.seconds * 1000),
+            "attempts": outage.attempts,
+            "recovered": recovery_details(outage.recovery),
+        }
+        return lambda first_index: self._stamped(Event("log.recovered", details=details), first_index)[0]
+
+    def _stamped(self, event: Event, first_index: int) -> tuple[list[bytes], int]:
+        """The record's entry, last, and its index; before it one of a clock that was stepped."""
+        # In the log's thread: times rise with the sequence, whoever was faster on the way.
+        now, ticks = self._clock.wall(), self._clock.monotonic_ns()
+        entries = []
+        if (step_ms := self._step_ms(now, ticks)) is not None:
+            step = Event(CLOCK_STEP_KIND, details={"step_ms": step_ms})
+            entries.append(self._encode(step, first_index, now, ticks))
+        self._latest = now, ticks
+        index = first_index + len(entries)
+        return [*entries, self._encode(event, index, now, ticks)], index
 
     def _step_ms(self, now: datetime, ticks: int) -> int | None:
         """By how much the wall clock was stepped since the last record, if it was: auditors must be told."""
@@ -140,3 +154,8 @@ def identity_of(person: Person) -> dict[str, Any]:
 
 def host_actor(spiffe_id: str) -> Actor:
     return Actor(spiffe_id, spiffe_id.rpartition("/")[2], "client-certificate")
+
+
+def recovery_details(recovery: Recovery | None) -> dict[str, Any] | None:
+    """What opening the log cut off, if it did, as records tell it."""
+    return {"first_index": recovery.first_index, "cut_bytes": recovery.cut_bytes} if recovery else None

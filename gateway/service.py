@@ -39,12 +39,13 @@ from gateway.dispatch import Dispatch
 from gateway.errors import ConfigRefused, GatewayError, StartRefused
 from gateway.gate import Gate, PermitTerms
 from gateway.issuers import Issuers, IssuerTable, settings_of
+from gateway.log_watching import LogWatching
 from gateway.logging import configure_logging
 from gateway.migrations import Migrations
 from gateway.people import DirectoryGroups, KeySource, LocalIssuer, People, PinnedIssuer, Throttles
 from gateway.placement import Placement
 from gateway.reading import Reading
-from gateway.recording import Clock, Event, Recorder
+from gateway.recording import Clock, Event, Recorder, recovery_details
 from gateway.relays import HostTrust
 from gateway.reloading import Reloader, load_policy_and_inventory
 from gateway.reporting import Reporting
@@ -74,6 +75,7 @@ class Gateway:
     listen: str
     reloader: Reloader
     committer: Committer
+    watching: LogWatching
     _stopping: trio.Event = field(default_factory=trio.Event)
 
     async def reload(self) -> None:
@@ -103,14 +105,17 @@ async def serve(
     clock = clock or system_clock()
     signer = LogSigner(config.log.origin, _log_key(config))
     directory = config.path(config.log.directory)
-    committer = Committer(open_log or partial(Log.open, directory, signer), config.limits.log_queue)
+    state_dir = config.path(config.gateway.state_dir)
+    state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    watching = LogWatching(directory, state_dir / "log-seen", signer, config.log.watch_seconds)
+    opening = watching.opening(open_log or partial(Log.open, directory, signer))
+    committer = Committer(opening, config.limits.log_queue)
     async with AsyncExitStack() as stack:
         await _open(committer)
         stack.push_async_callback(_shielded, committer.close)
-        state_dir = config.path(config.gateway.state_dir)
-        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         index = stack.enter_context(Index(state_dir / "index.sqlite", signer.origin))
         recorder = Recorder(committer, signer, secrets.token_hex(16), clock)
+        committer.announce = recorder.of_outage
         people = _people(config, recorder, await _issuers(config, stack), _directory(config, stack))
         gate, trust = _gate(config, people, recorder, clock)
         reading = Reading(gate, committer, index)
@@ -120,7 +125,7 @@ async def serve(
         desk = Desk(gate, people, issuers, reading, reporting, health, config.limits.poll_seconds)
         server = _server(config, desk)
         reloader = Reloader(config, gate, people, reporting, server, partial(tls_files, config))
-        await _serve(config, server, reloader, reading, recorder, committer, gate.dispatch, task_status)
+        await _serve(config, server, reloader, reading, recorder, committer, watching, gate.dispatch, task_status)
 
 
 async def _serve(  # noqa: PLR0913, PLR0917 - the last step of the composition
@@ -130,11 +135,14 @@ async def _serve(  # noqa: PLR0913, PLR0917 - the last step of the composition
     reading: Reading,
     recorder: Recorder,
     committer: Committer,
+    watching: LogWatching,
     dispatch: Dispatch,
     task_status: trio.TaskStatus[Gateway],
 ) -> None:
     async with trio.open_nursery() as writing:
         await writing.start(committer.run)
+        await writing.start(committer.keep_open)
+        writing.start_soon(watching.run, committer)
         await reading.restore(int(time.time()))
         async with trio.open_nursery() as serving:
             address = config.listen
@@ -142,7 +150,7 @@ async def _serve(  # noqa: PLR0913, PLR0917 - the last step of the composition
             bound = listeners[0].socket.getsockname()
             listen = str(configuration.Address(bound[0], bound[1]))
             await recorder.append(Event("gateway.started", details=_start_details(config, listen, committer, reloader)))
-            running = Gateway(listen, reloader, committer)
+            running = Gateway(listen, reloader, committer, watching)
             serving.start_soon(_heartbeat, recorder, config.log.heartbeat_seconds)
             task_status.started(running)
             log.info("gateway serves", listen=listen, name=config.gateway.name)
@@ -152,6 +160,7 @@ async def _serve(  # noqa: PLR0913, PLR0917 - the last step of the composition
             serving.cancel_scope.cancel()
         with trio.move_on_after(STOP_SECONDS):
             await _record_or_log(recorder, Event("gateway.stopped"))
+            await watching.save(committer)
         writing.cancel_scope.cancel()
 
 
@@ -316,8 +325,8 @@ def _health(config: GatewayConfig, committer: Committer) -> dict[str, Any]:
 def _start_details(config: GatewayConfig, listen: str, committer: Committer, reloader: Reloader) -> dict[str, Any]:
     machine = {"machine_boot_id": machine_boot_id()}
     details: dict[str, Any] = {"listen": listen, "name": config.gateway.name, **machine, **reloader.in_force()}
-    if (cut := committer.recovery) is not None:
-        details["recovered"] = {"first_index": cut.first_index, "cut_bytes": cut.cut_bytes}
+    if committer.recovery is not None:
+        details["recovered"] = recovery_details(committer.recovery)
     return details
 
 

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from audit.checkpoint import LogSigner, open_checkpoint
 from audit.log import Log
 from audit.proof import leaf_hash, verify_inclusion
-from gateway.committer import Committer
+from gateway.committer import Committer, Outage
 from gateway.errors import LogUnavailable, Overloaded
 
 SIGNER = LogSigner("example.org/log", Ed25519PrivateKey.generate())
@@ -30,10 +30,12 @@ class Disk:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.fails = False
+        self.opened = 0
         self.batches: list[int] = []
         self.now = 0.0
 
     def open(self) -> Log:
+        self.opened += 1
         if self.fails:
             raise OSError(5, "Input/output error")
         log = Log.open(self.directory, SIGNER)
@@ -108,6 +110,84 @@ async def test_a_log_that_cannot_be_reopened_stays_unavailable(disk: Disk) -> No
                 await committer.append(entry("x"))
             with pytest.raises(LogUnavailable):
                 await committer.read(lambda log: log.size)
+
+
+async def test_a_failed_log_is_reopened_without_being_asked_and_the_outage_goes_on_record_first(disk: Disk) -> None:
+    async with committing(disk) as committer, trio.open_nursery() as nursery:
+        outages: list[Outage] = []
+
+        def announce(outage: Outage) -> Callable[[int], Sequence[bytes]]:
+            outages.append(outage)
+            return entry("outage")
+
+        committer.announce = announce
+        await nursery.start(committer.keep_open)
+        await committer.append(entry("before"))
+        disk.fails = True
+        with pytest.raises(LogUnavailable):
+            await committer.append(entry("lost"))
+        disk.now = 5.0
+        while disk.opened < 3:  # it goes on trying
+            disk.now += 40.0
+            await trio.sleep(0.02)
+        disk.fails = False
+        while committer.failed_because is not None:
+            disk.now += 40.0
+            await trio.sleep(0.02)
+        assert (await committer.append(entry("after"))).index == 2
+        assert await committer.read(lambda log: list(log.entries(0, 3))) == [
+            b"before at 0",
+            b"outage at 1",
+            b"after at 2",
+        ]
+        (outage,) = outages
+        assert "Input/output error" in outage.because
+        assert outage.seconds >= 40
+        assert outage.attempts >= 2
+        nursery.cancel_scope.cancel()
+
+
+async def test_attempts_to_reopen_become_rarer_up_to_a_limit(disk: Disk) -> None:
+    async with committing(disk) as committer:
+        disk.fails = True
+        waits = []
+        with pytest.raises(LogUnavailable):
+            await committer.append(entry("lost"))
+        for _ in range(8):
+            failed_at, opened = disk.now, disk.opened
+            while disk.opened == opened:
+                disk.now += 1.0
+                with pytest.raises(LogUnavailable):
+                    await committer.read(lambda log: log.size)
+            waits.append(disk.now - failed_at)
+        assert waits == [1, 2, 4, 8, 16, 30, 30, 30]
+
+
+async def test_a_log_that_comes_back_shorter_than_what_was_acknowledged_stays_shut(disk: Disk) -> None:
+    async with committing(disk) as committer:
+        await committer.append(entry("first"))
+        older = {path: path.read_bytes() for path in disk.directory.rglob("*") if path.is_file()}
+        await committer.append(entry("second"))
+        disk.fails = True
+        with pytest.raises(LogUnavailable):
+            await committer.append(entry("lost"))
+        disk.fails = False
+        for path, content in older.items():
+            path.write_bytes(content)
+        for _ in range(3):
+            disk.now += 100.0
+            with pytest.raises(LogUnavailable, match="older copy was put back"):
+                await committer.append(entry("third"))
+
+
+async def test_a_log_whose_files_are_found_damaged_is_not_used_until_it_is_reopened(disk: Disk) -> None:
+    async with committing(disk) as committer:
+        await committer.append(entry("first"))
+        await committer.distrust("tile/0/000 is missing; restore it")
+        with pytest.raises(LogUnavailable, match="tile/0/000"):
+            await committer.append(entry("too soon"))
+        disk.now = 2.0
+        assert (await committer.append(entry("second"))).index == 1
 
 
 async def test_one_bad_builder_does_not_harm_the_others(disk: Disk) -> None:
