@@ -46,6 +46,20 @@ class Facts:
     relay_reachable: bool
 
 
+async def make_known(gate: Gate, asked: Asked) -> None:
+    """Ask the inventory's sources again for what they do not know: a VM that was created a minute ago is known then."""
+    if gate.inventory.vm(asked.vm) is None or gate.inventory.host(asked.destination) is None:
+        await gate.sources.ask_again()
+
+
+def explain_unknown(gate: Gate, asked: Asked, decision: Decision) -> Decision:
+    """Where a source says why nothing is known of the VM, tell the operator that, and not to add what is there."""
+    because = gate.inventory.why_unknown(asked.vm)
+    if decision.allowed or not because or gate.inventory.vm(asked.vm) is not None:
+        return decision
+    return replace(decision, denied_because=f"{decision.denied_because} The inventory says of it: {because}.")
+
+
 def collect_facts(gate: Gate, person: Person, asked: Asked, now: datetime) -> Facts:
     """Turn the requester's words into what the inventory, the log and the relays say. Errors: RequestRefused."""
     try:

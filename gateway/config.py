@@ -15,6 +15,7 @@ from msgspec import Meta
 from gateway.errors import ConfigRefused
 from gateway.issuers import IssuerTable, settings_of
 from policy.identity.directory_settings import DirectorySettings
+from policy.sources.settings import InventorySettings
 
 Text = Annotated[str, Meta(min_length=1, max_length=255)]
 Seconds = Annotated[int, Meta(ge=1, le=86_400)]
@@ -105,6 +106,7 @@ class GatewayConfig(_Table, frozen=True):
     permits: PermitsTable
     policy: PolicyTable
     identity: IdentityTable
+    inventory: InventorySettings = InventorySettings()
     limits: LimitsTable = LimitsTable()
     directory: Path = Path()
 
@@ -179,6 +181,10 @@ def _check(config: GatewayConfig, path: Path) -> None:
             settings_of(issuer)
         except ValueError as error:
             raise ConfigRefused(path, "identity.issuers", f"{issuer.issuer}: {error}") from error
+    try:
+        config.inventory.check()
+    except ValueError as error:
+        raise ConfigRefused(path, "inventory.sources", str(error)) from error
     if config.permits.recover_seconds < config.permits.session_seconds:
         raise ConfigRefused(path, "permits.recover_seconds", "is shorter than `session_seconds`")
     if config.limits.relay_silence_seconds <= config.limits.poll_seconds:

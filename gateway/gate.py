@@ -15,6 +15,7 @@ from gateway.recording import Clock, Recorder
 from policy.engine import Engine
 from policy.inventory import Inventory
 from policy.permit import Limits, Requirements
+from policy.sources.keeper import Sources
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +35,11 @@ class PermitTerms:
 
 @dataclass(slots=True)
 class Gate:
-    """All that admission works with. `inventory` and `minimum_crl_number` are replaced as a whole at a reload."""
+    """All that admission works with. `minimum_crl_number` is replaced at a reload; `sources` keep themselves fresh."""
 
     people: People
     engine: Engine
-    inventory: Inventory
+    sources: Sources
     placement: Placement
     migrations: Migrations
     dispatch: Dispatch
@@ -48,3 +49,8 @@ class Gate:
     new_id: Callable[[], str]
     relay_silence_seconds: float
     minimum_crl_number: int
+
+    @property
+    def inventory(self) -> Inventory:
+        """What is known now of VMs and hosts."""
+        return self.sources.inventory

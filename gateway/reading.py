@@ -30,7 +30,13 @@ MAX_PAGE: Final = 200
 MAX_RECORDS_OF_MIGRATION: Final = 100
 PAGE_OF_RESTORE: Final = 1000
 ACTIONS_OF_ONESELF: Final = ("CheckDecision", "ReadOwnMigrations", "CancelMigration", "ReadAudit")
-RESTORED_KINDS: Final = ("migration.decision", "migration.receipt", "migration.cancel_requested", "config.reloaded")
+RESTORED_KINDS: Final = (
+    "migration.decision",
+    "migration.receipt",
+    "migration.cancel_requested",
+    "config.reloaded",
+    "inventory.source",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +154,7 @@ class Reading:
 
         records = await self._committer.read(ask)
         for _, record in records:
-            if record["kind"] == "config.reloaded":
+            if record["kind"] in {"config.reloaded", "inventory.source"}:
                 self._gate.placement.forget(record.get("details", {}).get("placement_forgotten", ()))
             elif is_certificate_of_arrival(record):
                 self._gate.placement.certify(record["vm"]["uuid"], record["destination"])

@@ -20,19 +20,19 @@ from gateway.recording import Event
 from gateway.relays import HostTrust
 from gateway.reporting import Reporting
 from policy.bundle import Bundle
-from policy.errors import BundleRefused, DirectoryRefused, InventoryRefused
+from policy.errors import BundleRefused, DirectoryRefused, InventoryRefused, InventoryUnavailable
 from policy.identity.directory_settings import read_credentials
 from policy.identity.local import LocalDirectory
-from policy.inventory import Inventory
+from policy.sources.settings import MAIN
 
 log = structlog.get_logger("gateway.reloading")
 
 
-def load_policy_and_inventory(config: GatewayConfig) -> tuple[Bundle, Inventory]:
+def load_policy(config: GatewayConfig) -> Bundle:
     """Errors: StartRefused, naming the file."""
     try:
-        return Bundle.load(config.path(config.policy.bundle)), Inventory.load(config.path(config.policy.inventory))
-    except (BundleRefused, InventoryRefused) as error:
+        return Bundle.load(config.path(config.policy.bundle))
+    except BundleRefused as error:
         raise StartRefused(str(error)) from error
 
 
@@ -79,7 +79,9 @@ class Reloader:
             ):
                 try:
                     forgotten += await put_in_force()
-                except (InventoryRefused, BundleRefused, DirectoryRefused, StartRefused) as error:
+                except (
+                    InventoryRefused, InventoryUnavailable, BundleRefused, DirectoryRefused, StartRefused
+                ) as error:  # fmt: skip
                     log.error("reload refused", what=what, error=str(error))
                     refused[what] = str(error)[:2000]
             details = {**self.in_force(), "refused": refused, "placement_forgotten": forgotten}
@@ -92,11 +94,15 @@ class Reloader:
             log.info("reloaded", refused=sorted(refused))
 
     async def _reload_inventory(self) -> list[str]:
-        """Returns the VMs whose host the operator changed: the file is newer than what receipts said of them."""
-        path = self._config.path(self._config.policy.inventory)
-        inventory = await trio.to_thread.run_sync(Inventory.load, path)
-        before, self._gate.inventory = self._gate.inventory, inventory
-        moved = [uuid for uuid, vm in inventory.vms.items() if uuid in before.vms and vm.host != before.vms[uuid].host]
+        """Returns the VMs whose host the operator changed: the file is newer than what receipts said of them.
+
+        The other sources are asked as well; what comes of that they record themselves.
+        """
+        try:
+            news = await self._gate.sources.refresh(MAIN)
+        finally:
+            await self._gate.sources.ask_again()
+        moved = [] if news is None else list(news.moved)
         self._gate.placement.forget(moved)
         return moved
 

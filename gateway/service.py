@@ -38,6 +38,7 @@ from gateway.config import GatewayConfig
 from gateway.dispatch import Dispatch
 from gateway.errors import ConfigRefused, GatewayError, StartRefused
 from gateway.gate import Gate, PermitTerms
+from gateway.inventories import InventoryNews, open_sources, read_at_start
 from gateway.issuers import Issuers, IssuerTable, settings_of
 from gateway.log_watching import LogWatching
 from gateway.logging import configure_logging
@@ -47,7 +48,7 @@ from gateway.placement import Placement
 from gateway.reading import Reading
 from gateway.recording import Clock, Event, Recorder, recovery_details
 from gateway.relays import HostTrust
-from gateway.reloading import Reloader, load_policy_and_inventory
+from gateway.reloading import Reloader, load_policy
 from gateway.reporting import Reporting
 from policy.engine import Engine
 from policy.errors import DirectoryRefused, PolicyError
@@ -59,6 +60,7 @@ from policy.identity.local import LocalDirectory, local_verifier
 from policy.identity.oidc import TokenVerifier
 from policy.jws import key_id_of
 from policy.permit import Limits, Requirements
+from policy.sources.keeper import Sources
 
 EXIT_DONE: Final = 0
 EXIT_FAILED: Final = 1
@@ -117,7 +119,10 @@ async def serve(
         recorder = Recorder(committer, signer, secrets.token_hex(16), clock)
         committer.announce = recorder.of_outage
         people = _people(config, recorder, await _issuers(config, stack), _directory(config, stack))
-        gate, trust = _gate(config, people, recorder, clock)
+        sources = await open_sources(config, stack)
+        await read_at_start(sources)
+        gate, trust = _gate(config, people, sources, recorder, clock)
+        sources.on_news = InventoryNews(recorder, gate.placement).tell
         reading = Reading(gate, committer, index)
         reporting = Reporting(gate, reading, trust)
         issuers = Issuers(config.identity.issuers, has_local_people=people.local is not None)
@@ -125,7 +130,7 @@ async def serve(
         desk = Desk(gate, people, issuers, reading, reporting, health, config.limits.poll_seconds)
         server = _server(config, desk)
         reloader = Reloader(config, gate, people, reporting, server, partial(tls_files, config))
-        await _serve(config, server, reloader, reading, recorder, committer, watching, gate.dispatch, task_status)
+        await _serve(config, server, reloader, reading, recorder, committer, watching, gate, task_status)
 
 
 async def _serve(  # noqa: PLR0913, PLR0917 - the last step of the composition
@@ -136,7 +141,7 @@ async def _serve(  # noqa: PLR0913, PLR0917 - the last step of the composition
     recorder: Recorder,
     committer: Committer,
     watching: LogWatching,
-    dispatch: Dispatch,
+    gate: Gate,
     task_status: trio.TaskStatus[Gateway],
 ) -> None:
     async with trio.open_nursery() as writing:
@@ -152,10 +157,11 @@ async def _serve(  # noqa: PLR0913, PLR0917 - the last step of the composition
             await recorder.append(Event("gateway.started", details=_start_details(config, listen, committer, reloader)))
             running = Gateway(listen, reloader, committer, watching)
             serving.start_soon(_heartbeat, recorder, config.log.heartbeat_seconds)
+            serving.start_soon(gate.sources.run)
             task_status.started(running)
             log.info("gateway serves", listen=listen, name=config.gateway.name)
             await running.wait_stopping()
-            dispatch.close()
+            gate.dispatch.close()
             await server.stop_gracefully(STOP_SECONDS)
             serving.cancel_scope.cancel()
         with trio.move_on_after(STOP_SECONDS):
@@ -191,14 +197,16 @@ async def _shielded(close: Callable[[], Any]) -> None:
         await close()
 
 
-def _gate(config: GatewayConfig, people: People, recorder: Recorder, clock: Clock) -> tuple[Gate, HostTrust]:
-    bundle, inventory = load_policy_and_inventory(config)
+def _gate(
+    config: GatewayConfig, people: People, sources: Sources, recorder: Recorder, clock: Clock
+) -> tuple[Gate, HostTrust]:
+    bundle = load_policy(config)
     trust = HostTrust.load(config.path(config.tls.client_trust_bundle), _crls(config))
     limits = config.limits
     gate = Gate(
         people=people,
         engine=Engine(bundle),
-        inventory=inventory,
+        sources=sources,
         placement=Placement(),
         migrations=Migrations(limits.migrations),
         dispatch=Dispatch(),

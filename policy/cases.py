@@ -34,7 +34,7 @@ import msgspec
 
 from policy.decision import Decision, evaluate
 from policy.errors import BundleRefused, FactRefused
-from policy.facts import ACTIONS, Context, HostFacts, Person, Protection, Question, VmFacts
+from policy.facts import ACTIONS, Context, HostFacts, Person, Protection, Provenance, Question, VmFacts, VmProvenance
 from policy.request import entities_of, request_of
 from policy.rules import Rules
 
@@ -53,10 +53,14 @@ class PersonTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
 
 class VmTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`source` and `age_seconds` are of zone, classification and tags alike."""
+
     uuid: str | None = None
     zone: str
     classification: str
     tags: tuple[str, ...] = ()
+    source: str = "inventory"
+    age_seconds: int = 0
 
 
 class HostTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -65,6 +69,8 @@ class HostTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     zone: str
     jurisdiction: str
     address: str = "192.0.2.1:7443"
+    source: str = "inventory"
+    age_seconds: int = 0
 
 
 class ProtectionTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -177,12 +183,15 @@ def _person(key: str, table: PersonTable) -> Person:
 
 def _vm(key: str, table: VmTable) -> VmFacts:
     made_up = table.uuid or str(uuid.uuid5(_VM_NAMESPACE, key))
-    return VmFacts(made_up, key, table.zone, table.classification, frozenset(table.tags))
+    told = Provenance(table.source, table.age_seconds)
+    provenance = VmProvenance(told, told, told)
+    return VmFacts(made_up, key, table.zone, table.classification, frozenset(table.tags), provenance=provenance)
 
 
 def _host(key: str, table: HostTable) -> HostFacts:
     spiffe_id = table.spiffe_id or f"spiffe://bundle.test/host/{key}"
-    return HostFacts(spiffe_id, key, table.site, table.zone, table.jurisdiction, table.address)
+    told = Provenance(table.source, table.age_seconds)
+    return HostFacts(spiffe_id, key, table.site, table.zone, table.jurisdiction, table.address, provenance=told)
 
 
 def _check(file: str, case: Case, decision: Decision) -> None:

@@ -10,6 +10,7 @@ PolicyError
 ├── PermitTooLarge      the operator: a permit that no relay would take (too many ports, too long a proof)
 ├── BundleRefused       the policy author: `.file` says where in the bundle, `.detail` what to correct
 ├── InventoryRefused    the operator: `.file` and `.detail`; the inventory in force stays
+├── InventoryUnavailable the operator: a source of the inventory gives no answer; its facts grow old, then unknown
 └── FactRefused         whoever made the fact (us, if it was not checked before): not canonical, or not plain text
 """
 
@@ -111,6 +112,15 @@ class InventoryRefused(PolicyError):
     def __init__(self, file: str, detail: str) -> None:
         super().__init__(f"inventory refused: {file}: {detail}")
         self.file = file
+        self.detail = detail
+
+
+class InventoryUnavailable(PolicyError):
+    """A source of the inventory cannot be asked; what it said last is used until it is too old."""
+
+    def __init__(self, source: str, detail: str) -> None:
+        super().__init__(f"inventory source {source}: {detail}")
+        self.source = source
         self.detail = detail
 
 

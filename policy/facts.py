@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
 
@@ -17,7 +17,7 @@ from policy.errors import FactRefused
 
 VM_ACTIONS: Final = ("MigrateVm", "Evacuate", "BreakGlass", "OpenLibvirt")
 GATEWAY_ACTIONS: Final = (
-    "CheckDecision", "ReadAudit", "ExportAudit", "ReadOwnMigrations", "CancelMigration",
+    "CheckDecision", "ReadAudit", "ExportAudit", "ReadInventory", "ReadOwnMigrations", "CancelMigration",
     "PublishPolicy", "EnrolHost", "RevokeHost",
 )  # fmt: skip
 BREAK_GLASS_ACTIONS: Final = ("EndBreakGlass", "ReadBreakGlass")  # about the gateway, as those above
@@ -127,6 +127,34 @@ def nobody(asked_by: str) -> Person:
     return Person(f"{asked_by}#{NOT_AUTHENTICATED}", asked_by, NOT_AUTHENTICATED, frozenset(), NOT_AUTHENTICATED)
 
 
+NEVER_CONFIRMED: Final = 2**40  # seconds: older than any limit that a policy could set
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """Which source told a fact, and how long ago it last confirmed it, at the moment when the fact was looked up.
+
+    The default is what nobody has confirmed: a fact whose age was forgotten on the way must not pass for a fresh one.
+    """
+
+    source: str = "unknown"
+    age_seconds: int = NEVER_CONFIRMED
+
+    def __post_init__(self) -> None:
+        check_label("source of a fact", self.source)
+        if not 0 <= self.age_seconds <= NEVER_CONFIRMED:
+            raise FactRefused("age of a fact", "must not be negative")
+
+
+@dataclass(frozen=True, slots=True)
+class VmProvenance:
+    """Of the facts of a VM that policies decide on; each may be from another source."""
+
+    zone: Provenance = Provenance()
+    classification: Provenance = Provenance()
+    tags: Provenance = Provenance()
+
+
 @dataclass(frozen=True, slots=True)
 class VmFacts:
     """One VM. `uuid` is canonical (lower case); `host` is the name of the host where the inventory places it."""
@@ -137,6 +165,7 @@ class VmFacts:
     classification: str
     tags: frozenset[str] = frozenset()
     host: str | None = None
+    provenance: VmProvenance = field(default=VmProvenance(), compare=False)
 
     def __post_init__(self) -> None:
         if UUID.fullmatch(self.uuid) is None:
@@ -184,6 +213,7 @@ class HostFacts:
     address: str
     libvirt_name: str | None = None
     migration: tuple[MigrationAddress, ...] = ()
+    provenance: Provenance = field(default=Provenance(), compare=False)
 
     def __post_init__(self) -> None:
         match = SPIFFE_ID.fullmatch(self.spiffe_id)

@@ -18,6 +18,7 @@ from policy.facts import (
     GatewayFacts,
     HostFacts,
     Person,
+    Provenance,
     Question,
     VmFacts,
     split_address,
@@ -26,6 +27,7 @@ from policy.facts import (
 Json = dict[str, Any]
 # Stands for a VM or host that the inventory does not know. No real id can equal it: those are UUIDs and SPIFFE ids.
 UNKNOWN = "unknown"
+_FACTS = {"Vm": ("zone", "classification", "tags"), "Host": ("zone", "jurisdiction", "site")}
 
 
 def request_of(question: Question) -> Json:
@@ -56,6 +58,17 @@ def entities_of(question: Question) -> list[Json]:
     else:
         entities.append(_gateway(question.gateway))
     return entities
+
+
+def facts_of(entities: list[Json]) -> list[Json]:
+    """The facts of VM and hosts that a decision was built on, one by one with source and age, for people to read."""
+    told: list[Json] = []
+    for entity in entities:
+        kind, attributes = entity["uid"]["type"].removeprefix("Sealane::"), entity["attrs"]
+        for fact in _FACTS.get(kind, ()):
+            provenance = attributes["provenance"].get(fact, attributes["provenance"])
+            told.append({"of": attributes["name"], "fact": fact, "value": attributes[fact], **provenance})
+    return told
 
 
 def references(value: object) -> Iterator[tuple[str, str, str]]:
@@ -94,7 +107,17 @@ def _person(person: Person) -> Json:
 
 
 def _vm(vm: VmFacts) -> Json:
-    attributes = {"name": vm.name, "zone": vm.zone, "classification": vm.classification, "tags": sorted(vm.tags)}
+    attributes = {
+        "name": vm.name,
+        "zone": vm.zone,
+        "classification": vm.classification,
+        "tags": sorted(vm.tags),
+        "provenance": {
+            "zone": _provenance(vm.provenance.zone),
+            "classification": _provenance(vm.provenance.classification),
+            "tags": _provenance(vm.provenance.tags),
+        },
+    }
     return _entity("Vm", vm.uuid, attributes)
 
 
@@ -107,8 +130,13 @@ def _host(host: HostFacts) -> Json:
         "jurisdiction": host.jurisdiction,
         "address": {"__extn": {"fn": "ip", "arg": address}},
         "port": port,
+        "provenance": _provenance(host.provenance),
     }
     return _entity("Host", host.spiffe_id, attributes)
+
+
+def _provenance(provenance: Provenance) -> Json:
+    return {"source": provenance.source, "age_seconds": provenance.age_seconds}
 
 
 def _gateway(gateway: GatewayFacts) -> Json:

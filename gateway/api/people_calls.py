@@ -16,6 +16,7 @@ from gateway.asking import Asked
 from gateway.deciding import decision_document
 from gateway.errors import NotKnown
 from gateway.migrations import Migration
+from policy.request import facts_of
 
 router = APIRouter()
 
@@ -100,7 +101,11 @@ def _asked(body: Move, address: str) -> Asked:
 
 
 def _document(admission: Admission) -> dict[str, Any]:
-    return {"record_index": admission.record_index, "decision": decision_document(admission.decision)}
+    decision = admission.decision
+    return {
+        "record_index": admission.record_index,
+        "decision": {**decision_document(decision), "facts": facts_of(decision.entities)},
+    }
 
 
 def _migration_document(migration: Migration) -> dict[str, Any]:

@@ -23,7 +23,9 @@ from gateway.cli.replies import (
     DecisionReply,
     ErrorReply,
     IdentityReply,
+    InventoryReply,
     MigrationReply,
+    NamedReply,
     RecordsReply,
     TokenReply,
     WhoamiReply,
@@ -90,6 +92,14 @@ class GatewayClient:
     def cancel(self, migration_id: str) -> None:
         """Ask the gateway to cancel; the outcome shows in `migration`."""
         self._ask("POST", f"/v1/migrations/{quote(migration_id, safe='')}/cancel")
+
+    def inventory(self) -> InventoryReply:
+        """The sources of the inventory and what is wrong in them."""
+        return _decode(self._ask("GET", "/v1/inventory"), InventoryReply)
+
+    def named(self, name: str) -> NamedReply:
+        """What is known of a VM or host."""
+        return _decode(self._ask("GET", "/v1/inventory/named", parameters={"name": name}), NamedReply)
 
     def records(self, parameters: Mapping[str, str | int]) -> RecordsReply:
         """One page of records."""

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from gateway.cli import audit, certs, demo, directory, login, migrate, people, serve, whoami
+from gateway.cli import audit, certs, demo, directory, inventory, login, migrate, people, serve, whoami
 from gateway.cli.errors import CommandError
 from gateway.cli.output import json_asked, print_error
 
@@ -73,6 +73,7 @@ app.add_typer(audit.app, name="audit")
 app.add_typer(certs.app, name="certs")
 app.add_typer(people.app, name="people")
 app.add_typer(directory.app, name="directory")
+app.add_typer(inventory.app, name="inventory")
 app.add_typer(serve.gateway_app, name="gateway")
 app.add_typer(serve.relay_app, name="relay")
 app.command("demo")(demo.demo)

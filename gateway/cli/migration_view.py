@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
-from gateway.cli.replies import DecisionReply, MigrationReply, receipt_bodies
+from gateway.cli.replies import Decision, DecisionReply, MigrationReply, receipt_bodies
 from gateway.cli.replies import Progress as Numbers
 from gateway.cli.terminal import harmless, plain
 
@@ -38,8 +38,18 @@ def show_decision(out: Console, answer: DecisionReply, *, would: bool = False) -
         out.print(text, soft_wrap=True)
     for error in decision.errors:
         out.print(Text("  error: ", "red").append_text(plain(error)), soft_wrap=True)
+    if would or not decision.allowed:
+        _show_facts(out, decision)
     if decision.bundle_digest:
         out.print(Text("  policy bundle ").append_text(plain(decision.bundle_digest[:16])), style="dim")
+
+
+def _show_facts(out: Console, decision: Decision) -> None:
+    """What the decision was built on, from which source, how old."""
+    for fact in decision.facts:
+        value = fact.value if isinstance(fact.value, str) else ", ".join(fact.value) or "none"
+        text = f"{fact.of}: {fact.fact} {value}, from {fact.source}, {fact.age_seconds} s old"
+        out.print(Text("  fact  ", "dim").append_text(plain(text)), soft_wrap=True)
 
 
 def decision_document(answer: DecisionReply) -> dict[str, Any]:

@@ -81,6 +81,16 @@ class PolicyReason(msgspec.Struct, frozen=True):
     reason: str | None = None
 
 
+class Fact(msgspec.Struct, frozen=True):
+    """What the inventory said of a VM or host for a decision: which source, and how long ago it was confirmed."""
+
+    of: str
+    fact: str
+    value: str | tuple[str, ...]
+    source: str
+    age_seconds: Count
+
+
 class Decision(msgspec.Struct, frozen=True):
     """What policy said, and which policies said so."""
 
@@ -89,6 +99,7 @@ class Decision(msgspec.Struct, frozen=True):
     policies: tuple[PolicyReason, ...] = ()
     errors: tuple[str, ...] = ()
     bundle_digest: str = ""
+    facts: tuple[Fact, ...] = ()
 
 
 class DecisionReply(msgspec.Struct, frozen=True):
@@ -109,6 +120,57 @@ class Progress(msgspec.Struct, frozen=True, rename={"pass_number": "pass"}):
     pass_number: Count = 0
     downtime_ms: Count | None = None
     message: str | None = None
+
+
+class SourceReply(msgspec.Struct, frozen=True):
+    """One source of the inventory. age_seconds: since it was last confirmed; None: never."""
+
+    name: str
+    believed: bool
+    age_seconds: Count | None = None
+    failure: str | None = None
+    vms: Count = 0
+    hosts: Count = 0
+    digest: str | None = None
+
+
+class InventoryReply(msgspec.Struct, frozen=True):
+    """GET /v1/inventory. vms, hosts: how many are known; problems: what an operator should correct."""
+
+    sources: tuple[SourceReply, ...]
+    vms: Count
+    hosts: Count
+    unknown_vms: Count = 0
+    problems: tuple[str, ...] = ()
+
+
+class ToldReply(msgspec.Struct, frozen=True):
+    """A fact with where it is from."""
+
+    value: str | tuple[str, ...]
+    source: str
+    age_seconds: Count
+
+
+class NamedVm(msgspec.Struct, frozen=True):
+    name: str
+    uuid: str
+    facts: dict[str, ToldReply]
+    host: str | None = None
+
+
+class NamedHost(msgspec.Struct, frozen=True):
+    name: str
+    spiffe_id: str
+    facts: dict[str, ToldReply]
+
+
+class NamedReply(msgspec.Struct, frozen=True):
+    """GET /v1/inventory/named."""
+
+    vm: NamedVm | None = None
+    host: NamedHost | None = None
+    unknown_because: str | None = None
 
 
 class MigrationReply(msgspec.Struct, frozen=True):

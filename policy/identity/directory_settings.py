@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-import os
 import re
-import stat
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -13,10 +11,10 @@ import msgspec
 from msgspec import Meta
 
 from policy.errors import DirectoryRefused
+from policy.secret_files import read_secret_line
 
 LDAPS_PORT: Final = 636
 MAX_CACHE_SECONDS: Final = 60
-MAX_PASSWORD_BYTES: Final = 1024
 # At least two labels, the last of which begins with a letter: no IP address.
 _DNS_NAME: Final = re.compile(r"(?=.{1,253}\Z)([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 _CONTROLLER: Final = re.compile(r"([^:\s]+)(?::([1-9][0-9]{0,4}))?")
@@ -106,7 +104,7 @@ def read_credentials(settings: DirectorySettings, directory: Path) -> Credential
     password_file = directory / settings.bind_password_file
     bundle = directory / settings.trust_bundle
     try:
-        password = _read_password(password_file)
+        password = read_secret_line(password_file)
     except (OSError, ValueError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or error
         raise DirectoryRefused(f"{password_file}: {reason}") from error
@@ -117,23 +115,3 @@ def read_credentials(settings: DirectorySettings, directory: Path) -> Credential
     if "-----BEGIN CERTIFICATE-----" not in trusted:
         raise DirectoryRefused(f"{bundle}: holds no certificate in PEM")
     return Credentials(password, trusted)
-
-
-def _read_password(path: Path) -> str:
-    """Checks and reads one open file, so that nothing can be put in its place in between."""
-    # O_NONBLOCK: a FIFO under that name must not hang the start.
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError("is not a regular file")
-        if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o077:
-            raise ValueError("others may read it: chown it to the user who runs the gateway, and chmod 600")
-        data = file.read(MAX_PASSWORD_BYTES + 1)
-    try:
-        password = data.decode().removesuffix("\n").removesuffix("\r")
-    except UnicodeDecodeError:
-        raise ValueError("is not UTF-8") from None
-    # An empty password is an anonymous bind that *succeeds* (RFC 4513, 5.1.2).
-    if not password or len(data) > MAX_PASSWORD_BYTES or not password.isprintable():
-        raise ValueError("must hold the password on one line")
-    return password

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from policy.bundle import Bundle
 from policy.bundle_files import MANIFEST, SCHEMA
-from policy.facts import Context, HostFacts, Person, Question, VmFacts
+from policy.facts import Context, HostFacts, Person, Provenance, Question, VmFacts, VmProvenance
 
 PACKAGE = Path(__file__).parents[2] / "policy"
 BANK = PACKAGE / "examples" / "bank"
@@ -19,9 +19,18 @@ OLGA = Person("sealane-local#olga", "sealane-local", "Olga", frozenset({"sealane
 PAVEL = Person(
     "sealane-local#pavel", "sealane-local", "Pavel", frozenset({"sealane-local#production-operators"}), "local"
 )
-SANDBOX = VmFacts("0e3b7b2c-0000-4000-8000-000000000001", "sandbox", "test", "internal", frozenset({"linux"}), "lab1")
-LAB1 = HostFacts("spiffe://bank.test/host/lab1", "lab1", "fra", "test", "DE", "10.0.0.1:7443")
-LAB2 = HostFacts("spiffe://bank.test/host/lab2", "lab2", "fra", "test", "DE", "[fd00::2]:7443")
+JUST_NOW = Provenance("inventory", 0)
+SANDBOX = VmFacts(
+    "0e3b7b2c-0000-4000-8000-000000000001",
+    "sandbox",
+    "test",
+    "internal",
+    frozenset({"linux"}),
+    "lab1",
+    VmProvenance(JUST_NOW, JUST_NOW, JUST_NOW),
+)
+LAB1 = HostFacts("spiffe://bank.test/host/lab1", "lab1", "fra", "test", "DE", "10.0.0.1:7443", provenance=JUST_NOW)
+LAB2 = HostFacts("spiffe://bank.test/host/lab2", "lab2", "fra", "test", "DE", "[fd00::2]:7443", provenance=JUST_NOW)
 
 ALLOW_ALL = '@id("all") @reason("All.") permit (principal, action, resource);'
 

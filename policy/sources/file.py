@@ -1,0 +1,34 @@
+"""A file as a source: read again when it is due, parsed again when it has changed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from policy.inventory import read_file
+from policy.sources.reading import Pace, Reading, digest_of
+from policy.told import parse_toml
+
+
+@dataclass(frozen=True, slots=True)
+class FileSource:
+    """TOML, in the form of `policy.told`. Write it anew and rename it: what is half written is refused."""
+
+    name: str
+    path: Path
+    pace: Pace
+    partial: bool = False
+    tells_hosts: bool = True
+
+    async def read(self, before: Reading | None) -> Reading:
+        return await trio.to_thread.run_sync(self.read_now, before, abandon_on_cancel=True)
+
+    def read_now(self, before: Reading | None) -> Reading:
+        """The same, blocking. Errors: InventoryRefused."""
+        content = read_file(self.path)
+        digest = digest_of(content)
+        if before is not None and before.digest == digest:
+            return before
+        return Reading(parse_toml(content, str(self.path), partial=self.partial), digest)
