@@ -18,11 +18,12 @@ directory="samba=samba-ad-dc samba-tool=samba-common-bin /usr/share/samba/setup/
 issuer="node=nodejs npm=npm"
 plugins=/usr/lib/$(uname -m)-linux-gnu/rsyslog
 receivers="rsyslogd=rsyslog $plugins/lmnsd_ossl.so=rsyslog-openssl $plugins/imrelp.so=rsyslog-relp lognormalizer=liblognorm-utils"
+search="mvn=maven javac=openjdk-17-jdk-headless"
 case $goal in
 check) tools="" ;;
 demo) tools=$guests ;;
-test) tools="$guests $directory $issuer $receivers" ;;
-bench) tools="$guests $receivers haproxy=haproxy stunnel4=stunnel4 socat=socat" ;;
+test) tools="$guests $directory $issuer $receivers $search" ;;
+bench) tools="$guests $receivers $search haproxy=haproxy stunnel4=stunnel4 socat=socat" ;;
 *) die "unknown goal '$goal': use check, demo, test or bench" ;;
 esac
 
@@ -121,5 +122,23 @@ if [ "$goal" = test ]; then
         (cd tests/oidc_provider && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error >&2) ||
             die "npm could not install tests/oidc_provider/package-lock.json: check the network or npm's configuration, then run again"
         echo "$provider_now" >$provider_stamp
+    fi
+fi
+
+# --- A real Elasticsearch for the tests (docs/adr/) ---------------------------------------------------------------
+if [ "$goal" = test ] || [ "$goal" = bench ]; then
+    search_now=$(cd tests/elasticsearch_node && cat pom.xml jars.sha256 ./*.java | sha256sum | cut -d' ' -f1)
+    search_stamp=tests/elasticsearch_node/target/stamp.sha256
+    if [ "$(cat $search_stamp 2>/dev/null)" != "$search_now" ]; then
+        say "fetching Elasticsearch's own jars from Maven Central (82 of them, a minute or so the first time)"
+        # Fetched anew, so that no jar of an older list is left; each is checked against its hash before any is run.
+        (cd tests/elasticsearch_node && rm -rf target && mvn -q -B -Dstyle.color=never --strict-checksums \
+            org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies -DoutputDirectory=target/lib >&2) ||
+            die "Maven could not fetch tests/elasticsearch_node/pom.xml: check the network or Maven's configuration, then run again"
+        (cd tests/elasticsearch_node/target/lib && sha256sum ./*.jar | sed 's,\./,,' | diff - ../../jars.sha256 >&2) ||
+            die "a jar of tests/elasticsearch_node is not the one in jars.sha256: do not run it; find out why"
+        (cd tests/elasticsearch_node && javac -cp 'target/lib/*' -d target/classes ./*.java >&2) ||
+            die "javac could not compile tests/elasticsearch_node: its message is above"
+        echo "$search_now" >$search_stamp
     fi
 fi

@@ -6,6 +6,8 @@
     shipper.py     reads the log, feeds one sink, backs off, quarantines; one for each sink
     quarantine.py  what a receiver refused for ever
     formats/       a document as one line of JSON, CEF, LEEF, OCSF or syslog
+    elastic.py     Elasticsearch: bulk `create` into time-named indices, and reading back
+    reconcile.py   does the SIEM hold exactly what the log holds?
     status.py      the bounds of a delivery, and what is known of it
 
 The log itself is the spool: a sink that is down for a week costs a cursor, not memory.

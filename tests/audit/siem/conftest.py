@@ -1,0 +1,50 @@
+"""One real Elasticsearch for all tests of a worker; each test has indices of its own."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+from elasticsearch import Elasticsearch
+
+from audit.siem.elastic import ElasticSink
+from tests.elasticsearch_node.process import ElasticsearchNode
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def elasticsearch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ElasticsearchNode]:
+    with ElasticsearchNode(tmp_path_factory.mktemp("elasticsearch")) as node:
+        yield node
+
+
+@dataclass
+class Indices:
+    """Indices of one test: `sink` delivers to them with an API key of their own, `admin` may do anything."""
+
+    node: ElasticsearchNode
+    name: str
+    sink: ElasticSink
+    admin: Elasticsearch
+    key_id: str
+    key: str
+
+    def stored(self) -> list[str]:
+        self.admin.indices.refresh(index=f"{self.name}-*", allow_no_indices=True)
+        hits = self.admin.search(index=f"{self.name}-*", size=10_000, source=False, allow_no_indices=True)["hits"][
+            "hits"
+        ]
+        return [hit["_id"] for hit in hits]
+
+
+@pytest.fixture
+def indices(elasticsearch: ElasticsearchNode) -> Iterator[Indices]:
+    name = f"test{next(_numbers)}"
+    key_id, key = elasticsearch.make_api_key(name, f"{name}-*")
+    client = elasticsearch.keyed_client(key)
+    with elasticsearch.client() as admin:
+        yield Indices(elasticsearch, name, ElasticSink("siem", client, name), admin, key_id, key)
+    client.close()
