@@ -21,7 +21,7 @@ ENTRIES = [*(log_entry(index) for index in range(7)), permit_entry(7), log_entry
 DOCUMENTS = [document_of(entry) for entry in ENTRIES]
 
 
-def place_of(indices: Indices, index: int) -> dict[str, str]:
+def place_of(indices: Indices, index: int) -> dict[str, Any]:
     return {"index": f"{indices.name}-2026.11", "id": ENTRIES[index].id}
 
 
