@@ -43,6 +43,15 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, slots=True)
+class Note:
+    """A checkpoint as it was written: `body` is what is signed, `signatures` are (name, key id[4] ‖ signature)."""
+
+    checkpoint: Checkpoint
+    body: str
+    signatures: tuple[tuple[str, bytes], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class LogVerifier:
     """A pinned log: its origin and Ed25519 public key. Written as `<origin>+<key id hex>+<base64>`."""
 
@@ -123,10 +132,8 @@ def sign_checkpoint(checkpoint: Checkpoint, signer: LogSigner) -> str:
     """The signed note for `checkpoint`."""
     if checkpoint.origin != signer.origin:
         raise CheckpointError(f"a key of {signer.origin!r} cannot sign for {checkpoint.origin!r}")
-    root = base64.b64encode(checkpoint.root).decode()
-    body = f"{checkpoint.origin}\n{checkpoint.size}\n{root}\n"
-    signature = base64.b64encode(signer.verifier.key_id + signer.sign(body.encode())).decode()
-    return f"{body}\n— {signer.origin} {signature}\n"
+    body = note_body(checkpoint)
+    return f"{body}\n{signature_line(signer.origin, signer.verifier.key_id, signer.sign(body.encode()))}"
 
 
 def open_checkpoint(text: str, verifiers: Sequence[LogVerifier]) -> Checkpoint:
@@ -135,17 +142,10 @@ def open_checkpoint(text: str, verifiers: Sequence[LogVerifier]) -> Checkpoint:
     Signatures by unknown keys (witnesses) are ignored; a wrong signature by a known key refuses the whole
     note, as the specification demands. Raises CheckpointError.
     """
-    if len(text) > MAX_CHECKPOINT_BYTES:
-        raise CheckpointError(f"checkpoint is over {MAX_CHECKPOINT_BYTES} bytes")
-    body, separator, signatures = text.rpartition("\n\n")
-    if not separator:
-        raise CheckpointError("checkpoint has no signature block")
-    body += "\n"
-    checkpoint = _parse_body(body)
-    lines = _signature_lines(signatures)
-    message = body.encode()
+    note = read_note(text)
+    checkpoint, message = note.checkpoint, note.body.encode()
     signed = False
-    for name, blob in lines:
+    for name, blob in note.signatures:
         for verifier in verifiers:
             if (verifier.origin, verifier.key_id) != (name, blob[:_KEY_ID_BYTES]):
                 continue
@@ -156,6 +156,28 @@ def open_checkpoint(text: str, verifiers: Sequence[LogVerifier]) -> Checkpoint:
     if not signed:
         raise CheckpointError(f"checkpoint of {checkpoint.origin!r} is not signed by a pinned key of it")
     return checkpoint
+
+
+def read_note(text: str) -> Note:
+    """The parts of a checkpoint's note, of which nothing is verified yet. Raises CheckpointError."""
+    if len(text) > MAX_CHECKPOINT_BYTES:
+        raise CheckpointError(f"checkpoint is over {MAX_CHECKPOINT_BYTES} bytes")
+    body, separator, signatures = text.rpartition("\n\n")
+    if not separator:
+        raise CheckpointError("checkpoint has no signature block")
+    body += "\n"
+    return Note(_parse_body(body), body, tuple(signature_lines(signatures)))
+
+
+def note_body(checkpoint: Checkpoint) -> str:
+    """What is signed of a checkpoint."""
+    root = base64.b64encode(checkpoint.root).decode()
+    return f"{checkpoint.origin}\n{checkpoint.size}\n{root}\n"
+
+
+def signature_line(name: str, key_id: bytes, signature: bytes) -> str:
+    """A line of a note's signature block, with its line end."""
+    return f"— {name} {base64.b64encode(key_id + signature).decode()}\n"
 
 
 def _parse_body(body: str) -> Checkpoint:
@@ -172,7 +194,8 @@ def _parse_body(body: str) -> Checkpoint:
     return Checkpoint(origin, int(size_text), root)
 
 
-def _signature_lines(block: str) -> list[tuple[str, bytes]]:
+def signature_lines(block: str) -> list[tuple[str, bytes]]:
+    """(name, key id ‖ signature) of each line of a signature block. Raises CheckpointError."""
     if not block.endswith("\n"):
         raise CheckpointError("checkpoint does not end in a line end")
     lines = block[:-1].split("\n")

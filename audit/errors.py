@@ -12,6 +12,7 @@ AuditError
 │   ├── LogFailed            an I/O error; reopen (recover) the log
 │   ├── LogTruncated         the store holds less than a signed checkpoint says
 │   └── LogDamaged           the store contradicts its checkpoint, or files changed under us
+├── WitnessRefused       the log that asked for a cosignature (`status` says why, in HTTP's words)
 └── QueryRefused         the requester: a filter that cannot be answered
     └── QueryMalformed       a query text that is not of our language: where, why, and what was perhaps meant
 """
@@ -68,6 +69,15 @@ class LogTruncated(LogError):
 
 class LogDamaged(LogError):
     """The store contradicts its checkpoint, or its files were changed under a running log."""
+
+
+class WitnessRefused(AuditError):
+    """A witness does not cosign. `size` is that of the latest checkpoint that it cosigned, where that is the reason."""
+
+    def __init__(self, status: int, detail: str, size: int | None = None) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.size = size
 
 
 class QueryRefused(AuditError):

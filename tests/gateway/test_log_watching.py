@@ -60,8 +60,13 @@ def shorten(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("how", "name"),
-    [(delete, "tile/entries/000"), (shorten, "tile/entries/001"), (delete, "tile/0/001"), (shorten, "tail/2")]
-    + [(delete, "checkpoint")],
+    [
+        (delete, "tile/entries/000"),
+        (shorten, "tile/entries/001"),
+        (delete, "tile/0/001"),
+        (shorten, "tail/2"),
+        (delete, "checkpoint"),
+    ],
 )
 async def test_deletion_and_shortening_of_any_file_stop_admissions_until_it_is_back(
     running: Running, name: str, how: Callable[[Path], None], tmp_path: Path
