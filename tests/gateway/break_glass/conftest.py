@@ -133,7 +133,7 @@ class Emergency:
 
     async def state(self, grant: str) -> str:
         answer = await self.call("mona", "GET", "")
-        return next(each["state"] for each in answer.json()["break_glass"] if each["id"] == grant)
+        return str(next(each["state"] for each in answer.json()["break_glass"] if each["id"] == grant))
 
     async def move(self, grant: str, who: str = "dora", **changes: Any) -> httpx.Response:
         await self.running.poll("prod")

@@ -224,7 +224,7 @@ async def test_an_approval_that_was_cut_off_counts_if_it_is_in_the_log(emergency
         recorded = await real(*arguments)
         raise trio.TooSlowError(recorded)
 
-    glass._gate.recorder.append = append  # type: ignore[method-assign]
+    glass._gate.recorder.append = append  # type: ignore[method-assign,assignment]
     assert (await emergency.approve(grant)).status_code == 500
     glass._gate.recorder.append = real  # type: ignore[method-assign]
     assert await emergency.state(grant) == "approved"
