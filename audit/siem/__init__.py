@@ -1,12 +1,13 @@
 """The log's way to a SIEM: every entry, at least once under one id, and the proof that it arrived unaltered.
 
-    document.py    one log entry as one ECS document, with the entry itself inside
-    mapping.py     the types of its fields
-    selection.py   which entries a sink gets, and what of them
+    document.py    one log entry as one ECS document, with the entry itself inside; what a sink may be denied
     sink.py        what every receiver must do, and how it may fail
     cursor.py      how far a sink has got, durably
     shipper.py     reads the log, feeds one sink, backs off, quarantines; one for each sink
     quarantine.py  what a receiver refused for ever
+    peer.py        TLS to a receiver · https.py one request at a time · secrets.py files that only we can read
+    syslog.py      RFC 5425 · relp.py, relp_session.py RELP · splunk.py HEC · webhook.py, webhook_signature.py
+    line_file.py   a file with rotation
     formats/       a document as one line of JSON, CEF, LEEF, OCSF or syslog
     elastic.py     Elasticsearch: bulk `create` into time-named indices, and reading back
     reconcile.py   does the SIEM hold exactly what the log holds?
