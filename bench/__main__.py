@@ -6,13 +6,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from bench import permit_latency, relay_migration, relay_stream
+from bench import permit_directory, permit_latency, relay_migration, relay_stream
 from bench.harness import BenchError, Plan, print_figures, write_results
 from bench.peers import PEER_NAMES
 
 PARTS = {
     "relay": {"stream": relay_stream.measure, "migration": relay_migration.measure},
-    "policy": {"permit": permit_latency.measure},
+    "policy": {"permit": permit_latency.measure, "directory": permit_directory.measure},
 }
 RESULTS = Path(__file__).parent / "results"
 
@@ -22,7 +22,7 @@ def main() -> int:
     parser.add_argument("areas", nargs="*", metavar="AREA", help=f"of {', '.join(PARTS)}; without: all")
     parser.add_argument("--rounds", type=int, default=5, help="of which the medians are taken (default 5)")
     parser.add_argument("--quick", action="store_true", help="short runs to see that all works; writes no results")
-    parser.add_argument("--only", metavar="PART", help="stream, migration or permit; writes no results")
+    parser.add_argument("--only", metavar="PART", help="stream, migration, permit, directory, …; writes no results")
     parser.add_argument("--peers", help=f"comma-separated, of {', '.join(PEER_NAMES)}; writes no results")
     options = parser.parse_args()
     peers = frozenset(options.peers.split(",")) if options.peers else frozenset(PEER_NAMES)

@@ -39,13 +39,13 @@ DISK = "/var/tmp"  # noqa: S108 - a folder of our own is made in it; /tmp may be
 
 
 def measure(plan: Plan) -> dict[str, float]:
-    """Figures of `permit_*` in milliseconds, with the gateway's CPU time and a bare fdatasync to read them by."""
+    """Figures for a person of the local directory in milliseconds, with the gateway's CPU time and a bare fdatasync."""
     requests = QUICK_REQUESTS if plan.quick else REQUESTS_PER_ROUND * plan.rounds
     with tempfile.TemporaryDirectory(prefix="bench-", dir=DISK) as name:
         folder = Path(name)
         site = _site(folder, 2 * requests + WARM_UP_REQUESTS)
         vms = map(_vm_name, count())
-        with _gateway(site, folder) as (pid, url), ExitStack() as stack:
+        with gateway(site, folder) as (pid, url), ExitStack() as stack:
             relay = _SourceRelay(site, url, stack)
             person = {"Authorization": f"Bearer {_sign_in(site, url)}"}
 
@@ -61,10 +61,10 @@ def measure(plan: Plan) -> dict[str, float]:
                 return (ended - started) * 1000
 
             def ask_anew() -> float:
-                with httpx.Client(verify=_trust(site), timeout=TIMEOUT_SECONDS) as client:
+                with httpx.Client(verify=trust(site), timeout=TIMEOUT_SECONDS) as client:
                     return ask(client)
 
-            with httpx.Client(verify=_trust(site), timeout=TIMEOUT_SECONDS) as client:
+            with httpx.Client(verify=trust(site), timeout=TIMEOUT_SECONDS) as client:
                 for _ in range(WARM_UP_REQUESTS):
                     ask(client)
                 cpu_before = cpu_seconds(pid)
@@ -74,8 +74,8 @@ def measure(plan: Plan) -> dict[str, float]:
             _check(site, relay.permit)
         disk = [_append_durably(folder / "fdatasync") for _ in range(requests)]
     return {
-        "permit_p50_ms": statistics.median(kept),
-        "permit_p95_ms": statistics.quantiles(kept, n=20)[-1],
+        "permit_local_p50_ms": statistics.median(kept),
+        "permit_local_p95_ms": statistics.quantiles(kept, n=20)[-1],
         "permit_new_connection_p50_ms": statistics.median(anew),
         "permit_cycle_cpu_ms": cpu / requests * 1000,  # of the gateway: request, the relay's poll and its report
         "fdatasync_p50_ms": statistics.median(disk),
@@ -107,7 +107,7 @@ def _site(folder: Path, vms: int) -> Site:
 
 
 @contextmanager
-def _gateway(site: Site, folder: Path) -> Iterator[tuple[int, str]]:
+def gateway(site: Site, folder: Path) -> Iterator[tuple[int, str]]:
     command = [str(Path(sys.executable).with_name("sealane")), "gateway", "serve", "--config", str(site.gateway_config)]
     log = folder / "gateway.log"
     with running(command, log) as process:
@@ -118,13 +118,13 @@ def _gateway(site: Site, folder: Path) -> Iterator[tuple[int, str]]:
         yield process.pid, f"https://{msgspec.json.decode(ready[0])['listen']}"
 
 
-def _trust(site: Site) -> ssl.SSLContext:
+def trust(site: Site) -> ssl.SSLContext:
     return ssl.create_default_context(cafile=str(site.ca))
 
 
 def _sign_in(site: Site, url: str) -> str:
     body = {"username": "alice", "password": site.passwords["alice"]}
-    answer = httpx.post(f"{url}/v1/token", json=body, verify=_trust(site), timeout=TIMEOUT_SECONDS)
+    answer = httpx.post(f"{url}/v1/token", json=body, verify=trust(site), timeout=TIMEOUT_SECONDS)
     if answer.status_code != 200:
         raise BenchError(f"signing in failed: {answer.text[:500]}")
     return str(answer.json()["access_token"])
@@ -134,7 +134,7 @@ class _SourceRelay:
     """A stand-in for the source relay: takes its assignments, and reports that it has begun."""
 
     def __init__(self, site: Site, url: str, stack: ExitStack) -> None:
-        identity = _trust(site)
+        identity = trust(site)
         identity.load_cert_chain(site.host_folder("host-a") / "host.pem", site.host_folder("host-a") / "host.key")
         self._client = stack.enter_context(httpx.Client(base_url=url, verify=identity, timeout=TIMEOUT_SECONDS))
         self.permit = ""

@@ -23,7 +23,7 @@ case $goal in
 check) tools="" ;;
 demo) tools=$guests ;;
 test) tools="$guests $directory $issuer $receivers $search" ;;
-bench) tools="$guests $receivers $search haproxy=haproxy stunnel4=stunnel4 socat=socat" ;;
+bench) tools="$guests $directory $receivers $search haproxy=haproxy stunnel4=stunnel4 socat=socat" ;;
 *) die "unknown goal '$goal': use check, demo, test or bench" ;;
 esac
 

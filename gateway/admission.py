@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from gateway.asking import Asked, Facts, collect_facts, decide, explain_unknown, make_known
+from gateway.answering import answer
+from gateway.asking import Asked, Facts, collect_facts, decide, make_known
 from gateway.deciding import commit, decision_event, remember_refusal
 from gateway.errors import Conflict, GatewayError, RelayUnreachable
 from gateway.gate import Gate
@@ -38,10 +39,9 @@ async def admit(gate: Gate, bearer: str | None, asked: Asked) -> Admission:
     """
     now = gate.clock.wall()
     person = await gate.people.authenticate(bearer, now, asked.address)
-    person = await gate.people.resolve_groups(person, now, asked.address, "MigrateVm")
+    person = await gate.people.resolve_groups(person, now, asked.address, asked.action)
     await make_known(gate, asked)
-    facts = collect_facts(gate, person, asked, now)
-    decision = explain_unknown(gate, asked, decide(gate.engine, facts.question))
+    facts, decision = await answer(gate, collect_facts(gate, person, asked, now))
     migration_id = gate.new_id()
     with reserved(gate, facts, decision, now) as obstacle:
         claims = make_claims(gate, facts, decision, migration_id, now) if decision.allowed and not obstacle else None
@@ -59,13 +59,15 @@ async def check(gate: Gate, bearer: str | None, asked: Asked) -> Admission:
     """The same question without a permit: decided alike and recorded as a check. Errors: those of `admit`."""
     now = gate.clock.wall()
     person = await gate.people.authenticate(bearer, now, asked.address)
-    person = await gate.people.resolve_groups(person, now, asked.address, "MigrateVm")
+    person = await gate.people.resolve_groups(person, now, asked.address, asked.action)
     await make_known(gate, asked)
     facts = collect_facts(gate, person, asked, now)
     may_ask = decide(
         gate.engine, replace(facts.question, action="CheckDecision", source=None, destination=None, vm=None)
     )
-    decision = explain_unknown(gate, asked, decide(gate.engine, facts.question)) if may_ask.allowed else may_ask
+    decision = may_ask
+    if may_ask.allowed:
+        facts, decision = await answer(gate, facts, recorded=False)
     event = decision_event("decision.check", facts, decision, None, None, None)
     committed = await commit(gate, event, None)
     return Admission("", decision, committed.index)

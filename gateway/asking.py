@@ -25,18 +25,27 @@ DEFAULT_PORTS: Final = ("memory",)
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What the requester said: names as they wrote them, nothing of it a fact. `address`: where they came from."""
+    """What the requester said: names as they wrote them, nothing of it a fact. `address`: where they came from.
+
+    `break_glass`: the id of the grant under which they want to move the VM.
+    """
 
     vm: str
     destination: str
     reason: str | None
     ports: tuple[str, ...]
     address: str
+    break_glass: str | None = None
+
+    @property
+    def action(self) -> str:
+        """What moving a VM is to the policy."""
+        return "MigrateVm" if self.break_glass is None else "BreakGlass"
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What the gateway knows about what was asked."""
+    """What the gateway knows about what was asked. `grant_seconds`: until broken glass is whole."""
 
     question: Question
     asked: Asked
@@ -44,6 +53,7 @@ class Facts:
     source: HostFacts | None
     destination: HostFacts | None
     relay_reachable: bool
+    grant_seconds: int | None = None
 
 
 async def make_known(gate: Gate, asked: Asked) -> None:
@@ -60,8 +70,11 @@ def explain_unknown(gate: Gate, asked: Asked, decision: Decision) -> Decision:
     return replace(decision, denied_because=f"{decision.denied_because} The inventory says of it: {because}.")
 
 
-def collect_facts(gate: Gate, person: Person, asked: Asked, now: datetime) -> Facts:
-    """Turn the requester's words into what the inventory, the log and the relays say. Errors: RequestRefused."""
+def collect_facts(gate: Gate, person: Person, asked: Asked, now: datetime, action: str | None = None) -> Facts:
+    """Turn the requester's words into what the inventory, the log and the relays say. Errors: RequestRefused.
+
+    `action` None: that of the move that is asked for.
+    """
     try:
         for what, text in (("vm", asked.vm), ("destination", asked.destination), ("reason", asked.reason)):
             if text is not None:
@@ -81,7 +94,7 @@ def collect_facts(gate: Gate, person: Person, asked: Asked, now: datetime) -> Fa
     if vm is not None:
         # The policy must see the VM where it is, not where the inventory file last placed it.
         vm = replace(vm, host=source.name if source is not None else None)
-    question = Question("MigrateVm", person, vm, source, destination, context)
+    question = Question(action or asked.action, person, vm, source, destination, context)
     reachable = source is not None and gate.dispatch.is_reachable(source.spiffe_id, gate.relay_silence_seconds)
     return Facts(question, asked, vm, source, destination, reachable)
 

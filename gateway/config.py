@@ -84,6 +84,32 @@ class IdentityTable(_Table, frozen=True):
     active_directory: DirectorySettings | None = None
 
 
+class SealedTable(_Table, frozen=True):
+    """People for when the directory is down; `people_sha256` seals their file (`sealane break-glass seal`)."""
+
+    people: Text
+    people_sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+    signing_key: Text
+    issuer: Text = "sealane-sealed"
+    audience: Text = "sealane-sealed"
+    token_seconds: Annotated[int, Meta(ge=60, le=3_600)] = 900
+
+
+class BreakGlassTable(_Table, frozen=True):
+    """Without this table no glass can be broken. `ticket_pattern`: a regular expression for the whole ticket."""
+
+    max_minutes: Annotated[int, Meta(ge=1, le=1_440)] = 60
+    answer_minutes: Annotated[int, Meta(ge=1, le=240)] = 30
+    max_pending: Annotated[int, Meta(ge=1, le=100)] = 10
+    max_pending_per_person: Annotated[int, Meta(ge=1, le=100)] = 3
+    ticket_pattern: Text | None = None
+    sealed: SealedTable | None = None
+
+    def ticket(self) -> re.Pattern[str] | None:
+        """Errors: re.error."""
+        return re.compile(self.ticket_pattern) if self.ticket_pattern is not None else None
+
+
 class LimitsTable(_Table, frozen=True):
     """Bounds of the shells. Each has a default that a site of some hundred hosts can live with."""
 
@@ -107,6 +133,7 @@ class GatewayConfig(_Table, frozen=True):
     policy: PolicyTable
     identity: IdentityTable
     inventory: InventorySettings = InventorySettings()
+    break_glass: BreakGlassTable | None = None
     limits: LimitsTable = LimitsTable()
     directory: Path = Path()
 
@@ -174,6 +201,7 @@ def _check(config: GatewayConfig, path: Path) -> None:
         raise ConfigRefused(path, "identity.active_directory", "is missing, but an issuer takes its groups from there")
     names = [issuer.issuer for issuer in identity.issuers]
     names += [identity.local_issuer.issuer] if identity.local_issuer else []
+    names += _check_break_glass(config, path)
     if len(set(names)) != len(names):
         raise ConfigRefused(path, "identity.issuers", "two issuers have the same name")
     for issuer in identity.issuers:
@@ -189,3 +217,15 @@ def _check(config: GatewayConfig, path: Path) -> None:
         raise ConfigRefused(path, "permits.recover_seconds", "is shorter than `session_seconds`")
     if config.limits.relay_silence_seconds <= config.limits.poll_seconds:
         raise ConfigRefused(path, "limits.relay_silence_seconds", "must be longer than `poll_seconds`")
+
+
+def _check_break_glass(config: GatewayConfig, path: Path) -> list[str]:
+    """Returns the names of its issuers. Errors: ConfigRefused."""
+    table = config.break_glass
+    if table is None:
+        return []
+    try:
+        table.ticket()
+    except re.error as error:
+        raise ConfigRefused(path, "break_glass.ticket_pattern", f"is no regular expression: {error}") from error
+    return [table.sealed.issuer] if table.sealed is not None else []

@@ -49,8 +49,8 @@ def decision_event(
         destination=facts.destination.spiffe_id if facts.destination else None,
         reason=asked.reason,
         details={
-            "action": "MigrateVm",
-            "asked": {"vm": asked.vm, "destination": asked.destination, "ports": sorted(question.context.ports)},
+            "action": question.action,
+            "asked": _asked(facts),
             "client_address": asked.address,
             "decision": decision_document(decision),
             "not_admitted": obstacle.code if obstacle else None,
@@ -82,7 +82,7 @@ async def commit(gate: Gate, event: Event, claims: PermitClaims | None) -> Recor
         return await gate.recorder.append(event, permit_entry_after(claims))
     except (RecordTooLarge, PermitTooLarge) as error:
         actor = msgspec.structs.replace(event.actor, groups=None) if event.actor else None
-        asked = {name: event.details[name] for name in ("action", "asked", "client_address")}
+        asked = {name: event.details[name] for name in ("action", "asked", "client_address") if name in event.details}
         details = {**asked, "not_admitted": TooLargeToRecord.code, "too_large": str(error)}
         refusal = await gate.recorder.append(replace(event, outcome="denied", actor=actor, details=details))
         raise TooLargeToRecord(f"{error} (record {refusal.index}): nothing was permitted") from error
@@ -103,3 +103,9 @@ def remember_refusal(gate: Gate, facts: Facts, event: Event, index: int) -> None
             message=event.details.get("not_admitted"),
         )
     )
+
+
+def _asked(facts: Facts) -> dict[str, Any]:
+    asked = facts.asked
+    words = {"vm": asked.vm, "destination": asked.destination, "ports": sorted(facts.question.context.ports)}
+    return words if asked.break_glass is None else {**words, "break_glass": asked.break_glass}

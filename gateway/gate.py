@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -16,6 +17,9 @@ from policy.engine import Engine
 from policy.inventory import Inventory
 from policy.permit import Limits, Requirements
 from policy.sources.keeper import Sources
+
+if TYPE_CHECKING:
+    from gateway.break_glass.glass import BreakGlass
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +39,10 @@ class PermitTerms:
 
 @dataclass(slots=True)
 class Gate:
-    """All that admission works with. `minimum_crl_number` is replaced at a reload; `sources` keep themselves fresh."""
+    """All that admission works with. `minimum_crl_number` is replaced at a reload; `sources` keep themselves fresh.
+
+    `break_glass`: None where the site does not have it.
+    """
 
     people: People
     engine: Engine
@@ -49,6 +56,7 @@ class Gate:
     new_id: Callable[[], str]
     relay_silence_seconds: float
     minimum_crl_number: int
+    break_glass: BreakGlass | None = None
 
     @property
     def inventory(self) -> Inventory:

@@ -68,6 +68,7 @@ class Migration:
     progress: Mapping[str, Any] | None = None
     message: str | None = None
     receipts: tuple[ReceiptOnFile, ...] = ()
+    break_glass: str | None = None
 
     @property
     def is_final(self) -> bool:
@@ -171,6 +172,12 @@ class Migrations:
             if (found := self.get(migration_id, now)) is not None and not found.is_final:
                 yield found
 
+    def under(self, grant_id: str, now: int) -> Iterator[Migration]:
+        """The migrations that were permitted under a breaking of glass."""
+        for migration in self._by_id.values():
+            if migration.break_glass == grant_id and migration.jti is not None:
+                yield migration.at(now)
+
     def _evict(self) -> None:
         for migration_id, migration in self._by_id.items():
             if migration.is_final:
@@ -198,6 +205,7 @@ def from_decision(index: int, record: Mapping[str, Any]) -> Migration:
         begin_until=permit["exp"] if permit else 0,
         end_until=permit["session_until"] if permit else 0,
         message=details.get("not_admitted"),
+        break_glass=details.get("asked", {}).get("break_glass"),
     )
 
 

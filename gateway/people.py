@@ -19,17 +19,29 @@ from audit.errors import AuditError
 from audit.record import Actor
 from gateway.errors import GatewayError, OperatorError, Throttled, Unauthenticated
 from gateway.recording import Event, Recorder
+from gateway.sealed_people import SEAL_BROKEN, SIGNED_IN, SealBroken, SealedIssuer
 from gateway.throttle import Throttle
-from policy.errors import DirectoryUnavailable, FactRefused, IssuerUnavailable, TokenRefused
+from policy.errors import DirectoryRefused, DirectoryUnavailable, FactRefused, IssuerUnavailable, TokenRefused
 from policy.facts import Person, group_id
 from policy.identity.active_directory import ActiveDirectory, resolve
 from policy.identity.directory_account import AccountAttribute
 from policy.identity.local import LocalDirectory, LocalPerson, issue_token
 from policy.identity.oidc import TokenVerifier, unverified_issuer
+from policy.identity.sameness import marks_of
 
 # What must not be decided on groups that are a minute old.
 PRIVILEGED_ACTIONS: Final = frozenset(
-    {"BreakGlass", "Evacuate", "OpenLibvirt", "PublishPolicy", "EnrolHost", "RevokeHost", "ExportAudit"}
+    {
+        "BreakGlass",
+        "ApproveBreakGlass",
+        "EndBreakGlass",
+        "Evacuate",
+        "OpenLibvirt",
+        "PublishPolicy",
+        "EnrolHost",
+        "RevokeHost",
+        "ExportAudit",
+    }
 )
 MAX_PASSWORD_CHECKS: Final = 2  # at once, each some tenths of a second of CPU
 MAX_PASSWORD_QUEUE: Final = 16
@@ -108,7 +120,7 @@ class IssuedToken:
 class People:
     """`issuers` by name (`iss`); `local` is None where people come from outside issuers only.
 
-    `directory` is Active Directory, for the issuers that leave groups to it.
+    `directory` is Active Directory, for the issuers that leave groups to it; `sealed`, who stands in when it is down.
     """
 
     def __init__(
@@ -118,8 +130,10 @@ class People:
         recorder: Recorder,
         throttles: Throttles,
         directory: DirectoryGroups | None = None,
+        sealed: SealedIssuer | None = None,
     ) -> None:
         self.local = local
+        self.sealed = sealed
         self.directory = directory
         self._issuers = issuers
         self._recorder = recorder
@@ -151,6 +165,8 @@ class People:
         if self.directory is not None and self.directory.knows(person):
             fresh = action in PRIVILEGED_ACTIONS
             return await self.directory.resolve(person, now, fresh=fresh)
+        if self.sealed is not None and person.issuer == self.sealed.issuer:
+            return await self._resolve_sealed(self.sealed, person, address)
         if self.local is None or person.issuer != self.local.issuer:
             return person
         found = self.local.directory.people.get(person.id.partition("#")[2])
@@ -164,11 +180,8 @@ class People:
         local = self.local
         if local is None:
             raise Unauthenticated("this gateway has no local people", next_step="sign in at the identity provider")
-        if not self._throttles.sign_in_admits(username, address) or self._waiting() >= MAX_PASSWORD_QUEUE:
-            raise Throttled("too many attempts to sign in")
-        person = await trio.to_thread.run_sync(
-            local.directory.check_password, username, password, limiter=self._hashing
-        )
+        self._require_patience(username, address)
+        person = await self._check_password(local.directory, username, password)
         if person is None:
             await self._record_refusal({"check": "password"}, username, address)
             raise Unauthenticated("user name or password is wrong", check="password")
@@ -179,6 +192,57 @@ class People:
         await self._recorder.append(Event("token.issued", "allowed", actor=_actor(local, person), details=details))
         return IssuedToken(token, local.token_seconds)
 
+    async def sign_in_sealed(self, username: str, password: str, now: datetime, address: str) -> IssuedToken:
+        """The same for a person of the sealed file; an alarm, refused or not. Errors: as `sign_in`, and SealBroken."""
+        sealed = self.sealed
+        if sealed is None:
+            raise Unauthenticated("this gateway has no sealed people", next_step="sign in as yourself")
+        self._require_patience(username, address)
+        directory = await self._sealed_people(sealed, address)
+        person = await self._check_password(directory, username, password)
+        if person is None:
+            log.critical("a sealed person was refused", alarm=True, address=address)
+            await self._record_refusal({"check": "password"}, username, address, SIGNED_IN)
+            raise Unauthenticated("user name or password is wrong", check="password")
+        token = sealed.issue(person, int(now.timestamp()))
+        await self._recorder.append(sealed.signed_in(person, address))
+        return IssuedToken(token, sealed.token_seconds)
+
+    async def marks_of(self, person: Person, address: str) -> frozenset[str]:
+        """By what this human is recognised, whichever of their identities they use. Errors: SealBroken."""
+        known: LocalPerson | None = None
+        subject = person.id.partition("#")[2]
+        if self.sealed is not None and person.issuer == self.sealed.issuer:
+            known = (await self._sealed_people(self.sealed, address)).people.get(subject)
+        elif self.local is not None and person.issuer == self.local.issuer:
+            known = self.local.directory.people.get(subject)
+        return marks_of(person, known.same_as if known is not None else ())
+
+    async def _resolve_sealed(self, sealed: SealedIssuer, person: Person, address: str) -> Person:
+        found = sealed.find(await self._sealed_people(sealed, address), person)
+        if found is None:
+            await self._record_refusal({"check": "subject", "detail": "removed since"}, person.id, address, SIGNED_IN)
+            raise Unauthenticated("the token is not accepted", check="subject")
+        return replace(person, groups=sealed.groups_of(found))
+
+    async def _sealed_people(self, sealed: SealedIssuer, address: str) -> LocalDirectory:
+        """Errors: SealBroken, recorded."""
+        try:
+            return await sealed.people()
+        except DirectoryRefused as error:
+            log.critical("sealed file refused", alarm=True, error=str(error), address=address)
+            why = {"check": "seal", "detail": str(error)[:2000], "sha256": sealed.file.sha256}
+            await self._record_refusal(why, None, address, SEAL_BROKEN)
+            raise SealBroken("the file of sealed people is not the one that was sealed") from error
+
+    def _require_patience(self, username: str, address: str) -> None:
+        """Errors: Throttled."""
+        if not self._throttles.sign_in_admits(username, address) or self._waiting() >= MAX_PASSWORD_QUEUE:
+            raise Throttled("too many attempts to sign in")
+
+    async def _check_password(self, directory: LocalDirectory, username: str, password: str) -> LocalPerson | None:
+        return await trio.to_thread.run_sync(directory.check_password, username, password, limiter=self._hashing)
+
     async def _verify(self, bearer: str, now: int) -> Person:
         issuer = unverified_issuer(bearer)
         if (source := self._issuers.get(issuer)) is None:
@@ -188,7 +252,9 @@ class People:
         except FactRefused as error:
             raise TokenRefused("claims", str(error)) from error
 
-    async def _record_refusal(self, why: dict[str, Any], username: str | None, address: str) -> None:
+    async def _record_refusal(
+        self, why: dict[str, Any], username: str | None, address: str, kind: str = "token.refused"
+    ) -> None:
         """Record it, or count it. A log that cannot take it changes nothing: the answer is no in any case."""
         if not self._throttles.refusals.admits("all"):
             self._unrecorded += 1
@@ -197,7 +263,7 @@ class People:
         actor = Actor(username[:64], username[:64], "nobody") if username and username.isprintable() else None
         details = {**why, "client_address": address, "left_out_before": left_out}
         try:
-            await self._recorder.append(Event("token.refused", "denied", actor=actor, details=details))
+            await self._recorder.append(Event(kind, "denied", actor=actor, details=details))
         except (GatewayError, AuditError) as error:
             self._unrecorded += left_out + 1
             log.warning("a refused token could not be recorded", error=str(error))

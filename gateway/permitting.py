@@ -26,14 +26,19 @@ def make_claims(gate: Gate, facts: Facts, decision: Decision, migration_id: str,
     assert facts.source is not None
     assert facts.destination is not None
     terms, issued = gate.terms, int(now.timestamp())
+    expires = issued + terms.lifetime_seconds
+    session_until = issued + max(terms.session_seconds, terms.lifetime_seconds)
+    if facts.grant_seconds is not None:
+        # No relay begins or goes on with it past the grant's end, whether or not the gateway can still be heard.
+        expires, session_until = (min(each, issued + facts.grant_seconds) for each in (expires, session_until))
     return PermitClaims(
         iss=terms.issuer,
         aud=facts.destination.spiffe_id,
         jti=gate.new_id(),
         iat=issued,
         nbf=issued,
-        exp=issued + terms.lifetime_seconds,
-        session_until=issued + max(terms.session_seconds, terms.lifetime_seconds),
+        exp=expires,
+        session_until=session_until,
         recover_until=issued + max(terms.recover_seconds, terms.session_seconds, terms.lifetime_seconds),
         migration_id=migration_id,
         vm=facts.vm.uuid,
@@ -74,6 +79,7 @@ def issue_permit(gate: Gate, facts: Facts, claims: PermitClaims, committed: Reco
         begin_until=claims.exp,
         end_until=claims.session_until,
         permit_sha256=hashlib.sha256(token.encode()).hexdigest(),
+        break_glass=facts.asked.break_glass,
     )
     document = {
         "kind": "migrate",

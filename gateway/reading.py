@@ -161,11 +161,21 @@ class Reading:
         for migration in derive(records).values():
             self._gate.migrations.put(migration.at(now))
 
-    def _all_of(self, kind: str) -> list[tuple[int, dict[str, Any]]]:
+    async def records_since(self, kinds: Sequence[str], since: str) -> list[tuple[int, dict[str, Any]]]:
+        """All records of these kinds from a time on, oldest first. Errors: LogUnavailable."""
+
+        def ask(log: Log) -> list[tuple[int, dict[str, Any]]]:
+            self._catch_up(log)
+            found = [each for kind in kinds for each in self._all_of(kind, since)]
+            return sorted(found, key=lambda each: each[0])
+
+        return await self._committer.read(ask)
+
+    def _all_of(self, kind: str, since: str | None = None) -> list[tuple[int, dict[str, Any]]]:
         """All records of a kind, page by page, oldest first."""
         found: list[tuple[int, dict[str, Any]]] = []
         while page := self._index.query(
-            Filter(kind=kind), after=found[-1][0] if found else None, limit=PAGE_OF_RESTORE
+            Filter(kind=kind, since=since), after=found[-1][0] if found else None, limit=PAGE_OF_RESTORE
         ):
             found += page
         return found

@@ -32,6 +32,7 @@ from certs.files import read_private_key
 from gateway.api.app import create_app
 from gateway.api.desk import Desk
 from gateway.api.https import Bounds, HttpsServer, TlsFiles, make_context
+from gateway.break_glass.composition import make_break_glass, make_sealed_issuer
 from gateway.clocks import machine_boot_id, system_clock
 from gateway.committer import Committer
 from gateway.config import GatewayConfig
@@ -50,6 +51,7 @@ from gateway.recording import Clock, Event, Recorder, recovery_details
 from gateway.relays import HostTrust
 from gateway.reloading import Reloader, load_policy
 from gateway.reporting import Reporting
+from gateway.steady import SteadyTime
 from policy.engine import Engine
 from policy.errors import DirectoryRefused, PolicyError
 from policy.identity.active_directory import ActiveDirectory
@@ -124,9 +126,10 @@ async def serve(
         gate, trust = _gate(config, people, sources, recorder, clock)
         sources.on_news = InventoryNews(recorder, gate.placement).tell
         reading = Reading(gate, committer, index)
+        gate.break_glass = make_break_glass(config, gate, reading, SteadyTime(clock))
         reporting = Reporting(gate, reading, trust)
         issuers = Issuers(config.identity.issuers, has_local_people=people.local is not None)
-        health = partial(_health, config, committer)
+        health = partial(_health, config, committer, gate)
         desk = Desk(gate, people, issuers, reading, reporting, health, config.limits.poll_seconds)
         server = _server(config, desk)
         reloader = Reloader(config, gate, people, reporting, server, partial(tls_files, config))
@@ -149,6 +152,8 @@ async def _serve(  # noqa: PLR0913, PLR0917 - the last step of the composition
         await writing.start(committer.keep_open)
         writing.start_soon(watching.run, committer)
         await reading.restore(int(time.time()))
+        if gate.break_glass is not None:
+            await gate.break_glass.restore()
         async with trio.open_nursery() as serving:
             address = config.listen
             listeners = await serving.start(server.serve, address.host, address.port)
@@ -265,7 +270,13 @@ def _people(
             raise StartRefused(str(error)) from error
         local = LocalIssuer(table.issuer, table.audience, key, table.token_seconds, people)
         issuers[table.issuer] = PinnedIssuer(verifier)
-    return People(issuers, local, recorder, Throttles(time.monotonic), directory)
+    sealed = None
+    if config.break_glass is not None and config.break_glass.sealed is not None:
+        table_of_sealed = config.break_glass.sealed
+        key_of_sealed = _p256_key(config, table_of_sealed.signing_key)
+        sealed, verifies = make_sealed_issuer(config, table_of_sealed, key_of_sealed)
+        issuers[sealed.issuer] = verifies
+    return People(issuers, local, recorder, Throttles(time.monotonic), directory, sealed)
 
 
 async def _issuers(config: GatewayConfig, stack: AsyncExitStack) -> dict[str, KeySource]:
@@ -325,9 +336,16 @@ def _log_key(config: GatewayConfig) -> ed25519.Ed25519PrivateKey:
     return key
 
 
-def _health(config: GatewayConfig, committer: Committer) -> dict[str, Any]:
+def _health(config: GatewayConfig, committer: Committer, gate: Gate) -> dict[str, Any]:
     status = "ok" if committer.failed_because is None else "log_unavailable"
-    return {"status": status, "name": config.gateway.name, "log_size": committer.size, "log_origin": config.log.origin}
+    loud = {"break_glass": gate.break_glass.counts()} if gate.break_glass is not None else {}
+    return {
+        "status": status,
+        "name": config.gateway.name,
+        "log_size": committer.size,
+        "log_origin": config.log.origin,
+        **loud,
+    }
 
 
 def _start_details(config: GatewayConfig, listen: str, committer: Committer, reloader: Reloader) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """The log's way to a SIEM: every entry, at least once under one id, and the proof that it arrived unaltered.
 
-    document.py    one log entry as one ECS document, with the entry itself inside; what a sink may be denied
+    document.py    one log entry as one ECS document, with the entry itself inside
+    mapping.py     the types of its fields
+    selection.py   which entries a sink gets, and what of them
     sink.py        what every receiver must do, and how it may fail
     cursor.py      how far a sink has got, durably
     shipper.py     reads the log, feeds one sink, backs off, quarantines; one for each sink

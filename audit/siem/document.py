@@ -17,9 +17,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
+import msgspec
+
 from audit.errors import RecordInvalid
 from audit.proof import leaf_hash
+from audit.query import Facets, facets_of
+from audit.query.text import fold
 from audit.record import PERMIT_KIND, PermitEntry, Record, decode_entry, format_time
+from audit.siem.mapping import REDACTABLE, facet_name
 
 ECS_VERSION: Final = "8.17.0"
 DATASET: Final = "sealane.audit"
@@ -38,48 +43,6 @@ _CATEGORIES: Final[Mapping[str, tuple[str, ...]]] = {
 _DECIDED: Final = {"allowed": "success", "completed": "success", "running": "success"}
 _FAILED: Final = frozenset({"denied", "failed", "aborted", "cancelled", "refused"})
 
-# What a search may ask for. Elasticsearch gets exactly this as its mapping; a field that is not here is not written.
-KEYWORD: Final = {"type": "keyword", "ignore_above": 1024}
-MAPPING: Final[dict[str, Any]] = {
-    "dynamic": False,
-    "properties": {
-        "@timestamp": {"type": "date_nanos"},
-        "message": {"type": "text"},
-        "ecs": {"properties": {"version": KEYWORD}},
-        "event": {
-            "properties": {
-                **dict.fromkeys(("id", "kind", "category", "type", "action", "outcome", "module", "dataset"), KEYWORD),
-                "hash": KEYWORD,
-                "reason": KEYWORD,
-                "sequence": {"type": "long"},
-                "original": {"type": "keyword", "index": False, "doc_values": False},
-            }
-        },
-        "user": {"properties": {"id": KEYWORD, "name": KEYWORD, "domain": KEYWORD}},
-        "source": {"properties": {"address": KEYWORD}},
-        "destination": {"properties": {"address": KEYWORD}},
-        "rule": {"properties": {"name": KEYWORD, "version": KEYWORD}},
-        "related": {"properties": {"user": KEYWORD, "hosts": KEYWORD}},
-        "sealane": {
-            "properties": {
-                **dict.fromkeys(("origin", "kind", "outcome", "migration_id", "source", "destination"), KEYWORD),
-                "redacted": KEYWORD,
-                "vm": {"properties": {"uuid": KEYWORD, "name": KEYWORD}},
-                "actor": {"properties": {"groups": KEYWORD, "authenticated_by": KEYWORD}},
-            }
-        },
-    },
-}
-
-
-# What a sink may be denied: who and what was concerned, never what the record is and where it stands in the log.
-REDACTABLE: Final = frozenset(
-    {
-        *("user.id", "user.name", "user.domain", "source.address", "destination.address", "event.reason"),
-        *("sealane.source", "sealane.destination", "sealane.vm.uuid", "sealane.vm.name", "sealane.migration_id"),
-        *("sealane.actor.groups", "sealane.actor.authenticated_by"),
-    }
-)
 _RELATED: Final = frozenset({"related.user", "related.hosts"})
 
 
@@ -126,7 +89,10 @@ def document_of(entry: LogEntry, redact: frozenset[str] = frozenset()) -> Docume
 def body_of(entry: LogEntry) -> dict[str, Any]:
     """The whole document. Raises RecordError for what is no entry."""
     read = decode_entry(entry.entry)
-    told = _of_permit(read) if isinstance(read, PermitEntry) else _of_record(read.record)
+    if isinstance(read, PermitEntry):
+        told, searched = _of_permit(read), {"kind": PERMIT_KIND, "claims": read.claims}
+    else:
+        told, searched = _of_record(read.record), msgspec.json.decode(read.record_bytes)
     kind = told["sealane"]["kind"]
     document = {
         **told,
@@ -145,7 +111,7 @@ def body_of(entry: LogEntry) -> dict[str, Any]:
             "original": entry.entry.decode(),
         },
     }
-    document["sealane"]["origin"] = entry.origin
+    document["sealane"] |= {"origin": entry.origin, "facets": _facets(facets_of(entry.index, searched))}
     return {name: member for name, value in document.items() if (member := _without_nothing(value)) is not None}
 
 
@@ -154,9 +120,22 @@ def redacted(body: Mapping[str, Any], redact: frozenset[str]) -> dict[str, Any]:
     hidden = {value for path in redact for value in _values(body, path)}
     document: dict[str, Any] = _without_nothing(_without_values(body, "", hidden))
     del document["event"]["original"]
+    facets, folded = document["sealane"]["facets"], {fold(value) for value in hidden}
+    for atom in {atom for path in redact for atom in REDACTABLE[path]}:
+        facets.pop(facet_name(atom), None)
+    document["sealane"]["facets"] = {name: kept for name, kept in facets.items() if not _tells(kept, folded)}
     document["message"] = _message(document)
     document["sealane"]["redacted"] = sorted(redact)
     return document
+
+
+def _tells(facet: Any, hidden: set[str]) -> bool:
+    return not hidden.isdisjoint(facet if isinstance(facet, list) else [facet])
+
+
+def _facets(facets: Facets) -> dict[str, Any]:
+    """Under their names; one value by itself, as most are."""
+    return {facet_name(atom): values[0] if len(values) == 1 else list(values) for atom, values in facets.items()}
 
 
 def _values(body: Mapping[str, Any], path: str) -> list[str]:
@@ -203,6 +182,7 @@ def _of_record(record: Record) -> dict[str, Any]:
             "source": record.source,
             "destination": record.destination,
             "vm": {"uuid": record.vm.uuid, "name": record.vm.name} if record.vm else None,
+            "jurisdiction": _jurisdictions(record),
             "actor": {"groups": list(actor.groups or ()), "authenticated_by": actor.authenticated_by}
             if actor
             else None,
@@ -235,6 +215,19 @@ def _of_permit(permit: PermitEntry) -> dict[str, Any]:
             "vm": {"uuid": _text(claims.get("vm"))},
         },
     }
+
+
+def _jurisdictions(record: Record) -> dict[str, Any]:
+    """Under which law the VM was and would be, as the decision knew the hosts."""
+    known: dict[str, str] = {}
+    entities = record.details.get("policy_entities")
+    for entity in entities if isinstance(entities, list) else ():
+        match entity:
+            case {"uid": {"id": str(host)}, "attrs": {"jurisdiction": str(jurisdiction)}}:
+                known[host] = jurisdiction
+    source, destination = known.get(record.source or ""), known.get(record.destination or "")
+    crossed = source != destination if source and destination else None
+    return {"source": source, "destination": destination, "crossed": crossed}
 
 
 def _message(told: Mapping[str, Any]) -> str:

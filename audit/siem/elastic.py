@@ -15,7 +15,8 @@ import msgspec
 import trio
 from elasticsearch import ApiError, Elasticsearch
 
-from audit.siem.document import MAPPING, Document
+from audit.siem.document import Document
+from audit.siem.mapping import MAPPING
 from audit.siem.reconcile import Held
 from audit.siem.sink import Refusal, SinkAway
 from audit.siem.status import one_line

@@ -17,19 +17,41 @@ class Body(BaseModel):
 
 
 class SignIn(Body):
-    """A person of the local directory."""
+    """A person of the local directory, or with `sealed` one of the sealed file."""
 
     username: Name
     password: Annotated[str, Field(min_length=1, max_length=1024, repr=False)]
+    sealed: bool = False
 
 
 class Move(Body):
-    """Move `vm` (name or UUID) to `destination` (name or SPIFFE id). `ports` defaults to memory."""
+    """Move `vm` (name or UUID) to `destination` (name or SPIFFE id). `ports` defaults to memory.
+
+    `break_glass`: the id of an approved breaking of glass, under which it is asked for.
+    """
 
     vm: Name
     destination: Name
     reason: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
     ports: Annotated[list[Port], Field(min_length=1, max_length=3)] | None = None
+    break_glass: MigrationId | None = None
+
+
+class AskToBreakGlass(Body):
+    """To move `vm` to `destination` within `minutes` from the approval."""
+
+    vm: Name
+    destination: Name
+    ticket: Annotated[str, Field(min_length=1, max_length=64)]
+    minutes: Annotated[int, Field(ge=1, le=1440)]
+    reason: Annotated[str, Field(min_length=1, max_length=500)]
+    ports: Annotated[list[Port], Field(min_length=1, max_length=3)] | None = None
+
+
+class StepOfBreakGlass(Body):
+    """A step that needs no more than its reason."""
+
+    reason: Annotated[str, Field(min_length=1, max_length=500)] | None = None
 
 
 class Poll(Body):

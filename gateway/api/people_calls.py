@@ -57,7 +57,8 @@ async def whoami(desk: AtDesk, bearer: Bearer, person: Asking) -> Response:
 @router.post("/v1/token", summary="An access token for a person of the local directory")
 async def sign_in(body: SignIn, desk: AtDesk, address: Address) -> Response:
     """Recorded, refused or not; refusals within a rate."""
-    issued = await desk.people.sign_in(body.username, body.password, desk.now(), address)
+    sign_in_as = desk.people.sign_in_sealed if body.sealed else desk.people.sign_in
+    issued = await sign_in_as(body.username, body.password, desk.now(), address)
     return JsonAnswer({"access_token": issued.access_token, "token_type": "Bearer", "expires_in": issued.expires_in})
 
 
@@ -97,7 +98,7 @@ async def cancel_migration(migration_id: str, desk: AtDesk, person: Asking, addr
 
 
 def _asked(body: Move, address: str) -> Asked:
-    return Asked(body.vm, body.destination, body.reason, tuple(body.ports or ()), address)
+    return Asked(body.vm, body.destination, body.reason, tuple(body.ports or ()), address, body.break_glass)
 
 
 def _document(admission: Admission) -> dict[str, Any]:

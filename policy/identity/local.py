@@ -4,6 +4,7 @@
     name = "Alice Example"
     groups = ["migration-operators"]
     password = "$scrypt$ln=15,r=8,p=3$<salt>$<hash>"     # made by `sealane`, PHC string format, base64
+    same_as = ["alice@corp.example"]                     # optional: who else this human is, for rules of two persons
 
 Its tokens are checked by the same strict `oidc.TokenVerifier` as those of any other issuer: there is no second way
 in. Checking a password takes about 0.3 s of CPU and 32 MiB on purpose: callers use a thread and a rate limit.
@@ -103,12 +104,14 @@ class LocalPerson:
     name: str
     groups: tuple[str, ...]
     password: PasswordHash = field(repr=False)
+    same_as: tuple[str, ...] = ()
 
 
 class _PersonTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: _Text
     groups: Annotated[tuple[_Text, ...], Meta(max_length=MAX_GROUPS)]
     password: str
+    same_as: Annotated[tuple[_Text, ...], Meta(max_length=16)] = ()
 
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -126,7 +129,7 @@ class LocalDirectory:
     def load(cls, path: Path) -> LocalDirectory:
         """Read the file; DirectoryRefused (the operator) if anything of it is wrong or others may read it."""
         try:
-            return cls.parse(_read_private(path))
+            return cls.parse(read_private(path))
         except DirectoryRefused as error:
             raise DirectoryRefused(f"{path}: {error}") from error
         except OSError as error:
@@ -205,7 +208,11 @@ def issue_token(  # noqa: PLR0913, PLR0917 - what an RFC 9068 token says, and no
 
 
 def local_verifier(
-    public_key: ec.EllipticCurvePublicKey, issuer: str, audience: str, max_lifetime_seconds: int
+    public_key: ec.EllipticCurvePublicKey,
+    issuer: str,
+    audience: str,
+    max_lifetime_seconds: int,
+    authenticated_by: str = "local",
 ) -> TokenVerifier:
     """The strict verifier of `oidc`, set up for the tokens of `issue_token`."""
     settings = IssuerSettings(
@@ -216,7 +223,7 @@ def local_verifier(
         max_lifetime_seconds=max_lifetime_seconds,
         group_cap=MAX_GROUPS + 1,
         authorized_parties=frozenset({CLIENT_ID}),
-        authenticated_by="local",
+        authenticated_by=authenticated_by,
     )
     return TokenVerifier(settings, JwkSet.of(public_key))
 
@@ -224,20 +231,23 @@ def local_verifier(
 def _person(username: str, table: _PersonTable) -> LocalPerson:
     if not _USERNAME.match(username):
         raise DirectoryRefused(f"people.{username!r}: a user name is a-z, 0-9 and ._@-, at most 64 characters")
-    if not all(text.isprintable() for text in (table.name, *table.groups)):
-        raise DirectoryRefused(f"people.{username}: name or groups hold characters that cannot be printed")
+    if not all(text.isprintable() for text in (table.name, *table.groups, *table.same_as)):
+        raise DirectoryRefused(f"people.{username}: name, groups or same_as hold characters that cannot be printed")
     if len(msgspec.json.encode(table.groups)) > MAX_GROUPS_BYTES:
         raise DirectoryRefused(f"people.{username}.groups: more than {MAX_GROUPS_BYTES} bytes: shorten the names")
     if len(set(table.groups)) != len(table.groups):
         raise DirectoryRefused(f"people.{username}: a group is named twice")
     try:
-        return LocalPerson(username, table.name, table.groups, PasswordHash.parse(table.password))
+        return LocalPerson(username, table.name, table.groups, PasswordHash.parse(table.password), table.same_as)
     except ValueError as error:
         raise DirectoryRefused(f"people.{username}.password: {error}") from error
 
 
-def _read_private(path: Path) -> bytes:
-    """Checks and reads one open file, so that nothing can be put in its place in between."""
+def read_private(path: Path) -> bytes:
+    """The bytes of a file that is the user's own and nobody else's to read; DirectoryRefused, OSError.
+
+    Checks and reads one open file, so that nothing can be put in its place in between.
+    """
     # O_NONBLOCK: a FIFO under that name must not hang the start.
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
         status = os.fstat(file.fileno())

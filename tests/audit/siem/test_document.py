@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from audit.errors import RecordError
 from audit.proof import leaf_hash
 from audit.record import Actor, Vm
-from audit.siem.document import MAPPING, REDACTABLE, LogEntry, body_of, document_id, document_of
+from audit.siem.document import LogEntry, body_of, document_id, document_of
+from audit.siem.mapping import MAPPING, REDACTABLE
 from tests.audit.samples import ORIGIN, entry
 from tests.audit.siem.entries import log_entry, permit_entry
 
@@ -92,8 +93,16 @@ def test_a_host_that_is_redacted_is_in_no_other_field() -> None:
     assert "source" not in body
 
 
+def test_a_move_into_another_jurisdiction_says_so() -> None:
+    hosts = {"spiffe://bank.example/host/a": "DE", "spiffe://bank.example/host/b": "CH"}
+    entities = [{"uid": {"type": "Sealane::Host", "id": i}, "attrs": {"jurisdiction": j}} for i, j in hosts.items()]
+    told = body_of(log_entry(7, details={"policy_entities": entities}))["sealane"]["jurisdiction"]
+    assert told == {"source": "DE", "destination": "CH", "crossed": True}
+    assert "jurisdiction" not in body_of(log_entry(7, details={"policy_entities": [1, {"uid": 2}, {}]}))["sealane"]
+
+
 def test_redaction_never_touches_what_places_the_record_in_the_log() -> None:
-    whole, least = body_of(log_entry(7)), document_of(log_entry(7), REDACTABLE).body
+    whole, least = body_of(log_entry(7)), document_of(log_entry(7), frozenset(REDACTABLE)).body
     assert least["event"] == {
         name: whole["event"][name] for name in whole["event"] if name not in {"original", "reason"}
     }
@@ -122,7 +131,7 @@ def test_any_record_has_only_mapped_fields_of_their_type(
     except (RecordError, UnicodeEncodeError):
         return
     _require_mapped(document_of(one).body, MAPPING)
-    _require_mapped(document_of(one, REDACTABLE).body, MAPPING)
+    _require_mapped(document_of(one, frozenset(REDACTABLE)).body, MAPPING)
 
 
 def _require_mapped(value: Any, mapping: dict[str, Any]) -> None:
@@ -133,4 +142,4 @@ def _require_mapped(value: Any, mapping: dict[str, Any]) -> None:
             _require_mapped(member, mapping["properties"][name])
         return
     for one in value if isinstance(value, list) else [value]:
-        assert type(one) is (int if mapping["type"] == "long" else str)
+        assert type(one) is {"long": int, "boolean": bool}.get(mapping["type"], str)

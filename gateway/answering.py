@@ -1,0 +1,29 @@
+"""The answer to a question: the policy's decision, and what broken glass makes of it."""
+
+from __future__ import annotations
+
+from gateway.asking import Facts, decide, explain_unknown
+from gateway.errors import RequestRefused
+from gateway.gate import Gate
+from policy.engine import Decision
+
+
+class NoBreakGlass(RequestRefused):
+    code = "break_glass_off"
+    next_step = "ask the operator: the gateway's configuration has no [break_glass]"
+
+    def __init__(self) -> None:
+        super().__init__("at this gateway no glass can be broken")
+
+
+async def answer(gate: Gate, facts: Facts, *, recorded: bool = True) -> tuple[Facts, Decision]:
+    """Decide; a move under a breaking of glass needs that to cover it, too. Errors: RequestRefused, LogUnavailable.
+
+    `recorded`: it is a move and no mere check, so the use of the grant is recorded before anything comes of it.
+    """
+    decision = explain_unknown(gate, facts.asked, decide(gate.engine, facts.question))
+    if facts.asked.break_glass is None:
+        return facts, decision
+    if gate.break_glass is None:
+        raise NoBreakGlass
+    return await gate.break_glass.judge(facts, decision, recorded=recorded)
