@@ -13,6 +13,7 @@ AuditError
 │   ├── LogTruncated         the store holds less than a signed checkpoint says
 │   └── LogDamaged           the store contradicts its checkpoint, or files changed under us
 ├── WitnessRefused       the log that asked for a cosignature (`status` says why, in HTTP's words)
+├── IndexLocked          the operator: another process has the query index open
 └── QueryRefused         the requester: a filter that cannot be answered
     └── QueryMalformed       a query text that is not of our language: where, why, and what was perhaps meant
 """
@@ -78,6 +79,10 @@ class WitnessRefused(AuditError):
         super().__init__(detail)
         self.status = status
         self.size = size
+
+
+class IndexLocked(AuditError):
+    """Another process (a running gateway) has the query index open for writing."""
 
 
 class QueryRefused(AuditError):

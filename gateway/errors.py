@@ -143,6 +143,14 @@ class LogUnavailable(OperatorError):
     next_step = "look at disk space and health of the log's directory; the gateway reopens the log by itself"
 
 
+class SearchUnavailable(OperatorError):
+    """The query index, or the files of the log that it is of, cannot be read: nothing is shown, nothing is lost."""
+
+    code = "search_unavailable"
+    status = 503
+    next_step = "look at disk space and permissions of `gateway.state_dir`; `sealane audit index rebuild` makes it anew"
+
+
 class TooLargeToRecord(OperatorError):
     """A decision whose facts exceed what one record holds: a person in very many groups, say."""
 

@@ -133,7 +133,7 @@ class Migrations:
     """All that the gateway remembers: bounded; what is final and oldest goes first (the log keeps it)."""
 
     def __init__(self, limit: int) -> None:
-        self._limit = limit
+        self.limit = limit
         self._by_id: dict[str, Migration] = {}
         self._active_by_vm: dict[str, str] = {}
         self._reserved: set[str] = set()
@@ -164,7 +164,7 @@ class Migrations:
             self._active_by_vm[migration.vm_uuid] = migration.migration_id
         elif self._active_by_vm.get(migration.vm_uuid or "") == migration.migration_id:
             del self._active_by_vm[migration.vm_uuid or ""]
-        if len(self._by_id) > self._limit:
+        if len(self._by_id) > self.limit:
             self._evict()
 
     def active(self, now: int) -> Iterator[Migration]:

@@ -1,4 +1,4 @@
-"""Reading the log: records, proofs and what can be derived from them; the index is a projection that catches up here.
+"""Reading the log: records, proofs and what can be derived from them.
 
 Reading records is an action of its own (ReadAudit), and itself recorded, refused or not.
 """
@@ -12,31 +12,26 @@ from typing import Any, Final
 
 import msgspec
 
-from audit.errors import QueryRefused
-from audit.index import Filter, Index
-from audit.log import Log
+from audit.query import Node, fields, terms
+from audit.query.tree import Between, Is, all_of, any_of
 from audit.record import PermitEntry, decode_entry, parse_time
 from gateway.asking import decide
 from gateway.committer import Committer
 from gateway.deciding import decision_document
-from gateway.errors import NotAllowed, NotKnown, RequestRefused
+from gateway.errors import NotAllowed, NotKnown
 from gateway.gate import Gate
 from gateway.migrations import Migration, from_decision, receipt_on_file
 from gateway.recording import Event, actor_of, identity_of
+from gateway.searching import Search
 from policy.engine import Decision
 from policy.facts import Context, Person, Question
 
 MAX_PAGE: Final = 200
 MAX_RECORDS_OF_MIGRATION: Final = 100
 PAGE_OF_RESTORE: Final = 1000
+RESTORED_SECONDS: Final = 2 * 86_400  # of migrations: what began before has ended, or its permit has
 ACTIONS_OF_ONESELF: Final = ("CheckDecision", "ReadOwnMigrations", "CancelMigration", "ReadAudit")
-RESTORED_KINDS: Final = (
-    "migration.decision",
-    "migration.receipt",
-    "migration.cancel_requested",
-    "config.reloaded",
-    "inventory.source",
-)
+RESTORED_KINDS: Final = ("migration.decision", "migration.receipt", "migration.cancel_requested")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +43,12 @@ class Page:
 
 
 class Reading:
-    """The index is used in the log's thread only, between commits."""
+    """What auditors and the gateway itself read of the log; proofs come between commits, records from its files."""
 
-    def __init__(self, gate: Gate, committer: Committer, index: Index) -> None:
+    def __init__(self, gate: Gate, committer: Committer, search: Search) -> None:
         self._gate = gate
         self._committer = committer
-        self._index = index
+        self.search = search
 
     async def require_read_audit(
         self, person: Person, now: datetime, address: str, what: Mapping[str, Any], *, recorded: bool
@@ -80,17 +75,9 @@ class Reading:
         context = Context(time=now)
         return decide(self._gate.engine, Question("ReadOwnMigrations", person, None, None, None, context)).allowed
 
-    async def page(self, wanted: Filter, after: int | None, limit: int) -> Page:
-        """Newest first, up to `limit` (at most MAX_PAGE). Errors: RequestRefused, LogUnavailable."""
-
-        def ask(log: Log) -> list[tuple[int, dict[str, Any]]]:
-            self._catch_up(log)
-            return self._index.query(wanted, after=after, limit=limit + 1, newest_first=True)
-
-        try:
-            found = await self._committer.read(ask)
-        except QueryRefused as error:
-            raise RequestRefused(str(error)) from error
+    async def page(self, where: Node, after: int | None, limit: int) -> Page:
+        """Newest first, up to `limit` (at most MAX_PAGE). Errors: RequestRefused, SearchUnavailable."""
+        found = await self.search.page(where, after=after, limit=limit + 1)
         shown = found[:limit]
         records = [{"index": index, "record": record} for index, record in shown]
         return Page(records, shown[-1][0] if len(found) > limit else None)
@@ -129,15 +116,8 @@ class Reading:
         if (known := self._gate.migrations.get(migration_id, now)) is not None:
             return known
 
-        def ask(log: Log) -> list[tuple[int, dict[str, Any]]]:
-            self._catch_up(log)
-            wanted = Filter(migration_id=migration_id)
-            return self._index.query(wanted, limit=MAX_RECORDS_OF_MIGRATION)
-
-        try:
-            found = await self._committer.read(ask)
-        except QueryRefused:
-            return None
+        where = terms({"migration": migration_id})
+        found = await self.search.page(where, limit=MAX_RECORDS_OF_MIGRATION, newest_first=False)
         derived = derive(found).get(migration_id)
         if derived is not None:
             self._gate.migrations.put(derived)
@@ -145,44 +125,37 @@ class Reading:
         return None
 
     async def restore(self, now: int) -> None:
-        """At start: placement and migrations, from the log, in the order in which things happened."""
+        """At start: placement and the newest migrations, from the log, in the order in which things happened.
 
-        def ask(log: Log) -> list[tuple[int, dict[str, Any]]]:
-            self._catch_up(log)
-            found = [each for kind in RESTORED_KINDS for each in self._all_of(kind)]
-            return sorted(found, key=lambda each: each[0])
-
-        records = await self._committer.read(ask)
-        for _, record in records:
-            if record["kind"] in {"config.reloaded", "inventory.source"}:
-                self._gate.placement.forget(record.get("details", {}).get("placement_forgotten", ()))
-            elif is_certificate_of_arrival(record):
-                self._gate.placement.certify(record["vm"]["uuid"], record["destination"])
-        for migration in derive(records).values():
+        Older migrations have ended; who asks for one gets it from the log.
+        """
+        for vm, host in (await self.search.arrivals()).items():
+            self._gate.placement.certify(vm, host)
+        for migration in derive(await self._lately()).values():
             self._gate.migrations.put(migration.at(now))
 
     async def records_since(self, kinds: Sequence[str], since: str) -> list[tuple[int, dict[str, Any]]]:
-        """All records of these kinds from a time on, oldest first. Errors: LogUnavailable."""
+        """All records of these kinds from a time on, oldest first. Errors: SearchUnavailable."""
+        where = all_of(any_of(*(Is(fields.KIND, kind) for kind in kinds)), terms({"since": since}))
+        return (await self._newest(where, None))[::-1]
 
-        def ask(log: Log) -> list[tuple[int, dict[str, Any]]]:
-            self._catch_up(log)
-            found = [each for kind in kinds for each in self._all_of(kind, since)]
-            return sorted(found, key=lambda each: each[0])
+    async def _lately(self) -> list[tuple[int, dict[str, Any]]]:
+        """The records of migrations that may not have ended, oldest first: as many as migrations are remembered."""
+        span = await self.search.span()
+        kinds = any_of(*(Is(fields.KIND, kind) for kind in RESTORED_KINDS))
+        since = 0 if span is None else span[1] - RESTORED_SECONDS * 10**6
+        where = all_of(kinds, Between(fields.TIME, since, None))
+        return (await self._newest(where, self._gate.migrations.limit * len(RESTORED_KINDS)))[::-1]
 
-        return await self._committer.read(ask)
-
-    def _all_of(self, kind: str, since: str | None = None) -> list[tuple[int, dict[str, Any]]]:
-        """All records of a kind, page by page, oldest first."""
+    async def _newest(self, where: Node, at_least: int | None) -> list[tuple[int, dict[str, Any]]]:
+        """All that match, page by page, newest first; with `at_least`, no more pages than that takes."""
         found: list[tuple[int, dict[str, Any]]] = []
-        while page := self._index.query(
-            Filter(kind=kind, since=since), after=found[-1][0] if found else None, limit=PAGE_OF_RESTORE
-        ):
+        while at_least is None or len(found) < at_least:
+            page = await self.search.page(where, after=found[-1][0] if found else None, limit=PAGE_OF_RESTORE)
             found += page
+            if len(page) < PAGE_OF_RESTORE:
+                break
         return found
-
-    def _catch_up(self, log: Log) -> None:
-        """Bring the projection up to the log: what was committed since it was last asked."""
-        self._index.catch_up(log)
 
 
 def derive(records: Sequence[tuple[int, Mapping[str, Any]]]) -> dict[str, Migration]:
@@ -200,15 +173,6 @@ def derive(records: Sequence[tuple[int, Mapping[str, Any]]]) -> dict[str, Migrat
         elif kind == "migration.cancel_requested" and record.get("outcome") == "allowed":
             found[migration_id] = migration.with_cancel_request()
     return found
-
-
-def is_certificate_of_arrival(record: Mapping[str, Any]) -> bool:
-    """A destination's receipt that says that the guest runs there."""
-    return (
-        record["kind"] == "migration.receipt"
-        and record.get("outcome") in {"running", "completed"}
-        and record["details"].get("role") == "destination"
-    )
 
 
 def _seconds(record: Mapping[str, Any]) -> int:

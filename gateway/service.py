@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import secrets
 import signal
+import sqlite3
 import sys
 import time
 from collections.abc import Callable
@@ -51,6 +52,7 @@ from gateway.recording import Clock, Event, Recorder, recovery_details
 from gateway.relays import HostTrust
 from gateway.reloading import Reloader, load_policy
 from gateway.reporting import Reporting
+from gateway.searching import Search
 from gateway.steady import SteadyTime
 from policy.engine import Engine
 from policy.errors import DirectoryRefused, PolicyError
@@ -117,7 +119,7 @@ async def serve(
     async with AsyncExitStack() as stack:
         await _open(committer)
         stack.push_async_callback(_shielded, committer.close)
-        index = stack.enter_context(Index(state_dir / "index.sqlite", signer.origin))
+        index = stack.enter_context(_index(state_dir / "index.sqlite", signer.origin))
         recorder = Recorder(committer, signer, secrets.token_hex(16), clock)
         committer.announce = recorder.of_outage
         people = _people(config, recorder, await _issuers(config, stack), _directory(config, stack))
@@ -125,7 +127,9 @@ async def serve(
         await read_at_start(sources)
         gate, trust = _gate(config, people, sources, recorder, clock)
         sources.on_news = InventoryNews(recorder, gate.placement).tell
-        reading = Reading(gate, committer, index)
+        search = Search(index, signer.origin, committer, directory)
+        stack.callback(search.close)
+        reading = Reading(gate, committer, search)
         gate.break_glass = make_break_glass(config, gate, reading, SteadyTime(clock))
         reporting = Reporting(gate, reading, trust)
         issuers = Issuers(config.identity.issuers, has_local_people=people.local is not None)
@@ -163,6 +167,7 @@ async def _serve(  # noqa: PLR0913, PLR0917 - the last step of the composition
             running = Gateway(listen, reloader, committer, watching)
             serving.start_soon(_heartbeat, recorder, config.log.heartbeat_seconds)
             serving.start_soon(gate.sources.run)
+            serving.start_soon(reading.search.follow)
             task_status.started(running)
             log.info("gateway serves", listen=listen, name=config.gateway.name)
             await running.wait_stopping()
@@ -195,6 +200,13 @@ async def _open(committer: Committer) -> None:
         await committer.open()
     except (AuditError, OSError) as error:
         raise StartRefused(f"the audit log cannot be opened: {error}") from error
+
+
+def _index(path: Path, origin: str) -> Index:
+    try:
+        return Index(path, origin)
+    except (AuditError, sqlite3.Error, OSError) as error:
+        raise StartRefused(f"the query index {path} cannot be opened: {error}") from error
 
 
 async def _shielded(close: Callable[[], Any]) -> None:

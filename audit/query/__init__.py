@@ -10,6 +10,7 @@ from audit.query.evaluate import matches
 from audit.query.facets import Facets, facets_of
 from audit.query.fields import ATOMS, NAMES, Atom, Kind
 from audit.query.parse import parse
+from audit.query.terms import terms
 from audit.query.tree import All, And, Between, Has, Is, Like, Node, Not, Or, Phrase, Query
 
 __all__ = [
@@ -32,4 +33,5 @@ __all__ = [
     "facets_of",
     "matches",
     "parse",
+    "terms",
 ]

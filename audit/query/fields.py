@@ -23,7 +23,7 @@ class Kind(Enum):
     TIME = "time"  # microseconds since 1970, UTC
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # by identity: each is made once, here, and hashing is most of a rebuild
 class Atom:
     """One stored field. `many`: a record may have several values of it."""
 

@@ -14,7 +14,7 @@ from audit.siem.mapping import REDACTABLE
 
 
 def selection(query: str | None, redact: Collection[str], now: datetime) -> Render:
-    """How a sink sees an entry. Permit entries are left out by a query that does not ask for them; without one all come.
+    """How a sink sees an entry. A query leaves out permit entries unless it asks for them; without one all come.
 
     Times in `query` that are relative are so to `now`, the start. Raises QueryMalformed; ValueError for a field that
     cannot be redacted.

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import base64
-from typing import Annotated
+from datetime import UTC, datetime
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
-from audit.index import Filter
+from audit.errors import QueryRefused
+from audit.index_questions import MAX_BUCKETS
+from audit.query import Node, parse, terms
+from audit.query.literals import zone_named
+from audit.query.parse import MAX_CHARS
+from audit.query.terms import NAMES
 from gateway.api.answers import JsonAnswer
 from gateway.api.desk import Address, Asking, AtDesk
+from gateway.errors import RequestRefused
 from gateway.reading import MAX_PAGE
 
 router = APIRouter()
@@ -25,6 +32,8 @@ class Wanted(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
+    query: Annotated[str, Field(min_length=1, max_length=MAX_CHARS)] | None = None
+    timezone: Annotated[str, Field(min_length=1, max_length=64)] | None = None
     migration: Text | None = None
     vm: Text | None = None
     host: Text | None = None
@@ -33,27 +42,66 @@ class Wanted(BaseModel):
     kind: Text | None = None
     since: Text | None = None
     until: Text | None = None
+
+    def where(self, now: datetime) -> Node:
+        """What is asked for. Errors: RequestRefused, with the position where the text of the query is wrong."""
+        named = {name: getattr(self, name) for name in NAMES}
+        try:
+            zone = zone_named(self.timezone) if self.timezone is not None else UTC
+            return parse(self.query or "", now, zone, within=terms(named)).where
+        except (QueryRefused, ValueError) as error:
+            raise RequestRefused(
+                str(error), next_step="correct the query; docs/audit-queries.md has the language"
+            ) from error
+
+
+class WantedPage(Wanted):
+    """A page of it. `count`: also say how many there are in all."""
+
     after: Index | None = None
     limit: Annotated[int, Field(ge=1, le=MAX_PAGE)] = 50
+    count: bool = False
+
+
+class WantedHistogram(Wanted):
+    """A histogram of it: `buckets` of `width_seconds` from `start` (unix seconds); by default of all, by days."""
+
+    start: Annotated[int, Field(ge=0, le=2**40)] | None = None
+    width_seconds: Annotated[int, Field(ge=1, le=366 * 86_400)] = 86_400
+    buckets: Annotated[int, Field(ge=1, le=MAX_BUCKETS)] | None = None
 
 
 @router.get("/v1/records", summary="Records, newest first")
-async def records(wanted: Annotated[Wanted, Query()], desk: AtDesk, person: Asking, address: Address) -> Response:
+async def records(wanted: Annotated[WantedPage, Query()], desk: AtDesk, person: Asking, address: Address) -> Response:
     """Needs ReadAudit. The read is recorded before anything is shown. `next` is the `after` of the next page."""
-    asked = wanted.model_dump(exclude_none=True)
-    await desk.reading.require_read_audit(person, desk.now(), address, {"records": asked}, recorded=True)
-    where = Filter(
-        migration_id=wanted.migration,
-        vm=wanted.vm,
-        host=wanted.host,
-        actor=wanted.actor,
-        outcome=wanted.outcome,
-        kind=wanted.kind,
-        since=wanted.since,
-        until=wanted.until,
-    )
+    now = desk.now()
+    where = wanted.where(now)
+    asked = wanted.model_dump(exclude_none=True, exclude_defaults=True) | {"limit": wanted.limit}
+    await desk.reading.require_read_audit(person, now, address, {"records": asked}, recorded=True)
     page = await desk.reading.page(where, wanted.after, wanted.limit)
-    return JsonAnswer({"records": page.records, "next": page.next})
+    document: dict[str, Any] = {"records": page.records, "next": page.next}
+    if wanted.count:
+        document["count"] = await desk.reading.search.count(where)
+    return JsonAnswer(document)
+
+
+@router.get("/v1/records/histogram", summary="How many records there are, by time and outcome")
+async def histogram(
+    wanted: Annotated[WantedHistogram, Query()], desk: AtDesk, person: Asking, address: Address
+) -> Response:
+    """Needs ReadAudit; recorded. Times are unix seconds; buckets without a record are left out."""
+    now = desk.now()
+    where = wanted.where(now)
+    asked = wanted.model_dump(exclude_none=True, exclude_defaults=True)
+    await desk.reading.require_read_audit(person, now, address, {"histogram": asked}, recorded=True)
+    search = desk.reading.search
+    width = wanted.width_seconds
+    low, high = await search.span() or (0, 0)
+    start = wanted.start if wanted.start is not None else max(0, low // 10**6) // width * width
+    needed = max(1, -(-(high // 10**6 + 1 - start) // width))
+    found = await search.histogram(where, start * 10**6, width * 10**6, wanted.buckets or min(needed, MAX_BUCKETS))
+    buckets = [{"start": one.start // 10**6, "outcome": one.outcome, "count": one.count} for one in found]
+    return JsonAnswer({"width_seconds": width, "start": start, "buckets": buckets})
 
 
 @router.get("/v1/records/{index}", summary="One entry of the log, as it is there")

@@ -150,12 +150,12 @@ def query(
       sealane audit query --actor mallory --outcome denied --json
       sealane audit query --host host-b --log /mnt/evidence/log
     """
-    from gateway.cli.record_source import opened, read_pages
+    from gateway.cli.record_source import Question, opened, read_pages
     from gateway.cli.record_view import show_records
 
     terms = _terms(migration, vm, host, actor, outcome, kind, since, until)
     with opened(log, gateway, ca, token_file) as source:
-        found = read_pages(source, terms, before=before, limit=limit)
+        found = read_pages(source, Question(terms), before=before, limit=limit)
     if as_json:
         records = [{"index": one.index, "record": one.record} for one in found.records]
         print_json({"records": records, "next": found.next})
@@ -218,10 +218,10 @@ def _print_newest(
     source: RecordSource, terms: dict[str, str], floor: int, limit: int, *, as_json: bool, stream: bool
 ) -> int:
     """Print what matches from index `floor` on; returns the index of the last record printed, or -1."""
-    from gateway.cli.record_source import read_pages
+    from gateway.cli.record_source import Question, read_pages
     from gateway.cli.record_view import show_records
 
-    found = read_pages(source, terms, floor=floor, limit=limit).records
+    found = read_pages(source, Question(terms), floor=floor, limit=limit).records
     if as_json and stream:
         for one in found:
             print_json({"index": one.index, "record": one.record})

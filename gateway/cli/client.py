@@ -22,6 +22,7 @@ from gateway.cli.replies import (
     CheckpointReply,
     DecisionReply,
     ErrorReply,
+    HistogramReply,
     IdentityReply,
     InventoryReply,
     MigrationReply,
@@ -104,6 +105,10 @@ class GatewayClient:
     def records(self, parameters: Mapping[str, str | int]) -> RecordsReply:
         """One page of records."""
         return _decode(self._ask("GET", "/v1/records", parameters=parameters), RecordsReply)
+
+    def histogram(self, parameters: Mapping[str, str | int]) -> HistogramReply:
+        """How many records there are, by time and outcome."""
+        return _decode(self._ask("GET", "/v1/records/histogram", parameters=parameters), HistogramReply)
 
     def record(self, index: int) -> dict[str, Any]:
         """The answer about one record, whole."""

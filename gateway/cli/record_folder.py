@@ -7,16 +7,23 @@ as a record of kind `unreadable` under every filter, since it may be the very on
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from audit.record import PERMIT_KIND
+from audit.errors import QueryRefused
+from audit.query import Facets, Node, facets_of, fields, matches, parse, terms
+from audit.query.facets import PERMIT_KIND, UNREADABLE_KIND
+from audit.query.literals import zone_named
 from audit.tiles import MAX_FRAMED_BYTES, TILE_WIDTH, bundle_path, unframe
 from gateway.cli.errors import REQUESTER, BadConfiguration, Refused
-from gateway.cli.replies import NumberedRecord, RecordsReply
+from gateway.cli.record_source import Question
+from gateway.cli.replies import Bucket, HistogramReply, NumberedRecord, RecordsReply
+from gateway.cli.serve import needs_gateway_extra
 
 _MAX_CHECKPOINT_BYTES = 64 * 1024
 _MAX_BUNDLE_BYTES = TILE_WIDTH * (2 + MAX_FRAMED_BYTES)
@@ -60,17 +67,39 @@ class FromFolder:
             return {"permit_entry": document, "entry": text}
         return {**document, "entry": text}
 
-    def page(self, terms: Mapping[str, str], before: int | None, limit: int) -> RecordsReply:
+    def page(self, question: Question, before: int | None, limit: int) -> RecordsReply:
         """See RecordSource."""
-        wanted = matcher(terms)
         found: list[NumberedRecord] = []
+        for index, record, _ in self._matching(question, before):
+            if len(found) == limit:
+                return RecordsReply(tuple(found), found[-1].index)
+            found.append(NumberedRecord(index, dict(record)))
+        return RecordsReply(tuple(found))
+
+    def count(self, question: Question) -> int:
+        """See RecordSource."""
+        return sum(1 for _ in self._matching(question, None))
+
+    def histogram(self, question: Question, width_seconds: int) -> HistogramReply:
+        """See RecordSource."""
+        counted: Counter[tuple[int, str | None]] = Counter()
+        for _, _, values in self._matching(question, None):
+            for time in values.get(fields.TIME, ()):
+                outcome = next(iter(values.get(fields.OUTCOME, ())), None)
+                start = int(time) // 10**6 // width_seconds * width_seconds
+                counted[start, None if outcome is None else str(outcome)] += 1
+        keys = sorted(counted, key=lambda key: (key[0], key[1] or ""))
+        buckets = tuple(Bucket(start, outcome, counted[start, outcome]) for start, outcome in keys)
+        return HistogramReply(width_seconds, buckets[0].start if buckets else 0, buckets)
+
+    def _matching(self, question: Question, before: int | None) -> Iterator[tuple[int, Record, Facets]]:
+        """Newest first; what cannot be read always matches."""
+        where = where_of(question, datetime.now(UTC))
         size = self.size()
         for index, record in self._newest_first(size if before is None else min(size, before)):
-            if record["kind"] == "unreadable" or wanted(record):
-                if len(found) == limit:
-                    return RecordsReply(tuple(found), found[-1].index)
-                found.append(NumberedRecord(index, dict(record)))
-        return RecordsReply(tuple(found))
+            values = facets_of(index, record)
+            if record["kind"] == UNREADABLE_KIND or matches(where, values):
+                yield index, record, values
 
     def _newest_first(self, end: int) -> Iterator[tuple[int, Record]]:
         for number in reversed(range(-(-end // TILE_WIDTH))):
@@ -97,49 +126,14 @@ class FromFolder:
         return []
 
 
-def matcher(terms: Mapping[str, str]) -> Callable[[Record], bool]:
-    """The filter of the API for one record: all terms must hold; names and ids both count."""
-
-    def matches(record: Record) -> bool:
-        if record.get("kind") == PERMIT_KIND and terms.get("kind") != PERMIT_KIND:
-            return False  # its decision's record stands right before it
-        # Times all have one form, in which the order of text is the order of time.
-        if "since" in terms or "until" in terms:
-            time = record.get("time")
-            if not isinstance(time, str) or not terms.get("since", "") <= time < terms.get("until", "\uffff"):
-                return False
-        subject = _subject(record)
-        return all(terms[name] in values(subject) for name, values in _VALUES.items() if name in terms)
-
-    return matches
-
-
-def _subject(record: Record) -> Record:
-    """Where a record says what it is about; a permit entry says it in its claims."""
-    claims = record.get("claims")
-    if record.get("kind") != PERMIT_KIND or not isinstance(claims, Mapping):
-        return record
-    names = ("migration_id", "source", "destination")
-    return {"kind": PERMIT_KIND, "vm": {"uuid": claims.get("vm")}} | {name: claims.get(name) for name in names}
-
-
-def _members(value: object, *names: str) -> set[object]:
-    return {value[name] for name in names if isinstance(value.get(name), str)} if isinstance(value, Mapping) else set()
-
-
-def _hosts(record: Record) -> set[object]:
-    ids = [str(one) for one in _members(record, "source", "destination")]
-    return {*ids, *(one.rpartition("/")[2] for one in ids)}
-
-
-_VALUES: dict[str, Callable[[Record], set[object]]] = {
-    "migration": lambda record: _members(record, "migration_id"),
-    "vm": lambda record: _members(record.get("vm"), "uuid", "name"),
-    "host": _hosts,
-    "actor": lambda record: _members(record.get("actor"), "id", "name"),
-    "outcome": lambda record: _members(record, "outcome"),
-    "kind": lambda record: _members(record, "kind"),
-}
+def where_of(question: Question, now: datetime) -> Node:
+    """The question as a tree. Raises BadConfiguration that says where the text is wrong."""
+    try:
+        zone = UTC if question.timezone is None else zone_named(question.timezone)
+        with needs_gateway_extra():
+            return parse(question.text, now, zone, within=terms(question.terms)).where
+    except (QueryRefused, ValueError) as error:
+        raise BadConfiguration(str(error), REQUESTER, "`sealane audit fields` lists what can be asked") from error
 
 
 def _record(entry: bytes) -> Record:
@@ -159,4 +153,4 @@ def _document(entry: bytes) -> dict[str, Any]:
 
 
 def _unreadable(why: str) -> dict[str, Any]:
-    return {"kind": "unreadable", "reason": f"{why}: run `sealane audit verify`"}
+    return {"kind": UNREADABLE_KIND, "reason": f"{why}: run `sealane audit verify`"}

@@ -12,12 +12,13 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gateway.cli.credentials import read_token
 from gateway.cli.errors import REQUESTER, BadConfiguration
-from gateway.cli.replies import NumberedRecord, RecordsReply
+from gateway.cli.replies import HistogramReply, NumberedRecord, RecordsReply
 from gateway.cli.settings import resolve
 
 if TYPE_CHECKING:
@@ -26,14 +27,37 @@ if TYPE_CHECKING:
 PAGE_RECORDS = 100
 
 
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked: a text in the query language, and terms by the names of the API. All of it must hold.
+
+    Times of the text that name no zone are of `timezone`, None for UTC.
+    """
+
+    terms: Mapping[str, str] = field(default_factory=dict)
+    text: str = ""
+    timezone: str | None = None
+
+    def parameters(self) -> dict[str, str | int]:
+        """As the API takes it."""
+        texts = {"query": self.text, "timezone": self.timezone or ""}
+        return {**self.terms, **{name: text for name, text in texts.items() if text}}
+
+
 class RecordSource(Protocol):
     """A place that holds records."""
 
-    def page(self, terms: Mapping[str, str], before: int | None, limit: int) -> RecordsReply:
-        """At most `limit` records with an index below `before` that match all terms, newest first.
+    def page(self, question: Question, before: int | None, limit: int) -> RecordsReply:
+        """At most `limit` records with an index below `before` that match, newest first.
 
         `next` is the `before` of the page that follows, None if there is none.
         """
+
+    def count(self, question: Question) -> int:
+        """How many match in all."""
+
+    def histogram(self, question: Question, width_seconds: int) -> HistogramReply:
+        """How many there are, by time and outcome."""
 
     def entry(self, index: int) -> dict[str, Any]:
         """One entry of the log, whole."""
@@ -48,12 +72,20 @@ class FromGateway:
     def __init__(self, client: GatewayClient) -> None:
         self._client = client
 
-    def page(self, terms: Mapping[str, str], before: int | None, limit: int) -> RecordsReply:
+    def page(self, question: Question, before: int | None, limit: int) -> RecordsReply:
         """See RecordSource."""
-        parameters: dict[str, str | int] = {**terms, "limit": limit}
+        parameters: dict[str, str | int] = {**question.parameters(), "limit": limit}
         if before is not None:
             parameters["after"] = before  # in the API's order, newest first, it comes after
         return self._client.records(parameters)
+
+    def count(self, question: Question) -> int:
+        """See RecordSource."""
+        return self._client.records({**question.parameters(), "limit": 1, "count": "true"}).count or 0
+
+    def histogram(self, question: Question, width_seconds: int) -> HistogramReply:
+        """See RecordSource."""
+        return self._client.histogram({**question.parameters(), "width_seconds": width_seconds})
 
     def entry(self, index: int) -> dict[str, Any]:
         """See RecordSource."""
@@ -97,7 +129,7 @@ def _connected(gateway: str | None, ca: Path | None, token_file: Path | None) ->
 
 
 def read_pages(
-    source: RecordSource, terms: Mapping[str, str], *, before: int | None = None, floor: int = 0, limit: int
+    source: RecordSource, question: Question, *, before: int | None = None, floor: int = 0, limit: int
 ) -> RecordsReply:
     """The newest `limit` matching records with an index in [floor, before), told oldest first.
 
@@ -105,7 +137,7 @@ def read_pages(
     """
     found: list[NumberedRecord] = []
     while True:
-        page = source.page(terms, before, min(PAGE_RECORDS, limit - len(found)))
+        page = source.page(question, before, min(PAGE_RECORDS, limit - len(found)))
         found.extend(one for one in page.records if one.index >= floor)
         passed_floor = any(one.index < floor for one in page.records)
         # A server that repeats its cursor must not hold the command for ever.

@@ -192,10 +192,27 @@ class NumberedRecord(msgspec.Struct, frozen=True):
 
 
 class RecordsReply(msgspec.Struct, frozen=True):
-    """One page. next: the value of `after` for the next page, None on the last."""
+    """One page. next: the value of `after` for the next page, None on the last. count: of all, if asked for."""
 
     records: tuple[NumberedRecord, ...]
     next: Count | None = None
+    count: Count | None = None
+
+
+class Bucket(msgspec.Struct, frozen=True):
+    """Records of one outcome from `start` (unix seconds) on, for the width of a bucket."""
+
+    start: int
+    outcome: str | None
+    count: Count
+
+
+class HistogramReply(msgspec.Struct, frozen=True):
+    """Buckets without a record are left out. start: of the first bucket, unix seconds."""
+
+    width_seconds: Count
+    start: int
+    buckets: tuple[Bucket, ...]
 
 
 class CheckpointReply(msgspec.Struct, frozen=True):

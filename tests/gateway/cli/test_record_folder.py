@@ -15,13 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from audit.checkpoint import LogSigner
-from audit.index import Filter, Index
+from audit.index import Index
+from audit.index_questions import Questions
 from audit.log import Log
 from audit.record import PERMIT_KIND, Actor, Record, Vm, encode_entry, format_time
 from audit.tiles import bundle_path
 from gateway.cli.errors import BadConfiguration, Refused
-from gateway.cli.record_folder import FromFolder
-from gateway.cli.record_source import read_pages
+from gateway.cli.record_folder import FromFolder, where_of
+from gateway.cli.record_source import Question, read_pages
 
 SIZE = 600  # two full bundles and a growing one
 START = datetime(2026, 11, 22, tzinfo=UTC)
@@ -102,22 +103,27 @@ def test_every_filter_finds_what_the_index_finds(folder: Path, index: Index, dat
     terms = {name: data.draw(st.sampled_from(WHERE[name])) for name in sorted(names)}
     before = data.draw(st.none() | st.integers(0, SIZE + 10))
     limit = data.draw(st.integers(1, 30))
-    page = FromFolder(folder).page(terms, before, limit)
-    where = Filter(**{"migration_id" if name == "migration" else name: value for name, value in terms.items()})
-    expected = index.query(where, after=before, limit=limit + 1, newest_first=True)
-    assert [(one.index, one.record) for one in page.records] == expected[:limit]
-    assert page.next == (expected[limit - 1][0] if len(expected) > limit else None)
+    question = Question(terms, data.draw(st.sampled_from(["", "who:*", "NOT vm:web-1", "since:2026-11-22T05:00Z"])))
+    page = FromFolder(folder).page(question, before, limit)
+    asked = Questions(index.database)
+    where = where_of(question, START)
+    expected = asked.page(where, after=before, limit=limit + 1, newest_first=True)
+    assert [one.index for one in page.records] == expected[:limit]
+    assert page.next == (expected[limit - 1] if len(expected) > limit else None)
+    assert FromFolder(folder).count(question) == asked.count(where)
 
 
 @given(limit=st.integers(1, 400), floor=st.integers(0, SIZE), before=st.none() | st.integers(0, SIZE))
 def test_pages_join_without_gap_or_double(folder: Path, limit: int, floor: int, before: int | None) -> None:
     wanted = [i for i in range(floor, SIZE if before is None else before) if i % 10 == 0]
-    found = read_pages(FromFolder(folder), {"kind": "heartbeat"}, before=before, floor=floor, limit=limit)
+    found = read_pages(FromFolder(folder), Question({"kind": "heartbeat"}), before=before, floor=floor, limit=limit)
     assert [one.index for one in found.records] == wanted[-limit:]
 
 
 def test_a_permit_is_found_by_what_its_claims_say(folder: Path) -> None:
-    found = FromFolder(folder).page({"kind": PERMIT_KIND, "migration": "m-4", "vm": UUIDS[0]}, None, 100).records
+    found = (
+        FromFolder(folder).page(Question({"kind": PERMIT_KIND, "migration": "m-4", "vm": UUIDS[0]}), None, 100).records
+    )
     assert found[-1].index == 4
     assert {one.record["claims"]["migration_id"] for one in found} == {"m-4"}
 
@@ -136,7 +142,7 @@ def test_what_cannot_be_read_shows_under_every_filter(folder: Path, tmp_path: Pa
     copy = tmp_path / "log"
     shutil.copytree(folder, copy)
     (copy / bundle_path(0)).write_bytes(junk)
-    found = read_pages(FromFolder(copy), {"migration": "none"}, limit=1000).records
+    found = read_pages(FromFolder(copy), Question({"migration": "none"}), limit=1000).records
     assert len(found) == 256
     assert {one.record["kind"] for one in found} == {"unreadable"}
     assert "sealane audit verify" in found[0].record["reason"]
@@ -151,7 +157,7 @@ def test_a_missing_bundle_hides_only_its_own_entries(folder: Path, tmp_path: Pat
     assert source.entry(100)
     with pytest.raises(Refused, match="missing"):
         source.entry(300)
-    kinds = [one.record["kind"] for one in read_pages(source, {}, limit=1000).records]
+    kinds = [one.record["kind"] for one in read_pages(source, Question(), limit=1000).records]
     assert kinds.count("unreadable") == 256
 
 
@@ -165,5 +171,5 @@ def test_what_is_no_log_is_refused_at_once(tmp_path: Path) -> None:
 
 def test_reading_changes_nothing_in_the_folder(folder: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    read_pages(FromFolder(folder), {}, limit=1000)
+    read_pages(FromFolder(folder), Question(), limit=1000)
     assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*")}

@@ -1,0 +1,95 @@
+"""Committed entries straight from a log's files, by any thread and beside the writer: nothing is locked or written.
+
+Each entry is checked against its hash tile where its bundle is sealed, so what is shown is what the tree covers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from audit.errors import LogDamaged, LogTruncated
+from audit.proof import HASH_BYTES, leaf_hash
+from audit.tiles import MAX_FRAMED_BYTES, TILE_BYTES, TILE_WIDTH, bundle_path, tile_path, unframe
+
+_MAX_BUNDLE_BYTES = TILE_WIDTH * (2 + MAX_FRAMED_BYTES)
+_CACHED_BUNDLES = 8
+
+
+class LogReader:
+    """Reads the log in `directory`. Which entries are committed is for the caller to know: the checkpoint says."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._sealed = lru_cache(_CACHED_BUNDLES)(self._read_sealed)  # immutable, so that it may be kept
+
+    def entry(self, index: int) -> bytes:
+        """The committed entry `index`. Raises LogTruncated (it is not there), LogDamaged, OSError."""
+        number, offset = divmod(index, TILE_WIDTH)
+        entries, tile = self._bundle(number)
+        if offset >= len(entries):
+            raise LogTruncated(f"entry {index} is missing in {self._directory}")
+        return self._checked(entries[offset], index, tile)
+
+    def entries(self, start: int, end: int) -> Iterator[bytes]:
+        """The committed entries [start, end). Raises as `entry`."""
+        for number in range(start // TILE_WIDTH, -(-end // TILE_WIDTH)):
+            entries, tile = self._bundle(number)
+            first = number * TILE_WIDTH
+            for index in range(max(start, first), min(end, first + TILE_WIDTH)):
+                if index - first >= len(entries):
+                    raise LogTruncated(f"entry {index} is missing in {self._directory}")
+                yield self._checked(entries[index - first], index, tile)
+
+    def _checked(self, entry: bytes, index: int, tile: bytes | None) -> bytes:
+        place = index % TILE_WIDTH * HASH_BYTES
+        if tile is not None and leaf_hash(entry) != tile[place : place + HASH_BYTES]:
+            raise LogDamaged(f"entry {index} does not have its hash; run `sealane audit verify`")
+        return entry
+
+    def _bundle(self, number: int) -> tuple[list[bytes], bytes | None]:
+        """Its entries, and its hash tile if it is sealed. Sealing renames the tail: one of three looks finds it."""
+        try:
+            return self._sealed(number)
+        except FileNotFoundError:
+            pass
+        try:
+            return unframe(_read(self._directory / "tail" / str(number), _MAX_BUNDLE_BYTES))[0], None
+        except FileNotFoundError:
+            pass
+        try:
+            return self._sealed(number)
+        except FileNotFoundError:
+            first = number * TILE_WIDTH
+            raise LogTruncated(f"entries {first} to {first + TILE_WIDTH - 1} are not in {self._directory}") from None
+
+    def _read_sealed(self, number: int) -> tuple[list[bytes], bytes]:
+        entries, _ = unframe(_read(self._directory / bundle_path(number), _MAX_BUNDLE_BYTES))
+        tile = _read(self._directory / tile_path(0, number), TILE_BYTES)
+        if len(tile) != TILE_BYTES:
+            raise LogDamaged(f"hash tile 0/{number} is not whole; run `sealane audit verify`")
+        return entries, tile
+
+
+@dataclass(frozen=True, slots=True)
+class CommittedLog:
+    """The first `size` entries of the log `origin`, as the query index reads a log."""
+
+    origin: str
+    size: int
+    reader: LogReader
+
+    def entry(self, index: int) -> bytes:
+        """See LogReader."""
+        return self.reader.entry(index)
+
+    def entries(self, start: int, end: int) -> Iterator[bytes]:
+        """See LogReader."""
+        return self.reader.entries(start, end)
+
+
+def _read(path: Path, limit: int) -> bytes:
+    with path.open("rb") as file:
+        return file.read(limit)

@@ -1,0 +1,115 @@
+"""The query index of a running gateway: kept up with the log in a thread of its own, asked in another.
+
+Neither ever waits for a commit nor holds one up: committed entries are read from the log's files. Before it is asked
+the index catches up, so that who has just acted finds it. What is found is read from the log itself, hash checked.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import structlog
+import trio
+
+from audit.errors import LogError, QueryRefused
+from audit.index import Index, document_of
+from audit.index_questions import Bucket, Questions
+from audit.query import Node
+from audit.reader import CommittedLog, LogReader
+from gateway.committer import Committer
+from gateway.errors import GatewayError, RequestRefused, SearchUnavailable
+
+FOLLOW_SECONDS: Final = 1.0
+QUESTION_SECONDS: Final = 20.0
+
+log = structlog.get_logger("gateway.searching")
+Answer = TypeVar("Answer")
+Numbered = tuple[int, dict[str, Any]]
+
+
+class Search:
+    """Of the log in `directory`. The index is the caller's to close, after `close`."""
+
+    def __init__(self, index: Index, origin: str, committer: Committer, directory: Path) -> None:
+        self._index = index
+        self._origin = origin
+        self._committer = committer
+        self._reader = LogReader(directory)
+        self._writing = trio.CapacityLimiter(1)
+        self._asking = trio.CapacityLimiter(1)
+        self._questions: Questions | None = None
+
+    async def follow(self) -> None:
+        """Keep up with the log until cancelled, so that a question finds little left to read."""
+        while True:
+            try:
+                await self.catch_up()
+            except GatewayError as error:
+                log.warning("the query index does not keep up", error=error.detail)
+            await trio.sleep(FOLLOW_SECONDS)
+
+    async def catch_up(self) -> None:
+        """Bring the index up to what is committed now. Errors: SearchUnavailable."""
+        committed = CommittedLog(self._origin, self._committer.size, self._reader)
+        await self._in_thread(self._writing, lambda: self._index.catch_up(committed))
+
+    async def page(
+        self, where: Node, *, after: int | None = None, limit: int, newest_first: bool = True
+    ) -> list[Numbered]:
+        """Up to `limit` records (as JSON) with their index. Errors: RequestRefused, SearchUnavailable."""
+        return await self._ask(
+            lambda questions: self._read(
+                questions.page(where, after=after, limit=limit, newest_first=newest_first),
+            )
+        )
+
+    async def count(self, where: Node) -> int:
+        """How many match. Errors: RequestRefused, SearchUnavailable."""
+        return await self._ask(lambda questions: questions.count(where))
+
+    async def span(self) -> tuple[int, int] | None:
+        """The earliest and the latest time of all records, in microseconds. Errors: SearchUnavailable."""
+        return await self._ask(lambda questions: questions.span())
+
+    async def histogram(self, where: Node, start: int, width: int, buckets: int) -> list[Bucket]:
+        """See Questions. Errors: RequestRefused, SearchUnavailable."""
+        return await self._ask(lambda questions: questions.histogram(where, start, width, buckets))
+
+    async def arrivals(self) -> dict[str, str]:
+        """Where each VM was last certified to run. Errors: SearchUnavailable."""
+        return await self._ask(lambda questions: questions.arrivals())
+
+    def close(self) -> None:
+        """Let go of the index."""
+        if self._questions is not None:
+            self._questions.close()
+            self._questions = None
+
+    async def _ask(self, question: Callable[[Questions], Answer]) -> Answer:
+        await self.catch_up()
+        return await self._in_thread(self._asking, lambda: question(self._opened()))
+
+    def _opened(self) -> Questions:
+        if self._questions is None:
+            path = self._index.path
+            source = path if isinstance(path, Path) else self._index.database
+            self._questions = Questions(source, seconds=QUESTION_SECONDS)
+        return self._questions
+
+    def _read(self, positions: Sequence[int]) -> list[Numbered]:
+        return [(position, document_of(self._reader.entry(position))) for position in positions]
+
+    async def _in_thread(self, limiter: trio.CapacityLimiter, work: Callable[[], Answer]) -> Answer:
+        try:
+            return await trio.to_thread.run_sync(work, limiter=limiter)
+        except QueryRefused as error:
+            raise RequestRefused(str(error)) from error
+        except (sqlite3.Error, OSError) as error:
+            raise SearchUnavailable(f"the query index cannot be used: {error}") from error
+        except LogError as error:
+            raise SearchUnavailable(
+                f"the log cannot be read: {error}", next_step="run `sealane audit verify`; restore what is missing"
+            ) from error
