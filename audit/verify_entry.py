@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from audit.verify_tree import PinnedKey, exact_base64
 
@@ -34,6 +34,7 @@ _RECORD_KEYS = frozenset(
         "details",
     ]
 )
+PERMITTING: Final = frozenset({"allowed", "would_deny"})  # the latter in zones that are being observed
 _ACTOR_KEYS = frozenset({"id", "name", "authenticated_by", "issuer", "groups"})
 _TIME_FORM = re.compile(r"\d\d\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\.\d\d\d\d\d\dZ", re.ASCII)
 
@@ -110,7 +111,7 @@ def permit_faults(
         yield f"it is a permit for decision {link['index']!r}, which is not the entry before it"
     if not _is_base64_of(link["leaf_hash"], decision_hash):
         yield f"it is a permit for another decision than the one at {index - 1}"
-    if decision.get("outcome") != "allowed":
+    if decision.get("outcome") not in PERMITTING:
         yield f"it is a permit for a decision whose outcome is {decision.get('outcome')!r}"
     if not claims.get("migration_id") or claims["migration_id"] != decision.get("migration_id"):
         yield "it is a permit for another migration than its decision"

@@ -1,10 +1,11 @@
-"""The answer to a question: the policy's decision, and what broken glass makes of it."""
+"""The answer to a question: the policy's decision, and what broken glass or an observed zone makes of it."""
 
 from __future__ import annotations
 
 from gateway.asking import Facts, decide, explain_unknown
 from gateway.errors import RequestRefused
 from gateway.gate import Gate
+from gateway.observing import observe
 from policy.engine import Decision
 
 
@@ -23,7 +24,7 @@ async def answer(gate: Gate, facts: Facts, *, recorded: bool = True) -> tuple[Fa
     """
     decision = explain_unknown(gate, facts.asked, decide(gate.engine, facts.question))
     if facts.asked.break_glass is None:
-        return facts, decision
+        return facts, observe(gate.observation, facts, decision, gate.time.now())
     if gate.break_glass is None:
         raise NoBreakGlass
     return await gate.break_glass.judge(facts, decision, recorded=recorded)

@@ -6,6 +6,7 @@ Unknown keys and bad values are refused at start, naming file and key. Paths are
 from __future__ import annotations
 
 import re
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -65,9 +66,17 @@ class PermitsTable(_Table, frozen=True):
     require_vm_binding: bool = True
 
 
+class ObserveTable(_Table, frozen=True):
+    """For a rollout: in these zones what policies would deny is let through and recorded, until a given moment."""
+
+    zones: Annotated[tuple[Annotated[str, Meta(min_length=1, max_length=63)], ...], Meta(min_length=1, max_length=64)]
+    until: Annotated[datetime, Meta(tz=True)]
+
+
 class PolicyTable(_Table, frozen=True):
     bundle: Text
     inventory: Text
+    observe: ObserveTable | None = None
 
 
 class LocalIssuerTable(_Table, frozen=True):

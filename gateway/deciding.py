@@ -41,7 +41,7 @@ def decision_event(
         }
     return Event(
         kind=kind,
-        outcome="denied" if not decision.allowed else "failed" if obstacle else "allowed",
+        outcome=_outcome(decision, obstacle),
         migration_id=migration_id,
         actor=actor_of(question.person),
         vm=Vm(facts.vm.uuid, facts.vm.name) if facts.vm else Vm(None, asked.vm),
@@ -66,6 +66,7 @@ def decision_document(decision: Decision) -> dict[str, Any]:
     """The decision as the API and the records show it."""
     return {
         "allowed": decision.allowed,
+        **({"observed": True} if decision.observed else {}),
         "denied_because": decision.denied_because or None,
         "policies": [{"id": r.id, "effect": r.effect, "reason": r.reason} for r in decision.reasons],
         "errors": list(decision.errors),
@@ -109,3 +110,12 @@ def _asked(facts: Facts) -> dict[str, Any]:
     asked = facts.asked
     words = {"vm": asked.vm, "destination": asked.destination, "ports": sorted(facts.question.context.ports)}
     return words if asked.break_glass is None else {**words, "break_glass": asked.break_glass}
+
+
+def _outcome(decision: Decision, obstacle: GatewayError | None) -> str:
+    """One word. `would_deny`: let through only because the zones are being observed."""
+    if not decision.allowed:
+        return "denied"
+    if obstacle is not None:
+        return "failed"
+    return "would_deny" if decision.observed else "allowed"

@@ -13,6 +13,7 @@ from gateway.migrations import Migrations
 from gateway.people import People
 from gateway.placement import Placement
 from gateway.recording import Clock, Recorder
+from gateway.steady import SteadyTime
 from policy.engine import Engine
 from policy.inventory import Inventory
 from policy.permit import Limits, Requirements
@@ -20,6 +21,7 @@ from policy.sources.keeper import Sources
 
 if TYPE_CHECKING:
     from gateway.break_glass.glass import BreakGlass
+    from gateway.observing import Observation
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,7 @@ class PermitTerms:
 class Gate:
     """All that admission works with. `minimum_crl_number` is replaced at a reload; `sources` keep themselves fresh.
 
-    `break_glass`: None where the site does not have it.
+    `break_glass` and `observation`: None where the site does not have it. `time`: for what must end in time.
     """
 
     people: People
@@ -56,7 +58,9 @@ class Gate:
     new_id: Callable[[], str]
     relay_silence_seconds: float
     minimum_crl_number: int
+    time: SteadyTime
     break_glass: BreakGlass | None = None
+    observation: Observation | None = None
 
     @property
     def inventory(self) -> Inventory:

@@ -134,6 +134,11 @@ class Reading:
         for migration in derive(await self._lately()).values():
             self._gate.migrations.put(migration.at(now))
 
+    async def newest_time(self) -> int:
+        """Unix seconds of the latest of all records; 0 for an empty log. Errors: SearchUnavailable."""
+        span = await self.search.span()
+        return 0 if span is None else span[1] // 10**6
+
     async def records_since(self, kinds: Sequence[str], since: str) -> list[tuple[int, dict[str, Any]]]:
         """All records of these kinds from a time on, oldest first. Errors: SearchUnavailable."""
         where = all_of(any_of(*(Is(fields.KIND, kind) for kind in kinds)), terms({"since": since}))

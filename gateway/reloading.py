@@ -63,6 +63,11 @@ class Reloader:
             "bundle": {"name": bundle.name, "version": bundle.version, "digest": bundle.digest},
             "inventory": {"hosts": len(inventory.hosts), "vms": len(inventory.vms)},
             "crl_number": self._gate.minimum_crl_number,
+            **(
+                {"observe": seen.document(self._gate.time.now())}
+                if (seen := self._gate.observation) is not None
+                else {}
+            ),
             **({"sealed_people_sha256": sealed.file.sha256} if (sealed := self._people.sealed) is not None else {}),
         }
 

@@ -45,6 +45,7 @@ from gateway.issuers import Issuers, IssuerTable, settings_of
 from gateway.log_watching import LogWatching
 from gateway.logging import configure_logging
 from gateway.migrations import Migrations
+from gateway.observing import make_observation
 from gateway.people import DirectoryGroups, KeySource, LocalIssuer, People, PinnedIssuer, Throttles
 from gateway.placement import Placement
 from gateway.reading import Reading
@@ -130,7 +131,9 @@ async def serve(
         search = Search(index, signer.origin, committer, directory)
         stack.callback(search.close)
         reading = Reading(gate, committer, search)
-        gate.break_glass = make_break_glass(config, gate, reading, SteadyTime(clock))
+        gate.break_glass = make_break_glass(config, gate, reading)
+        if (observe := config.policy.observe) is not None:
+            gate.observation = make_observation(observe.zones, observe.until, gate.time.now())
         reporting = Reporting(gate, reading, trust)
         issuers = Issuers(config.identity.issuers, has_local_people=people.local is not None)
         health = partial(_health, config, committer, gate)
@@ -156,6 +159,7 @@ async def _serve(  # noqa: PLR0913, PLR0917 - the last step of the composition
         await writing.start(committer.keep_open)
         writing.start_soon(watching.run, committer)
         await reading.restore(int(time.time()))
+        gate.time.not_before(await reading.newest_time())
         if gate.break_glass is not None:
             await gate.break_glass.restore()
         async with trio.open_nursery() as serving:
@@ -233,6 +237,7 @@ def _gate(
         new_id=lambda: secrets.token_hex(16),
         relay_silence_seconds=limits.relay_silence_seconds,
         minimum_crl_number=trust.crl_number,
+        time=SteadyTime(clock),
     )
     return gate, trust
 
@@ -350,14 +355,23 @@ def _log_key(config: GatewayConfig) -> ed25519.Ed25519PrivateKey:
 
 def _health(config: GatewayConfig, committer: Committer, gate: Gate) -> dict[str, Any]:
     status = "ok" if committer.failed_because is None else "log_unavailable"
-    loud = {"break_glass": gate.break_glass.counts()} if gate.break_glass is not None else {}
     return {
         "status": status,
         "name": config.gateway.name,
         "log_size": committer.size,
         "log_origin": config.log.origin,
-        **loud,
+        **_loud(gate),
     }
+
+
+def _loud(gate: Gate) -> dict[str, Any]:
+    """What departs from the ordinary, for anyone to see."""
+    loud: dict[str, Any] = {}
+    if gate.break_glass is not None:
+        loud["break_glass"] = gate.break_glass.counts()
+    if gate.observation is not None:
+        loud["observe"] = gate.observation.document(gate.time.now())
+    return loud
 
 
 def _start_details(config: GatewayConfig, listen: str, committer: Committer, reloader: Reloader) -> dict[str, Any]:

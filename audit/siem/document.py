@@ -40,7 +40,7 @@ _CATEGORIES: Final[Mapping[str, tuple[str, ...]]] = {
     "audit.read": ("api",),
     PERMIT_KIND: ("api",),
 }
-_DECIDED: Final = {"allowed": "success", "completed": "success", "running": "success"}
+_DECIDED: Final = {"allowed": "success", "completed": "success", "running": "success", "would_deny": "success"}
 _FAILED: Final = frozenset({"denied", "failed", "aborted", "cancelled", "refused"})
 
 _RELATED: Final = frozenset({"related.user", "related.hosts"})

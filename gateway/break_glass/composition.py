@@ -11,14 +11,13 @@ from gateway.errors import StartRefused
 from gateway.gate import Gate
 from gateway.people import PinnedIssuer
 from gateway.sealed_people import SealedIssuer
-from gateway.steady import SteadyTime
 from policy.errors import DirectoryRefused
 from policy.facts import SEALED
 from policy.identity.local import local_verifier
 from policy.identity.sealed import SealedFile
 
 
-def make_break_glass(config: GatewayConfig, gate: Gate, history: History, time: SteadyTime) -> BreakGlass | None:
+def make_break_glass(config: GatewayConfig, gate: Gate, history: History) -> BreakGlass | None:
     """None where the site does not have it. It knows the log once `restore` has run."""
     table = config.break_glass
     if table is None:
@@ -26,7 +25,7 @@ def make_break_glass(config: GatewayConfig, gate: Gate, history: History, time: 
     rules = WishRules(
         table.max_minutes, table.answer_minutes, table.max_pending, table.max_pending_per_person, table.ticket()
     )
-    return BreakGlass(gate, rules, history, time)
+    return BreakGlass(gate, rules, history)
 
 
 def make_sealed_issuer(

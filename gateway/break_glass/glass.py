@@ -27,7 +27,6 @@ from gateway.break_glass.grant import (
     State,
     apply,
     derive,
-    newest_time,
     problem_of,
 )
 from gateway.break_glass.wish import Wish, WishRules, check_wish
@@ -36,7 +35,6 @@ from gateway.errors import Conflict, GatewayError, NotAllowed, NotKnown, Overloa
 from gateway.gate import Gate
 from gateway.migrations import State as MigrationState
 from gateway.recording import Event, Recorded, actor_of, identity_of
-from gateway.steady import SteadyTime
 from policy.engine import Decision
 from policy.facts import APPROVAL, Context, Person, Question
 from policy.identity.sameness import are_same
@@ -65,11 +63,11 @@ class Step:
 class BreakGlass:
     """All breakings of glass of this gateway."""
 
-    def __init__(self, gate: Gate, rules: WishRules, history: History, time: SteadyTime) -> None:
+    def __init__(self, gate: Gate, rules: WishRules, history: History) -> None:
         self._gate = gate
         self._rules = rules
         self._history = history
-        self._time = time
+        self._time = gate.time
         self._lock = trio.Lock()
         self._grants: dict[str, Grant] = {}
         self._is_stale = True
@@ -217,7 +215,6 @@ class BreakGlass:
             if self._is_stale:
                 since = format_time(datetime.fromtimestamp(max(0, now - MEMORY_SECONDS), UTC))
                 records = await self._history.records_since(KINDS, since)
-                self._time.not_before(newest_time(records))
                 self._grants = derive(records)
                 self._is_stale = False
             yield self._time.now()

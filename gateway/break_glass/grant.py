@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Final
 
-from audit.record import parse_time
 from policy.facts import Person
 
 REQUESTED: Final = "breakglass.requested"
@@ -157,11 +156,6 @@ def apply(grant: Grant, record: Mapping[str, Any]) -> Grant:
             return replace(grant, state=State.ENDED, ended_by=_actor_id(record), ended_because=said["because"])
         case _:
             return grant
-
-
-def newest_time(records: Iterable[tuple[int, Mapping[str, Any]]]) -> int:
-    """Unix seconds of the newest record; 0 if there is none."""
-    return max((int(parse_time(record["time"]).timestamp()) for _, record in records), default=0)
 
 
 def _grant_id(record: Mapping[str, Any]) -> str:

@@ -40,7 +40,8 @@ HostOption = Annotated[
 ]
 ActorOption = Annotated[str | None, typer.Option("--actor", metavar="NAME", help="Only of this person: name or id.")]
 OutcomeOption = Annotated[
-    str | None, typer.Option("--outcome", metavar="WORD", help="allowed, denied, completed, failed, cancelled …")
+    str | None,
+    typer.Option("--outcome", metavar="WORD", help="allowed, denied, would_deny, completed, failed, cancelled …"),
 ]
 KindOption = Annotated[str | None, typer.Option("--kind", metavar="WORD", help="Only records of this kind.")]
 SinceOption = Annotated[

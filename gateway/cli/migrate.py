@@ -79,7 +79,9 @@ def _check(client: GatewayClient, question: dict[str, Any], *, as_json: bool) ->
 
     answer = client.check(question)
     if as_json:
-        print_json({"outcome": "allowed" if answer.decision.allowed else "denied", **view.decision_document(answer)})
+        decision = answer.decision
+        outcome = "denied" if not decision.allowed else "would_deny" if decision.observed else "allowed"
+        print_json({"outcome": outcome, **view.decision_document(answer)})
     else:
         view.show_decision(console(), answer, would=True)
     return 0 if answer.decision.allowed else 1

@@ -28,7 +28,11 @@ def show_decision(out: Console, answer: DecisionReply, *, would: bool = False) -
         f"  record {answer.record_index}",
     )
     out.print(line)
-    if not decision.allowed and decision.denied_because:
+    if decision.observed:
+        out.print(
+            Text("  OBSERVED: policy denies this; it is let through only while these zones are observed", "bold red")
+        )
+    if (decision.observed or not decision.allowed) and decision.denied_because:
         out.print(Text("  because ").append_text(plain(decision.denied_because)), soft_wrap=True)
     for policy in decision.policies:
         style = "green" if policy.effect == "permit" else "red"

@@ -17,7 +17,14 @@ from rich.text import Text
 from gateway.cli.output import print_table
 from gateway.cli.terminal import harmless, plain
 
-_OUTCOME_STYLES = {"allowed": "green", "completed": "green", "denied": "red", "failed": "red", "cancelled": "yellow"}
+_OUTCOME_STYLES = {
+    "allowed": "green",
+    "completed": "green",
+    "denied": "red",
+    "failed": "red",
+    "cancelled": "yellow",
+    "would_deny": "bold red",
+}
 COLUMNS = ("#", "time (UTC)", "kind", "outcome", "who", "VM", "from → to", "reason")
 
 Numbered = tuple[int, Mapping[str, Any]]

@@ -92,13 +92,14 @@ class Fact(msgspec.Struct, frozen=True):
 
 
 class Decision(msgspec.Struct, frozen=True):
-    """What policy said, and which policies said so."""
+    """What policy said, and which policies said so. observed: let through although policy says no."""
 
     allowed: bool
     denied_because: str | None = None
     policies: tuple[PolicyReason, ...] = ()
     errors: tuple[str, ...] = ()
     bundle_digest: str = ""
+    observed: bool = False
     facts: tuple[Fact, ...] = ()
 
 

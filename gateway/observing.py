@@ -1,0 +1,77 @@
+"""Observe mode: in zones that are being rolled out, what the policies would deny is let through, sealed and recorded.
+
+Only the policies' own denials are observed. Unknown people, groups, VMs and hosts, errors, forbids marked @baseline and
+every other action stay denied; and where an end of the move lies in another zone, nothing is observed at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+import structlog
+
+from gateway.asking import Facts
+from gateway.errors import StartRefused
+from policy.engine import Decision
+
+OBSERVED_ACTIONS: Final = frozenset({"MigrateVm", "Evacuate"})
+MAX_DAYS: Final = 90
+
+log = structlog.get_logger("gateway.observing")
+
+
+@dataclass(slots=True)
+class Observation:
+    """`until`: unix seconds; from then on everything is enforced. `would_deny`: how often, since the start."""
+
+    zones: frozenset[str]
+    until: int
+    would_deny: int = 0
+
+    def is_on(self, now: int) -> bool:
+        return now < self.until
+
+    def covers(self, facts: Facts) -> bool:
+        """The VM, where it is and where it goes: all in observed zones."""
+        vm, source, destination = facts.vm, facts.source, facts.destination
+        if vm is None or source is None or destination is None:
+            return False
+        return {vm.zone, source.zone, destination.zone} <= self.zones
+
+    def document(self, now: int) -> dict[str, Any]:
+        until = datetime.fromtimestamp(self.until, UTC).isoformat().replace("+00:00", "Z")
+        return {
+            "zones": sorted(self.zones),
+            "until": until,
+            "is_on": self.is_on(now),
+            "would_deny": self.would_deny,
+        }
+
+
+def make_observation(zones: Iterable[str], until: datetime, now: int) -> Observation:
+    """Errors: StartRefused, if it would last for longer than a rollout does."""
+    end = int(until.timestamp())
+    if end > now + timedelta(days=MAX_DAYS).total_seconds():
+        raise StartRefused(f"policy.observe.until: is more than {MAX_DAYS} days ahead")
+    observation = Observation(frozenset(zones), end)
+    said = "zones are observed: what policy would deny there is let through" if end > now else "observation is over"
+    log.critical(said, alarm=True, **observation.document(now))
+    return observation
+
+
+def is_observable(decision: Decision) -> bool:
+    """Denied by policies alone, none of which is a baseline."""
+    return not decision.allowed and decision.by_policy and not any(reason.is_baseline for reason in decision.reasons)
+
+
+def observe(observation: Observation | None, facts: Facts, decision: Decision, now: int) -> Decision:
+    """The decision, allowed and marked as observed if that is what observing means here."""
+    if observation is None or facts.question.action not in OBSERVED_ACTIONS or not is_observable(decision):
+        return decision
+    if not observation.is_on(now) or not observation.covers(facts):
+        return decision
+    observation.would_deny += 1
+    return replace(decision, allowed=True, observed=True)
