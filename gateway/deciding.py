@@ -17,6 +17,7 @@ from gateway.permitting import permit_entry_after
 from gateway.recording import Event, Recorded, actor_of, identity_of
 from policy.engine import Decision
 from policy.errors import PermitTooLarge
+from policy.many_groups import compact_entities
 from policy.permit import PermitClaims
 
 
@@ -56,7 +57,7 @@ def decision_event(
             "not_admitted": obstacle.code if obstacle else None,
             "permit": permit,
             "policy_request": decision.request,
-            "policy_entities": decision.entities,
+            "policy_entities": compact_entities(decision.entities),
             **identity_of(question.person),
         },
     )

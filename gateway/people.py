@@ -6,7 +6,7 @@ How many were left out is said in the next such record.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final, Protocol
@@ -28,6 +28,7 @@ from policy.identity.directory_account import AccountAttribute
 from policy.identity.local import LocalDirectory, LocalPerson, issue_token
 from policy.identity.oidc import TokenVerifier, unverified_issuer
 from policy.identity.sameness import marks_of
+from policy.many_groups import MANY
 
 # What must not be decided on groups that are a minute old.
 PRIVILEGED_ACTIONS: Final = frozenset(
@@ -140,6 +141,8 @@ class People:
         self._throttles = throttles
         self._hashing = trio.CapacityLimiter(MAX_PASSWORD_CHECKS)
         self._unrecorded = 0
+        # What the bundle in force names: of people in very many groups, records write out these.
+        self.named_groups: Callable[[], frozenset[str]] = frozenset
 
     async def authenticate(self, bearer: str | None, now: datetime, address: str) -> Person:
         """The person whom the token names. Errors: Unauthenticated, IdentityUnavailable; both recorded."""
@@ -162,6 +165,12 @@ class People:
         account that Active Directory does not tell of, or that may do nothing: `person.directory` says why.
         For a privileged `action` nothing cached is used.
         """
+        found = await self._groups_of_now(person, now, address, action)
+        if found.groups is None or len(found.groups) <= MANY:
+            return found
+        return replace(found, shown_groups=found.groups & self.named_groups())
+
+    async def _groups_of_now(self, person: Person, now: datetime, address: str, action: str | None) -> Person:
         if self.directory is not None and self.directory.knows(person):
             fresh = action in PRIVILEGED_ACTIONS
             return await self.directory.resolve(person, now, fresh=fresh)

@@ -13,6 +13,7 @@ from audit.proof import leaf_hash
 from audit.record import CLOCK_STEP_KIND, Actor, Record, Vm, encode_entry, format_time
 from gateway.committer import Committer, Outage
 from policy.facts import Person
+from policy.many_groups import MANY, compact_ids, digest_of_ids
 
 CLOCK_STEP_MS: Final = 500
 
@@ -135,21 +136,26 @@ class Recorder:
 
 
 def actor_of(person: Person) -> Actor:
-    """The person as they were known at this moment, groups included."""
-    groups = tuple(sorted(person.groups)) if person.groups is not None else None
+    """The person as they were known at this moment; of very many groups those that policies name (`identity_of`)."""
+    shown = person.groups if person.shown_groups is None else person.shown_groups
+    groups = tuple(sorted(shown)) if shown is not None else None
     return Actor(person.id, person.name, person.authenticated_by, person.issuer, groups)
 
 
 def identity_of(person: Person) -> dict[str, Any]:
-    """`identity` of a record's details: what Active Directory told of the person for this decision, if it was asked."""
-    if person.directory is None:
-        return {}
-    facts = asdict(person.directory)
-    if person.groups is not None:
-        del facts["groups"]  # they are the actor's; a record is too small for hundreds of SIDs once more
-    elif facts["groups"] is not None:
-        facts["groups"] = list(facts["groups"])
-    return {"identity": {"source": "active-directory", **facts}}
+    """`identity` of a record's details: what Active Directory told of the person for this decision, if it was asked.
+
+    Of somebody in very many groups also how many and which they are in all, by digest (`policy.many_groups`).
+    """
+    facts: dict[str, Any] = {}
+    if person.directory is not None:
+        facts = {"source": "active-directory", **asdict(person.directory)}
+        read = facts.pop("groups")
+        if person.groups is None:  # else they are the actor's, and are not written twice
+            facts["groups"] = None if read is None else list(read) if len(read) <= MANY else compact_ids(read)
+    if person.groups is not None and person.shown_groups is not None:
+        facts |= {"groups_count": len(person.groups), "groups_sha256": digest_of_ids(person.groups)}
+    return {"identity": facts} if facts else {}
 
 
 def host_actor(spiffe_id: str) -> Actor:

@@ -221,12 +221,13 @@ async def _shielded(close: Callable[[], Any]) -> None:
 def _gate(
     config: GatewayConfig, people: People, sources: Sources, recorder: Recorder, clock: Clock
 ) -> tuple[Gate, HostTrust]:
-    bundle = load_policy(config)
+    engine = Engine(load_policy(config))
+    people.named_groups = lambda: engine.bundle.named_groups
     trust = HostTrust.load(config.path(config.tls.client_trust_bundle), _crls(config))
     limits = config.limits
     gate = Gate(
         people=people,
-        engine=Engine(bundle),
+        engine=engine,
         sources=sources,
         placement=Placement(),
         migrations=Migrations(limits.migrations),

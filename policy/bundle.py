@@ -43,6 +43,11 @@ class Bundle:
         """Every policy with id, effect, reason and file."""
         return self.rules.policies
 
+    @property
+    def named_groups(self) -> frozenset[str]:
+        """All groups that decide anything."""
+        return frozenset().union(*(policy.groups for policy in self.policies))
+
     @classmethod
     def load(cls, directory: Path) -> Bundle:
         """Read, check and test the bundle in `directory`. Raises BundleRefused."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from policy.bundle import Bundle
 from policy.decision import Decision, PolicyReason, evaluate
 from policy.facts import Question
+from policy.many_groups import expand_entities
 from policy.request import Json, entities_of, request_of
 
 __all__ = ["Decision", "Engine", "PolicyReason", "decide", "replay"]
@@ -39,4 +40,8 @@ def decide(bundle: Bundle, question: Question) -> Decision:
 
 def replay(bundle: Bundle, request: Json, entities: list[Json]) -> Decision:
     """Decide what a record holds, under this bundle or another: the same code path as `decide`."""
+    try:
+        entities = expand_entities(entities)
+    except ValueError:
+        pass  # left as they are, they are refused by `evaluate` in its own words
     return evaluate(bundle.rules, bundle.digest, request, entities)

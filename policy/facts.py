@@ -95,6 +95,7 @@ class Person:
 
     `groups`: SIDs (`S-1-5-…`) or `<issuer>#<name>`, nested ones included; None means unknown, which denies.
     `authenticated_by`: how, for example "local", "oidc"; `NOT_AUTHENTICATED` when the request names nobody.
+    `shown_groups`: those of them that policies name, where there are too many for a record to write out; else None.
     `account`: what the token's account claim says, for issuers whose groups are Active Directory's; `directory`: what
     that told.
     """
@@ -106,6 +107,7 @@ class Person:
     authenticated_by: str
     account: str | None = None
     directory: DirectoryFacts | None = None
+    shown_groups: frozenset[str] | None = None
 
     def __post_init__(self) -> None:
         check_text("person's issuer", self.issuer)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -32,7 +32,7 @@ class Policy:
     """One policy as people see it. `actions`: ids named in its scope, action groups included; () means every action.
 
     `on_revocation`: what becomes of a running migration that it permitted, or now forbids; None if it does not say.
-    `is_baseline`: a forbid that holds in observed zones, too.
+    `is_baseline`: a forbid that holds in observed zones, too. `groups`: the ids of all groups that it names.
     """
 
     id: str
@@ -42,6 +42,7 @@ class Policy:
     actions: tuple[str, ...]
     on_revocation: str | None = None
     is_baseline: bool = False
+    groups: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +129,28 @@ def _policy(file: str, number: int, parsed: Mapping[str, Any]) -> Policy:
     if "baseline" in annotations and (baseline != "true" or parsed["effect"] != "forbid"):
         raise BundleRefused(file, f'policy {policy_id}: @baseline("true") is for a forbid, and has no other value')
     return Policy(
-        policy_id, parsed["effect"], reason, file, _actions(parsed["action"]), obligation, baseline is not None
+        policy_id,
+        parsed["effect"],
+        reason,
+        file,
+        _actions(parsed["action"]),
+        obligation,
+        baseline is not None,
+        frozenset(_named_groups(parsed)),
     )
+
+
+def _named_groups(parsed: Mapping[str, Any]) -> Iterator[str]:
+    """The ids of all groups that stand in a policy, in its scope or its conditions."""
+    rest: list[Any] = [parsed]  # no recursion: conditions nest deeper than Python's stack
+    while rest:
+        value = rest.pop()
+        if isinstance(value, dict):
+            if value.get("type") == "Sealane::Group" and isinstance(value.get("id"), str):
+                yield value["id"]
+            rest += value.values()
+        elif isinstance(value, list):
+            rest += value
 
 
 def _actions(scope: Mapping[str, Any]) -> tuple[str, ...]:

@@ -18,8 +18,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 import gateway.config as configuration
 from gateway.errors import ConfigRefused
 from gateway.starter import Site
+from policy.engine import replay
 from policy.identity.keys import JwkSet
 from policy.jws import key_id_of, sign
+from policy.many_groups import digest_of_ids, expand_entities
 from tests.gateway.active_directory_site import add_active_directory
 from tests.gateway.conftest import Running, running_gateway
 from tests.policy.identity.samba_ad import (
@@ -207,6 +209,31 @@ async def test_privileged_actions_read_the_groups_anew(ad_site: Site, domain: Do
             administrator.modify(f"CN=vm-operators,{USERS}", {"member": [("MODIFY_DELETE", [f"CN=eve,{USERS}"])]})
         assert operators in ((await people.resolve_groups(person, now, "-", "MigrateVm")).groups or ())
         assert operators not in ((await people.resolve_groups(person, now, "-", "BreakGlass")).groups or ())
+
+
+async def test_a_person_in_1100_groups_is_decided_on_recorded_whole_and_can_be_replayed(
+    ad_site: Site, domain: Domain, operators: str
+) -> None:
+    with domain.controllers[0].administrator() as administrator:
+        many = add_user(administrator, "many")
+        for number in range(1100):
+            add_group(administrator, f"many-{number}", [many])
+        administrator.modify(f"CN=vm-operators,{USERS}", {"member": [("MODIFY_ADD", [many])]})
+    async with gateway_of(ad_site) as running:
+        answer = await ask(running, "many")
+        assert answer.json()["decision"]["allowed"] is True, answer.text
+        record = await last_check(running)
+        bundle = running.gateway.reloader._gate.engine.bundle
+    assert operators in record["actor"]["groups"]
+    assert len(record["actor"]["groups"]) < 10  # those that policies name
+    assert record["details"]["identity"]["groups_count"] > 1100
+    person = expand_entities(record["details"]["policy_entities"])[0]
+    groups = [parent["id"] for parent in person["parents"]]
+    assert len(groups) == record["details"]["identity"]["groups_count"]
+    assert digest_of_ids(groups) == record["details"]["identity"]["groups_sha256"]
+    again = replay(bundle, record["details"]["policy_request"], record["details"]["policy_entities"])
+    assert again.allowed
+    assert [reason.id for reason in again.reasons] == ["operators-move"]
 
 
 async def test_a_changed_password_is_taken_up_by_a_reload(ad_site: Site) -> None:

@@ -48,6 +48,7 @@ _SMB_CONF: Final = """\
     realm = CORP.EXAMPLE.TEST
     workgroup = CORP
     server role = active directory domain controller
+    ldb:nosync = true
     server services = ldap
     dcerpc endpoint servers = -all
     interfaces = {address}/8
