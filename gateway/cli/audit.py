@@ -7,47 +7,33 @@
 from __future__ import annotations
 
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gateway.cli import audit_query
+from gateway.cli.audit_options import (
+    ActorOption,
+    HostOption,
+    KindOption,
+    LogOption,
+    MigrationOption,
+    OutcomeOption,
+    VmOption,
+    terms_of,
+)
+from gateway.cli.audit_query import MAX_RECORDS
 from gateway.cli.errors import REQUESTER, BadConfiguration
-from gateway.cli.moments import parse_moment
 from gateway.cli.options import CaOption, GatewayOption, JsonOption, TokenFileOption
-from gateway.cli.output import console, print_json, say
+from gateway.cli.output import console, print_json
 
 if TYPE_CHECKING:
     from gateway.cli.record_source import RecordSource
 
 FOLLOW_SECONDS = 2.0
-MAX_RECORDS = 100_000
 
 app = typer.Typer(help="The audit log: prove it, search it, read it.", no_args_is_help=True, rich_markup_mode=None)
-
-LogOption = Annotated[
-    Path | None,
-    typer.Option("--log", metavar="DIR", help="Read a log's folder (or a copy of it) instead of asking a gateway."),
-]
-MigrationOption = Annotated[
-    str | None, typer.Option("--migration", metavar="ID", help="Only records of this migration.")
-]
-VmOption = Annotated[str | None, typer.Option("--vm", metavar="VM", help="Only records of this VM: name or UUID.")]
-HostOption = Annotated[
-    str | None,
-    typer.Option("--host", metavar="HOST", help="Only with this host, as source or destination: name or id."),
-]
-ActorOption = Annotated[str | None, typer.Option("--actor", metavar="NAME", help="Only of this person: name or id.")]
-OutcomeOption = Annotated[
-    str | None,
-    typer.Option("--outcome", metavar="WORD", help="allowed, denied, would_deny, completed, failed, cancelled …"),
-]
-KindOption = Annotated[str | None, typer.Option("--kind", metavar="WORD", help="Only records of this kind.")]
-SinceOption = Annotated[
-    str | None, typer.Option("--since", metavar="TIME", help="From then on: 90m, 7d (ago), 2026-11-22, …T21:42:21Z.")
-]
-UntilOption = Annotated[str | None, typer.Option("--until", metavar="TIME", help="Before then; as --since.")]
 
 
 @app.command("verify")
@@ -123,49 +109,9 @@ def show(
         show_record(console(), index, {name: value for name, value in entry.items() if name != "entry"})
 
 
-@app.command("query")
-def query(
-    migration: MigrationOption = None,
-    vm: VmOption = None,
-    host: HostOption = None,
-    actor: ActorOption = None,
-    outcome: OutcomeOption = None,
-    kind: KindOption = None,
-    since: SinceOption = None,
-    until: UntilOption = None,
-    before: Annotated[
-        int | None, typer.Option("--before", min=0, help="Only records before the one of this index.")
-    ] = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, max=MAX_RECORDS, help="The newest so many of them.")] = 100,
-    log: LogOption = None,
-    gateway: GatewayOption = None,
-    ca: CaOption = None,
-    token_file: TokenFileOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Find records, told oldest first: who moved which VM where, when, and with what outcome.
-
-    \b
-    Examples:
-      sealane audit query --vm web-1 --since 30d
-      sealane audit query --actor mallory --outcome denied --json
-      sealane audit query --host host-b --log /mnt/evidence/log
-    """
-    from gateway.cli.record_source import Question, opened, read_pages
-    from gateway.cli.record_view import show_records
-
-    terms = _terms(migration, vm, host, actor, outcome, kind, since, until)
-    with opened(log, gateway, ca, token_file) as source:
-        found = read_pages(source, Question(terms), before=before, limit=limit)
-    if as_json:
-        records = [{"index": one.index, "record": one.record} for one in found.records]
-        print_json({"records": records, "next": found.next})
-        return
-    if found.records:
-        show_records([(one.index, one.record) for one in found.records])
-    say(
-        f"{len(found.records)} records" + (f"; older ones with --before {found.next}" if found.next is not None else "")
-    )
+app.command("query")(audit_query.query)
+app.command("fields")(audit_query.list_fields)
+app.command("saved")(audit_query.list_saved)
 
 
 @app.command("tail")
@@ -197,7 +143,8 @@ def tail(
     """
     from gateway.cli.record_source import opened
 
-    terms = _terms(migration, vm, host, actor, outcome, kind, None, None)
+    given = {"migration": migration, "vm": vm, "host": host, "actor": actor, "outcome": outcome, "kind": kind}
+    terms = terms_of(given)
     with opened(log, gateway, ca, token_file) as source:
         size = source.size()
         last = _print_newest(source, terms, 0, count, as_json=as_json, stream=follow)
@@ -231,28 +178,3 @@ def _print_newest(
     elif found:
         show_records([(one.index, one.record) for one in found], heading=not stream)
     return found[-1].index if found else -1
-
-
-def _terms(
-    migration: str | None,
-    vm: str | None,
-    host: str | None,
-    actor: str | None,
-    outcome: str | None,
-    kind: str | None,
-    since: str | None,
-    until: str | None,
-) -> dict[str, str]:
-    """The filter, by the names of the API; times in the records' own form."""
-    now = datetime.now(UTC)
-    given = {
-        "migration": migration,
-        "vm": vm,
-        "host": host,
-        "actor": actor,
-        "outcome": outcome,
-        "kind": kind,
-        "since": parse_moment(since, now, "--since") if since else None,
-        "until": parse_moment(until, now, "--until") if until else None,
-    }
-    return {name: value for name, value in given.items() if value is not None}

@@ -19,7 +19,7 @@ import typer
 from gateway.cli.errors import OPERATOR, REQUESTER, BadConfiguration, Refused, Unreachable
 from gateway.cli.options import ServeConfigOption
 
-EXTRA_MODULES = frozenset({"cedarpy", "fastapi", "hypercorn", "ldap3", "pyasn1", "starlette"})
+EXTRA_MODULES = frozenset({"cedarpy", "fastapi", "hypercorn", "ldap3", "luqum", "pyasn1", "starlette"})
 
 gateway_app = typer.Typer(
     help="The gateway: decides, records, issues permits, serves the API.", no_args_is_help=True, rich_markup_mode=None
