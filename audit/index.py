@@ -176,7 +176,7 @@ class Index:
     def _insert(self, first_index: int, entries: Sequence[bytes]) -> None:
         tallies: Counter[tuple[int, int]] = Counter()
         zones: dict[int, tuple[int, int]] = {}
-        arrivals: dict[str, str | None] = {}
+        arrivals: dict[str, index_arrivals.Arrival | None] = {}
         rows = []
         for index, entry in enumerate(entries, first_index):
             document = document_of(entry)
@@ -198,8 +198,8 @@ class Index:
             [(zone, low, high) for zone, (low, high) in zones.items()],
         )
         self.database.executemany("DELETE FROM arrivals WHERE vm = ?", [(vm,) for vm in arrivals])
-        arrived = [(vm, host) for vm, host in arrivals.items() if host is not None]
-        self.database.executemany("INSERT INTO arrivals VALUES (?, ?)", arrived)
+        arrived = [(vm, each.host, each.time_us, each.source) for vm, each in arrivals.items() if each is not None]
+        self.database.executemany("INSERT INTO arrivals VALUES (?, ?, ?, ?)", arrived)
 
     def _row(self, index: int, values: Facets, tallies: Counter[tuple[int, int]]) -> Row:
         row: list[int | str | None] = [index]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from audit.errors import QueryRefused
+from audit.index_arrivals import Arrival
 from audit.index_schema import COLUMN_OF, NAME_OF_ID, ZONE_WIDTH, Column, Store
 from audit.query import fields
 from audit.query.facets import PERMIT_KIND
@@ -129,9 +130,10 @@ class Questions:
         row = self._database.execute("SELECT min(low), max(high) FROM zones").fetchone()
         return None if row is None or row[0] is None else (int(row[0]), int(row[1]))
 
-    def arrivals(self) -> dict[str, str]:
-        """Where each VM was last certified to run: UUID to SPIFFE id."""
-        return dict(self._database.execute("SELECT vm, host FROM arrivals").fetchall())
+    def arrivals(self) -> dict[str, Arrival]:
+        """Where each VM was last certified, or shown, to run, by its UUID."""
+        found = self._database.execute("SELECT vm, host, time, source FROM arrivals").fetchall()
+        return {vm: Arrival(host, time, source) for vm, host, time, source in found}
 
     def histogram(self, where: Node, start: int, width: int, buckets: int) -> list[Bucket]:
         """Matching records by time and outcome, in `buckets` of `width` microseconds from `start` on; none empty.

@@ -19,7 +19,7 @@ from audit import index_arrivals
 from audit.query import fields as f
 from audit.query.fields import Atom
 
-INDEX_VERSION: Final = 2  # an index of another version is rebuilt: it is a copy
+INDEX_VERSION: Final = 3  # an index of another version is rebuilt: it is a copy
 ZONE_WIDTH: Final = 4096
 
 

@@ -81,6 +81,12 @@ def reserved(gate: Gate, facts: Facts, decision: Decision, now: datetime) -> Ite
     """
     if not decision.allowed or facts.vm is None:
         yield None
+    elif facts.location.problem is not None:
+        yield Conflict(
+            facts.location.detail,
+            code=facts.location.problem,
+            next_step="have the operators of both hosts end the wrong one, then repeat the request",
+        )
     elif facts.source == facts.destination:
         yield Conflict(
             f"{facts.vm.name} is on {facts.asked.destination} already",

@@ -14,6 +14,7 @@ import structlog
 
 from gateway.errors import RequestRefused
 from gateway.gate import Gate
+from gateway.placement import Location
 from policy.engine import Decision, Engine
 from policy.errors import FactRefused
 from policy.facts import Context, HostFacts, Person, Protection, Question, VmFacts, check_text
@@ -53,6 +54,7 @@ class Facts:
     source: HostFacts | None
     destination: HostFacts | None
     relay_reachable: bool
+    location: Location
     grant_seconds: int | None = None
 
 
@@ -89,14 +91,15 @@ def collect_facts(gate: Gate, person: Person, asked: Asked, now: datetime, actio
     except FactRefused as error:
         raise RequestRefused(str(error)) from error
     vm = gate.inventory.vm(asked.vm)
-    source = gate.placement.host_of(vm, gate.inventory) if vm is not None else None
+    location = gate.placement.locate(vm, gate.inventory) if vm is not None else Location(None)
+    source = location.host
     destination = gate.inventory.host(asked.destination)
     if vm is not None:
         # The policy must see the VM where it is, not where the inventory file last placed it.
         vm = replace(vm, host=source.name if source is not None else None)
     question = Question(action or asked.action, person, vm, source, destination, context)
     reachable = source is not None and gate.dispatch.is_reachable(source.spiffe_id, gate.relay_silence_seconds)
-    return Facts(question, asked, vm, source, destination, reachable)
+    return Facts(question, asked, vm, source, destination, reachable, location)
 
 
 def decide(engine: Engine, question: Question) -> Decision:

@@ -128,6 +128,7 @@ class LimitsTable(_Table, frozen=True):
     request_seconds: Seconds = 30
     poll_seconds: Annotated[int, Meta(ge=1, le=300)] = 30
     relay_silence_seconds: Seconds = 45
+    placement_silence_seconds: Annotated[int, Meta(ge=2, le=3_600)] = 60
     log_queue: Annotated[int, Meta(ge=1, le=4_096)] = 256
     migrations: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
 

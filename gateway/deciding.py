@@ -53,6 +53,7 @@ def decision_event(
             "action": question.action,
             "asked": _asked(facts),
             "client_address": asked.address,
+            "placement": {"source": facts.location.source, "age_seconds": facts.location.age_seconds},
             "decision": decision_document(decision),
             "not_admitted": obstacle.code if obstacle else None,
             "permit": permit,

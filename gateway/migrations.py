@@ -147,6 +147,12 @@ class Migrations:
         found = self.get(self._active_by_vm.get(vm_uuid, ""), now)
         return found if found is not None and not found.is_final else None
 
+    def latest_of(self, vm_uuid: str, now: int) -> Migration | None:
+        """The permitted migration of this VM that was decided last, if it is remembered."""
+        permitted = (each for each in self._by_id.values() if each.vm_uuid == vm_uuid and each.jti is not None)
+        found = max(permitted, key=lambda each: each.record_index, default=None)
+        return found.at(now) if found is not None else None
+
     def reserve(self, vm_uuid: str, now: int) -> bool:
         """Keep other requests off this VM while one is being committed; False if it is taken or migrating."""
         if vm_uuid in self._reserved or self.active_of(vm_uuid, now) is not None:

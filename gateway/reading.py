@@ -129,8 +129,8 @@ class Reading:
 
         Older migrations have ended; who asks for one gets it from the log.
         """
-        for vm, host in (await self.search.arrivals()).items():
-            self._gate.placement.certify(vm, host)
+        for vm, arrival in (await self.search.arrivals()).items():
+            self._gate.placement.restore(vm, arrival.host, arrival.time_us / 10**6, arrival.source)
         for migration in derive(await self._lately()).values():
             self._gate.migrations.put(migration.at(now))
 

@@ -16,6 +16,7 @@ import trio
 
 from audit.errors import LogError, QueryRefused
 from audit.index import Index, document_of
+from audit.index_arrivals import Arrival
 from audit.index_questions import Bucket, Questions
 from audit.query import Node
 from audit.reader import CommittedLog, LogReader
@@ -78,8 +79,8 @@ class Search:
         """See Questions. Errors: RequestRefused, SearchUnavailable."""
         return await self._ask(lambda questions: questions.histogram(where, start, width, buckets))
 
-    async def arrivals(self) -> dict[str, str]:
-        """Where each VM was last certified to run. Errors: SearchUnavailable."""
+    async def arrivals(self) -> dict[str, Arrival]:
+        """Where each VM was last certified, or shown, to run. Errors: SearchUnavailable."""
         return await self._ask(lambda questions: questions.arrivals())
 
     def close(self) -> None:

@@ -28,6 +28,7 @@ from audit.checkpoint import LogSigner
 from audit.errors import AuditError
 from audit.index import Index
 from audit.log import Log
+from audit.record import format_time
 from certs.errors import CertificateError
 from certs.files import read_private_key
 from gateway.api.app import create_app
@@ -48,6 +49,7 @@ from gateway.migrations import Migrations
 from gateway.observing import make_observation
 from gateway.people import DirectoryGroups, KeySource, LocalIssuer, People, PinnedIssuer, Throttles
 from gateway.placement import Placement
+from gateway.placement_watching import ALARM_KINDS, ALARM_MEMORY, PlacementWatching
 from gateway.reading import Reading
 from gateway.recording import Clock, Event, Recorder, recovery_details
 from gateway.relays import HostTrust
@@ -83,6 +85,7 @@ class Gateway:
     reloader: Reloader
     committer: Committer
     watching: LogWatching
+    placement: PlacementWatching
     _stopping: trio.Event = field(default_factory=trio.Event)
 
     async def reload(self) -> None:
@@ -137,10 +140,13 @@ async def serve(
         reporting = Reporting(gate, reading, trust)
         issuers = Issuers(config.identity.issuers, has_local_people=people.local is not None)
         health = partial(_health, config, committer, gate)
-        desk = Desk(gate, people, issuers, reading, reporting, health, config.limits.poll_seconds)
+        placement_watching = PlacementWatching(gate)
+        desk = Desk(gate, people, issuers, reading, reporting, placement_watching, health, config.limits.poll_seconds)
         server = _server(config, desk)
         reloader = Reloader(config, gate, people, reporting, server, partial(tls_files, config))
-        await _serve(config, server, reloader, reading, recorder, committer, watching, gate, task_status)
+        await _serve(
+            config, server, reloader, reading, recorder, committer, watching, gate, placement_watching, task_status
+        )
 
 
 async def _serve(  # noqa: PLR0913, PLR0917 - the last step of the composition
@@ -152,6 +158,7 @@ async def _serve(  # noqa: PLR0913, PLR0917 - the last step of the composition
     committer: Committer,
     watching: LogWatching,
     gate: Gate,
+    placement_watching: PlacementWatching,
     task_status: trio.TaskStatus[Gateway],
 ) -> None:
     async with trio.open_nursery() as writing:
@@ -160,6 +167,8 @@ async def _serve(  # noqa: PLR0913, PLR0917 - the last step of the composition
         writing.start_soon(watching.run, committer)
         await reading.restore(int(time.time()))
         gate.time.not_before(await reading.newest_time())
+        alarms_since = format_time(gate.clock.wall() - ALARM_MEMORY)
+        placement_watching.restore(await reading.records_since(ALARM_KINDS, alarms_since))
         if gate.break_glass is not None:
             await gate.break_glass.restore()
         async with trio.open_nursery() as serving:
@@ -168,10 +177,11 @@ async def _serve(  # noqa: PLR0913, PLR0917 - the last step of the composition
             bound = listeners[0].socket.getsockname()
             listen = str(configuration.Address(bound[0], bound[1]))
             await recorder.append(Event("gateway.started", details=_start_details(config, listen, committer, reloader)))
-            running = Gateway(listen, reloader, committer, watching)
+            running = Gateway(listen, reloader, committer, watching, placement_watching)
             serving.start_soon(_heartbeat, recorder, config.log.heartbeat_seconds)
             serving.start_soon(gate.sources.run)
             serving.start_soon(reading.search.follow)
+            serving.start_soon(placement_watching.run)
             task_status.started(running)
             log.info("gateway serves", listen=listen, name=config.gateway.name)
             await running.wait_stopping()
@@ -229,7 +239,7 @@ def _gate(
         people=people,
         engine=engine,
         sources=sources,
-        placement=Placement(),
+        placement=Placement(lambda: clock.wall().timestamp(), limits.placement_silence_seconds),
         migrations=Migrations(limits.migrations),
         dispatch=Dispatch(),
         recorder=recorder,

@@ -66,6 +66,39 @@ class KnownHosts(Body):
     known_version: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
 
 
+Uuid = Annotated[str, Field(pattern=r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$")]
+Milliseconds = Annotated[int, Field(ge=0, le=2**53)]
+Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
+Line = Annotated[str, Field(max_length=64, pattern=r"^[^\x00-\x1f\x7f]*$")]
+
+
+class GuestReport(Body):
+    """A guest of the host. Ages in milliseconds before the report was made."""
+
+    uuid: Uuid
+    name: Line
+    presence: Literal["active", "arriving", "leaving"]
+    run_state: Word
+    is_sure: bool
+    arrival: Literal["found", "started", "migrated", "restored"]
+    since_ms_ago: Milliseconds
+    seen_ms_ago: Milliseconds
+    devices: Annotated[list[Line], Field(max_length=32)]
+
+
+class PlacementReport(Body):
+    """What runs on the host: a snapshot in parts, then changes. `report_seconds`: how often the relay will report."""
+
+    epoch: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+    sequence: Annotated[int, Field(ge=1, le=2**53)]
+    full: bool
+    more: bool
+    report_seconds: Annotated[float, Field(gt=0, le=300)]
+    confirmed_ms_ago: Milliseconds
+    guests: Annotated[list[GuestReport], Field(max_length=100)]
+    gone: Annotated[list[Uuid], Field(max_length=100)]
+
+
 class ProgressReport(Body):
     """What the hypervisor says, in bytes; `pass` is the pre-copy pass."""
 

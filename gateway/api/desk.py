@@ -14,6 +14,7 @@ from certs.identity import SpiffeId
 from gateway.gate import Gate
 from gateway.issuers import Issuers
 from gateway.people import People
+from gateway.placement_watching import PlacementWatching
 from gateway.reading import Reading
 from gateway.relays import relay_of
 from gateway.reporting import Reporting
@@ -29,6 +30,7 @@ class Desk:
     issuers: Issuers
     reading: Reading
     reporting: Reporting
+    placement: PlacementWatching
     health: Callable[[], dict[str, Any]]
     poll_seconds: int
 

@@ -7,8 +7,9 @@ from starlette.responses import Response
 
 from gateway.address_book import address_book
 from gateway.api.answers import JsonAnswer
-from gateway.api.bodies import KnownHosts, Poll, ProgressReport, ReceiptReport
+from gateway.api.bodies import KnownHosts, PlacementReport, Poll, ProgressReport, ReceiptReport
 from gateway.api.desk import AtDesk, Relay
+from gateway.host_reports import Report, ReportedGuest
 from gateway.migrations import State
 from gateway.receipts import SignedReceipt, decode_base64
 
@@ -34,6 +35,13 @@ async def hosts(body: KnownHosts, desk: AtDesk, host: Relay) -> Response:  # noq
     return JsonAnswer(None if body.known_version == book["version"] else book)
 
 
+@router.post("/v1/relay/placement", summary="Which guests run on this host")
+async def placement(body: PlacementReport, desk: AtDesk, host: Relay) -> Response:
+    """`resync`: the relay must send a snapshot, because this gateway lost the thread."""
+    taken = await desk.placement.take(host, _report(body, desk.now().timestamp()))
+    return JsonAnswer({"resync": not taken})
+
+
 @router.post("/v1/receipts", summary="What this host certifies of a session; as often as need be")
 async def receipt(body: ReceiptReport, desk: AtDesk, host: Relay) -> Response:
     """200 only once it is durable in the log; then the relay may forget it."""
@@ -43,3 +51,21 @@ async def receipt(body: ReceiptReport, desk: AtDesk, host: Relay) -> Response:
         tuple(decode_base64(each, "chain") for each in body.receipt.chain),
     )
     return JsonAnswer({"record_index": await desk.reporting.receipt(host, signed)})
+
+
+def _report(body: PlacementReport, now: float) -> Report:
+    guests = [
+        ReportedGuest(
+            uuid=each.uuid,
+            presence=each.presence,
+            run_state=each.run_state,
+            arrival=each.arrival,
+            is_sure=each.is_sure,
+            since=now - each.since_ms_ago / 1000,
+            seen=now - each.seen_ms_ago / 1000,
+            name=each.name,
+            devices=tuple(each.devices),
+        )
+        for each in body.guests
+    ]
+    return Report(body.epoch, body.sequence, body.full, body.more, body.confirmed_ms_ago, guests, body.gone)

@@ -173,10 +173,18 @@ def receipt(sequence: int, host: str, **details: object) -> bytes:
     return entry(sequence, kind="migration.receipt", outcome="running", destination=host, details=details)
 
 
-def test_arrivals_are_the_last_that_was_certified_and_not_forgotten(index: Index) -> None:
+def placed(index: Index) -> dict[str, tuple[str, str]]:
+    return {vm: (arrival.host, arrival.source) for vm, arrival in ask(index).arrivals().items()}
+
+
+def test_arrivals_are_the_last_that_was_certified_or_shown_and_not_forgotten(index: Index) -> None:
     index.apply(5, [receipt(5, SOURCE), receipt(6, DESTINATION), receipt(7, SOURCE, role="source")])
-    assert ask(index).arrivals() == {VM_ID: DESTINATION}
+    assert placed(index) == {VM_ID: (DESTINATION, "receipt")}
     index.apply(8, [entry(8, kind="config.reloaded", details={"placement_forgotten": [VM_ID]})])
-    assert ask(index).arrivals() == {}
+    assert placed(index) == {}
     index.apply(9, [receipt(9, SOURCE)])
-    assert ask(index).arrivals() == {VM_ID: SOURCE}
+    assert placed(index) == {VM_ID: (SOURCE, "receipt")}
+    adopted = {"host": DESTINATION, "vms": [VM_ID, "other"]}
+    index.apply(10, [entry(10, kind="placement.adopted", details=adopted)])
+    assert placed(index) == {VM_ID: (DESTINATION, "report"), "other": (DESTINATION, "report")}
+    assert ask(index).arrivals()[VM_ID].time_us > 0

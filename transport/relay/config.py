@@ -70,6 +70,21 @@ class NetworkSection(_Section, frozen=True):
     dscp: Annotated[int, Meta(ge=0, le=63)] | None = None
 
 
+class PlacementSection(_Section, frozen=True):
+    """What the relay tells the gateway of the guests of its host, and how often it looks.
+
+    `libvirt_uri` makes it ask libvirt too, read-only, such as "qemu:///system"; `watch_qmp` is about the monitors of
+    [hypervisor] qmp_socket. A guest that runs is asked again after `recheck_seconds`; one on its way, each time.
+    """
+
+    watch_qmp: bool = True
+    libvirt_uri: Annotated[str, Meta(max_length=1024)] = ""
+    virsh: Annotated[str, Meta(min_length=1, max_length=1024)] = "virsh"
+    scan_seconds: Annotated[float, Meta(ge=0.05, le=300)] = 5.0
+    recheck_seconds: Annotated[float, Meta(ge=0.05, le=300)] = 30.0
+    report_seconds: Annotated[float, Meta(ge=0.05, le=300)] = 15.0
+
+
 class LimitsSection(_Section, frozen=True):
     """Bounds and deadlines, each with its unit in its name."""
 
@@ -96,6 +111,7 @@ class RelayConfig(_Section, frozen=True):
     gateway: GatewaySection
     hypervisor: HypervisorSection
     network: NetworkSection = NetworkSection()
+    placement: PlacementSection = PlacementSection()
     limits: LimitsSection = LimitsSection()
 
 

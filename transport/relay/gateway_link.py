@@ -28,6 +28,7 @@ _MAX_ANSWER_BYTES = 256 * 1024
 _RETRY_SECONDS = 2.0
 _NEVER = frozenset({400, 403, 404, 409, 413, 422})
 _RECEIPT_CHECK_SECONDS = 1.0
+_REPORT_SECONDS = 10.0
 _ADDRESS_BOOK_SECONDS = 60.0
 _ADDRESS_BOOK_RETRY_SECONDS = 10.0
 
@@ -196,6 +197,12 @@ class GatewayLink:
             await self._host.on_disk(kept.keep, book)
         except OSError as error:
             log.error("the address book cannot be kept for the time when the gateway is away", cause=str(error))
+
+    async def report_placement(self, report: bytes) -> bytes:
+        """Bring one placement report; the gateway's answer. GatewayAway, GatewayRefuses."""
+        with trio.move_on_after(_REPORT_SECONDS):
+            return await self._post_bytes("/v1/relay/placement", report)
+        raise GatewayAway("/v1/relay/placement: no answer in time")
 
     async def _post(self, path: str, body: dict[str, object]) -> bytes:
         return await self._post_bytes(path, msgspec.json.encode(body))

@@ -43,6 +43,7 @@ from transport.relay.outgoing import mark_packets
 from transport.relay.receipts import ReceiptFacts
 from transport.relay.source import MigrationOrder, carry_as_source
 from transport.relay.spool import SessionJournal
+from transport.relay.watching import Watch, sources_of
 from transport.wire.control import Role
 from transport.wire.keys import ConnectionKeys, exporter_context
 from transport.wire.messages import Offer, Refusal
@@ -214,6 +215,10 @@ async def serve_relay(host: RelayHost, ready: Callable[[str], None]) -> None:
             nursery.start_soon(link.poll_forever, relay.take)
             nursery.start_soon(link.deliver_receipts_forever)
             nursery.start_soon(link.keep_address_book_forever)
+            if sources := sources_of(host.config):
+                seconds = host.config.placement
+                watch = Watch(sources, seconds.scan_seconds, seconds.report_seconds, link.report_placement)
+                nursery.start_soon(watch.run)
             name = listening.getsockname()
             ready(f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}")
     finally:

@@ -37,7 +37,10 @@ def file(site: Site) -> Path:
 
 def write(path: Path, sections: dict[str, dict[str, object]]) -> None:
     path.write_text(
-        "\n".join(f"[{n}]\n" + "".join(f"{k} = {json.dumps(v)}\n" for k, v in s.items()) for n, s in sections.items())
+        "\n".join(
+            f"[{n}]\n" + "".join(f"{k} = {json.dumps(v)}\n" for k, v in s.items() if v is not None)
+            for n, s in sections.items()
+        )
     )
 
 
