@@ -70,7 +70,7 @@ class Rsyslog:
         self.parts = folder / "parts.log"
         self.syslog_port, self.relp_port = free_ports(2)
         self._with_parts = with_parts
-        self._authority = authority
+        self.authority = authority
         self._pair = pair or authority.issue(SERVER_NAME)
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -85,7 +85,7 @@ class Rsyslog:
         configuration.write_text(
             _CONFIGURATION.format(
                 folder=self.folder,
-                bundle=self._authority.bundle,
+                bundle=self.authority.bundle,
                 certificate=self._pair.certificate,
                 key=self._pair.key,
                 client=CLIENT_NAME,
