@@ -94,6 +94,8 @@ def cause_of(error: BaseException) -> str:
     while seen is not None:
         if isinstance(seen, ssl.SSLCertVerificationError):
             return f"its certificate is not accepted ({one_line(seen.verify_message)})"
+        if isinstance(seen, ssl.SSLEOFError):
+            return "the receiver has closed the connection"
         if isinstance(seen, (OSError, ssl.SSLError)):
             return _reason(seen)
         seen = seen.__cause__ or seen.__context__
