@@ -15,6 +15,7 @@ from msgspec import Meta
 
 from gateway.errors import ConfigRefused
 from gateway.issuers import IssuerTable, settings_of
+from gateway.siem.tables import SiemTable
 from policy.identity.directory_settings import DirectorySettings
 from policy.sources.settings import InventorySettings
 
@@ -133,6 +134,12 @@ class LimitsTable(_Table, frozen=True):
     migrations: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
 
 
+class MetricsTable(_Table, frozen=True):
+    """`token_file`: what a scraper sends as bearer token, one line, mode 0600."""
+
+    token_file: Text
+
+
 class GatewayConfig(_Table, frozen=True):
     """The whole file. `directory` is where it lies; `path()` makes a name of the file absolute."""
 
@@ -145,6 +152,8 @@ class GatewayConfig(_Table, frozen=True):
     inventory: InventorySettings = InventorySettings()
     break_glass: BreakGlassTable | None = None
     limits: LimitsTable = LimitsTable()
+    siem: SiemTable = SiemTable()
+    metrics: MetricsTable | None = None
     directory: Path = Path()
 
     def path(self, name: str) -> Path:
@@ -223,6 +232,7 @@ def _check(config: GatewayConfig, path: Path) -> None:
         config.inventory.check()
     except ValueError as error:
         raise ConfigRefused(path, "inventory.sources", str(error)) from error
+    _check_siem(config, path)
     if config.permits.recover_seconds < config.permits.session_seconds:
         raise ConfigRefused(path, "permits.recover_seconds", "is shorter than `session_seconds`")
     if config.limits.relay_silence_seconds <= config.limits.poll_seconds:
@@ -239,3 +249,10 @@ def _check_break_glass(config: GatewayConfig, path: Path) -> list[str]:
     except re.error as error:
         raise ConfigRefused(path, "break_glass.ticket_pattern", f"is no regular expression: {error}") from error
     return [table.sealed.issuer] if table.sealed is not None else []
+
+
+def _check_siem(config: GatewayConfig, path: Path) -> None:
+    try:
+        config.siem.check()
+    except ValueError as error:
+        raise ConfigRefused(path, "siem.sinks", str(error)) from error

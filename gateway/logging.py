@@ -34,6 +34,7 @@ def configure_logging(stream: TextIO) -> None:
     root.handlers = [handler]
     root.setLevel(logging.INFO)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each fetch of keys says nothing to anyone
+    logging.getLogger("elastic_transport").setLevel(logging.CRITICAL)  # each failure is told by its sink, once
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),

@@ -54,6 +54,7 @@ class Reloader:
         self._reporting = reporting
         self._server = server
         self._tls_files = tls_files
+        self.reload_delivery: Callable[[], list[str]] = list  # returns what was refused
         self._lock = trio.Lock()
 
     def in_force(self) -> dict[str, Any]:
@@ -82,6 +83,7 @@ class Reloader:
                 ("people", self._reload_people),
                 ("directory", self._reload_directory),
                 ("tls", self._reload_tls),
+                ("siem", self._reload_siem),
             ):
                 try:
                     forgotten += await put_in_force()
@@ -140,4 +142,10 @@ class Reloader:
         self._server.context = make_context(files)
         self._reporting.trust = trust
         self._gate.minimum_crl_number = trust.crl_number
+        return []
+
+    async def _reload_siem(self) -> list[str]:
+        """Secrets and certificates of the sinks; which sinks there are, and what they get, needs a new start."""
+        if refused := self.reload_delivery():
+            raise StartRefused("; ".join(refused))
         return []

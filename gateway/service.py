@@ -45,6 +45,7 @@ from gateway.inventories import InventoryNews, open_sources, read_at_start
 from gateway.issuers import Issuers, IssuerTable, settings_of
 from gateway.log_watching import LogWatching
 from gateway.logging import configure_logging
+from gateway.metrics import Metrics, of_log, of_siem
 from gateway.migrations import Migrations
 from gateway.observing import make_observation
 from gateway.people import DirectoryGroups, KeySource, LocalIssuer, People, PinnedIssuer, Throttles
@@ -56,6 +57,9 @@ from gateway.relays import HostTrust
 from gateway.reloading import Reloader, load_policy
 from gateway.reporting import Reporting
 from gateway.searching import Search
+from gateway.siem.delivery import CommittedEntries, Delivery
+from gateway.siem.oversight import Oversight
+from gateway.siem.receivers import secret
 from gateway.steady import SteadyTime
 from policy.engine import Engine
 from policy.errors import DirectoryRefused, PolicyError
@@ -86,6 +90,7 @@ class Gateway:
     committer: Committer
     watching: LogWatching
     placement: PlacementWatching
+    delivery: Delivery
     _stopping: trio.Event = field(default_factory=trio.Event)
 
     async def reload(self) -> None:
@@ -141,12 +146,28 @@ async def serve(
         issuers = Issuers(config.identity.issuers, has_local_people=people.local is not None)
         health = partial(_health, config, committer, gate)
         placement_watching = PlacementWatching(gate)
-        desk = Desk(gate, people, issuers, reading, reporting, placement_watching, health, config.limits.poll_seconds)
+        entries = CommittedEntries(committer, signer.origin)
+        delivery = Delivery(config.siem, config.path, state_dir / "siem", entries, recorder, clock)
+        oversight, metrics = Oversight(gate, delivery), _metrics(config, committer, delivery)
+        desk = Desk(
+            gate=gate,
+            people=people,
+            issuers=issuers,
+            reading=reading,
+            reporting=reporting,
+            placement=placement_watching,
+            oversight=oversight,
+            metrics=metrics,
+            health=health,
+            poll_seconds=config.limits.poll_seconds,
+        )
         server = _server(config, desk)
         reloader = Reloader(config, gate, people, reporting, server, partial(tls_files, config))
+        reloader.reload_delivery = delivery.reload
         await _serve(
-            config, server, reloader, reading, recorder, committer, watching, gate, placement_watching, task_status
-        )
+            config, server, reloader, reading, recorder, committer, watching, delivery, gate, placement_watching,
+            task_status,
+        )  # fmt: skip
 
 
 async def _serve(  # noqa: PLR0913, PLR0917 - the last step of the composition
@@ -157,6 +178,7 @@ async def _serve(  # noqa: PLR0913, PLR0917 - the last step of the composition
     recorder: Recorder,
     committer: Committer,
     watching: LogWatching,
+    delivery: Delivery,
     gate: Gate,
     placement_watching: PlacementWatching,
     task_status: trio.TaskStatus[Gateway],
@@ -177,11 +199,12 @@ async def _serve(  # noqa: PLR0913, PLR0917 - the last step of the composition
             bound = listeners[0].socket.getsockname()
             listen = str(configuration.Address(bound[0], bound[1]))
             await recorder.append(Event("gateway.started", details=_start_details(config, listen, committer, reloader)))
-            running = Gateway(listen, reloader, committer, watching, placement_watching)
+            running = Gateway(listen, reloader, committer, watching, placement_watching, delivery)
             serving.start_soon(_heartbeat, recorder, config.log.heartbeat_seconds)
             serving.start_soon(gate.sources.run)
             serving.start_soon(reading.search.follow)
             serving.start_soon(placement_watching.run)
+            serving.start_soon(delivery.run)
             task_status.started(running)
             log.info("gateway serves", listen=listen, name=config.gateway.name)
             await running.wait_stopping()
@@ -226,6 +249,17 @@ def _index(path: Path, origin: str) -> Index:
 async def _shielded(close: Callable[[], Any]) -> None:
     with trio.CancelScope(shield=True):
         await close()
+
+
+def _metrics(config: GatewayConfig, committer: Committer, delivery: Delivery) -> Metrics:
+    table = config.metrics
+    try:
+        metrics = Metrics(None if table is None else secret(config.path(table.token_file)))
+    except ValueError as error:
+        raise StartRefused(f"metrics.token_file: {error}") from error
+    metrics.add(of_log(lambda: committer.size, lambda: committer.failed_because is not None))
+    metrics.add(of_siem(lambda: map(delivery.status, delivery.names)))
+    return metrics
 
 
 def _gate(

@@ -9,17 +9,20 @@ was written under the old one differs from what should be there now, and it alon
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, runtime_checkable
 
 import msgspec
+import trio
 
-from audit.siem.document import Document, LogEntry, Render, document_of
+from audit.siem.document import Document, LogEntry, Render, document_id, document_of
 from audit.siem.sink import Refusal
 
+Deliver = Callable[[Sequence[Document]], Awaitable[Sequence[Refusal]]]
 MAX_LISTED: Final = 100
 MAX_KEPT: Final = 100_000
+PAGE_ENTRIES: Final = 1000
 _MAX_FIELDS: Final = 20
 
 
@@ -32,6 +35,7 @@ class Held:
     body: Any
 
 
+@runtime_checkable
 class Readable(Protocol):
     """A sink whose receiver can be asked what it holds. All raise SinkAway."""
 
@@ -43,8 +47,6 @@ class Readable(Protocol):
 
     async def strangers(self, size: int, origin: str) -> Sequence[Held]:
         """What no entry of that log, of `size` entries, can account for; nothing of other logs."""
-
-    async def deliver(self, batch: Sequence[Document]) -> Sequence[Refusal]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,7 @@ class Findings:
     def agrees(self) -> bool:
         return not (self.missing or self.altered or self.added)
 
-    def document(self) -> dict[str, Any]:
+    def document(self, listed: int = MAX_LISTED) -> dict[str, Any]:
         """For the record and the answer: counts, and the first of each."""
         return {
             "from": self.start,
@@ -83,12 +85,12 @@ class Findings:
             "missing_count": len(self.missing),
             "altered_count": len(self.altered),
             "added_count": len(self.added),
-            "missing": self.missing[:MAX_LISTED],
+            "missing": self.missing[:listed],
             "altered": [
                 {"index": each.index, "place": each.place, "fields": list(each.fields)}
-                for each in self.altered[:MAX_LISTED]
+                for each in self.altered[:listed]
             ],
-            "added": self.added[:MAX_LISTED],
+            "added": self.added[:listed],
         }
 
 
@@ -118,23 +120,25 @@ def compare(
 
 
 async def reconcile(
-    sink: Readable, entries: Sequence[LogEntry], findings: Findings, *, repair: bool, render: Render = document_of
+    sink: Readable,
+    entries: Sequence[LogEntry],
+    findings: Findings,
+    *,
+    deliver: Deliver | None = None,
+    render: Render = document_of,
 ) -> None:
-    """Compare one page of consecutive entries; with `repair`, deliver what is missing, and look again.
+    """Compare one page of consecutive entries; with `deliver`, send what is missing, and look again.
 
     What was altered or added is not repaired: that is evidence, and needs rights that a shipper should not have.
     Raises SinkAway.
     """
-    start, end, origin = entries[0].index, entries[-1].index + 1, entries[0].origin
-    found = Findings(start, end)
-    compare(entries, await sink.read_back(start, end, origin), found, render)
-    if repair and found.missing:
+    found = await _look(sink, entries, render)
+    if deliver is not None and found.missing:
         wanted = set(found.missing)
         documents = [render(entry) for entry in entries if entry.index in wanted]
-        await sink.deliver([document for document in documents if document is not None])
+        await deliver([document for document in documents if document is not None])
         await sink.refresh()
-        found = Findings(start, end)
-        compare(entries, await sink.read_back(start, end, origin), found, render)
+        found = await _look(sink, entries, render)
         findings.repaired += len(wanted - set(found.missing))
     findings.compared += found.compared
     findings.missing += found.missing[: MAX_KEPT - len(findings.missing)]
@@ -142,9 +146,29 @@ async def reconcile(
     findings.added += found.added[: MAX_KEPT - len(findings.added)]
 
 
-async def find_strangers(sink: Readable, log_size: int, origin: str, findings: Findings) -> None:
-    """Add documents that claim no place in the log, or one beyond its end. Raises SinkAway."""
-    findings.added += [each.place for each in await sink.strangers(log_size, origin)]
+async def find_strangers(sink: Readable, log_size: Callable[[], int], origin: str, findings: Findings) -> None:
+    """Add documents that claim no place in the log, or one beyond its end. Raises SinkAway.
+
+    The log goes on growing: what was delivered while the receiver was asked is within its end afterwards.
+    """
+    held = await sink.strangers(log_size(), origin)
+    size = log_size()
+    findings.added += [each.place for each in held if not _is_within(each, size, origin)]
+
+
+def _is_within(held: Held, size: int, origin: str) -> bool:
+    match held.body:
+        case {"event": {"sequence": int(sequence)}, "sealane": {"origin": str(claimed)}}:
+            return claimed == origin and held.id == document_id(origin, sequence) and 0 <= sequence < size
+    return False
+
+
+async def _look(sink: Readable, entries: Sequence[LogEntry], render: Render) -> Findings:
+    start, end = entries[0].index, entries[-1].index + 1
+    held = await sink.read_back(start, end, entries[0].origin)
+    found = Findings(start, end)
+    await trio.to_thread.run_sync(compare, entries, held, found, render)
+    return found
 
 
 def _differing(held: Any, expected: Any, path: str = "") -> list[str]:

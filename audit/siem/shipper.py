@@ -58,13 +58,14 @@ class Shipper:
     ) -> None:
         self.sink = sink
         self.status = Status()
+        self.render = render
         self.quarantine = Quarantine(folder / f"{sink.name}.quarantine", write)
         self._source = source
         self._cursor_file = folder / f"{sink.name}.cursor"
         self._write = write
         self._tell = tell
         self._terms = terms or Terms()
-        self._render = render
+        self._one_at_a_time = trio.Lock()
         self._told_degraded = False
         self._refused_in_a_row = 0
         self._untold = Untold()
@@ -84,6 +85,13 @@ class Shipper:
             with trio.CancelScope(shield=True), trio.move_on_after(1):
                 await self.sink.close()
 
+    async def deliver(self, documents: Sequence[Document]) -> Sequence[Refusal]:
+        """Send documents beside the cursor, when no other batch is under way. Raises SinkAway."""
+        with _within(self._terms.deadline_seconds):
+            async with self._one_at_a_time:
+                return await self.sink.deliver(documents)
+        raise AssertionError  # for mypy, which thinks that `_within` may swallow
+
     async def deliver_again(self, start: int, end: int) -> int:
         """Send the entries [start, end) once more, beside the cursor; what the receiver has already stays as it is.
 
@@ -93,9 +101,10 @@ class Shipper:
         for first in range(start, end, self._terms.batch_entries):
             entries = await self._read(first, min(end, first + self._terms.batch_entries))
             documents, refused = await trio.to_thread.run_sync(self._rendered, entries)
-            with _within(self._terms.deadline_seconds):
-                refusals = [*refused, *await self.sink.deliver(documents)] if documents else refused
+            refusals = [*refused, *await self.deliver(documents)] if documents else refused
             await trio.to_thread.run_sync(self.quarantine.put, refusals, entries)
+            gone = {document.index for document in documents} - {refusal.index for refusal in refusals}
+            await trio.to_thread.run_sync(self.quarantine.discard, sorted(gone))
             taken += len(documents) + len(refused) - len(refusals)
         return taken
 
@@ -143,7 +152,7 @@ class Shipper:
         documents, refused = [], []
         for entry in batch:
             try:
-                if (document := self._render(entry)) is not None:
+                if (document := self.render(entry)) is not None:
                     documents.append(document)
             except RecordError as error:
                 refused.append(Refusal(entry.index, one_line(f"is no entry of ours: {error}")))
@@ -154,8 +163,7 @@ class Shipper:
         while True:
             asked = None
             try:
-                with _within(terms.deadline_seconds):
-                    refusals = await self.sink.deliver(batch)
+                refusals = await self.deliver(batch)
                 self._require_some_taken(batch, refusals)
             except SinkAway as away:
                 cause, asked = str(away), away.retry_after_seconds

@@ -13,11 +13,13 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from certs.identity import SpiffeId
 from gateway.gate import Gate
 from gateway.issuers import Issuers
+from gateway.metrics import Metrics
 from gateway.people import People
 from gateway.placement_watching import PlacementWatching
 from gateway.reading import Reading
 from gateway.relays import relay_of
 from gateway.reporting import Reporting
+from gateway.siem.oversight import Oversight
 from policy.facts import Person
 
 
@@ -31,6 +33,8 @@ class Desk:
     reading: Reading
     reporting: Reporting
     placement: PlacementWatching
+    oversight: Oversight
+    metrics: Metrics
     health: Callable[[], dict[str, Any]]
     poll_seconds: int
 

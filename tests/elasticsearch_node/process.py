@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import logging
 import os
 import secrets
 import signal
@@ -182,6 +183,9 @@ class ElasticsearchNode:
 
     def _output(self) -> str:
         return (self._folder / "output.log").read_text(errors="replace")[-3000:]
+
+
+logging.getLogger("elastic_transport").setLevel(logging.CRITICAL)  # hundreds of lines while a node starts
 
 
 def _answers(client: Elasticsearch) -> bool:

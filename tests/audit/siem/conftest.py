@@ -10,15 +10,12 @@ import pytest
 from elasticsearch import Elasticsearch
 
 from audit.siem.elastic import ElasticSink
+from tests.elasticsearch_node.fixtures import elasticsearch
 from tests.elasticsearch_node.process import ElasticsearchNode
 
+__all__ = ["elasticsearch"]
+
 _numbers = itertools.count()
-
-
-@pytest.fixture(scope="session")
-def elasticsearch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ElasticsearchNode]:
-    with ElasticsearchNode(tmp_path_factory.mktemp("elasticsearch")) as node:
-        yield node
 
 
 @dataclass

@@ -28,8 +28,8 @@ def place_of(indices: Indices, index: int) -> dict[str, Any]:
 async def found(indices: Indices, *, repair: bool = False) -> Findings:
     findings = Findings(0, len(ENTRIES))
     await indices.sink.refresh()
-    await reconcile(indices.sink, ENTRIES, findings, repair=repair)
-    await find_strangers(indices.sink, len(ENTRIES), ORIGIN, findings)
+    await reconcile(indices.sink, ENTRIES, findings, deliver=indices.sink.deliver if repair else None)
+    await find_strangers(indices.sink, lambda: len(ENTRIES), ORIGIN, findings)
     return findings
 
 

@@ -1,0 +1,134 @@
+"""A gateway and a real Elasticsearch: from the configuration file to what an auditor sees there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import trio
+
+from gateway.starter import Site
+from tests.elasticsearch_node.process import ElasticsearchNode
+from tests.gateway.conftest import Running, running_gateway
+
+pytestmark = [pytest.mark.real, pytest.mark.whole]
+
+
+@pytest.fixture
+def delivering(site: Site, elasticsearch: ElasticsearchNode, request: pytest.FixtureRequest) -> Site:
+    """A site whose gateway delivers to indices of this test."""
+    name = f"gw{abs(hash(request.node.name)) % 10**9}"
+    _, key = elasticsearch.make_api_key(name, f"{name}-*")
+    (site.directory / "elastic.key").write_text(f"{key}\n")
+    (site.directory / "elastic.key").chmod(0o600)
+    with site.gateway_config.open("a") as file:
+        file.write(
+            f'\n[[siem.sinks]]\nname = "elastic"\nkind = "elasticsearch"\nurl = "{elasticsearch.url}"\n'
+            f'api_key_file = "elastic.key"\ntrust_bundle = "{elasticsearch.ca}"\nindices = "{name}"\n'
+            "deadline_seconds = 5\ndegraded_seconds = 1\nlongest_pause_seconds = 1\nreconcile_hours = 0\n"
+        )
+    return site
+
+
+async def until(happened: Callable[[], Any], seconds: float = 30) -> None:
+    with trio.fail_after(seconds):
+        while not happened():
+            await trio.sleep(0.02)
+
+
+def delivered(running: Running) -> bool:
+    status = running.gateway.delivery.status("elastic")
+    return bool(status["lag"] == 0 and status["position"] > 0)
+
+
+async def finished(running: Running, who: str = "carol") -> dict[str, Any]:
+    with trio.fail_after(30):
+        while True:
+            job = (await running.person(who).get("/v1/siem/elastic")).json()["job"]
+            if job["state"] != "running":
+                return dict(job)
+            await trio.sleep(0.05)
+
+
+async def test_every_entry_of_a_gateways_log_arrives_and_reconciles(
+    delivering: Site, elasticsearch: ElasticsearchNode
+) -> None:
+    async with running_gateway(delivering) as running:
+        migration_id, _ = await running.begin()
+        await until(lambda: delivered(running))
+        carol = running.person("carol")
+        answer = await carol.post("/v1/siem/elastic/reconcile", json={})
+        assert answer.status_code == 202, answer.text
+        job = await finished(running)
+        assert job["result"]["agrees"], job
+        assert job["result"]["compared"] >= 3
+        await until(lambda: delivered(running))
+        (record,) = await running.records("siem.reconciled")
+        assert (record["outcome"], record["actor"]["name"]) == ("completed", "Carol Auditor")
+        with elasticsearch.client() as admin:
+            indices = running.gateway.delivery.shipper("elastic").sink.pattern  # type: ignore[attr-defined]
+            admin.indices.refresh(index=indices)
+            query = {"term": {"sealane.migration_id": migration_id}}
+            hits = admin.search(index=indices, query=query)["hits"]["hits"]
+            assert {hit["_source"]["event"]["action"] for hit in hits} == {"migration.decision", "sealane-permit"}
+
+
+async def test_what_was_deleted_at_the_siem_is_found_recorded_and_resent(
+    delivering: Site, elasticsearch: ElasticsearchNode
+) -> None:
+    async with running_gateway(delivering) as running:
+        await until(lambda: delivered(running))
+        indices = running.gateway.delivery.shipper("elastic").sink.pattern  # type: ignore[attr-defined]
+        with elasticsearch.client() as admin:
+            admin.indices.refresh(index=indices)
+            (hit,) = admin.search(index=indices, query={"term": {"event.sequence": 0}})["hits"]["hits"]
+            admin.delete(index=hit["_index"], id=hit["_id"])
+        await running.person("carol").post("/v1/siem/elastic/reconcile", json={})
+        job = await finished(running)
+        assert job["result"]["missing"] == [0]
+        refused = await running.person("carol").post("/v1/siem/elastic/reconcile", json={"repair": True})
+        assert refused.status_code == 403
+        (record,) = await running.records("siem.reconciled")
+        assert (record["outcome"], record["details"]["missing"]) == ("failed", [0])
+
+
+async def test_a_siem_that_is_away_delays_no_admission_and_is_recorded_with_its_duration(
+    delivering: Site, elasticsearch: ElasticsearchNode
+) -> None:
+    elasticsearch.pause()
+    try:
+        async with running_gateway(delivering) as running:
+            await until(lambda: running.gateway.delivery.status("elastic")["state"] == "failing")
+            started = trio.current_time()
+            await running.begin()
+            assert trio.current_time() - started < 5
+            with trio.fail_after(30):
+                while not await running.records("siem.degraded"):
+                    await trio.sleep(0.1)
+            elasticsearch.go_on()
+            await until(lambda: delivered(running))
+            with trio.fail_after(30):
+                while not await running.records("siem.recovered"):
+                    await trio.sleep(0.1)
+            (recovered,) = await running.records("siem.recovered")
+            assert recovered["details"]["failing_seconds"] >= 1
+            assert running.gateway.delivery.status("elastic")["last_error"]
+    finally:
+        elasticsearch.go_on()
+
+
+async def test_a_new_key_is_taken_by_a_reload(delivering: Site, elasticsearch: ElasticsearchNode) -> None:
+    key_file = delivering.directory / "elastic.key"
+    right = key_file.read_text()
+    key_file.write_text("bm90OmFrZXk=\n")
+    async with running_gateway(delivering) as running:
+        await until(lambda: "API key" in str(running.gateway.delivery.status("elastic")["last_error"]))
+        key_file.write_text(right)
+        await running.gateway.reload()
+        await until(lambda: delivered(running))
+        key_file.chmod(0o644)
+        await running.gateway.reload()
+        *_, record = await running.records("config.reloaded")
+        assert "others may read it" in record["details"]["refused"]["siem"]
+        await until(lambda: delivered(running))
