@@ -35,7 +35,8 @@ async def admit(gate: Gate, bearer: str | None, asked: Asked) -> Admission:
     """Decide on a migration and, if it is allowed, hand the permit to the source relay.
 
     Errors: Unauthenticated (recorded), RequestRefused (malformed), LogUnavailable and Overloaded (nothing decided,
-    nothing permitted). A denial is no error. Cancellation issues no permit, but may leave a record.
+    nothing permitted), NoCosignature (decided, nothing permitted). A denial is no error. Cancellation issues no permit,
+    but may leave a record.
     """
     now = gate.clock.wall()
     person = await gate.people.authenticate(bearer, now, asked.address)
@@ -49,7 +50,7 @@ async def admit(gate: Gate, bearer: str | None, asked: Asked) -> Admission:
         committed = await commit(gate, event, claims)
         # From here on the decision is durable, and the permit entry with it: only now can a permit be sealed.
         if claims is not None:
-            issue_permit(gate, facts, claims, committed)
+            issue_permit(gate, facts, claims, committed.index, await gate.prove(committed))
         else:
             remember_refusal(gate, facts, event, committed.index)
         return Admission(migration_id, decision, committed.index, obstacle)

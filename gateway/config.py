@@ -53,7 +53,25 @@ class LogTable(_Table, frozen=True):
     signing_key: Text
     origin: Text
     heartbeat_seconds: Seconds = 300
+    ml_dsa_signing_key: Text | None = None  # signs published checkpoints beside the Ed25519 key
     watch_seconds: Annotated[int, Meta(ge=1, le=60)] = 30  # within which each of its files is looked at
+
+
+class WitnessTable(_Table, frozen=True):
+    """A witness by C2SP tlog-witness. `keys`: its verifier keys of types 4 and 6, or files of them."""
+
+    url: Annotated[str, Meta(pattern=r"^https://[^\s]+\Z", max_length=2048)]
+    keys: Annotated[tuple[Text, ...], Meta(min_length=1, max_length=8)]
+    trust_bundle: Text | None = None
+
+
+class WitnessingTable(_Table, frozen=True):
+    """`required`: every permit carries the cosignatures of so many witnesses, or is not given out."""
+
+    interval_seconds: Annotated[int, Meta(ge=1, le=3_600)] = 10
+    request_seconds: Annotated[int, Meta(ge=1, le=60)] = 5
+    max_age_seconds: Annotated[int, Meta(ge=10, le=86_400)] = 300
+    required: Annotated[int, Meta(ge=0, le=16)] = 0
 
 
 class PermitsTable(_Table, frozen=True):
@@ -151,6 +169,8 @@ class GatewayConfig(_Table, frozen=True):
     identity: IdentityTable
     inventory: InventorySettings = InventorySettings()
     break_glass: BreakGlassTable | None = None
+    witnesses: Annotated[tuple[WitnessTable, ...], Meta(max_length=16)] = ()
+    witnessing: WitnessingTable = WitnessingTable()
     limits: LimitsTable = LimitsTable()
     siem: SiemTable = SiemTable()
     metrics: MetricsTable | None = None
@@ -206,6 +226,21 @@ def _check(config: GatewayConfig, path: Path) -> None:
         parse_address(config.gateway.listen)
     except ValueError as error:
         raise ConfigRefused(path, "gateway.listen", str(error)) from error
+    _check_identity(config, path)
+    try:
+        config.inventory.check()
+    except ValueError as error:
+        raise ConfigRefused(path, "inventory.sources", str(error)) from error
+    _check_siem(config, path)
+    if config.witnessing.required > len(config.witnesses):
+        raise ConfigRefused(path, "witnessing.required", "is more than there are [[witnesses]]")
+    if config.permits.recover_seconds < config.permits.session_seconds:
+        raise ConfigRefused(path, "permits.recover_seconds", "is shorter than `session_seconds`")
+    if config.limits.relay_silence_seconds <= config.limits.poll_seconds:
+        raise ConfigRefused(path, "limits.relay_silence_seconds", "must be longer than `poll_seconds`")
+
+
+def _check_identity(config: GatewayConfig, path: Path) -> None:
     identity = config.identity
     if (identity.local_directory is None) != (identity.local_issuer is None):
         raise ConfigRefused(path, "identity", "`local_directory` and `local_issuer` need each other")
@@ -228,15 +263,6 @@ def _check(config: GatewayConfig, path: Path) -> None:
             settings_of(issuer)
         except ValueError as error:
             raise ConfigRefused(path, "identity.issuers", f"{issuer.issuer}: {error}") from error
-    try:
-        config.inventory.check()
-    except ValueError as error:
-        raise ConfigRefused(path, "inventory.sources", str(error)) from error
-    _check_siem(config, path)
-    if config.permits.recover_seconds < config.permits.session_seconds:
-        raise ConfigRefused(path, "permits.recover_seconds", "is shorter than `session_seconds`")
-    if config.limits.relay_silence_seconds <= config.limits.poll_seconds:
-        raise ConfigRefused(path, "limits.relay_silence_seconds", "must be longer than `poll_seconds`")
 
 
 def _check_break_glass(config: GatewayConfig, path: Path) -> list[str]:

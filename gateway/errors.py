@@ -151,6 +151,14 @@ class SearchUnavailable(OperatorError):
     next_step = "look at disk space and permissions of `gateway.state_dir`; `sealane audit index rebuild` makes it anew"
 
 
+class NoCosignature(OperatorError):
+    """The site requires witnesses, and they have not cosigned: the permit was decided, and is not given out."""
+
+    code = "no_cosignature"
+    status = 503
+    next_step = "look at the witnesses (`witnesses` of GET /v1/health); ask again when they answer"
+
+
 class TooLargeToRecord(OperatorError):
     """A decision whose facts exceed what one record holds: a person in very many groups, say."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,11 +12,11 @@ from gateway.dispatch import Dispatch
 from gateway.migrations import Migrations
 from gateway.people import People
 from gateway.placement import Placement
-from gateway.recording import Clock, Recorder
+from gateway.recording import Clock, Recorded, Recorder
 from gateway.steady import SteadyTime
 from policy.engine import Engine
 from policy.inventory import Inventory
-from policy.permit import Limits, Requirements
+from policy.permit import Limits, PermitProof, Requirements
 from policy.sources.keeper import Sources
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ class Gate:
     migrations: Migrations
     dispatch: Dispatch
     recorder: Recorder
+    prove: Callable[[Recorded], Awaitable[PermitProof]]  # the proof of the permit entry after this decision
     terms: PermitTerms
     clock: Clock
     new_id: Callable[[], str]

@@ -73,6 +73,10 @@ class LogWatching:
 
         return open_and_check
 
+    def require(self, known: Checkpoint) -> None:
+        """From now on the log is opened only if it continues `known`, too, which somebody else showed us."""
+        self._known = known
+
     async def run(self, committer: Committer) -> None:
         """Watch until cancelled."""
         while True:

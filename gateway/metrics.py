@@ -61,6 +61,20 @@ def of_log(size: Callable[[], int], failed: Callable[[], bool]) -> Source:
     return ask
 
 
+def of_witnesses(ages: Callable[[], dict[str, int]]) -> Source:
+    """How old the newest cosignature of each witness is."""
+
+    def ask() -> Iterable[Metric]:
+        age = GaugeMetricFamily(
+            "sealane_witness_cosignature_age_seconds", "Since its last cosignature, or the start.", labels=["witness"]
+        )
+        for name, seconds in ages().items():
+            age.add_metric([name], seconds)
+        yield age
+
+    return ask
+
+
 def of_siem(statuses: Callable[[], Iterable[dict[str, Any]]]) -> Source:
     """How far each sink has got."""
 

@@ -16,8 +16,9 @@ from gateway.errors import RelayUnreachable
 from gateway.gate import Gate
 from gateway.migrations import Migration, State
 from gateway.recording import Recorded
+from gateway.witnessing import Witnessing
 from policy.engine import Decision
-from policy.permit import PermitClaims, PermitProof, permit_entry, seal_permit
+from policy.permit import MAX_PROOF_CHECKPOINT_CHARS, PermitClaims, PermitProof, permit_entry, seal_permit
 
 
 def make_claims(gate: Gate, facts: Facts, decision: Decision, migration_id: str, now: datetime) -> PermitClaims:
@@ -59,9 +60,8 @@ def permit_entry_after(claims: PermitClaims | None) -> Callable[[int, bytes], Se
     return lambda index, leaf_hash: [permit_entry(claims, index, leaf_hash)]
 
 
-def issue_permit(gate: Gate, facts: Facts, claims: PermitClaims, committed: Recorded) -> None:
-    """Seal the permit with the proof that the commit gave and queue it for the source relay."""
-    proof = prove(committed)
+def issue_permit(gate: Gate, facts: Facts, claims: PermitClaims, record_index: int, proof: PermitProof) -> None:
+    """Seal the permit with the proof of its entry and queue it for the source relay."""
     token = seal_permit(claims, proof, gate.terms.private_key, gate.terms.key_id)
     assert facts.source is not None
     assert facts.destination is not None
@@ -73,7 +73,7 @@ def issue_permit(gate: Gate, facts: Facts, claims: PermitClaims, committed: Reco
         destination=claims.destination,
         requested_by=facts.question.person.id,
         state=State.ASSIGNED,
-        record_index=committed.index,
+        record_index=record_index,
         jti=claims.jti,
         decided=claims.iat,
         begin_until=claims.exp,
@@ -98,15 +98,28 @@ def issue_permit(gate: Gate, facts: Facts, claims: PermitClaims, committed: Reco
     gate.migrations.put(migration)
 
 
-def prove(committed: Recorded) -> PermitProof:
-    """The proof of the permit entry, which follows its decision in the log."""
-    decision_index, index = committed.index, committed.index + 1
+async def prove(committed: Recorded) -> PermitProof:
+    """The proof of the permit entry, which follows its decision in the log, from the commit itself."""
+    index = committed.index + 1
+    return _proof(committed, committed.commit.checkpoint_text, committed.commit.inclusion_path(index))
+
+
+async def prove_cosigned(witnessing: Witnessing, committed: Recorded) -> PermitProof:
+    """The same under a checkpoint that the required witnesses cosigned. Errors: NoCosignature, LogUnavailable."""
+    index = committed.index + 1
+    cosigned = await witnessing.covering(index)
+    size = cosigned.checkpoint.size
+    path = await witnessing.committer.read(lambda log: log.inclusion_path(index, size))
+    return _proof(committed, cosigned.text_within(MAX_PROOF_CHECKPOINT_CHARS), path)
+
+
+def _proof(committed: Recorded, checkpoint: str, path: Sequence[bytes]) -> PermitProof:
     return PermitProof(
-        decision_index=decision_index,
+        decision_index=committed.index,
         decision_leaf_hash=_base64(committed.leaf_hash),
-        index=index,
-        checkpoint=committed.commit.checkpoint_text,
-        path=tuple(_base64(node) for node in committed.commit.inclusion_path(index)),
+        index=committed.index + 1,
+        checkpoint=checkpoint,
+        path=tuple(map(_base64, path)),
     )
 
 

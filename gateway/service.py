@@ -21,10 +21,9 @@ from typing import Any, Final
 
 import structlog
 import trio
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.asymmetric import ec
 
 import gateway.config as configuration
-from audit.checkpoint import LogSigner
 from audit.errors import AuditError
 from audit.index import Index
 from audit.log import Log
@@ -43,9 +42,9 @@ from gateway.errors import ConfigRefused, GatewayError, StartRefused
 from gateway.gate import Gate, PermitTerms
 from gateway.inventories import InventoryNews, open_sources, read_at_start
 from gateway.issuers import Issuers, IssuerTable, settings_of
-from gateway.log_watching import LogWatching
+from gateway.log_keeping import LogKeeping, open_log_keeping
 from gateway.logging import configure_logging
-from gateway.metrics import Metrics, of_log, of_siem
+from gateway.metrics import Metrics, of_log, of_siem, of_witnesses
 from gateway.migrations import Migrations
 from gateway.observing import make_observation
 from gateway.people import DirectoryGroups, KeySource, LocalIssuer, People, PinnedIssuer, Throttles
@@ -87,11 +86,14 @@ class Gateway:
 
     listen: str
     reloader: Reloader
-    committer: Committer
-    watching: LogWatching
+    keeping: LogKeeping
     placement: PlacementWatching
     delivery: Delivery
     _stopping: trio.Event = field(default_factory=trio.Event)
+
+    @property
+    def committer(self) -> Committer:
+        return self.keeping.committer
 
     async def reload(self) -> None:
         """Read its files again (SIGHUP)."""
@@ -118,25 +120,16 @@ async def serve(
     recorded, the log closed. Cancelled, it leaves out what takes time; nothing acknowledged is lost in any case.
     """
     clock = clock or system_clock()
-    signer = LogSigner(config.log.origin, _log_key(config))
-    directory = config.path(config.log.directory)
-    state_dir = config.path(config.gateway.state_dir)
-    state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    watching = LogWatching(directory, state_dir / "log-seen", signer, config.log.watch_seconds)
-    opening = watching.opening(open_log or partial(Log.open, directory, signer))
-    committer = Committer(opening, config.limits.log_queue)
     async with AsyncExitStack() as stack:
-        await _open(committer)
-        stack.push_async_callback(_shielded, committer.close)
-        index = stack.enter_context(_index(state_dir / "index.sqlite", signer.origin))
-        recorder = Recorder(committer, signer, secrets.token_hex(16), clock)
-        committer.announce = recorder.of_outage
+        keeping = await open_log_keeping(config, stack, clock, open_log)
+        committer, recorder, origin = keeping.committer, keeping.recorder, keeping.signer.origin
+        index = stack.enter_context(_index(config.path(config.gateway.state_dir) / "index.sqlite", origin))
         people = _people(config, recorder, await _issuers(config, stack), _directory(config, stack))
         sources = await open_sources(config, stack)
         await read_at_start(sources)
-        gate, trust = _gate(config, people, sources, recorder, clock)
+        gate, trust = _gate(config, people, sources, keeping, clock)
         sources.on_news = InventoryNews(recorder, gate.placement).tell
-        search = Search(index, signer.origin, committer, directory)
+        search = Search(index, origin, committer, config.path(config.log.directory))
         stack.callback(search.close)
         reading = Reading(gate, committer, search)
         gate.break_glass = make_break_glass(config, gate, reading)
@@ -144,11 +137,12 @@ async def serve(
             gate.observation = make_observation(observe.zones, observe.until, gate.time.now())
         reporting = Reporting(gate, reading, trust)
         issuers = Issuers(config.identity.issuers, has_local_people=people.local is not None)
-        health = partial(_health, config, committer, gate)
+        health = partial(_health, config, keeping, gate)
         placement_watching = PlacementWatching(gate)
-        entries = CommittedEntries(committer, signer.origin)
-        delivery = Delivery(config.siem, config.path, state_dir / "siem", entries, recorder, clock)
-        oversight, metrics = Oversight(gate, delivery), _metrics(config, committer, delivery)
+        entries = CommittedEntries(committer, origin)
+        siem_dir = config.path(config.gateway.state_dir) / "siem"
+        delivery = Delivery(config.siem, config.path, siem_dir, entries, recorder, clock)
+        oversight, metrics = Oversight(gate, delivery), _metrics(config, keeping, delivery)
         desk = Desk(
             gate=gate,
             people=people,
@@ -164,10 +158,7 @@ async def serve(
         server = _server(config, desk)
         reloader = Reloader(config, gate, people, reporting, server, partial(tls_files, config))
         reloader.reload_delivery = delivery.reload
-        await _serve(
-            config, server, reloader, reading, recorder, committer, watching, delivery, gate, placement_watching,
-            task_status,
-        )  # fmt: skip
+        await _serve(config, server, reloader, reading, keeping, delivery, gate, placement_watching, task_status)
 
 
 async def _serve(  # noqa: PLR0913, PLR0917 - the last step of the composition
@@ -175,18 +166,15 @@ async def _serve(  # noqa: PLR0913, PLR0917 - the last step of the composition
     server: HttpsServer,
     reloader: Reloader,
     reading: Reading,
-    recorder: Recorder,
-    committer: Committer,
-    watching: LogWatching,
+    keeping: LogKeeping,
     delivery: Delivery,
     gate: Gate,
     placement_watching: PlacementWatching,
     task_status: trio.TaskStatus[Gateway],
 ) -> None:
+    recorder = keeping.recorder
     async with trio.open_nursery() as writing:
-        await writing.start(committer.run)
-        await writing.start(committer.keep_open)
-        writing.start_soon(watching.run, committer)
+        await keeping.start(writing)
         await reading.restore(int(time.time()))
         gate.time.not_before(await reading.newest_time())
         alarms_since = format_time(gate.clock.wall() - ALARM_MEMORY)
@@ -198,8 +186,10 @@ async def _serve(  # noqa: PLR0913, PLR0917 - the last step of the composition
             listeners = await serving.start(server.serve, address.host, address.port)
             bound = listeners[0].socket.getsockname()
             listen = str(configuration.Address(bound[0], bound[1]))
-            await recorder.append(Event("gateway.started", details=_start_details(config, listen, committer, reloader)))
-            running = Gateway(listen, reloader, committer, watching, placement_watching, delivery)
+            await recorder.append(
+                Event("gateway.started", details=_start_details(config, listen, keeping.committer, reloader))
+            )
+            running = Gateway(listen, reloader, keeping, placement_watching, delivery)
             serving.start_soon(_heartbeat, recorder, config.log.heartbeat_seconds)
             serving.start_soon(gate.sources.run)
             serving.start_soon(reading.search.follow)
@@ -213,7 +203,7 @@ async def _serve(  # noqa: PLR0913, PLR0917 - the last step of the composition
             serving.cancel_scope.cancel()
         with trio.move_on_after(STOP_SECONDS):
             await _record_or_log(recorder, Event("gateway.stopped"))
-            await watching.save(committer)
+            await keeping.finish()
         writing.cancel_scope.cancel()
 
 
@@ -232,13 +222,6 @@ async def _record_or_log(recorder: Recorder, event: Event) -> None:
         log.warning("could not be recorded", kind=event.kind, error=error.detail)
 
 
-async def _open(committer: Committer) -> None:
-    try:
-        await committer.open()
-    except (AuditError, OSError) as error:
-        raise StartRefused(f"the audit log cannot be opened: {error}") from error
-
-
 def _index(path: Path, origin: str) -> Index:
     try:
         return Index(path, origin)
@@ -246,24 +229,20 @@ def _index(path: Path, origin: str) -> Index:
         raise StartRefused(f"the query index {path} cannot be opened: {error}") from error
 
 
-async def _shielded(close: Callable[[], Any]) -> None:
-    with trio.CancelScope(shield=True):
-        await close()
-
-
-def _metrics(config: GatewayConfig, committer: Committer, delivery: Delivery) -> Metrics:
-    table = config.metrics
+def _metrics(config: GatewayConfig, keeping: LogKeeping, delivery: Delivery) -> Metrics:
+    table, committer = config.metrics, keeping.committer
     try:
         metrics = Metrics(None if table is None else secret(config.path(table.token_file)))
     except ValueError as error:
         raise StartRefused(f"metrics.token_file: {error}") from error
     metrics.add(of_log(lambda: committer.size, lambda: committer.failed_because is not None))
+    metrics.add(of_witnesses(keeping.witnessing.ages))
     metrics.add(of_siem(lambda: map(delivery.status, delivery.names)))
     return metrics
 
 
 def _gate(
-    config: GatewayConfig, people: People, sources: Sources, recorder: Recorder, clock: Clock
+    config: GatewayConfig, people: People, sources: Sources, keeping: LogKeeping, clock: Clock
 ) -> tuple[Gate, HostTrust]:
     engine = Engine(load_policy(config))
     people.named_groups = lambda: engine.bundle.named_groups
@@ -276,7 +255,8 @@ def _gate(
         placement=Placement(lambda: clock.wall().timestamp(), limits.placement_silence_seconds),
         migrations=Migrations(limits.migrations),
         dispatch=Dispatch(),
-        recorder=recorder,
+        recorder=keeping.recorder,
+        prove=keeping.proving,
         terms=_terms(config),
         clock=clock,
         new_id=lambda: secrets.token_hex(16),
@@ -391,22 +371,8 @@ def _p256_key(config: GatewayConfig, name: str) -> ec.EllipticCurvePrivateKey:
     return key
 
 
-def _log_key(config: GatewayConfig) -> ed25519.Ed25519PrivateKey:
-    key = _private_key(config, config.log.signing_key)
-    if not isinstance(key, ed25519.Ed25519PrivateKey):
-        raise StartRefused(f"{config.path(config.log.signing_key)}: is not an Ed25519 key")
-    return key
-
-
-def _health(config: GatewayConfig, committer: Committer, gate: Gate) -> dict[str, Any]:
-    status = "ok" if committer.failed_because is None else "log_unavailable"
-    return {
-        "status": status,
-        "name": config.gateway.name,
-        "log_size": committer.size,
-        "log_origin": config.log.origin,
-        **_loud(gate),
-    }
+def _health(config: GatewayConfig, keeping: LogKeeping, gate: Gate) -> dict[str, Any]:
+    return {"name": config.gateway.name, **keeping.health(), **_loud(gate)}
 
 
 def _loud(gate: Gate) -> dict[str, Any]:

@@ -40,6 +40,7 @@ from policy.jws import (
 PERMIT_TYPE: Final = "sealane-permit+jwt"
 MAX_PERMIT_BYTES: Final = MAX_TOKEN_BYTES
 MAX_ENTRY_BYTES: Final = 4 * 1024
+MAX_PROOF_CHECKPOINT_CHARS: Final = 4096
 ALGORITHM: Final = "ES256"
 SKEW_SECONDS: Final = 30
 # An evacuation permit is issued hours ahead. The relay's store of used `jti` is purged after `exp`, so that its
@@ -114,7 +115,7 @@ class PermitProof(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     decision_index: Count
     decision_leaf_hash: Hash
     index: Count
-    checkpoint: Annotated[str, Meta(min_length=1, max_length=4096)]
+    checkpoint: Annotated[str, Meta(min_length=1, max_length=MAX_PROOF_CHECKPOINT_CHARS)]
     path: Annotated[tuple[Hash, ...], Meta(max_length=63)]  # a log has fewer than 2^63 entries
 
     def path_hashes(self) -> tuple[bytes, ...]:

@@ -6,8 +6,8 @@ from typing import Any, Final
 
 import trio
 
-from gateway.api.answers import error_answer
-from gateway.errors import RequestTooLarge, RequestTooSlow
+from gateway.api.answers import JsonAnswer, error_answer
+from gateway.errors import GatewayError, RequestTooLarge, RequestTooSlow
 
 MAX_BODY_BYTES: Final = 64 * 1024
 _DRAIN_BYTES: Final = 1024 * 1024
@@ -29,11 +29,11 @@ class BoundedBody:
             with trio.fail_after(self._seconds):
                 body = await _read_body(scope, receive)
         except trio.TooSlowError:
-            await error_answer(RequestTooSlow("the body did not arrive in time"))(scope, receive, send)
+            await _last_answer(RequestTooSlow("the body did not arrive in time"))(scope, receive, send)
             _hang_up(scope)
             return
         except RequestTooLarge as error:
-            await error_answer(error)(scope, receive, send)
+            await _last_answer(error)(scope, receive, send)
             # Closing at once would reset the connection and could take our answer with it.
             with trio.move_on_after(_DRAIN_SECONDS):
                 await _drain(receive)
@@ -72,6 +72,13 @@ async def _read_body(scope: Any, receive: Any) -> bytes | None:
             raise RequestTooLarge(f"a body is at most {MAX_BODY_BYTES} bytes")
         if not message.get("more_body", False):
             return bytes(body)
+
+
+def _last_answer(error: GatewayError) -> JsonAnswer:
+    """The client is told that the connection ends, or its next request on it could be cut off."""
+    answer = error_answer(error)
+    answer.headers["connection"] = "close"
+    return answer
 
 
 async def _drain(receive: Any) -> None:

@@ -91,7 +91,7 @@ async def test_a_start_refuses_what_changed_while_nothing_ran(site: Site, long_l
     older, current = site.directory / "older", site.directory / "current"
     shutil.copytree(site.log, older)
     async with running_gateway(site) as running:
-        await until(lambda: running.gateway.watching.known_bundles == 2)
+        await until(lambda: running.gateway.keeping.watching.known_bundles == 2)
     shutil.copytree(site.log, current)
 
     shorten(site.log / "tile/entries/001")

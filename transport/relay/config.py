@@ -37,12 +37,18 @@ class IdentitySection(_Section, frozen=True):
 
 
 class GatewaySection(_Section, frozen=True):
-    """`permit_keys` and `log_keys` are files; what they hold is pinned: no other permit is believed."""
+    """`permit_keys` and `log_keys` are files; what they hold is pinned: no other permit is believed.
+
+    `witnesses_required`: a permit's proof must carry cosignatures of so many of the witnesses in `witness_keys` (files
+    of C2SP verifier keys, one on each line), so that a gateway alone cannot show this host a log of its own.
+    """
 
     url: str
     trust_bundle: str
     permit_keys: Annotated[list[str], Meta(min_length=1)]
     log_keys: Annotated[list[str], Meta(min_length=1)]
+    witness_keys: list[str] = []
+    witnesses_required: Annotated[int, Meta(ge=0, le=16)] = 0
 
 
 class HypervisorSection(_Section, frozen=True):
@@ -185,6 +191,8 @@ def _resolved(config: RelayConfig, folder: Path) -> RelayConfig:
             trust_bundle=at(gateway.trust_bundle),
             permit_keys=[at(key) for key in gateway.permit_keys],
             log_keys=[at(key) for key in gateway.log_keys],
+            witness_keys=[at(key) for key in gateway.witness_keys],
+            witnesses_required=gateway.witnesses_required,
         ),
         hypervisor=msgspec.structs.replace(
             hypervisor, qmp_socket=at(hypervisor.qmp_socket), memory_socket=at(hypervisor.memory_socket)

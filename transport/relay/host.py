@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import trio
 
 from audit.checkpoint import LogVerifier
+from audit.cosignature import CosignerKey
 from audit.errors import AuditError
 from certs.errors import CertificateError
 from certs.tls import HostCredentials
@@ -107,6 +108,11 @@ class RelayHost:
         )
 
 
+def _witness_keys(files: Sequence[str]) -> Iterator[CosignerKey]:
+    for name in files:
+        yield from (CosignerKey.parse(line) for line in Path(name).read_text("ascii").splitlines() if line.strip())
+
+
 def open_host(config: RelayConfig) -> RelayHost:
     """Read every file that the configuration names; a bad one fails here, not at the first migration."""
     try:
@@ -119,14 +125,20 @@ def open_host(config: RelayConfig) -> RelayHost:
         credentials.require_usable(now())
         keys = tuple(PermitKey.from_pem(Path(name).read_bytes()) for name in config.gateway.permit_keys)
         logs = tuple(LogVerifier.parse(Path(name).read_text()) for name in config.gateway.log_keys)
+        witnesses = tuple(_witness_keys(config.gateway.witness_keys))
+        required = config.gateway.witnesses_required
     except (CertificateError, AuditError) as error:
         raise ConfigurationError(str(error)) from None
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"a pinned key cannot be read: {error}") from None
+    if required > len({key.name for key in witnesses}):
+        raise ConfigurationError("gateway.witnesses_required is more than there are witnesses in gateway.witness_keys")
     is_qmp = config.hypervisor.kind == "qmp"
     desk = PermitDesk(
         permit_keys=keys,
         log_verifiers=logs,
+        witness_keys=witnesses,
+        witnesses_required=required,
         can_bind_vm=is_qmp,
         can_limit_bandwidth=is_qmp,
         crl_number=lambda: credentials.crl_number,

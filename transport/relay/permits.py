@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from audit.checkpoint import LogVerifier, open_checkpoint
+from audit.cosignature import CosignerKey, cosignatures, cosigners_of
 from audit.errors import CheckpointError, ProofError
 from audit.proof import leaf_hash, verify_inclusion
 from policy.errors import PermitRefused
@@ -44,6 +45,8 @@ class PermitDesk:
 
     permit_keys: tuple[PermitKey, ...]
     log_verifiers: tuple[LogVerifier, ...]
+    witness_keys: tuple[CosignerKey, ...]
+    witnesses_required: int
     can_bind_vm: bool
     can_limit_bandwidth: bool
     crl_number: Callable[[], int]
@@ -80,6 +83,9 @@ class PermitDesk:
         proof = permit.proof
         try:
             checkpoint = open_checkpoint(proof.checkpoint, self.log_verifiers)
+            witnesses = cosigners_of(cosignatures(proof.checkpoint, self.witness_keys))
+            if len(witnesses) < self.witnesses_required:
+                raise CheckpointError(f"{len(witnesses)} of {self.witnesses_required} required witnesses cosigned it")
             leaf = leaf_hash(proof_entry(permit))
             verify_inclusion(leaf, proof.index, checkpoint.size, proof.path_hashes(), checkpoint.root)
         except (CheckpointError, ProofError) as error:
