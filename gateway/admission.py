@@ -50,7 +50,7 @@ async def admit(gate: Gate, bearer: str | None, asked: Asked) -> Admission:
         committed = await commit(gate, event, claims)
         # From here on the decision is durable, and the permit entry with it: only now can a permit be sealed.
         if claims is not None:
-            issue_permit(gate, facts, claims, committed.index, await gate.prove(committed))
+            issue_permit(gate, facts, claims, event, committed.index, await gate.prove(committed))
         else:
             remember_refusal(gate, facts, event, committed.index)
         return Admission(migration_id, decision, committed.index, obstacle)

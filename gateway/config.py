@@ -138,6 +138,13 @@ class BreakGlassTable(_Table, frozen=True):
         return re.compile(self.ticket_pattern) if self.ticket_pattern is not None else None
 
 
+class RevocationTable(_Table, frozen=True):
+    """How often running migrations are decided anew, and how long one goes on while nobody can tell."""
+
+    interval_seconds: Annotated[int, Meta(ge=1, le=60)] = 15
+    unknown_grace_seconds: Annotated[int, Meta(ge=0, le=3_600)] = 300
+
+
 class LimitsTable(_Table, frozen=True):
     """Bounds of the shells. Each has a default that a site of some hundred hosts can live with."""
 
@@ -171,6 +178,7 @@ class GatewayConfig(_Table, frozen=True):
     break_glass: BreakGlassTable | None = None
     witnesses: Annotated[tuple[WitnessTable, ...], Meta(max_length=16)] = ()
     witnessing: WitnessingTable = WitnessingTable()
+    revocation: RevocationTable = RevocationTable()
     limits: LimitsTable = LimitsTable()
     siem: SiemTable = SiemTable()
     metrics: MetricsTable | None = None

@@ -15,7 +15,7 @@ from gateway.gate import Gate
 from gateway.migrations import Migration, State
 from gateway.permitting import permit_entry_after
 from gateway.recording import Event, Recorded, actor_of, identity_of
-from policy.engine import Decision
+from policy.engine import Decision, PolicyReason
 from policy.errors import PermitTooLarge
 from policy.many_groups import compact_entities
 from policy.permit import PermitClaims
@@ -59,6 +59,7 @@ def decision_event(
             "permit": permit,
             "policy_request": decision.request,
             "policy_entities": compact_entities(decision.entities),
+            **({"account": question.person.account} if question.person.account is not None else {}),
             **identity_of(question.person),
         },
     )
@@ -70,7 +71,7 @@ def decision_document(decision: Decision) -> dict[str, Any]:
         "allowed": decision.allowed,
         **({"observed": True} if decision.observed else {}),
         "denied_because": decision.denied_because or None,
-        "policies": [{"id": r.id, "effect": r.effect, "reason": r.reason} for r in decision.reasons],
+        "policies": [_policy(reason) for reason in decision.reasons],
         "errors": list(decision.errors),
         "bundle_digest": decision.bundle_digest,
     }
@@ -106,6 +107,13 @@ def remember_refusal(gate: Gate, facts: Facts, event: Event, index: int) -> None
             message=event.details.get("not_admitted"),
         )
     )
+
+
+def _policy(reason: PolicyReason) -> dict[str, Any]:
+    shown: dict[str, Any] = {"id": reason.id, "effect": reason.effect, "reason": reason.reason}
+    if reason.on_revocation is not None:
+        shown["on_revocation"] = reason.on_revocation
+    return {**shown, "baseline": True} if reason.is_baseline else shown
 
 
 def _asked(facts: Facts) -> dict[str, Any]:

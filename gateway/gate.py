@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from gateway.bell import Bell
 from gateway.dispatch import Dispatch
 from gateway.migrations import Migrations
 from gateway.people import People
@@ -44,6 +45,7 @@ class Gate:
     """All that admission works with. `minimum_crl_number` is replaced at a reload; `sources` keep themselves fresh.
 
     `break_glass` and `observation`: None where the site does not have it. `time`: for what must end in time.
+    `bell`: rings when something changed that running migrations stand on.
     """
 
     people: People
@@ -60,6 +62,7 @@ class Gate:
     relay_silence_seconds: float
     minimum_crl_number: int
     time: SteadyTime
+    bell: Bell
     break_glass: BreakGlass | None = None
     observation: Observation | None = None
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import structlog
 
+from gateway.bell import Bell
 from gateway.config import GatewayConfig
 from gateway.errors import GatewayError, StartRefused
 from gateway.placement import Placement
@@ -75,13 +76,15 @@ async def _source(config: GatewayConfig, table: SourceTable, stack: AsyncExitSta
 class InventoryNews:
     """Records each change of a source and each failure that follows a success; forgets what receipts said before."""
 
-    def __init__(self, recorder: Recorder, placement: Placement) -> None:
+    def __init__(self, recorder: Recorder, placement: Placement, bell: Bell) -> None:
+        self._bell = bell
         self._recorder = recorder
         self._placement = placement
 
     async def tell(self, news: News) -> None:
         """Never raises: a log that cannot take it must not end the task that keeps the inventory fresh."""
         self._placement.forget(news.moved)
+        self._bell.ring()
         details: dict[str, Any] = {"source": news.source, "placement_forgotten": list(news.moved)}
         if news.failure is not None:
             log.warning("inventory source failed", source=news.source, error=news.failure)

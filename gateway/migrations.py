@@ -17,6 +17,8 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Final
 
+from gateway.standing import Standing, standing_of
+
 BEGIN_GRACE_SECONDS: Final = 60  # after a permit's `exp`: clock skew, and a report that is under way
 END_GRACE_SECONDS: Final = 300  # after `session_until`, for receipts that are spooled
 SECOND_RECEIPT_SECONDS: Final = 10  # how long "completed" waits for the other host's receipt
@@ -48,7 +50,10 @@ class ReceiptOnFile:
 
 @dataclass(frozen=True, slots=True)
 class Migration:
-    """Times are unix seconds: `begin_until` is the permit's `exp`, `end_until` its `session_until`."""
+    """Times are unix seconds: `begin_until` is the permit's `exp`, `end_until` its `session_until`.
+
+    `standing`: what it was allowed on. `obligation`: the strongest that a revocation in flight had, if there was one.
+    """
 
     migration_id: str
     vm_uuid: str | None
@@ -69,6 +74,9 @@ class Migration:
     message: str | None = None
     receipts: tuple[ReceiptOnFile, ...] = ()
     break_glass: str | None = None
+    standing: Standing | None = None
+    obligation: str | None = None
+    revoked_because: str | None = None
 
     @property
     def is_final(self) -> bool:
@@ -115,6 +123,16 @@ class Migration:
             return known if self.is_final else replace(known, state=State.HANDING_OVER)
         was_cancelled = self.state is State.CANCELLED or any(outcome == "cancelled" for _, outcome in said)
         return replace(known, state=State.CANCELLED if was_cancelled else State.FAILED)
+
+    def with_revocation(self, record: Mapping[str, Any]) -> Migration:
+        """What a `migration.revoked` record (as JSON) says of it."""
+        details = record["details"]
+        told = replace(self, obligation=details["obligation"], revoked_because=details["because"])
+        return told.with_cancel_request() if record.get("outcome") == "cancel_requested" else told
+
+    def restored(self, now: int) -> Migration:
+        """As it is after a restart: relays get a moment to say that it has begun, which no record says."""
+        return replace(self, begin_until=max(self.begin_until, now)) if self.state is State.ASSIGNED else self
 
     def with_cancel_request(self) -> Migration:
         return replace(self, cancel_requested=True)
@@ -212,6 +230,7 @@ def from_decision(index: int, record: Mapping[str, Any]) -> Migration:
         end_until=permit["session_until"] if permit else 0,
         message=details.get("not_admitted"),
         break_glass=details.get("asked", {}).get("break_glass"),
+        standing=standing_of(record),
     )
 
 

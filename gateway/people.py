@@ -22,7 +22,7 @@ from gateway.recording import Event, Recorder
 from gateway.sealed_people import SEAL_BROKEN, SIGNED_IN, SealBroken, SealedIssuer
 from gateway.throttle import Throttle
 from policy.errors import DirectoryRefused, DirectoryUnavailable, FactRefused, IssuerUnavailable, TokenRefused
-from policy.facts import Person, group_id
+from policy.facts import DirectoryFacts, Person, group_id
 from policy.identity.active_directory import ActiveDirectory, resolve
 from policy.identity.directory_account import AccountAttribute
 from policy.identity.local import LocalDirectory, LocalPerson, issue_token
@@ -107,6 +107,19 @@ class DirectoryGroups:
         attribute = self.attributes[person.issuer]
         return await resolve(self.directory, person, attribute, now, fresh=fresh, report=_report)
 
+    async def reconsider(self, person: Person, now: datetime) -> Person:
+        """The same, but a directory that does not answer is no answer. Errors: DirectoryUnavailable."""
+        failures: list[DirectoryUnavailable] = []
+        attribute = self.attributes[person.issuer]
+        found = await resolve(self.directory, person, attribute, now, fresh=True, report=failures.append)
+        if failures:
+            raise failures[0]
+        return found
+
+
+def _gone(whence: str) -> DirectoryFacts:
+    return DirectoryFacts(problem=f"they are in the {whence} no more")
+
 
 def _report(error: DirectoryUnavailable) -> None:
     log.warning("active directory unavailable", check=error.check, error=error.detail)
@@ -183,6 +196,32 @@ class People:
             await self._record_refusal({"check": "subject", "detail": "removed since"}, person.id, address)
             raise Unauthenticated("the token is not accepted", check="subject")
         return replace(person, groups=frozenset(group_id(person.issuer, group) for group in found.groups))
+
+    def asks_directory(self, person: Person) -> bool:
+        """Whether it takes Active Directory to say who they are now."""
+        return self.directory is not None and self.directory.knows(person)
+
+    async def reconsider(self, person: Person, now: datetime) -> Person:
+        """The person as they are known now, for what they began earlier; nothing cached, nothing recorded.
+
+        Who is gone has unknown groups and the reason. Of an outside issuer's token nothing newer can be had: it stays
+        what it said. Errors: DirectoryUnavailable, where nobody can tell now.
+        """
+        if self.directory is not None and self.directory.knows(person):
+            return await self.directory.reconsider(person, now)
+        if self.sealed is not None and person.issuer == self.sealed.issuer:
+            try:
+                found = self.sealed.find(await self.sealed.people(), person)
+            except DirectoryRefused as error:
+                raise DirectoryUnavailable("answer", str(error)) from error
+            groups = self.sealed.groups_of(found) if found is not None else None
+            return replace(person, groups=groups, directory=None if found else _gone("sealed file"))
+        if self.local is not None and person.issuer == self.local.issuer:
+            found = self.local.directory.people.get(person.id.partition("#")[2])
+            names = found.groups if found is not None else ()
+            groups = frozenset(group_id(person.issuer, name) for name in names) if found is not None else None
+            return replace(person, groups=groups, directory=None if found else _gone("local directory"))
+        return person
 
     async def sign_in(self, username: str, password: str, now: datetime, address: str) -> IssuedToken:
         """A token for a local person; it exists only once it is recorded. Errors: Unauthenticated, Throttled, log."""

@@ -15,7 +15,8 @@ from gateway.dispatch import Assignment, QueueFull
 from gateway.errors import RelayUnreachable
 from gateway.gate import Gate
 from gateway.migrations import Migration, State
-from gateway.recording import Recorded
+from gateway.recording import Event, Recorded, document_of
+from gateway.standing import standing_of
 from gateway.witnessing import Witnessing
 from policy.engine import Decision
 from policy.permit import MAX_PROOF_CHECKPOINT_CHARS, PermitClaims, PermitProof, permit_entry, seal_permit
@@ -60,8 +61,10 @@ def permit_entry_after(claims: PermitClaims | None) -> Callable[[int, bytes], Se
     return lambda index, leaf_hash: [permit_entry(claims, index, leaf_hash)]
 
 
-def issue_permit(gate: Gate, facts: Facts, claims: PermitClaims, record_index: int, proof: PermitProof) -> None:
-    """Seal the permit with the proof of its entry and queue it for the source relay."""
+def issue_permit(
+    gate: Gate, facts: Facts, claims: PermitClaims, event: Event, record_index: int, proof: PermitProof
+) -> None:
+    """Seal the permit with the proof of its entry and queue it for the source relay. `event`: the decision's."""
     token = seal_permit(claims, proof, gate.terms.private_key, gate.terms.key_id)
     assert facts.source is not None
     assert facts.destination is not None
@@ -80,6 +83,7 @@ def issue_permit(gate: Gate, facts: Facts, claims: PermitClaims, record_index: i
         end_until=claims.session_until,
         permit_sha256=hashlib.sha256(token.encode()).hexdigest(),
         break_glass=facts.asked.break_glass,
+        standing=standing_of(document_of(event)),
     )
     document = {
         "kind": "migrate",

@@ -31,7 +31,12 @@ MAX_RECORDS_OF_MIGRATION: Final = 100
 PAGE_OF_RESTORE: Final = 1000
 RESTORED_SECONDS: Final = 2 * 86_400  # of migrations: what began before has ended, or its permit has
 ACTIONS_OF_ONESELF: Final = ("CheckDecision", "ReadOwnMigrations", "CancelMigration", "ReadAudit")
-RESTORED_KINDS: Final = ("migration.decision", "migration.receipt", "migration.cancel_requested")
+RESTORED_KINDS: Final = (
+    "migration.decision",
+    "migration.receipt",
+    "migration.cancel_requested",
+    "migration.revoked",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +137,7 @@ class Reading:
         for vm, arrival in (await self.search.arrivals()).items():
             self._gate.placement.restore(vm, arrival.host, arrival.time_us / 10**6, arrival.source)
         for migration in derive(await self._lately()).values():
-            self._gate.migrations.put(migration.at(now))
+            self._gate.migrations.put(migration.restored(now).at(now))
 
     async def newest_time(self) -> int:
         """Unix seconds of the latest of all records; 0 for an empty log. Errors: SearchUnavailable."""
@@ -177,6 +182,8 @@ def derive(records: Sequence[tuple[int, Mapping[str, Any]]]) -> dict[str, Migrat
             found[migration_id] = migration.with_receipt(receipt_on_file(index, record), _seconds(record))
         elif kind == "migration.cancel_requested" and record.get("outcome") == "allowed":
             found[migration_id] = migration.with_cancel_request()
+        elif kind == "migration.revoked":
+            found[migration_id] = migration.with_revocation(record)
     return found
 
 

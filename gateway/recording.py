@@ -135,6 +135,29 @@ class Recorder:
         return encode_entry(record, self._signer.sign, self._signer.key_id)
 
 
+def document_of(event: Event) -> dict[str, Any]:
+    """The parts of the record that state is derived from, so that memory and a restart derive alike."""
+    actor, vm = event.actor, event.vm
+    return {
+        "kind": event.kind,
+        "outcome": event.outcome,
+        "actor": None
+        if actor is None
+        else {
+            "id": actor.id,
+            "name": actor.name,
+            "issuer": actor.issuer,
+            "authenticated_by": actor.authenticated_by,
+            "groups": actor.groups,
+        },
+        "vm": None if vm is None else {"uuid": vm.uuid, "name": vm.name},
+        "source": event.source,
+        "destination": event.destination,
+        "reason": event.reason,
+        "details": event.details,
+    }
+
+
 def actor_of(person: Person) -> Actor:
     """The person as they were known at this moment; of very many groups those that policies name (`identity_of`)."""
     shown = person.groups if person.shown_groups is None else person.shown_groups

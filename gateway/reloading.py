@@ -99,6 +99,7 @@ class Reloader:
                 )
             except GatewayError as error:
                 log.error("reload could not be recorded", error=error.detail)
+            self._gate.bell.ring()
             log.info("reloaded", refused=sorted(refused))
 
     async def _reload_inventory(self) -> list[str]:

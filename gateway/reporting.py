@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final
 
@@ -13,10 +12,11 @@ import trio
 from audit.record import Vm
 from certs.identity import SpiffeId
 from gateway.asking import decide
+from gateway.cancelling import ask_for_end
 from gateway.deciding import decision_document
-from gateway.dispatch import Assignment, QueueFull
-from gateway.errors import Conflict, NotAllowed, NotKnown, ReceiptRefused, RelayRefused, RelayUnreachable
+from gateway.errors import NotAllowed, NotKnown, ReceiptRefused, RelayRefused
 from gateway.gate import Gate
+from gateway.hosts_seen import HostsSeen
 from gateway.migrations import FINAL, MAX_RECEIPTS, Migration, ReceiptOnFile, State
 from gateway.reading import Reading
 from gateway.receipts import SignedReceipt, read_body, receipt_details, verify_receipt
@@ -35,6 +35,7 @@ class Reporting:
 
     def __init__(self, gate: Gate, reading: Reading, trust: HostTrust) -> None:
         self.trust = trust
+        self.seen = HostsSeen()
         self._gate = gate
         self._reading = reading
         self._receipts = trio.Lock()
@@ -107,29 +108,7 @@ class Reporting:
         await self._gate.recorder.append(event)
         if not decision.allowed:
             raise NotAllowed(f"cancelling this migration is denied: {decision.denied_because}")
-        self._send_cancel(self._gate.migrations.get(migration_id, seconds) or migration, seconds)
-
-    def _send_cancel(self, migration: Migration, now: int) -> None:
-        if migration.is_final or migration.source is None:
-            raise Conflict(
-                f"the migration has ended: {migration.state}", code="already_ended", next_step="nothing to do"
-            )
-        if migration.cancel_requested:
-            return
-        migration = migration.with_cancel_request()
-        if self._gate.dispatch.withdraw(migration.source or "", migration.migration_id):
-            # The relay never had the permit, so nothing can begin.
-            self._gate.migrations.put(replace(migration, state=State.CANCELLED, message="cancelled before it began"))
-            return
-        document = {"kind": "cancel", "migration_id": migration.migration_id}
-        expires = trio.current_time() + max(1, migration.end_until - now)
-        try:
-            self._gate.dispatch.assign(
-                migration.source or "", Assignment(migration.migration_id, "cancel", document, expires)
-            )
-        except QueueFull as error:
-            raise RelayUnreachable("the source relay does not take its assignments") from error
-        self._gate.migrations.put(migration)
+        ask_for_end(self._gate, self._gate.migrations.get(migration_id, seconds) or migration, seconds)
 
     def _take(self, migration: Migration) -> None:
         self._gate.migrations.put(migration)

@@ -33,6 +33,7 @@ from certs.files import read_private_key
 from gateway.api.app import create_app
 from gateway.api.desk import Desk
 from gateway.api.https import Bounds, HttpsServer, TlsFiles, make_context
+from gateway.bell import Bell
 from gateway.break_glass.composition import make_break_glass, make_sealed_issuer
 from gateway.clocks import machine_boot_id, system_clock
 from gateway.committer import Committer
@@ -60,6 +61,7 @@ from gateway.siem.delivery import CommittedEntries, Delivery
 from gateway.siem.oversight import Oversight
 from gateway.siem.receivers import secret
 from gateway.steady import SteadyTime
+from gateway.watch import Watch, WatchSettings
 from policy.engine import Engine
 from policy.errors import DirectoryRefused, PolicyError
 from policy.identity.active_directory import ActiveDirectory
@@ -128,7 +130,7 @@ async def serve(
         sources = await open_sources(config, stack)
         await read_at_start(sources)
         gate, trust = _gate(config, people, sources, keeping, clock)
-        sources.on_news = InventoryNews(recorder, gate.placement).tell
+        sources.on_news = InventoryNews(recorder, gate.placement, gate.bell).tell
         search = Search(index, origin, committer, config.path(config.log.directory))
         stack.callback(search.close)
         reading = Reading(gate, committer, search)
@@ -157,8 +159,9 @@ async def serve(
         )
         server = _server(config, desk)
         reloader = Reloader(config, gate, people, reporting, server, partial(tls_files, config))
+        watch = Watch(gate, people, reporting.seen, lambda: reporting.trust)
         reloader.reload_delivery = delivery.reload
-        await _serve(config, server, reloader, reading, keeping, delivery, gate, placement_watching, task_status)
+        await _serve(config, server, reloader, reading, keeping, delivery, watch, gate, placement_watching, task_status)
 
 
 async def _serve(  # noqa: PLR0913, PLR0917 - the last step of the composition
@@ -168,6 +171,7 @@ async def _serve(  # noqa: PLR0913, PLR0917 - the last step of the composition
     reading: Reading,
     keeping: LogKeeping,
     delivery: Delivery,
+    watch: Watch,
     gate: Gate,
     placement_watching: PlacementWatching,
     task_status: trio.TaskStatus[Gateway],
@@ -191,6 +195,9 @@ async def _serve(  # noqa: PLR0913, PLR0917 - the last step of the composition
             )
             running = Gateway(listen, reloader, keeping, placement_watching, delivery)
             serving.start_soon(_heartbeat, recorder, config.log.heartbeat_seconds)
+            revocation = config.revocation
+            settings = WatchSettings(revocation.interval_seconds, revocation.unknown_grace_seconds)
+            serving.start_soon(watch.run, settings)
             serving.start_soon(gate.sources.run)
             serving.start_soon(reading.search.follow)
             serving.start_soon(placement_watching.run)
@@ -263,6 +270,7 @@ def _gate(
         relay_silence_seconds=limits.relay_silence_seconds,
         minimum_crl_number=trust.crl_number,
         time=SteadyTime(clock),
+        bell=Bell(),
     )
     return gate, trust
 

@@ -77,7 +77,9 @@ async def person_of(desk: AtDesk, bearer: Bearer, address: Address) -> Person:
 async def host_of(desk: AtDesk, request: Request) -> SpiffeId:
     """The host of the connection's client certificate. Errors: RelayRefused."""
     certificate = request.scope.get("state", {}).get("peer_certificate")
-    return relay_of(certificate, desk.reporting.trust, desk.gate.inventory, desk.now())
+    host = relay_of(certificate, desk.reporting.trust, desk.gate.inventory, desk.now())
+    desk.reporting.seen.note(str(host), certificate)
+    return host
 
 
 Asking = Annotated[Person, Depends(person_of)]

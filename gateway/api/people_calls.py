@@ -120,6 +120,9 @@ def _migration_document(migration: Migration) -> dict[str, Any]:
         "requested_by": migration.requested_by,
         "record_index": migration.record_index,
         "cancel_requested": migration.cancel_requested,
+        "revoked": None
+        if migration.obligation is None
+        else {"obligation": migration.obligation, "because": migration.revoked_because},
         "progress": migration.progress,
         "message": migration.message,
         "receipts": [

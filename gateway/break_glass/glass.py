@@ -34,7 +34,7 @@ from gateway.deciding import commit, decision_document, decision_event
 from gateway.errors import Conflict, GatewayError, NotAllowed, NotKnown, Overloaded
 from gateway.gate import Gate
 from gateway.migrations import State as MigrationState
-from gateway.recording import Event, Recorded, actor_of, identity_of
+from gateway.recording import Event, Recorded, actor_of, document_of, identity_of
 from policy.engine import Decision
 from policy.facts import APPROVAL, Context, Person, Question
 from policy.identity.sameness import are_same
@@ -71,7 +71,6 @@ class BreakGlass:
         self._lock = trio.Lock()
         self._grants: dict[str, Grant] = {}
         self._is_stale = True
-        self.changed = trio.Event()  # replaced at each end: the watch over running migrations looks at once
 
     async def restore(self) -> None:
         """At start: what the log says. Errors: LogUnavailable."""
@@ -105,7 +104,7 @@ class BreakGlass:
                 raise NotAllowed(f"breaking glass is denied (record {recorded.index}): {decision.denied_because}")
             if obstacle is not None:
                 raise obstacle
-            grant = self._grants[grant_id] = derive([(recorded.index, _as_record(event))])[grant_id]
+            grant = self._grants[grant_id] = derive([(recorded.index, document_of(event))])[grant_id]
             return grant
 
     async def approve(self, step: Step, grant_id: str) -> Grant:
@@ -125,7 +124,7 @@ class BreakGlass:
                 raise NotAllowed(f"approving is denied (record {recorded.index}): {decision.denied_because}")
             if obstacle is not None:
                 raise obstacle
-            self._grants[grant.id] = apply(grant, _as_record(event))
+            self._grants[grant.id] = apply(grant, document_of(event))
             return self._grants[grant.id]
 
     async def end(self, step: Step, grant_id: str) -> Grant:
@@ -203,9 +202,8 @@ class BreakGlass:
         return {"pending": states.count(State.PENDING), "approved": states.count(State.APPROVED)}
 
     def _take_end(self, grant: Grant, event: Event) -> None:
-        self._grants[grant.id] = apply(grant, _as_record(event))
-        self.changed.set()
-        self.changed = trio.Event()
+        self._grants[grant.id] = apply(grant, document_of(event))
+        self._gate.bell.ring()  # a migration under it may have to end
 
     @asynccontextmanager
     async def _turn(self) -> AsyncIterator[int]:
@@ -323,29 +321,6 @@ def _by_two_persons(decision: Decision, grant: Grant, approver: Person, marks: f
 
 def _with_glass(event: Event, said: Mapping[str, Any]) -> Event:
     return replace(event, details={**event.details, "break_glass": dict(said)})
-
-
-def _as_record(event: Event) -> dict[str, Any]:
-    """The parts of the record that state is derived from, so that memory and a restart derive alike."""
-    actor, vm = event.actor, event.vm
-    return {
-        "kind": event.kind,
-        "outcome": event.outcome,
-        "actor": None
-        if actor is None
-        else {
-            "id": actor.id,
-            "name": actor.name,
-            "issuer": actor.issuer,
-            "authenticated_by": actor.authenticated_by,
-            "groups": actor.groups,
-        },
-        "vm": None if vm is None else {"uuid": vm.uuid, "name": vm.name},
-        "source": event.source,
-        "destination": event.destination,
-        "reason": event.reason,
-        "details": event.details,
-    }
 
 
 def _alarm(what: str, event: Event, grant_id: str) -> None:

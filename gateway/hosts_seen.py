@@ -1,0 +1,33 @@
+"""The certificates by which relays were last heard: one that is revoked later cannot be heard any more to say so."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from cryptography import x509
+
+from certs.errors import CertificateError, Check, PeerRefused
+from gateway.relays import HostTrust
+
+
+class HostsSeen:
+    """By SPIFFE id, as many as the inventory has hosts: only those are heard."""
+
+    def __init__(self) -> None:
+        self._certificates: dict[str, bytes] = {}
+
+    def note(self, host: str, certificate_der: bytes) -> None:
+        self._certificates[host] = certificate_der
+
+    def is_revoked(self, host: str, trust: HostTrust, now: datetime) -> bool:
+        """Whether what it last showed is on a CRL of `trust`. Expiry is no revocation."""
+        der = self._certificates.get(host)
+        if der is None:
+            return False
+        try:
+            trust.host_of((x509.load_der_x509_certificate(der),), now)
+        except PeerRefused as error:
+            return error.check == Check.REVOKED
+        except (CertificateError, ValueError):
+            return False
+        return False

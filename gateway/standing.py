@@ -1,0 +1,72 @@
+"""What a running migration stands on: enough of its decision to ask the same question again, hours and restarts later.
+
+Made of the decision's record alone, also when it has just been made, so that a restart knows exactly the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from policy.errors import FactRefused
+from policy.facts import Person
+from policy.many_groups import expand_entities
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """`person`: as they were known then. `time`: of the decision; a maintenance window that closes revokes nothing.
+
+    `obligations`: what the policies that permitted it say of a revocation. `observed`: they did not permit it.
+    """
+
+    person: Person
+    action: str
+    ports: tuple[str, ...]
+    reason_given: bool
+    time: datetime
+    obligations: tuple[str, ...]
+    observed: bool
+
+
+def standing_of(record: Mapping[str, Any]) -> Standing | None:
+    """Of a `migration.decision` record (as JSON) that permitted something; None if it does not tell enough."""
+    details, actor = record.get("details", {}), record.get("actor")
+    context = details.get("policy_request", {}).get("context", {})
+    decision = details.get("decision", {})
+    if not details.get("permit") or actor is None or not context:
+        return None
+    try:
+        person = Person(
+            actor["id"],
+            actor["issuer"] or "",
+            actor["name"],
+            _groups(actor["id"], details["policy_entities"]),
+            actor["authenticated_by"],
+            details.get("account"),
+        )
+        return Standing(
+            person=person,
+            action=details["action"],
+            ports=tuple(context["ports"]),
+            reason_given=context["reason_given"],
+            time=datetime.fromisoformat(context["time"]["__extn"]["arg"]),
+            obligations=_obligations(decision.get("policies", ())),
+            observed=bool(decision.get("observed")),
+        )
+    except (KeyError, TypeError, ValueError, FactRefused):
+        return None
+
+
+def _groups(person: str, entities: Sequence[Mapping[str, Any]]) -> frozenset[str] | None:
+    """All of them, also of a person in very many."""
+    for entity in expand_entities([dict(each) for each in entities]):
+        if entity["uid"] == {"type": "Sealane::Person", "id": person} and entity["attrs"]["groups_known"]:
+            return frozenset(parent["id"] for parent in entity["parents"])
+    return None
+
+
+def _obligations(policies: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    return tuple(each["on_revocation"] for each in policies if each["effect"] == "permit" and each.get("on_revocation"))

@@ -1,0 +1,239 @@
+"""The watch over running migrations: every some seconds, and at once when something changed, each is decided anew.
+
+One hung directory does not keep the watch from the others: people whose groups it tells wait for it in a place of their
+own, with its deadline. What cannot be known is left alone for a grace, and then taken for a no.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any, Final
+
+import structlog
+import trio
+
+from audit.errors import RecordTooLarge
+from audit.record import Vm
+from gateway.asking import decide
+from gateway.cancelling import ask_for_end, tell_to_end
+from gateway.deciding import decision_document
+from gateway.errors import GatewayError
+from gateway.gate import Gate
+from gateway.hosts_seen import HostsSeen
+from gateway.migrations import Migration
+from gateway.observing import is_observable
+from gateway.people import People
+from gateway.recording import Event
+from gateway.relays import HostTrust
+from gateway.revocation import Effect, Revoked, effect_of, obligation_of, question_again, strength
+from gateway.standing import Standing
+from policy.errors import DirectoryUnavailable
+from policy.facts import Person
+from policy.many_groups import compact_entities
+
+PEOPLE_AT_ONCE: Final = 4  # look-ups in a directory
+ROUND_SECONDS: Final = 30.0
+
+log = structlog.get_logger("gateway.alarm")
+
+
+@dataclass(frozen=True, slots=True)
+class WatchSettings:
+    """`unknown_grace_seconds`: how long a migration goes on while nobody can tell whether it still may."""
+
+    interval_seconds: float
+    unknown_grace_seconds: float
+
+
+class Unknown(Exception):
+    """It cannot be told now whether the migration may go on."""
+
+
+class Watch:
+    """`trust` tells the trust in hosts that is in force now."""
+
+    def __init__(self, gate: Gate, people: People, seen: HostsSeen, trust: Callable[[], HostTrust]) -> None:
+        self._gate = gate
+        self._people = people
+        self._seen = seen
+        self._trust = trust
+        self._unknown_since: dict[str, float] = {}
+        self._limiter = trio.CapacityLimiter(PEOPLE_AT_ONCE)
+
+    async def run(self, settings: WatchSettings) -> None:
+        """For ever. Its first round tells relays again what was asked of them before a restart."""
+        self._tell_again()
+        while True:
+            try:
+                await self.look(settings.unknown_grace_seconds)
+                if self._gate.break_glass is not None:
+                    await self._gate.break_glass.record_endings()
+            except GatewayError as error:
+                log.error("the watch over migrations could not record; it tries again", error=error.detail)
+            except Exception:  # noqa: BLE001 - a bug met in one round must end neither the watch nor the gateway
+                log.error("bug: a round of the watch failed; it tries again", traceback=traceback.format_exc())
+            await self._gate.bell.wait(settings.interval_seconds)
+
+    async def look(self, grace_seconds: float) -> None:
+        """One round over all running migrations. Errors: LogUnavailable; nothing is done that is not recorded."""
+        by_person: defaultdict[str, list[Migration]] = defaultdict(list)
+        for migration in list(self._gate.migrations.active(self._now())):
+            if migration.standing is not None:
+                by_person[migration.standing.person.id].append(migration)
+        gone = self._unknown_since.keys() - {each.migration_id for some in by_person.values() for each in some}
+        for migration_id in gone:
+            del self._unknown_since[migration_id]
+        failures: list[GatewayError] = []
+        with trio.move_on_after(ROUND_SECONDS):
+            async with trio.open_nursery() as nursery:
+                for migrations in by_person.values():
+                    nursery.start_soon(self._look_at, migrations, grace_seconds, failures)
+        if failures:
+            raise failures[0]
+
+    async def _look_at(
+        self, migrations: Sequence[Migration], grace_seconds: float, failures: list[GatewayError]
+    ) -> None:
+        """All migrations of one person, who is looked up once."""
+        assert migrations[0].standing is not None
+        person: Person | Unknown
+        try:
+            person = await self._person_now(migrations[0].standing.person)
+        except DirectoryUnavailable as error:
+            person = Unknown(f"nobody can tell whether the requester still may: {error.detail}")
+        for migration in migrations:
+            try:
+                revoked = self._judge(migration, person)
+                self._unknown_since.pop(migration.migration_id, None)
+            except Unknown as unknown:
+                since = self._unknown_since.setdefault(migration.migration_id, trio.current_time())
+                lasted = trio.current_time() - since
+                revoked = Revoked(f"{unknown}, for {lasted:.0f} s") if lasted >= grace_seconds else None
+            if revoked is not None:
+                try:
+                    await self._revoke(migration, revoked)
+                except GatewayError as error:
+                    failures.append(error)
+
+    async def _person_now(self, person: Person) -> Person:
+        """Errors: DirectoryUnavailable."""
+        if not self._people.asks_directory(person):
+            return await self._people.reconsider(person, self._gate.clock.wall())
+        async with self._limiter:
+            return await self._people.reconsider(person, self._gate.clock.wall())
+
+    def _judge(self, migration: Migration, person: Person | Unknown) -> Revoked | None:
+        """Why it would not be allowed any more; None if it would. Raises Unknown."""
+        gate, standing = self._gate, migration.standing
+        assert standing is not None
+        if (because := self._of_hosts(migration, gate.clock.wall())) is not None:
+            return Revoked(because)
+        if migration.break_glass is not None:
+            problem = "no glass can be broken here" if gate.break_glass is None else None
+            if gate.break_glass is not None:
+                problem = gate.break_glass.problem_of(migration.break_glass)
+            if problem is not None:
+                return Revoked(f"the broken glass is whole again: {problem}")
+        if isinstance(person, Unknown):
+            raise person
+        return self._of_policy(migration, standing, person)
+
+    def _of_policy(self, migration: Migration, standing: Standing, person: Person) -> Revoked | None:
+        gate = self._gate
+        vm, uuid = gate.inventory.vm(migration.vm_uuid or ""), migration.vm_uuid or ""
+        hosts = [gate.inventory.host(each or "") for each in (migration.source, migration.destination)]
+        if (vm is None or None in hosts) and (why := gate.inventory.why_unknown(uuid)):
+            raise Unknown(f"the inventory is silent: {why}")
+        binding = gate.terms.requirements.vm_binding
+        question = question_again(standing, person, vm, hosts[0], hosts[1], vm_binding=binding)
+        decision = decide(gate.engine, question)
+        if decision.errors:
+            raise Unknown(f"the policy cannot be evaluated: {decision.errors[0]}")
+        if decision.allowed or (standing.observed and is_observable(decision)):
+            return None
+        return Revoked(decision.denied_because, decision)
+
+    def _of_hosts(self, migration: Migration, now: datetime) -> str | None:
+        for role, host in (("source", migration.source), ("destination", migration.destination)):
+            if host is not None and self._seen.is_revoked(host, self._trust(), now):
+                return f"the certificate of the {role} host {host.rpartition('/')[2]} has been revoked"
+        return None
+
+    async def _revoke(self, migration: Migration, revoked: Revoked) -> None:
+        """Record it, then act. Once for each obligation that is stronger than the last one. Errors: LogUnavailable."""
+        assert migration.standing is not None
+        obligation = obligation_of(migration.standing.obligations, revoked.decision)
+        if strength(obligation) <= strength(migration.obligation):
+            return
+        latest = self._gate.migrations.get(migration.migration_id, self._now())
+        if latest is None or latest.is_final:
+            return
+        effect = effect_of(obligation, latest)
+        await self._record(latest, revoked, obligation, effect)
+        what = {"migration_id": migration.migration_id, "vm": migration.vm_name, "because": revoked.because}
+        log.critical("a running migration is not allowed any more", alarm=True, effect=effect.value, **what)
+        # Progress may have come in while the record was being committed.
+        latest = self._gate.migrations.get(migration.migration_id, self._now()) or latest
+        latest = replace(latest, obligation=obligation, revoked_because=revoked.because)
+        self._gate.migrations.put(latest)
+        if effect is Effect.CANCEL_REQUESTED and not latest.is_final:
+            self._cancel(latest)
+
+    async def _record(self, migration: Migration, revoked: Revoked, obligation: str, effect: Effect) -> None:
+        try:
+            await self._gate.recorder.append(_event(migration, revoked, obligation, effect))
+        except RecordTooLarge:
+            brief = Revoked(revoked.because)  # the facts of the decision are too many for one record
+            await self._gate.recorder.append(_event(migration, brief, obligation, effect))
+
+    def _cancel(self, migration: Migration) -> None:
+        now = self._now()
+        try:
+            ask_for_end(self._gate, migration, now)
+            if self._cannot_hear(migration.source or "") and migration.destination is not None:
+                tell_to_end(self._gate, migration.destination, migration, now)
+        except GatewayError as error:
+            log.error("a relay could not be told to cancel", migration_id=migration.migration_id, error=error.detail)
+
+    def _cannot_hear(self, host: str) -> bool:
+        """A relay whose certificate was revoked gets no answer from us any more."""
+        reachable = self._gate.dispatch.is_reachable(host, self._gate.relay_silence_seconds)
+        return not reachable or self._seen.is_revoked(host, self._trust(), self._gate.clock.wall())
+
+    def _tell_again(self) -> None:
+        for migration in list(self._gate.migrations.active(self._now())):
+            if migration.cancel_requested:
+                self._cancel(replace(migration, cancel_requested=False))
+
+    def _now(self) -> int:
+        return int(self._gate.clock.wall().timestamp())
+
+
+def _event(migration: Migration, revoked: Revoked, obligation: str, effect: Effect) -> Event:
+    details: dict[str, Any] = {
+        "because": revoked.because[:2000],
+        "obligation": obligation,
+        "requested_by": migration.requested_by,
+        "decision_record": migration.record_index,
+        "state": migration.state.value,
+        "break_glass": None if migration.break_glass is None else {"id": migration.break_glass},
+    }
+    if revoked.decision is not None:
+        details |= {
+            "decision": decision_document(revoked.decision),
+            "policy_request": revoked.decision.request,
+            "policy_entities": compact_entities(revoked.decision.entities),
+        }
+    return Event(
+        "migration.revoked",
+        effect.value,
+        migration_id=migration.migration_id,
+        vm=Vm(migration.vm_uuid, migration.vm_name),
+        source=migration.source,
+        destination=migration.destination,
+        details=details,
+    )
