@@ -5,6 +5,7 @@
 #   make check   before each commit: format, lint, types, import contracts, unit tests; under a minute
 #   make bench   measure against haproxy, stunnel, socat and QEMU's own TLS; results in bench/results/
 #   make fuzz    Hypothesis tests with many random examples, for FUZZ_SECONDS (default 60)
+#   make soak    kill a gateway under load KILLS times (default 1000; about 2 s each), then compare all it said with its log
 #   make lock    remake requirements.lock from pyproject.toml (ARGS=--upgrade takes the newest versions)
 #
 # ARGS is handed on: make demo ARGS=--json · make test ARGS="-k permit" · make bench ARGS="relay --quick"
@@ -13,8 +14,9 @@ SHELL := /bin/bash
 BIN := .venv/bin
 ARGS ?=
 FUZZ_SECONDS ?= 60
+KILLS ?= 1000
 
-.PHONY: help demo test check bench fuzz lock setup
+.PHONY: help demo test check bench fuzz soak lock setup
 .DEFAULT_GOAL := help
 
 help:
@@ -48,6 +50,10 @@ bench:
 
 fuzz: setup
 	@$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) $(ARGS)
+
+# Goes on in .soak/ where it was stopped; ARGS=--fresh begins anew.
+soak: setup
+	@$(BIN)/python -m tests.soak --kills $(KILLS) $(ARGS)
 
 # The lock names no index: whoever installs from it uses their own. The grep fails the goal if one slips in.
 lock: setup
