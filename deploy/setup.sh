@@ -19,11 +19,14 @@ issuer="node=nodejs npm=npm"
 plugins=/usr/lib/$(uname -m)-linux-gnu/rsyslog
 receivers="rsyslogd=rsyslog $plugins/lmnsd_ossl.so=rsyslog-openssl $plugins/imrelp.so=rsyslog-relp lognormalizer=liblognorm-utils"
 search="mvn=maven javac=openjdk-17-jdk-headless"
+# Two libvirt daemons in namespaces of their own; the packages start no service here, and none is wanted.
+libvirt="libvirtd=libvirt-daemon virsh=libvirt-clients ip=iproute2 unshare=util-linux"
+libvirt="$libvirt /usr/lib/$(uname -m)-linux-gnu/libvirt/connection-driver/libvirt_driver_qemu.so=libvirt-daemon-driver-qemu"
 case $goal in
 check) tools="" ;;
 demo) tools=$guests ;;
-test) tools="$guests $directory $issuer $receivers $search" ;;
-bench) tools="$guests $directory $receivers $search haproxy=haproxy stunnel4=stunnel4 socat=socat" ;;
+test) tools="$guests $directory $issuer $receivers $search $libvirt" ;;
+bench) tools="$guests $libvirt $directory $receivers $search haproxy=haproxy stunnel4=stunnel4 socat=socat" ;;
 *) die "unknown goal '$goal': use check, demo, test or bench" ;;
 esac
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -56,12 +57,46 @@ class HypervisorSection(_Section, frozen=True):
 
     kind "qmp": the relay drives QEMU by its QMP socket. kind "sockets": it only carries; on the destination it
     dials `memory_socket`, and receipts say `vm_binding: none`. `peer_uids`: who may connect to a session's socket.
+    kind "libvirt": guests are the local libvirtd's; its clients move them through the front (docs/libvirt.md).
+    `socket_dir`: where QEMU, as `qemu_user`, finds each session's sockets. `domain_paths`, `emulators` and
+    `allow_qemu_namespace`: what an arriving domain's XML may name on this host.
     """
 
-    kind: Literal["qmp", "sockets"] = "qmp"
+    kind: Literal["qmp", "sockets", "libvirt"] = "qmp"
     qmp_socket: str = ""
     memory_socket: str = ""
     peer_uids: tuple[Annotated[int, Meta(ge=0)], ...] = (0,)
+    libvirt_socket: str = "/run/libvirt/libvirt-sock"
+    socket_dir: str = "/run/sealane/sessions"
+    qemu_user: str = "libvirt-qemu"
+    domain_paths: tuple[str, ...] = ("/var/lib/libvirt/", "/run/libvirt/", "/dev/pts/", "/usr/share/")
+    emulators: tuple[str, ...] = ("/usr/bin/qemu-system-x86_64", "/usr/bin/kvm", "/usr/libexec/qemu-kvm")
+    allow_qemu_namespace: bool = False
+
+
+class FrontDestination(_Section, frozen=True):
+    """One host that clients of libvirt here may move VMs to. `host`: its name in the gateway's inventory.
+
+    `loopback`: an address of this host for clients that know `qemu+tcp://` only; another for each destination.
+    """
+
+    host: Annotated[str, Meta(pattern=r"\A[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\Z")]
+    loopback: str = ""
+
+
+class FrontSection(_Section, frozen=True):
+    """Where clients of libvirt find the destinations: `folder`/HOST/libvirt.sock, and port 16509 of the loopbacks.
+
+    `peer_uids`: as whom they may come. `session_socket`: where `sealane session start` hands a person's token in;
+    `token_file`: an orchestrator's token, read again for each migration that no person has announced.
+    """
+
+    folder: str = "/run/sealane/front"
+    destinations: Annotated[list[FrontDestination], Meta(max_length=1024)] = []
+    peer_uids: tuple[Annotated[int, Meta(ge=0)], ...] = (0,)
+    loopback_port: Annotated[int, Meta(ge=1, le=65535)] = 16509
+    session_socket: str = "/run/sealane/session.sock"
+    token_file: str = ""
 
 
 class NetworkSection(_Section, frozen=True):
@@ -106,6 +141,7 @@ class LimitsSection(_Section, frozen=True):
     ack_interval_seconds: Annotated[float, Meta(ge=0.01, le=0.1)] = 0.1
     max_sessions: Count = 64
     max_channels: Annotated[int, Meta(ge=1, le=256)] = 64
+    max_callers: Count = 128
     max_unauthenticated: Count = 256
     max_unauthenticated_per_address: Count = 64
     handshakes_per_second: Count = 100
@@ -118,6 +154,7 @@ class RelayConfig(_Section, frozen=True):
     hypervisor: HypervisorSection
     network: NetworkSection = NetworkSection()
     placement: PlacementSection = PlacementSection()
+    front: FrontSection | None = None
     limits: LimitsSection = LimitsSection()
 
 
@@ -131,6 +168,7 @@ def load_relay_config(path: Path) -> RelayConfig:
         raise ConfigurationError(f"{path}: {error}") from None
     _check_hypervisor(path, config.hypervisor)
     _check_network(path, config.network)
+    _check_front(path, config)
     split_address(config.relay.listen, f"{path}: relay.listen")
     if not config.gateway.url.startswith("https://"):
         raise ConfigurationError(f"{path}: gateway.url must begin with https://")
@@ -149,7 +187,32 @@ def split_address(text: str, what: str) -> tuple[str, int]:
     return host, int(port)
 
 
+def _check_front(path: Path, config: RelayConfig) -> None:
+    front = config.front
+    if front is None:
+        return
+    if config.hypervisor.kind != "libvirt":
+        raise ConfigurationError(f'{path}: [front] needs hypervisor.kind = "libvirt"')
+    hosts = [destination.host for destination in front.destinations]
+    loopbacks = [destination.loopback for destination in front.destinations if destination.loopback]
+    if len(set(hosts)) != len(hosts) or len(set(loopbacks)) != len(loopbacks):
+        raise ConfigurationError(f"{path}: front.destinations: each host and each loopback address once")
+    for address in loopbacks:
+        try:
+            is_loopback = ipaddress.ip_address(address).is_loopback
+        except ValueError:
+            is_loopback = False
+        if not is_loopback:
+            # Whoever reaches it may ask for migrations: it must not be reachable from another host.
+            raise ConfigurationError(f"{path}: front.destinations: {address} is not a loopback address (127.0.0.0/8)")
+
+
 def _check_hypervisor(path: Path, hypervisor: HypervisorSection) -> None:
+    if hypervisor.kind == "libvirt":
+        for prefix in hypervisor.domain_paths:
+            if not prefix.startswith("/") or os.path.normpath(prefix) != prefix.rstrip("/"):
+                raise ConfigurationError(f"{path}: hypervisor.domain_paths: {prefix} is not a plain absolute path")
+        return
     key, template = (
         ("qmp_socket", hypervisor.qmp_socket)
         if hypervisor.kind == "qmp"
@@ -176,7 +239,7 @@ def _resolved(config: RelayConfig, folder: Path) -> RelayConfig:
     def at(text: str) -> str:
         return str(folder / text) if text else text
 
-    identity, gateway, hypervisor = config.identity, config.gateway, config.hypervisor
+    identity, gateway, hypervisor, front = config.identity, config.gateway, config.hypervisor, config.front
     return msgspec.structs.replace(
         config,
         relay=msgspec.structs.replace(config.relay, state_dir=at(config.relay.state_dir)),
@@ -195,6 +258,17 @@ def _resolved(config: RelayConfig, folder: Path) -> RelayConfig:
             witnesses_required=gateway.witnesses_required,
         ),
         hypervisor=msgspec.structs.replace(
-            hypervisor, qmp_socket=at(hypervisor.qmp_socket), memory_socket=at(hypervisor.memory_socket)
+            hypervisor,
+            qmp_socket=at(hypervisor.qmp_socket),
+            memory_socket=at(hypervisor.memory_socket),
+            libvirt_socket=at(hypervisor.libvirt_socket),
+            socket_dir=at(hypervisor.socket_dir),
+        ),
+        front=front
+        and msgspec.structs.replace(
+            front,
+            folder=at(front.folder),
+            session_socket=at(front.session_socket),
+            token_file=at(front.token_file),
         ),
     )

@@ -1,15 +1,9 @@
-"""Carriage at the destination: take the offer, verify the permit, note the use, prepare the hypervisor, pump, settle.
-
-`DestinationSession.settle` is the only place where a guest is started or discarded; it runs in the ordinary case, for a
-session that comes back to be settled, and after a restart.
-"""
+"""Carriage at the destination: take the offer, verify the permit, note its use, prepare the hypervisor, carry."""
 
 from __future__ import annotations
 
 import hashlib
 import socket
-import struct
-from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
@@ -31,108 +25,20 @@ from transport.errors import (
 from transport.hypervisors.errors import HypervisorError
 from transport.relay.channels import Channels
 from transport.relay.control import ControlLink
-from transport.relay.ends import DestinationEnd, make_session_folder, remove_session_folder
+from transport.relay.destination_session import OUTCOMES, DestinationSession
+from transport.relay.ends import Arrival, make_session_folder, remove_session_folder
 from transport.relay.failures import cause_of
 from transport.relay.host import RelayHost, now
 from transport.relay.lane import ChannelCounts
 from transport.relay.listener import LaneDesk
-from transport.relay.receipts import (
-    ReceiptFacts,
-    make_receipt,
-    receipt_for_gateway,
-    receipt_sha256,
-    verify_peer_receipt,
-)
+from transport.relay.receipts import ReceiptFacts, receipt_sha256, verify_peer_receipt
 from transport.relay.spool import SessionJournal
 from transport.relay.used_permits import SKEW_SECONDS
 from transport.wire.control import Phase, Role
-from transport.wire.frames import MAX_PAYLOAD_BYTES
 from transport.wire.messages import Answer, Bye, Cancel, Handover, Message, Offer, Open, Outcome, Receipt
 
 log = structlog.get_logger("sealane.relay")
-_PEER_CREDENTIALS = struct.Struct("3i")
-_OUTCOMES = {"started": "running", "running": "running", "discarded": "discarded", "prepared": "completed"}
 SessionKey = tuple[str, str]  # S's SPIFFE id, session id
-
-
-@dataclass(slots=True)
-class DestinationSession:
-    """What D knows of one session. Its journal holds what must outlive the process."""
-
-    host: RelayHost
-    permit: VerifiedPermit
-    journal: SessionJournal
-    end: DestinationEnd
-    folder: Path
-    facts: ReceiptFacts
-    attempt: int = -1
-    has_receipt: bool = False
-    only_settles: bool = False
-    _settling: trio.Lock = field(default_factory=trio.Lock)
-    _connection: trio.CancelScope | None = None
-    _connection_closed: trio.Event = field(default_factory=trio.Event)
-
-    @property
-    def is_undecided(self) -> bool:
-        return self.journal.state in ("prepared", "running")
-
-    @property
-    def occupies_vm(self) -> bool:
-        """Whether no other session of this VM may begin here yet."""
-        return self.journal.state == "admitted" or self.is_undecided
-
-    async def settle(self, *, handed_over: bool) -> Literal["running", "discarded"]:
-        """Durably choose, then act; idempotent. Without `handed_over` the choice can only be to discard.
-
-        Raises `HypervisorError` or `SpoolFailed` when nothing could be chosen, or not yet carried out: no answer may
-        be given then, and the next call goes on from what is durable.
-        """
-        async with self._settling:
-            if self.journal.state == "prepared":
-                if handed_over and await self.end.wait_loaded(self.host.config.limits.hypervisor_seconds):
-                    await self.host.enter(self.journal, "running")
-                else:
-                    await self.end.discard()
-                    await self.host.enter(self.journal, "discarded")
-            if self.journal.state == "running":
-                await self.end.start_guest()
-                await self.host.enter(self.journal, "started")
-            if self.journal.state not in ("started", "discarded"):
-                # Any answer here could be another than the one that was given before.
-                raise ProtocolViolation("the outcome of a session that has ended is asked for")
-            # The monitor takes one program at a time, and S may never say Bye: whoever moves this VM next needs it.
-            await self.end.__aexit__(None, None, None)
-            return "running" if self.journal.state == "started" else "discarded"
-
-    async def holds_whole_guest(self, seconds: float) -> bool:
-        """Whether all of the guest is here and nothing was chosen yet; waits for the hypervisor to know."""
-        async with self._settling:
-            return self.journal.state == "prepared" and await self.end.wait_loaded(seconds)
-
-    async def take_connection(self, scope: trio.CancelScope) -> None:
-        """The session's older connection, if any, is closed and all of its tasks have ended when this returns."""
-        while self._connection is not None:  # again, if another newer connection was quicker
-            self._connection.cancel()
-            await self._connection_closed.wait()
-        self._connection = scope
-        self._connection_closed = trio.Event()
-
-    def leave_connection(self) -> None:
-        self._connection = None
-        self._connection_closed.set()
-
-    async def keep_receipt(self) -> Receipt:
-        """Durably keep this session's receipt, as things stand."""
-        if self.journal.state not in _OUTCOMES or (self.end.hands_over and self.is_undecided):
-            # Else a source that never handed over would hold our word that it did.
-            raise ProtocolViolation("a receipt is asked for before the outcome, or after the end")
-        self.facts.outcome = _OUTCOMES[self.journal.state]
-        receipt = make_receipt(self.facts, self.host.credentials, now())
-        chain = self.host.credentials.chain
-        name = f"{self.permit.claims.jti}-destination"
-        await self.host.on_disk(self.host.spool.keep_receipt, name, receipt_for_gateway(receipt, chain))
-        self.has_receipt = True
-        return receipt
 
 
 class Destination:
@@ -208,7 +114,7 @@ class Destination:
     def recover(self, journal: SessionJournal, permit: VerifiedPermit) -> None:
         """Take up what a former process of this relay left."""
         facts = journal.facts
-        end = self._host.destination_end(permit, str(facts.get("process", "")))
+        end = self._host.destination_end(permit, facts)
         session = DestinationSession(
             self._host,
             permit,
@@ -252,7 +158,7 @@ class Destination:
         started = now()
         try:
             await host.on_disk(host.used_permits.use, permit.key_id, claims.jti, claims.exp, int(started.timestamp()))
-            folder = await host.on_disk(make_session_folder, host.spool.run_dir, name)
+            folder = await host.on_disk(make_session_folder, host.spool.run_dir, name, host.qemu_uid)
             journal = await host.on_disk(
                 host.spool.begin,
                 Role.DESTINATION,
@@ -266,12 +172,12 @@ class Destination:
         except (SpoolFailed, OSError) as error:
             log.error("no session can be noted durably", cause=str(error))
             raise OfferRefused(RefusalCode.INTERNAL, "the relay cannot write its spool") from None
-        end = host.destination_end(permit, "")
+        end = host.destination_end(permit, {})
         facts = ReceiptFacts(Role.DESTINATION, permit, end.vm_binding, started, local_leaf_sha256(host.credentials))
         session = DestinationSession(host, permit, journal, end, folder, facts)
         try:
             process = await end.prepare(folder)
-            await host.enter(journal, "prepared", process=process)
+            await host.enter(journal, "prepared", process=process, **end.facts)
         except (HypervisorError, LocalBroken, ValueError) as error:
             # Whatever is behind that monitor was not prepared by us, so it is left alone.
             log.warning("hypervisor not ready", vm=claims.vm, cause=str(error))
@@ -323,7 +229,9 @@ class Destination:
                     raise ProtocolViolation(f"port {port} is not the permit's")
                 counts = channels.add(port)
                 # Dialled here, one after the other, in the order in which S accepted: QEMU counts on it.
-                local = await _dial(session, limits.dial_seconds)
+                local = await session.end.dial(
+                    port, Arrival(session.folder, limits.dial_seconds, nursery, session.note_loaded)
+                )
                 nursery.start_soon(self._carry_lane, channels, counts, local, desk)
             case Handover():
                 outcome = await self._settle(session, handed_over=True)
@@ -386,7 +294,7 @@ class Destination:
                         log.warning("guest is here whole, held until its source settles", vm=session.permit.claims.vm)
                         return
                     await session.settle(handed_over=False)
-                if session.journal.state in _OUTCOMES and not session.has_receipt:
+                if session.journal.state in OUTCOMES and not session.has_receipt:
                     await session.keep_receipt()
                 if session.journal.state == "admitted" or said_bye:
                     await self._end(session)
@@ -403,35 +311,6 @@ class Destination:
         await self._host.on_disk(remove_session_folder, session.folder)
         for key in [k for k, s in self._sessions.items() if s is session]:
             del self._sessions[key]
-
-
-async def _dial(session: DestinationSession, seconds: float) -> socket.socket:
-    """Connect to the hypervisor, and see that it is the process that was prepared."""
-    path = session.end.dial_path(session.folder)
-    try:
-        sock = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    except OSError as error:  # out of descriptors, which another peer may have seen to
-        raise LocalBroken(f"no socket for the hypervisor: {error.strerror}") from None
-    try:
-        with trio.fail_after(seconds):
-            await sock.connect(str(path))
-    except (OSError, trio.TooSlowError):
-        sock.close()
-        raise LocalBroken(f"the hypervisor does not take a connection on {path}") from None
-    except BaseException:  # cancelled
-        sock.close()
-        raise
-    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER_CREDENTIALS.size)
-    pid, _, _ = _PEER_CREDENTIALS.unpack(credentials)
-    expected = session.end.process.split(":")[1] if session.end.process else str(pid)
-    if str(pid) != expected:
-        sock.close()
-        raise LocalBroken(f"process {pid} listens on {path} in place of the VM's")
-    local = socket.socket(fileno=sock.detach())
-    local.setblocking(False)
-    # The kernel's default holds a fifth of a frame: five waits for the hypervisor where one does. It caps this itself.
-    local.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MAX_PAYLOAD_BYTES)
-    return local
 
 
 async def _say_cancelled(link: ControlLink, code: str) -> None:

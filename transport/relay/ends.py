@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Protocol, Self
@@ -25,8 +27,25 @@ from transport.hypervisors.errors import (
 from transport.hypervisors.migration_progress import MigrationProgress
 from transport.hypervisors.process import is_gone, process_identity
 from transport.hypervisors.qemu import MigrationSettings, QemuMachine
+from transport.relay.inlets import Inlet, Port, SourceLanes, listen_unix, peer_process
+from transport.relay.local_dial import dial_unix
 
 Report = Callable[[MigrationProgress], Awaitable[None]]
+Accepted = Callable[[], Awaitable[None]]
+Whereabouts = Literal["here", "gone"]
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """What a destination's end needs to take a channel. `nursery` lives as long as the connection; `loaded` is told
+    facts to make durable when the hypervisor has all of the guest and holds it."""
+
+    folder: Path
+    dial_seconds: float
+    nursery: trio.Nursery
+    loaded: Callable[..., Awaitable[None]]
+
+
 _SETTLED = frozenset({"none", "completed", "failed", "cancelled"})
 
 
@@ -36,9 +55,15 @@ class SourceEnd(Protocol):
     vm_binding: Literal["uuid", "none"]
     hands_over: bool
 
+    @property
+    def facts(self) -> dict[str, object]:
+        """What a restarted relay must know of it, beside the process."""
+        ...
+
     async def prepare(self) -> str: ...
-    def allows(self, uid: int, pid: int) -> bool: ...
-    async def migrate(self, socket_path: Path, report: Report) -> MigrationProgress | None: ...
+    def inlets(self, socket_path: Path) -> list[Inlet]: ...
+    async def migrate(self, lanes: SourceLanes, accepted: Accepted, report: Report) -> MigrationProgress | None: ...
+    async def whereabouts(self, *, accepted: bool) -> Whereabouts: ...
     async def resume_guest(self) -> None: ...
     async def release(self) -> None: ...
     async def is_gone(self) -> bool: ...
@@ -61,6 +86,7 @@ class _QmpEnd:
         self._seconds = seconds
         self._machine: QemuMachine | None = None
         self.process = process
+        self.facts: dict[str, object] = {}
 
     async def machine(self) -> QemuMachine:
         """The VM, checked to be the permit's and, once it is known, to be still the same process."""
@@ -88,6 +114,9 @@ class _QmpEnd:
         """Whether the process that the session began with has ended: the kernel's word, not a socket's."""
         return bool(self.process) and is_gone(self.process)
 
+    async def whereabouts(self, *, accepted: bool) -> Whereabouts:  # noqa: ARG002 - nobody else drives this QEMU
+        return "gone" if await self.is_gone() else "here"
+
     async def __aenter__(self) -> Self:
         return self
 
@@ -103,6 +132,7 @@ class QmpSource(_QmpEnd):
     def __init__(self, qmp_socket: Path, vm: str, process: str, settings: MigrationSettings, seconds: float) -> None:
         super().__init__(qmp_socket, vm, process, settings, seconds)
         self._deadline_seconds = 0.0
+        self._socket_path = Path()
 
     def within(self, deadline_seconds: float) -> Self:
         self._deadline_seconds = deadline_seconds
@@ -117,14 +147,18 @@ class QmpSource(_QmpEnd):
         await machine.prepare_source(self._settings)
         return self.process
 
-    def allows(self, uid: int, pid: int) -> bool:  # noqa: ARG002 - who it is matters more than as whom it runs
-        """Only the very QEMU whose monitor we hold: another VM of the same user must not send in its name."""
-        return self._machine is not None and pid == self._machine.peer.pid
+    def inlets(self, socket_path: Path) -> list[Inlet]:
+        self._socket_path = socket_path
+        return [Inlet("memory", listen_unix(socket_path), self._allows)]
 
-    async def migrate(self, socket_path: Path, report: Report) -> MigrationProgress | None:
-        """Let QEMU send all of the guest to `socket_path`; returns when it has, with the guest stopped."""
+    def _allows(self, local: socket.socket) -> bool:
+        """Only the very QEMU whose monitor we hold: another VM of the same user must not send in its name."""
+        return self._machine is not None and peer_process(local)[1] == self._machine.peer.pid
+
+    async def migrate(self, lanes: SourceLanes, accepted: Accepted, report: Report) -> MigrationProgress | None:  # noqa: ARG002
+        """Let QEMU send all of the guest to the inlet; returns when it has, with the guest stopped."""
         machine = await self.machine()
-        await machine.start_migration(socket_path)
+        await machine.start_migration(self._socket_path)
         return await machine.wait_migration(deadline_seconds=self._deadline_seconds, on_progress=report)
 
     async def resume_guest(self) -> None:
@@ -149,6 +183,27 @@ class QmpSource(_QmpEnd):
                 raise
 
 
+class DestinationEnd(Protocol):
+    """What the destination session asks of its hypervisor."""
+
+    vm_binding: Literal["uuid", "none"]
+    hands_over: bool
+
+    @property
+    def facts(self) -> dict[str, object]:
+        """What a restarted relay must know of it, beside the process."""
+        ...
+
+    async def prepare(self, folder: Path) -> str: ...
+    async def dial(self, port: Port, arrival: Arrival) -> socket.socket: ...
+    async def wait_loaded(self, seconds: float) -> bool: ...
+    async def start_guest(self) -> None: ...
+    async def discard(self) -> None: ...
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
 class QmpDestination(_QmpEnd):
     """A QEMU that loads, and never starts its guest by itself."""
 
@@ -160,8 +215,9 @@ class QmpDestination(_QmpEnd):
         await machine.listen_incoming(folder / "memory.sock")
         return self.process
 
-    def dial_path(self, folder: Path) -> Path:
-        return folder / "memory.sock"
+    async def dial(self, port: Port, arrival: Arrival) -> socket.socket:  # noqa: ARG002 - one port only
+        expected = int(self.process.split(":")[1])
+        return await dial_unix(arrival.folder / "memory.sock", arrival.dial_seconds, lambda pid: pid == expected)
 
     async def wait_loaded(self, seconds: float) -> bool:
         """Wait until QEMU has everything (True) or never will (False)."""
@@ -202,16 +258,23 @@ class SocketSource:
 
     def __init__(self, peer_uids: frozenset[int]) -> None:
         self._peer_uids = peer_uids
+        self.facts: dict[str, object] = {}
 
     async def prepare(self) -> str:
         return ""
 
-    def allows(self, uid: int, pid: int) -> bool:  # noqa: ARG002 - nothing is known of the process
-        return uid in self._peer_uids
+    def inlets(self, socket_path: Path) -> list[Inlet]:
+        return [Inlet("memory", listen_unix(socket_path), self._allows)]
 
-    async def migrate(self, socket_path: Path, report: Report) -> MigrationProgress | None:  # noqa: ARG002
+    def _allows(self, local: socket.socket) -> bool:
+        return peer_process(local)[0] in self._peer_uids
+
+    async def migrate(self, lanes: SourceLanes, accepted: Accepted, report: Report) -> MigrationProgress | None:  # noqa: ARG002
         """The caller's channels are all there is."""
         return None
+
+    async def whereabouts(self, *, accepted: bool) -> Whereabouts:  # noqa: ARG002
+        return "here"
 
     async def resume_guest(self) -> None:
         pass
@@ -234,18 +297,18 @@ class SocketDestination:
 
     vm_binding: Literal["uuid", "none"] = "none"
     hands_over = False
-    process = ""
 
     def __init__(self, memory_socket: Path) -> None:
         self._memory_socket = memory_socket
+        self.facts: dict[str, object] = {}
 
     async def prepare(self, folder: Path) -> str:  # noqa: ARG002
         if not self._memory_socket.is_socket():
             raise LocalBroken(f"nothing listens on {self._memory_socket}")
         return ""
 
-    def dial_path(self, folder: Path) -> Path:  # noqa: ARG002
-        return self._memory_socket
+    async def dial(self, port: Port, arrival: Arrival) -> socket.socket:  # noqa: ARG002 - one port only
+        return await dial_unix(self._memory_socket, arrival.dial_seconds, lambda pid: True)  # noqa: ARG005 - whoever it is
 
     async def wait_loaded(self, seconds: float) -> bool:  # noqa: ARG002
         return False
@@ -263,14 +326,15 @@ class SocketDestination:
         pass
 
 
-DestinationEnd = QmpDestination | SocketDestination
+def make_session_folder(run_dir: Path, session_id: str, owner: int) -> Path:
+    """An own folder for each session, 0700: a second QEMU on the same path would take the other's stream.
 
-
-def make_session_folder(run_dir: Path, session_id: str) -> Path:
-    """An own folder for each session, 0700: a second QEMU on the same path would take the other's stream."""
+    `owner`: the user as whom QEMU runs, who must be able to bind and dial in it; -1 for the relay's own.
+    """
     folder = session_folder(run_dir, session_id)
     try:
         folder.mkdir(mode=0o700)
+        os.chown(folder, owner, -1)
     except OSError as error:
         raise SpoolFailed(f"{folder}: {error.strerror}") from None
     return folder

@@ -21,6 +21,7 @@ from transport.errors import ConfigurationError, TransportError
 from transport.relay.address_book import MAX_BYTES, AddressBook
 from transport.relay.host import RelayHost
 from transport.relay.news import News
+from transport.relay.wish import NotAdmitted, Wish
 
 log = structlog.get_logger("sealane.relay")
 _POLL_SECONDS = 20
@@ -57,6 +58,15 @@ class _Assignments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 Assignment = Migrate | CancelMigration
 _decode_assignments = msgspec.json.Decoder(_Assignments).decode
+
+
+class _NotPermitted(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="denied"):
+    """`message`: what the caller is to read: which policy refused, and why."""
+
+    message: Annotated[str, Meta(max_length=4096)]
+
+
+_decode_admission = msgspec.json.Decoder(Migrate | _NotPermitted).decode
 
 
 class GatewayAway(TransportError):
@@ -124,6 +134,22 @@ class GatewayLink:
                 away = False
             for assignment in assignments:
                 await take(assignment)
+
+    async def admit(self, wish: Wish) -> Migrate:
+        """Ask for a permit for what a client of libvirt on this host wants. `NotAdmitted`, in words for the caller."""
+        body: dict[str, object] = {"vm": wish.vm, "destination": wish.destination, "ports": list(wish.ports)}
+        if wish.token is not None:
+            body["token"] = wish.token
+        try:
+            with trio.fail_after(self._host.config.limits.message_seconds):
+                answer = _decode_admission(await self._post("/v1/relay/admission", body))
+        except (GatewayAway, GatewayRefuses, trio.TooSlowError, msgspec.MsgspecError) as error:
+            log.error("the gateway could not be asked for a permit", vm=wish.vm, cause=str(error))
+            raise NotAdmitted("the gateway cannot be asked, and nothing moves without its permit") from None
+        if isinstance(answer, _NotPermitted):
+            raise NotAdmitted(answer.message)
+        assert isinstance(answer, Migrate)
+        return answer
 
     async def tell(self, migration_id: str, news: News) -> None:
         """Tell how far a migration is. Lost when the gateway is away: receipts, which are kept, say how it ended."""

@@ -64,6 +64,10 @@ class SourceSession:
     def is_recovered(self) -> bool:
         return self.journal.facts.get("recovered") is True
 
+    async def note_accepted(self) -> None:
+        """D has all of the guest, and whoever moves it here is about to hear so: durable before they do."""
+        await self.host.enter(self.journal, "accepted")
+
     def answered(self, peer: ControlPeer) -> None:
         self.was_answered = True
         self.facts.peer = peer
@@ -85,7 +89,7 @@ async def settle_source(session: SourceSession, end: SourceEnd, tell: Tell) -> N
     Idempotent: after a cancellation it may be called again, by this process or a later one. `close_source` follows.
     """
     journal = session.journal
-    if journal.state == "begun" and session.outcome != "completed":
+    if journal.state in ("begun", "accepted") and session.outcome != "completed":
         await _until_done(session, "note that the session broke", lambda: _give_up_or_away(session, end))
     if journal.state == "abandoned":
         await _until_done(session, "resume the guest here", lambda: _resume(session, end))
@@ -132,8 +136,9 @@ def _receipt_outcome(session: SourceSession) -> str:
 
 
 async def _give_up_or_away(session: SourceSession, end: SourceEnd) -> None:
-    """A session that broke before it was handed over."""
-    if (session.was_answered or session.is_recovered) and await end.is_gone():
+    """A session that broke before it was handed over. It waits for as long as a guest may yet go either way."""
+    where = await end.whereabouts(accepted=session.journal.state == "accepted")
+    if (session.was_answered or session.is_recovered) and where == "gone":
         # There is no guest here any more, so D may run it if it has everything: better than losing both.
         session.message = session.message or "the hypervisor at the source has ended"
         await session.host.enter(session.journal, "handed-over")

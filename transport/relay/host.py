@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -21,7 +23,9 @@ from certs.tls import HostCredentials
 from policy.permit import PermitKey, VerifiedPermit
 from transport.errors import ConfigurationError, OfferRefused, RefusalCode
 from transport.hypervisors.qemu import MigrationSettings
+from transport.libvirt_rpc.domain_xml import DomainRules
 from transport.relay.address_book import AddressBookFile
+from transport.relay.caller import Conversation
 from transport.relay.config import RelayConfig
 from transport.relay.ends import (
     DestinationEnd,
@@ -32,8 +36,10 @@ from transport.relay.ends import (
     SourceEnd,
     template_path,
 )
+from transport.relay.libvirt_destination import LibvirtDestination
+from transport.relay.libvirt_source import LibvirtSource
 from transport.relay.outgoing import Leaving, leaving_of
-from transport.relay.permits import PermitDesk
+from transport.relay.permits import PORTS_OF_KIND, PermitDesk
 from transport.relay.spool import SessionJournal, Spool
 from transport.relay.used_permits import UsedPermits
 
@@ -53,6 +59,7 @@ class RelayHost:
     used_permits: UsedPermits
     disk: trio.CapacityLimiter
     addresses: AddressBookFile
+    qemu_uid: int = -1  # as whom QEMU runs, if not as the relay's own user
     _leaving: list[str] = field(default_factory=list)
 
     @property
@@ -87,25 +94,53 @@ class RelayHost:
         finally:
             self._leaving.remove(vm)
 
-    def source_end(self, permit: VerifiedPermit, process: str, downtime_limit_ms: int, seconds: float) -> SourceEnd:
-        section = self.config.hypervisor
+    def source_end(
+        self, permit: VerifiedPermit, facts: Mapping[str, Any], downtime_limit_ms: int, seconds: float
+    ) -> SourceEnd:
+        """`facts`: what the session's journal says, if it is not a new one."""
+        section, limits = self.config.hypervisor, self.config.limits
+        vm = permit.claims.vm
         if section.kind == "sockets":
             return SocketSource(frozenset(section.peer_uids))
-        vm = permit.claims.vm
+        if section.kind == "libvirt":
+            libvirt_socket = Path(section.libvirt_socket)
+            return LibvirtSource(libvirt_socket, vm, limits.hypervisor_seconds, self.qemu_uid, facts)
         settings = MigrationSettings(permit.claims.limits.bandwidth_bytes_per_second, downtime_limit_ms)
+        process = str(facts.get("process", ""))
         return QmpSource(
-            template_path(section.qmp_socket, vm), vm, process, settings, self.config.limits.hypervisor_seconds
+            template_path(section.qmp_socket, vm), vm, process, settings, limits.hypervisor_seconds
         ).within(seconds)
 
-    def destination_end(self, permit: VerifiedPermit, process: str) -> DestinationEnd:
-        section = self.config.hypervisor
+    def libvirt_source(self, vm: str, conversation: Conversation) -> LibvirtSource:
+        """The end of a session that a client of libvirt drives."""
+        libvirt_socket = Path(self.config.hypervisor.libvirt_socket)
+        seconds = self.config.limits.hypervisor_seconds
+        return LibvirtSource(libvirt_socket, vm, seconds, self.qemu_uid, {}, conversation)
+
+    def destination_end(self, permit: VerifiedPermit, facts: Mapping[str, Any]) -> DestinationEnd:
+        """`facts`: what the session's journal says, if it is not a new one."""
+        section, limits = self.config.hypervisor, self.config.limits
         vm = permit.claims.vm
         if section.kind == "sockets":
             return SocketDestination(template_path(section.memory_socket, vm))
+        if section.kind == "libvirt":
+            return LibvirtDestination(
+                Path(section.libvirt_socket),
+                vm,
+                self.domain_rules,
+                limits.hypervisor_seconds,
+                limits.migration_deadline_seconds,
+                facts,
+            )
         settings = MigrationSettings(permit.claims.limits.bandwidth_bytes_per_second)
-        return QmpDestination(
-            template_path(section.qmp_socket, vm), vm, process, settings, self.config.limits.hypervisor_seconds
-        )
+        process = str(facts.get("process", ""))
+        return QmpDestination(template_path(section.qmp_socket, vm), vm, process, settings, limits.hypervisor_seconds)
+
+    @property
+    def domain_rules(self) -> DomainRules:
+        section = self.config.hypervisor
+        own = (f"{section.socket_dir}/",)
+        return DomainRules(section.domain_paths + own, section.emulators, section.allow_qemu_namespace)
 
 
 def _witness_keys(files: Sequence[str]) -> Iterator[CosignerKey]:
@@ -133,24 +168,27 @@ def open_host(config: RelayConfig) -> RelayHost:
         raise ConfigurationError(f"a pinned key cannot be read: {error}") from None
     if required > len({key.name for key in witnesses}):
         raise ConfigurationError("gateway.witnesses_required is more than there are witnesses in gateway.witness_keys")
-    is_qmp = config.hypervisor.kind == "qmp"
+    section = config.hypervisor
+    qemu_uid = _qemu_uid(section.qemu_user) if section.kind == "libvirt" else -1
+    run_dir = Path(section.socket_dir) if section.kind == "libvirt" else None
     desk = PermitDesk(
         permit_keys=keys,
         log_verifiers=logs,
+        can_bind_vm=section.kind != "sockets",
+        can_limit_bandwidth=section.kind == "qmp",
+        supported_ports=PORTS_OF_KIND[section.kind],
         witness_keys=witnesses,
         witnesses_required=required,
-        can_bind_vm=is_qmp,
-        can_limit_bandwidth=is_qmp,
         crl_number=lambda: credentials.crl_number,
         clock=lambda: int(time.time()),
     )
     state_dir = Path(config.relay.state_dir)
-    longest = len(str(state_dir / "run" / ("0" * 16) / "memory.sock"))
+    folder = run_dir or state_dir / "run"
+    longest = len(str(folder / ("0" * 16) / "memory.sock"))
     if longest > _MAX_UNIX_PATH:
-        raise ConfigurationError(
-            f"relay.state_dir: {state_dir} is {longest - _MAX_UNIX_PATH} characters too long for unix sockets in it"
-        )
-    spool = Spool(state_dir)
+        key = f"hypervisor.socket_dir: {run_dir}" if run_dir else f"relay.state_dir: {state_dir}"
+        raise ConfigurationError(f"{key} is {longest - _MAX_UNIX_PATH} characters too long for unix sockets in it")
+    spool = Spool(state_dir, run_dir)
     return RelayHost(
         config=config,
         credentials=credentials,
@@ -159,7 +197,17 @@ def open_host(config: RelayConfig) -> RelayHost:
         used_permits=UsedPermits(state_dir / "used-permits.sqlite"),
         disk=trio.CapacityLimiter(_DISK_THREADS),
         addresses=AddressBookFile(state_dir),
+        qemu_uid=qemu_uid,
     )
+
+
+def _qemu_uid(name: str) -> int:
+    """-1 where QEMU runs as the relay does. `ConfigurationError` for a user that this host lacks."""
+    try:
+        uid = pwd.getpwnam(name).pw_uid
+    except KeyError:
+        raise ConfigurationError(f"hypervisor.qemu_user: no user {name} here; see `user` in qemu.conf") from None
+    return -1 if uid == os.geteuid() else uid
 
 
 def now() -> datetime:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from audit.checkpoint import LogVerifier, open_checkpoint
 from audit.cosignature import CosignerKey, cosignatures, cosigners_of
@@ -23,7 +24,12 @@ from policy.permit import (
 )
 from transport.errors import OfferRefused, RefusalCode
 
-SUPPORTED_PORTS = frozenset({"memory"})
+# What a relay can carry, by hypervisor.kind.
+PORTS_OF_KIND: Final = {
+    "qmp": frozenset({"memory"}),
+    "sockets": frozenset({"memory"}),
+    "libvirt": frozenset({"libvirt", "memory", "disks"}),
+}
 
 _CODES = {
     "size": RefusalCode.PERMIT_SIZE,
@@ -51,6 +57,7 @@ class PermitDesk:
     can_limit_bandwidth: bool
     crl_number: Callable[[], int]
     clock: Callable[[], int]
+    supported_ports: frozenset[str] = PORTS_OF_KIND["qmp"]
 
     def verify(
         self, token: str, *, source: str | None, destination: str | None, settling: bool = False
@@ -72,8 +79,9 @@ class PermitDesk:
         except PermitRefused as refused:
             code = _CODES.get(refused.check, RefusalCode.PERMIT_FORMAT)
             raise OfferRefused(code, refused.detail) from None
-        if not set(claims.ports) <= SUPPORTED_PORTS:
-            raise OfferRefused(RefusalCode.PERMIT_PORTS, "this relay carries the memory port only")
+        if not set(claims.ports) <= self.supported_ports:
+            able = ", ".join(sorted(self.supported_ports))
+            raise OfferRefused(RefusalCode.PERMIT_PORTS, f"this relay carries these ports only: {able}")
         self._check_proof(permit)
         self._check_requirements(permit)
         return permit

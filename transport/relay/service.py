@@ -30,10 +30,12 @@ from transport.errors import (
     TransportError,
 )
 from transport.hypervisors.errors import HypervisorError
+from transport.relay.caller import Conversation
 from transport.relay.config import load_relay_config, split_address
 from transport.relay.control import ControlLink, TlsStream
 from transport.relay.destination import Destination
 from transport.relay.failures import cause_of
+from transport.relay.front import Front
 from transport.relay.gateway_link import Assignment, CancelMigration, GatewayLink, Migrate, NewsDesk
 from transport.relay.handover import SourceSession, close_source, settle_source
 from transport.relay.host import RelayHost, now, open_host
@@ -44,10 +46,12 @@ from transport.relay.receipts import ReceiptFacts
 from transport.relay.source import MigrationOrder, carry_as_source
 from transport.relay.spool import SessionJournal
 from transport.relay.watching import Watch, sources_of
+from transport.relay.wish import Wish
 from transport.wire.control import Role
 from transport.wire.keys import ConnectionKeys, exporter_context
 from transport.wire.messages import Offer, Refusal
 
+Ask = Callable[[Wish], Awaitable[Migrate]]
 log = structlog.get_logger("sealane.relay")
 EXIT_DONE, EXIT_FAILED, EXIT_CONFIGURATION = 0, 1, 2
 _REFUSED_LOG_SECONDS = 1.0
@@ -57,8 +61,9 @@ _MAX_SILENT_PER_PEER = 16
 class Relay:
     """One running relay."""
 
-    def __init__(self, host: RelayHost, nursery: trio.Nursery, link: GatewayLink) -> None:
+    def __init__(self, host: RelayHost, nursery: trio.Nursery, link: GatewayLink, ask: Ask) -> None:
         self._host = host
+        self._ask = ask
         self._nursery = nursery
         self._link = link
         self._cancels: dict[str, trio.Event] = {}
@@ -141,6 +146,23 @@ class Relay:
             case _:
                 pass  # told twice, or of what has ended
 
+    async def migrate_for_caller(self, wish: Wish, conversation: Conversation) -> News:
+        """Automatic admission: ask the gateway for what a client of libvirt wants, and carry it. `NotAdmitted`."""
+        permitted = await self._ask(wish)
+        self._cancels[permitted.migration_id] = trio.Event()
+        tell = NewsDesk(self._link, permitted.migration_id, self._nursery).tell
+        order = MigrationOrder(
+            permitted.permit, permitted.destination_address, permitted.downtime_limit_ms, permitted.deadline_seconds
+        )
+        end = self._host.libvirt_source(wish.vm, conversation)
+        try:
+            return await carry_as_source(self._host, order, tell, self._cancels[permitted.migration_id], libvirt=end)
+        except (TransportError, HypervisorError) as error:
+            await tell(News("failed", None, None, str(error)))
+            raise
+        finally:
+            del self._cancels[permitted.migration_id]
+
     async def _migrate(self, assignment: Migrate) -> None:
         tell = NewsDesk(self._link, assignment.migration_id, self._nursery).tell
         order = MigrationOrder(
@@ -179,7 +201,7 @@ class Relay:
         permit = _permit_of(host, journal)
         journal.facts["recovered"] = True
         seconds = host.config.limits.migration_deadline_seconds
-        former_end = host.source_end(permit, str(journal.facts["process"]), 300, seconds)
+        former_end = host.source_end(permit, journal.facts, 300, seconds)
         async with host.leaving(permit.claims.vm, is_recovered=True), former_end as end:
             facts = ReceiptFacts(Role.SOURCE, permit, end.vm_binding, now(), local_leaf_sha256(host.credentials))
             session = SourceSession(host, permit, str(journal.facts["address"]), journal, facts)
@@ -203,13 +225,16 @@ def _permit_of(host: RelayHost, journal: SessionJournal) -> VerifiedPermit:
         raise SpoolFailed(f"{journal.path}: its permit is not accepted any more ({refused.detail})") from None
 
 
-async def serve_relay(host: RelayHost, ready: Callable[[str], None]) -> None:
-    """Run until cancelled. `ready` is told the address once the port listens and recovery has begun."""
+async def serve_relay(host: RelayHost, ready: Callable[[str], None], ask: Ask | None = None) -> None:
+    """Run until cancelled. `ready` is told the address once the port listens and recovery has begun.
+
+    `ask`: who permits what callers of the front want, if not the gateway.
+    """
     listening = _bind(host.config.relay.listen, host.config.network.dscp)
     link = GatewayLink(host)
     try:
         async with trio.open_nursery() as nursery:
-            relay = Relay(host, nursery, link)
+            relay = Relay(host, nursery, link, ask or link.admit)
             relay.recover()
             nursery.start_soon(relay.listener.serve, listening)
             nursery.start_soon(link.poll_forever, relay.take)
@@ -219,6 +244,10 @@ async def serve_relay(host: RelayHost, ready: Callable[[str], None]) -> None:
                 seconds = host.config.placement
                 watch = Watch(sources, seconds.scan_seconds, seconds.report_seconds, link.report_placement)
                 nursery.start_soon(watch.run)
+            if host.config.front is not None:
+                front = Front(host.config.front, host.config.limits, relay.migrate_for_caller, nursery)
+                front.listen()
+                nursery.start_soon(front.serve)
             name = listening.getsockname()
             ready(f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}")
     finally:

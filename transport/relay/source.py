@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-import socket
-import struct
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,13 +31,14 @@ from transport.relay.ends import SourceEnd, make_session_folder, remove_session_
 from transport.relay.failures import cause_of
 from transport.relay.handover import SourceSession, close_source, exchange_receipts_as_source, settle_source
 from transport.relay.host import RelayHost, now
+from transport.relay.inlets import SourceLanes
+from transport.relay.libvirt_source import LibvirtSource
 from transport.relay.news import News, Tell
 from transport.relay.receipts import ReceiptFacts
 from transport.wire.control import Role
-from transport.wire.messages import Bye, Cancel, Handover, Open, Outcome, Receipt
+from transport.wire.messages import Bye, Cancel, Handover, Outcome, Receipt
 
 log = structlog.get_logger("sealane.relay")
-_PEER_CREDENTIALS = struct.Struct("3i")
 _ANSWERS_AT_ONCE = 8
 
 
@@ -53,21 +53,28 @@ class MigrationOrder:
 
 
 async def carry_as_source(
-    host: RelayHost, order: MigrationOrder, tell: Tell, cancelled: trio.Event, socket_path: Path | None = None
+    host: RelayHost,
+    order: MigrationOrder,
+    tell: Tell,
+    cancelled: trio.Event,
+    socket_path: Path | None = None,
+    libvirt: LibvirtSource | None = None,
 ) -> News:
     """Move one VM, or carry one program's stream; returns the last news, which has been told too.
+
+    `libvirt`: the conversation of a libvirt client that moves the VM itself.
 
     `cancelled` asks to give it up, which is heeded until the guest is handed over. Raises `OfferRefused`,
     `TransportError` or `HypervisorError` only while nothing has been touched; later failures are news.
     """
     permit = host.permits.verify(order.permit, source=host.spiffe_id, destination=None)
     seconds = _deadline(host, order, permit)
-    new_end = host.source_end(permit, "", order.downtime_limit_ms, seconds)
+    new_end: SourceEnd = libvirt or host.source_end(permit, {}, order.downtime_limit_ms, seconds)
     async with host.leaving(permit.claims.vm), new_end as end:
         session = await _begin(host, order, permit, end)
         folder = session_folder(host.spool.run_dir, session.session_id)
         try:
-            await host.on_disk(make_session_folder, host.spool.run_dir, session.session_id)
+            await host.on_disk(make_session_folder, host.spool.run_dir, session.session_id, host.qemu_uid)
             await _carry_until_cancelled(session, end, tell, cancelled, seconds, socket_path or folder / "memory.sock")
         except (TransportError, HypervisorError, BaseExceptionGroup) as error:
             session.fail(cause_of(error))
@@ -107,6 +114,7 @@ async def _begin(host: RelayHost, order: MigrationOrder, permit: VerifiedPermit,
         address=order.address,
         process=process,
         started=facts.started.isoformat(),
+        **end.facts,
     )
     return SourceSession(host, permit, order.address, journal, facts)
 
@@ -129,7 +137,7 @@ async def _carry_until_cancelled(
         with trio.move_on_after(seconds) as deadline:
             await _carry(session, end, tell, socket_path)
         nursery.cancel_scope.cancel()
-    if session.journal.state != "begun" or session.outcome == "completed":
+    if session.journal.state not in ("begun", "accepted") or session.outcome == "completed":
         return
     if cancelled.is_set():
         raise MigrationCancelled("the migration was cancelled on request")
@@ -148,18 +156,25 @@ async def _carry(session: SourceSession, end: SourceEnd, tell: Tell, socket_path
         session.facts.channels = channels.counts
         connection.link.sent_frames = channels.sent_frames
         answers, heard = trio.open_memory_channel[Outcome | Receipt](_ANSWERS_AT_ONCE)
-        with _listen(socket_path) as listening:
+        limits = host.config.limits
+        with ExitStack() as listening:
+            inlets = end.inlets(socket_path)
+            for inlet in inlets:
+                listening.enter_context(inlet.listening)
             async with trio.open_nursery() as nursery:
+                most = min(connection.link.order.max_channels, permit.claims.limits.max_channels)
+                lanes = SourceLanes(connection, channels, nursery, most, limits.dial_seconds)
                 nursery.start_soon(_read_answers, connection, answers)
-                nursery.start_soon(channels.acknowledge, connection.link, host.config.limits.ack_interval_seconds)
-                nursery.start_soon(_accept, session, connection, channels, listening, end, nursery)
+                nursery.start_soon(channels.acknowledge, connection.link, limits.ack_interval_seconds)
+                for inlet in inlets:
+                    nursery.start_soon(lanes.accept_forever, inlet)
                 await tell(News("running"))
-                last = await end.migrate(socket_path, lambda seen: tell(News("running", seen)))
+                last = await end.migrate(lanes, session.note_accepted, lambda seen: tell(News("running", seen)))
                 if end.hands_over:
                     # Past this point a request to cancel comes too late; every wait has its own deadline.
                     nursery.cancel_scope.shield = True
                     await _hand_over(session, connection, tell, heard, last)
-                    await channels.wait_drained(host.config.limits.drain_seconds)
+                    await channels.wait_drained(limits.drain_seconds)
                 else:
                     await channels.wait_ended()
                     session.outcome = "completed"
@@ -199,64 +214,6 @@ async def _read_answers(connection: SourceConnection, answers: trio.MemorySendCh
                 await answers.send(message)
             case Cancel(code=code, reason=reason):
                 raise PeerCancelled(code, reason)
-
-
-async def _accept(
-    session: SourceSession,
-    connection: SourceConnection,
-    channels: Channels,
-    listening: trio.socket.SocketType,
-    end: SourceEnd,
-    nursery: trio.Nursery,
-) -> None:
-    """Take the hypervisor's connections one after the other; announce each and open its lane in that order.
-
-    QEMU 7.2 knows its channels by order of arrival alone: concurrent dialling broke 4 of 6 multifd migrations.
-    """
-    limits = session.host.config.limits
-    most = min(connection.link.order.max_channels, session.permit.claims.limits.max_channels)
-    while True:
-        try:
-            accepted, _ = await listening.accept()
-        except OSError as error:
-            raise LocalBroken(f"the hypervisor's connection cannot be taken: {error.strerror}") from None
-        local = socket.socket(fileno=accepted.detach())
-        local.setblocking(False)
-        pid, uid, _ = _PEER_CREDENTIALS.unpack(
-            local.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER_CREDENTIALS.size)
-        )
-        if not end.allows(uid, pid):
-            log.warning("session socket dialled by another process", pid=pid, uid=uid, vm=session.permit.claims.vm)
-            local.close()
-            continue
-        if len(channels.counts) >= most:
-            local.close()
-            raise LocalBroken(f"the hypervisor opened more than the {most} channels that are allowed")
-        counts = channels.add("memory")
-        try:
-            await connection.link.send(Open(counts.channel, "memory"))
-            lane = await connection.open_lane(counts.channel, limits.dial_seconds)
-        except BaseException:
-            local.close()
-            raise
-        nursery.start_soon(channels.carry, counts, local, lane)
-
-
-def _listen(path: Path) -> trio.socket.SocketType:
-    """A unix socket at `path`, 0600 from its first moment; the folder is this session's own."""
-    try:
-        listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            # Linux takes the mode from the descriptor. The umask is the process's: it would meet other threads' files.
-            os.fchmod(listening.fileno(), 0o600)
-            listening.bind(str(path))
-            listening.listen(16)
-        except OSError:
-            listening.close()
-            raise
-    except OSError as error:
-        raise LocalBroken(f"{path}: {error.strerror}") from None
-    return trio.socket.from_stdlib_socket(listening)
 
 
 def _deadline(host: RelayHost, order: MigrationOrder, permit: VerifiedPermit) -> float:

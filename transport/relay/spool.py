@@ -8,6 +8,7 @@ last line was never acted upon and does not count. The states, and what may foll
     destination  admitted → prepared → running → started → ended
                  admitted → ended;  prepared → discarded → ended
     both, where nothing is handed over (bare sockets): begun → ended, prepared → ended
+    with libvirt: begun → accepted → handed-over | abandoned;  prepared → loaded → running | discarded
 """
 
 from __future__ import annotations
@@ -25,14 +26,16 @@ from transport.errors import LocalBroken, Misuse, SpoolFailed
 from transport.wire.control import Role
 
 FOLLOWING: dict[str, frozenset[str]] = {
-    "begun": frozenset({"handed-over", "abandoned", "ended"}),
+    "begun": frozenset({"accepted", "handed-over", "abandoned", "ended"}),
+    "accepted": frozenset({"handed-over", "abandoned"}),
     "abandoned": frozenset({"resumed"}),
     "resumed": frozenset({"ended"}),
     "handed-over": frozenset({"outcome-running", "outcome-discarded"}),
     "outcome-running": frozenset({"ended"}),
     "outcome-discarded": frozenset({"ended"}),
     "admitted": frozenset({"prepared", "ended"}),
-    "prepared": frozenset({"running", "discarded", "ended"}),
+    "prepared": frozenset({"loaded", "running", "discarded", "ended"}),
+    "loaded": frozenset({"running", "discarded"}),
     "running": frozenset({"started"}),
     "started": frozenset({"ended"}),
     "discarded": frozenset({"ended"}),
@@ -105,13 +108,17 @@ class SessionJournal:
 class Spool:
     """The folder of a relay's durable state. Raises `SpoolFailed` for whatever the disk does not do."""
 
-    def __init__(self, state_dir: Path) -> None:
+    def __init__(self, state_dir: Path, run_dir: Path | None = None) -> None:
+        """`run_dir`: where session folders are, if hypervisors of other users must reach into them."""
         self._journals = state_dir / "journals"
         self._receipts = state_dir / "receipts"
-        self.run_dir = state_dir / "run"
+        self.run_dir = run_dir or state_dir / "run"
         try:
-            for folder in (state_dir, self._journals, self._receipts, self.run_dir):
+            for folder in (state_dir, self._journals, self._receipts):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if run_dir:
+                self.run_dir.chmod(0o711)  # whatever the umask: QEMU's user must reach its own session's folder
             found = state_dir.stat()
         except OSError as error:
             raise SpoolFailed(f"{error.filename}: {error.strerror}") from None

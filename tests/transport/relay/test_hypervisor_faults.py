@@ -18,7 +18,7 @@ import pytest
 import trio
 from structlog.testing import capture_logs
 
-import transport.relay.destination
+import transport.relay.ends
 from gateway.demo.guest import GuestLayout, build_boot_image, count_passes
 from gateway.demo.machines import Qemu, run_state, start_qemu, stop_qemu, wait_passes
 from policy.permit import Limits
@@ -29,8 +29,8 @@ from transport.hypervisors.errors import HypervisorUnreachable, WrongVm
 from transport.hypervisors.process import process_identity
 from transport.hypervisors.qmp import QmpConnection
 from transport.relay import spool
-from transport.relay.destination import DestinationSession
 from transport.relay.host import RelayHost
+from transport.relay.local_dial import dial_unix
 from transport.relay.news import News
 from transport.relay.source import MigrationOrder, carry_as_source
 
@@ -229,21 +229,22 @@ async def test_another_process_on_the_destinations_session_path_gets_nothing(
     source, destination = await stage.start("a"), await stage.start("b", incoming=True)
     heard: list[bytes] = []
     usurper = trio.socket.socket(socket.AF_UNIX)
-    dial = transport.relay.destination._dial
+    dial = dial_unix
 
-    async def dial_after_it_was_usurped(session: DestinationSession, seconds: float) -> socket.socket:
-        path = session.end.dial_path(session.folder)
+    async def dial_after_it_was_usurped(
+        path: Path, seconds: float, is_expected: Callable[[int], bool]
+    ) -> socket.socket:
         await usurper.bind(str(path.with_name("usurper")))
         usurper.listen(1)
         path.with_name("usurper").rename(path)
-        return await dial(session, seconds)
+        return await dial(path, seconds, is_expected)
 
     async def listen_in() -> None:
         accepted, _ = await usurper.accept()
         with accepted:
             heard.append(await accepted.recv(100))
 
-    monkeypatch.setattr(transport.relay.destination, "_dial", dial_after_it_was_usurped)
+    monkeypatch.setattr(transport.relay.ends, "dial_unix", dial_after_it_was_usurped)
     with usurper:
         await stage.move(stage.permit())
         with trio.fail_after(10):

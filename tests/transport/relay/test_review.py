@@ -25,13 +25,13 @@ from transport.hypervisors.qemu import MigrationSettings
 from transport.hypervisors.qmp import QmpConnection
 from transport.relay.control import ControlLink
 from transport.relay.dialling import offered
-from transport.relay.ends import QmpSource, Report, SocketSource, SourceEnd
+from transport.relay.ends import Accepted, QmpSource, Report, SocketSource, SourceEnd
 from transport.relay.handover import SourceSession, close_source, settle_source
 from transport.relay.host import RelayHost, now
+from transport.relay.inlets import SourceLanes, listen_unix
 from transport.relay.news import News, Tell
 from transport.relay.outgoing import Leaving, connect
 from transport.relay.receipts import ReceiptFacts
-from transport.relay.source import _listen
 from transport.relay.spool import Spool
 from transport.wire.control import Role
 from transport.wire.messages import Bye, Cancel, Message, Open
@@ -237,7 +237,7 @@ class HandingOverSource(SocketSource):
     hands_over = True
     woken = 0
 
-    async def migrate(self, socket_path: Path, report: Report) -> None:  # noqa: ARG002
+    async def migrate(self, lanes: SourceLanes, accepted: Accepted, report: Report) -> None:  # noqa: ARG002
         await trio.sleep_forever()
 
     async def resume_guest(self) -> None:
@@ -293,7 +293,7 @@ async def test_a_full_disk_at_the_end_is_waited_out(pair: Pair, monkeypatch: pyt
 
 
 async def test_the_sessions_socket_is_the_owners_alone(tmp_path: Path) -> None:
-    with _listen(tmp_path / "s"):
+    with listen_unix(tmp_path / "s"):
         assert stat.S_IMODE((tmp_path / "s").stat().st_mode) == 0o600
 
 

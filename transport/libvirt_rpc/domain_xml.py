@@ -1,0 +1,161 @@
+"""What a domain's XML may ask of the host that it arrives on.
+
+Prepare carries the domain's XML, and Finish a cookie with the XML that is to stay; libvirtd at the destination acts on
+both as root. A source host that was taken over must not gain its destinations by them: so the VM must be the
+permit's, and what reaches beyond the guest (other programs, scripts, host files, host devices, another security
+label) passes only where the destination's own configuration names it.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+from xml.etree import ElementTree
+
+from transport.libvirt_rpc.errors import CallRefused
+from transport.libvirt_rpc.framing import ErrorCode
+
+_MAX_DEPTH: Final = 32
+_MAX_ELEMENTS: Final = 20_000
+# Elements whose text is a path on the host, wherever in a domain they stand.
+_PATH_ELEMENTS: Final = frozenset(
+    {"emulator", "loader", "nvram", "kernel", "initrd", "dtb", "table", "path", "backend"}
+)
+_ENTROPY: Final = frozenset({"/dev/random", "/dev/urandom", "/dev/hwrng"})
+# Attributes that are a path on the host if they begin with "/".
+_PATH_ATTRIBUTES: Final = frozenset({"file", "dev", "dir", "path", "socket", "template", "rendernode", "tty", "evdev"})
+# Elements that only name things inside the guest, or on another machine, whatever their attributes are called.
+_INSIDE_GUEST: Final = frozenset({"target", "boot", "alias", "address", "host"})
+_REFUSED: Final = {
+    "script": "runs a program of its own on the destination as root",
+    "downscript": "runs a program of its own on the destination as root",
+    "hostdev": "is a device of the host",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class DomainRules:
+    """What an arriving domain may name on this host: from the destination's configuration, never from the peer.
+
+    `paths`: files and devices at or below these. `emulators`: programs that may be the domain's QEMU.
+    """
+
+    paths: tuple[str, ...]
+    emulators: tuple[str, ...]
+    allow_qemu_namespace: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DomainIdentity:
+    uuid: str
+    name: str
+
+
+def check_domain(text: str, rules: DomainRules) -> DomainIdentity:
+    """The VM that `text` defines. `CallRefused` names what must not pass, for the operator who sees it in virsh."""
+    return _check_domain(_parse(text, "domain"), rules)
+
+
+def identify_domain(text: str) -> DomainIdentity:
+    """The VM that `text` defines, for the source, whose host its XML cannot harm. `CallRefused` if it names none."""
+    root = _parse(text, "domain")
+    return DomainIdentity(_only(root, "uuid"), _only(root, "name"))
+
+
+def check_cookie(cookie: bytes, vm: DomainIdentity, rules: DomainRules) -> None:
+    """A migration cookie must be of `vm`; a whole domain within it is checked like any other."""
+    if not cookie:
+        return
+    try:
+        text = cookie.removesuffix(b"\0").decode()
+    except UnicodeDecodeError:
+        raise _refused("its migration cookie is not text") from None
+    root = _parse(text, "qemu-migration")
+    if _only(root, "uuid") != vm.uuid or _only(root, "name") != vm.name:
+        raise _refused("its migration cookie is of another VM")
+    for inner in root.iter("domain"):
+        if _check_domain(inner, rules) != vm:
+            raise _refused("the XML that is to stay on the destination is of another VM")
+
+
+def _check_domain(root: ElementTree.Element, rules: DomainRules) -> DomainIdentity:
+    if root.get("type") not in ("kvm", "qemu"):
+        raise _refused(f"its type is {root.get('type')!a}, not kvm or qemu")
+    identity = DomainIdentity(_only(root, "uuid"), _only(root, "name"))
+    for element in _walk(root, 0):
+        _check_element(element, rules)
+    return identity
+
+
+def _walk(element: ElementTree.Element, depth: int) -> Iterator[ElementTree.Element]:
+    """Every element but what stands below <metadata>, which libvirt keeps and does not read."""
+    if depth > _MAX_DEPTH:
+        raise _refused("its XML is too deep")
+    yield element
+    if element.tag != "metadata":
+        for child in element:
+            yield from _walk(child, depth + 1)
+
+
+def _check_element(element: ElementTree.Element, rules: DomainRules) -> None:
+    tag = element.tag
+    if tag.startswith("{"):
+        if not rules.allow_qemu_namespace:
+            raise _refused(
+                "it has elements of QEMU's own namespace (qemu:commandline and the like), which can run anything; "
+                "hypervisor.allow_qemu_namespace of the destination's relay would let them pass"
+            )
+        return
+    if tag in _REFUSED:
+        raise _refused(f"its <{tag}> {_REFUSED[tag]}")
+    if tag == "seclabel" and element.get("type") != "dynamic":
+        raise _refused(f"its <seclabel> is {element.get('type')!a}: only dynamic labels keep it confined")
+    if tag in _PATH_ELEMENTS and (element.text or "").strip():
+        _check_path(tag, (element.text or "").strip(), rules)
+    if tag not in _INSIDE_GUEST:
+        for name, value in element.attrib.items():
+            if name in _PATH_ATTRIBUTES and value.startswith("/"):
+                _check_path(f"{tag} {name}", value, rules)
+
+
+def _check_path(what: str, path: str, rules: DomainRules) -> None:
+    if what == "emulator":
+        if path not in rules.emulators:
+            raise _refused(f"its emulator {path!a} is not in hypervisor.emulators of the destination's relay")
+        return
+    if what == "backend" and path in _ENTROPY:
+        return
+    plain = posixpath.normpath(path)
+    if plain != path or not any(path == allowed.rstrip("/") or path.startswith(allowed) for allowed in rules.paths):
+        raise _refused(f"its {what} {path!a} is outside hypervisor.domain_paths of the destination's relay")
+
+
+def _only(root: ElementTree.Element, tag: str) -> str:
+    """The text of the one child of this name: with two, we and libvirt might each read another."""
+    found = root.findall(tag)
+    text = (found[0].text or "").strip() if len(found) == 1 else ""
+    if not text:
+        raise _refused(f"it must have exactly one <{tag}>")
+    return text
+
+
+def _parse(text: str, root_tag: str) -> ElementTree.Element:
+    # A document type could define entities that we and libvirt read differently, or that grow without bound; a
+    # declaration could name another encoding. libvirt itself writes neither.
+    if "<!DOCTYPE" in text or "<!ENTITY" in text or "<?" in text:
+        raise _refused("its XML has a declaration, a document type or a processing instruction")
+    try:
+        root = ElementTree.fromstring(text)  # noqa: S314 - no entities: see above
+    except ElementTree.ParseError:
+        raise _refused("its XML is not well formed") from None
+    if root.tag != root_tag:
+        raise _refused(f"its XML is not a <{root_tag}>")
+    if sum(1 for _ in root.iter()) > _MAX_ELEMENTS:
+        raise _refused("its XML has too many elements")
+    return root
+
+
+def _refused(why: str) -> CallRefused:
+    return CallRefused(f"Sealane does not let this domain pass: {why}", ErrorCode.ACCESS_DENIED)

@@ -1,0 +1,82 @@
+"""Procedure numbers, flags and features of libvirt's remote program that a migration uses. Numbers are libvirt's."""
+
+from __future__ import annotations
+
+from enum import IntEnum, IntFlag
+from typing import Final
+
+
+class Procedure(IntEnum):
+    CONNECT_OPEN = 1
+    CONNECT_CLOSE = 2
+    DOMAIN_DESTROY = 12
+    DOMAIN_LOOKUP_BY_NAME = 23
+    DOMAIN_LOOKUP_BY_UUID = 24
+    DOMAIN_RESUME = 28
+    CONNECT_SUPPORTS_FEATURE = 60
+    AUTH_LIST = 66
+    CONNECT_GET_URI = 110
+    DOMAIN_IS_PERSISTENT = 151
+    CONNECT_GET_LIB_VERSION = 157
+    DOMAIN_GET_JOB_INFO = 163
+    DOMAIN_GET_STATE = 212
+    DOMAIN_UNDEFINE_FLAGS = 231
+    MIGRATE_PREPARE3_PARAMS = 303
+    MIGRATE_FINISH3_PARAMS = 306
+    REGISTER_CLOSE_CALLBACK = 360
+    UNREGISTER_CLOSE_CALLBACK = 361
+
+
+class MigrateFlag(IntFlag):
+    LIVE = 1 << 0
+    PEER2PEER = 1 << 1
+    TUNNELLED = 1 << 2
+    PERSIST_DEST = 1 << 3
+    UNDEFINE_SOURCE = 1 << 4
+    PAUSED = 1 << 5
+    NON_SHARED_DISK = 1 << 6
+    NON_SHARED_INC = 1 << 7
+    CHANGE_PROTECTION = 1 << 8
+    UNSAFE = 1 << 9
+    OFFLINE = 1 << 10
+    COMPRESSED = 1 << 11
+    ABORT_ON_ERROR = 1 << 12
+    AUTO_CONVERGE = 1 << 13
+    RDMA_PIN_ALL = 1 << 14
+    POSTCOPY = 1 << 15
+    TLS = 1 << 16
+    PARALLEL = 1 << 17
+    SYNCHRONOUS_WRITES = 1 << 18
+    POSTCOPY_RESUME = 1 << 19
+    ZEROCOPY = 1 << 20
+
+
+class Feature(IntEnum):
+    MIGRATION_V2 = 3
+    MIGRATION_P2P = 4
+    MIGRATION_V3 = 6
+    CHANGE_PROTECTION = 7
+    FD_PASSING = 8
+    TYPED_PARAM_STRING = 9
+    KEEPALIVE = 10
+    XML_MIGRATABLE = 11
+    MIGRATION_OFFLINE = 12
+    MIGRATION_PARAMS = 13
+    EVENT_CALLBACK = 14
+    CLOSE_CALLBACK = 15
+
+
+# What a front says of the destination before it has asked it. Every libvirt since 1.1 (2013) has these; the
+# destination's own answers are compared before anything is prepared. Descriptors cannot travel, so FD_PASSING is no.
+FEATURES: Final = frozenset(Feature) - {Feature.FD_PASSING, Feature.MIGRATION_V2}
+
+# Flags that do not pass, and what the caller is told.
+REFUSED_FLAGS: Final = {
+    MigrateFlag.TUNNELLED: "tunnelled migration is not carried: leave --tunnelled away, the lanes are sealed already",
+    MigrateFlag.TLS: "--tls is not carried: leave it away, the lanes are sealed already",
+    MigrateFlag.RDMA_PIN_ALL: "RDMA cannot be carried",
+    MigrateFlag.ZEROCOPY: "--zerocopy needs a TCP connection of QEMU's own: leave it away",
+    MigrateFlag.POSTCOPY: "--postcopy is not carried yet",
+    MigrateFlag.POSTCOPY_RESUME: "--postcopy-resume is not carried yet",
+}
+KNOWN_FLAGS: Final[int] = (1 << 21) - 1  # a plain number: an inverted IntFlag forgets what it does not know

@@ -1,0 +1,233 @@
+"""The client of libvirt at a front: its calls one after the other, its keepalive answered at once.
+
+libvirt gives a peer up after 25 s of silence. Its pings are answered here and never travel, so that a caller waits in
+peace while the relays ask the gateway, reach the destination, or settle a session.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import structlog
+import trio
+
+from transport.errors import LocalBroken
+from transport.libvirt_rpc.errors import CallRefused, RpcMalformed
+from transport.libvirt_rpc.filter import require_call
+from transport.libvirt_rpc.framing import (
+    PONG,
+    REMOTE_PROGRAM,
+    ErrorCode,
+    KeepAlive,
+    MessageType,
+    Packet,
+    PacketReader,
+    Status,
+    decode_error,
+)
+from transport.libvirt_rpc.migration import Finish, Prepare, PrepareReply
+from transport.libvirt_rpc.opening import feature_call, is_supported, opening_answer
+from transport.libvirt_rpc.procedures import FEATURES, Feature, Procedure
+
+log = structlog.get_logger("sealane.relay")
+_CHUNK = 64 * 1024
+_MAX_WAITING = 16
+
+
+class Caller:
+    """One connection of a client of libvirt. `read_forever` runs beside whoever answers its calls."""
+
+    def __init__(self, stream: trio.abc.Stream, send_seconds: float) -> None:
+        self._stream = stream
+        self._sending = trio.Lock()
+        self._send_seconds = send_seconds
+        self._put, self._get = trio.open_memory_channel[Packet](_MAX_WAITING)
+
+    async def read_forever(self) -> None:
+        """Until the caller leaves. `RpcMalformed` if it is no client of libvirt."""
+        reader = PacketReader()
+        async with self._put:
+            try:
+                while data := await self._stream.receive_some(_CHUNK):
+                    for packet in reader.feed(bytes(data)):
+                        await self._take(packet)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                pass
+
+    async def next_call(self) -> Packet | None:
+        """The next call, or None when the caller has left."""
+        try:
+            return await self._get.receive()
+        except trio.EndOfChannel:
+            return None
+
+    async def reply(self, packet: Packet) -> None:
+        """Whether the caller has read it nobody knows. `LocalBroken` if it has surely not."""
+        try:
+            with trio.fail_after(self._send_seconds):
+                async with self._sending:
+                    await self._stream.send_all(packet.encode())
+        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
+            raise LocalBroken("the client of libvirt has left") from None
+
+    async def aclose(self) -> None:
+        await trio.aclose_forcefully(self._stream)
+
+    async def _take(self, packet: Packet) -> None:
+        if packet.is_keepalive:
+            if packet.procedure == KeepAlive.PING:
+                await self.reply(PONG)
+            return
+        require_call(packet)
+        try:
+            self._put.send_nowait(packet)
+        except trio.WouldBlock:
+            raise RpcMalformed("more calls at once than a migration has") from None
+
+
+@dataclass(slots=True)
+class Conversation:
+    """The calls of one migration, from its Prepare to its Finish, between a caller and the destination's libvirtd.
+
+    `uris`: where this host's hypervisor is to send, by port. `loopback`: the front's address for callers that know tcp
+    only. `was_answered` and `was_told`: whether the caller has had an answer to its Prepare, and to its Finish;
+    `was_prepared`: whether the first was a good one.
+    """
+
+    caller: Caller
+    prepare_call: Packet
+    prepare: Prepare
+    loopback: str
+    copies_disks: bool
+    seconds: float
+    uris: dict[Literal["memory", "disks"], str] = field(default_factory=dict)
+    was_answered: bool = False
+    was_prepared: bool = False
+    was_told: bool = False
+    finished: trio.Event = field(default_factory=trio.Event)
+
+    async def carry(self, lane: trio.SocketStream, accepted: Callable[[], Awaitable[None]]) -> None:
+        """Until the caller has been told that the destination has all of the guest.
+
+        `LocalBroken` if it ends in any other way: the destination refused or failed, the caller gave up or left.
+        """
+        remote = _Remote(lane, self.seconds)
+        try:
+            await self._compare_features(remote)
+            await self._prepare(remote)
+            await self._finish(remote, accepted)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            raise LocalBroken("the libvirt channel broke") from None
+        finally:
+            self.finished.set()
+
+    async def _compare_features(self, remote: _Remote) -> None:
+        """What was said in the destination's name must be so."""
+        for feature in sorted(FEATURES - {Feature.KEEPALIVE}):
+            reply = await remote.ask(Procedure.CONNECT_SUPPORTS_FEATURE, feature_call(feature))
+            if reply.status is Status.ERROR or not is_supported(reply.body):
+                raise LocalBroken(f"the destination's libvirt lacks {feature.name}: it is too old for this front")
+
+    async def _prepare(self, remote: _Remote) -> None:
+        reply = await remote.ask(Procedure.MIGRATE_PREPARE3_PARAMS, self.prepare.encode())
+        if reply.status is Status.ERROR:
+            await self._pass_on(self.prepare_call, reply)
+            raise LocalBroken(f"the destination's libvirt refuses the VM: {decode_error(reply.body)[1]!a}")
+        prepared = PrepareReply.decode(reply.body)
+        body = replace(prepared, uri=self.uris["memory"]).encode()
+        self.was_prepared = True
+        await self._pass_on(self.prepare_call, replace(reply, body=body))
+
+    async def _finish(self, remote: _Remote, accepted: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            call = await self._next_call(remote)
+            if call.procedure == Procedure.MIGRATE_FINISH3_PARAMS:
+                break
+            await self.caller.reply(answer_locally(call))
+        finish = Finish.decode(call.body)
+        reply = await remote.ask(Procedure.MIGRATE_FINISH3_PARAMS, call.body)
+        if reply.status is Status.OK and not finish.cancelled:
+            # From the next line on libvirt may end its guest at any moment, or never hear of it.
+            await accepted()
+        await self._pass_on(call, reply)
+        self.was_told = True
+        if finish.cancelled:
+            raise LocalBroken("libvirt gave the migration up")
+        if reply.status is Status.ERROR:
+            raise LocalBroken(f"the destination's libvirt did not take the guest: {decode_error(reply.body)[1]!a}")
+
+    async def _next_call(self, remote: _Remote) -> Packet:
+        """The caller's next call; the destination has nothing to say meanwhile but that it is gone."""
+        calls: list[Packet | None] = []
+        async with trio.open_nursery() as nursery:
+
+            async def wait_call() -> None:
+                calls.append(await self.caller.next_call())
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(wait_call)
+            nursery.start_soon(remote.watch)
+        call = calls[0]
+        if call is None:
+            raise LocalBroken("the client of libvirt has left")
+        return call
+
+    async def _pass_on(self, call: Packet, reply: Packet) -> None:
+        """The destination's reply as the reply to the caller's own call."""
+        self.was_answered = True
+        await self.caller.reply(replace(reply, serial=call.serial, procedure=call.procedure))
+
+
+def answer_locally(call: Packet) -> Packet:
+    """The answer to a call that needs no destination, or the refusal of one that does not pass."""
+    try:
+        answer = opening_answer(call)
+    except CallRefused as refused:
+        return call.refusal(refused.code, refused.message)
+    if answer is None:
+        log.warning("libvirt call refused", procedure=call.procedure)
+        return call.refusal(
+            ErrorCode.ACCESS_DENIED,
+            f"Sealane lets only a migration pass: procedure {call.procedure} is refused and recorded",
+        )
+    return answer
+
+
+class _Remote:
+    """The filtered RPC at the other end of the libvirt channel; one call at a time."""
+
+    def __init__(self, lane: trio.SocketStream, seconds: float) -> None:
+        self._lane = lane
+        self._seconds = seconds
+        self._reader = PacketReader()
+        self._serial = 0
+
+    async def ask(self, procedure: int, body: bytes) -> Packet:
+        self._serial += 1
+        call = Packet(REMOTE_PROGRAM, procedure, MessageType.CALL, self._serial, Status.OK, body)
+        with trio.move_on_after(self._seconds):
+            await self._lane.send_all(call.encode())
+            while True:
+                data = await self._lane.receive_some(_CHUNK)
+                if not data:
+                    raise LocalBroken("the destination ended the libvirt channel")
+                packets = self._reader.feed(bytes(data))
+                if packets:
+                    return self._check(packets, procedure)
+        raise LocalBroken(f"the destination's libvirt did not answer procedure {procedure} in time")
+
+    async def watch(self) -> None:
+        """Raises when the channel ends or speaks out of turn."""
+        data = await self._lane.receive_some(_CHUNK)
+        if data:
+            raise RpcMalformed("a reply that nobody asked for")
+        raise LocalBroken("the destination ended the libvirt channel")
+
+    def _check(self, packets: list[Packet], procedure: int) -> Packet:
+        reply = packets[0]
+        is_good = reply.type is MessageType.REPLY and (reply.serial, reply.procedure) == (self._serial, procedure)
+        if len(packets) > 1 or not is_good or reply.status is Status.CONTINUE or not self._reader.is_between_packets:
+            raise RpcMalformed("a reply to another call")
+        return reply

@@ -1,0 +1,110 @@
+"""What a destination knows of one session, and the only place where a guest is started or discarded.
+
+`DestinationSession.settle` runs in the ordinary case, for a session that comes back to be settled, and after a restart.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Literal
+
+import trio
+
+from policy.permit import VerifiedPermit
+from transport.errors import ProtocolViolation
+from transport.relay.ends import DestinationEnd
+from transport.relay.host import RelayHost, now
+from transport.relay.receipts import ReceiptFacts, make_receipt, receipt_for_gateway
+from transport.relay.spool import SessionJournal
+from transport.wire.messages import Receipt
+
+OUTCOMES: Final = {"started": "running", "running": "running", "discarded": "discarded", "prepared": "completed"}
+UNDECIDED: Final = frozenset({"prepared", "loaded"})  # nothing was chosen yet
+
+
+@dataclass(slots=True)
+class DestinationSession:
+    """What D knows of one session. Its journal holds what must outlive the process."""
+
+    host: RelayHost
+    permit: VerifiedPermit
+    journal: SessionJournal
+    end: DestinationEnd
+    folder: Path
+    facts: ReceiptFacts
+    attempt: int = -1
+    has_receipt: bool = False
+    only_settles: bool = False
+    _settling: trio.Lock = field(default_factory=trio.Lock)
+    _connection: trio.CancelScope | None = None
+    _connection_closed: trio.Event = field(default_factory=trio.Event)
+
+    @property
+    def is_undecided(self) -> bool:
+        return self.journal.state in UNDECIDED or self.journal.state == "running"
+
+    @property
+    def occupies_vm(self) -> bool:
+        """Whether no other session of this VM may begin here yet."""
+        return self.journal.state == "admitted" or self.is_undecided
+
+    async def settle(self, *, handed_over: bool) -> Literal["running", "discarded"]:
+        """Durably choose, then act; idempotent. Without `handed_over` the choice can only be to discard.
+
+        Raises `HypervisorError` or `SpoolFailed` when nothing could be chosen, or not yet carried out: no answer may
+        be given then, and the next call goes on from what is durable.
+        """
+        async with self._settling:
+            if self.journal.state in UNDECIDED:
+                if handed_over and await self.end.wait_loaded(self.host.config.limits.hypervisor_seconds):
+                    await self.host.enter(self.journal, "running")
+                else:
+                    await self.end.discard()
+                    await self.host.enter(self.journal, "discarded")
+            if self.journal.state == "running":
+                await self.end.start_guest()
+                await self.host.enter(self.journal, "started")
+            if self.journal.state not in ("started", "discarded"):
+                # Any answer here could be another than the one that was given before.
+                raise ProtocolViolation("the outcome of a session that has ended is asked for")
+            # The monitor takes one program at a time, and S may never say Bye: whoever moves this VM next needs it.
+            await self.end.__aexit__(None, None, None)
+            return "running" if self.journal.state == "started" else "discarded"
+
+    async def holds_whole_guest(self, seconds: float) -> bool:
+        """Whether all of the guest is here and nothing was chosen yet; waits for the hypervisor to know."""
+        async with self._settling:
+            return self.journal.state in UNDECIDED and await self.end.wait_loaded(seconds)
+
+    async def note_loaded(self, **facts: object) -> None:
+        """The hypervisor has all of the guest and holds it, by its manager's word: durable before S hears of it."""
+        async with self._settling:
+            if self.journal.state != "prepared":
+                raise ProtocolViolation("the guest came after its session had been settled")
+            await self.host.enter(self.journal, "loaded", **facts)
+
+    async def take_connection(self, scope: trio.CancelScope) -> None:
+        """The session's older connection, if any, is closed and all of its tasks have ended when this returns."""
+        while self._connection is not None:  # again, if another newer connection was quicker
+            self._connection.cancel()
+            await self._connection_closed.wait()
+        self._connection = scope
+        self._connection_closed = trio.Event()
+
+    def leave_connection(self) -> None:
+        self._connection = None
+        self._connection_closed.set()
+
+    async def keep_receipt(self) -> Receipt:
+        """Durably keep this session's receipt, as things stand."""
+        if self.journal.state not in OUTCOMES or (self.end.hands_over and self.is_undecided):
+            # Else a source that never handed over would hold our word that it did.
+            raise ProtocolViolation("a receipt is asked for before the outcome, or after the end")
+        self.facts.outcome = OUTCOMES[self.journal.state]
+        receipt = make_receipt(self.facts, self.host.credentials, now())
+        chain = self.host.credentials.chain
+        name = f"{self.permit.claims.jti}-destination"
+        await self.host.on_disk(self.host.spool.keep_receipt, name, receipt_for_gateway(receipt, chain))
+        self.has_receipt = True
+        return receipt

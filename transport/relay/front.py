@@ -1,0 +1,209 @@
+"""The front: where clients of libvirt on this host find the other hosts, and what becomes of their migrations.
+
+Each destination has a unix socket, and a loopback address for clients that know `qemu+tcp://` only. A caller is
+answered here until its Prepare names a VM; then the gateway is asked (automatic admission), and only with its permit
+does anything reach the destination. A refusal is the answer to Prepare, in words that virsh prints.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import uuid
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Final
+
+import structlog
+import trio
+
+from transport.errors import ConfigurationError, LocalBroken, TransportError
+from transport.hypervisors.errors import HypervisorError
+from transport.libvirt_rpc.domain_xml import DomainIdentity, identify_domain
+from transport.libvirt_rpc.errors import CallRefused, RpcMalformed
+from transport.libvirt_rpc.filter import COPIES_DISKS
+from transport.libvirt_rpc.framing import ErrorCode, Packet
+from transport.libvirt_rpc.migration import Prepare
+from transport.libvirt_rpc.parameters import text_of
+from transport.libvirt_rpc.procedures import MigrateFlag, Procedure
+from transport.relay.caller import Caller, Conversation, answer_locally
+from transport.relay.config import FrontDestination, FrontSection, LimitsSection
+from transport.relay.failures import cause_of
+from transport.relay.inlets import listen_tcp, listen_unix, peer_process
+from transport.relay.loopback import peer_uid
+from transport.relay.news import News
+from transport.relay.wish import Wish
+
+log = structlog.get_logger("sealane.relay")
+SOCKET_NAME: Final = "libvirt.sock"
+
+
+# Asks the gateway and carries the session to its end; the last news. Errors: NotAdmitted, and those of
+# `carry_as_source` while nothing has been touched.
+Migrate = Callable[[Wish, Conversation], Awaitable[News]]
+
+
+class Front:
+    """All callers of one relay. `nursery`: where sessions live, which must outlast their callers."""
+
+    def __init__(self, section: FrontSection, limits: LimitsSection, migrate: Migrate, nursery: trio.Nursery) -> None:
+        self._section = section
+        self._limits = limits
+        self._migrate = migrate
+        self._nursery = nursery
+        self._callers = 0
+        self._listening: list[tuple[trio.socket.SocketType, FrontDestination]] = []
+
+    def listen(self) -> None:
+        """Take every socket. `ConfigurationError` if one cannot be had: it fails at the start, not at a migration."""
+        for destination in self._section.destinations:
+            self._listening += [(listening, destination) for listening in self._listen(destination)]
+
+    async def serve(self) -> None:
+        """Take callers until cancelled."""
+        async with trio.open_nursery() as nursery:
+            for listening, destination in self._listening:
+                nursery.start_soon(self._accept_forever, listening, destination, nursery)
+
+    def _listen(self, destination: FrontDestination) -> list[trio.socket.SocketType]:
+        folder = Path(self._section.folder) / destination.host
+        path = folder / SOCKET_NAME
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for reached in (folder.parent, folder):
+                reached.chmod(0o755)  # whatever the umask: who may come is said by peer_uids
+            path.unlink(missing_ok=True)  # a former process's; two relays of one host share no front
+            listening = [listen_unix(path, 0o666)]
+            if destination.loopback:
+                listening.append(listen_tcp(destination.loopback, self._section.loopback_port))
+        except (OSError, LocalBroken) as error:
+            raise ConfigurationError(f"front: {path}: {error}") from None
+        return listening
+
+    async def _accept_forever(
+        self, listening: trio.socket.SocketType, destination: FrontDestination, nursery: trio.Nursery
+    ) -> None:
+        with listening:
+            while True:
+                try:
+                    accepted, _ = await listening.accept()
+                except OSError:
+                    await trio.sleep(0.05)  # out of descriptors: others go on
+                    continue
+                uid = _uid_of(accepted)
+                if uid not in self._section.peer_uids or self._callers >= self._limits.max_callers:
+                    log.warning("caller at the front refused", uid=uid, callers=self._callers)
+                    accepted.close()
+                    continue
+                nursery.start_soon(self._serve, accepted, destination, uid)
+
+    async def _serve(self, accepted: trio.socket.SocketType, destination: FrontDestination, uid: int) -> None:
+        is_tcp = accepted.family != socket.AF_UNIX
+        caller = Caller(trio.SocketStream(accepted), self._limits.message_seconds)
+        self._callers += 1
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(caller.read_forever)
+                await self._answer(caller, destination, uid, is_tcp)
+                nursery.cancel_scope.cancel()
+        except (TransportError, BaseExceptionGroup) as error:
+            log.info("caller at the front left", destination=destination.host, cause=str(cause_of(error)))
+        except Exception:
+            # The edge: a bug that one caller has found must not end the sessions of all others.
+            log.exception("bug: caller at the front ended")
+        finally:
+            self._callers -= 1
+            with trio.CancelScope(shield=True):
+                await caller.aclose()
+
+    async def _answer(self, caller: Caller, destination: FrontDestination, uid: int, is_tcp: bool) -> None:
+        while (call := await caller.next_call()) is not None:
+            if call.procedure == Procedure.MIGRATE_PREPARE3_PARAMS:
+                await self._take_prepare(caller, call, destination, uid, is_tcp)
+            else:
+                await caller.reply(answer_locally(call))
+            if call.procedure == Procedure.CONNECT_CLOSE:
+                return
+
+    async def _take_prepare(
+        self, caller: Caller, call: Packet, destination: FrontDestination, uid: int, is_tcp: bool
+    ) -> None:
+        try:
+            prepare = Prepare.decode(call.body)
+            identity = _identify(prepare)
+        except CallRefused as refused:
+            await caller.reply(call.refusal(refused.code, refused.message))
+            return
+        # A client that named a tcp address sends to one; everything else goes by sockets of the session's own.
+        asked_uri = text_of(prepare.parameters, "migrate_uri") or ("tcp:" if is_tcp else "unix:")
+        loopback = destination.loopback if asked_uri.startswith("tcp") else ""
+        if asked_uri.startswith("tcp") and not loopback:
+            await caller.reply(call.refusal(
+                ErrorCode.ARGUMENT_UNSUPPORTED,
+                f"Sealane: no loopback address leads to {destination.host}: leave --migrateuri away, or set "
+                "front.destinations.loopback",
+            ))  # fmt: skip
+            return
+        copies_disks = bool(prepare.flags & COPIES_DISKS)
+        ports = ("disks", "libvirt", "memory") if copies_disks else ("libvirt", "memory")
+        conversation = Conversation(
+            caller, call, prepare, loopback, copies_disks, self._limits.migration_deadline_seconds
+        )
+        await self._carry(Wish(identity.uuid, destination.host, ports, uid), conversation)
+
+    async def _carry(self, wish: Wish, conversation: Conversation) -> None:
+        """Let the session run where it outlives the caller; returns when the caller's own part in it is over."""
+        ended = trio.Event()
+        refusals: list[str] = []
+
+        async def run() -> None:
+            try:
+                news = await self._migrate(wish, conversation)
+                if news.state != "completed":
+                    refusals.append(f"migration {news.state}: {news.message}")
+            except (TransportError, HypervisorError) as error:
+                log.warning("migration not begun", vm=wish.vm, destination=wish.destination, cause=str(error))
+                refusals.append(str(error))
+            except Exception:
+                log.exception("migration ended by a bug", vm=wish.vm)
+                refusals.append("internal error of the source relay; see its log")
+            finally:
+                conversation.finished.set()
+                ended.set()
+
+        self._nursery.start_soon(run)
+        await conversation.finished.wait()
+        # libvirt's next call, with which it leaves, is answered when the guest runs at the destination: so whoever
+        # waits for the migration hears of its end after it has ended. Settling that takes longer goes on without.
+        with trio.move_on_after(self._limits.message_seconds):
+            await ended.wait()
+        if not conversation.was_answered:
+            words = refusals[0] if refusals else "the session is not settled yet; see the relay's log"
+            await conversation.caller.reply(
+                conversation.prepare_call.refusal(ErrorCode.ACCESS_DENIED, f"Sealane: {words}")
+            )
+        elif conversation.was_prepared and not conversation.was_told:
+            raise LocalBroken("the session ended before its Finish")
+
+
+def _identify(prepare: Prepare) -> DomainIdentity:
+    if prepare.flags & MigrateFlag.OFFLINE:
+        raise CallRefused("Sealane: --offline is not carried yet", ErrorCode.ARGUMENT_UNSUPPORTED)
+    identity = identify_domain(prepare.xml)
+    try:
+        canonical = str(uuid.UUID(identity.uuid))
+    except ValueError:
+        canonical = ""
+    if canonical != identity.uuid:
+        raise RpcMalformed("a UUID that is not in libvirt's own form")
+    return identity
+
+
+def _uid_of(accepted: trio.socket.SocketType) -> int | None:
+    raw = socket.socket(fileno=os.dup(accepted.fileno()))
+    try:
+        return peer_process(raw)[0] if raw.family == socket.AF_UNIX else peer_uid(raw)
+    except OSError:
+        return None
+    finally:
+        raw.close()

@@ -1,0 +1,121 @@
+"""Where a source's hypervisor connects, and how each of its connections becomes a channel.
+
+An inlet is one listening socket of one port. Connections of a port are taken one after the other, announced, and their
+lanes opened in that order: QEMU 7.2 knows its channels by order of arrival alone, and concurrent dialling broke 4 of 6
+multifd migrations.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import structlog
+import trio
+
+from transport.errors import LocalBroken
+from transport.relay.channels import Channels
+from transport.wire.messages import Open
+
+if TYPE_CHECKING:
+    from transport.relay.dialling import SourceConnection
+
+log = structlog.get_logger("sealane.relay")
+Port = Literal["memory", "disks", "libvirt"]
+_PEER_CREDENTIALS = struct.Struct("3i")
+_BACKLOG = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Inlet:
+    """`allows` says whether a connection that was accepted may be carried."""
+
+    port: Port
+    listening: trio.socket.SocketType
+    allows: Callable[[socket.socket], bool]
+
+
+class SourceLanes:
+    """Opens the channels of one connection, of all ports, each under the permit's limit."""
+
+    def __init__(
+        self, connection: SourceConnection, channels: Channels, nursery: trio.Nursery, most: int, dial_seconds: float
+    ) -> None:
+        self._connection = connection
+        self._channels = channels
+        self._nursery = nursery
+        self._most = most
+        self._dial_seconds = dial_seconds
+        self._announcing = trio.Lock()  # channels are announced in the order of their numbers
+
+    async def open(self, port: Port, local: socket.socket) -> None:
+        """Carry `local`, which is ours from now on, as the next channel of `port`."""
+        try:
+            if len(self._channels.counts) >= self._most:
+                raise LocalBroken(f"the hypervisor opened more than the {self._most} channels that are allowed")
+            local.setblocking(False)
+            async with self._announcing:
+                counts = self._channels.add(port)
+                await self._connection.link.send(Open(counts.channel, port))
+            lane = await self._connection.open_lane(counts.channel, self._dial_seconds)
+        except BaseException:
+            local.close()
+            raise
+        self._nursery.start_soon(self._channels.carry, counts, local, lane)
+
+    async def accept_forever(self, inlet: Inlet) -> None:
+        while True:
+            try:
+                accepted, _ = await inlet.listening.accept()
+            except OSError as error:
+                raise LocalBroken(f"the hypervisor's connection cannot be taken: {error.strerror}") from None
+            local = socket.socket(fileno=accepted.detach())
+            if inlet.allows(local):
+                await self.open(inlet.port, local)
+            else:
+                log.warning("session socket dialled by another process", port=inlet.port)
+                local.close()
+
+
+def peer_process(local: socket.socket) -> tuple[int, int]:
+    """(uid, pid) of the other end of a unix socket, as the kernel knows them."""
+    pid, uid, _ = _PEER_CREDENTIALS.unpack(
+        local.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER_CREDENTIALS.size)
+    )
+    return uid, pid
+
+
+def listen_unix(path: Path, mode: int = 0o600) -> trio.socket.SocketType:
+    """A unix socket at `path` that has `mode` from its first moment; the folder is one session's own."""
+    try:
+        listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            # Linux takes the mode from the descriptor. The umask is the process's: it would meet other threads' files.
+            os.fchmod(listening.fileno(), mode)
+            listening.bind(str(path))
+            listening.listen(_BACKLOG)
+        except OSError:
+            listening.close()
+            raise
+    except OSError as error:
+        raise LocalBroken(f"{path}: {error.strerror}") from None
+    return trio.socket.from_stdlib_socket(listening)
+
+
+def listen_tcp(address: str, port: int) -> trio.socket.SocketType:
+    """A TCP socket on a loopback address of this host; port 0 takes a free one."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((address, port))
+        listening.listen(_BACKLOG)
+    except OSError as error:
+        listening.close()
+        raise LocalBroken(f"{address}:{port}: {error.strerror}") from None
+    return trio.socket.from_stdlib_socket(listening)

@@ -1,0 +1,157 @@
+"""A destination whose guests are libvirt's: the filtered RPC of one migration, and the guest's start or end at last.
+
+libvirtd defines the VM and lets its QEMU listen in the session's folder. Its Finish always leaves the guest paused;
+it is resumed here, by our own call, only when the relays have handed it over (ADR 0006).
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any, Literal
+
+import structlog
+import trio
+
+from transport.errors import LocalBroken
+from transport.hypervisors.qemu_process import is_qemu_of
+from transport.libvirt_rpc.client import DomainState, LibvirtClient, connect_libvirt, libvirt_client
+from transport.libvirt_rpc.domain_xml import DomainRules
+from transport.libvirt_rpc.errors import CallRefused
+from transport.libvirt_rpc.filter import MigrationFilter, Places
+from transport.libvirt_rpc.framing import Packet, PacketReader
+from transport.libvirt_rpc.procedures import MigrateFlag, Procedure
+from transport.relay.ends import Arrival
+from transport.relay.inlets import Port
+from transport.relay.local_dial import dial_unix
+
+log = structlog.get_logger("sealane.relay")
+_CHUNK = 64 * 1024
+_MAX_CALLS = 64
+_MAX_REFUSALS = 8
+
+
+class LibvirtDestination:
+    """One VM of the local libvirtd. `facts`: what the session's journal says of it."""
+
+    vm_binding: Literal["uuid", "none"] = "uuid"
+    hands_over = True
+
+    def __init__(
+        self,
+        libvirt_socket: Path,
+        vm: str,
+        rules: DomainRules,
+        seconds: float,
+        long_seconds: float,
+        facts: Mapping[str, Any],
+    ) -> None:
+        self._socket = libvirt_socket
+        self._vm = vm
+        self._rules = rules
+        self._seconds = seconds
+        self._long_seconds = long_seconds
+        self._was_defined = bool(facts.get("was_defined", False))
+        self._stays_paused = bool(facts.get("stays_paused", False))
+        self._is_loaded = bool(facts.get("is_loaded", False))
+        self._is_spoken_to = False
+
+    @property
+    def facts(self) -> dict[str, object]:
+        return {"was_defined": self._was_defined}
+
+    async def prepare(self, folder: Path) -> str:  # noqa: ARG002 - libvirt is told the folder in Prepare
+        """See that libvirtd answers, and that no guest of this UUID is here already."""
+        async with self._client() as client:
+            state = await client.state(self._vm)
+            if state.is_active:
+                raise LocalBroken(f"VM {self._vm} is here already: libvirt says {state.name.lower()}")
+            self._was_defined = await client.is_persistent(self._vm)
+        return ""
+
+    async def dial(self, port: Port, arrival: Arrival) -> socket.socket:
+        match port:
+            case "libvirt":
+                if self._is_spoken_to:
+                    raise LocalBroken("a second libvirt channel in one session")
+                self._is_spoken_to = True
+                ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+                theirs.setblocking(False)
+                arrival.nursery.start_soon(self._converse, ours, arrival)
+                return theirs
+            case "memory" | "disks":
+                return await dial_unix(
+                    arrival.folder / f"{port}.sock", arrival.dial_seconds, lambda pid: is_qemu_of(pid, self._vm)
+                )
+
+    async def wait_loaded(self, seconds: float) -> bool:  # noqa: ARG002 - libvirt has waited already
+        if not self._is_loaded:
+            return False
+        async with self._client() as client:
+            return (await client.state(self._vm)).is_active
+
+    async def start_guest(self) -> None:
+        if self._stays_paused:
+            return
+        async with self._client() as client:
+            if await client.state(self._vm) is not DomainState.RUNNING:
+                await client.resume(self._vm)
+
+    async def discard(self) -> None:
+        """End whatever this session brought here. None was here before it: see `prepare`."""
+        async with self._client() as client:
+            if (await client.state(self._vm)).is_active:
+                await client.destroy(self._vm)
+            if (await client.state(self._vm)).is_active:
+                raise LocalBroken(f"libvirt has not ended the guest of VM {self._vm}")
+            if not self._was_defined and await client.is_persistent(self._vm):
+                await client.undefine(self._vm)
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+    def _client(self) -> AbstractAsyncContextManager[LibvirtClient]:
+        return libvirt_client(self._socket, self._seconds)
+
+    async def _converse(self, ours: socket.socket, arrival: Arrival) -> None:
+        """The RPC of one source, call by call. What was prepared and not finished goes with libvirtd's connection."""
+        stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
+        places = Places(str(arrival.folder / "memory.sock"), str(arrival.folder / "disks.sock"))
+        rpc = MigrationFilter(self._vm, self._rules, places)
+        client = await connect_libvirt(self._socket, self._seconds)
+        try:
+            async with stream:
+                await self._answer_calls(stream, rpc, client, arrival)
+        finally:
+            await client.aclose()
+
+    async def _answer_calls(
+        self, stream: trio.SocketStream, rpc: MigrationFilter, client: LibvirtClient, arrival: Arrival
+    ) -> None:
+        reader = PacketReader()
+        calls = refusals = 0
+        async for data in stream:
+            for call in reader.feed(bytes(data)):
+                calls += 1
+                try:
+                    reply = await self._forward(call, rpc, client, arrival)
+                except CallRefused as refused:
+                    refusals += 1
+                    log.warning("libvirt call refused", vm=self._vm, procedure=call.procedure, cause=refused.message)
+                    reply = call.refusal(refused.code, refused.message)
+                await stream.send_all(reply.encode())
+                if calls > _MAX_CALLS or refusals > _MAX_REFUSALS:
+                    raise LocalBroken("more libvirt calls than a migration has")
+
+    async def _forward(self, call: Packet, rpc: MigrationFilter, client: LibvirtClient, arrival: Arrival) -> Packet:
+        procedure, arguments = rpc.check(call)
+        is_long = procedure in (Procedure.MIGRATE_PREPARE3_PARAMS, Procedure.MIGRATE_FINISH3_PARAMS)
+        reply = await client.ask(procedure, arguments, seconds=self._long_seconds if is_long else None)
+        finished = rpc.note_reply(procedure, reply)
+        if finished is not None:
+            # As the caller wants it, by --suspend or because it was paused at the source.
+            self._stays_paused, self._is_loaded = bool(rpc.flags & MigrateFlag.PAUSED), True
+            await arrival.loaded(stays_paused=self._stays_paused, is_loaded=True)
+        return Packet(call.program, call.procedure, reply.type, call.serial, reply.status, reply.body)

@@ -1,0 +1,176 @@
+"""A source whose guests are libvirt's: a client of libvirt moves the VM, and the relay sees to it that it runs once.
+
+The rule (ADR 0006): a guest is resumed at the destination only after the kernel has said that its QEMU at the source
+is gone. libvirt ends that QEMU itself when it has the reply to Finish; where it never gets it, it resumes the guest
+here, which is seen, and the destination's copy is discarded. Where it does neither (libvirtd died in between), the
+relay ends the paused guest here, which the destination holds whole.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import structlog
+import trio
+
+from transport.errors import LocalBroken
+from transport.hypervisors.migration_progress import MigrationProgress
+from transport.hypervisors.process import is_gone
+from transport.hypervisors.qemu_process import find_qemus, is_qemu_of
+from transport.libvirt_rpc.client import DomainState, libvirt_client
+from transport.relay.caller import Conversation
+from transport.relay.ends import Accepted, Report, Whereabouts
+from transport.relay.inlets import Inlet, SourceLanes, listen_tcp, listen_unix, peer_process
+from transport.relay.loopback import peer_uid
+
+log = structlog.get_logger("sealane.relay")
+_LOOK_SECONDS = 0.2
+
+
+class LibvirtSource:
+    """One VM of the local libvirtd. `conversation`: its client's, if there is one. `facts`: the journal's."""
+
+    vm_binding: Literal["uuid", "none"] = "uuid"
+    hands_over = True
+
+    def __init__(
+        self,
+        libvirt_socket: Path,
+        vm: str,
+        seconds: float,
+        qemu_uid: int,
+        facts: Mapping[str, Any],
+        conversation: Conversation | None = None,
+    ) -> None:
+        self._socket = libvirt_socket
+        self._vm = vm
+        self._seconds = seconds
+        self._uids = {0, os.geteuid(), qemu_uid}
+        self._conversation = conversation
+        self._was_paused = bool(facts.get("was_paused", False))
+        self.process = str(facts.get("process", ""))
+
+    @property
+    def facts(self) -> dict[str, object]:
+        return {"was_paused": self._was_paused}
+
+    async def prepare(self) -> str:
+        """The identity of the one QEMU of this VM on this host. `LocalBroken` if there is none, or more."""
+        found = await trio.to_thread.run_sync(find_qemus, self._vm)
+        if len(found) != 1:
+            raise LocalBroken(f"{len(found)} QEMUs of VM {self._vm} run on this host, where there must be one")
+        async with libvirt_client(self._socket, self._seconds) as client:
+            self._was_paused = await client.state(self._vm) is DomainState.PAUSED
+        self.process = found[0]
+        return self.process
+
+    def inlets(self, socket_path: Path) -> list[Inlet]:
+        """Where this session's memory goes, and its disks: named in the reply to Prepare, so no other session's."""
+        conversation = self._require_conversation()
+        ports: list[Literal["memory", "disks"]] = ["memory", "disks"] if conversation.copies_disks else ["memory"]
+        inlets = []
+        for port in ports:
+            if conversation.loopback:
+                listening = listen_tcp(conversation.loopback, 0)
+                conversation.uris[port] = f"tcp://{conversation.loopback}:{listening.getsockname()[1]}"
+                inlets.append(Inlet(port, listening, self._allows_tcp))
+            else:
+                path = socket_path.with_name(f"{port}.sock")
+                conversation.uris[port] = f"unix://{path}"
+                # libvirt gives the socket to QEMU's user itself, as far as it runs as another.
+                inlets.append(Inlet(port, listen_unix(path), self._allows_unix))
+        return inlets
+
+    async def migrate(self, lanes: SourceLanes, accepted: Accepted, report: Report) -> MigrationProgress | None:  # noqa: ARG002
+        """Let the client move the VM; returns when its QEMU here is gone, with the guest whole at the destination."""
+        conversation = self._require_conversation()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        await lanes.open("libvirt", theirs)
+        stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
+        async with stream:
+            await conversation.carry(stream, accepted)
+        await self._wait_gone()
+        return None
+
+    async def whereabouts(self, *, accepted: bool) -> Whereabouts:
+        """Which way the guest went here. `LocalBroken` while it may yet go either way."""
+        if is_gone(self.process):
+            return "gone"
+        async with libvirt_client(self._socket, self._seconds) as client:
+            state = await client.state(self._vm)
+            if state is DomainState.RUNNING or not accepted:
+                return "here"
+            if state is DomainState.PAUSED and not await client.has_job(self._vm):
+                # libvirtd was about to end this guest and died over it. The destination holds it whole.
+                log.warning("libvirt left the guest paused after it was accepted: ending it here", vm=self._vm)
+                await client.destroy(self._vm)
+        if is_gone(self.process):
+            return "gone"
+        raise LocalBroken("libvirt has neither ended nor resumed its guest yet")
+
+    async def resume_guest(self) -> None:
+        """See the guest here as it was before; libvirt resumes it itself when its migration fails."""
+        async with libvirt_client(self._socket, self._seconds) as client:
+            state = await client.state(self._vm)
+            if state is DomainState.RUNNING or (state is DomainState.PAUSED and self._was_paused):
+                return
+            if state is DomainState.PAUSED and not await client.has_job(self._vm):
+                await client.resume(self._vm)
+                return
+        raise LocalBroken(f"libvirt has not brought its guest back yet (it is {state.name.lower()})")
+
+    async def release(self) -> None:
+        """The QEMU here is gone before anything is handed over; a definition that stays is libvirt's matter."""
+        if not is_gone(self.process):
+            raise LocalBroken("the QEMU at the source came back")
+
+    async def is_gone(self) -> bool:
+        return bool(self.process) and is_gone(self.process)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+    async def _wait_gone(self) -> None:
+        """After libvirt was told that the guest is whole at the destination: it ends it here, or resumes it."""
+        with trio.move_on_after(self._seconds):
+            while not is_gone(self.process):
+                await self._wait_exit()
+                if is_gone(self.process):
+                    return
+                async with libvirt_client(self._socket, self._seconds) as client:
+                    if await client.state(self._vm) is DomainState.RUNNING:
+                        raise LocalBroken("libvirt has resumed the guest here instead of ending it")
+            return
+        raise LocalBroken("libvirt has not ended its guest in time")
+
+    async def _wait_exit(self) -> None:
+        """Until the process ends, at most a moment."""
+        try:
+            descriptor = os.pidfd_open(int(self.process.split(":")[1]))
+        except ProcessLookupError:
+            return
+        try:
+            with trio.move_on_after(_LOOK_SECONDS):
+                await trio.lowlevel.wait_readable(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _allows_unix(self, local: socket.socket) -> bool:
+        """libvirtd, which dials single streams as root, or this VM's own QEMU, which dials parallel ones and disks."""
+        uid, pid = peer_process(local)
+        return uid == 0 or is_qemu_of(pid, self._vm)
+
+    def _allows_tcp(self, local: socket.socket) -> bool:
+        return peer_uid(local) in self._uids
+
+    def _require_conversation(self) -> Conversation:
+        if self._conversation is None:
+            raise LocalBroken("no client of libvirt moves this VM")
+        return self._conversation

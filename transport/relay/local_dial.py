@@ -1,0 +1,42 @@
+"""Connecting to a local hypervisor's socket, and seeing that it is the expected process that listens there."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import trio
+
+from transport.errors import LocalBroken
+from transport.relay.inlets import peer_process
+from transport.wire.frames import MAX_PAYLOAD_BYTES
+
+
+async def dial_unix(path: Path, seconds: float, is_expected: Callable[[int], bool]) -> socket.socket:
+    """A non-blocking socket. `is_expected` is told the listener's process id; `LocalBroken` where it is another's."""
+    try:
+        sock = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    except OSError as error:  # out of descriptors, which another peer may have seen to
+        raise LocalBroken(f"no socket for the hypervisor: {error.strerror}") from None
+    try:
+        with trio.fail_after(seconds):
+            await sock.connect(str(path))
+    except (OSError, trio.TooSlowError):
+        sock.close()
+        raise LocalBroken(f"the hypervisor does not take a connection on {path}") from None
+    except BaseException:  # cancelled
+        sock.close()
+        raise
+    local = socket.socket(fileno=sock.detach())
+    try:
+        _, pid = peer_process(local)
+        if not is_expected(pid):
+            raise LocalBroken(f"process {pid} listens on {path} in place of the VM's")
+    except BaseException:
+        local.close()
+        raise
+    local.setblocking(False)
+    # The kernel's default holds a fifth of a frame: five waits for the hypervisor where one does. It caps this itself.
+    local.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MAX_PAYLOAD_BYTES)
+    return local

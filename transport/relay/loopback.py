@@ -1,0 +1,30 @@
+"""Whose process is at the other end of a TCP connection within this host: the kernel's table says (proc_pid_net(5))."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from pathlib import Path
+
+_LOCAL, _REMOTE, _UID = 1, 2, 7  # columns
+
+
+def peer_uid(local: socket.socket) -> int | None:
+    """The user id of the peer's socket; None if the table has no such connection."""
+    theirs, ours = _column(local.getpeername()), _column(local.getsockname())
+    table = Path("/proc/net/tcp6" if local.family == socket.AF_INET6 else "/proc/net/tcp")
+    for line in table.read_text().splitlines()[1:]:
+        columns = line.split()
+        if columns[_LOCAL] == theirs and columns[_REMOTE] == ours:
+            return int(columns[_UID])
+    return None
+
+
+def _column(name: tuple[str, int]) -> str:
+    """An address as the table writes it: 32-bit words in the machine's byte order."""
+    address, port = name[0], name[1]
+    packed = socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address)
+    words = [packed[at : at + 4] for at in range(0, len(packed), 4)]
+    if sys.byteorder == "little":
+        words = [word[::-1] for word in words]
+    return f"{b''.join(words).hex().upper()}:{port:04X}"
