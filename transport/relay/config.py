@@ -154,7 +154,7 @@ class RelayConfig(_Section, frozen=True):
     hypervisor: HypervisorSection
     network: NetworkSection = NetworkSection()
     placement: PlacementSection = PlacementSection()
-    front: FrontSection | None = None
+    front: FrontSection = FrontSection()
     limits: LimitsSection = LimitsSection()
 
 
@@ -189,7 +189,7 @@ def split_address(text: str, what: str) -> tuple[str, int]:
 
 def _check_front(path: Path, config: RelayConfig) -> None:
     front = config.front
-    if front is None:
+    if not front.destinations:
         return
     if config.hypervisor.kind != "libvirt":
         raise ConfigurationError(f'{path}: [front] needs hypervisor.kind = "libvirt"')
@@ -264,8 +264,7 @@ def _resolved(config: RelayConfig, folder: Path) -> RelayConfig:
             libvirt_socket=at(hypervisor.libvirt_socket),
             socket_dir=at(hypervisor.socket_dir),
         ),
-        front=front
-        and msgspec.structs.replace(
+        front=msgspec.structs.replace(
             front,
             folder=at(front.folder),
             session_socket=at(front.session_socket),

@@ -244,7 +244,7 @@ async def serve_relay(host: RelayHost, ready: Callable[[str], None], ask: Ask | 
                 seconds = host.config.placement
                 watch = Watch(sources, seconds.scan_seconds, seconds.report_seconds, link.report_placement)
                 nursery.start_soon(watch.run)
-            if host.config.front is not None:
+            if host.config.front.destinations:
                 front = Front(host.config.front, host.config.limits, relay.migrate_for_caller, nursery)
                 front.listen()
                 nursery.start_soon(front.serve)

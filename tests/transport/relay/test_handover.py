@@ -62,7 +62,6 @@ def write_config(site: Site, name: str, listen: str = "127.0.0.1:0") -> Path:
         "\n".join(
             f"[{name}]\n" + "".join(f"{k} = {json.dumps(v)}\n" for k, v in of.items() if v is not None)
             for name, of in sections
-            if of
         )
     )
     return path
