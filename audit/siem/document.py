@@ -15,6 +15,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Final
 
 import msgspec
@@ -23,7 +24,7 @@ from audit.errors import RecordInvalid
 from audit.proof import leaf_hash
 from audit.query import Facets, facets_of
 from audit.query.text import fold
-from audit.record import PERMIT_KIND, PermitEntry, Record, decode_entry, format_time
+from audit.record import PERMIT_KIND, Entry, PermitEntry, Record, decode_entry, format_time
 from audit.siem.mapping import REDACTABLE, facet_name
 
 ECS_VERSION: Final = "8.17.0"
@@ -61,17 +62,46 @@ class LogEntry:
 
 
 def document_id(origin: str, index: int) -> str:
-    digest = hashlib.sha256(origin.encode()).hexdigest()[:_ORIGIN_DIGITS]
-    return f"{digest}-{index}"
+    return f"{_origin_digest(origin)}-{index}"
+
+
+@lru_cache(16)
+def _origin_digest(origin: str) -> str:
+    return hashlib.sha256(origin.encode()).hexdigest()[:_ORIGIN_DIGITS]
 
 
 @dataclass(frozen=True, slots=True)
-class Document:
-    """What a sink delivers: an entry's document under the entry's id. `body`: JSON without nulls or empty members."""
+class Head:
+    """What is told of an entry before all else. `outcome` is ECS's; `leaf_hash` hexadecimal."""
 
-    index: int
-    id: str
-    body: dict[str, Any]
+    time: str
+    kind: str
+    outcome: str
+    leaf_hash: str
+
+
+class Document:
+    """What a sink delivers: an entry's document under the entry's id.
+
+    `original`: the entry, or None where the sink is denied a part of it. `body`: JSON without nulls or empty members,
+    made when it is first asked for, as most of the work is in it, and a sink that sends the entry itself needs none.
+    """
+
+    __slots__ = ("_body", "_make", "head", "id", "index", "original")
+
+    def __init__(self, entry: LogEntry, head: Head, original: bytes | None, make: Callable[[], dict[str, Any]]) -> None:
+        self.index = entry.index
+        self.id = entry.id
+        self.head = head
+        self.original = original
+        self._make = make
+        self._body: dict[str, Any] | None = None
+
+    @property
+    def body(self) -> dict[str, Any]:
+        if self._body is None:
+            self._body = self._make()
+        return self._body
 
 
 Render = Callable[[LogEntry], Document | None]
@@ -80,15 +110,23 @@ Render = Callable[[LogEntry], Document | None]
 
 def document_of(entry: LogEntry, redact: frozenset[str] = frozenset()) -> Document:
     """The document of an entry, without the fields of REDACTABLE that `redact` names. Raises RecordError."""
-    body = body_of(entry)
+    read = decode_entry(entry.entry)
+    leaf = leaf_hash(entry.entry).hex()
+    if isinstance(read, PermitEntry):
+        head = Head(_issued(read), PERMIT_KIND, "success", leaf)
+    else:
+        head = Head(read.record.time, read.record.kind, _outcome(read.record.outcome), leaf)
     if redact:
-        body = redacted(body, redact)
-    return Document(entry.index, entry.id, body)
+        return Document(entry, head, None, lambda: redacted(_body(entry, read), redact))
+    return Document(entry, head, entry.entry, lambda: _body(entry, read))
 
 
 def body_of(entry: LogEntry) -> dict[str, Any]:
     """The whole document. Raises RecordError for what is no entry."""
-    read = decode_entry(entry.entry)
+    return document_of(entry).body
+
+
+def _body(entry: LogEntry, read: Entry) -> dict[str, Any]:
     if isinstance(read, PermitEntry):
         told, searched = _of_permit(read), {"kind": PERMIT_KIND, "claims": read.claims}
     else:
@@ -192,16 +230,9 @@ def _of_record(record: Record) -> dict[str, Any]:
 
 def _of_permit(permit: PermitEntry) -> dict[str, Any]:
     claims = permit.claims
-    issued = claims.get("iat")
-    if type(issued) is not int:
-        raise RecordInvalid("a permit entry without the time of its issue")
-    try:
-        moment = format_time(datetime.fromtimestamp(issued, UTC))
-    except (ValueError, OverflowError, OSError) as error:
-        raise RecordInvalid("a permit entry of an impossible time") from error
     hosts = [_text(claims.get("source")), _text(claims.get("destination"))]
     return {
-        "@timestamp": moment,
+        "@timestamp": _issued(permit),
         "event": {"outcome": "success", "type": ["allowed"]},
         "source": {"address": hosts[0]},
         "destination": {"address": hosts[1]},
@@ -215,6 +246,16 @@ def _of_permit(permit: PermitEntry) -> dict[str, Any]:
             "vm": {"uuid": _text(claims.get("vm"))},
         },
     }
+
+
+def _issued(permit: PermitEntry) -> str:
+    issued = permit.claims.get("iat")
+    if type(issued) is not int:
+        raise RecordInvalid("a permit entry without the time of its issue")
+    try:
+        return format_time(datetime.fromtimestamp(issued, UTC))
+    except (ValueError, OverflowError, OSError) as error:
+        raise RecordInvalid("a permit entry of an impossible time") from error
 
 
 def _jurisdictions(record: Record) -> dict[str, Any]:

@@ -54,7 +54,7 @@ class LineFileSink:
         """Nothing is open between batches."""
 
     def _write(self, batch: Sequence[Document]) -> None:
-        data = b"".join(self._line(each.body, MAX_LINE_BYTES) + b"\n" for each in batch)
+        data = b"".join(self._line(each, MAX_LINE_BYTES) + b"\n" for each in batch)
         try:
             descriptor = self._open()
             try:

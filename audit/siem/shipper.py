@@ -242,7 +242,7 @@ def _within(seconds: float) -> Iterator[None]:
 
 
 def _is_about_quarantine(refusal: Refusal, documents: Sequence[Document]) -> bool:
-    return any(each.index == refusal.index and each.body["event"]["action"] == QUARANTINED for each in documents)
+    return any(each.index == refusal.index and each.head.kind == QUARANTINED for each in documents)
 
 
 def _bounded(batch: list[LogEntry], limit_bytes: int) -> list[LogEntry]:

@@ -108,16 +108,15 @@ class SplunkSink:
         await self._peer.close()
 
     def _event(self, document: Document) -> bytes:
-        event = document.body["event"]
         settings = self._settings
-        line = self._line(document.body, settings.max_event_bytes)
+        line = self._line(document, settings.max_event_bytes)
         envelope: dict[str, Any] = {
-            "time": f"{milliseconds(document.body['@timestamp']) / 1000:.3f}",
+            "time": f"{milliseconds(document.head.time) / 1000:.3f}",
             "host": self._hostname,
             "source": "sealane",
             "sourcetype": SOURCE_TYPE,
             "event": line.decode() if settings.form in {Format.CEF, Format.LEEF} else msgspec.Raw(line),
-            "fields": {"event_id": document.id, "sequence": str(event["sequence"]), "leaf_hash": event["hash"]},
+            "fields": {"event_id": document.id, "sequence": str(document.index), "leaf_hash": document.head.leaf_hash},
         }
         if settings.index is not None:
             envelope["index"] = settings.index

@@ -104,8 +104,8 @@ class SyslogSink:
 
 def syslog_message(document: Document, line: Line, hostname: str, max_bytes: int) -> bytes:
     """The RFC 5424 message of a document, within `max_bytes`."""
-    head = header(document.body, hostname)
-    return head + line(document.body, max_bytes - len(head))
+    head = header(document, hostname)
+    return head + line(document, max_bytes - len(head))
 
 
 class _Recent:

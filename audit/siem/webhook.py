@@ -94,7 +94,7 @@ class WebhookSink:
         return await self._peer.post({**headers, "content-type": "application/json"}, body)
 
     def _body(self, batch: Sequence[Document], now: datetime) -> bytes:
-        lines = [self._line(each.body, self._settings.max_entry_bytes) for each in batch]
+        lines = [self._line(each, self._settings.max_entry_bytes) for each in batch]
         is_text = self._settings.form in {Format.CEF, Format.LEEF}
         data: list[Any] = [line.decode() if is_text else msgspec.Raw(line) for line in lines]
         timestamp = now.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -16,8 +16,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import Enum
-from typing import Any
 
+from audit.siem.document import Document
 from audit.siem.formats.cef import cef
 from audit.siem.formats.entry import entry_line
 from audit.siem.formats.fit import fit
@@ -25,8 +25,8 @@ from audit.siem.formats.leef import leef
 from audit.siem.formats.ocsf import ocsf
 from audit.siem.formats.text import ascii_json
 
-Line = Callable[[dict[str, Any], int], bytes]
-"""A document's body and a limit in bytes → one line without its end, within that limit."""
+Line = Callable[[Document, int], bytes]
+"""A document and a limit in bytes → one line without its end, within that limit."""
 
 
 class Format(Enum):
@@ -41,11 +41,7 @@ class Format(Enum):
 
 def line_of(form: Format) -> Line:
     """How to make a line of this format."""
-    render = {
-        Format.ENTRY: entry_line,
-        Format.ECS: ascii_json,
-        Format.OCSF: ocsf,
-        Format.CEF: cef,
-        Format.LEEF: leef,
-    }[form]
-    return lambda body, limit_bytes: fit(body, render, limit_bytes)
+    if form is Format.ENTRY:
+        return entry_line
+    render = {Format.ECS: ascii_json, Format.OCSF: ocsf, Format.CEF: cef, Format.LEEF: leef}[form]
+    return lambda document, limit_bytes: fit(document.body, render, limit_bytes)

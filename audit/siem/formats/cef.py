@@ -26,7 +26,7 @@ MAX_RAW_EVENT: Final = 4000  # ArcSight's own limit of rawEvent: it would cut a 
 def cef(body: Mapping[str, Any]) -> bytes:
     """Of a document's body."""
     kind, said = body["event"]["action"], body.get("message", "")
-    severity = TEN[severity_of(body)]
+    severity = TEN[severity_of(body["event"]["action"], body["event"].get("outcome"))]
     head = f"CEF:0|{VENDOR}|{PRODUCT}|{VERSION}|{_header(kind)}|{_header(printable(said, 512))}|{severity}|"
     return (head + " ".join(f"{key}={_value(value)}" for key, value in _extension(body))).encode()
 

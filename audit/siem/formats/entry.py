@@ -8,17 +8,16 @@ it and encodes it again, canonically, and has the log's bytes: `parse.py`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
+from audit.siem.document import Document
+from audit.siem.formats.fit import fit
 from audit.siem.formats.text import as_ascii, ascii_json
 
 
-def entry_line(body: Mapping[str, Any]) -> bytes:
-    """Of a document's body; the document itself where it goes without its original."""
-    event = body["event"]
-    original = event.get("original")
-    if original is None:
-        return ascii_json(body)
-    head = f'{{"hash":"{event["hash"]}","id":"{event["id"]}","sequence":{event["sequence"]},"entry":'
-    return b"%s%s}" % (head.encode("ascii"), as_ascii(original.encode()))
+def entry_line(document: Document, limit_bytes: int) -> bytes:
+    """Within `limit_bytes`; the document where it goes without its original, or that does not fit."""
+    if document.original is not None:
+        head = f'{{"hash":"{document.head.leaf_hash}","id":"{document.id}","sequence":{document.index},"entry":'
+        line = b"%s%s}" % (head.encode("ascii"), as_ascii(document.original))
+        if len(line) <= limit_bytes:
+            return line
+    return fit(document.body, ascii_json, limit_bytes)

@@ -30,7 +30,7 @@ def _attributes(body: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     # Milliseconds since the epoch need no devTimeFormat.
     yield "devTime", str(milliseconds(body["@timestamp"]))
     yield "cat", _value(joined(event.get("category")) or "api")
-    yield "sev", str(TEN[severity_of(body)])
+    yield "sev", str(TEN[severity_of(body["event"]["action"], body["event"].get("outcome"))])
     yield "eventId", event["id"]
     yield "sequence", str(event["sequence"])
     yield "leafHash", event["hash"]

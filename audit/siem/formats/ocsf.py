@@ -71,7 +71,7 @@ def _base(body: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "time": milliseconds(body["@timestamp"]),
         "message": _text(body.get("message")),
-        "severity_id": int(severity_of(body)),
+        "severity_id": int(severity_of(body["event"]["action"], body["event"].get("outcome"))),
         "status_id": _STATUS.get(outcome, 0),
         "status_detail": _text(event.get("reason")),
         "metadata": {

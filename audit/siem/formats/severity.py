@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import IntEnum
-from typing import Any, Final
+from typing import Final
 
 
 class Severity(IntEnum):
@@ -43,12 +43,10 @@ TEN: Final[Mapping[Severity, int]] = {
 """CEF (0 to 3 low, 4 to 6 medium, 7 and 8 high) and LEEF (1 to 10)."""
 
 
-def severity_of(body: Mapping[str, Any]) -> Severity:
-    """Of a document's body."""
-    event = body["event"]
-    kind = event["action"]
+def severity_of(kind: str, outcome: str | None) -> Severity:
+    """Of a record's kind, and of its outcome as ECS has it."""
     if (known := _KINDS.get(kind)) is not None:
         return known
     if not _ALARMS.isdisjoint(kind.split(".")):
         return Severity.HIGH
-    return Severity.MEDIUM if event.get("outcome") == "failure" else Severity.INFORMATIONAL
+    return Severity.MEDIUM if outcome == "failure" else Severity.INFORMATIONAL

@@ -10,9 +10,9 @@ The line is ASCII JSON, or UTF-8 in CEF and LEEF. No byte order mark precedes it
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
+from audit.siem.document import Document
 from audit.siem.formats.severity import SYSLOG, severity_of
 
 STRUCTURE_ID: Final = "sealane@32473"
@@ -26,13 +26,13 @@ def syslog_name(text: str, limit: int = 255) -> str:
     return _NOT_IN_NAMES.sub("-", text)[:limit] or "-"
 
 
-def header(body: Mapping[str, Any], hostname: str) -> bytes:
+def header(document: Document, hostname: str) -> bytes:
     """All before the line, the last space included. `hostname` is a `syslog_name`."""
-    event = body["event"]
-    priority = FACILITY * 8 + SYSLOG[severity_of(body)]
-    structure = f'[{STRUCTURE_ID} id="{event["id"]}" sequence="{event["sequence"]}" hash="{event["hash"]}"]'
-    kind = syslog_name(event["action"], MAX_MSGID)
-    return f"<{priority}>1 {body['@timestamp']} {hostname} sealane - {kind} {structure} ".encode("ascii")
+    head = document.head
+    priority = FACILITY * 8 + SYSLOG[severity_of(head.kind, head.outcome)]
+    structure = f'[{STRUCTURE_ID} id="{document.id}" sequence="{document.index}" hash="{head.leaf_hash}"]'
+    kind = syslog_name(head.kind, MAX_MSGID)
+    return f"<{priority}>1 {head.time} {hostname} sealane - {kind} {structure} ".encode("ascii")
 
 
 def framed(message: bytes) -> bytes:

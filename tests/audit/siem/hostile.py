@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from audit.record import Actor, Vm
-from audit.siem.document import LogEntry, document_of
+from audit.siem.document import Document, LogEntry, document_of
 from tests.audit.samples import VM_ID
 from tests.audit.siem.entries import log_entry
 
@@ -59,6 +59,11 @@ def hostile_entries(draw: st.DrawFn) -> LogEntry:
     )
 
 
+def document(**changes: Any) -> Document:
+    """One ordinary document."""
+    return document_of(log_entry(7, **changes))
+
+
 def body(**changes: Any) -> dict[str, Any]:
-    """The body of one ordinary document."""
-    return document_of(log_entry(7, **changes)).body
+    """Its body."""
+    return document(**changes).body

@@ -4,7 +4,6 @@ import fcntl
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -139,5 +138,5 @@ def test_a_disk_that_fills_in_the_midst_of_a_batch_leaves_whole_lines_only(tmp_p
 async def test_every_format_can_be_written(tmp_path: Path, form: Format) -> None:
     path = tmp_path / "audit.log"
     await LineFileSink("file", path, line_of(form), 10**6, 1).deliver(documents(0, 3))
-    render: Callable[[dict[str, Any], int], bytes] = line_of(form)
-    assert path.read_bytes().splitlines() == [render(each.body, 10**6) for each in documents(0, 3)]
+    render = line_of(form)
+    assert path.read_bytes().splitlines() == [render(each, 10**6) for each in documents(0, 3)]

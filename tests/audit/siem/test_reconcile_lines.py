@@ -21,7 +21,7 @@ def source(form: Format = Format.ENTRY, size: int = COUNT) -> LineSource:
     make = line_of(form)
 
     def line(document: Document) -> bytes:
-        return make(document.body, 8192)
+        return make(document, 8192)
 
     return LineSource(ORIGIN, size, lambda start, end: LOG.entries[start:end], document_of, line)
 
@@ -68,7 +68,7 @@ def test_a_line_that_is_missing_is_named() -> None:
 
 def test_lines_that_no_entry_accounts_for_are_added() -> None:
     beyond = log_entry(COUNT + 5)
-    forged = line_of(Format.ENTRY)(document_of(beyond).body, 8192)
+    forged = line_of(Format.ENTRY)(document_of(beyond), 8192)
     unreadable = b"CEF:0|Sealane|Sealane|1|migration.decision|allowed|1|rt=1 act=allowed "
     found = reconciled([*lines(), forged, unreadable, b"Nov 25 sshd: hello"])
     assert found.findings.added == [f"file:{COUNT + 1}", f"file:{COUNT + 2}"]
@@ -77,7 +77,7 @@ def test_lines_that_no_entry_accounts_for_are_added() -> None:
 
 def test_another_logs_lines_are_none_of_this_ones() -> None:
     other = LogEntry("other.example/sealane", 3, LOG.entries[3])
-    found = reconciled([*lines(), line_of(Format.ENTRY)(document_of(other).body, 8192)])
+    found = reconciled([*lines(), line_of(Format.ENTRY)(document_of(other), 8192)])
     assert found.findings.agrees
     assert found.others == 1
 

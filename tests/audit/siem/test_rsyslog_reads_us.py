@@ -79,4 +79,4 @@ async def test_its_parser_gives_back_each_part_and_no_value_forges_a_message(
 
 
 def _line(document: Document, form: Format) -> bytes:
-    return line_of(form)(document.body, LIMIT - len(header(document.body, "gw.example")))
+    return line_of(form)(document, LIMIT - len(header(document, "gw.example")))

@@ -10,7 +10,8 @@ from audit.siem.formats import Format, line_of
 from audit.siem.formats.fit import LEAST_LIMIT_BYTES
 from audit.siem.formats.parse import parse_line
 from tests.audit.siem.entries import log_entry
-from tests.audit.siem.hostile import body, hostile_entries
+from tests.audit.siem.hostile import document as one
+from tests.audit.siem.hostile import hostile_entries
 
 WIDE = "\U0001d54a" * 1024  # twelve bytes each, as ASCII JSON
 
@@ -24,7 +25,7 @@ def large() -> LogEntry:
 @pytest.mark.parametrize("limit", [LEAST_LIMIT_BYTES, 4096, 8192, 65_536])
 def test_the_largest_document_fits_and_says_what_it_lacks(form: Format, limit: int) -> None:
     document = document_of(large())
-    line = line_of(form)(document.body, limit)
+    line = line_of(form)(document, limit)
     assert len(line) <= limit
     assert parse_line(line).id == document.id
     assert document.body["event"]["hash"].encode() in line
@@ -33,21 +34,21 @@ def test_the_largest_document_fits_and_says_what_it_lacks(form: Format, limit: i
 
 @pytest.mark.parametrize("form", Format)
 def test_what_fits_is_left_whole(form: Format) -> None:
-    assert b"mitted" not in line_of(form)(body(), 8192)
+    assert b"mitted" not in line_of(form)(one(), 8192)
 
 
 def test_the_original_goes_first_and_all_else_stays() -> None:
-    whole = body(details={"n": "x" * 5000})
-    read = msgspec.json.decode(line_of(Format.ECS)(whole, 4096))
+    document = one(details={"n": "x" * 5000})
+    read = msgspec.json.decode(line_of(Format.ECS)(document, 4096))
     assert read["sealane"]["omitted"] == ["event.original"]
-    assert read["user"] == whole["user"]
+    assert read["user"] == document.body["user"]
     assert "original" not in read["event"]
-    assert "original" in whole["event"], "the document itself was changed"
+    assert "original" in document.body["event"], "the document itself was changed"
 
 
 @given(hostile_entries())
 def test_every_format_holds_every_limit_for_every_entry(entry: LogEntry) -> None:
-    document = document_of(entry).body
+    document = document_of(entry)
     for form in Format:
         for limit in (LEAST_LIMIT_BYTES, 8192):
             assert len(line_of(form)(document, limit)) <= limit

@@ -18,6 +18,7 @@ from audit.siem.formats.fit import LEAST_LIMIT_BYTES
 from audit.siem.formats.ocsf import ocsf
 from tests.audit.siem.entries import log_entry, permit_entry
 from tests.audit.siem.hostile import body, hostile_entries
+from tests.audit.siem.hostile import document as one
 
 
 @lru_cache
@@ -95,7 +96,7 @@ def test_a_denied_decision_names_the_policies_and_fails() -> None:
 
 @pytest.mark.parametrize("limit", [LEAST_LIMIT_BYTES, 4096])
 def test_what_was_left_out_is_still_valid_and_says_so(limit: int) -> None:
-    event = checked(line_of(Format.OCSF)(body(details={"n": "x" * 9000}, reason="y" * 3000), limit))
+    event = checked(line_of(Format.OCSF)(one(details={"n": "x" * 9000}, reason="y" * 3000), limit))
     assert event["metadata"]["is_truncated"] is True
     assert "event.original" in event["unmapped"]["omitted"]
     assert "raw_data" not in event

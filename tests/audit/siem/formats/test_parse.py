@@ -9,12 +9,13 @@ from audit.siem.formats import Format, line_of
 from audit.siem.formats.fit import LEAST_LIMIT_BYTES
 from audit.siem.formats.parse import LineError, parse_line
 from audit.siem.formats.syslog import header
-from tests.audit.siem.hostile import body, hostile_entries
+from tests.audit.siem.hostile import document as one
+from tests.audit.siem.hostile import hostile_entries
 
 
 @given(hostile_entries(), st.sampled_from(Format), st.sampled_from([LEAST_LIMIT_BYTES, 60_000]))
 def test_each_line_gives_its_own_id_whatever_its_values_say(entry: LogEntry, form: Format, limit: int) -> None:
-    document = document_of(entry).body
+    document = document_of(entry)
     line = line_of(form)(document, limit)
     for before in (b"", header(document, "gw"), b"2026-11-25T20:00:00+01:00 gw sealane: "):
         held = parse_line(before + line)
@@ -55,5 +56,5 @@ def test_what_is_none_of_ours_is_refused(stored: bytes) -> None:
 
 
 def test_a_duplicated_id_inside_a_value_is_not_taken_for_the_line() -> None:
-    line = line_of(Format.CEF)(body(reason="rt=1 externalId=0000000000000000-9 x"), 8192)
+    line = line_of(Format.CEF)(one(reason="rt=1 externalId=0000000000000000-9 x"), 8192)
     assert parse_line(line).sequence == 7

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from audit.siem.document import LogEntry, document_of
 from audit.siem.formats.syslog import MAX_MSGID, framed, header, syslog_name
-from tests.audit.siem.hostile import body, hostile_entries, hostile_text
+from tests.audit.siem.hostile import document as one
+from tests.audit.siem.hostile import hostile_entries, hostile_text
 
 # RFC 5424, section 6: HEADER and one SD-ELEMENT, by its grammar.
 GRAMMAR = re.compile(
@@ -20,7 +21,7 @@ GRAMMAR = re.compile(
 
 @given(hostile_entries(), hostile_text)
 def test_every_header_keeps_the_rfcs_grammar(entry: LogEntry, hostname: str) -> None:
-    match = GRAMMAR.fullmatch(header(document_of(entry).body, syslog_name(hostname)))
+    match = GRAMMAR.fullmatch(header(document_of(entry), syslog_name(hostname)))
     assert match is not None
     assert f' id="{entry.id}"'.encode() in match["params"]
 
@@ -36,19 +37,19 @@ def test_every_header_keeps_the_rfcs_grammar(entry: LogEntry, hostname: str) -> 
     ],
 )
 def test_the_priority_says_log_audit_and_how_bad_it_is(changes: dict[str, str], priority: int) -> None:
-    assert header(body(**changes), "gw").startswith(b"<%d>1 " % priority)
+    assert header(one(**changes), "gw").startswith(b"<%d>1 " % priority)
 
 
 def test_a_header_in_full() -> None:
-    document = body()
+    document = one()
     assert header(document, "gw-1").decode() == (
         "<110>1 2026-11-22T21:00:07.000000Z gw-1 sealane - migration.decision "
-        f'[sealane@32473 id="{document["event"]["id"]}" sequence="7" hash="{document["event"]["hash"]}"] '
+        f'[sealane@32473 id="{document.id}" sequence="7" hash="{document.head.leaf_hash}"] '
     )
 
 
 def test_a_long_kind_is_cut_to_what_a_msgid_may_be() -> None:
-    match = GRAMMAR.fullmatch(header(body(kind="a" * 64), "gw"))
+    match = GRAMMAR.fullmatch(header(one(kind="a" * 64), "gw"))
     assert match is not None
     assert match["msgid"] == b"a" * MAX_MSGID
 
