@@ -97,8 +97,14 @@ class Document:
         self._make = make
         self._body: dict[str, Any] | None = None
 
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Document) and (self.id, self.body) == (other.id, other.body)
+
     @property
     def body(self) -> dict[str, Any]:
+        """See above."""
         if self._body is None:
             self._body = self._make()
         return self._body

@@ -151,7 +151,7 @@ class Delivery:
         return job.document()
 
     def _shipper(self, table: AnySinkTable) -> Shipper:
-        sink = make_sink(table, self._path_of)
+        sink = make_sink(table, self._path_of, self._source.origin)
         write = partial(write_atomically, mode=0o600)
         render = table.render(self._clock.wall())
         return Shipper(sink, self._source, self._folder, write, self._record, table.terms, render)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import Callable
 from pathlib import Path
+from typing import assert_never
 
 from elasticsearch import Elasticsearch
 
@@ -12,20 +13,26 @@ from audit.siem.elastic import ElasticSink
 from audit.siem.sink import Sink
 from certs.errors import CertificateError
 from certs.files import read_private_key
+from gateway.siem.line_receivers import make_line_sink
+from gateway.siem.line_tables import FileTable, RelpTable, SplunkTable, SyslogTable, WebhookTable
 from gateway.siem.tables import AnySinkTable, ElasticsearchTable
 from policy.secret_files import read_secret_line
 
 PathOf = Callable[[str], Path]
 
 
-def make_sink(table: AnySinkTable, path_of: PathOf) -> Sink:
-    """A sink that has not connected yet. `path_of` makes a name of the configuration absolute.
+def make_sink(table: AnySinkTable, path_of: PathOf, origin: str) -> Sink:
+    """A sink that has not connected yet, for the log `origin`. `path_of` makes a name of the configuration absolute.
 
     Raises ValueError or OSError, naming the file, never with what is in it.
     """
     match table:
         case ElasticsearchTable():
             return _elasticsearch(table, path_of)
+        case FileTable() | RelpTable() | SplunkTable() | SyslogTable() | WebhookTable():
+            return make_line_sink(table, path_of, origin)
+        case _:
+            assert_never(table)
 
 
 def _elasticsearch(table: ElasticsearchTable, path_of: PathOf) -> ElasticSink:
