@@ -25,7 +25,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from certs.errors import CredentialError, IdentityError
 from certs.files import read_certificates, read_crl, read_private_key, write_atomically, write_private_key
-from certs.identity import SpiffeId, require_trust_domain
+from certs.identity import ServiceId, SpiffeId, require_trust_domain
 from certs.verification import crl_number_of
 
 CA_LIFETIME = timedelta(days=3652)
@@ -78,6 +78,14 @@ class Authority:
         uri = x509.UniformResourceIdentifier(str(SpiffeId(self.trust_domain, name)))
         usages = [ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH]
         return [self._issue(x509.Name([]), [uri], usages, public_key, now, lifetime)]
+
+    def issue_service(
+        self, name: str, public_key: PublicKeyTypes, now: datetime, lifetime: timedelta = HOST_LIFETIME
+    ) -> list[x509.Certificate]:
+        """For a program that asks the gateway, `/service/<name>`: a client only, so it can never pass for a host."""
+        service = ServiceId.parse(f"spiffe://{self.trust_domain}/service/{name}")
+        uri = x509.UniformResourceIdentifier(str(service))
+        return [self._issue(x509.Name([]), [uri], [ExtendedKeyUsageOID.CLIENT_AUTH], public_key, now, lifetime)]
 
     def issue_gateway(
         self,

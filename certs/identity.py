@@ -18,6 +18,7 @@ MAX_LENGTH = 255
 _LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 _TRUST_DOMAIN = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 _NAME = re.compile(_LABEL)
+_SERVICE_ID = re.compile(r"(spiffe://([a-z0-9.-]+))((?:/[A-Za-z0-9_-][A-Za-z0-9._-]{0,62}){1,8})")
 _SPIFFE_ID = re.compile(r"spiffe://([a-z0-9.-]+)/host/([a-z0-9-]+)")
 
 
@@ -47,6 +48,33 @@ class SpiffeId:
         return cls(found[1], found[2])
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class ServiceId:
+    """A program's id: `spiffe://<trust domain>/<path>`, where the path is not one of a host. Canonical, as SpiffeId."""
+
+    trust_domain: str
+    path: str
+
+    def __str__(self) -> str:
+        return f"spiffe://{self.trust_domain}{self.path}"
+
+    @property
+    def issuer(self) -> str:
+        """Who vouches for it: the trust domain."""
+        return f"spiffe://{self.trust_domain}"
+
+    @classmethod
+    def parse(cls, text: str) -> ServiceId:
+        """Strict: segments of letters, digits, `.`, `_`, `-`, none of which begins with a dot; never `/host/…`."""
+        found = _SERVICE_ID.fullmatch(text) if len(text) <= MAX_LENGTH else None
+        if found is None:
+            raise IdentityError(f"{text!a:.120} is not the SPIFFE id of a service")
+        require_trust_domain(found[2])
+        if found[3].split("/")[1].lower() == "host":
+            raise IdentityError(f"{text!a:.120} is an id of a host, which is no service")
+        return cls(found[2], found[3])
+
+
 def require_trust_domain(text: str) -> str:
     """`text`, if it is a lower-case DNS name (an address is none); else `IdentityError`."""
     if len(text) > MAX_LENGTH or not _TRUST_DOMAIN.fullmatch(text):
@@ -56,11 +84,20 @@ def require_trust_domain(text: str) -> str:
     return text
 
 
+def service_id_of(certificate: x509.Certificate) -> ServiceId:
+    """The same for the certificate of a service."""
+    return ServiceId.parse(_only_uri(certificate))
+
+
 def spiffe_id_of(certificate: x509.Certificate) -> SpiffeId:
-    """The only URI among the subject alternative names. Common names, DNS names and addresses do not count.
+    """The host's id: the only URI among the subject alternative names. Other kinds of names do not count.
 
     Two URIs are refused even if one of them is no SPIFFE id: which one counts must not depend on the reader.
     """
+    return SpiffeId.parse(_only_uri(certificate))
+
+
+def _only_uri(certificate: x509.Certificate) -> str:
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
@@ -70,4 +107,4 @@ def spiffe_id_of(certificate: x509.Certificate) -> SpiffeId:
     uris = [name.value for name in names if isinstance(name, x509.UniformResourceIdentifier)]
     if len(uris) != 1:
         raise IdentityError(f"the certificate has {len(uris)} URI names, not exactly one SPIFFE id")
-    return SpiffeId.parse(uris[0])
+    return uris[0]

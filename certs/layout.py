@@ -113,6 +113,21 @@ def issue_host(directory: Path, name: str, now: datetime, lifetime: timedelta = 
     return chain[0]
 
 
+def issue_service(directory: Path, name: str, now: datetime, lifetime: timedelta = HOST_LIFETIME) -> x509.Certificate:
+    """Issue or renew D/services/NAME (service.pem, service.key) and publish a new CRL; the new leaf."""
+    authority = Authority.load(directory)
+    SpiffeId(authority.trust_domain, name)  # before it becomes a path; a service's name is as strict as a host's
+    folder = directory / "services" / name
+    folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+    key_file = folder / "service.key"
+    if not key_file.exists():
+        write_private_key(key_file, ec.generate_private_key(ec.SECP256R1()))
+    chain = authority.issue_service(name, read_private_key(key_file).public_key(), now, lifetime)
+    write_atomically(folder / "service.pem", _pem(chain))
+    authority.publish_crl(now)
+    return chain[0]
+
+
 def describe(directory: Path, now: datetime) -> list[Fact]:
     """What is there and in what state: CA, CRL, gateway, then the hosts by name. Reads no private key."""
     (ca,) = read_certificates(directory / "ca.pem")[:1]
@@ -125,6 +140,8 @@ def describe(directory: Path, now: datetime) -> list[Fact]:
     for file in sorted(directory.glob("hosts/*/host.pem")):
         relative = file.relative_to(directory)
         facts.append(_certificate_fact("host", _host_name(file), directory, relative, crl, now))
+    for file in sorted(directory.glob("services/*/service.pem")):
+        facts.append(_certificate_fact("service", file.parent.name, directory, file.relative_to(directory), crl, now))
     return facts
 
 

@@ -16,7 +16,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from OpenSSL import crypto
 
 from certs.errors import UNREADABLE, Check, IdentityError, PeerRefused
-from certs.identity import SpiffeId, spiffe_id_of
+from certs.identity import ServiceId, SpiffeId, service_id_of, spiffe_id_of
 
 # Each flag is needed: CRL_CHECK_ALL alone checks nothing, CRL_CHECK alone misses a revoked intermediate,
 # and without X509_STRICT paths pass that RFC 5280 forbids.
@@ -78,6 +78,21 @@ def verify_chain(
     except UNREADABLE as error:
         raise PeerRefused(Check.MALFORMED, f"a certificate cannot be read: {error}") from None
     return VerifiedChain(spiffe_id, path, crl_number)
+
+
+def verify_service(presented: Sequence[x509.Certificate], trust: Trust, now: datetime) -> ServiceId:
+    """The service that a presented chain stands for: a client, and no host. Raises `PeerRefused`."""
+    if now.tzinfo is None:
+        raise ValueError("now must know its time zone")
+    if not 1 <= len(presented) <= MAX_PRESENTED:
+        raise PeerRefused(Check.MALFORMED, f"{len(presented)} certificates presented, not 1 to {MAX_PRESENTED}")
+    try:
+        path = _openssl_path(presented, trust, now)
+        _ask_second_verifier(presented, trust.anchors, now)
+        _require_fresh_crls(path, trust.crls, now)
+        return _require_service(path[0])
+    except UNREADABLE as error:
+        raise PeerRefused(Check.MALFORMED, f"a certificate cannot be read: {error}") from None
 
 
 def refusal_by_openssl(code: int, detail: str) -> PeerRefused:
@@ -185,6 +200,20 @@ def _is_issued_by(crl: x509.CertificateRevocationList, authority: x509.Certifica
         return crl.issuer == authority.subject and crl.is_signature_valid(key)  # type: ignore[arg-type]
     except TypeError:  # a key that signs no CRLs (X25519): the same as not signed by it
         return False
+
+
+def _require_service(leaf: x509.Certificate) -> ServiceId:
+    try:
+        service = service_id_of(leaf)
+    except IdentityError as error:
+        raise PeerRefused(Check.IDENTITY, str(error)) from None
+    try:
+        usages = leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    except x509.ExtensionNotFound:
+        raise PeerRefused(Check.USAGE, "no extended key usage: client is needed") from None
+    if ExtendedKeyUsageOID.CLIENT_AUTH not in usages:
+        raise PeerRefused(Check.USAGE, "extended key usage is not client")
+    return service
 
 
 def _require_host(leaf: x509.Certificate, trust_domain: str) -> SpiffeId:

@@ -17,6 +17,7 @@ from gateway.asking import Asked, Facts, collect_facts, decide, make_known
 from gateway.deciding import commit, decision_event, remember_refusal
 from gateway.errors import Conflict, GatewayError, RelayUnreachable
 from gateway.gate import Gate
+from gateway.people import Presented
 from gateway.permitting import issue_permit, make_claims
 from policy.engine import Decision
 
@@ -31,7 +32,7 @@ class Admission:
     obstacle: GatewayError | None = None
 
 
-async def admit(gate: Gate, bearer: str | None, asked: Asked) -> Admission:
+async def admit(gate: Gate, bearer: Presented | str | None, asked: Asked) -> Admission:
     """Decide on a migration and, if it is allowed, hand the permit to the source relay.
 
     Errors: Unauthenticated (recorded), RequestRefused (malformed), LogUnavailable and Overloaded (nothing decided,
@@ -56,7 +57,7 @@ async def admit(gate: Gate, bearer: str | None, asked: Asked) -> Admission:
         return Admission(migration_id, decision, committed.index, obstacle)
 
 
-async def check(gate: Gate, bearer: str | None, asked: Asked) -> Admission:
+async def check(gate: Gate, bearer: Presented | str | None, asked: Asked) -> Admission:
     """The same question without a permit: decided alike and recorded as a check. Errors: those of `admit`."""
     now = gate.clock.wall()
     person = await gate.people.authenticate(bearer, now, asked.address)

@@ -15,6 +15,7 @@ from msgspec import Meta
 
 from gateway.errors import ConfigRefused
 from gateway.issuers import IssuerTable, settings_of
+from gateway.services import ServiceTable, people_of
 from gateway.siem.tables import SiemTable
 from policy.identity.directory_settings import DirectorySettings
 from policy.sources.settings import InventorySettings
@@ -109,6 +110,7 @@ class IdentityTable(_Table, frozen=True):
     local_directory: Text | None = None
     local_issuer: LocalIssuerTable | None = None
     issuers: tuple[IssuerTable, ...] = ()
+    services: tuple[ServiceTable, ...] = ()
     active_directory: DirectorySettings | None = None
 
 
@@ -266,6 +268,12 @@ def _check_identity(config: GatewayConfig, path: Path) -> None:
     names += _check_break_glass(config, path)
     if len(set(names)) != len(names):
         raise ConfigRefused(path, "identity.issuers", "two issuers have the same name")
+    try:
+        people_of(identity.services)
+    except ValueError as error:
+        raise ConfigRefused(path, "identity.services", str(error)) from error
+    if any(name.startswith("spiffe:") for name in names):
+        raise ConfigRefused(path, "identity.issuers", "no issuer of tokens may be called like a trust domain (spiffe:)")
     for issuer in identity.issuers:
         try:
             settings_of(issuer)

@@ -61,6 +61,8 @@ class IssuerTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     accepted_acr: Texts | UnsetType = UNSET
     required_amr: Texts | UnsetType = UNSET
     service_groups: dict[Text, Texts] | UnsetType = UNSET
+    sender_constraint: Literal["optional", "required"] | UnsetType = UNSET
+    accepted_actors: Texts | UnsetType = UNSET
 
 
 # Each line is explained in docs/identity.md. Audience and, where a preset needs them, parties are the operator's.
@@ -75,7 +77,14 @@ PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
         "group_cap": 1000,
     },
 }
-_FROZEN_SETS: Final = ("algorithms", "token_types", "authorized_parties", "accepted_acr", "required_amr")
+_FROZEN_SETS: Final = (
+    "algorithms",
+    "token_types",
+    "authorized_parties",
+    "accepted_acr",
+    "required_amr",
+    "accepted_actors",
+)
 _NOT_SETTINGS: Final = ("preset", "jwks_file", "trust_bundle", "login", "groups", "account_attribute")
 
 

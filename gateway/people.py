@@ -20,6 +20,7 @@ from audit.record import Actor
 from gateway.errors import GatewayError, OperatorError, Throttled, Unauthenticated
 from gateway.recording import Event, Recorder
 from gateway.sealed_people import SEAL_BROKEN, SIGNED_IN, SealBroken, SealedIssuer
+from gateway.services import ServiceRefused, Services
 from gateway.throttle import Throttle
 from policy.errors import DirectoryRefused, DirectoryUnavailable, FactRefused, IssuerUnavailable, TokenRefused
 from policy.facts import DirectoryFacts, Person, group_id
@@ -57,10 +58,18 @@ class IdentityUnavailable(OperatorError):
     next_step = "look at the connection to the identity provider; requests with its tokens are denied meanwhile"
 
 
+@dataclass(frozen=True, slots=True)
+class Presented:
+    """What a requester shows. `certificate`: the client certificate (DER) of their connection, verified by TLS."""
+
+    bearer: str | None
+    certificate: bytes | None = None
+
+
 class KeySource(Protocol):
     """An issuer with its keys: `policy.identity.jwks.IssuerKeys`, or `PinnedIssuer`."""
 
-    async def verify(self, token: str, now: int) -> Person:
+    async def verify(self, token: str, now: int, certificate: bytes | None = None) -> Person:
         """The person. Errors: TokenRefused, IssuerUnavailable."""
 
 
@@ -70,8 +79,8 @@ class PinnedIssuer:
 
     verifier: TokenVerifier
 
-    async def verify(self, token: str, now: int) -> Person:
-        return self.verifier.verify(token, now)
+    async def verify(self, token: str, now: int, certificate: bytes | None = None) -> Person:
+        return self.verifier.verify(token, now, certificate)
 
 
 @dataclass(slots=True)
@@ -149,6 +158,7 @@ class People:
         self.local = local
         self.sealed = sealed
         self.directory = directory
+        self.services: Services | None = None  # programs that ask by client certificate
         self._issuers = issuers
         self._recorder = recorder
         self._throttles = throttles
@@ -157,12 +167,25 @@ class People:
         # What the bundle in force names: of people in very many groups, records write out these.
         self.named_groups: Callable[[], frozenset[str]] = frozenset
 
-    async def authenticate(self, bearer: str | None, now: datetime, address: str) -> Person:
-        """The person whom the token names. Errors: Unauthenticated, IdentityUnavailable; both recorded."""
+    async def authenticate(self, shown: Presented | str | None, now: datetime, address: str) -> Person:
+        """The person whom the token names, or without a token the service whose certificate the connection has.
+
+        Errors: Unauthenticated, IdentityUnavailable; both recorded.
+        """
+        presented = shown if isinstance(shown, Presented) else Presented(shown)
         try:
-            if bearer is None:
-                raise Unauthenticated("this call needs a bearer token")
-            return await self._verify(bearer, int(now.timestamp()))
+            if presented.bearer is not None:
+                return await self._verify(presented.bearer, int(now.timestamp()), presented.certificate)
+            if presented.certificate is not None and self.services is not None:
+                return self.services.person_of(presented.certificate, now)
+            raise Unauthenticated("this call needs a bearer token")
+        except ServiceRefused as error:
+            await self._record_refusal({"check": "certificate", "detail": str(error)[:500]}, None, address)
+            raise Unauthenticated(
+                "the client certificate is not that of a service of this site",
+                check="certificate",
+                next_step="ask the operator to add it to [[identity.services]], or send a token",
+            ) from error
         except TokenRefused as error:
             await self._record_refusal({"check": error.check, "detail": error.detail}, None, address)
             raise Unauthenticated("the token is not accepted", check=error.check) from error
@@ -291,12 +314,12 @@ class People:
     async def _check_password(self, directory: LocalDirectory, username: str, password: str) -> LocalPerson | None:
         return await trio.to_thread.run_sync(directory.check_password, username, password, limiter=self._hashing)
 
-    async def _verify(self, bearer: str, now: int) -> Person:
+    async def _verify(self, bearer: str, now: int, certificate: bytes | None) -> Person:
         issuer = unverified_issuer(bearer)
         if (source := self._issuers.get(issuer)) is None:
             raise TokenRefused("issuer", "not a configured issuer")
         try:
-            return await source.verify(bearer, now)
+            return await source.verify(bearer, now, certificate)
         except FactRefused as error:
             raise TokenRefused("claims", str(error)) from error
 

@@ -169,6 +169,7 @@ def identity_of(person: Person) -> dict[str, Any]:
     """`identity` of a record's details: what Active Directory told of the person for this decision, if it was asked.
 
     Of somebody in very many groups also how many and which they are in all, by digest (`policy.many_groups`).
+    `delegation`: who acts for the person.
     """
     facts: dict[str, Any] = {}
     if person.directory is not None:
@@ -178,7 +179,8 @@ def identity_of(person: Person) -> dict[str, Any]:
             facts["groups"] = None if read is None else list(read) if len(read) <= MANY else compact_ids(read)
     if person.groups is not None and person.shown_groups is not None:
         facts |= {"groups_count": len(person.groups), "groups_sha256": digest_of_ids(person.groups)}
-    return {"identity": facts} if facts else {}
+    delegation = {} if person.actor is None else {"actor": person.actor, "prior_actors": list(person.prior_actors)}
+    return {**({"identity": facts} if facts else {}), **({"delegation": delegation} if delegation else {})}
 
 
 def host_actor(spiffe_id: str) -> Actor:

@@ -16,8 +16,8 @@ from cryptography.x509 import verification
 
 from certs.errors import CertificateError, PeerRefused
 from certs.files import read_certificates, read_crl
-from certs.identity import SpiffeId, spiffe_id_of
-from certs.verification import Trust, crl_number_of, newest_crls, verify_chain
+from certs.identity import ServiceId, SpiffeId, spiffe_id_of
+from certs.verification import Trust, crl_number_of, newest_crls, verify_chain, verify_service
 from gateway.errors import RelayRefused, StartRefused
 from policy.inventory import Inventory
 
@@ -47,6 +47,10 @@ class HostTrust:
         """Whose chain it is, at `now`. Errors: certs.PeerRefused, certs.IdentityError."""
         claimed = spiffe_id_of(chain[0])
         return verify_chain(chain, self.trust, claimed.trust_domain, now).spiffe_id
+
+    def service_of(self, chain: tuple[x509.Certificate, ...], now: datetime) -> ServiceId:
+        """Which service's chain it is, at `now`. Errors: certs.PeerRefused."""
+        return verify_service(chain, self.trust, now)
 
     def past_host_of(self, chain: tuple[x509.Certificate, ...], moment: datetime) -> SpiffeId:
         """Whose chain it was at a past `moment`: for receipts that waited until their certificate was renewed.

@@ -57,6 +57,7 @@ from gateway.relays import HostTrust
 from gateway.reloading import Reloader, load_policy
 from gateway.reporting import Reporting
 from gateway.searching import Search
+from gateway.services import Services
 from gateway.siem.delivery import CommittedEntries, Delivery
 from gateway.siem.oversight import Oversight
 from gateway.siem.receivers import secret
@@ -138,6 +139,8 @@ async def serve(
         if (observe := config.policy.observe) is not None:
             gate.observation = make_observation(observe.zones, observe.until, gate.time.now())
         reporting = Reporting(gate, reading, trust)
+        if config.identity.services:
+            people.services = Services(config.identity.services, lambda: reporting.trust)
         issuers = Issuers(config.identity.issuers, has_local_people=people.local is not None)
         health = partial(_health, config, keeping, gate)
         placement_watching = PlacementWatching(gate)

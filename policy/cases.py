@@ -34,7 +34,18 @@ import msgspec
 
 from policy.decision import Decision, evaluate
 from policy.errors import BundleRefused, FactRefused
-from policy.facts import ACTIONS, Context, HostFacts, Person, Protection, Provenance, Question, VmFacts, VmProvenance
+from policy.facts import (
+    ACTIONS,
+    CLIENT_CERTIFICATE,
+    Context,
+    HostFacts,
+    Person,
+    Protection,
+    Provenance,
+    Question,
+    VmFacts,
+    VmProvenance,
+)
 from policy.request import entities_of, request_of
 from policy.rules import Rules
 
@@ -50,6 +61,7 @@ class PersonTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     groups: tuple[str, ...] = ()
     groups_known: bool = True
     authenticated_by: str = "oidc"
+    actor: str | None = None
 
 
 class VmTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -178,7 +190,8 @@ def _question(
 
 def _person(key: str, table: PersonTable) -> Person:
     groups = frozenset(table.groups) if table.groups_known else None
-    return Person(f"{table.issuer}#{key}", table.issuer, table.name or key, groups, table.authenticated_by)
+    subject = f"{table.issuer}/{key}" if table.authenticated_by == CLIENT_CERTIFICATE else f"{table.issuer}#{key}"
+    return Person(subject, table.issuer, table.name or key, groups, table.authenticated_by, actor=table.actor)
 
 
 def _vm(key: str, table: VmTable) -> VmFacts:

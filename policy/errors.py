@@ -21,6 +21,7 @@ from typing import Literal, get_args
 TokenCheck = Literal[
     "size", "form", "header", "algorithm", "key", "signature", "type", "claims",
     "issuer", "audience", "subject", "times", "lifetime", "authorized-party", "authentication", "groups",
+    "sender", "actor",
 ]  # fmt: skip
 PermitCheck = Literal[
     "size", "form", "header", "algorithm", "key", "signature", "type", "claims",

@@ -30,6 +30,7 @@ SEALED_ACTIONS: Final = frozenset(
 )
 
 NOT_AUTHENTICATED: Final = "nobody"  # Person.authenticated_by of a request that names nobody
+CLIENT_CERTIFICATE: Final = "client-certificate"  # Person.authenticated_by of a program that is known by its own
 SEALED: Final = "sealed"  # Person.authenticated_by of somebody of the sealed file, for when the directory is down
 MAX_TEXT: Final = 1024
 MAX_GROUPS: Final = 2000
@@ -96,8 +97,9 @@ class Person:
     `groups`: SIDs (`S-1-5-…`) or `<issuer>#<name>`, nested ones included; None means unknown, which denies.
     `authenticated_by`: how, for example "local", "oidc"; `NOT_AUTHENTICATED` when the request names nobody.
     `shown_groups`: those of them that policies name, where there are too many for a record to write out; else None.
-    `account`: what the token's account claim says, for issuers whose groups are Active Directory's; `directory`: what
-    that told.
+    `actor`: id of the program that acts for the person (RFC 8693), `prior_actors` of those before it, which policies do
+    not see. `account`: what the token's account claim says, for issuers whose groups are Active Directory's;
+    `directory`: what that told.
     """
 
     id: str
@@ -108,13 +110,22 @@ class Person:
     account: str | None = None
     directory: DirectoryFacts | None = None
     shown_groups: frozenset[str] | None = None
+    actor: str | None = None
+    prior_actors: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_text("person's issuer", self.issuer)
         check_text("person's id", self.id)
         check_text("person's name", self.name)
         check_label("authenticated_by", self.authenticated_by)
-        if "#" in self.issuer or not self.id.startswith(self.issuer + "#") or self.id == self.issuer + "#":
+        for actor in (self.actor, *self.prior_actors):
+            if actor is not None:
+                check_text("actor's id", actor)
+        if self.authenticated_by == CLIENT_CERTIFICATE:
+            # The SPIFFE id itself, which no token's subject can be: those have a '#'.
+            if "#" in self.id or not self.id.startswith(self.issuer + "/") or SPIFFE_ID.fullmatch(self.id):
+                raise FactRefused("service's id", "must be '<trust domain>/<path>', and not that of a host")
+        elif "#" in self.issuer or not self.id.startswith(self.issuer + "#") or self.id == self.issuer + "#":
             raise FactRefused("person's id", "must be '<issuer>#<subject>', with no '#' in the issuer")
         if len(self.groups or ()) > MAX_GROUPS:
             raise FactRefused("person's groups", f"are more than {MAX_GROUPS}")

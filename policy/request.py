@@ -102,6 +102,7 @@ def _person(person: Person) -> Json:
         "name": person.name,
         "authenticated_by": person.authenticated_by,
         "groups_known": person.groups is not None,
+        **({} if person.actor is None else {"actor": person.actor}),
     }
     return _entity("Person", person.id, attributes, [_uid("Group", group) for group in sorted(person.groups or ())])
 

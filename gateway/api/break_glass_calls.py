@@ -11,6 +11,7 @@ from gateway.api.bodies import AskToBreakGlass, StepOfBreakGlass
 from gateway.api.desk import Address, AtDesk, Bearer, Desk
 from gateway.break_glass.glass import BreakGlass, Step
 from gateway.break_glass.wish import Wish
+from gateway.people import Presented
 from policy.facts import APPROVAL
 
 router = APIRouter()
@@ -55,7 +56,7 @@ def _glass(desk: Desk) -> BreakGlass:
     return desk.gate.break_glass
 
 
-async def _step(desk: Desk, bearer: str | None, address: str, reason: str | None, action: str) -> Step:
+async def _step(desk: Desk, bearer: Presented, address: str, reason: str | None, action: str) -> Step:
     """Authenticated for this step, with groups that are read anew. Errors: Unauthenticated, IdentityUnavailable."""
     now = desk.now()
     person = await desk.people.authenticate(bearer, now, address)

@@ -14,7 +14,7 @@ from certs.identity import SpiffeId
 from gateway.gate import Gate
 from gateway.issuers import Issuers
 from gateway.metrics import Metrics
-from gateway.people import People
+from gateway.people import People, Presented
 from gateway.placement_watching import PlacementWatching
 from gateway.reading import Reading
 from gateway.relays import relay_of
@@ -58,12 +58,15 @@ async def address_of(request: Request) -> str:
 _bearer = HTTPBearer(auto_error=False, description="An access token: of the identity provider, or from POST /v1/token")
 
 
-async def bearer_of(credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> str | None:
-    return credentials.credentials if credentials is not None else None
+async def presented_of(
+    request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+) -> Presented:
+    certificate = request.scope.get("state", {}).get("peer_certificate")
+    return Presented(credentials.credentials if credentials is not None else None, certificate)
 
 
 AtDesk = Annotated[Desk, Depends(desk_of)]
-Bearer = Annotated[str | None, Depends(bearer_of)]
+Bearer = Annotated[Presented, Depends(presented_of)]
 Address = Annotated[str, Depends(address_of)]
 
 

@@ -45,7 +45,8 @@ async def whoami(desk: AtDesk, bearer: Bearer, person: Asking) -> Response:
             "issuer": person.issuer,
             "authenticated_by": person.authenticated_by,
             "groups": None if person.groups is None else sorted(person.groups),
-            **desk.issuers.token_facts(person, bearer),
+            "actor": person.actor,
+            **desk.issuers.token_facts(person, bearer.bearer),
             "permissions": {
                 action: {"allowed": decision.allowed, "denied_because": decision.denied_because or None}
                 for action, decision in decisions.items()

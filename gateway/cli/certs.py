@@ -111,6 +111,35 @@ def issue(
         say(f"Next: copy that folder, {directory}/ca.pem and crl.pem to the host, over a channel you trust.")
 
 
+@app.command("issue-service")
+def issue_service(
+    directory: DirectoryArgument,
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="The program's name: lower-case letters, digits, hyphens.")
+    ],
+    hours: Annotated[int, typer.Option("--hours", min=1, max=24 * 398, help="Lifetime of the certificate.")] = 24,
+    as_json: JsonOption = False,
+) -> None:
+    """Make key and certificate of a program that asks the gateway, in DIR/services/NAME; it can never pass for a host.
+
+    \b
+    Example:
+      sealane certs issue-service /etc/sealane/ca nova --hours 720
+    """
+    from certs import layout
+    from certs.identity import service_id_of
+
+    with _said_plainly():
+        leaf = layout.issue_service(directory, name, datetime.now(UTC), timedelta(hours=hours))
+        service = str(service_id_of(leaf))
+    made = directory / "services" / name
+    if as_json:
+        print_json({"outcome": "issued", "service": service, "directory": str(made), "lifetime_hours": hours})
+    else:
+        say(f"Issued {service} for {hours} hours: {made}/service.pem and service.key.")
+        say(f'Next: add it to the gateway\'s configuration as [[identity.services]] spiffe_id = "{service}".')
+
+
 @app.command("show")
 def show(directory: DirectoryArgument, as_json: JsonOption = False) -> None:
     """Show what the CA has issued, until when it is valid, and what is expired, stale or revoked.

@@ -10,6 +10,7 @@ import re
 import ssl
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -17,6 +18,7 @@ from urllib.parse import quote
 import httpx
 import msgspec
 
+from gateway.cli.credentials import read_secret
 from gateway.cli.errors import DEVELOPERS, OPERATOR, REQUESTER, BadConfiguration, CommandError, Refused, Unreachable
 from gateway.cli.replies import (
     CheckpointReply,
@@ -188,7 +190,22 @@ def _tls_context(settings: ClientSettings) -> ssl.SSLContext:
             "name the PEM file of the gateway's CA with --ca",
         ) from error
     context.minimum_version = ssl.TLSVersion.TLSv1_3
+    if settings.certificate is not None and settings.private_key is not None:
+        _load_own(context, settings.certificate, settings.private_key)
     return context
+
+
+def _load_own(context: ssl.SSLContext, certificate: Path, private_key: Path) -> None:
+    """The program's own certificate; a key file that others can read is refused."""
+    read_secret(private_key, "private key")
+    try:
+        context.load_cert_chain(certificate, private_key)
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError: not PEM, or not a pair
+        raise BadConfiguration(
+            f"{certificate} and {private_key} cannot be used: {error}",
+            REQUESTER,
+            "name certificate and key of one pair in client.toml",
+        ) from error
 
 
 def _certificate_error(error: BaseException | None) -> ssl.SSLCertVerificationError | None:

@@ -18,6 +18,7 @@ from typing import Annotated
 import msgspec
 
 from gateway.cli.errors import REQUESTER, BadConfiguration, Refused
+from gateway.cli.settings import ClientSettings
 
 _MAX_SECRET_BYTES = 32 * 1024
 
@@ -60,6 +61,13 @@ def read_secret(path: Path, what: str) -> str:
     if len(data) > _MAX_SECRET_BYTES:
         raise BadConfiguration(f"the {what} {path} is larger than 32 KiB", REQUESTER, "name another file")
     return text.removesuffix("\n").removesuffix("\r")
+
+
+def token_of(settings: ClientSettings, now: int) -> str | None:
+    """The access token to send; None for a program that shows its certificate and has no token."""
+    if settings.certificate is not None and not settings.token_file.exists():
+        return None
+    return read_token(settings.token_file, settings.gateway, now)
 
 
 def read_token(path: Path, gateway: str, now: int) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gateway.cli.credentials import read_token
+from gateway.cli.credentials import token_of
 from gateway.cli.errors import BadConfiguration
 from gateway.cli.options import CaOption, GatewayOption, JsonOption, ServeConfigOption, TokenFileOption
 from gateway.cli.output import print_json, say
@@ -52,7 +52,7 @@ def show(
     from gateway.cli.client import GatewayClient
 
     settings = resolve(gateway, ca, token_file, Path.home())
-    token = read_token(settings.token_file, settings.gateway, int(time.time()))
+    token = token_of(settings, int(time.time()))
     with GatewayClient(settings, token) as client:
         failed = _show_all(client.inventory(), as_json) if name is None else _show_one(client.named(name), as_json)
     if failed:

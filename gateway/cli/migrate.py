@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gateway.cli.credentials import read_token
+from gateway.cli.credentials import token_of
 from gateway.cli.follow import Clock, Interrupts, follow
 from gateway.cli.options import CaOption, GatewayOption, JsonOption, TokenFileOption
 from gateway.cli.output import console, print_json
@@ -62,7 +62,7 @@ def migrate(
     from gateway.cli.client import GatewayClient
 
     settings = resolve(gateway, ca, token_file, Path.home())
-    token = read_token(settings.token_file, settings.gateway, int(time.time()))
+    token = token_of(settings, int(time.time()))
     question: dict[str, Any] = {"vm": vm, "destination": to}
     if reason is not None:
         question["reason"] = reason

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from gateway.cli.credentials import read_token
+from gateway.cli.credentials import token_of
 from gateway.cli.errors import REQUESTER, BadConfiguration
 from gateway.cli.replies import HistogramReply, NumberedRecord, RecordsReply
 from gateway.cli.settings import resolve
@@ -124,7 +124,7 @@ def _connected(gateway: str | None, ca: Path | None, token_file: Path | None) ->
     from gateway.cli.client import GatewayClient
 
     settings = resolve(gateway, ca, token_file, Path.home())
-    token = read_token(settings.token_file, settings.gateway, int(time.time()))
+    token = token_of(settings, int(time.time()))
     return _Connected(GatewayClient(settings, token))
 
 

@@ -61,7 +61,7 @@ class Permission(msgspec.Struct, frozen=True):
 
 
 class WhoamiReply(msgspec.Struct, frozen=True):
-    """groups: None where they are unknown. expires_at: unix seconds."""
+    """groups: None where they are unknown. expires_at: unix seconds. actor: who acts for the person."""
 
     id: str
     name: str
@@ -71,6 +71,7 @@ class WhoamiReply(msgspec.Struct, frozen=True):
     groups_unknown_because: str | None = None
     expires_at: Count | None = None
     permissions: dict[str, Permission] = {}
+    actor: str | None = None
 
 
 class PolicyReason(msgspec.Struct, frozen=True):

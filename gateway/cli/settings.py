@@ -4,6 +4,8 @@ gateway = "https://gateway.example:8443"
 ca = "ca.pem"                    # relative to this file
 token_file = "token.json"
 timeout_seconds = 30
+certificate = "service.pem"      # a program's own, with its key (0600); a token is not needed then
+private_key = "service.key"
 issuer_ca = "issuer-ca.pem"      # of the identity provider, where this system does not trust it; relative to this file
 
 [issuer]                         # only where the gateway does not tell it
@@ -47,6 +49,8 @@ class ClientFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     timeout_seconds: Annotated[int, msgspec.Meta(ge=1, le=600)] = 30
     issuer_ca: str | None = None
     issuer: IssuerTable | None = None
+    certificate: str | None = None
+    private_key: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,8 @@ class ClientSettings:
     timeout_seconds: int
     issuer: IssuerTable | None = None
     issuer_ca: Path | None = None
+    certificate: Path | None = None
+    private_key: Path | None = None
 
 
 def client_directory(home: Path) -> Path:
@@ -78,6 +84,10 @@ def resolve(gateway: str | None, ca: Path | None, token_file: Path | None, home:
             REQUESTER,
             f'give --gateway https://HOST:PORT, or write gateway = "https://HOST:PORT" to {path}',
         )
+    if (stored.certificate is None) != (stored.private_key is None):
+        raise BadConfiguration(
+            f"{path}: certificate and private_key need each other", REQUESTER, "name both files, or none"
+        )
     return ClientSettings(
         gateway=canonical_url(url, "--gateway" if gateway else f"{path}: gateway"),
         ca=ca or (directory / stored.ca if stored.ca else None),
@@ -85,6 +95,8 @@ def resolve(gateway: str | None, ca: Path | None, token_file: Path | None, home:
         timeout_seconds=stored.timeout_seconds,
         issuer=stored.issuer,
         issuer_ca=directory / stored.issuer_ca if stored.issuer_ca else None,
+        certificate=directory / stored.certificate if stored.certificate else None,
+        private_key=directory / stored.private_key if stored.private_key else None,
     )
 
 

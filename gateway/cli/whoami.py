@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gateway.cli.credentials import read_token
+from gateway.cli.credentials import token_of
 from gateway.cli.options import CaOption, GatewayOption, JsonOption, TokenFileOption
 from gateway.cli.output import print_json, say
 from gateway.cli.settings import resolve
@@ -41,7 +41,7 @@ def whoami(
     from gateway.cli.client import GatewayClient
 
     settings = resolve(gateway, ca, token_file, Path.home())
-    token = read_token(settings.token_file, settings.gateway, int(time.time()))
+    token = token_of(settings, int(time.time()))
     with GatewayClient(settings, token) as client:
         reply = client.whoami()
     if as_json:
@@ -57,6 +57,8 @@ def _tell(reply: WhoamiReply, gateway: str) -> None:
     say(f"{reply.name} at {gateway}")
     say(f"  id             {reply.id}")
     say(f"  authenticated  by {reply.authenticated_by}, issuer {reply.issuer}{until}")
+    if reply.actor is not None:
+        say(f"  through        {reply.actor}, which acts for this person")
     if reply.groups is None:
         because = reply.groups_unknown_because or "the gateway does not say why"
         say(f"  groups         unknown, which denies: {because}")

@@ -74,7 +74,7 @@ class IssuerKeys:
         self._attempted_at: float | None = None
         self.last_failure: str | None = None  # why the last fetch failed, for health and the operator's log
 
-    async def verify(self, token: str, now: int) -> Person:
+    async def verify(self, token: str, now: int, certificate: bytes | None = None) -> Person:
         """`TokenVerifier.verify` with the issuer's present keys; may fetch them first, within the deadline.
 
         Raises TokenRefused (the requester), IssuerUnavailable (the operator). Cancelling waits for
@@ -83,7 +83,7 @@ class IssuerKeys:
         # Reads the token before anything is fetched for it: garbage costs no request.
         key_id = parse_strict(token, algorithms=self._settings.algorithms).key_id
         verifier = await self._current(key_id)
-        return verifier.verify(token, now)
+        return verifier.verify(token, now, certificate)
 
     async def _current(self, key_id: str) -> TokenVerifier:
         if self._wants_fetch(key_id) and not self._may_use_old_keys(key_id):

@@ -7,9 +7,11 @@ check or checks with its own clock: type, times, lifetime, authorised party, acr
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeGuard
+from typing import Any, Final, Literal, TypeGuard
 
 from jose import jwt
 from jose.exceptions import JWTClaimsError
@@ -17,11 +19,12 @@ from jose.exceptions import JWTClaimsError
 from policy.errors import FactRefused, TokenRefused
 from policy.facts import Person, group_id
 from policy.identity.keys import JwkSet
-from policy.jws import SUPPORTED_ALGORITHMS, UnverifiedToken, VerificationKey, jose_key, parse_strict
+from policy.jws import SUPPORTED_ALGORITHMS, UnverifiedToken, VerificationKey, encode_base64url, jose_key, parse_strict
 
 MAX_TEXT: Final = 255  # OpenID Connect Core, section 2: `sub` has at most 255 characters
 MAX_GROUPS: Final = 1000
 MAX_AUDIENCES: Final = 16
+MAX_ACTORS: Final = 4  # nested in `act`
 # Times are ours (`_check_times`): the library reads the system clock, and takes "1" for 1. So is presence: the
 # library's `require_exp` would switch its own clock on again.
 _JOSE_OPTIONS: Final[Mapping[str, bool]] = {"verify_exp": False, "verify_iat": False, "verify_nbf": False}
@@ -37,7 +40,10 @@ class IssuerSettings:
     list of that many groups or more may be cut short. `party_claims`: where the issuer names the client that it gave
     the token to; `authorized_parties`: accepted ones; None: any. `required_claims`: claims that have just this text.
     `required_amr`: all of them; `accepted_acr`: one of them. `service_groups`: by subject, the groups of a service
-    whose tokens name none. `account_claim`: which claim names the account where groups come from Active Directory.
+    whose tokens name none. `sender_constraint`: must tokens be bound to the client certificate that they come with
+    (RFC 8705)? A bound one must match in any case. `accepted_actors`: who may act for a person (`act`, RFC 8693):
+    subjects of this issuer, or `<issuer>#<subject>`; a token with any other actor is refused. `account_claim`: which
+    claim names the account where groups come from Active Directory.
     `authenticated_by` is what records say of a person; of a service `<that>-client`.
     """
 
@@ -58,6 +64,8 @@ class IssuerSettings:
     service_groups: Mapping[str, frozenset[str]] = field(default_factory=dict)
     authenticated_by: str = "oidc"
     account_claim: str | None = None
+    sender_constraint: Literal["optional", "required"] = "optional"
+    accepted_actors: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         """A bad setting fails at start (ValueError, the operator), not at the first request."""
@@ -88,8 +96,11 @@ class TokenVerifier:
     settings: IssuerSettings
     keys: JwkSet
 
-    def verify(self, token: str, now: int) -> Person:
-        """The person whom the token speaks of, `now` in unix seconds. Raises TokenRefused."""
+    def verify(self, token: str, now: int, certificate: bytes | None = None) -> Person:
+        """The person whom the token speaks of, `now` in unix seconds. Raises TokenRefused.
+
+        `certificate`: the client certificate (DER) of the connection that it came by, which TLS has verified.
+        """
         settings = self.settings
         parsed = parse_strict(token, algorithms=settings.algorithms)
         key = self.keys.key_for(parsed)
@@ -100,6 +111,7 @@ class TokenVerifier:
         _check_times(claims, settings, now)
         _check_authorized_party(claims, settings)
         _check_kind(claims, settings)
+        _check_sender(claims, settings, certificate)
         _check_authentication(claims, settings)
         return _person(claims, settings)
 
@@ -190,13 +202,47 @@ def _parties(claims: Mapping[str, Any], settings: IssuerSettings) -> list[Any]:
 
 
 def _check_kind(claims: Mapping[str, Any], settings: IssuerSettings) -> None:
-    """Another kind of token of the same issuer, told apart by a claim; or one that is bound to its sender's key."""
+    """Another kind of token of the same issuer, told apart by a claim."""
     for name, value in settings.required_claims.items():
         if claims.get(name) != value:
             raise TokenRefused("claims", f"the claim {name} is not {value}")
-    if "cnf" in claims:
-        # Stolen, it must be of no use without the key (RFC 7800). Nobody shows us the key, so it is not for us.
-        raise TokenRefused("claims", "bound to a key (cnf), which a bearer token does not show")
+
+
+def _check_sender(claims: Mapping[str, Any], settings: IssuerSettings, certificate: bytes | None) -> None:
+    """RFC 8705, section 3: stolen, a bound token must be of no use without the certificate's key."""
+    if "cnf" not in claims:
+        if settings.sender_constraint == "required":
+            raise TokenRefused("sender", "not bound to a client certificate, which this issuer's tokens must be")
+        return
+    bound = claims["cnf"]
+    # Bound in another way as well (jkt, jwk), it would be for a key that nobody shows us.
+    if not isinstance(bound, dict) or set(bound) != {"x5t#S256"} or not isinstance(bound["x5t#S256"], str):
+        raise TokenRefused("sender", "bound to a key (cnf) in another way than by a client certificate")
+    if certificate is None:
+        raise TokenRefused("sender", "bound to a client certificate, and sent without one")
+    shown = encode_base64url(hashlib.sha256(certificate).digest())
+    if not hmac.compare_digest(shown.encode(), bound["x5t#S256"].encode()):
+        raise TokenRefused("sender", "bound to another client certificate")
+
+
+def _actors(claims: Mapping[str, Any], settings: IssuerSettings) -> tuple[str, ...]:
+    """Who acts for the subject, then who acted before (RFC 8693, section 4.1), as ids. Raises TokenRefused."""
+    actors: list[str] = []
+    act = claims.get("act")
+    while act is not None:
+        if len(actors) == MAX_ACTORS or not isinstance(act, dict):
+            raise TokenRefused("actor", f"act is no object, or nested more than {MAX_ACTORS} deep")
+        subject, issuer = act.get("sub"), act.get("iss", settings.issuer)
+        if not _is_text(subject) or not _is_text(issuer) or "#" in issuer:
+            raise TokenRefused("actor", "act without a sub, or with an iss that is no issuer")
+        actors.append(f"{issuer}#{subject}")
+        act = act.get("act")
+    if "act" in claims:
+        ours = {name if "#" in name else f"{settings.issuer}#{name}" for name in settings.accepted_actors}
+        if not actors or actors[0] not in ours:
+            # Ignored, the token would be the person's own: they did not ask themself.
+            raise TokenRefused("actor", "somebody acts for the person who is not among `accepted_actors`")
+    return tuple(actors)
 
 
 def _check_authentication(claims: Mapping[str, Any], settings: IssuerSettings) -> None:
@@ -217,6 +263,7 @@ def _person(claims: Mapping[str, Any], settings: IssuerSettings) -> Person:
     name, subject = claims.get(settings.name_claim), claims["sub"]
     account = claims.get(settings.account_claim) if settings.account_claim else None
     # RFC 9068 section 2.2: without a person (client credentials) the subject is the client itself.
+    actor, *before = _actors(claims, settings) or (None,)
     is_service = subject in settings.service_groups or subject in _parties(claims, settings)
     return Person(
         id=f"{settings.issuer}#{subject}",
@@ -225,6 +272,8 @@ def _person(claims: Mapping[str, Any], settings: IssuerSettings) -> Person:
         groups=_groups(claims, settings),
         authenticated_by=f"{settings.authenticated_by}-client" if is_service else settings.authenticated_by,
         account=account if _is_text(account) else None,
+        actor=actor,
+        prior_actors=tuple(each for each in before if each is not None),
     )
 
 

@@ -78,6 +78,40 @@ class Provider:
         assert answer.status_code == 200, answer.text
         return answer.json()["access_token"]  # type: ignore[no-any-return]
 
+    def bound_token(self, certificate: Path, private_key: Path, claims: dict[str, Any] | None = None) -> str:
+        """An access token that the provider binds to the client certificate by which it was asked for: RFC 8705."""
+        self.tell("claims", claims={"groups": ["operators"]} if claims is None else claims)
+        self.tell("resource", resource={"audience": AUDIENCE, "alg": "ES256", "seconds": 300})
+        context = context_of(self.ca)
+        context.load_cert_chain(certificate, private_key)
+        form = {"grant_type": "client_credentials", "scope": "migrate", "resource": AUDIENCE}
+        with httpx.Client(verify=context, trust_env=False, timeout=10) as client:
+            answer = client.post(f"{self.issuer}/token", data=form, auth=("bound", "bound-secret"))
+        assert answer.status_code == 200, answer.text
+        return answer.json()["access_token"]  # type: ignore[no-any-return]
+
+    def person_token(self, subject: str, claims: dict[str, Any] | None = None) -> str:
+        """An access token of a person, as they have it after they signed in."""
+        self.tell("claims", claims={"groups": ["operators"]} if claims is None else claims)
+        self.tell("resource", resource={"audience": AUDIENCE, "alg": "ES256", "seconds": 300})
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps({"op": "person", "subject": subject}) + "\n")
+        self.process.stdin.flush()
+        return self._read()["token"]  # type: ignore[no-any-return]
+
+    def exchange(self, subject_token: str) -> str:
+        """The orchestrator asks for a token to act for that person: RFC 8693."""
+        form = {
+            "grant_type": "urn:ietf:params:oauth:grant-type:token-exchange",
+            "subject_token": subject_token,
+            "subject_token_type": "urn:ietf:params:oauth:token-type:access_token",
+            "scope": "migrate",
+            "resource": AUDIENCE,
+        }
+        answer = self._http.post(f"{self.issuer}/token", data=form, auth=(CLIENT, f"{CLIENT}-secret"))
+        assert answer.status_code == 200, answer.text
+        return answer.json()["access_token"]  # type: ignore[no-any-return]
+
     def stop(self) -> None:
         self._http.close()
         self.process.kill()

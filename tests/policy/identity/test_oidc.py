@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import Any
 
@@ -18,7 +19,7 @@ from policy.facts import Person
 from policy.identity.keys import JwkSet
 from policy.identity.oidc import IssuerSettings, TokenVerifier, unverified_issuer
 from policy.jws import VerificationKey
-from tests.policy.forgery import FORGERIES, Forgery, Material, dump, forge, other_spelling
+from tests.policy.forgery import FORGERIES, Forgery, Material, dump, forge, other_spelling, segment
 
 NOW = 1_790_000_000
 ISSUER, AUDIENCE = "https://login.bank.test", "sealane"
@@ -50,6 +51,8 @@ KEYS = JwkSet(
     }
 )
 SETTINGS = IssuerSettings(ISSUER, AUDIENCE)
+CERTIFICATE = b"any DER: TLS has verified it"
+THUMBPRINT = segment(hashlib.sha256(CERTIFICATE).digest())
 
 
 def settings(**changes: Any) -> IssuerSettings:
@@ -403,3 +406,75 @@ def test_what_we_accept_joserfc_accepts_too(members: dict[str, Any]) -> None:
         return
     assert person.issuer == ISSUER
     assert joserfc_accepts(token)
+
+
+@pytest.mark.parametrize(
+    "bound",
+    [
+        None,
+        "x",
+        {},
+        {"jkt": "A" * 43},
+        {"x5t#S256": 7},
+        {"x5t#S256": "A" * 43},
+        {"x5t#S256": THUMBPRINT + "="},
+        {"x5t#S256": THUMBPRINT.upper()},
+        {"x5t#S256": THUMBPRINT, "jkt": "A" * 43},
+    ],
+)
+def test_a_binding_that_is_not_to_the_certificate_shown_is_refused(bound: object) -> None:
+    token = forge(HEADER, {**CLAIMS, "cnf": bound}, KEY)
+    with pytest.raises(TokenRefused) as caught:
+        TokenVerifier(SETTINGS, KEYS).verify(token, NOW, CERTIFICATE)
+    assert caught.value.check == "sender"
+
+
+def test_a_bound_token_needs_its_certificate_and_one_that_is_not_bound_needs_none() -> None:
+    token = forge(HEADER, {**CLAIMS, "cnf": {"x5t#S256": THUMBPRINT}}, KEY)
+    assert TokenVerifier(SETTINGS, KEYS).verify(token, NOW, CERTIFICATE).id.endswith("#00u1alice")
+    assert refusal(token) == "sender"
+    assert refusal(MATERIAL.good, using=settings(sender_constraint="required")) == "sender"
+    assert TokenVerifier(SETTINGS, KEYS).verify(MATERIAL.good, NOW, CERTIFICATE).id.endswith("#00u1alice")
+
+
+ACTING = settings(accepted_actors=frozenset({"nova", "https://other.test#cinder"}))
+
+
+@pytest.mark.parametrize(
+    ("act", "actor"),
+    [
+        ({"sub": "nova"}, f"{ISSUER}#nova"),
+        ({"sub": "nova", "iss": ISSUER, "more": [1]}, f"{ISSUER}#nova"),
+        ({"sub": "cinder", "iss": "https://other.test"}, "https://other.test#cinder"),
+        ({"sub": "nova", "act": {"sub": "anybody"}}, f"{ISSUER}#nova"),
+    ],
+)
+def test_an_accepted_actor_acts_for_the_subject(act: object, actor: str) -> None:
+    person = verify(forge(HEADER, {**CLAIMS, "act": act}, KEY), using=ACTING)
+    assert (person.id, person.actor) == (f"{ISSUER}#00u1alice", actor)
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        None,
+        "nova",
+        [],
+        {},
+        {"sub": ""},
+        {"sub": 7},
+        {"sub": "no\nva"},
+        {"sub": "cinder"},
+        {"sub": "nova", "iss": "https://other.test"},
+        {"sub": "x", "iss": f"{ISSUER}#nova"},
+        {"sub": "other", "act": {"sub": "nova"}},
+        {"sub": "nova", "act": 7},
+        {"sub": "nova", "act": {"sub": "a", "act": {"sub": "b", "act": {"sub": "c", "act": {"sub": "d"}}}}},
+    ],
+)
+def test_refuses_any_other_actor(act: object) -> None:
+    assert refusal(forge(HEADER, {**CLAIMS, "act": act}, KEY), using=ACTING) == "actor"
+
+
+def test_an_actor_is_refused_where_none_is_accepted() -> None:
+    assert refusal(forge(HEADER, {**CLAIMS, "act": {"sub": "nova"}}, KEY)) == "actor"

@@ -215,7 +215,7 @@ async def test_a_service_without_groups_in_its_token_has_those_of_the_configurat
 
 
 async def test_a_token_that_is_bound_to_a_key_is_no_bearer_token(issuer: Provider) -> None:
-    assert await refused(issuer, issuer.token({"cnf": {"x5t#S256": "A" * 43}})) == "claims"
+    assert await refused(issuer, issuer.token({"cnf": {"x5t#S256": "A" * 43}})) == "sender"
 
 
 async def test_a_claim_tells_kinds_of_tokens_apart_where_typ_does_not(issuer: Provider) -> None:
