@@ -77,4 +77,4 @@ async def quarantine(
 
 @router.get("/metrics", summary="Metrics for Prometheus, with the token of [metrics]")
 async def metrics(desk: AtDesk, bearer: Bearer) -> Response:
-    return Response(desk.metrics.text(bearer), media_type=CONTENT_TYPE, headers={"cache-control": "no-store"})
+    return Response(desk.metrics.text(bearer.bearer), media_type=CONTENT_TYPE, headers={"cache-control": "no-store"})
