@@ -24,6 +24,8 @@ from gateway.cli.replies import (
     CheckpointReply,
     DecisionReply,
     ErrorReply,
+    GrantReply,
+    GrantsReply,
     HistogramReply,
     IdentityReply,
     InventoryReply,
@@ -75,9 +77,11 @@ class GatewayClient:
         """Who the token's holder is to the gateway."""
         return _decode(self._ask("GET", "/v1/whoami"), WhoamiReply)
 
-    def login(self, username: str, password: str) -> TokenReply:
-        """A token of the gateway's local issuer."""
-        body = {"username": username, "password": password}
+    def login(self, username: str, password: str, *, sealed: bool = False) -> TokenReply:
+        """A token of the gateway's local issuer, or of the issuer of its sealed people."""
+        body: dict[str, Any] = {"username": username, "password": password}
+        if sealed:
+            body["sealed"] = True
         return _decode(self._ask("POST", "/v1/token", body=body), TokenReply)
 
     def request_migration(self, body: Mapping[str, Any]) -> DecisionReply:
@@ -103,6 +107,27 @@ class GatewayClient:
     def named(self, name: str) -> NamedReply:
         """What is known of a VM or host."""
         return _decode(self._ask("GET", "/v1/inventory/named", parameters={"name": name}), NamedReply)
+
+    def ask_to_break_glass(self, body: Mapping[str, Any]) -> GrantReply:
+        """Recorded, and waiting for a second person."""
+        return _decode(self._ask("POST", "/v1/break-glass", body=body), GrantReply)
+
+    def break_glass(self) -> tuple[GrantReply, ...]:
+        """What one may see of it, newest first."""
+        return _decode(self._ask("GET", "/v1/break-glass"), GrantsReply).break_glass
+
+    def approve_break_glass(self, grant_id: str, reason: str | None) -> GrantReply:
+        """The second person's yes; in force once this returns."""
+        return self._step_of_break_glass(grant_id, "approve", reason)
+
+    def end_break_glass(self, grant_id: str, reason: str | None) -> GrantReply:
+        """End, refuse or take back."""
+        return self._step_of_break_glass(grant_id, "end", reason)
+
+    def _step_of_break_glass(self, grant_id: str, step: str, reason: str | None) -> GrantReply:
+        body = {} if reason is None else {"reason": reason}
+        path = f"/v1/break-glass/{quote(grant_id, safe='')}/{step}"
+        return _decode(self._ask("POST", path, body=body), GrantReply)
 
     def records(self, parameters: Mapping[str, str | int]) -> RecordsReply:
         """One page of records."""

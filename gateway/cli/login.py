@@ -41,6 +41,10 @@ def login(
             "A password is never an argument: other users could read it.",
         ),
     ] = None,
+    sealed: Annotated[
+        bool,
+        typer.Option("--sealed", help="For a person of the gateway's sealed file: only to break glass; an alarm."),
+    ] = False,
     issuer: Annotated[
         str | None,
         typer.Option("--issuer", metavar="URL", help="Sign in there, where the gateway knows several issuers."),
@@ -70,14 +74,14 @@ def login(
       sealane login --user backup --password-file /run/secrets/backup --gateway https://gw:8443 --ca ca.pem
     """
     settings = resolve(gateway, ca, token_file, Path.home())
-    wants_local, wants_issuer = bool(user or password_file), bool(issuer or device or browser)
+    wants_local, wants_issuer = bool(user or password_file or sealed), bool(issuer or device or browser)
     if (wants_local and wants_issuer) or (device and browser):
         raise BadConfiguration(
             "these options exclude each other", REQUESTER, "give --user, or one of --device and --browser"
         )
     where = None if wants_local else _choose(settings, issuer, required=wants_issuer)
     if where is None:
-        name, token = _by_password(settings, user, password_file)
+        name, token = _by_password(settings, user, password_file, sealed=sealed)
     else:
         name, token = _at_issuer(settings, where, device=device, browser=browser)
     expires_at = int(time.time()) + token.expires_in
@@ -88,7 +92,9 @@ def login(
         say(f"Logged in at {settings.gateway} as {name}, for {token.expires_in // 60} minutes.")
 
 
-def _by_password(settings: ClientSettings, user: str | None, password_file: Path | None) -> tuple[str, TokenAnswer]:
+def _by_password(
+    settings: ClientSettings, user: str | None, password_file: Path | None, *, sealed: bool
+) -> tuple[str, TokenAnswer]:
     from gateway.cli.client import GatewayClient
     from gateway.cli.issuer_client import TokenAnswer
 
@@ -98,7 +104,7 @@ def _by_password(settings: ClientSettings, user: str | None, password_file: Path
     if not password or "\n" in password:
         raise BadConfiguration("the password is empty or has several lines", REQUESTER, "give it on one line")
     with GatewayClient(settings) as client:
-        answer = client.login(name, password)
+        answer = client.login(name, password, sealed=sealed)
     return name, TokenAnswer(answer.access_token, "Bearer", answer.expires_in)
 
 

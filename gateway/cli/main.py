@@ -10,7 +10,20 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from gateway.cli import audit, certs, demo, directory, inventory, login, migrate, people, serve, whoami, witness
+from gateway.cli import (
+    audit,
+    break_glass,
+    certs,
+    demo,
+    directory,
+    inventory,
+    login,
+    migrate,
+    people,
+    serve,
+    whoami,
+    witness,
+)
 from gateway.cli.errors import CommandError
 from gateway.cli.output import json_asked, print_error
 
@@ -70,6 +83,7 @@ app.command("migrate")(migrate.migrate)
 app.command("login")(login.login)
 app.command("whoami")(whoami.whoami)
 audit.app.add_typer(witness.app, name="witness")
+app.add_typer(break_glass.app, name="break-glass")
 app.add_typer(audit.app, name="audit")
 app.add_typer(certs.app, name="certs")
 app.add_typer(people.app, name="people")

@@ -38,6 +38,10 @@ def migrate(
         list[str] | None,
         typer.Option("--port", metavar="PORT", help="Port the permit shall open; repeat it. Default: memory."),
     ] = None,
+    break_glass: Annotated[
+        str | None,
+        typer.Option("--break-glass", metavar="ID", help="Move it under this approved breaking of glass."),
+    ] = None,
     wait_seconds: Annotated[
         int,
         typer.Option("--wait-seconds", min=1, help="Stop following after this time; the migration goes on."),
@@ -68,6 +72,8 @@ def migrate(
         question["reason"] = reason
     if port:
         question["ports"] = port
+    if break_glass is not None:
+        question["break_glass"] = break_glass
     with GatewayClient(settings, token) as client:
         if check:
             raise typer.Exit(_check(client, question, as_json=as_json))

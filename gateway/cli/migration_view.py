@@ -160,6 +160,7 @@ def summarise(answer: DecisionReply, reply: MigrationReply, seconds: float) -> d
     return {
         "outcome": reply.state,
         "message": reply.message or numbers.message,
+        **({"revoked": msgspec.to_builtins(reply.revoked)} if reply.revoked is not None else {}),
         **decision_document(answer),
         "seconds": round(seconds, 3),
         "downtime_ms": numbers.downtime_ms if downtime is None else downtime,
@@ -178,6 +179,9 @@ def show_summary(out: Console, summary: Mapping[str, Any]) -> None:
     out.print(Text(outcome.upper(), _STYLES.get(outcome, "bold red")).append(f"  in {summary['seconds']:.1f} s"))
     if summary["message"]:
         out.print(Text("  ").append_text(plain(summary["message"])), soft_wrap=True)
+    if (revoked := summary.get("revoked")) is not None:
+        said = f"  REVOKED ({revoked['obligation']}): {revoked['because']}"
+        out.print(plain(said, "bold red"), soft_wrap=True)
     if summary["downtime_ms"] is not None:
         out.print(f"  downtime    {summary['downtime_ms']} ms")
     out.print(f"  carried     {size(summary['bytes'])}")

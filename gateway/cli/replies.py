@@ -184,6 +184,56 @@ class MigrationReply(msgspec.Struct, frozen=True):
     outcome: str | None = None
     message: str | None = None
     receipts: tuple[dict[str, Any], ...] = ()
+    revoked: Revoked | None = None
+
+
+class VmOfGrant(msgspec.Struct, frozen=True):
+    uuid: str
+    name: str
+
+
+class NamedPerson(msgspec.Struct, frozen=True):
+    id: str
+    name: str
+
+
+# Until the year 9999, so that it can be shown.
+Moment = Annotated[int, msgspec.Meta(ge=0, le=253_402_300_799)]
+
+
+class GrantReply(msgspec.Struct, frozen=True, kw_only=True):
+    """One breaking of glass. Times are unix seconds; until: None while nobody has approved it."""
+
+    id: str
+    state: str
+    vm: VmOfGrant
+    source: str
+    destination: str
+    requested_by: NamedPerson
+    requested_at: Moment
+    ticket: str
+    reason: str
+    minutes: Count
+    ports: tuple[str, ...]
+    answer_until: Moment
+    approved_by: str | None = None
+    until: Moment | None = None
+    ended_by: str | None = None
+    ended_because: str | None = None
+    record_index: Count
+
+
+class GrantsReply(msgspec.Struct, frozen=True):
+    """GET /v1/break-glass."""
+
+    break_glass: tuple[GrantReply, ...]
+
+
+class Revoked(msgspec.Struct, frozen=True):
+    """Why a running migration would not be allowed any more, and what the policy obliges to."""
+
+    obligation: str
+    because: str
 
 
 class NumberedRecord(msgspec.Struct, frozen=True):
