@@ -7,8 +7,8 @@
 Clients ask for checks and for migrations; a stand-in for the source relay takes the permits. The gateway is killed at
 random, one time in eight while it still starts. Everything heard is kept, so that a run may be stopped and continued.
 
-Counted at the end, against the log, by the independent verifier and by entry: records that were acknowledged and are not
-there, gaps, forks (checkpoints that somebody heard and the final log does not continue), unprovable permits.
+Counted at the end, against the log, by the independent verifier and by entry: records that were acknowledged and are
+not there, gaps, forks (checkpoints that somebody heard and the final log does not continue), unprovable permits.
 """
 
 from __future__ import annotations
