@@ -6,36 +6,51 @@ altered record as consistent. What it cannot see by itself is a whole log, check
 an older state: give it checkpoints that others hold (permits, receipts, witnesses, SIEMs) as `seen`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
-from audit import verify_entry
-from audit.verify_tree import (
-    Accumulator,
-    Note,
-    PinnedKey,
-    file_of,
-    hash_leaf,
-    read_frames,
-    read_note,
-    read_vkey,
+from audit.verify_cosignature import cosigned_at, read_witness
+from audit.verify_range import (
+    MAX_PROBLEMS,
+    WIDTH,
+    Bundle,
+    Found,
+    Job,
+    Problem,
+    add,
+    check_range,
+    stored_tile,
 )
+from audit.verify_receipt import read_authorities
+from audit.verify_tree import Accumulator, Note, file_of, read_note, read_vkey
 
-WIDTH = 256
-MAX_PROBLEMS = 1000
+__all__ = ["Options", "Problem", "Verdict", "verify_log"]
+
 CHECKPOINT_LIMIT = 65536
-_STEP_SECONDS = 1.0  # wall and monotonic clock may part this far between two records, plus 0.1 % (slewing)
-_SLEW = 0.001
+BUNDLES_OF_A_JOB = 16
+SAMPLE_ONE_IN = 64
+_AHEAD = 4  # jobs of each worker that wait or are done: what bounds the memory
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
-    """One thing that is wrong; `index` is the entry's, where it is one entry's."""
+class Options:
+    """How to verify. `workers`: processes. `sampled`: check one record signature in 64, drawn now; else all.
 
-    index: int | None
-    what: str
+    A record that is in the tree is covered by the checkpoint's signature, by the same key: its own says the same once
+    more, for whoever sees the record alone. `authorities`: PEM of those that issue hosts' certificates. `witnesses`:
+    verifier keys, each of which must have cosigned the checkpoint. `heartbeat_seconds`: what was promised, where the
+    records do not say so themselves.
+    """
+
+    workers: int = 1
+    sampled: bool = False
+    authorities: bytes = b""
+    witnesses: Sequence[str] = ()
+    heartbeat_seconds: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +64,11 @@ class Verdict:
     """Root of the entries that are there: the checkpoint's, if `ok`."""
     records: int
     permits: int
+    receipts: int
+    signatures: int
+    """How many records had their own signature checked."""
+    cosignatures: list[tuple[str, int]]
+    """Witness and unix time, of those that were given."""
     problems: list[Problem]
     warnings: list[Problem]
 
@@ -59,21 +79,26 @@ def verify_log(
     progress: Callable[[int, int], None] | None = None,
     *,
     seen: Sequence[str] = (),
+    options: Options | None = None,
 ) -> Verdict:
     """Check the log in `directory` against the pinned C2SP verifier keys `vkeys`.
 
-    `progress(entries done, entries in all)` is called once per 256 entries. `seen` are texts of checkpoints of
-    this log that others hold. Raises ValueError if a key of `vkeys` or a checkpoint of `seen` is unusable,
+    `progress(entries done, entries in all)` is called every few thousand entries. `seen` are texts of checkpoints of
+    this log that others hold. Raises ValueError if a key of `vkeys`, an option or a checkpoint of `seen` is unusable,
     and OSError if the directory cannot be read; everything else is in the verdict.
     """
+    options = options or Options()
     keys = [read_vkey(vkey) for vkey in vkeys]
     expected = [read_note(text.encode("utf-8"), keys) for text in seen]
-    check = _Check(directory, keys)
+    if options.authorities:
+        read_authorities(options.authorities)  # what cannot be read is said before anything is
+    check = _Check(directory, tuple(vkeys), options)
     note = check.checkpoint()
     if note is not None:
         for other in expected:
             check.expect(other, note)
         check.entries(note, progress)
+        check.silences()
         check.leftovers(note.size)
         if check.tree.count == note.size and check.tree.root() != note.root:
             check.report(None, f"the entries do not have the root that the checkpoint says at {note.size}")
@@ -82,8 +107,11 @@ def verify_log(
         origin=note.origin if note else "",
         size=note.size if note else 0,
         root=check.tree.root(),
-        records=check.records,
-        permits=check.permits,
+        records=check.sum.records,
+        permits=check.sum.permits,
+        receipts=check.sum.receipts,
+        signatures=check.sum.signatures,
+        cosignatures=check.cosignatures,
         problems=check.problems,
         warnings=check.warnings,
     )
@@ -94,36 +122,44 @@ class _Check:
     """One run over a log."""
 
     directory: Path
-    keys: Sequence[PinnedKey]
+    vkeys: tuple[str, ...]
+    options: Options
     problems: list[Problem] = field(default_factory=list)
     warnings: list[Problem] = field(default_factory=list)
     tree: Accumulator = field(default_factory=Accumulator)
-    records: int = 0
-    permits: int = 0
+    sum: Found = field(default_factory=Found)
+    cosignatures: list[tuple[str, int]] = field(default_factory=list)
     _roots: dict[int, list[bytes]] = field(default_factory=dict)  # size -> roots that others saw
-    _levels: list[list[bytes]] = field(default_factory=list)  # hashes of the unfinished tile of each level
-    _last_record: Mapping[str, Any] | None = None
-    _previous: tuple[Mapping[str, Any] | None, bytes] | None = None  # the entry before: (record, leaf hash)
+    _levels: list[list[bytes]] = field(default_factory=list)  # hashes of the unfinished tile of each level above 0
 
     def report(self, index: int | None, what: str) -> None:
-        _add(self.problems, index, what)
+        add(self.problems, index, what)
 
     def warn(self, index: int | None, what: str) -> None:
-        _add(self.warnings, index, what)
+        add(self.warnings, index, what)
 
     def checkpoint(self) -> Note | None:
         path = self.directory / "checkpoint"
+        witnesses = [read_witness(vkey) for vkey in self.options.witnesses]
         try:
             data = path.read_bytes()
             if len(data) > CHECKPOINT_LIMIT:
                 raise ValueError("it is too large")
-            return read_note(data, self.keys)
+            note = read_note(data, [read_vkey(vkey) for vkey in self.vkeys])
+            for witness in witnesses:
+                time = cosigned_at(data, note, witness)
+                if time is None:
+                    self.report(None, f"the checkpoint carries no cosignature of {witness.name}")
+                else:
+                    self.cosignatures.append((witness.name, time))
         except FileNotFoundError:
             if not self.directory.is_dir():
                 raise
             self.report(None, "there is no checkpoint")
         except ValueError as error:
             self.report(None, f"the checkpoint cannot be trusted: {error}")
+        else:
+            return note
         return None
 
     def expect(self, seen: Note, note: Note) -> None:
@@ -136,24 +172,23 @@ class _Check:
 
     def entries(self, note: Note, progress: Callable[[int, int], None] | None) -> None:
         self._compare_root()
-        for number in range(-(-note.size // WIDTH)):
-            first = number * WIDTH
-            wanted = min(WIDTH, note.size - first)
-            bundle = self._bundle(number, wanted)
-            if bundle is None:
-                return  # without this bundle no later index or hash is known
-            sealed, entries = bundle
-            stored = self._stored_tile(0, number, required=sealed) if wanted == WIDTH else None
-            for offset, entry in enumerate(entries):
-                leaf = hash_leaf(entry)
-                if stored is not None and stored[32 * offset : 32 * offset + 32] != leaf:
-                    self.report(first + offset, "it does not have the hash in its tile")
-                self._entry(first + offset, entry, leaf, note.origin)
-                self.tree.add(leaf)
-                self._compare_root()
-                self._grow_tile(0, leaf, first + offset, sealed=sealed)
+        for found in self._ranges(note):
+            self._take(found)
             if progress is not None:
-                progress(first + len(entries), note.size)
+                progress(self.tree.count, note.size)
+            if found.is_cut_short:
+                return
+
+    def silences(self) -> None:
+        """Where a heartbeat was promised and none came, something is missing, or the gateway hung."""
+        for one in self.sum.silences:
+            promised = self.options.heartbeat_seconds or self.sum.promises.get(one.boot_id)
+            if promised is not None and one.seconds > 2 * promised + 5:
+                self.warn(
+                    one.index, f"silence of {one.seconds:.0f} s before it, with a heartbeat due every {promised} s"
+                )
+        if self.sum.unsigned_receipts:
+            self.warn(None, f"{self.sum.unsigned_receipts} receipts carry no host's signature")
 
     def leftovers(self, size: int) -> None:
         """Files that no entry accounts for, and bytes that were never committed."""
@@ -177,113 +212,87 @@ class _Check:
         for path in sorted((self.directory / "cut").glob("*")):
             self.warn(None, f"{path.relative_to(self.directory)} was cut off by a recovery: look at it")
 
-    def _bundle(self, number: int, wanted: int) -> tuple[bool, list[bytes]] | None:
-        found = _read_either(self.directory, number)
-        if found is None:
-            self.report(number * WIDTH, f"entries {number * WIDTH} to {number * WIDTH + wanted - 1} are missing")
-            return None
-        sealed, data = found
-        entries, rest = read_frames(data)
-        if len(entries) < wanted:
-            self.report(number * WIDTH + len(entries), "the log ends here, before its checkpoint, or is misframed")
-            return None
-        if len(entries) > wanted or rest:
-            if sealed:
-                self.report(None, f"bundle {number} holds more than {WIDTH} entries")
-            else:
-                self.warn(None, f"tail {number} goes on beyond the checkpoint: uncommitted, or it was put back")
-        return sealed, entries[:wanted]
+    def _ranges(self, note: Note) -> Iterator[Found]:
+        """What each range holds, in order; by several processes where it pays."""
+        seed = secrets.randbits(128)
+        bundles = -(-note.size // WIDTH)
+        within = frozenset(size // WIDTH for size in self._roots if size % WIDTH)
+        jobs = (
+            Job(
+                self.directory,
+                first,
+                min(BUNDLES_OF_A_JOB, bundles - first),
+                note.size,
+                note.origin,
+                self.vkeys,
+                self.options.authorities,
+                within & frozenset(range(first, first + BUNDLES_OF_A_JOB)),
+                SAMPLE_ONE_IN if self.options.sampled else 1,
+                seed,
+            )
+            for first in range(0, bundles, BUNDLES_OF_A_JOB)
+        )
+        if self.options.workers == 1 or bundles <= 2 * BUNDLES_OF_A_JOB:
+            yield from map(check_range, jobs)
+            return
+        # Not forked: a process that holds threads and locks of others is none to copy.
+        with ProcessPoolExecutor(self.options.workers, mp_context=get_context("spawn")) as pool:
+            waiting = []
+            try:
+                for job in jobs:
+                    waiting.append(pool.submit(check_range, job))
+                    if len(waiting) > _AHEAD * self.options.workers:
+                        yield waiting.pop(0).result()
+                while waiting:
+                    yield waiting.pop(0).result()
+            finally:
+                for one in waiting:
+                    one.cancel()
 
-    def _entry(self, index: int, entry: bytes, leaf: bytes, origin: str) -> None:
-        record: Mapping[str, Any] | None = None
-        try:
-            value = verify_entry.parse(entry)
-        except verify_entry.Malformed as error:
-            self.report(index, str(error))
-        else:
-            if "kind" in value:
-                self.permits += 1
-                decision, decision_hash = self._previous or (None, None)
-                faults = verify_entry.permit_faults(value, index, decision, decision_hash)
-            else:
-                self.records += 1
-                faults = verify_entry.record_faults(value, index, origin, self.keys)
-                record = value["record"] if isinstance(value.get("record"), dict) else None
-            for fault in faults:
-                self.report(index, fault)
-            if record is not None:
-                self._clock(index, record)
-        self._previous = (record, leaf)
+    def _take(self, found: Found) -> None:
+        for problems, others in ((self.problems, found.problems), (self.warnings, found.warnings)):
+            for one in others:
+                if len(problems) <= MAX_PROBLEMS:
+                    add(problems, one.index, one.what)
+        total = self.sum
+        total.records += found.records
+        total.permits += found.permits
+        total.receipts += found.receipts
+        total.unsigned_receipts += found.unsigned_receipts
+        total.signatures += found.signatures
+        total.silences += found.silences[: MAX_PROBLEMS * 4 - len(total.silences)]
+        total.promises |= found.promises
+        for bundle in found.bundles:
+            self._grow(bundle)
 
-    def _clock(self, index: int, record: Mapping[str, Any]) -> None:
-        """Warn of time that runs backwards or jumps without a record of kind `clock-step` that says so."""
-        before, self._last_record = self._last_record, record
-        if before is None or record.get("kind") == "clock-step":
-            return
-        now, then = verify_entry.time_of(record), verify_entry.time_of(before)
-        ticks, ticks_before = record.get("monotonic_ns"), before.get("monotonic_ns")
-        if now is None or then is None or type(ticks) is not int or type(ticks_before) is not int:
-            return
-        wall = (now - then).total_seconds()
-        if wall < 0:
-            self.warn(index, f"its clock is {-wall:.6f} s behind the record before it")
-        if record.get("boot_id") != before.get("boot_id"):
-            return
-        elapsed = (ticks - ticks_before) / 1e9
-        if elapsed < 0:
-            self.warn(index, "its monotonic clock runs backwards within one boot")
-        elif abs(wall - elapsed) > _STEP_SECONDS + _SLEW * elapsed:
-            self.warn(index, f"the clock was stepped by {wall - elapsed:+.3f} s (or the machine slept)")
+    def _grow(self, bundle: Bundle) -> None:
+        if bundle.leaves is not None:
+            for leaf in bundle.leaves:
+                self.tree.add(leaf)
+                self._compare_root()
+        elif bundle.root is not None:
+            self.tree.add(bundle.root, height=8)
+            self._compare_root()
+        if bundle.root is not None:
+            self._grow_tile(1, bundle.root, bundle.number, sealed=bundle.sealed)
 
     def _compare_root(self) -> None:
         for root in self._roots.pop(self.tree.count, ()):
             if root != self.tree.root():
                 self.report(None, f"history was rewritten: another root was seen at size {self.tree.count}")
 
-    def _grow_tile(self, level: int, node: bytes, index: int, *, sealed: bool) -> None:
-        """Compare each tile above the entries with what its 256 children hash to."""
-        if level == len(self._levels):
+    def _grow_tile(self, level: int, node: bytes, number: int, *, sealed: bool) -> None:
+        """Compare each tile above the entries with what its 256 children hash to. `number` is the child's."""
+        if level > len(self._levels):
             self._levels.append([])
-        self._levels[level].append(node)
-        if len(self._levels[level]) < WIDTH:
+        self._levels[level - 1].append(node)
+        if len(self._levels[level - 1]) < WIDTH:
             return
-        nodes, self._levels[level] = self._levels[level], []
-        if level > 0:
-            number = index // WIDTH ** (level + 1)
-            stored = self._stored_tile(level, number, required=sealed)
-            if stored is not None and stored != b"".join(nodes):
-                self.report(None, f"hash tile {level}/{number} does not have the hashes of its entries")
+        nodes, self._levels[level - 1] = self._levels[level - 1], []
+        stored = stored_tile(self.directory, level, number // WIDTH, self.problems, required=sealed)
+        if stored is not None and stored != b"".join(nodes):
+            self.report(None, f"hash tile {level}/{number // WIDTH} does not have the hashes of its entries")
         summit = Accumulator()
         for one in nodes:
             summit.add(one)
-        self._grow_tile(level + 1, summit.root(), index, sealed=sealed)
-
-    def _stored_tile(self, level: int, number: int, *, required: bool) -> bytes | None:
-        try:
-            stored = file_of(self.directory, str(level), number).read_bytes()
-        except FileNotFoundError:
-            if required:
-                self.report(None, f"hash tile {level}/{number} is missing")
-            return None
-        if len(stored) != 32 * WIDTH:
-            self.report(None, f"hash tile {level}/{number} is {len(stored)} bytes long")
-            return None
-        return stored
-
-
-def _read_either(directory: Path, number: int) -> tuple[bool, bytes] | None:
-    """Bundle `number` and whether it is sealed; a running log may move it between two looks."""
-    sealed, tail = file_of(directory, "entries", number), directory / "tail" / str(number)
-    for path in (sealed, tail, sealed):
-        try:
-            return path is sealed, path.read_bytes()
-        except FileNotFoundError:
-            continue
-    return None
-
-
-def _add(problems: list[Problem], index: int | None, what: str) -> None:
-    if len(problems) < MAX_PROBLEMS:
-        problems.append(Problem(index, what))
-    elif len(problems) == MAX_PROBLEMS:
-        problems.append(Problem(None, f"there are more than {MAX_PROBLEMS}; the rest is not listed"))
+        self._grow_tile(level + 1, summit.root(), number // WIDTH, sealed=sealed)

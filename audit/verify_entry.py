@@ -48,12 +48,8 @@ def parse(entry: bytes) -> Mapping[str, Any]:
     if len(entry) > ENTRY_LIMIT:
         raise Malformed(f"it is {len(entry)} bytes long, over {ENTRY_LIMIT}")
     try:
-        value = json.loads(
-            entry.decode("utf-8"),
-            parse_float=_refuse_number,
-            parse_constant=_refuse_number,
-            object_pairs_hook=_unique_keys,
-        )
+        value = _decode(entry.decode("utf-8"))
+        # A key that occurs twice is one key in `value`, so that it does not encode back to the same either.
         same = canonical(value) == entry
     except (ValueError, RecursionError) as error:
         raise Malformed(f"it is not JSON of this log's kind: {error}") from error
@@ -66,16 +62,27 @@ def parse(entry: bytes) -> Mapping[str, Any]:
 
 def canonical(value: object) -> bytes:
     """Canonical JSON: sorted keys, no spaces, UTF-8."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    return _encode(value).encode("utf-8")
 
 
-def record_faults(value: Mapping[str, Any], index: int, origin: str, keys: Sequence[PinnedKey]) -> Iterator[str]:
-    """Everything that is wrong with a record entry taken by itself."""
+def record_faults(
+    value: Mapping[str, Any],
+    entry: bytes,
+    index: int,
+    origin: str,
+    keys: Sequence[PinnedKey],
+    *,
+    signature: bool = True,
+) -> Iterator[str]:
+    """Everything that is wrong with a record entry taken by itself; `entry` is what `value` was parsed from.
+
+    Without `signature` that of the record is not checked: the tree's, which covers the record, then stands for it.
+    """
     record = value.get("record")
     if set(value) != {"key", "record", "signature"} or not isinstance(record, dict):
         yield "it is neither a record nor a permit entry"
         return
-    yield from _signature_faults(value, record, origin, keys)
+    yield from _signature_faults(value, entry, origin, keys, signature=signature)
     version = record.get("version")
     if type(version) is not int or version not in {1, 2}:
         yield f"its version {version!r} is unknown"
@@ -135,18 +142,26 @@ def time_of(record: Mapping[str, Any]) -> datetime | None:
 
 
 def _signature_faults(
-    value: Mapping[str, Any], record: Mapping[str, Any], origin: str, keys: Sequence[PinnedKey]
+    value: Mapping[str, Any], entry: bytes, origin: str, keys: Sequence[PinnedKey], *, signature: bool
 ) -> Iterator[str]:
     candidates = [key for key in keys if key.name == origin and key.key_id.hex() == value["key"]]
     if not candidates:
         yield f"it is signed with key {str(value['key'])[:64]!r}, which was not given"
         return
     try:
-        signature = exact_base64(value["signature"]) if isinstance(value["signature"], str) else b""
+        blob = exact_base64(value["signature"]) if isinstance(value["signature"], str) else b""
     except ValueError:
-        signature = b""
-    if not any(key.verifies(SIGNED_PREFIX + canonical(record), signature) for key in candidates):
+        blob = b""
+    if len(blob) != 64 or (
+        signature and not any(key.verifies(SIGNED_PREFIX + _record_in(entry), blob) for key in candidates)
+    ):
         yield "its signature is wrong"
+
+
+def _record_in(entry: bytes) -> bytes:
+    """The canonical record within a canonical entry: {"key":"…","record":…,"signature":"…"}, in this order."""
+    start = entry.index(b',"record":') + len(b',"record":')  # a key id holds no quote, or no given key has it
+    return entry[start : entry.rindex(b',"signature":')]
 
 
 def _shape_faults(record: Mapping[str, Any]) -> Iterator[str]:
@@ -181,8 +196,5 @@ def _refuse_number(text: str) -> object:
     raise ValueError(f"the number {text[:40]} is not an integer")
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        raise ValueError("a key occurs twice")
-    return value
+_decode = json.JSONDecoder(parse_float=_refuse_number, parse_constant=_refuse_number).decode
+_encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode

@@ -126,13 +126,15 @@ class Accumulator:
         self.count = 0
         self._peaks: list[tuple[int, bytes]] = []
 
-    def add(self, leaf: bytes) -> None:
-        height = 0
+    def add(self, leaf: bytes, height: int = 0) -> None:
+        """Append a leaf, or the hash of a whole subtree of 2**height leaves, which must begin at a multiple of that."""
+        if self.count & ((1 << height) - 1):
+            raise ValueError("a subtree does not begin where one can")
+        self.count += 1 << height
         while self._peaks and self._peaks[-1][0] == height:
             leaf = hash_children(self._peaks.pop()[1], leaf)
             height += 1
         self._peaks.append((height, leaf))
-        self.count += 1
 
     def root(self) -> bytes:
         if not self._peaks:

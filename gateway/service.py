@@ -399,6 +399,7 @@ def _loud(gate: Gate) -> dict[str, Any]:
 def _start_details(config: GatewayConfig, listen: str, committer: Committer, reloader: Reloader) -> dict[str, Any]:
     machine = {"machine_boot_id": machine_boot_id()}
     details: dict[str, Any] = {"listen": listen, "name": config.gateway.name, **machine, **reloader.in_force()}
+    details["heartbeat_seconds"] = config.log.heartbeat_seconds  # from now on a longer silence is a finding
     if committer.recovery is not None:
         details["recovered"] = recovery_details(committer.recovery)
     return details

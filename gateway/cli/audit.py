@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -57,9 +58,28 @@ def verify(
             "Repeat it.",
         ),
     ] = None,
+    authorities: Annotated[
+        Path | None,
+        typer.Option("--ca", metavar="FILE", help="PEM of the authorities of hosts: their receipts must chain to it."),
+    ] = None,
+    witness: Annotated[
+        list[str] | None,
+        typer.Option("--witness", metavar="FILE|VKEY", help="Key of a witness that must have cosigned. Repeat it."),
+    ] = None,
+    sampled: Annotated[
+        bool,
+        typer.Option(
+            "--sampled",
+            help="Check one record signature in 64, drawn by lot: the tree, whose signature is always checked, covers "
+            "every record. Several times as fast.",
+        ),
+    ] = False,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, max=64, help="Processes; default: one a core.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check a whole log offline: every entry, the tree over them, the signatures.
+    """Check a whole log offline: every entry, the tree over them, signatures, receipts, clocks, silences.
 
     Trusts the key and nothing else; shares no code with what wrote the log. Exits 0 if all is well, 1 if not.
 
@@ -69,12 +89,19 @@ def verify(
       sealane audit verify copy/ --key log.vkey --seen checkpoint-of-last-month
       sealane audit verify copy/ --key 'corp.example/audit+1a2b3c4d+AQ…' --json
     """
+    from audit.verify import Options
     from gateway.cli.verification import check_log, read_keys, show_verdict
 
     keys = read_keys(key)
     if not directory.is_dir():
         raise BadConfiguration(f"{directory} is not a folder", REQUESTER, "name the folder of a log")
-    document = check_log(directory, keys, seen or [], quiet=as_json)
+    options = Options(
+        workers=workers or len(os.sched_getaffinity(0)),
+        sampled=sampled,
+        authorities=authorities.read_bytes() if authorities is not None else b"",
+        witnesses=read_keys(witness or []),
+    )
+    document = check_log(directory, keys, seen or [], options, quiet=as_json)
     if as_json:
         print_json(document)
     else:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import base64
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.text import Text
@@ -17,6 +19,9 @@ from rich.text import Text
 from gateway.cli.errors import REQUESTER, BadConfiguration
 from gateway.cli.output import console
 from gateway.cli.terminal import harmless, plain
+
+if TYPE_CHECKING:
+    from audit.verify import Options
 
 _MAX_KEY_FILE_BYTES = 64 * 1024
 
@@ -45,20 +50,24 @@ def read_keys(given: Sequence[str]) -> list[str]:
     return keys
 
 
-def check_log(directory: Path, keys: Sequence[str], seen: Sequence[Path], *, quiet: bool) -> dict[str, Any]:
+def check_log(
+    directory: Path, keys: Sequence[str], seen: Sequence[Path], options: Options, *, quiet: bool
+) -> dict[str, Any]:
     """Run the verifier; the verdict as the object that `--json` prints. `seen`: files of checkpoints."""
     from audit.verify import verify_log
 
-    progress = None if quiet or not sys.stderr.isatty() else _counter
     try:
-        verdict = verify_log(directory, keys, progress, seen=[path.read_text() for path in seen])
+        with _bar(quiet=quiet) as progress:
+            verdict = verify_log(directory, keys, progress, seen=[path.read_text() for path in seen], options=options)
     except OSError as error:
         raise BadConfiguration(
             f"{error.filename or directory} cannot be read: {error.strerror}", REQUESTER, "check the path"
         ) from error
     except ValueError as error:
         raise BadConfiguration(
-            f"a --key or --seen cannot be used: {error}", REQUESTER, "get it anew from where you trust it"
+            f"a --key, --seen, --ca or --witness cannot be used: {error}",
+            REQUESTER,
+            "get it anew from where you trust it",
         ) from error
     return {
         "outcome": "verified" if verdict.ok else "not_verified",
@@ -68,9 +77,25 @@ def check_log(directory: Path, keys: Sequence[str], seen: Sequence[Path], *, qui
         "root": base64.b64encode(verdict.root).decode(),
         "records": verdict.records,
         "permits": verdict.permits,
+        "receipts": verdict.receipts,
+        "signatures": verdict.signatures,
+        "cosignatures": [{"witness": name, "time": time} for name, time in verdict.cosignatures],
         "problems": [{"index": one.index, "what": one.what} for one in verdict.problems],
         "warnings": [{"index": one.index, "what": one.what} for one in verdict.warnings],
     }
+
+
+@contextmanager
+def _bar(*, quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
+    """A progress bar on stderr, for a person; None for a program."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    with Progress(BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console(stderr=True)) as bar:
+        task = bar.add_task("entries")
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def show_verdict(out: Console, document: Mapping[str, Any]) -> None:
@@ -83,12 +108,13 @@ def show_verdict(out: Console, document: Mapping[str, Any]) -> None:
         text = Text("VERIFIED", "bold green")
         text.append(f"  {document['size']} entries ({document['records']} records, {document['permits']} permits)")
         text.append(" complete and unaltered")
+        if document["signatures"] < document["records"]:
+            text.append(f"; of record signatures {document['signatures']} were checked, drawn by lot")
+        for one in document["cosignatures"]:
+            when = datetime.fromtimestamp(min(one["time"], 2**36), UTC)
+            text.append(f"; cosigned by {harmless(one['witness'])} at {when:%Y-%m-%d %H:%M:%S} UTC")
     else:
         text = Text("NOT VERIFIED", "bold red").append(f"  {len(document['problems'])} problems")
     if document["warnings"]:
         text.append(f"; {len(document['warnings'])} warnings to judge")
     out.print(text.append(f"\n  log {harmless(document['origin'])}  root {document['root']}"), soft_wrap=True)
-
-
-def _counter(done: int, total: int) -> None:
-    console(stderr=True).print(f"{done} of {total} entries", end="\r" if done < total else "\n")

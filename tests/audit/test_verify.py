@@ -2,27 +2,39 @@
 
 import ast
 import base64
+import hashlib
 import json
 import random
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import audit
-from audit.checkpoint import Checkpoint, LogSigner, sign_checkpoint
+from audit.checkpoint import Checkpoint, LogSigner, read_note, sign_checkpoint
+from audit.cosignature import Cosigner
 from audit.log import EntryBuilder, Log
-from audit.verify import Verdict, verify_log
+from audit.verify import Options, Verdict, verify_log
 from tests.audit.disks import FastDisk
 from tests.audit.samples import (
+    DESTINATION,
     OTHER_SIGNER,
     SIGNER,
+    SOURCE,
+    VM_ID,
     entry,
     one,
     permit,
@@ -76,14 +88,15 @@ def long_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_verifier_shares_no_code_with_the_writer() -> None:
     folder = Path(audit.__file__).parent
-    own = {"audit", "audit.verify_tree", "audit.verify_entry"}
-    for name in ("verify.py", "verify_tree.py", "verify_entry.py"):
+    parts = ("tree", "entry", "range", "receipt", "cosignature")
+    own = {"audit", *(f"audit.verify_{part}" for part in parts)}
+    for name in ("verify.py", *(f"verify_{part}.py" for part in parts)):
         for node in ast.walk(ast.parse((folder / name).read_text())):
             modules = []
             if isinstance(node, ast.ImportFrom):
                 modules = [node.module or ""]
                 if node.module == "audit":
-                    assert {alias.name for alias in node.names} <= {"verify_tree", "verify_entry"}
+                    assert {alias.name for alias in node.names} <= {f"verify_{part}" for part in parts}
             elif isinstance(node, ast.Import):
                 modules = [alias.name for alias in node.names]
             for module in modules:
@@ -96,7 +109,7 @@ def test_a_sound_log_is_verified_and_progress_is_told(long_log: Path) -> None:
     verdict = verify_log(long_log, KEYS, lambda done, total: progress.append((done, total)))
     assert (verdict.ok, verdict.problems, verdict.warnings) == (True, [], [])
     assert (verdict.size, verdict.records, verdict.permits) == (260, 130, 130)
-    assert progress == [(256, 260), (260, 260)]
+    assert progress == [(260, 260)]
 
 
 def test_an_empty_log_is_sound(tmp_path: Path) -> None:
@@ -240,7 +253,7 @@ def resigned(index: int, **changes: Any) -> bytes:
         (entry(1, OTHER_SIGNER), "which was not given"),
         (entry(1).replace(b"maintenance", b"maintenancf"), "signature is wrong"),
         (entry(1) + b" ", "canonical"),
-        (entry(1).replace(b'"kind":', b'"kind":"a","kind":'), "twice"),
+        (entry(1).replace(b'"kind":', b'"kind":"a","kind":'), "canonical"),
         (b"[]", "not an object"),
         (b"{}", "neither a record"),
         (b"\xff\xfe", "not JSON"),
@@ -373,3 +386,146 @@ def test_the_number_of_problems_that_are_listed_is_bounded(tmp_path: Path) -> No
 
 def test_a_record_reads_the_same_to_writer_and_verifier() -> None:
     assert json.loads(entry(0))["record"]["time"] == record(0).time
+
+
+@pytest.fixture(scope="module")
+def longer_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Enough bundles for several jobs, so that processes are started."""
+    directory = tmp_path_factory.mktemp("longer") / "log"
+    with Log.open(directory, SIGNER, disk=FastDisk()) as log:
+        while log.size < 40 * 256 + 7:
+            log.append([with_permit, one] * 200)
+    return directory
+
+
+def test_several_processes_and_a_sample_come_to_the_same_verdict(longer_log: Path) -> None:
+    alone = verify_log(longer_log, KEYS)
+    assert (alone.ok, alone.signatures) == (True, alone.records)
+    together = verify_log(longer_log, KEYS, options=Options(workers=2, sampled=True))
+    assert 0 < together.signatures < alone.signatures // 16
+    assert replace(together, signatures=alone.signatures) == alone
+
+
+def test_what_spans_two_jobs_is_seen(longer_log: Path, tmp_path: Path) -> None:
+    """A permit at the start of a job belongs to the decision at the end of the job before."""
+    directory = tmp_path / "log"
+    decision = entry(4095, outcome="denied")
+    written(directory, *[one] * 4095, raw(decision, permit(4095, decision)), *[one] * 5000)
+    assert found(directory, options=Options(workers=2)) == [
+        (4096, "it is a permit for a decision whose outcome is 'denied'")
+    ]
+
+
+def test_a_checkpoint_seen_within_a_bundle_is_compared_in_any_job(longer_log: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "log"
+    texts = []
+    with Log.open(directory, SIGNER, disk=FastDisk()) as log:
+        for _ in range(10):
+            texts.append(log.append([one] * 999).checkpoint_text)
+    assert found(directory, seen=texts, options=Options(workers=2)) == []
+    forged = sign_checkpoint(Checkpoint(SIGNER.origin, 8991, bytes(32)), SIGNER)
+    assert "rewritten" in found(directory, seen=[forged], options=Options(workers=2))[0][1]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_damage_in_a_late_job_is_found_and_everything_before_it_counted(
+    longer_log: Path, tmp_path: Path, workers: int
+) -> None:
+    directory = tmp_path / "log"
+    shutil.copytree(longer_log, directory)
+    (directory / "tile" / "entries" / "035").unlink()
+    problems = found(directory, options=Options(workers=workers))
+    assert problems[0] == (8960, "entries 8960 to 9215 are missing")
+
+
+def test_silence_is_told_where_a_heartbeat_was_promised(tmp_path: Path) -> None:
+    started = entry(0, kind="gateway.started", details={"heartbeat_seconds": 60})
+    late: dict[str, Any] = {"time": "2026-11-22T21:10:00.000000Z", "monotonic_ns": 600 * 10**9}
+    written(tmp_path, raw(started, entry(1, **late)))
+    assert warned(verify_log(tmp_path, KEYS)) == ["silence of 600 s before it, with a heartbeat due every 60 s"]
+    assert warned(verify_log(tmp_path, KEYS, options=Options(heartbeat_seconds=600))) == []
+
+
+def receipt_of(host: Any, **changes: Any) -> bytes:
+    """A receipt record as a gateway writes it; `changes` to its body come after the signature."""
+    key, certificate = host
+    body = {"migration_id": "m-0", "jti": "j", "source": SOURCE, "destination": DESTINATION, "vm": VM_ID}
+    body |= {"role": "source", "outcome": "completed", "ended": "2026-11-22T21:00:00.000000Z"}
+    signature = key.sign(json.dumps(body).encode(), ec.ECDSA(hashes.SHA256()))
+    text = json.dumps(body | changes)
+    details = {
+        "role": "source",
+        "jti": "j",
+        "body": text,
+        "body_sha256": hashlib.sha256(text.encode()).hexdigest(),
+        "signature": base64.b64encode(signature).decode(),
+        "chain": [base64.b64encode(certificate.public_bytes(Encoding.DER)).decode()],
+    }
+    return entry(0, kind="migration.receipt", outcome="completed", details=details)
+
+
+def host_certificate(
+    name: str = SOURCE, until: datetime = datetime(2027, 1, 1, tzinfo=UTC)
+) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "host")])
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(datetime(2026, 1, 1, tzinfo=UTC))
+        .not_valid_after(until)
+        .add_extension(x509.SubjectAlternativeName([x509.UniformResourceIdentifier(name)]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    return key, certificate
+
+
+@pytest.mark.parametrize(
+    ("host", "changes", "what"),
+    [
+        ({}, {}, None),
+        ({}, {"downtime_ms": 0}, "signature is wrong"),
+        ({}, {"outcome": "failed"}, "another outcome"),
+        ({}, {"vm": "other"}, "another vm"),
+        ({"name": DESTINATION}, {}, "signed by another host"),
+        ({"until": datetime(2026, 11, 21, tzinfo=UTC)}, {}, "not valid when"),
+    ],
+)
+def test_a_receipt_must_say_what_its_record_says_and_be_the_hosts(
+    host: dict[str, Any], changes: dict[str, Any], what: str | None, tmp_path: Path
+) -> None:
+    written(tmp_path, raw(receipt_of(host_certificate(**host), **changes)))
+    problems = [problem for _, problem in found(tmp_path)]
+    assert (problems == []) if what is None else any(what in problem for problem in problems), problems
+
+
+def test_receipts_must_chain_to_the_authorities_that_are_given(tmp_path: Path) -> None:
+    host, other = host_certificate(), host_certificate()
+    written(tmp_path, raw(receipt_of(host)))
+    good, bad = (one[1].public_bytes(Encoding.PEM) for one in (host, other))
+    assert found(tmp_path, options=Options(authorities=good)) == []
+    assert "not issued by" in found(tmp_path, options=Options(authorities=bad))[0][1]
+    with pytest.raises(ValueError, match=r"."):
+        verify_log(tmp_path, KEYS, options=Options(authorities=b"none"))
+
+
+def test_witnesses_that_are_given_must_have_cosigned(tmp_path: Path) -> None:
+    text = written(tmp_path, one)
+    ours = Cosigner("witness.example/w", Ed25519PrivateKey.from_private_bytes(bytes(32)))
+    other = Cosigner("witness.example/x", Ed25519PrivateKey.from_private_bytes(bytes(32)))
+    (tmp_path / "checkpoint").write_text(text + ours.cosign(read_note(text), 1_790_000_000))
+    assert verify_log(tmp_path, KEYS, options=Options(witnesses=[ours.key.vkey])).cosignatures == [
+        ("witness.example/w", 1_790_000_000)
+    ]
+    assert "no cosignature" in found(tmp_path, options=Options(witnesses=[other.key.vkey]))[0][1]
+    line = ours.cosign(read_note(text), 1_790_000_000)
+    blob = bytearray(base64.b64decode(line.split()[-1]))
+    for position in range(4, len(blob)):
+        blob[position] ^= 1
+        wrong = " ".join([*line.split()[:-1], base64.b64encode(blob).decode()])
+        (tmp_path / "checkpoint").write_text(text + wrong + "\n")
+        assert found(tmp_path, options=Options(witnesses=[ours.key.vkey])) != []
+        blob[position] ^= 1

@@ -1,0 +1,112 @@
+"""Of the offline verifier: what a host's receipt inside a record must be. Shares no code with the writer, on purpose.
+
+The record holds the receipt as the host signed it: body, ECDSA signature (P-256, SHA-256), certificate chain. It must
+say what the record says, and be signed by the host that had that part in the migration.
+"""
+
+import base64
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+
+_SAME = {"migration_id": "migration_id", "source": "source", "destination": "destination", "outcome": "outcome"}
+
+
+def is_unsigned(details: Mapping[str, Any]) -> bool:
+    """Whether no chain came with it: nothing shows that a host said it."""
+    return not details.get("chain")
+
+
+def receipt_faults(
+    record: Mapping[str, Any], authorities: Sequence[x509.Certificate], *, signature: bool = True
+) -> Iterator[str]:
+    """Everything that is wrong with the receipt in a `migration.receipt` record. No `authorities`: any will do."""
+    details = record["details"]
+    body_text = details.get("body")
+    if not isinstance(body_text, str):
+        yield "its receipt has no body"
+        return
+    if hashlib.sha256(body_text.encode("utf-8")).hexdigest() != details.get("body_sha256"):
+        yield "its receipt's body does not have the digest that the record says"
+    try:
+        body = json.loads(body_text)
+    except (ValueError, RecursionError):
+        body = None
+    if not isinstance(body, dict):
+        yield "its receipt's body is not a JSON object"
+        return
+    vm = record.get("vm")
+    expected = {name: record.get(field) for name, field in _SAME.items()}
+    expected |= {"vm": vm.get("uuid") if isinstance(vm, dict) else None}
+    expected |= {name: details.get(name) for name in ("role", "jti")}
+    for name, value in expected.items():
+        if body.get(name) != value:
+            yield f"its receipt speaks of another {name} than the record"
+    if not is_unsigned(details) and signature:
+        yield from _signature_faults(details, body, body_text, authorities)
+
+
+def read_authorities(pem: bytes) -> list[x509.Certificate]:
+    """The certificates of authorities in `pem`. Raises ValueError."""
+    return x509.load_pem_x509_certificates(pem)
+
+
+def _signature_faults(
+    details: Mapping[str, Any], body: Mapping[str, Any], body_text: str, authorities: Sequence[x509.Certificate]
+) -> Iterator[str]:
+    try:
+        chain = _chain(tuple(details["chain"]))
+        leaf = chain[0]
+        key = leaf.public_key()
+        if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
+            raise ValueError("its key is not on P-256")  # noqa: TRY004
+        names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        hosts = names.get_values_for_type(x509.UniformResourceIdentifier)
+        signature = base64.b64decode(details["signature"], validate=True)
+        ended = datetime.fromisoformat(str(body.get("ended")))
+    except (ValueError, KeyError, TypeError, x509.ExtensionNotFound) as error:
+        yield f"its receipt's certificate or signature cannot be read: {error}"
+        return
+    if hosts != [body.get(str(body.get("role")))]:
+        yield "its receipt is signed by another host than the one that had this part"
+    if ended.tzinfo is None or not leaf.not_valid_before_utc <= ended <= leaf.not_valid_after_utc:
+        yield "its receipt's certificate was not valid when the session ended"
+    try:
+        key.verify(signature, body_text.encode("utf-8"), ec.ECDSA(hashes.SHA256()))
+    except InvalidSignature:
+        yield "its receipt's signature is wrong"
+    if not _is_issued(tuple(details["chain"]), tuple(authorities)):
+        yield "its receipt's certificate was not issued by a given authority"
+
+
+@lru_cache(256)  # a host's chain stands in each of its receipts
+def _chain(encoded: tuple[str, ...]) -> tuple[x509.Certificate, ...]:
+    return tuple(x509.load_der_x509_certificate(base64.b64decode(one, validate=True)) for one in encoded[:8])
+
+
+@lru_cache(256)
+def _is_issued(encoded: tuple[str, ...], authorities: tuple[x509.Certificate, ...]) -> bool:
+    chain = _chain(encoded)
+    try:
+        for subject, issuer in pairwise(chain):
+            subject.verify_directly_issued_by(issuer)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return not authorities or any(_issued_by(chain[-1], one) for one in authorities)
+
+
+def _issued_by(subject: x509.Certificate, authority: x509.Certificate) -> bool:
+    try:
+        subject.verify_directly_issued_by(authority)
+    except (ValueError, TypeError, InvalidSignature):
+        return subject == authority
+    return True
