@@ -21,6 +21,7 @@ from gateway.cli import (
     migrate,
     people,
     serve,
+    siem_files,
     whoami,
     witness,
 )
@@ -89,6 +90,7 @@ app.add_typer(certs.app, name="certs")
 app.add_typer(people.app, name="people")
 app.add_typer(directory.app, name="directory")
 app.add_typer(inventory.app, name="inventory")
+app.add_typer(siem_files.app, name="siem")
 app.add_typer(serve.gateway_app, name="gateway")
 app.add_typer(serve.relay_app, name="relay")
 app.command("demo")(demo.demo)

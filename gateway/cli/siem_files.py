@@ -1,0 +1,70 @@
+"""`sealane siem reconcile-file`: a receiver that cannot be asked, by what it stored."""
+
+# Imports wait until they are needed: a relay's host lacks the [gateway] extra.
+# ruff: noqa: PLC0415
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gateway.cli.errors import OPERATOR, REQUESTER, BadConfiguration
+from gateway.cli.options import JsonOption, ServeConfigOption
+from gateway.cli.output import print_json, say
+from gateway.cli.serve import needs_gateway_extra
+
+EXIT_DIFFERS = 1
+_SHOWN = 20
+
+app = typer.Typer(help="Delivery of the log to SIEMs.", no_args_is_help=True, rich_markup_mode=None)
+
+
+@app.command("reconcile-file")
+def reconcile_file(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The sink's name in the gateway's configuration.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="What the receiver stored; .gz as well.")],
+    config: ServeConfigOption,
+    start: Annotated[int, typer.Option("--from", metavar="N", min=0, help="First entry.")] = 0,
+    end: Annotated[
+        int | None, typer.Option("--to", metavar="M", min=0, help="Entry after the last. Default: all of the log.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare a receiver's own files (rsyslog's output, JSON lines) with the log's folder, line by line.
+
+    Runs where the log is; the gateway may be running or not, and the result is not recorded. Each line says which
+    entry it is; that entry's line is made again and compared whole. Exit code 0: they agree; 1: they do not.
+
+    \b
+    Examples:
+      sealane siem reconcile-file rsyslog /var/log/sealane.log* --config /etc/sealane/gateway.toml
+      sealane siem reconcile-file lines audit.jsonl --config gateway.toml --from 1000 --to 2000 --json
+    """
+    with needs_gateway_extra():
+        from audit.errors import AuditError
+        from gateway.config import load
+        from gateway.errors import GatewayError
+        from gateway.siem.stored_lines import reconcile_files
+    try:
+        found = reconcile_files(load(config), name, files, start, end)
+    except GatewayError as error:
+        raise BadConfiguration(str(error), error.who_must_act, error.next_step) from error
+    except AuditError as error:
+        raise BadConfiguration(str(error), OPERATOR, "run `sealane audit verify` on the log's folder") from error
+    except (OSError, EOFError) as error:
+        what = f"{getattr(error, 'filename', None) or 'a file'} cannot be read: {error}"
+        raise BadConfiguration(what, REQUESTER, "name files of the receiver that can be read") from error
+    result = found.document()
+    if as_json:
+        print_json({"outcome": "agrees" if found.findings.agrees else "differs", **result})
+    else:
+        say(f"{'AGREES' if found.findings.agrees else 'DIFFERS'}: {result['compared']} entries compared")
+        for what in ("missing", "altered", "added"):
+            if count := result[f"{what}_count"]:
+                say(f"  {what}: {count}")
+                for one in result[what][:_SHOWN]:
+                    say(f"    {one['index']} at {one['place']}" if isinstance(one, dict) else f"    {one}")
+        say(f"  lines that came more than once: {found.repeated}; lines of others: {found.others}")
+    raise typer.Exit(0 if found.findings.agrees else EXIT_DIFFERS)
