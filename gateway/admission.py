@@ -19,17 +19,23 @@ from gateway.errors import Conflict, GatewayError, RelayUnreachable
 from gateway.gate import Gate
 from gateway.people import Presented
 from gateway.permitting import issue_permit, make_claims
+from gateway.preflight import findings_document, hindrance, preflight
+from gateway.preflight_findings import Finding
 from policy.engine import Decision
 
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """The outcome. `obstacle`: allowed by policy, but not now; then no permit was issued."""
+    """The outcome. `obstacle`: allowed by policy, but not now; then no permit was issued.
+
+    `findings`: what the hosts say against it, of a check that asked them; None where they were not asked.
+    """
 
     migration_id: str
     decision: Decision
     record_index: int
     obstacle: GatewayError | None = None
+    findings: list[Finding] | None = None
 
 
 async def admit(gate: Gate, bearer: Presented | str | None, asked: Asked) -> Admission:
@@ -45,7 +51,8 @@ async def admit(gate: Gate, bearer: Presented | str | None, asked: Asked) -> Adm
     await make_known(gate, asked)
     facts, decision = await answer(gate, collect_facts(gate, person, asked, now))
     migration_id = gate.new_id()
-    with reserved(gate, facts, decision, now) as obstacle:
+    hindered = await hindrance(gate, facts, allowed=decision.allowed)
+    with reserved(gate, facts, decision, now, hindered) as obstacle:
         claims = make_claims(gate, facts, decision, migration_id, now) if decision.allowed and not obstacle else None
         event = decision_event("migration.decision", facts, decision, obstacle, claims, migration_id)
         committed = await commit(gate, event, claims)
@@ -70,13 +77,19 @@ async def check(gate: Gate, bearer: Presented | str | None, asked: Asked) -> Adm
     decision = may_ask
     if may_ask.allowed:
         facts, decision = await answer(gate, facts, recorded=False)
+    # Only who may move it is told whether it can be moved.
+    found = await preflight(gate, facts) if asked.preflight and decision.allowed else None
     event = decision_event("decision.check", facts, decision, None, None, None)
+    if found is not None:
+        event = replace(event, details={**event.details, "preflight": findings_document(found)})
     committed = await commit(gate, event, None)
-    return Admission("", decision, committed.index)
+    return Admission("", decision, committed.index, findings=found)
 
 
 @contextmanager
-def reserved(gate: Gate, facts: Facts, decision: Decision, now: datetime) -> Iterator[GatewayError | None]:
+def reserved(
+    gate: Gate, facts: Facts, decision: Decision, now: datetime, hindered: GatewayError | None = None
+) -> Iterator[GatewayError | None]:
     """Keep the VM for this request until it is committed; yields why an allowed migration cannot begin now.
 
     Looked at only after the decision, so that who may not move a VM does not learn that somebody else does.
@@ -97,6 +110,8 @@ def reserved(gate: Gate, facts: Facts, decision: Decision, now: datetime) -> Ite
         )
     elif facts.source is not None and not facts.relay_reachable:
         yield RelayUnreachable(f"the relay on the source host {facts.source.name} has not been heard of lately")
+    elif hindered is not None:
+        yield hindered
     elif not gate.migrations.reserve(facts.vm.uuid, int(now.timestamp())):
         yield Conflict(f"{facts.vm.name} is being migrated")
     else:

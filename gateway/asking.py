@@ -28,6 +28,8 @@ DEFAULT_PORTS: Final = ("memory",)
 class Asked:
     """What the requester said: names as they wrote them, nothing of it a fact. `address`: where they came from.
 
+    `preflight`: whether a check asks the hosts, too, if the VM can move.
+
     `break_glass`: the id of the grant under which they want to move the VM.
     """
 
@@ -37,6 +39,7 @@ class Asked:
     ports: tuple[str, ...]
     address: str
     break_glass: str | None = None
+    preflight: bool = False
 
     @property
     def action(self) -> str:

@@ -84,6 +84,7 @@ class PermitsTable(_Table, frozen=True):
     bandwidth_bytes_per_second: Annotated[int, Meta(ge=0)] = 0
     downtime_limit_ms: Annotated[int, Meta(ge=1, le=60_000)] = 300
     require_vm_binding: bool = True
+    preflight: bool = False  # ask both hosts whether the VM can move before a permit is given
 
 
 class ObserveTable(_Table, frozen=True):

@@ -81,6 +81,18 @@ class Conflict(RequesterError):
     next_step = "wait for the running migration of this VM, or cancel it"
 
 
+class CannotMove(RequesterError):
+    """Allowed, but the hosts say that it would fail. `who_must_act`: of the first thing that is in the way."""
+
+    code = "cannot_move"
+    status = 409
+    next_step = "correct what is named; `sealane migrate --check` shows everything that is in the way"
+
+    def __init__(self, detail: str, *, who_must_act: str) -> None:
+        super().__init__(detail)
+        self.who_must_act = who_must_act
+
+
 class Throttled(RequesterError):
     code = "too_many_attempts"
     status = 429

@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from gateway.bell import Bell
 from gateway.dispatch import Dispatch
+from gateway.inspections import Inspections
 from gateway.migrations import Migrations
 from gateway.people import People
 from gateway.placement import Placement
@@ -45,6 +46,7 @@ class Gate:
     """All that admission works with. `minimum_crl_number` is replaced at a reload; `sources` keep themselves fresh.
 
     `break_glass` and `observation`: None where the site does not have it. `time`: for what must end in time.
+    `preflight_first`: whether hosts are asked if the VM can move, before a permit is given.
     `bell`: rings when something changed that running migrations stand on.
     """
 
@@ -61,8 +63,10 @@ class Gate:
     new_id: Callable[[], str]
     relay_silence_seconds: float
     minimum_crl_number: int
+    inspections: Inspections
     time: SteadyTime
     bell: Bell
+    preflight_first: bool = False
     break_glass: BreakGlass | None = None
     observation: Observation | None = None
 

@@ -41,6 +41,7 @@ from gateway.config import GatewayConfig
 from gateway.dispatch import Dispatch
 from gateway.errors import ConfigRefused, GatewayError, StartRefused
 from gateway.gate import Gate, PermitTerms
+from gateway.inspections import Inspections
 from gateway.inventories import InventoryNews, open_sources, read_at_start
 from gateway.issuers import Issuers, IssuerTable, settings_of
 from gateway.log_keeping import LogKeeping, open_log_keeping
@@ -258,13 +259,14 @@ def _gate(
     people.named_groups = lambda: engine.bundle.named_groups
     trust = HostTrust.load(config.path(config.tls.client_trust_bundle), _crls(config))
     limits = config.limits
+    dispatch = Dispatch()
     gate = Gate(
         people=people,
         engine=engine,
         sources=sources,
         placement=Placement(lambda: clock.wall().timestamp(), limits.placement_silence_seconds),
         migrations=Migrations(limits.migrations),
-        dispatch=Dispatch(),
+        dispatch=dispatch,
         recorder=keeping.recorder,
         prove=keeping.proving,
         terms=_terms(config),
@@ -272,6 +274,8 @@ def _gate(
         new_id=lambda: secrets.token_hex(16),
         relay_silence_seconds=limits.relay_silence_seconds,
         minimum_crl_number=trust.crl_number,
+        inspections=Inspections(dispatch, lambda: secrets.token_hex(16)),
+        preflight_first=config.permits.preflight,
         time=SteadyTime(clock),
         bell=Bell(),
     )

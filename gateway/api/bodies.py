@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -35,6 +35,19 @@ class Move(Body):
     reason: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
     ports: Annotated[list[Port], Field(min_length=1, max_length=3)] | None = None
     break_glass: MigrationId | None = None
+
+
+class CheckMove(Move):
+    """`preflight`: also ask both hosts whether the VM can move, if policy allows it."""
+
+    preflight: bool = False
+
+
+class InspectionAnswer(Body):
+    """What the relay found; its shape is `transport.hypervisors.preflight_facts.Inspection`."""
+
+    inspection_id: MigrationId
+    found: dict[str, Any]
 
 
 class AskToBreakGlass(Body):

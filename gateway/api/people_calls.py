@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -10,12 +11,13 @@ from starlette.responses import Response
 
 from gateway.admission import Admission, admit, check
 from gateway.api.answers import JsonAnswer, error_document
-from gateway.api.bodies import Move, SignIn
+from gateway.api.bodies import CheckMove, Move, SignIn
 from gateway.api.desk import Address, Asking, AtDesk, Bearer
 from gateway.asking import Asked
 from gateway.deciding import decision_document
 from gateway.errors import NotKnown
 from gateway.migrations import Migration
+from gateway.preflight import can_move, findings_document
 from policy.request import facts_of
 
 router = APIRouter()
@@ -74,8 +76,12 @@ async def request_migration(body: Move, desk: AtDesk, bearer: Bearer, address: A
 
 
 @router.post("/v1/decisions", summary="Would it be allowed? Nothing moves; the question is recorded")
-async def check_decision(body: Move, desk: AtDesk, bearer: Bearer, address: Address) -> Response:
-    return JsonAnswer(_document(await check(desk.gate, bearer, _asked(body, address))))
+async def check_decision(body: CheckMove, desk: AtDesk, bearer: Bearer, address: Address) -> Response:
+    asked = replace(_asked(body, address), preflight=body.preflight)
+    admission = await check(desk.gate, bearer, asked)
+    found = admission.findings
+    told = None if found is None else {"can_move": can_move(found), "findings": findings_document(found)}
+    return JsonAnswer({**_document(admission), "preflight": told})
 
 
 @router.get("/v1/migrations/{migration_id}", summary="State, progress and receipts of a migration")

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import msgspec
 from fastapi import APIRouter
 from starlette.responses import Response
 
 from gateway.address_book import address_book
 from gateway.api.answers import JsonAnswer
-from gateway.api.bodies import KnownHosts, PlacementReport, Poll, ProgressReport, ReceiptReport
+from gateway.api.bodies import InspectionAnswer, KnownHosts, PlacementReport, Poll, ProgressReport, ReceiptReport
 from gateway.api.desk import AtDesk, Relay
+from gateway.errors import RequestRefused
 from gateway.host_reports import Report, ReportedGuest
 from gateway.migrations import State
 from gateway.receipts import SignedReceipt, decode_base64
+from transport.hypervisors.preflight_facts import Inspection
 
 router = APIRouter()
 
@@ -40,6 +43,16 @@ async def placement(body: PlacementReport, desk: AtDesk, host: Relay) -> Respons
     """`resync`: the relay must send a snapshot, because this gateway lost the thread."""
     taken = await desk.placement.take(host, _report(body, desk.now().timestamp()))
     return JsonAnswer({"resync": not taken})
+
+
+@router.post("/v1/relay/inspection", status_code=204, summary="What this host found out about a VM")
+async def inspection(body: InspectionAnswer, desk: AtDesk, host: Relay) -> Response:
+    try:
+        found = msgspec.convert(body.found, Inspection)
+    except msgspec.ValidationError as error:
+        raise RequestRefused(f"found: {error}") from error
+    desk.gate.inspections.answer(str(host), body.inspection_id, found)
+    return Response(status_code=204)
 
 
 @router.post("/v1/receipts", summary="What this host certifies of a session; as often as need be")

@@ -32,7 +32,10 @@ def migrate(
         typer.Option("--reason", metavar="TEXT", help="Why, e.g. a ticket; recorded. Policy may demand one."),
     ] = None,
     check: Annotated[
-        bool, typer.Option("--check", help="Only ask whether it would be allowed: nothing moves; recorded.")
+        bool,
+        typer.Option(
+            "--check", help="Only ask whether it may and can move: policy, then both hosts. Nothing moves; recorded."
+        ),
     ] = False,
     port: Annotated[
         list[str] | None,
@@ -55,7 +58,7 @@ def migrate(
 
     Shows the decision with the policies and their reasons, then progress, then downtime, bytes, protection
     and the record's index. Ctrl-C asks the gateway to cancel and waits for the outcome. Exits 0 when the VM
-    has moved (with --check: would be allowed), 1 denied, failed or cancelled, 2 usage, 3 unreachable.
+    has moved (with --check: may and can), 1 denied, failed or cancelled, 2 usage, 3 unreachable.
 
     \b
     Examples:
@@ -83,14 +86,19 @@ def migrate(
 def _check(client: GatewayClient, question: dict[str, Any], *, as_json: bool) -> int:
     from gateway.cli import migration_view as view
 
-    answer = client.check(question)
+    answer = client.check({**question, "preflight": True})
+    decision, found = answer.decision, answer.preflight
+    outcome = "denied" if not decision.allowed else "would_deny" if decision.observed else "allowed"
+    if decision.allowed and found is not None and not found.can_move:
+        outcome = "cannot_move"
     if as_json:
-        decision = answer.decision
-        outcome = "denied" if not decision.allowed else "would_deny" if decision.observed else "allowed"
-        print_json({"outcome": outcome, **view.decision_document(answer)})
+        document = {"outcome": outcome, **view.decision_document(answer)}
+        print_json({**document, "preflight": None if found is None else view.preflight_document(found)})
     else:
         view.show_decision(console(), answer, would=True)
-    return 0 if answer.decision.allowed else 1
+        if found is not None:
+            view.show_preflight(console(), found)
+    return 0 if outcome in {"allowed", "would_deny"} else 1
 
 
 def _move(client: GatewayClient, question: dict[str, Any], wait_seconds: int, *, as_json: bool) -> int:

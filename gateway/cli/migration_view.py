@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
-from gateway.cli.replies import Decision, DecisionReply, MigrationReply, receipt_bodies
+from gateway.cli.replies import Decision, DecisionReply, MigrationReply, PreflightReply, receipt_bodies
 from gateway.cli.replies import Progress as Numbers
 from gateway.cli.terminal import harmless, plain
 
@@ -46,6 +46,23 @@ def show_decision(out: Console, answer: DecisionReply, *, would: bool = False) -
         _show_facts(out, decision)
     if decision.bundle_digest:
         out.print(Text("  policy bundle ").append_text(plain(decision.bundle_digest[:16])), style="dim")
+
+
+def show_preflight(out: Console, preflight: PreflightReply) -> None:
+    """Whether it can move, and what is in the way: "cannot" apart from "may not"."""
+    word, style = ("CAN move", "bold green") if preflight.can_move else ("CANNOT move", "bold red")
+    out.print(Text(word, style))
+    styles = {"cannot": "red", "attention": "yellow", "unknown": "dim"}
+    for finding in preflight.findings:
+        text = Text("  ").append_text(plain(finding.severity, styles.get(finding.severity, ""))).append("  ")
+        text.append_text(plain(finding.message)).append("  [").append_text(plain(finding.who_must_act)).append("]")
+        out.print(text, soft_wrap=True)
+
+
+def preflight_document(preflight: PreflightReply) -> dict[str, Any]:
+    """The same for `--json`."""
+    document: dict[str, Any] = msgspec.to_builtins(preflight)
+    return document
 
 
 def _show_facts(out: Console, decision: Decision) -> None:

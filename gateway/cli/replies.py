@@ -104,12 +104,27 @@ class Decision(msgspec.Struct, frozen=True):
     facts: tuple[Fact, ...] = ()
 
 
+class FindingReply(msgspec.Struct, frozen=True):
+    code: str
+    severity: str
+    who_must_act: str
+    message: str
+
+
+class PreflightReply(msgspec.Struct, frozen=True):
+    """What both hosts say against a move."""
+
+    can_move: bool
+    findings: tuple[FindingReply, ...] = ()
+
+
 class DecisionReply(msgspec.Struct, frozen=True):
     """Of a check, and of a request for a migration (then with its id)."""
 
     decision: Decision
     record_index: Count
     migration_id: str | None = None
+    preflight: PreflightReply | None = None
 
 
 class Progress(msgspec.Struct, frozen=True, rename={"pass_number": "pass"}):

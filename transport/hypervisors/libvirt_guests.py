@@ -43,11 +43,11 @@ class LibvirtGuests:
         self._came: dict[str, Arrival] = {}  # by name, as events told
         self._asked: float | None = None
         self._is_woken = True
-        self._hears_events = False
+        self.hears_events = False
 
     async def look(self, now: float) -> tuple[list[Sighting], list[str]]:
         """New sightings, and the UUIDs of all active domains. HypervisorError leaves what was known."""
-        is_steady = self._hears_events and all(each.presence is Presence.ACTIVE for each in self._known.values())
+        is_steady = self.hears_events and all(each.presence is Presence.ACTIVE for each in self._known.values())
         is_fresh = self._asked is not None and now - self._asked < self._recheck_seconds
         if is_steady and is_fresh and not self._is_woken:
             return [], list(self._known)
@@ -68,7 +68,7 @@ class LibvirtGuests:
         while True:
             try:
                 async with self._virsh.lifecycle_events() as events:
-                    self._hears_events = True
+                    self.hears_events = True
                     async for event in events:
                         if event.event == "Started" and event.detail in _EVENT_CAME and len(self._came) < 4096:
                             self._came[event.name] = _EVENT_CAME[event.detail]
@@ -76,7 +76,7 @@ class LibvirtGuests:
                         wake()
             except HypervisorError as error:
                 log.warning("no events from libvirt; it is asked instead", cause=str(error))
-            self._hears_events = False
+            self.hears_events = False
             await trio.sleep(_RESTART_SECONDS)
 
     async def _sighting(self, domain: LibvirtDomain) -> Sighting:

@@ -53,16 +53,24 @@ class Virsh:
     """One libvirt, by its URI. `program`: the command's name or path."""
 
     def __init__(self, uri: str, program: str = "virsh", seconds: float = 10.0) -> None:
-        self._command = [program, "--readonly", "--quiet", "--connect", uri]
+        self._program = program
+        self._uri = uri
         self._seconds = seconds
 
-    async def ask(self, *arguments: str) -> str:
-        """What one virsh command prints. Raises HypervisorUnreachable, HypervisorTimeout, HypervisorRefused."""
+    def _command(self, *arguments: str, read_only: bool = True) -> list[str]:
+        connection = ["--readonly"] if read_only else []
+        return [self._program, *connection, "--quiet", "--connect", self._uri, *arguments]
+
+    async def ask(self, *arguments: str, read_only: bool = True) -> str:
+        """What one virsh command prints. Raises HypervisorUnreachable, HypervisorTimeout, HypervisorRefused.
+
+        `read_only` is False for the few questions that libvirt answers to nobody else, though they change nothing.
+        """
         what = arguments[0]
         try:
             with trio.fail_after(self._seconds):
                 done = await trio.run_process(
-                    [*self._command, *arguments],
+                    self._command(*arguments, read_only=read_only),
                     capture_stdout=True,
                     capture_stderr=True,
                     check=False,
@@ -94,7 +102,7 @@ class Virsh:
     @asynccontextmanager
     async def lifecycle_events(self) -> AsyncIterator[AsyncIterator[Lifecycle]]:
         """Events as they come, until virsh ends (libvirtd went away, say). Raises HypervisorUnreachable."""
-        command = [*self._command, "event", "--loop", "--event", "lifecycle"]
+        command = self._command("event", "--loop", "--event", "lifecycle")
         try:
             process = await trio.lowlevel.open_process(
                 command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=_ENVIRONMENT

@@ -18,6 +18,7 @@ import trio
 from msgspec import Meta
 
 from transport.errors import ConfigurationError, TransportError
+from transport.hypervisors.preflight_facts import Inspection, Machine
 from transport.relay.address_book import MAX_BYTES, AddressBook
 from transport.relay.host import RelayHost
 from transport.relay.news import News
@@ -52,11 +53,19 @@ class CancelMigration(_Assignment, frozen=True, tag="cancel"):
     migration_id: Annotated[str, Meta(min_length=1, max_length=64)]
 
 
+class Inspect(_Assignment, frozen=True, tag="inspect"):
+    """Say what this host has for a VM, and touch nothing. `wanted`: None at the source, the VM's facts there."""
+
+    inspection_id: Annotated[str, Meta(min_length=1, max_length=64)]
+    vm: Annotated[str, Meta(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
+    wanted: Machine | None
+
+
 class _Assignments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    assignments: Annotated[list[Migrate | CancelMigration], Meta(max_length=256)]
+    assignments: Annotated[list[Migrate | CancelMigration | Inspect], Meta(max_length=256)]
 
 
-Assignment = Migrate | CancelMigration
+Assignment = Migrate | CancelMigration | Inspect
 _decode_assignments = msgspec.json.Decoder(_Assignments).decode
 
 
@@ -229,6 +238,13 @@ class GatewayLink:
         with trio.move_on_after(_REPORT_SECONDS):
             return await self._post_bytes("/v1/relay/placement", report)
         raise GatewayAway("/v1/relay/placement: no answer in time")
+
+    async def answer_inspection(self, inspection_id: str, found: Inspection) -> None:
+        """Lost when the gateway is away: it has stopped waiting then."""
+        try:
+            await self._post("/v1/relay/inspection", {"inspection_id": inspection_id, "found": found})
+        except (GatewayAway, GatewayRefuses) as error:
+            log.info("an inspection was not answered", cause=str(error))
 
     async def _post(self, path: str, body: dict[str, object]) -> bytes:
         return await self._post_bytes(path, msgspec.json.encode(body))

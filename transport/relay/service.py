@@ -36,9 +36,10 @@ from transport.relay.control import ControlLink, TlsStream
 from transport.relay.destination import Destination
 from transport.relay.failures import cause_of
 from transport.relay.front import Front
-from transport.relay.gateway_link import Assignment, CancelMigration, GatewayLink, Migrate, NewsDesk
+from transport.relay.gateway_link import Assignment, CancelMigration, GatewayLink, Inspect, Migrate, NewsDesk
 from transport.relay.handover import SourceSession, close_source, settle_source
 from transport.relay.host import RelayHost, now, open_host
+from transport.relay.inspecting import inspect_destination, inspect_source
 from transport.relay.listener import Listener
 from transport.relay.news import News
 from transport.relay.outgoing import mark_packets
@@ -56,6 +57,7 @@ log = structlog.get_logger("sealane.relay")
 EXIT_DONE, EXIT_FAILED, EXIT_CONFIGURATION = 0, 1, 2
 _REFUSED_LOG_SECONDS = 1.0
 _MAX_SILENT_PER_PEER = 16
+_MAX_INSPECTIONS = 8
 
 
 class Relay:
@@ -67,6 +69,7 @@ class Relay:
         self._nursery = nursery
         self._link = link
         self._cancels: dict[str, trio.Event] = {}
+        self._inspecting: set[str] = set()
         self._refusal_logged: dict[str, float] = {}
         self._silent: Counter[str] = Counter()  # connections by host that have not offered yet
         # Made once: filling one with a long CRL costs milliseconds and megabytes, and strangers would choose how often.
@@ -143,6 +146,10 @@ class Relay:
                 self._nursery.start_soon(self._migrate, assignment)
             case CancelMigration(migration_id=migration_id) if migration_id in self._cancels:
                 self._cancels[migration_id].set()
+            case Inspect(inspection_id=inspection_id) if len(self._inspecting) < _MAX_INSPECTIONS:
+                if inspection_id not in self._inspecting:
+                    self._inspecting.add(inspection_id)
+                    self._nursery.start_soon(self._inspect, assignment)
             case _:
                 pass  # told twice, or of what has ended
 
@@ -162,6 +169,21 @@ class Relay:
             raise
         finally:
             del self._cancels[permitted.migration_id]
+
+    async def _inspect(self, asked: Inspect) -> None:
+        try:
+            config = self._host.config
+            found = await (
+                inspect_source(config, asked.vm)
+                if asked.wanted is None
+                else inspect_destination(config, asked.vm, asked.wanted)
+            )
+            await self._link.answer_inspection(asked.inspection_id, found)
+        except Exception:
+            # The edge: a bug in a question must not end the sessions.
+            log.exception("inspection ended by a bug", vm=asked.vm)
+        finally:
+            self._inspecting.discard(asked.inspection_id)
 
     async def _migrate(self, assignment: Migrate) -> None:
         tell = NewsDesk(self._link, assignment.migration_id, self._nursery).tell

@@ -1,0 +1,79 @@
+"""A real libvirtd: what runs, how it came, and events that say so at once; read-only."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.transport.hypervisors.libvirtd import Libvirtd, running_libvirtd
+from transport.hypervisors.errors import HypervisorError, HypervisorRefused, HypervisorUnreachable
+from transport.hypervisors.guests import Arrival, Presence
+from transport.hypervisors.libvirt_guests import LibvirtGuests
+from transport.hypervisors.virsh import Virsh
+
+pytestmark = pytest.mark.real
+VM = "7f9c24e8-3b5a-4f0e-8d6b-0c2a1e5d9f01"
+
+
+@pytest.fixture
+async def libvirtd() -> AsyncIterator[Libvirtd]:
+    with tempfile.TemporaryDirectory(prefix="sl", ignore_cleanup_errors=True) as folder:
+        async with running_libvirtd(Path(folder) / "a") as running:
+            yield running
+
+
+async def test_a_start_a_save_and_a_restore_are_seen_by_events_and_told_apart(libvirtd: Libvirtd) -> None:
+    guests = LibvirtGuests(libvirtd.read_only_uri, "virsh", recheck_seconds=3600)
+    news, heard = trio.open_memory_channel[None](100)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(guests.follow, lambda: news.send_nowait(None))
+
+        async def sighting() -> tuple[Presence, Arrival | None] | None:
+            """After an event; None if the guest is not there."""
+            with trio.fail_after(20):
+                await heard.receive()
+                seen, present = await guests.look(trio.current_time())
+            return (seen[0].presence, seen[0].arrival) if present else None
+
+        async def until(wanted: tuple[Presence, Arrival | None] | None) -> None:
+            while await sighting() != wanted:
+                pass
+
+        await guests.look(trio.current_time())
+        with trio.fail_after(10):
+            while not guests.hears_events:
+                await trio.sleep(0.01)
+        await libvirtd.start("guest one", VM, "<interface type='user'/>")
+        await until((Presence.ACTIVE, Arrival.STARTED))
+        await libvirtd.virsh("save", "guest one", str(libvirtd.folder / "saved"))
+        await until(None)
+        await libvirtd.virsh("restore", str(libvirtd.folder / "saved"))
+        await until((Presence.ACTIVE, Arrival.RESTORED))
+        assert await guests.look(trio.current_time()) == ([], [VM])  # nothing happened: nothing is asked
+        nursery.cancel_scope.cancel()
+
+
+async def test_without_events_it_is_asked_each_time(libvirtd: Libvirtd) -> None:
+    await libvirtd.start("web", VM)
+    guests = LibvirtGuests(libvirtd.read_only_uri, "virsh", recheck_seconds=3600)
+    for _ in range(2):
+        (seen,), present = await guests.look(trio.current_time())
+        assert (seen.name, seen.run_state, present) == ("web", "running", [VM])
+
+
+async def test_a_libvirtd_that_is_away_is_an_error_and_no_empty_host(libvirtd: Libvirtd) -> None:
+    guests = LibvirtGuests(libvirtd.read_only_uri.replace("libvirt-sock-ro", "nobody"), "virsh", 30)
+    with pytest.raises(HypervisorUnreachable):
+        await guests.look(0.0)
+
+
+async def test_the_relays_connection_cannot_change_anything(libvirtd: Libvirtd) -> None:
+    await libvirtd.start("web", VM)
+    with pytest.raises(HypervisorRefused, match="read only"):
+        await Virsh(libvirtd.read_only_uri).ask("destroy", "web")
+    with pytest.raises(HypervisorError):
+        await Virsh(libvirtd.read_only_uri).ask("dumpxml", "nobody")

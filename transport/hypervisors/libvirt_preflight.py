@@ -1,0 +1,219 @@
+"""What libvirt tells of a domain before it is moved, and what a destination's libvirt and host say to it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Final
+from xml.etree import ElementTree
+
+from transport.hypervisors.errors import HypervisorError, HypervisorRefused
+from transport.hypervisors.libvirt_guests import devices_of, parse_domain
+from transport.hypervisors.preflight_facts import Check, Disk, Machine
+from transport.hypervisors.virsh import Virsh
+
+_UNITS: Final = {"b": 1, "bytes": 1, "KiB": 1 << 10, "k": 1 << 10, "MiB": 1 << 20, "M": 1 << 20, "GiB": 1 << 30}
+# These stop a migration whatever the destination has; others of `devices_of` depend on the versions.
+_NEVER: Final = ("hostdev:pci", "hostdev:usb", "hostdev:scsi", "interface:hostdev", "redirdev:", "shmem:", "disk:nvme")
+
+
+async def machine_of(uuid: str, virsh: Virsh) -> Machine:
+    """The domain's facts. Raises HypervisorError."""
+    domains = {each.uuid: each for each in await virsh.domains()}
+    if uuid not in domains:
+        raise HypervisorRefused("list", "", f"no active domain has the UUID {uuid}")
+    return read_machine(await virsh.domain_xml(uuid), "running" if domains[uuid].state == 1 else "paused")
+
+
+def read_machine(xml: str, state: str) -> Machine:
+    """From the domain's XML. Raises HypervisorRefused for one that cannot be read."""
+    try:
+        domain = parse_domain(xml)
+    except ValueError as error:
+        raise HypervisorRefused("dumpxml", "", str(error)) from None
+    kind = domain.find("./os/type")
+    cpu = domain.find("./cpu")
+    page = domain.find("./memoryBacking/hugepages/page")
+    hugepages = domain.find("./memoryBacking/hugepages")
+    devices = devices_of(xml)
+    return Machine(
+        kind="libvirt",
+        state=state,
+        machine_type=kind.get("machine", "") if kind is not None else "",
+        arch=kind.get("arch", "") if kind is not None else "",
+        virt_type=domain.get("type", ""),
+        emulator=_text(domain, "./devices/emulator"),
+        cpu=_text(domain, "./cpu/model") or (cpu.get("mode", "") if cpu is not None else ""),
+        cpu_xml=ElementTree.tostring(cpu, "unicode")[: 16 * 1024] if cpu is not None else "",
+        vcpus=int(_text(domain, "./vcpu") or 0),
+        memory_bytes=_bytes(domain.find("./memory")),
+        hugepage_kib=(_bytes(page) >> 10 if page is not None else 2048) if hugepages is not None else 0,
+        devices=devices,
+        blocked=tuple(f"device {each} does not migrate" for each in devices if each.startswith(_NEVER)),
+        disks=tuple(_disk(disk) for disk in domain.findall("./devices/disk")[:64]),
+        networks=_sources(domain, "network"),
+        bridges=_sources(domain, "bridge"),
+        secrets=tuple(sorted({each.get("uuid", "") for each in domain.iter("secret") if each.get("uuid")}))[:64],
+    )
+
+
+async def destination_checks(uuid: str, machine: Machine, virsh: Virsh) -> tuple[Check, ...]:
+    """What stands in the way here. What cannot be found out is said as such. Never raises HypervisorError."""
+    checks: list[Check] = []
+    for look in (
+        _not_here, _machine_type, _cpu, _memory, _networks, _secrets,
+    ):  # fmt: skip
+        try:
+            checks += await look(uuid, machine, virsh)
+        except HypervisorError as error:
+            checks.append(Check(code=look.__name__.strip("_"), passed=None, detail=str(error)[:1024]))
+    checks += [_bridge(name) for name in machine.bridges]
+    checks += [_disk_path(disk) for disk in machine.disks if disk.path]
+    if machine.hugepage_kib:
+        checks.append(_hugepages(machine))
+    return tuple(checks[:256])
+
+
+_Look = Callable[[str, Machine, Virsh], Awaitable[list[Check]]]
+
+
+async def _not_here(uuid: str, _machine: Machine, virsh: Virsh) -> list[Check]:
+    here = any(each.uuid == uuid for each in await virsh.domains())
+    detail = "a domain with this UUID runs here already" if here else "no domain with this UUID runs here"
+    return [Check(code="uuid_free", passed=not here, detail=detail)]
+
+
+async def _machine_type(_uuid: str, machine: Machine, virsh: Virsh) -> list[Check]:
+    arguments = ["--machine", machine.machine_type, "--arch", machine.arch, "--virttype", machine.virt_type]
+    try:
+        await virsh.ask("domcapabilities", *arguments, read_only=False)
+    except HypervisorRefused as refused:
+        if _is_forbidden(refused):
+            raise
+        return [Check(code="machine_type", passed=False, detail=refused.description[:1024])]
+    known = f"{machine.virt_type} guests of machine type {machine.machine_type} can run here"
+    return [Check(code="machine_type", passed=True, detail=known)]
+
+
+async def _cpu(_uuid: str, machine: Machine, virsh: Virsh) -> list[Check]:
+    if not machine.cpu_xml:
+        return [Check(code="cpu", passed=None, detail="the domain names no CPU to compare")]
+    descriptor, name = tempfile.mkstemp(prefix="sealane-cpu-", suffix=".xml")
+    try:
+        os.write(descriptor, machine.cpu_xml.encode())
+        os.close(descriptor)
+        arguments = ["--machine", machine.machine_type, "--arch", machine.arch, "--virttype", machine.virt_type]
+        try:
+            said = await virsh.ask("hypervisor-cpu-compare", name, "--error", *arguments, read_only=False)
+        except HypervisorRefused as refused:
+            is_answer = "incompatible" in refused.description.lower()
+            return [Check(code="cpu", passed=False if is_answer else None, detail=refused.description[:1024])]
+    finally:
+        Path(name).unlink(missing_ok=True)
+    return [Check(code="cpu", passed=True, detail=" ".join(said.split())[:1024].replace(name, "the guest's CPU"))]
+
+
+def _is_forbidden(refused: HypervisorRefused) -> bool:
+    """Not an answer: libvirt would not tell us."""
+    return "forbidden" in refused.description or "authentication" in refused.description
+
+
+async def _memory(_uuid: str, machine: Machine, _virsh: Virsh) -> list[Check]:
+    if machine.hugepage_kib:
+        return []
+    available = _meminfo("MemAvailable") << 10
+    detail = f"{available >> 20} MiB are available, the guest has {machine.memory_bytes >> 20}"
+    return [Check(code="memory", passed=available > machine.memory_bytes, detail=detail)]
+
+
+async def _networks(_uuid: str, machine: Machine, virsh: Virsh) -> list[Check]:
+    if not machine.networks:
+        return []
+    active = set((await virsh.ask("net-list", "--name")).split("\n"))
+    return [
+        Check(
+            code="network",
+            passed=name in active,
+            detail=f"network {name!a} is {'active' if name in active else 'not active or not defined'} here",
+        )
+        for name in machine.networks
+    ]
+
+
+async def _secrets(_uuid: str, machine: Machine, virsh: Virsh) -> list[Check]:
+    if not machine.secrets:
+        return []
+    listed = await virsh.ask("secret-list")
+    return [
+        Check(
+            code="secret",
+            passed=secret in listed,
+            detail=f"secret {secret} is {'defined' if secret in listed else 'not defined'} here",
+        )
+        for secret in machine.secrets
+    ]
+
+
+def _bridge(name: str) -> Check:
+    there = "/" not in name and (Path("/sys/class/net") / name).exists()
+    return Check(code="bridge", passed=there, detail=f"bridge {name!a} is {'there' if there else 'missing'} here")
+
+
+def _disk_path(disk: Disk) -> Check:
+    try:
+        found = Path(disk.path).exists()
+    except OSError:
+        return Check(code="storage", passed=None, detail=f"{disk.name}: {disk.path} cannot be looked at here")
+    detail = f"{disk.name}: {disk.path} is {'there' if found else 'missing'} here"
+    return Check(code="storage", passed=found, detail=detail)
+
+
+def _hugepages(machine: Machine) -> Check:
+    folder = Path(f"/sys/kernel/mm/hugepages/hugepages-{machine.hugepage_kib}kB")
+    try:
+        free = int((folder / "free_hugepages").read_text())
+    except (OSError, ValueError):
+        detail = f"this host has no hugepages of {machine.hugepage_kib} KiB"
+        return Check(code="hugepages", passed=False, detail=detail)
+    wanted = -(-machine.memory_bytes // (machine.hugepage_kib << 10))
+    detail = f"{free} hugepages of {machine.hugepage_kib} KiB are free, the guest needs {wanted}"
+    return Check(code="hugepages", passed=free >= wanted, detail=detail)
+
+
+def _meminfo(name: str) -> int:
+    """KiB."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith(name + ":"):
+            return int(line.split()[1])
+    return 0
+
+
+def _disk(disk: ElementTree.Element) -> Disk:
+    source, driver, target = disk.find("source"), disk.find("driver"), disk.find("target")
+    path = "" if source is None else source.get("file") or source.get("dev") or source.get("dir") or ""
+    return Disk(
+        name=("disk" if target is None else target.get("dev", "disk"))[:255],
+        path=path[:4096],
+        format=("" if driver is None else driver.get("type", ""))[:255],
+        read_only=disk.find("readonly") is not None,
+        shareable=disk.find("shareable") is not None,
+        cache=("" if driver is None else driver.get("cache", ""))[:255],
+    )
+
+
+def _sources(domain: ElementTree.Element, kind: str) -> tuple[str, ...]:
+    found = {source.get(kind, "") for source in domain.findall("./devices/interface/source")}
+    return tuple(sorted(name[:255] for name in found if name))[:64]
+
+
+def _text(domain: ElementTree.Element, path: str) -> str:
+    return (domain.findtext(path) or "").strip()[:4096]
+
+
+def _bytes(element: ElementTree.Element | None) -> int:
+    if element is None:
+        return 0
+    text = element.get("size") or element.text or "0"
+    return int(text) * _UNITS.get(element.get("unit", "KiB"), 1 << 10) if text.isascii() and text.isdigit() else 0
