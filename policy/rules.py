@@ -16,6 +16,7 @@ from typing import Any, Final
 import cedarpy
 
 from policy.errors import BundleRefused
+from policy.lint import mixed_words, never_applies
 
 MAX_DEPTH: Final = 50
 MAX_TOKENS: Final = 5_000  # of one policy; a chain of operators nests too: 2,500 deep at most, 5,000 were seen to work
@@ -105,6 +106,8 @@ def _compile_file(file: str, text: str, schema: cedarpy.Schema) -> list[Policy]:
         raise BundleRefused(file, "holds a template (?principal or ?resource), which nothing would ever link")
     numbered = parsed["staticPolicies"]
     policies = [_policy(file, number, numbered[f"policy{number}"]) for number in range(len(numbered))]
+    if (word := next(mixed_words(text), None)) is not None:
+        raise BundleRefused(file, f"the word {word!a} mixes alphabets, and equals no fact: write it in one")
     verdict = cedarpy.validate_policies(text, schema)
     if not verdict.validation_passed:
         raise BundleRefused(file, _schema_violation(verdict.errors, policies))
@@ -123,6 +126,10 @@ def _policy(file: str, number: int, parsed: Mapping[str, Any]) -> Policy:
         raise BundleRefused(file, f'policy {policy_id} has no @reason("…"): say why it permits or forbids')
     if len(reason) > MAX_REASON or not reason.isprintable():
         raise BundleRefused(file, f"policy {policy_id}: @reason must be one printable line of at most {MAX_REASON}")
+    if never_applies(parsed):
+        raise BundleRefused(
+            file, f"policy {policy_id} can never apply (when {{ false }} or unless {{ true }}): take it out"
+        )
     obligation, baseline = annotations.get("on_revocation"), annotations.get("baseline")
     if "on_revocation" in annotations and obligation not in OBLIGATIONS:
         raise BundleRefused(file, f"policy {policy_id}: @on_revocation is one of {', '.join(OBLIGATIONS)}")

@@ -141,3 +141,9 @@ def test_a_claim_is_read_as_the_attribute_that_the_operator_said() -> None:
     assert from_claim("sAMAccountName", "CORP\\a", "corp").value == "a"
     with pytest.raises(AccountRefused):
         from_claim("objectSid", "a@b", "corp").filter()
+
+
+def test_eight_thousand_groups_are_unknown_ones() -> None:
+    groups = [encode_sid(f"S-1-5-21-1-2-3-{number}") for number in range(8000)]
+    with pytest.raises(DirectoryUnavailable, match="more than 2000 groups"):
+        decode_account(changed(tokenGroups=groups))

@@ -478,3 +478,10 @@ def test_refuses_any_other_actor(act: object) -> None:
 
 def test_an_actor_is_refused_where_none_is_accepted() -> None:
     assert refusal(forge(HEADER, {**CLAIMS, "act": {"sub": "nova"}}, KEY)) == "actor"
+
+
+def test_eight_thousand_groups_do_not_fit_into_a_token() -> None:
+    groups = [f"group-{number}" for number in range(8000)]
+    assert refusal(forge(HEADER, {**CLAIMS, "groups": groups}, KEY)) == "size"
+    few = forge(HEADER, {**CLAIMS, "groups": [str(number) for number in range(100)]}, KEY)
+    assert verify(few).groups is None  # as many as the issuer's cap: perhaps cut short
