@@ -111,6 +111,21 @@ class Destination:
             await _say_cancelled(link, "hypervisor" if of_hypervisor else "broken")
         return said_bye
 
+    def give_up(self, migration_id: str) -> None:
+        """Discard what is being loaded of this migration, unless the guest was taken: for where S cannot be told."""
+        for session in self._sessions.values():
+            if session.permit.claims.migration_id == migration_id and session.journal.state == "prepared":
+                self._nursery.start_soon(self._give_up, session)
+
+    async def _give_up(self, session: DestinationSession) -> None:
+        # Chosen under the same lock as the answer to a handover: whichever is first, S is told the same for ever.
+        try:
+            outcome = await session.settle(handed_over=False)
+        except (HypervisorError, TransportError) as error:
+            log.error("session cannot be given up", vm=session.permit.claims.vm, cause=str(error))
+            return
+        log.warning("the gateway asked for the end", vm=session.permit.claims.vm, outcome=outcome)
+
     def recover(self, journal: SessionJournal, permit: VerifiedPermit) -> None:
         """Take up what a former process of this relay left."""
         facts = journal.facts

@@ -146,6 +146,8 @@ class Relay:
                 self._nursery.start_soon(self._migrate, assignment)
             case CancelMigration(migration_id=migration_id) if migration_id in self._cancels:
                 self._cancels[migration_id].set()
+            case CancelMigration(migration_id=migration_id):
+                self.destination.give_up(migration_id)
             case Inspect(inspection_id=inspection_id) if len(self._inspecting) < _MAX_INSPECTIONS:
                 if inspection_id not in self._inspecting:
                     self._inspecting.add(inspection_id)

@@ -1,0 +1,198 @@
+"""Revocation in flight with everything real: QEMUs, relays as processes, a gateway, and a guest that counts."""
+
+from __future__ import annotations
+
+import socket
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from certs.authority import Authority
+from certs.files import read_certificates
+from gateway.demo.guest import GuestLayout, build_boot_image
+from gateway.demo.machines import Qemu, run_state, start_qemu, stop_qemu, wait_passes
+from gateway.demo.processes import Commands
+from gateway.starter import HostPlan, Site, VmPlan, lay_out_site
+from tests.gateway.conftest import CHEAP, Running, running_gateway
+from tests.gateway.test_watch import edit, own_bundle, revoked
+
+pytestmark = [pytest.mark.real, pytest.mark.whole]
+
+MEMORY_MIB = 64
+UUID = "5ea1a4e0-0000-4000-8000-0000000000aa"
+HYPERVISOR = 'kind = "qmp"\nqmp_socket = "vm-{name}/{{uuid}}/qmp.sock"\n\n[limits]\nmigration_deadline_seconds = 60'
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    whole = GuestLayout.for_memory(MEMORY_MIB, 1)
+    # One pass a second: 1 MiB/s is dirtied, so that the migration ends if it is let.
+    layout = GuestLayout(whole.start, whole.hot, whole.end, ticks=100)
+    return build_boot_image(layout, tmp_path_factory.mktemp("guest"))
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """Short: unix sockets live in it."""
+    with tempfile.TemporaryDirectory(prefix="sl") as name:
+        yield Path(name) / "s"
+
+
+def free_address(host: str) -> str:
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return f"{host}:{probe.getsockname()[1]}"
+
+
+def lay_out(folder: Path, megabytes_per_second: int) -> Site:
+    """Two hosts and a VM, moved slowly enough to be met on its way."""
+    hosts = [
+        HostPlan(name, free_address(address), hypervisor=HYPERVISOR.format(name=name))
+        for name, address in (("a", "127.0.0.2"), ("b", "127.0.0.3"))
+    ]
+    site = lay_out_site(
+        folder,
+        hosts=hosts,
+        vms=[VmPlan("counter", UUID, "a")],
+        gateway_listen=free_address("127.0.0.1"),
+        now=datetime.now(UTC),
+        password_cost=CHEAP,
+    )
+    limit = f"session_seconds = 3600\nbandwidth_bytes_per_second = {megabytes_per_second * 1_000_000}"
+    edit(site.gateway_config, lambda text: text.replace("session_seconds = 3600", limit))
+    return site
+
+
+@dataclass
+class Flight:
+    """A migration on its way, and what can be seen of it."""
+
+    running: Running
+    source: Qemu
+    destination: Qemu
+    migration_id: str
+
+    async def shown(self) -> dict[str, Any]:
+        answer = await self.running.person("carol").get(f"/v1/migrations/{self.migration_id}")
+        return answer.json()  # type: ignore[no-any-return]
+
+    async def until(self, *states: str, seconds: float = 40) -> dict[str, Any]:
+        with trio.fail_after(seconds):
+            while (shown := await self.shown())["state"] not in states:
+                await trio.sleep(0.05)
+        return shown
+
+    async def receipts(self, count: int = 2) -> dict[str, str]:
+        with trio.fail_after(20):
+            while len(found := (await self.shown())["receipts"]) < count:
+                await trio.sleep(0.05)
+        return {each["role"]: each["outcome"] for each in found}
+
+    async def guest_goes_on_at_its_source(self) -> None:
+        assert await run_state(self.source) == "running"
+        counted = await wait_passes(self.source, 1)
+        await wait_passes(self.source, counted + 1, deadline_seconds=20)
+
+
+@asynccontextmanager
+async def flight(site: Site, image: Path) -> AsyncIterator[Flight]:
+    """Alice's migration from a to b, seen running with memory under way."""
+    commands = Commands(site.directory)
+    async with AsyncExitStack() as stack:
+        running = await stack.enter_async_context(running_gateway(site))
+        for host in ("a", "b"):
+            config = str(site.relay_config(host))
+            await stack.enter_async_context(commands.serve(f"relay-{host}", "relay", "serve", "--config", config))
+        source = await start_qemu(site.directory / "vm-a" / UUID, UUID, memory_mib=MEMORY_MIB, image=image)
+        stack.push_async_callback(stop_qemu, source)
+        destination = await start_qemu(site.directory / "vm-b" / UUID, UUID, memory_mib=MEMORY_MIB, incoming=True)
+        stack.push_async_callback(stop_qemu, destination)
+        await wait_passes(source, 1)
+        body = {"vm": "counter", "destination": "b"}
+        with trio.fail_after(20):
+            while (answer := await running.person("alice").post("/v1/migrations", json=body)).status_code == 503:
+                await trio.sleep(0.1)
+        assert answer.status_code == 201, answer.text
+        on_its_way = Flight(running, source, destination, answer.json()["migration_id"])
+        with trio.fail_after(20):
+            while not ((await on_its_way.shown())["progress"] or {}).get("transferred_bytes", 0) > 1_000_000:
+                await trio.sleep(0.02)
+        yield on_its_way
+
+
+def lose_group(site: Site) -> None:
+    edit(site.people, lambda text: text.replace('["operators"]', '["guests"]'))
+
+
+async def test_a_lost_group_cancels_within_a_second_and_the_guest_goes_on(folder: Path, image: Path) -> None:
+    async with flight(lay_out(folder, 4), image) as moving:
+        lose_group(moving.running.site)
+        await moving.running.gateway.reload()
+        (record,) = await revoked(moving.running)
+        assert record["outcome"] == "cancel_requested"
+        asked = trio.current_time()
+        shown = await moving.until("cancelled", seconds=5)
+        took = trio.current_time() - asked
+        assert shown["revoked"]["obligation"] == "cancel"
+        await moving.guest_goes_on_at_its_source()
+        receipts = await moving.receipts()
+        assert receipts["source"] == "cancelled"
+        assert receipts["destination"] not in {"running", "completed"}
+        assert moving.destination.ended or await run_state(moving.destination) != "running"
+        assert took < 3, "the relay's long poll brings it at once; the rest is a machine under load"
+
+
+async def test_a_policy_that_lets_it_finish_lets_it_finish(folder: Path, image: Path) -> None:
+    site = lay_out(folder, 16)
+    policies = own_bundle(site)
+    say = '@on_revocation("finish")\n@id("operators-move")'
+    edit(policies / "permits.cedar", lambda text: text.replace('@id("operators-move")\n@on_revocation("cancel")', say))
+    async with flight(site, image) as moving:
+        lose_group(site)
+        await moving.running.gateway.reload()
+        (record,) = await revoked(moving.running)
+        assert record["outcome"] == "left_to_finish"
+        await moving.until("completed")
+        assert await run_state(moving.destination) == "running"
+        assert (await moving.receipts())["source"] == "completed"
+        denied = await moving.running.person("alice").post("/v1/migrations", json={"vm": "counter", "destination": "a"})
+        assert denied.status_code == 403
+
+
+async def test_a_host_whose_certificate_is_revoked_is_left_through_the_other(folder: Path, image: Path) -> None:
+    """The source's: the gateway hears it no more, so the destination discards what it has."""
+    async with flight(lay_out(folder, 4), image) as moving:
+        site = moving.running.site
+        (leaf, *_) = read_certificates(site.host_folder("a") / "host.pem")
+        Authority.load(site.certs).revoke(leaf.serial_number, datetime.now(UTC))
+        await moving.running.gateway.reload()
+        (record,) = await revoked(moving.running)
+        assert record["details"]["because"] == "the certificate of the source host a has been revoked"
+        receipts = await moving.receipts(1)
+        assert receipts["destination"] not in {"running", "completed"}
+        await moving.guest_goes_on_at_its_source()
+        with trio.fail_after(10):
+            while not moving.destination.ended:
+                await trio.sleep(0.05)
+
+
+async def test_an_end_that_is_asked_for_during_the_handover_changes_nothing(folder: Path, image: Path) -> None:
+    """The gateway asks; the relay knows better: the guest is at the destination, in one place, and the log says so."""
+    async with flight(lay_out(folder, 16), image) as moving:
+        await moving.until("handing_over", "completed")
+        lose_group(moving.running.site)
+        await moving.running.gateway.reload()
+        await moving.until("completed")
+        assert await run_state(moving.destination) == "running"
+        assert moving.source.ended or await run_state(moving.source) != "running"
+        receipts = await moving.receipts()
+        assert receipts["source"] == "completed"
+        outcomes = {record["outcome"] for record in await moving.running.records("migration.revoked")}
+        assert outcomes <= {"too_late"}
