@@ -30,7 +30,8 @@ class Asked:
 
     `preflight`: whether a check asks the hosts, too, if the VM can move.
 
-    `break_glass`: the id of the grant under which they want to move the VM.
+    `break_glass`: the id of the grant under which they want to move the VM. `host`: the relay's, if one asks for what a
+    client of libvirt on its host wants (automatic admission).
     """
 
     vm: str
@@ -40,6 +41,7 @@ class Asked:
     address: str
     break_glass: str | None = None
     preflight: bool = False
+    host: str | None = None
 
     @property
     def action(self) -> str:

@@ -17,6 +17,7 @@ from gateway.permitting import permit_entry_after
 from gateway.recording import Event, Recorded, actor_of, identity_of
 from policy.engine import Decision, PolicyReason
 from policy.errors import PermitTooLarge
+from policy.facts import NOT_AUTHENTICATED, Person
 from policy.many_groups import compact_entities
 from policy.permit import PermitClaims
 
@@ -60,6 +61,7 @@ def decision_event(
             "policy_request": decision.request,
             "policy_entities": compact_entities(decision.entities),
             **({"account": question.person.account} if question.person.account is not None else {}),
+            **({"asked_by": asked.host, "on_behalf_of": _on_behalf_of(question.person)} if asked.host else {}),
             **identity_of(question.person),
         },
     )
@@ -107,6 +109,10 @@ def remember_refusal(gate: Gate, facts: Facts, event: Event, index: int) -> None
             message=event.details.get("not_admitted"),
         )
     )
+
+
+def _on_behalf_of(person: Person) -> str:
+    return "unknown" if person.authenticated_by == NOT_AUTHENTICATED else person.id
 
 
 def _policy(reason: PolicyReason) -> dict[str, Any]:

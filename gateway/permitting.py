@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
+from typing import Any
 
 import trio
 
@@ -61,10 +62,13 @@ def permit_entry_after(claims: PermitClaims | None) -> Callable[[int, bytes], Se
     return lambda index, leaf_hash: [permit_entry(claims, index, leaf_hash)]
 
 
-def issue_permit(
+def sealed_permit(
     gate: Gate, facts: Facts, claims: PermitClaims, event: Event, record_index: int, proof: PermitProof
-) -> None:
-    """Seal the permit with the proof of its entry and queue it for the source relay. `event`: the decision's."""
+) -> tuple[Migration, dict[str, Any]]:
+    """The migration, and what its source relay gets: the permit, sealed with the proof of its entry.
+
+    `event`: the decision's.
+    """
     token = seal_permit(claims, proof, gate.terms.private_key, gate.terms.key_id)
     assert facts.source is not None
     assert facts.destination is not None
@@ -93,6 +97,15 @@ def issue_permit(
         "deadline_seconds": claims.session_until - claims.iat,
         "downtime_limit_ms": gate.terms.downtime_limit_ms,
     }
+    return migration, document
+
+
+def issue_permit(
+    gate: Gate, facts: Facts, claims: PermitClaims, event: Event, record_index: int, proof: PermitProof
+) -> None:
+    """Seal the permit and queue it for the source relay. `event`: the decision's."""
+    migration, document = sealed_permit(gate, facts, claims, event, record_index, proof)
+    assert facts.source is not None
     expires = trio.current_time() + claims.exp - claims.iat
     try:
         gate.dispatch.assign(claims.source, Assignment(claims.migration_id, "migrate", document, expires))

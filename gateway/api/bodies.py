@@ -112,6 +112,16 @@ class PlacementReport(Body):
     gone: Annotated[list[Uuid], Field(max_length=100)]
 
 
+class LibvirtWish(Body):
+    """What a client of libvirt on the relay's host wants; `token` of the person, if one was handed in."""
+
+    vm: Uuid
+    destination: Name
+    ports: Annotated[list[Port], Field(min_length=1, max_length=3)]
+    token: Annotated[str, Field(min_length=1, max_length=16 * 1024)] | None = Field(default=None, repr=False)
+    reason: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
+
+
 class ProgressReport(Body):
     """What the hypervisor says, in bytes; `pass` is the pre-copy pass."""
 

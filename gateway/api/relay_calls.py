@@ -8,8 +8,18 @@ from starlette.responses import Response
 
 from gateway.address_book import address_book
 from gateway.api.answers import JsonAnswer
-from gateway.api.bodies import InspectionAnswer, KnownHosts, PlacementReport, Poll, ProgressReport, ReceiptReport
-from gateway.api.desk import AtDesk, Relay
+from gateway.api.bodies import (
+    InspectionAnswer,
+    KnownHosts,
+    LibvirtWish,
+    PlacementReport,
+    Poll,
+    ProgressReport,
+    ReceiptReport,
+)
+from gateway.api.desk import Address, AtDesk, Relay
+from gateway.asking import Asked
+from gateway.automatic_admission import admit_for_host
 from gateway.errors import RequestRefused
 from gateway.host_reports import Report, ReportedGuest
 from gateway.migrations import State
@@ -30,6 +40,14 @@ async def progress(body: ProgressReport, desk: AtDesk, host: Relay) -> Response:
     numbers = body.model_dump(by_alias=True, exclude={"migration_id", "state"})
     await desk.reporting.progress(host, body.migration_id, State(body.state), numbers, body.message)
     return Response(status_code=204)
+
+
+@router.post("/v1/relay/admission", summary="May a client of libvirt on this host move this VM? Then its permit")
+async def admission(body: LibvirtWish, desk: AtDesk, host: Relay, address: Address) -> Response:
+    """200 with the permit, or with the words for the client; either is recorded. 401: the token is not accepted."""
+    asked = Asked(body.vm, body.destination, body.reason, tuple(body.ports), address, host=str(host))
+    _, document = await admit_for_host(desk.gate, str(host), body.token, asked)
+    return JsonAnswer(document)
 
 
 @router.post("/v1/relay/hosts", summary="The address book; null if the relay has it already")

@@ -21,6 +21,7 @@ from gateway.cli import (
     migrate,
     people,
     serve,
+    session,
     siem_files,
     whoami,
     witness,
@@ -88,6 +89,7 @@ app.add_typer(break_glass.app, name="break-glass")
 app.add_typer(audit.app, name="audit")
 app.add_typer(certs.app, name="certs")
 app.add_typer(people.app, name="people")
+app.add_typer(session.app, name="session")
 app.add_typer(directory.app, name="directory")
 app.add_typer(inventory.app, name="inventory")
 app.add_typer(siem_files.app, name="siem")

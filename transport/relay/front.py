@@ -149,7 +149,7 @@ class Front:
         conversation = Conversation(
             caller, call, prepare, loopback, copies_disks, self._limits.migration_deadline_seconds
         )
-        await self._carry(Wish(identity.uuid, destination.host, ports, uid), conversation)
+        await self._carry(Wish(identity.uuid, identity.name, destination.host, ports, uid), conversation)
 
     async def _carry(self, wish: Wish, conversation: Conversation) -> None:
         """Let the session run where it outlives the caller; returns when the caller's own part in it is over."""

@@ -28,7 +28,7 @@ log = structlog.get_logger("sealane.relay")
 _POLL_SECONDS = 20
 _MAX_ANSWER_BYTES = 256 * 1024
 _RETRY_SECONDS = 2.0
-_NEVER = frozenset({400, 403, 404, 409, 413, 422})
+_NEVER = frozenset({400, 401, 403, 404, 409, 413, 422})
 _RECEIPT_CHECK_SECONDS = 1.0
 _REPORT_SECONDS = 10.0
 _ADDRESS_BOOK_SECONDS = 60.0
@@ -84,6 +84,10 @@ class GatewayAway(TransportError):
 
 class GatewayRefuses(TransportError):
     """The gateway will never take this message: asking again cannot help, an operator must look."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class NewsDesk:
@@ -149,10 +153,16 @@ class GatewayLink:
         body: dict[str, object] = {"vm": wish.vm, "destination": wish.destination, "ports": list(wish.ports)}
         if wish.token is not None:
             body["token"] = wish.token
+        if wish.reason is not None:
+            body["reason"] = wish.reason
         try:
             with trio.fail_after(self._host.config.limits.message_seconds):
                 answer = _decode_admission(await self._post("/v1/relay/admission", body))
-        except (GatewayAway, GatewayRefuses, trio.TooSlowError, msgspec.MsgspecError) as error:
+        except GatewayRefuses as error:
+            log.warning("the gateway refuses to answer for a permit", vm=wish.vm, cause=str(error))
+            words = "the token that was handed in is not accepted: sign in again" if error.status == 401 else str(error)
+            raise NotAdmitted(words) from None
+        except (GatewayAway, trio.TooSlowError, msgspec.MsgspecError) as error:
             log.error("the gateway could not be asked for a permit", vm=wish.vm, cause=str(error))
             raise NotAdmitted("the gateway cannot be asked, and nothing moves without its permit") from None
         if isinstance(answer, _NotPermitted):
@@ -256,7 +266,7 @@ class GatewayLink:
             headers = {"content-type": "application/json"}
             async with self._client.stream("POST", path, content=body, headers=headers) as response:
                 if response.status_code in _NEVER:
-                    raise GatewayRefuses(f"{path}: the gateway answers {response.status_code}")
+                    raise GatewayRefuses(f"{path}: the gateway answers {response.status_code}", response.status_code)
                 if response.status_code // 100 != 2:
                     raise GatewayAway(f"{path}: the gateway answers {response.status_code}")
                 async for chunk in response.aiter_bytes():

@@ -30,6 +30,7 @@ from transport.errors import (
     TransportError,
 )
 from transport.hypervisors.errors import HypervisorError
+from transport.relay.announced import Announced, listen_for_announcements
 from transport.relay.caller import Conversation
 from transport.relay.config import load_relay_config, split_address
 from transport.relay.control import ControlLink, TlsStream
@@ -66,6 +67,7 @@ class Relay:
     def __init__(self, host: RelayHost, nursery: trio.Nursery, link: GatewayLink, ask: Ask) -> None:
         self._host = host
         self._ask = ask
+        self.announced = Announced(host.config.front.token_file)
         self._nursery = nursery
         self._link = link
         self._cancels: dict[str, trio.Event] = {}
@@ -157,7 +159,7 @@ class Relay:
 
     async def migrate_for_caller(self, wish: Wish, conversation: Conversation) -> News:
         """Automatic admission: ask the gateway for what a client of libvirt wants, and carry it. `NotAdmitted`."""
-        permitted = await self._ask(wish)
+        permitted = await self._ask(self.announced.named(wish))
         self._cancels[permitted.migration_id] = trio.Event()
         tell = NewsDesk(self._link, permitted.migration_id, self._nursery).tell
         order = MigrationOrder(
@@ -272,6 +274,8 @@ async def serve_relay(host: RelayHost, ready: Callable[[str], None], ask: Ask | 
                 front = Front(host.config.front, host.config.limits, relay.migrate_for_caller, nursery)
                 front.listen()
                 nursery.start_soon(front.serve)
+                at = listen_for_announcements(Path(host.config.front.session_socket))
+                nursery.start_soon(relay.announced.serve, at, frozenset(host.config.front.peer_uids))
             name = listening.getsockname()
             ready(f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}")
     finally:

@@ -13,10 +13,15 @@ class NotAdmitted(TransportError):
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """A VM of this host, a destination by its name, the ports that it takes; `token` of the person, if one came."""
+    """A VM of this host by UUID and name, a destination by its name, the ports that it takes.
+
+    `token` and `reason`: of the person on whose behalf it is, if one has said so.
+    """
 
     vm: str
+    vm_name: str
     destination: str
     ports: tuple[str, ...]
     caller_uid: int
     token: str | None = field(default=None, repr=False)
+    reason: str | None = None
