@@ -6,6 +6,7 @@
 #   make bench   measure against haproxy, stunnel, socat and QEMU's own TLS; results in bench/results/
 #   make fuzz    Hypothesis tests with many random examples, for FUZZ_SECONDS (default 60)
 #   make soak    kill a gateway under load KILLS times (default 1000; about 2 s each), then compare all it said with its log
+#   make soak-sinks  kill each receiver of the log 100 times during delivery (ARGS="--kills N"); rsyslog is real
 #   make lock    remake requirements.lock from pyproject.toml (ARGS=--upgrade takes the newest versions)
 #
 # ARGS is handed on: make demo ARGS=--json · make test ARGS="-k permit" · make bench ARGS="relay --quick"
@@ -16,7 +17,7 @@ ARGS ?=
 FUZZ_SECONDS ?= 60
 KILLS ?= 1000
 
-.PHONY: help demo test check bench fuzz soak lock setup
+.PHONY: help demo test check bench fuzz soak soak-sinks lock setup
 .DEFAULT_GOAL := help
 
 help:
@@ -54,6 +55,10 @@ fuzz: setup
 # Goes on in .soak/ where it was stopped; ARGS=--fresh begins anew.
 soak: setup
 	@$(BIN)/python -m tests.soak --kills $(KILLS) $(ARGS)
+
+soak-sinks:
+	@deploy/setup.sh test
+	@$(BIN)/python -m tests.soak.sinks $(ARGS)
 
 # The lock names no index: whoever installs from it uses their own. The grep fails the goal if one slips in.
 lock: setup

@@ -15,7 +15,7 @@ from audit.siem.line_file import LineFileSink
 from audit.siem.peer import Peer, Trust
 from audit.siem.relp import RelpSink
 from audit.siem.splunk import HecSettings, SplunkSink
-from audit.siem.syslog import SyslogSink
+from audit.siem.syslog import RESEND_BYTES, SyslogSink
 from audit.siem.webhook import WebhookSettings, WebhookSink
 from tests.audit.siem.certificates import CLIENT_NAME, TestAuthority
 from tests.audit.siem.fake_https import SERVER_NAME as HTTPS_NAME
@@ -83,9 +83,12 @@ class _TlsReceiver:
 class RsyslogReceiver(_TlsReceiver):
     """A real rsyslog, by syslog over TLS or by RELP."""
 
-    def __init__(self, folder: Path, protocol: str, form: Format = Format.ENTRY, text: Path | None = None) -> None:
+    def __init__(
+        self, folder: Path, protocol: str, form: Format = Format.ENTRY, resend_bytes: int = RESEND_BYTES
+    ) -> None:
         super().__init__(folder)
-        self.server = Rsyslog(folder, self.authority, text=text)
+        self.server = Rsyslog(folder, self.authority)
+        self._resend_bytes = resend_bytes
         self._protocol = protocol
         self._form = form
         self.start = self.server.start
@@ -96,11 +99,14 @@ class RsyslogReceiver(_TlsReceiver):
         self.start()
 
     def sink(self) -> SyslogSink | RelpSink:
-        is_relp = self._protocol == "relp"
-        port = self.server.relp_port if is_relp else self.server.syslog_port
-        peer = Peer(host="127.0.0.1", port=port, server_name=SERVER_NAME, trust=self.trust)
-        kind = RelpSink if is_relp else SyslogSink
-        return kind(self._protocol, peer, line_of(self._form), syslog_name("gw-1"), MAX_MESSAGE_BYTES)
+        line, hostname = line_of(self._form), syslog_name("gw-1")
+        if self._protocol == "relp":
+            return RelpSink("relp", self._peer(self.server.relp_port), line, hostname, MAX_MESSAGE_BYTES)
+        peer = self._peer(self.server.syslog_port)
+        return SyslogSink("syslog", peer, line, hostname, MAX_MESSAGE_BYTES, self._resend_bytes)
+
+    def _peer(self, port: int) -> Peer:
+        return Peer(host="127.0.0.1", port=port, server_name=SERVER_NAME, trust=self.trust)
 
     def held(self) -> list[str]:
         """A killed rsyslog's last line may be cut; it is none then."""

@@ -63,10 +63,9 @@ class Rsyslog:
         *,
         pair: Pair | None = None,
         with_parts: bool = False,
-        text: Path | None = None,
     ) -> None:
         self.folder = folder
-        self.text = text or folder / "text.log"
+        self.text = folder / "text.log"
         self.parts = folder / "parts.log"
         self.syslog_port, self.relp_port = free_ports(2)
         self._with_parts = with_parts
@@ -111,6 +110,11 @@ class Rsyslog:
                 self.stop()
                 raise AssertionError(f"rsyslogd did not start: {said}")
             time.sleep(0.01)
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
 
     def kill(self) -> None:
         self._end(signal.SIGKILL)
