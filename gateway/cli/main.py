@@ -16,6 +16,7 @@ from gateway.cli import (
     certs,
     demo,
     directory,
+    doctor,
     inventory,
     login,
     migrate,
@@ -95,6 +96,7 @@ app.add_typer(inventory.app, name="inventory")
 app.add_typer(siem_files.app, name="siem")
 app.add_typer(serve.gateway_app, name="gateway")
 app.add_typer(serve.relay_app, name="relay")
+app.command("doctor")(doctor.doctor)
 app.command("demo")(demo.demo)
 
 

@@ -1,0 +1,91 @@
+"""Keys, certificates and CRLs: there, private, of each other, and valid for long enough that somebody can still act."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+
+from certs.errors import CertificateError
+from certs.files import read_certificates, read_crl, read_private_key
+from gateway.doctor.finding import Finding
+
+
+def certificate_findings(path: Path, now: datetime) -> Iterator[Finding]:
+    """Wrong if expired, attention if less than a third of its life is left: it should have been renewed by then."""
+    try:
+        certificates = read_certificates(path)
+    except CertificateError as error:
+        yield Finding("certificate", "wrong", str(error), "issue it: sealane certs issue")
+        return
+    for certificate in certificates:
+        yield _validity(path, certificate, now)
+
+
+def _validity(path: Path, certificate: x509.Certificate, now: datetime) -> Finding:
+    begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    if not begin <= now < end:
+        when = f"is valid from {begin:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M} UTC, and it is {now:%Y-%m-%d %H:%M}"
+        return Finding("certificate", "wrong", f"{path} {when}", "renew it, or correct this machine's clock")
+    left = end - now
+    if left < (end - begin) / 3:
+        return Finding("certificate", "attention", f"{path} ends in {_span(left)}", "renew it")
+    return Finding("certificate", "ok", f"{path} is valid for {_span(left)}")
+
+
+def crl_findings(paths: Sequence[Path], now: datetime) -> Iterator[Finding]:
+    """A CRL past its next update makes every peer refuse, and be refused."""
+    for path in paths:
+        try:
+            crl = read_crl(path)
+        except CertificateError as error:
+            yield Finding("crl", "wrong", str(error), "fetch the CA's CRL")
+            continue
+        end = crl.next_update_utc
+        if end is None or now >= end:
+            yield Finding(
+                "crl", "wrong", f"{path} is out of date since {end}", "fetch a new one: no peer passes until then"
+            )
+            continue
+        age, left = now - crl.last_update_utc, end - now
+        message = f"{path} is {_span(age)} old, the next is due within {_span(left)}"
+        if left < (end - crl.last_update_utc) / 4:
+            yield Finding("crl", "attention", message, "see why it was not renewed")
+        else:
+            yield Finding("crl", "ok", message)
+
+
+def key_finding(path: Path) -> Finding:
+    """By the rule that the programs start by: private to its owner, or refused."""
+    try:
+        read_private_key(path)
+    except CertificateError as error:
+        return Finding("private_key", "wrong", str(error), "chmod 600, owned by who runs the service")
+    return Finding("private_key", "ok", f"{path} is private")
+
+
+def folder_finding(path: Path, allowed: int) -> Finding:
+    """A folder of state: not open to others than `allowed` (mode bits)."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return Finding("folder", "ok", f"{path} will be made at the first start")
+    except OSError as error:
+        return Finding("folder", "unknown", f"{path}: {error.strerror}", "run as root, or as who runs the service")
+    mode = stat.S_IMODE(found.st_mode)
+    if mode & ~allowed:
+        return Finding("folder", "wrong", f"{path} has mode {mode:04o}", f"chmod {allowed:o} {path}")
+    if os.geteuid() != 0 and found.st_uid != os.geteuid():
+        return Finding("folder", "unknown", f"{path} belongs to user {found.st_uid}", "run as root, or as that user")
+    return Finding("folder", "ok", f"{path} has mode {mode:04o}")
+
+
+def _span(length: timedelta) -> str:
+    if length >= timedelta(days=2):
+        return f"{length.days} days"
+    hours = length / timedelta(hours=1)
+    return f"{hours:.0f} hours" if hours >= 2 else f"{length / timedelta(minutes=1):.0f} minutes"

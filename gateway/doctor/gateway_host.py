@@ -1,0 +1,71 @@
+"""All that is looked at on the host of a gateway, by its configuration file. Needs the [gateway] extra."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Final
+
+import gateway.config as configuration
+from gateway.config import GatewayConfig
+from gateway.doctor.credentials import certificate_findings, crl_findings, folder_finding, key_finding
+from gateway.doctor.finding import Finding
+from gateway.doctor.machine import open_files, suid_dumps, swap
+from gateway.doctor.network import listen_finding
+from gateway.errors import ConfigRefused, StartRefused
+from gateway.reloading import load_policy
+from policy.errors import InventoryRefused
+from policy.inventory import Inventory
+
+FREE_BYTES: Final = 1 << 30
+
+
+def gateway_host_findings(path: Path, root: Path, now: datetime) -> Iterator[Finding]:
+    yield swap(root)
+    yield suid_dumps(root)
+    yield open_files()
+    try:
+        config = configuration.load(path)
+    except ConfigRefused as error:
+        yield Finding("configuration", "wrong", error.detail, error.next_step)
+        return
+    yield Finding("configuration", "ok", f"{path} is understood")
+    for name in (config.tls.private_key, config.log.signing_key, config.permits.signing_key):
+        yield key_finding(config.path(name))
+    yield from certificate_findings(config.path(config.tls.certificate), now)
+    yield from crl_findings([config.path(name) for name in config.tls.crls], now)
+    yield folder_finding(config.path(config.gateway.state_dir), 0o700)
+    yield folder_finding(config.path(config.log.directory), 0o750)
+    yield _space(config)
+    yield listen_finding(config.listen.host, config.listen.port)
+    yield from _policy(config)
+
+
+def _space(config: GatewayConfig) -> Finding:
+    """A full disk stops every admission."""
+    folder = config.path(config.log.directory)
+    try:
+        usage = shutil.disk_usage(folder if folder.exists() else folder.parent)
+    except OSError as error:
+        return Finding("log_space", "unknown", f"{folder}: {error.strerror}")
+    message = f"{usage.free >> 20} MiB are free for the log"
+    if usage.free < FREE_BYTES:
+        return Finding("log_space", "wrong", message, "make room: without it nothing is permitted")
+    return Finding("log_space", "ok", message)
+
+
+def _policy(config: GatewayConfig) -> Iterator[Finding]:
+    try:
+        bundle = load_policy(config)
+    except StartRefused as error:
+        yield Finding("policy", "wrong", error.detail, "correct the bundle")
+    else:
+        yield Finding("policy", "ok", f"bundle {bundle.name} version {bundle.version}, its tests pass")
+    try:
+        inventory = Inventory.load(config.path(config.policy.inventory))
+    except InventoryRefused as error:
+        yield Finding("inventory", "wrong", str(error), "correct the file; `sealane inventory check` tries all sources")
+    else:
+        yield Finding("inventory", "ok", f"{len(inventory.hosts)} hosts and {len(inventory.vms)} VMs in the file")

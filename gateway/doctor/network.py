@@ -1,0 +1,94 @@
+"""What is reached from here, and whether clocks agree: a permit lives for a minute."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Final
+
+import httpx
+
+from gateway.doctor.finding import Finding
+
+SECONDS: Final = 3.0
+SKEW_WRONG_SECONDS: Final = 30  # what permits allow
+SKEW_ATTENTION_SECONDS: Final = 5
+MAX_PEERS: Final = 32
+
+
+def gateway_findings(
+    url: str, trust_bundle: Path, now: datetime, client: tuple[Path, Path] | None = None
+) -> Iterator[Finding]:
+    """The gateway answers under a trusted certificate, and its clock agrees with ours. `client`: ours, and its key."""
+    try:
+        context = ssl.create_default_context(cafile=str(trust_bundle))
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        if client is not None:
+            context.load_cert_chain(*client)
+        with httpx.Client(verify=context, timeout=SECONDS, trust_env=False) as http:
+            answer = http.get(f"{url}/v1/health")
+    except (OSError, httpx.HTTPError) as error:
+        remedy = "see that it runs, and that gateway.url and gateway.trust_bundle are right"
+        yield Finding("gateway", "wrong", f"{url} does not answer: {error}", remedy)
+        return
+    is_well = answer.status_code == 200
+    yield Finding(
+        "gateway",
+        "ok" if is_well else "wrong",
+        f"{url} answers" if is_well else f"{url} answers {answer.status_code}: it permits nothing now",
+        "" if is_well else "look at the gateway: sealane doctor on its host",
+    )
+    yield clock_finding(answer.headers.get("date", ""), now)
+
+
+def clock_finding(date: str, now: datetime) -> Finding:
+    """From the answer's Date, which has a resolution of a second."""
+    try:
+        skew = abs((parsedate_to_datetime(date) - now).total_seconds())
+    except (TypeError, ValueError):
+        return Finding("clock", "unknown", "the gateway does not tell its time")
+    message = f"this clock and the gateway's differ by {skew:.0f} s"
+    if skew > SKEW_WRONG_SECONDS:
+        return Finding(
+            "clock", "wrong", f"{message}; permits are refused beyond {SKEW_WRONG_SECONDS} s", "run NTP on both"
+        )
+    if skew > SKEW_ATTENTION_SECONDS:
+        return Finding("clock", "attention", message, "run NTP on both")
+    return Finding("clock", "ok", message)
+
+
+def peer_findings(peers: Sequence[tuple[str, str, int]]) -> Iterator[Finding]:
+    """Other relays: (name, address, port). A TCP connection, nothing more."""
+    for name, address, port in peers[:MAX_PEERS]:
+        try:
+            with socket.create_connection((address, port), timeout=SECONDS):
+                pass
+        except OSError as error:
+            where = f"{name} at {address} port {port}"
+            yield Finding(
+                "peer",
+                "attention",
+                f"{where}: {error.strerror or error}",
+                "start that relay, or open this port between the hosts",
+            )
+        else:
+            yield Finding("peer", "ok", f"{name} at {address} port {port} is reached")
+    if len(peers) > MAX_PEERS:
+        yield Finding("peer", "unknown", f"{len(peers) - MAX_PEERS} further hosts were not tried")
+
+
+def listen_finding(host: str, port: int) -> Finding:
+    """Something listens on the service's own port; what, is not known here."""
+    address = "127.0.0.1" if host in {"0.0.0.0", ""} else "::1" if host == "::" else host  # noqa: S104 - compared
+    try:
+        with socket.create_connection((address, port), timeout=SECONDS):
+            pass
+    except OSError as error:
+        return Finding(
+            "listen", "attention", f"nothing listens on {host}:{port} ({error.strerror or error})", "start the service"
+        )
+    return Finding("listen", "ok", f"{host}:{port} is listened on")
