@@ -20,8 +20,9 @@ from policy.sources.document import DocumentSource
 from policy.sources.file import FileSource
 from policy.sources.https import make_client
 from policy.sources.keeper import Condition, News, Sources
+from policy.sources.netbox import NetboxFields, NetboxSource
 from policy.sources.reading import Pace, Source
-from policy.sources.settings import MAIN, FileTable, HttpTable, SourceTable
+from policy.sources.settings import MAIN, FileTable, NetboxTable, SourceTable
 
 log = structlog.get_logger("gateway.inventories")
 
@@ -67,9 +68,14 @@ async def _source(config: GatewayConfig, table: SourceTable, stack: AsyncExitSta
         return FileSource(table.name, config.path(table.path), pace, table.partial, table.hosts)
     trust_bundle = None if table.trust_bundle is None else str(config.path(table.trust_bundle))
     token = None if table.token_file is None else read_secret_line(config.path(table.token_file))
-    client = make_client(trust_bundle, None if token is None else f"Bearer {token}")
+    scheme = table.token_scheme if isinstance(table, NetboxTable) else "Bearer"
+    client = make_client(trust_bundle, None if token is None else f"{scheme} {token}")
     await stack.enter_async_context(client)
-    assert isinstance(table, HttpTable)
+    if isinstance(table, NetboxTable):
+        fields = NetboxFields(
+            table.uuid, table.zone, table.classification, table.host, table.zones, table.classifications
+        )
+        return NetboxSource(table.name, table.url.rstrip("/"), client, pace, fields)
     return DocumentSource(table.name, table.url, client, pace, table.partial, table.hosts, table.max_bytes)
 
 

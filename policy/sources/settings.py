@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 import msgspec
 from msgspec import Meta
@@ -14,6 +14,7 @@ from policy.sources.https import require_https
 MAIN: Final = "inventory"  # what the file that `[policy] inventory` names is called as a source
 
 Text = Annotated[str, Meta(min_length=1, max_length=255)]
+FieldPath = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*){0,2}\Z", max_length=200)]
 Url = Annotated[str, Meta(min_length=1, max_length=1024)]
 
 
@@ -50,7 +51,22 @@ class HttpTable(_HttpsTable, frozen=True, tag="http"):
     max_bytes: Annotated[int, Meta(ge=1024, le=64 * 1024 * 1024)] = 16 * 1024 * 1024
 
 
-SourceTable = FileTable | HttpTable
+class NetboxTable(_HttpsTable, frozen=True, tag="netbox"):
+    """Virtual machines of NetBox; the fields are those of `policy.sources.netbox.NetboxFields`.
+
+    `token_scheme`: the word in front of the token in the `Authorization` header.
+    """
+
+    token_scheme: Literal["Token", "Bearer"] = "Token"  # noqa: S105 - no secret
+    uuid: FieldPath = "serial"
+    zone: FieldPath = "custom_fields.zone"
+    classification: FieldPath = "custom_fields.classification"
+    host: FieldPath | None = None
+    zones: dict[Text, Text] = {}
+    classifications: dict[Text, Text] = {}
+
+
+SourceTable = FileTable | HttpTable | NetboxTable
 
 
 class InventorySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -75,6 +91,9 @@ class InventorySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
                 check_label("source", source.name)
                 if isinstance(source, _HttpsTable):
                     require_https(source.url)
+                if isinstance(source, NetboxTable):
+                    for label in (*source.zones.values(), *source.classifications.values()):
+                        check_label("translation", label)
             except (FactRefused, ValueError) as error:
                 raise ValueError(f"{source.name}: {error}") from error
             if source.max_age_seconds <= source.refresh_seconds:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +20,9 @@ from tests.policy.sources.https_server import Answer, HttpsServer, Request, http
 pytestmark = pytest.mark.whole
 
 UUID_NEW = "77777777-2222-4333-8444-555555555555"
+NETBOX_VM = json.loads(
+    (Path(__file__).parents[1] / "policy" / "sources" / "netbox_vm.json").read_text(encoding="utf-8")
+)
 NEW = {"uuid": UUID_NEW, "name": "newborn", "zone": "test", "classification": "internal", "host": "a"}
 
 
@@ -181,3 +185,29 @@ def test_a_source_that_cannot_work_is_refused_at_the_start(
     site.gateway_config.write_text(site.gateway_config.read_text().replace(old, new))
     with pytest.raises(ConfigRefused, match=words):
         load(site.gateway_config)
+
+
+async def test_netbox_is_a_source_as_the_operator_describes_its_fields(site: Site, cmdb: HttpsServer) -> None:
+    page = {"count": 1, "results": [NETBOX_VM]}
+    cmdb.answer = lambda request: Answer(
+        json.dumps(page).encode(), status=200 if request.headers.get("authorization") == "Token s3cret" else 403
+    )
+    (site.directory / "token").write_text("s3cret\n")
+    (site.directory / "token").chmod(0o600)
+    site.gateway_config.write_text(
+        f"""{site.gateway_config.read_text()}
+[[inventory.sources]]
+name = "netbox"
+kind = "netbox"
+url = "{cmdb.url}/"
+trust_bundle = "{cmdb.trust_bundle}"
+token_file = "token"
+zone = "tenant.slug"
+zones = {{ "prod-tenant" = "test" }}
+"""
+    )
+    async with running_gateway(site) as running:
+        decision = await check(running, "ledger-db")
+        told = {(fact["of"], fact["fact"]): (fact["value"], fact["source"]) for fact in decision["facts"]}
+        assert told["ledger-db", "zone"] == ("test", "netbox")
+        assert told["ledger-db", "classification"] == ("restricted", "netbox")
