@@ -155,6 +155,16 @@ class Log:
         """The committed entries [start, end), as they are asked for."""
         return (self.entry(index) for index in range(start, end))
 
+    def resource(self, wanted: tiles.Resource) -> bytes:
+        """A tile or bundle as C2SP serves it: of any width that the committed tree has. Raises IndexError, LogError."""
+        level = wanted.level or 0
+        start = wanted.number * TILE_WIDTH
+        if start + wanted.width > self._size >> 8 * level:
+            raise IndexError(f"a log of size {self._size} does not have this tile")
+        if wanted.level is not None:
+            return b"".join(self._tree.tile(level, wanted.number)[: wanted.width])
+        return b"".join(map(tiles.frame, self.entries(start, start + wanted.width)))
+
     def inclusion_path(self, index: int, size: int) -> list[bytes]:
         """RFC 6962 audit path of entry `index` in the tree of `size`. Raises IndexError, LogError."""
         if not 0 <= index < size <= self._size:

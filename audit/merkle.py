@@ -69,9 +69,10 @@ class Tree:
         tile_level = ((high - low).bit_length() - 1) // 8
         start, end = low >> 8 * tile_level, high >> 8 * tile_level
         number, offset = divmod(start, TILE_WIDTH)
-        return subtree_hash(self._tile(tile_level, number)[offset : offset + end - start])
+        return subtree_hash(self.tile(tile_level, number)[offset : offset + end - start])
 
-    def _tile(self, level: int, number: int) -> Sequence[bytes]:
+    def tile(self, level: int, number: int) -> Sequence[bytes]:
+        """The hashes of a tile, so far as it is filled."""
         if number == (self.size >> 8 * level) // TILE_WIDTH:
             return self._edges[level]
         return self.full_tiles.get((level, number)) or self._read_tile(level, number)

@@ -9,6 +9,7 @@ Source: c2sp.org/tlog-tiles.
 
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from audit.errors import RecordTooLarge
@@ -18,6 +19,11 @@ TILE_WIDTH = 256
 TILE_BYTES = TILE_WIDTH * HASH_BYTES
 MAX_FRAMED_BYTES = 2**16 - 1
 
+MAX_LEVEL = 7  # a log has fewer than 2^63 entries, of which level 7 has 2^56 below each node
+
+_RESOURCE = re.compile(
+    r"(?P<kind>entries|[0-9]|[1-9][0-9])/(?P<number>(?:x[0-9]{3}/){0,8}[0-9]{3})(?:\.p/(?P<width>[1-9][0-9]{0,2}))?"
+)
 _GROUP = re.compile(r"x[0-9]{3}")
 _LAST = re.compile(r"[0-9]{3}")
 
@@ -56,6 +62,32 @@ def parse_number_path(path: PurePosixPath) -> int | None:
         return None
     number = int("".join(group[1:] for group in groups) + last)
     return number if number_path(number) == path else None
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """A tile (`level`) or entry bundle (`level` None) as clients ask for it; `width` entries, 256 if it is full."""
+
+    level: int | None
+    number: int
+    width: int
+
+    @property
+    def lowest_entry(self) -> int:
+        return self.number << 8 * ((self.level or 0) + 1)
+
+
+def parse_resource(text: str) -> Resource | None:
+    """What stands after `tile/` in a C2SP URL: `<L>/<N>[.p/<W>]` or `entries/<N>[.p/<W>]`; None for anything else."""
+    match = _RESOURCE.fullmatch(text)
+    if match is None:
+        return None
+    number = parse_number_path(PurePosixPath(match["number"]))
+    width = int(match["width"] or TILE_WIDTH)
+    if number is None or not 1 <= width <= TILE_WIDTH or (match["width"] and width == TILE_WIDTH):
+        return None
+    level = None if match["kind"] == "entries" else int(match["kind"])
+    return None if level is not None and level > MAX_LEVEL else Resource(level, number, width)
 
 
 def frame(entry: bytes) -> bytes:

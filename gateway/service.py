@@ -63,6 +63,7 @@ from gateway.siem.delivery import CommittedEntries, Delivery
 from gateway.siem.oversight import Oversight
 from gateway.siem.receivers import secret
 from gateway.steady import SteadyTime
+from gateway.tile_reading import TileReading
 from gateway.watch import Watch, WatchSettings
 from policy.engine import Engine
 from policy.errors import DirectoryRefused, PolicyError
@@ -93,6 +94,7 @@ class Gateway:
     keeping: LogKeeping
     placement: PlacementWatching
     delivery: Delivery
+    desk: Desk
     _stopping: trio.Event = field(default_factory=trio.Event)
 
     @property
@@ -154,6 +156,8 @@ async def serve(
             people=people,
             issuers=issuers,
             reading=reading,
+            tile_reading=TileReading(reading, committer, recorder),
+            published_checkpoint=keeping.witnessing.published_checkpoint,
             reporting=reporting,
             placement=placement_watching,
             oversight=oversight,
@@ -165,14 +169,14 @@ async def serve(
         reloader = Reloader(config, gate, people, reporting, server, partial(tls_files, config))
         watch = Watch(gate, people, reporting.seen, lambda: reporting.trust)
         reloader.reload_delivery = delivery.reload
-        await _serve(config, server, reloader, reading, keeping, delivery, watch, gate, placement_watching, task_status)
+        await _serve(config, server, reloader, desk, keeping, delivery, watch, gate, placement_watching, task_status)
 
 
 async def _serve(  # noqa: PLR0913, PLR0917 - the last step of the composition
     config: GatewayConfig,
     server: HttpsServer,
     reloader: Reloader,
-    reading: Reading,
+    desk: Desk,
     keeping: LogKeeping,
     delivery: Delivery,
     watch: Watch,
@@ -180,7 +184,7 @@ async def _serve(  # noqa: PLR0913, PLR0917 - the last step of the composition
     placement_watching: PlacementWatching,
     task_status: trio.TaskStatus[Gateway],
 ) -> None:
-    recorder = keeping.recorder
+    recorder, reading = keeping.recorder, desk.reading
     async with trio.open_nursery() as writing:
         await keeping.start(writing)
         await reading.restore(int(time.time()))
@@ -197,7 +201,7 @@ async def _serve(  # noqa: PLR0913, PLR0917 - the last step of the composition
             await recorder.append(
                 Event("gateway.started", details=_start_details(config, listen, keeping.committer, reloader))
             )
-            running = Gateway(listen, reloader, keeping, placement_watching, delivery)
+            running = Gateway(listen, reloader, keeping, placement_watching, delivery, desk)
             serving.start_soon(_heartbeat, recorder, config.log.heartbeat_seconds)
             revocation = config.revocation
             settings = WatchSettings(revocation.interval_seconds, revocation.unknown_grace_seconds)
@@ -206,6 +210,7 @@ async def _serve(  # noqa: PLR0913, PLR0917 - the last step of the composition
             serving.start_soon(reading.search.follow)
             serving.start_soon(placement_watching.run)
             serving.start_soon(delivery.run)
+            serving.start_soon(desk.tile_reading.run)
             task_status.started(running)
             log.info("gateway serves", listen=listen, name=config.gateway.name)
             await running.wait_stopping()
@@ -213,6 +218,7 @@ async def _serve(  # noqa: PLR0913, PLR0917 - the last step of the composition
             await server.stop_gracefully(STOP_SECONDS)
             serving.cancel_scope.cancel()
         with trio.move_on_after(STOP_SECONDS):
+            await desk.tile_reading.finish()
             await _record_or_log(recorder, Event("gateway.stopped"))
             await keeping.finish()
         writing.cancel_scope.cancel()

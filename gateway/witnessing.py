@@ -128,6 +128,13 @@ class Witnessing:
                 await self._news.wait()
         raise NoCosignature(f"fewer than {self.terms.required} witnesses cosigned the checkpoint in time")
 
+    async def published_checkpoint(self) -> str:
+        """For auditors: with cosignatures if there are witnesses, else the newest. Errors: LogUnavailable."""
+        if self.published is not None and self._standings:
+            return self.published.text
+        text = await self.committer.read(lambda opened: opened.checkpoint_text)
+        return text + (self.ml_dsa.cosign(read_note(text), int(self.wall())) if self.ml_dsa is not None else "")
+
     def ages(self) -> dict[str, int]:
         """Seconds since the last cosignature of each witness (or since the start), by name."""
         now = self.clock()

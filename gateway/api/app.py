@@ -10,7 +10,15 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from gateway.api import audit_calls, break_glass_calls, inventory_calls, people_calls, relay_calls, siem_calls
+from gateway.api import (
+    audit_calls,
+    break_glass_calls,
+    inventory_calls,
+    people_calls,
+    relay_calls,
+    siem_calls,
+    tile_calls,
+)
 from gateway.api.answers import JsonAnswer, error_answer, error_document
 from gateway.api.bounds import BoundedBody
 from gateway.api.desk import Desk
@@ -29,7 +37,7 @@ def create_app(desk: Desk, request_seconds: float) -> Any:
         redoc_url=None,
     )
     app.state.desk = desk
-    for calls in (people_calls, break_glass_calls, inventory_calls, audit_calls, relay_calls, siem_calls):
+    for calls in (people_calls, break_glass_calls, inventory_calls, audit_calls, tile_calls, relay_calls, siem_calls):
         app.include_router(calls.router)
     app.add_exception_handler(GatewayError, _answer_gateway_error)
     app.add_exception_handler(RequestValidationError, _answer_validation_error)

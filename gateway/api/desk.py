@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any
@@ -20,6 +20,7 @@ from gateway.reading import Reading
 from gateway.relays import relay_of
 from gateway.reporting import Reporting
 from gateway.siem.oversight import Oversight
+from gateway.tile_reading import TileReading
 from policy.facts import Person
 
 
@@ -31,6 +32,8 @@ class Desk:
     people: People
     issuers: Issuers
     reading: Reading
+    tile_reading: TileReading
+    published_checkpoint: Callable[[], Awaitable[str]]
     reporting: Reporting
     placement: PlacementWatching
     oversight: Oversight

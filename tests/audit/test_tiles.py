@@ -7,7 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from audit.errors import RecordTooLarge
-from audit.tiles import bundle_path, frame, framed_bytes, parse_number_path, require_fits, tile_path, unframe
+from audit.tiles import (
+    Resource,
+    bundle_path,
+    frame,
+    framed_bytes,
+    parse_number_path,
+    parse_resource,
+    require_fits,
+    tile_path,
+    unframe,
+)
 
 
 def test_paths_are_those_of_the_specification() -> None:
@@ -45,3 +55,27 @@ def test_an_entry_over_the_length_prefix_does_not_fit() -> None:
     require_fits(bytes(65535))
     with pytest.raises(RecordTooLarge):
         require_fits(bytes(65536))
+
+
+@pytest.mark.parametrize(
+    ("text", "resource"),
+    [
+        ("0/000", Resource(0, 0, 256)),
+        ("entries/x001/x234/067", Resource(None, 1234067, 256)),
+        ("1/x002/005.p/17", Resource(1, 2005, 17)),
+        ("entries/000.p/255", Resource(None, 0, 255)),
+    ],
+)
+def test_a_url_names_a_tile_or_bundle_of_some_width(text: str, resource: Resource) -> None:
+    assert parse_resource(text) == resource
+
+
+@pytest.mark.parametrize(
+    "text",
+    (
+        "|0|0/|0/0|0/00|00/000|8/000|64/000|-1/000|entries/000/|0/000.p/0|0/000.p/256|0/000.p/01|0/000.p/|0/x000/001"
+        f"|0/001/002|0/x001/x002|0/../000|entries/000.p/9/x|0/\u0660\u0660\u0660|0/000\n|entries/{'x999/' * 12}999"
+    ).split("|"),
+)
+def test_any_other_path_is_no_tile(text: str) -> None:
+    assert parse_resource(text) is None
