@@ -15,6 +15,7 @@ from gateway.api import (
     break_glass_calls,
     inventory_calls,
     people_calls,
+    reconcile_calls,
     relay_calls,
     siem_calls,
     tile_calls,
@@ -37,7 +38,16 @@ def create_app(desk: Desk, request_seconds: float) -> Any:
         redoc_url=None,
     )
     app.state.desk = desk
-    for calls in (people_calls, break_glass_calls, inventory_calls, audit_calls, tile_calls, relay_calls, siem_calls):
+    for calls in (
+        people_calls,
+        break_glass_calls,
+        inventory_calls,
+        audit_calls,
+        tile_calls,
+        reconcile_calls,
+        relay_calls,
+        siem_calls,
+    ):
         app.include_router(calls.router)
     app.add_exception_handler(GatewayError, _answer_gateway_error)
     app.add_exception_handler(RequestValidationError, _answer_validation_error)

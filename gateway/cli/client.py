@@ -141,6 +141,10 @@ class GatewayClient:
         """The answer about one record, whole."""
         return _decode(self._ask("GET", f"/v1/records/{index}"), dict[str, Any])
 
+    def reconcile_hosts(self, since: str) -> dict[str, Any]:
+        """What the receipts of both hosts say of each migration since then; the gateway records it."""
+        return _decode(self._ask("POST", "/v1/reconcile/hosts", body={"since": since}), dict[str, Any])
+
     def log_size(self) -> int:
         """How many entries the log has, by its newest checkpoint (a signed note: origin, size, root)."""
         note = _decode(self._ask("GET", "/v1/checkpoint"), CheckpointReply).checkpoint

@@ -21,6 +21,7 @@ from gateway.cli import (
     login,
     migrate,
     people,
+    reconcile,
     serve,
     session,
     siem_files,
@@ -86,6 +87,7 @@ app.command("migrate")(migrate.migrate)
 app.command("login")(login.login)
 app.command("whoami")(whoami.whoami)
 audit.app.add_typer(witness.app, name="witness")
+audit.app.add_typer(reconcile.app, name="reconcile")
 app.add_typer(break_glass.app, name="break-glass")
 app.add_typer(audit.app, name="audit")
 app.add_typer(certs.app, name="certs")

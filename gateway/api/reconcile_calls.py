@@ -1,0 +1,56 @@
+"""Comparing what hosts certified: by an auditor's order, with its result on record."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import Response
+
+from audit.errors import RecordInvalid
+from audit.record import parse_time
+from gateway.api.answers import JsonAnswer
+from gateway.api.desk import Address, Asking, AtDesk
+from gateway.errors import RequestRefused
+from gateway.host_receipts import MAX_RECORDED_FINDINGS, compare_receipts
+from gateway.recording import Event, actor_of
+
+router = APIRouter()
+KINDS = ("migration.decision", "migration.receipt")
+
+
+class Span(BaseModel):
+    """From when on decisions are looked at: a time in a record's form."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    since: Annotated[str, Field(min_length=1, max_length=64)]
+
+
+@router.post("/v1/reconcile/hosts", summary="Which migrations have one receipt, none, or two that differ")
+async def reconcile_hosts(span: Span, desk: AtDesk, person: Asking, address: Address) -> Response:
+    """Needs ReadAudit. What was found goes on record as `audit.reconciled`, all counts and the first findings."""
+    try:
+        parse_time(span.since)
+    except RecordInvalid as error:
+        raise RequestRefused("since must be like 2026-11-22T21:42:21.123456Z") from error
+    asked = {"reconcile_hosts": {"since": span.since}}
+    await desk.reading.require_read_audit(person, desk.now(), address, asked, recorded=True)
+    records = await desk.reading.records_since(KINDS, span.since)
+    report = compare_receipts(records, int(desk.now().timestamp()))
+    findings = [one.document() for one in report.findings]
+    details = {"what": "hosts", "since": span.since, "counts": report.counts()}
+    event = Event(
+        "audit.reconciled",
+        "failed" if findings else "completed",
+        actor=actor_of(person),
+        details=details | {"findings": [_short(one) for one in findings[:MAX_RECORDED_FINDINGS]]},
+    )
+    recorded = await desk.gate.recorder.append(event)
+    return JsonAnswer({**details, "findings": findings, "record_index": recorded.index})
+
+
+def _short(finding: dict[str, object]) -> dict[str, object]:
+    """What a record of 60 KiB has room for a hundred times; the rest is in the records that it names."""
+    return {name: finding[name] for name in ("what", "migration_id", "record")}

@@ -1,0 +1,96 @@
+"""`sealane audit reconcile`: hold what others certified against the log."""
+
+# Imports wait until they are needed: a relay's host lacks the [gateway] extra.
+# ruff: noqa: PLC0415
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gateway.cli.moments import parse_moment
+from gateway.cli.options import CaOption, GatewayOption, JsonOption, TokenFileOption
+from gateway.cli.output import console, print_json
+from gateway.cli.terminal import harmless
+
+app = typer.Typer(help="Hold what hosts certified against the log.", no_args_is_help=True, rich_markup_mode=None)
+
+
+@app.callback()
+def _reconcile() -> None:
+    """Keeps `hosts` a subcommand while it is the only one."""
+
+
+@app.command("hosts")
+def hosts(
+    since: Annotated[
+        str, typer.Option("--since", metavar="TIME", help="Decisions from then on: 30d, 2026-11-01 …")
+    ] = "30d",
+    log: Annotated[
+        Path | None, typer.Option("--log", metavar="DIR", help="Read a log's folder instead of asking a gateway.")
+    ] = None,
+    gateway: GatewayOption = None,
+    ca: CaOption = None,
+    token_file: TokenFileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Find migrations with one receipt, none, or two that differ, once their time is over.
+
+    Asked of a gateway, the result goes on record (audit.reconciled). Exits 1 if anything was found.
+
+    \b
+    Examples:
+      sealane audit reconcile hosts --since 7d
+      sealane audit reconcile hosts --log /mnt/evidence/log --json
+    """
+    moment = parse_moment(since, datetime.now(UTC), "--since")
+    if log is not None:
+        from gateway.host_receipts import compare_receipts
+
+        report = compare_receipts(_from_folder(log, moment), int(time.time()))
+        document: dict[str, Any] = {
+            "what": "hosts",
+            "since": moment,
+            "counts": report.counts(),
+            "findings": [one.document() for one in report.findings],
+        }
+    else:
+        from gateway.cli.client import GatewayClient
+        from gateway.cli.credentials import token_of
+        from gateway.cli.settings import resolve
+
+        settings = resolve(gateway, ca, token_file, Path.home())
+        with GatewayClient(settings, token_of(settings, int(time.time()))) as client:
+            document = client.reconcile_hosts(moment)
+    if as_json:
+        print_json(document)
+    else:
+        _show(document)
+    raise typer.Exit(1 if document["findings"] else 0)
+
+
+def _from_folder(log: Path, since: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Oldest first; a folder is read page by page, newest first."""
+    from gateway.cli.record_folder import FromFolder
+    from gateway.cli.record_source import Question, read_pages
+
+    source = FromFolder(log)
+    for kind in ("migration.decision", "migration.receipt"):
+        found = read_pages(source, Question(terms={"kind": kind, "since": since}), limit=10**9)
+        yield from ((one.index, one.record) for one in found.records)
+
+
+def _show(document: Mapping[str, Any]) -> None:
+    counts, out = document["counts"], console()
+    for one in document["findings"]:
+        hosts = f"{harmless(str(one['source']))} -> {harmless(str(one['destination']))}"
+        out.print(f"{one['what']:>6}  record {one['record']}  {harmless(str(one['vm']))}  {hosts}", markup=False)
+        for why in one["why"]:
+            out.print(f"        {harmless(why)}", markup=False)
+    told = ", ".join(f"{count} {what}" for what, count in counts.items())
+    out.print(told + (f"; on record as {document['record_index']}" if "record_index" in document else ""), markup=False)

@@ -1,0 +1,136 @@
+"""Receipts of source and destination, held against each other and against the permits that were given: pure.
+
+Every permit should end in two receipts that tell one story. After its time (`session_until`, and a grace for spooled
+receipts) a migration with one, with none, or with two that differ is a finding: a host that keeps silent, one that
+lies, or a permit that nobody used. Which of them, a person must find out; that there is none speaks for all the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
+
+import msgspec
+
+GRACE_SECONDS: Final = 3_600
+MAX_RECORDED_FINDINGS: Final = 100
+
+_ARRIVED: Final = frozenset({"running", "completed", "handed-over"})
+_SAME: Final = (
+    *("jti", "permit_sha256", "source", "destination", "vm"),
+    *("tls", "source_fingerprint", "destination_fingerprint"),
+)
+
+Numbered = tuple[int, Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """`what` is none, one or differ; `record` the decision's index; `why` in words for each difference."""
+
+    what: str
+    migration_id: str
+    record: int
+    vm: str | None
+    source: str | None
+    destination: str | None
+    why: tuple[str, ...]
+
+    def document(self) -> dict[str, Any]:
+        return {**asdict(self), "why": list(self.why)}
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """`permits` were looked at, `pending` are not due yet. Findings in the order of the log."""
+
+    permits: int
+    matched: int
+    pending: int
+    findings: tuple[Finding, ...]
+
+    def counts(self) -> dict[str, int]:
+        kinds = {what: sum(one.what == what for one in self.findings) for what in ("none", "one", "differ")}
+        return {"permits": self.permits, "matched": self.matched, "pending": self.pending, **kinds}
+
+
+@dataclass(slots=True)
+class _Case:
+    index: int
+    record: Mapping[str, Any]
+    due: int
+    receipts: list[Mapping[str, Any]] = field(default_factory=list)
+
+
+def compare_receipts(records: Iterable[Numbered], now: int) -> Report:
+    """Over records as JSON, oldest first, of kinds migration.decision and migration.receipt; `now` in unix seconds."""
+    cases: dict[str, _Case] = {}
+    for index, record in records:
+        migration_id, details = record.get("migration_id") or "", record.get("details") or {}
+        if record["kind"] == "migration.decision" and isinstance(permit := details.get("permit"), Mapping):
+            cases[migration_id] = _Case(index, record, int(permit["session_until"]) + GRACE_SECONDS)
+        elif record["kind"] == "migration.receipt" and migration_id in cases:
+            cases[migration_id].receipts.append(details)
+    due = {name: case for name, case in cases.items() if case.due <= now or _is_complete(case)}
+    findings = tuple(finding for name, case in due.items() if (finding := _finding(name, case)) is not None)
+    return Report(len(cases), len(due) - len(findings), len(cases) - len(due), findings)
+
+
+def _is_complete(case: _Case) -> bool:
+    return {receipt.get("role") for receipt in case.receipts} == {"source", "destination"}
+
+
+def _finding(migration_id: str, case: _Case) -> Finding | None:
+    roles = [str(receipt.get("role")) for receipt in case.receipts]
+    why: tuple[str, ...]
+    if not roles:
+        what, why = "none", ("neither host has certified what became of this permit",)
+    elif len(set(roles)) == 1:
+        other = "destination" if roles[0] == "source" else "source"
+        what, why = "one", (f"the {other} has certified nothing",)
+    else:
+        what, why = "differ", tuple(_differences(case.receipts))
+    if not why:
+        return None
+    record = case.record
+    vm = record.get("vm") or {}
+    hosts = (record.get("source"), record.get("destination"))
+    return Finding(what, migration_id, case.index, vm.get("name") or vm.get("uuid"), *hosts, why)
+
+
+def _differences(receipts: list[Mapping[str, Any]]) -> Iterator[str]:
+    """Between the newest receipt of each role: after a recovery a host sends a second one."""
+    newest = {str(receipt.get("role")): receipt for receipt in receipts}
+    try:
+        source, destination = (
+            msgspec.json.decode(newest[role]["body"], type=dict) for role in ("source", "destination")
+        )
+    except (KeyError, TypeError, msgspec.DecodeError):
+        yield "a receipt cannot be read"
+        return
+    outcomes = source.get("outcome"), destination.get("outcome")
+    if (outcomes[0] in _ARRIVED) != (outcomes[1] in _ARRIVED):
+        yield f"the source says {outcomes[0]}, the destination {outcomes[1]}"
+    for name in _SAME:
+        ours, theirs = source.get(name), destination.get(name)
+        if ours != theirs and ours is not None and theirs is not None:
+            yield f"they name another {name}"
+    for one, other, role in ((source, newest["destination"], "source"), (destination, newest["source"], "destination")):
+        if (held := one.get("peer_receipt_sha256")) is not None and held != other.get("body_sha256"):
+            yield f"the {role} got another receipt from its peer than the gateway did"
+    if outcomes[0] in _ARRIVED and outcomes[1] in _ARRIVED:
+        yield from _different_counts(source, destination)
+
+
+def _different_counts(source: Mapping[str, Any], destination: Mapping[str, Any]) -> Iterator[str]:
+    """What one end sent, the other received: bytes and frames, channel by channel."""
+    ours, theirs = ({one["channel"]: one for one in body.get("channels", ())} for body in (source, destination))
+    if set(ours) != set(theirs):
+        yield f"the source counts {len(ours)} channels, the destination {len(theirs)}"
+    for channel in sorted(set(ours) & set(theirs)):
+        for unit in ("bytes", "frames"):
+            for sent, received in (("sent", "received"), ("received", "sent")):
+                here, there = ours[channel].get(f"{sent}_{unit}"), theirs[channel].get(f"{received}_{unit}")
+                if here != there:
+                    yield f"channel {channel}: the source {sent} {here} {unit}, the destination {received} {there}"
