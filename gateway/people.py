@@ -23,7 +23,7 @@ from gateway.sealed_people import SEAL_BROKEN, SIGNED_IN, SealBroken, SealedIssu
 from gateway.services import ServiceRefused, Services
 from gateway.throttle import Throttle
 from policy.errors import DirectoryRefused, DirectoryUnavailable, FactRefused, IssuerUnavailable, TokenRefused
-from policy.facts import DirectoryFacts, Person, group_id
+from policy.facts import CLIENT_CERTIFICATE, NOT_AUTHENTICATED, DirectoryFacts, Person, group_id
 from policy.identity.active_directory import ActiveDirectory, resolve
 from policy.identity.directory_account import AccountAttribute
 from policy.identity.local import LocalDirectory, LocalPerson, issue_token
@@ -244,6 +244,11 @@ class People:
             names = found.groups if found is not None else ()
             groups = frozenset(group_id(person.issuer, name) for name in names) if found is not None else None
             return replace(person, groups=groups, directory=None if found else _gone("local directory"))
+        if person.authenticated_by == CLIENT_CERTIFICATE:
+            service = self.services.known(person.id) if self.services is not None else None
+            return service or replace(person, groups=None, directory=_gone("gateway's configuration"))
+        if person.authenticated_by != NOT_AUTHENTICATED and person.issuer not in self._issuers:
+            return replace(person, groups=None, directory=_gone("configured issuers"))
         return person
 
     async def sign_in(self, username: str, password: str, now: datetime, address: str) -> IssuedToken:

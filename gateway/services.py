@@ -57,6 +57,10 @@ class Services:
             raise ServiceRefused(f"{service} is not among the services of the configuration")
         return person
 
+    def known(self, service: str) -> Person | None:
+        """The service as the configuration has it now."""
+        return self._people.get(service)
+
 
 def people_of(tables: tuple[ServiceTable, ...]) -> dict[str, Person]:
     """By SPIFFE id. Raises ValueError, naming the service."""

@@ -39,13 +39,15 @@ def standing_of(record: Mapping[str, Any]) -> Standing | None:
     if not details.get("permit") or actor is None or not context:
         return None
     try:
+        groups, program = _as_decided(actor["id"], details["policy_entities"])
         person = Person(
             actor["id"],
             actor["issuer"] or "",
             actor["name"],
-            _groups(actor["id"], details["policy_entities"]),
+            groups,
             actor["authenticated_by"],
             details.get("account"),
+            actor=program,
         )
         return Standing(
             person=person,
@@ -60,12 +62,14 @@ def standing_of(record: Mapping[str, Any]) -> Standing | None:
         return None
 
 
-def _groups(person: str, entities: Sequence[Mapping[str, Any]]) -> frozenset[str] | None:
-    """All of them, also of a person in very many."""
+def _as_decided(person: str, entities: Sequence[Mapping[str, Any]]) -> tuple[frozenset[str] | None, str | None]:
+    """All groups, also of a person in very many, and the program that acted for them."""
     for entity in expand_entities([dict(each) for each in entities]):
-        if entity["uid"] == {"type": "Sealane::Person", "id": person} and entity["attrs"]["groups_known"]:
-            return frozenset(parent["id"] for parent in entity["parents"])
-    return None
+        if entity["uid"] == {"type": "Sealane::Person", "id": person}:
+            known = entity["attrs"]["groups_known"]
+            groups = frozenset(parent["id"] for parent in entity["parents"]) if known else None
+            return groups, entity["attrs"].get("actor")
+    return None, None
 
 
 def _obligations(policies: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:

@@ -36,7 +36,7 @@ from gateway.gate import Gate
 from gateway.migrations import State as MigrationState
 from gateway.recording import Event, Recorded, actor_of, document_of, identity_of
 from policy.engine import Decision
-from policy.facts import APPROVAL, Context, Person, Question
+from policy.facts import APPROVAL, CLIENT_CERTIFICATE, NOT_AUTHENTICATED, Context, Person, Question
 from policy.identity.sameness import are_same
 
 MEMORY_SECONDS: Final = 3 * 86_400  # what is older has ended: a grant lives for a day at most, as does a request
@@ -312,7 +312,13 @@ class BreakGlass:
 
 
 def _by_two_persons(decision: Decision, grant: Grant, approver: Person, marks: frozenset[str]) -> Decision:
-    """Whatever a bundle says: the requester is nobody's second person, under any name by which we know them."""
+    """Whatever a bundle says: the requester is nobody's second person, under any name by which we know them.
+
+    Nor is a program: one that acts for a person would do so for the requester as well.
+    """
+    if approver.actor is not None or approver.authenticated_by in {CLIENT_CERTIFICATE, NOT_AUTHENTICATED}:
+        because = "A person approves, not a program on their behalf: sign in as yourself."
+        return replace(decision, allowed=False, denied_because=because, by_policy=False)
     if approver.id != grant.requester.id and not are_same(grant.marks, marks):
         return decision
     because = "A second person approves, never the requester, also not under another account: find somebody else."
