@@ -147,10 +147,10 @@ async def serve(
         issuers = Issuers(config.identity.issuers, has_local_people=people.local is not None)
         health = partial(_health, config, keeping, gate)
         placement_watching = PlacementWatching(gate)
-        entries = CommittedEntries(committer, origin)
+        entries = CommittedEntries(committer, origin, config.path(config.log.directory))
         siem_dir = config.path(config.gateway.state_dir) / "siem"
         delivery = Delivery(config.siem, config.path, siem_dir, entries, recorder, clock)
-        oversight, metrics = Oversight(gate, delivery), _metrics(config, keeping, delivery)
+        oversight, metrics = Oversight(gate, delivery, keeping.signer.verifier), _metrics(config, keeping, delivery)
         desk = Desk(
             gate=gate,
             people=people,

@@ -155,7 +155,7 @@ def _body(entry: LogEntry, read: Entry) -> dict[str, Any]:
             "original": entry.entry.decode(),
         },
     }
-    document["sealane"] |= {"origin": entry.origin, "facets": _facets(facets_of(entry.index, searched))}
+    document["sealane"] |= {"origin": entry.origin, "facets": facets_document(facets_of(entry.index, searched))}
     return {name: member for name, value in document.items() if (member := _without_nothing(value)) is not None}
 
 
@@ -177,8 +177,8 @@ def _tells(facet: Any, hidden: set[str]) -> bool:
     return not hidden.isdisjoint(facet if isinstance(facet, list) else [facet])
 
 
-def _facets(facets: Facets) -> dict[str, Any]:
-    """Under their names; one value by itself, as most are."""
+def facets_document(facets: Facets) -> dict[str, Any]:
+    """The values that queries compare, under their names; one value by itself, as most are."""
     return {facet_name(atom): values[0] if len(values) == 1 else list(values) for atom, values in facets.items()}
 
 

@@ -15,7 +15,9 @@ import msgspec
 import trio
 from elasticsearch import ApiError, Elasticsearch
 
+from audit.query import Node
 from audit.siem.document import Document
+from audit.siem.elastic_query import query_of
 from audit.siem.mapping import MAPPING
 from audit.siem.reconcile import Held
 from audit.siem.sink import Refusal, SinkAway
@@ -79,6 +81,13 @@ class ElasticSink:
         query = {"bool": {"must_not": [{"bool": {"filter": known}}, foreign]}}
         return await self._call(lambda: list(self.search(query, most=_PAGE)))
 
+    async def find(self, where: Node, origin: str, after: int | None, limit: int) -> Sequence[Held]:
+        """The newest `limit` documents of the log that fit, below entry `after`. Raises SinkAway."""
+        clauses: list[dict[str, Any]] = [query_of(where), {"term": {"sealane.origin": origin}}]
+        if after is not None:
+            clauses.append({"range": {"event.sequence": {"lt": after}}})
+        return await self._call(lambda: self._page({"bool": {"filter": clauses}}, limit))
+
     async def refresh(self) -> None:
         """Make what was delivered visible to searches."""
         await self._call(lambda: self._client.indices.refresh(index=self.pattern, allow_no_indices=True))
@@ -104,13 +113,24 @@ class ElasticSink:
                     track_total_hits=False,
                 ).body
                 hits = answer["hits"]["hits"]
-                yield from (Held(str(hit["_id"]), f"{hit['_index']}/{hit['_id']}", hit["_source"]) for hit in hits)
+                yield from map(_held, hits)
                 found += len(hits)
                 if len(hits) < _PAGE or (most is not None and found >= most):
                     return
                 after = hits[-1]["sort"]
         finally:
             self._client.close_point_in_time(id=point)
+
+    def _page(self, query: dict[str, Any], limit: int) -> list[Held]:
+        answer = self._client.search(
+            index=self.pattern,
+            query=query,
+            sort=[{"event.sequence": {"order": "desc", "unmapped_type": "long"}}],
+            size=limit,
+            allow_no_indices=True,
+            track_total_hits=False,
+        ).body
+        return [_held(hit) for hit in answer["hits"]["hits"]]
 
     def _bulk(self, batch: Sequence[Document]) -> list[Refusal]:
         operations: list[Any] = []  # encoded here, ten times as fast as by the client
@@ -164,6 +184,10 @@ class ElasticSink:
             raise SinkAway(one_line(f"Elasticsearch: {error.message}")) from None
         except elastic_transport.ApiError as error:
             raise SinkAway(one_line(f"Elasticsearch: {error}")) from None
+
+
+def _held(hit: Any) -> Held:
+    return Held(str(hit["_id"]), f"{hit['_index']}/{hit['_id']}", hit["_source"])
 
 
 class _TooLarge(SinkAway):

@@ -84,6 +84,10 @@ def query(
     save: Annotated[
         str | None, typer.Option("--save", metavar="NAME", help="Save QUERY under this name, then ask it.")
     ] = None,
+    on: Annotated[
+        str | None,
+        typer.Option("--on", metavar="SINK", help="Ask this SIEM, by the gateway: the same answer, as it holds it."),
+    ] = None,
     log: LogOption = None,
     gateway: GatewayOption = None,
     ca: CaOption = None,
@@ -99,11 +103,16 @@ def query(
       sealane audit query 'vm:web-1 since:30d'
       sealane audit query 'outcome:denied NOT who:alice' --format csv
       sealane audit query 'kind:migration.receipt downtime:>300ms' --count
+      sealane audit query 'who:mallory' --on elastic
       sealane audit query --host host-b --log /mnt/evidence/log
       sealane audit query 'outcome:denied' --histogram day
     """
     given = {"migration": migration, "vm": vm, "host": host, "actor": actor, "outcome": outcome, "kind": kind}
-    question = Question(terms_of(given, since, until), _text(text, saved), timezone)
+    if on is not None and (log is not None or count or histogram is not None):
+        raise BadConfiguration(
+            "--on excludes --log, --count and --histogram", REQUESTER, "ask the SIEM for records only"
+        )
+    question = Question(terms_of(given, since, until), _text(text, saved), timezone, on)
     if explain or save is not None:
         lines = _explained(question)  # a query that makes no sense is neither explained nor saved
     if save is not None:

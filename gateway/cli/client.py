@@ -31,7 +31,11 @@ from gateway.cli.replies import (
     InventoryReply,
     MigrationReply,
     NamedReply,
+    QuarantineReply,
     RecordsReply,
+    SiemJob,
+    SinkReply,
+    SinksReply,
     TokenReply,
     WhoamiReply,
 )
@@ -136,6 +140,23 @@ class GatewayClient:
     def histogram(self, parameters: Mapping[str, str | int]) -> HistogramReply:
         """How many records there are, by time and outcome."""
         return _decode(self._ask("GET", "/v1/records/histogram", parameters=parameters), HistogramReply)
+
+    def sinks(self) -> SinksReply:
+        """Every sink of the log."""
+        return _decode(self._ask("GET", "/v1/siem"), SinksReply)
+
+    def sink(self, name: str) -> SinkReply:
+        """One sink, and what is under way there."""
+        return _decode(self._ask("GET", f"/v1/siem/{quote(name, safe='')}"), SinkReply)
+
+    def begin_siem(self, name: str, what: str, body: Mapping[str, Any]) -> SiemJob:
+        """Begin `reconcile` or `resend`; its state shows in `sink`."""
+        return _decode(self._ask("POST", f"/v1/siem/{quote(name, safe='')}/{what}", body=body), SiemJob)
+
+    def quarantine(self, name: str, after: int) -> QuarantineReply:
+        """What the sink's receiver refuses for ever."""
+        path = f"/v1/siem/{quote(name, safe='')}/quarantine"
+        return _decode(self._ask("GET", path, parameters={"after": after}), QuarantineReply)
 
     def record(self, index: int) -> dict[str, Any]:
         """The answer about one record, whole."""

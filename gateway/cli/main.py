@@ -24,6 +24,7 @@ from gateway.cli import (
     reconcile,
     serve,
     session,
+    siem,
     siem_files,
     whoami,
     witness,
@@ -91,11 +92,12 @@ audit.app.add_typer(reconcile.app, name="reconcile")
 app.add_typer(break_glass.app, name="break-glass")
 app.add_typer(audit.app, name="audit")
 app.add_typer(certs.app, name="certs")
+siem.app.command("reconcile-file")(siem_files.reconcile_file)
+app.add_typer(siem.app, name="siem")
 app.add_typer(people.app, name="people")
 app.add_typer(session.app, name="session")
 app.add_typer(directory.app, name="directory")
 app.add_typer(inventory.app, name="inventory")
-app.add_typer(siem_files.app, name="siem")
 app.add_typer(serve.gateway_app, name="gateway")
 app.add_typer(serve.relay_app, name="relay")
 app.command("doctor")(doctor.doctor)

@@ -37,10 +37,11 @@ class Question:
     terms: Mapping[str, str] = field(default_factory=dict)
     text: str = ""
     timezone: str | None = None
+    on: str | None = None  # the SIEM that is asked
 
     def parameters(self) -> dict[str, str | int]:
         """As the API takes it."""
-        texts = {"query": self.text, "timezone": self.timezone or ""}
+        texts = {"query": self.text, "timezone": self.timezone or "", "on": self.on or ""}
         return {**self.terms, **{name: text for name, text in texts.items() if text}}
 
 

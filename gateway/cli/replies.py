@@ -282,6 +282,55 @@ class HistogramReply(msgspec.Struct, frozen=True):
     buckets: tuple[Bucket, ...]
 
 
+class SiemJob(msgspec.Struct, frozen=True):
+    """A reconciliation or a resending. state: running, done or failed."""
+
+    what: str
+    state: str
+    done: Count = 0
+    error: str | None = None
+    result: dict[str, Any] | None = None
+
+
+class SinkReply(msgspec.Struct, frozen=True):
+    """GET /v1/siem/{name}: how far a sink has got. `lag`: entries yet to be delivered."""
+
+    name: str
+    kind: str
+    state: str
+    position: Count
+    log_size: Count
+    lag: Count
+    rate_per_second: Count
+    quarantined: Count
+    last_error: str | None = None
+    failing_seconds: Count | None = None
+    delivered_seconds_ago: Count | None = None
+    job: SiemJob | None = None
+
+
+class SinksReply(msgspec.Struct, frozen=True):
+    """GET /v1/siem."""
+
+    sinks: tuple[SinkReply, ...]
+
+
+class QuarantinedEntry(msgspec.Struct, frozen=True):
+    """cause: what the receiver said."""
+
+    index: Count
+    cause: str
+    entry: str
+
+
+class QuarantineReply(msgspec.Struct, frozen=True):
+    """One page. next: the `after` of the next one."""
+
+    count: Count
+    entries: tuple[QuarantinedEntry, ...]
+    next: Count | None = None
+
+
 class CheckpointReply(msgspec.Struct, frozen=True):
     """The signed note of the log's size and root."""
 

@@ -18,10 +18,7 @@ from gateway.cli.serve import needs_gateway_extra
 EXIT_DIFFERS = 1
 _SHOWN = 20
 
-app = typer.Typer(help="Delivery of the log to SIEMs.", no_args_is_help=True, rich_markup_mode=None)
 
-
-@app.command("reconcile-file")
 def reconcile_file(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The sink's name in the gateway's configuration.")],
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="What the receiver stored; .gz as well.")],

@@ -6,12 +6,21 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
+import msgspec
 import trio
 
+from audit.checkpoint import LogVerifier
+from audit.errors import RecordError
+from audit.query import Node
+from audit.record import PermitEntry, SignedRecord, decode_entry
+from audit.siem.elastic import ElasticSink
+from audit.siem.reconcile import Held
+from audit.siem.sink import SinkAway
 from gateway.asking import decide
 from gateway.deciding import decision_document
-from gateway.errors import NotAllowed
+from gateway.errors import NotAllowed, RequestRefused, SearchUnavailable
 from gateway.gate import Gate
+from gateway.reading import Page
 from gateway.recording import Event, actor_of, identity_of
 from gateway.siem.delivery import Delivery
 from gateway.siem.jobs import Job
@@ -21,9 +30,10 @@ from policy.facts import Context, Person, Question
 class Oversight:
     """Every refusal is recorded, and everything that asks for work."""
 
-    def __init__(self, gate: Gate, delivery: Delivery) -> None:
+    def __init__(self, gate: Gate, delivery: Delivery, verifier: LogVerifier) -> None:
         self._gate = gate
         self._delivery = delivery
+        self._verifier = verifier
 
     async def statuses(self, person: Person, now: datetime, address: str) -> list[dict[str, Any]]:
         """Needs ReadSiem. Errors: NotAllowed."""
@@ -42,6 +52,44 @@ class Oversight:
         await self._require(action, person, now, address, asked, recorded=True)
         job.actor = actor_of(person)
         return self._delivery.begin(job)
+
+    async def page(self, name: str, where: Node, after: int | None, limit: int) -> Page:
+        """Records as a SIEM holds them, newest first: the caller has asked for ReadAudit.
+
+        Each must be signed by this log, or it is no answer but a finding. Errors: NotKnown, RequestRefused,
+        SearchUnavailable.
+        """
+        sink = self._delivery.shipper(name).sink
+        if not isinstance(sink, ElasticSink):
+            raise RequestRefused("this kind of receiver cannot be asked", next_step="name a sink of kind elasticsearch")
+        try:
+            found = await sink.find(where, self._verifier.origin, after, limit + 1)
+        except SinkAway as error:
+            raise SearchUnavailable(f"{name} does not answer: {error}", next_step="ask the gateway itself") from error
+        shown = [self._proven(name, held) for held in found[:limit]]
+        return Page(shown, shown[-1]["index"] if len(found) > limit else None)
+
+    def _proven(self, name: str, held: Held) -> dict[str, Any]:
+        """The record in a document. A permit entry has no signature of its own, but is covered by reconciliation."""
+        original = held.body.get("event", {}).get("original") if isinstance(held.body, dict) else None
+        if original is None and isinstance(held.body, dict) and held.body.get("sealane", {}).get("redacted"):
+            raise RequestRefused(
+                "this sink is denied fields, so that it holds no record whole", next_step="ask the gateway itself"
+            )
+        try:
+            entry = str(original).encode()
+            read = decode_entry(entry)
+        except (RecordError, UnicodeEncodeError):
+            read = None
+        if isinstance(read, SignedRecord) and read.is_signed_by([self._verifier]):
+            return {"index": read.record.sequence, "record": msgspec.json.decode(read.record_bytes)}
+        sequence = held.body["event"].get("sequence") if isinstance(held.body, dict) else None
+        if isinstance(read, PermitEntry) and isinstance(sequence, int):
+            return {"index": sequence, "record": msgspec.json.decode(entry)}
+        raise SearchUnavailable(
+            f"{name} holds at {held.place[:200]} what is no record of this log",
+            next_step=f"run `sealane siem reconcile {name}`",
+        )
 
     async def quarantine(self, name: str, after: int, limit: int) -> dict[str, Any]:
         """What a sink refused for ever. It shows records: the caller has asked for ReadAudit. Errors: NotKnown."""

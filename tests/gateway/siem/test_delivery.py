@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
+from typer.testing import CliRunner
 
+from audit.siem.elastic import ElasticSink
+from gateway.cli.main import app
 from gateway.starter import Site
 from tests.elasticsearch_node.process import ElasticsearchNode
 from tests.gateway.conftest import Running, running_gateway
@@ -132,3 +138,67 @@ async def test_a_new_key_is_taken_by_a_reload(delivering: Site, elasticsearch: E
         *_, record = await running.records("config.reloaded")
         assert "others may read it" in record["details"]["refused"]["siem"]
         await until(lambda: delivered(running))
+
+
+async def test_a_question_has_the_same_answer_at_the_siem(delivering: Site, elasticsearch: ElasticsearchNode) -> None:
+    async with running_gateway(delivering) as running:
+        await running.begin()
+        await running.person("bob").post("/v1/migrations", json={"vm": "web", "destination": "b", "reason": "why not?"})
+        await until(lambda: delivered(running))
+        size = running.gateway.committer.size
+        shipper = running.gateway.delivery.shipper("elastic")
+        assert isinstance(shipper.sink, ElasticSink)
+        await shipper.sink.refresh()
+        carol = running.person("carol")
+        for query in ("", "vm:web", "outcome:denied", 'who:bob reason:"why not"', "kind:sealane-permit", "NOT vm:web"):
+            # What is asked here is recorded, so both are asked about the time before.
+            asked = {"query": query, "after": size} if query else {"after": size}
+            here = (await carol.get("/v1/records", params=asked)).json()
+            there = (await carol.get("/v1/records", params={**asked, "on": "elastic"})).json()
+            assert here["records"] == there["records"], query
+        first = (await carol.get("/v1/records", params={"after": size, "limit": 2, "on": "elastic"})).json()
+        assert first["next"] == first["records"][-1]["index"]
+
+
+async def test_a_record_that_the_siem_made_up_is_no_answer(delivering: Site, elasticsearch: ElasticsearchNode) -> None:
+    async with running_gateway(delivering) as running:
+        await until(lambda: delivered(running))
+        shipper = running.gateway.delivery.shipper("elastic")
+        assert isinstance(shipper.sink, ElasticSink)
+        await shipper.sink.refresh()
+        with elasticsearch.client() as admin:
+            hits = admin.search(index=shipper.sink.pattern, query={"term": {"event.sequence": 0}})["hits"]["hits"]
+            forged = hits[0]["_source"]
+            forged["event"]["original"] = forged["event"]["original"].replace("gateway.started", "gateway.stopped")
+            admin.index(index=hits[0]["_index"], id=hits[0]["_id"], document=forged, refresh=True)
+        answer = await running.person("carol").get("/v1/records", params={"on": "elastic"})
+        assert answer.status_code == 503
+        assert "is no record of this log" in answer.json()["error"]["message"]
+
+
+async def test_the_command_tells_the_state_reconciles_and_shows_the_quarantine(
+    delivering: Site, tmp_path: Path
+) -> None:
+    home = tmp_path / "home" / ".config" / "sealane"
+    home.mkdir(parents=True)
+    async with running_gateway(delivering) as running:
+        await until(lambda: delivered(running))
+        (home / "client.toml").write_text(f'gateway = "{running.url}"\nca = "{delivering.ca}"\n')
+        (home / "token.json").touch(0o600)
+        (home / "token.json").write_text(running.token("carol") + "\n")
+
+        async def sealane(*arguments: str, code: int = 0) -> str:
+            environment = {"HOME": str(tmp_path / "home"), "COLUMNS": "160"}
+            run = partial(CliRunner().invoke, app, arguments, env=environment)
+            result = await trio.to_thread.run_sync(run)
+            assert result.exit_code == code, result.output
+            return result.output
+
+        status = json.loads(await sealane("siem", "status", "--json"))
+        assert (status["sinks"][0]["name"], status["sinks"][0]["state"]) == ("elastic", "delivering")
+        assert "delivering" in await sealane("siem", "status")
+        assert "AGREES" in await sealane("siem", "reconcile", "elastic")
+        assert "0 in quarantine" in await sealane("siem", "quarantine", "elastic")
+        assert "denied" in await sealane("siem", "resend", "elastic", "--from", "0", "--to", "1", code=1)
+        assert "gateway.started" in await sealane("audit", "query", "kind:gateway.*", "--on", "elastic")
+        assert "no sink has that name" in await sealane("siem", "reconcile", "elastik", code=1)
