@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from gateway.cli import audit_query
+from gateway.cli import audit_prove, audit_query
 from gateway.cli.audit_options import (
     ActorOption,
     HostOption,
@@ -39,7 +39,9 @@ app = typer.Typer(help="The audit log: prove it, search it, read it.", no_args_i
 
 @app.command("verify")
 def verify(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The log's folder, or a copy of it.")],
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR|FILE", help="The log's folder or a copy of it; or a proof that was exported.")
+    ],
     key: Annotated[
         list[str],
         typer.Option(
@@ -79,7 +81,7 @@ def verify(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check a whole log offline: every entry, the tree over them, signatures, receipts, clocks, silences.
+    """Check a whole log offline: every entry, the tree over them, signatures, receipts, clocks, silences; or a proof.
 
     Trusts the key and nothing else; shares no code with what wrote the log. Exits 0 if all is well, 1 if not.
 
@@ -88,19 +90,19 @@ def verify(
       sealane audit verify /var/lib/sealane/log --key log.vkey
       sealane audit verify copy/ --key log.vkey --seen checkpoint-of-last-month
       sealane audit verify copy/ --key 'corp.example/audit+1a2b3c4d+AQ…' --json
+      sealane audit verify moved.proof --key log.vkey
     """
     from audit.verify import Options
     from gateway.cli.verification import check_log, read_keys, show_verdict
 
     keys = read_keys(key)
+    ca_pem, witnesses = _read_ca(authorities), read_keys(witness or [])
+    if directory.is_file():
+        _verify_bundle(directory, keys, witnesses, ca_pem, seen or [], as_json=as_json)
     if not directory.is_dir():
-        raise BadConfiguration(f"{directory} is not a folder", REQUESTER, "name the folder of a log")
-    options = Options(
-        workers=workers or len(os.sched_getaffinity(0)),
-        sampled=sampled,
-        authorities=authorities.read_bytes() if authorities is not None else b"",
-        witnesses=read_keys(witness or []),
-    )
+        raise BadConfiguration(f"{directory} is neither a folder nor a file", REQUESTER, "name a log or a proof")
+    cores = len(os.sched_getaffinity(0))
+    options = Options(workers=workers or cores, sampled=sampled, authorities=ca_pem, witnesses=witnesses)
     document = check_log(directory, keys, seen or [], options, quiet=as_json)
     if as_json:
         print_json(document)
@@ -137,8 +139,30 @@ def show(
 
 
 app.command("query")(audit_query.query)
+app.command("prove")(audit_prove.prove)
 app.command("fields")(audit_query.list_fields)
 app.command("saved")(audit_query.list_saved)
+
+
+def _read_ca(path: Path | None) -> bytes:
+    try:
+        return path.read_bytes() if path is not None else b""
+    except OSError as error:
+        raise BadConfiguration(f"--ca {path}: {error.strerror}", REQUESTER, "name a PEM file") from error
+
+
+def _verify_bundle(
+    path: Path, keys: list[str], witnesses: list[str], authorities: bytes, seen: list[Path], *, as_json: bool
+) -> NoReturn:
+    from gateway.cli.proving import bundle_document, check_bundle, show_bundle
+
+    verdict, found, asked_again = check_bundle(path, keys, witnesses, authorities, seen)
+    document = bundle_document(path, verdict, found, asked_again)
+    if as_json:
+        print_json(document)
+    else:
+        show_bundle(console(), document, found)
+    raise typer.Exit(0 if verdict.ok else 1)
 
 
 @app.command("tail")

@@ -166,6 +166,14 @@ class GatewayClient:
         """What the receipts of both hosts say of each migration since then; the gateway records it."""
         return _decode(self._ask("POST", "/v1/reconcile/hosts", body={"since": since}), dict[str, Any])
 
+    def checkpoint(self) -> str:
+        """The signed note of the log: the published one, with cosignatures, where there is one."""
+        return self._ask("GET", "/v1/log/checkpoint").decode()
+
+    def tile(self, path: str) -> bytes:
+        """A tile or entry bundle of the log, by its C2SP path without `tile/`."""
+        return self._ask("GET", f"/v1/log/tile/{path}")
+
     def log_size(self) -> int:
         """How many entries the log has, by its newest checkpoint (a signed note: origin, size, root)."""
         note = _decode(self._ask("GET", "/v1/checkpoint"), CheckpointReply).checkpoint

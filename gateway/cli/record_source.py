@@ -122,11 +122,16 @@ class _Connected:
 
 
 def _connected(gateway: str | None, ca: Path | None, token_file: Path | None) -> AbstractContextManager[RecordSource]:
+    return _Connected(connected(gateway, ca, token_file))
+
+
+def connected(gateway: str | None, ca: Path | None, token_file: Path | None) -> GatewayClient:
+    """A client of the gateway that the options name, with the token that is kept for it."""
     from gateway.cli.client import GatewayClient
 
     settings = resolve(gateway, ca, token_file, Path.home())
     token = token_of(settings, int(time.time()))
-    return _Connected(GatewayClient(settings, token))
+    return GatewayClient(settings, token)
 
 
 def read_pages(
