@@ -83,19 +83,18 @@ class Head:
 class Document:
     """What a sink delivers: an entry's document under the entry's id.
 
-    `original`: the entry, or None where the sink is denied a part of it. `body`: JSON without nulls or empty members,
-    made when it is first asked for, as most of the work is in it, and a sink that sends the entry itself needs none.
+    `original`: the entry, or None where the sink is denied a part of it (`redact`).
     """
 
-    __slots__ = ("_body", "_make", "head", "id", "index", "original")
+    __slots__ = ("_entry", "_redact", "head", "id", "index", "original")
 
-    def __init__(self, entry: LogEntry, head: Head, original: bytes | None, make: Callable[[], dict[str, Any]]) -> None:
+    def __init__(self, entry: LogEntry, head: Head, redact: frozenset[str] = frozenset()) -> None:
         self.index = entry.index
         self.id = entry.id
         self.head = head
-        self.original = original
-        self._make = make
-        self._body: dict[str, Any] | None = None
+        self.original = None if redact else entry.entry
+        self._entry = entry
+        self._redact = redact
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -104,10 +103,11 @@ class Document:
 
     @property
     def body(self) -> dict[str, Any]:
-        """See above."""
-        if self._body is None:
-            self._body = self._make()
-        return self._body
+        """JSON without nulls or empty members. Made each time that it is asked for: most of the work is in it, and
+        most of the memory, and a batch may have to be kept for as long as its receiver is down.
+        """
+        body = _body(self._entry, decode_entry(self._entry.entry))
+        return redacted(body, self._redact) if self._redact else body
 
 
 Render = Callable[[LogEntry], Document | None]
@@ -122,9 +122,7 @@ def document_of(entry: LogEntry, redact: frozenset[str] = frozenset()) -> Docume
         head = Head(_issued(read), PERMIT_KIND, "success", leaf)
     else:
         head = Head(read.record.time, read.record.kind, _outcome(read.record.outcome), leaf)
-    if redact:
-        return Document(entry, head, None, lambda: redacted(_body(entry, read), redact))
-    return Document(entry, head, entry.entry, lambda: _body(entry, read))
+    return Document(entry, head, redact)
 
 
 def body_of(entry: LogEntry) -> dict[str, Any]:

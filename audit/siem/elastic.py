@@ -146,7 +146,7 @@ class ElasticSink:
         return refused + (self._occupied(conflicts) if conflicts else [])
 
     def _index_of(self, document: Document) -> str:
-        return f"{self._indices}-{document.body['@timestamp'][:7].replace('-', '.')}"
+        return f"{self._indices}-{document.head.time[:7].replace('-', '.')}"
 
     def _occupied(self, conflicts: Sequence[Document]) -> list[Refusal]:
         """Refusals for those in whose place stands something else."""

@@ -20,7 +20,7 @@ class Terms:
     """
 
     batch_entries: int = 500
-    batch_bytes: int = 4 * 1024 * 1024
+    batch_bytes: int = 1024 * 1024
     deadline_seconds: float = 30.0
     longest_pause_seconds: float = 60.0
     poll_seconds: float = 0.5

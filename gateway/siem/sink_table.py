@@ -31,7 +31,7 @@ class SinkTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     filter: Text | None = None
     redact: tuple[Text, ...] = ()
     batch_entries: Annotated[int, Meta(ge=1, le=5_000)] = 500
-    batch_bytes: Annotated[int, Meta(ge=64 * 1024, le=16 * 1024 * 1024)] = 4 * 1024 * 1024
+    batch_bytes: Annotated[int, Meta(ge=64 * 1024, le=16 * 1024 * 1024)] = 1024 * 1024
     deadline_seconds: Annotated[int, Meta(ge=1, le=300)] = 30
     longest_pause_seconds: Annotated[int, Meta(ge=1, le=3_600)] = 60
     degraded_seconds: Annotated[int, Meta(ge=1, le=86_400)] = 60
