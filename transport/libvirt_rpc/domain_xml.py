@@ -4,6 +4,9 @@ Prepare carries the domain's XML, and Finish a cookie with the XML that is to st
 both as root. A source host that was taken over must not gain its destinations by them: so the VM must be the
 permit's, and what reaches beyond the guest (other programs, scripts, host files, host devices, another security
 label) passes only where the destination's own configuration names it.
+
+Two sieves, one behind the other: a list of the sections and devices that pass at all (`domain_devices`), and a look at
+every element and attribute, wherever it stands, that could be a path on the host.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from dataclasses import dataclass
 from typing import Final
 from xml.etree import ElementTree
 
+from transport.libvirt_rpc.domain_devices import why_refused
 from transport.libvirt_rpc.errors import CallRefused
 from transport.libvirt_rpc.framing import ErrorCode
 
@@ -32,18 +36,62 @@ _REFUSED: Final = {
     "script": "runs a program of its own on the destination as root",
     "downscript": "runs a program of its own on the destination as root",
     "hostdev": "is a device of the host",
+    "baselabel": "is a security label of its own",
+    "binary": "names a program of the host",
 }
+# What a domain consists of; anything else is refused. <devices> is looked into, <metadata> is not read by libvirt.
+_SECTIONS: Final = frozenset(
+    {  # fmt: skip
+        "name",
+        "uuid",
+        "genid",
+        "title",
+        "description",
+        "metadata",
+        "memory",
+        "maxMemory",
+        "currentMemory",
+        "memoryBacking",
+        "memtune",
+        "blkiotune",
+        "numatune",
+        "cputune",
+        "vcpu",
+        "vcpus",
+        "iothreads",
+        "iothreadids",
+        "defaultiothread",
+        "resource",
+        "sysinfo",
+        "os",
+        "features",
+        "cpu",
+        "clock",
+        "pm",
+        "perf",
+        "keywrap",
+        "on_poweroff",
+        "on_reboot",
+        "on_crash",
+        "on_lockfailure",
+        "seclabel",
+        "devices",
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
 class DomainRules:
     """What an arriving domain may name on this host: from the destination's configuration, never from the peer.
 
-    `paths`: files and devices at or below these. `emulators`: programs that may be the domain's QEMU.
+    `paths`: files and devices at or below these. `emulators`: programs that may be the domain's QEMU. `networks`:
+    networks of libvirt's and bridges that it may be plugged into.
     """
 
     paths: tuple[str, ...]
     emulators: tuple[str, ...]
+    networks: tuple[str, ...] = ()
+    allow_network_disks: bool = False
     allow_qemu_namespace: bool = False
 
 
@@ -84,6 +132,12 @@ def _check_domain(root: ElementTree.Element, rules: DomainRules) -> DomainIdenti
     if root.get("type") not in ("kvm", "qemu"):
         raise _refused(f"its type is {root.get('type')!a}, not kvm or qemu")
     identity = DomainIdentity(_only(root, "uuid"), _only(root, "name"))
+    for section in root:
+        if section.tag not in _SECTIONS and not section.tag.startswith("{"):
+            raise _refused(f"its <{section.tag}> is no part of a domain that Sealane knows")
+        for device in section if section.tag == "devices" else ():
+            if not device.tag.startswith("{") and (why := why_refused(device, rules)) is not None:
+                raise _refused(why)
     for element in _walk(root, 0):
         _check_element(element, rules)
     return identity
@@ -112,11 +166,15 @@ def _check_element(element: ElementTree.Element, rules: DomainRules) -> None:
         raise _refused(f"its <{tag}> {_REFUSED[tag]}")
     if tag == "seclabel" and element.get("type") != "dynamic":
         raise _refused(f"its <seclabel> is {element.get('type')!a}: only dynamic labels keep it confined")
-    if tag in _PATH_ELEMENTS and (element.text or "").strip():
-        _check_path(tag, (element.text or "").strip(), rules)
+    if tag == "seclabel" and element.get("relabel", "yes") != "yes":
+        raise _refused("its <seclabel> is not to relabel what it names")
+    if tag in _PATH_ELEMENTS and (path := _content(element)):
+        _check_path(tag, path, rules)
     if tag not in _INSIDE_GUEST:
         for name, value in element.attrib.items():
-            if name in _PATH_ATTRIBUTES and value.startswith("/"):
+            # "dev" is a device's name in places. The others are paths always, and QEMU starts in the root folder: a
+            # relative one would name a file of the host as well.
+            if name in _PATH_ATTRIBUTES and value and (name != "dev" or "/" in value):
                 _check_path(f"{tag} {name}", value, rules)
 
 
@@ -135,10 +193,15 @@ def _check_path(what: str, path: str, rules: DomainRules) -> None:
 def _only(root: ElementTree.Element, tag: str) -> str:
     """The text of the one child of this name: with two, we and libvirt might each read another."""
     found = root.findall(tag)
-    text = (found[0].text or "").strip() if len(found) == 1 else ""
+    text = _content(found[0]) if len(found) == 1 else ""
     if not text:
         raise _refused(f"it must have exactly one <{tag}>")
     return text
+
+
+def _content(element: ElementTree.Element) -> str:
+    """All the text in it, that of elements within included: libvirt reads `/usr/<x>../etc</x>` as one path."""
+    return "".join(element.itertext()).strip()
 
 
 def _parse(text: str, root_tag: str) -> ElementTree.Element:

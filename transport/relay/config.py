@@ -58,8 +58,8 @@ class HypervisorSection(_Section, frozen=True):
     kind "qmp": the relay drives QEMU by its QMP socket. kind "sockets": it only carries; on the destination it
     dials `memory_socket`, and receipts say `vm_binding: none`. `peer_uids`: who may connect to a session's socket.
     kind "libvirt": guests are the local libvirtd's; its clients move them through the front (docs/libvirt.md).
-    `socket_dir`: where QEMU, as `qemu_user`, finds each session's sockets. `domain_paths`, `emulators` and
-    `allow_qemu_namespace`: what an arriving domain's XML may name on this host.
+    `socket_dir`: where QEMU, as `qemu_user`, finds each session's sockets. `domain_paths`, `emulators`,
+    `networks` and what follows them: what an arriving domain's XML may name on this host (docs/libvirt.md).
     """
 
     kind: Literal["qmp", "sockets", "libvirt"] = "qmp"
@@ -69,8 +69,17 @@ class HypervisorSection(_Section, frozen=True):
     libvirt_socket: str = "/run/libvirt/libvirt-sock"
     socket_dir: str = "/run/sealane/sessions"
     qemu_user: str = "libvirt-qemu"
-    domain_paths: tuple[str, ...] = ("/var/lib/libvirt/", "/run/libvirt/", "/dev/pts/", "/usr/share/")
+    domain_paths: tuple[str, ...] = (
+        "/var/lib/libvirt/images/",
+        "/var/lib/libvirt/qemu/channel/",
+        "/var/lib/libvirt/qemu/nvram/",
+        "/run/libvirt/qemu/channel/",
+        "/dev/pts/",
+        "/usr/share/",
+    )
     emulators: tuple[str, ...] = ("/usr/bin/qemu-system-x86_64", "/usr/bin/kvm", "/usr/libexec/qemu-kvm")
+    networks: tuple[str, ...] = ("default",)
+    allow_network_disks: bool = False
     allow_qemu_namespace: bool = False
 
 

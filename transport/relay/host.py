@@ -139,8 +139,13 @@ class RelayHost:
     @property
     def domain_rules(self) -> DomainRules:
         section = self.config.hypervisor
-        own = (f"{section.socket_dir}/",)
-        return DomainRules(section.domain_paths + own, section.emulators, section.allow_qemu_namespace)
+        return DomainRules(
+            paths=section.domain_paths,
+            emulators=section.emulators,
+            networks=section.networks,
+            allow_network_disks=section.allow_network_disks,
+            allow_qemu_namespace=section.allow_qemu_namespace,
+        )
 
 
 def _witness_keys(files: Sequence[str]) -> Iterator[CosignerKey]:

@@ -11,7 +11,7 @@ from transport.libvirt_rpc.procedures import MigrateFlag, Procedure
 
 VM = "11111111-2222-4333-8444-555555555555"
 OTHER = "99999999-2222-4333-8444-555555555555"
-RULES = DomainRules(("/var/lib/libvirt/", "/dev/pts/"), ("/usr/bin/qemu-system-x86_64",))
+RULES = DomainRules(("/var/lib/libvirt/", "/dev/pts/"), ("/usr/bin/qemu-system-x86_64",), ("default",))
 PLACES = Places("/run/s/memory.sock", "/run/s/disks.sock")
 LIVE = MigrateFlag.LIVE | MigrateFlag.PEER2PEER
 
