@@ -7,7 +7,7 @@ without that table: lag and log size tell an outsider when migrations happen. No
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -92,5 +92,31 @@ def of_siem(statuses: Callable[[], Iterable[dict[str, Any]]]) -> Source:
             delivered.add_metric(label, status["delivered"])
             refused.add_metric(label, status["quarantined"])
         return [lag, failing, stopped, delivered, refused]
+
+    return ask
+
+
+def of_authority(
+    glass: Callable[[], dict[str, int]], would_deny: Callable[[], int], revoked: Callable[[], Mapping[str, int]]
+) -> Source:
+    """What departs from the ordinary: broken glass by state, what policy would have denied, what was revoked."""
+
+    def ask() -> Iterable[Metric]:
+        states = GaugeMetricFamily(
+            "sealane_break_glass", "Breakings of glass that wait or are in force.", labels=["state"]
+        )
+        for state, count in glass().items():
+            states.add_metric([state], count)
+        observed = CounterMetricFamily(
+            "sealane_observe_would_deny",
+            "Requests that policy would have denied and observe mode let through.",
+            would_deny(),
+        )
+        revocations = CounterMetricFamily(
+            "sealane_revocations", "Running migrations that lost their permission, by what was done.", labels=["effect"]
+        )
+        for effect, count in revoked().items():
+            revocations.add_metric([effect], count)
+        return [states, observed, revocations]
 
     return ask

@@ -46,7 +46,7 @@ from gateway.inventories import InventoryNews, open_sources, read_at_start
 from gateway.issuers import Issuers, IssuerTable, settings_of
 from gateway.log_keeping import LogKeeping, open_log_keeping
 from gateway.logging import configure_logging
-from gateway.metrics import Metrics, of_log, of_siem, of_witnesses
+from gateway.metrics import Metrics, of_authority, of_log, of_siem, of_witnesses
 from gateway.migrations import Migrations
 from gateway.observing import make_observation
 from gateway.people import DirectoryGroups, KeySource, LocalIssuer, People, PinnedIssuer, Throttles
@@ -168,6 +168,13 @@ async def serve(
         server = _server(config, desk)
         reloader = Reloader(config, gate, people, reporting, server, partial(tls_files, config))
         watch = Watch(gate, people, reporting.seen, lambda: reporting.trust)
+        metrics.add(
+            of_authority(
+                lambda: gate.break_glass.counts() if gate.break_glass is not None else {},
+                lambda: gate.observation.would_deny if gate.observation is not None else 0,
+                lambda: watch.revoked,
+            )
+        )
         reloader.reload_delivery = delivery.reload
         await _serve(config, server, reloader, desk, keeping, delivery, watch, gate, placement_watching, task_status)
 

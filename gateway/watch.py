@@ -7,7 +7,7 @@ own, with its deadline. What cannot be known is left alone for a grace, and then
 from __future__ import annotations
 
 import traceback
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -62,6 +62,7 @@ class Watch:
         self._seen = seen
         self._trust = trust
         self._unknown_since: dict[str, float] = {}
+        self.revoked: Counter[str] = Counter()
         self._limiter = trio.CapacityLimiter(PEOPLE_AT_ONCE)
 
     async def run(self, settings: WatchSettings) -> None:
@@ -174,6 +175,7 @@ class Watch:
             return
         effect = effect_of(obligation, latest)
         await self._record(latest, revoked, obligation, effect)
+        self.revoked[effect.value] += 1
         what = {"migration_id": migration.migration_id, "vm": migration.vm_name, "because": revoked.because}
         log.critical("a running migration is not allowed any more", alarm=True, effect=effect.value, **what)
         # Progress may have come in while the record was being committed.
