@@ -222,7 +222,7 @@ def probe_questions() -> tuple[Question, ...]:
     """One question for each action with every fact present: a schema that takes them takes what Sealane will send."""
     host = _host("probe", HostTable(site="probe", zone="probe", jurisdiction="probe"))
     vm = _vm("probe", VmTable(zone="probe", classification="probe", tags=("probe",)))
-    person = _person("probe", PersonTable())
+    person = _person("probe", PersonTable(actor="https://issuer.test#probe"))
     asks = _person("probe-requester", PersonTable())
     context = Context(time=_NOON)
     return tuple(Question(action, person, vm, host, host, context, requester=asks) for action in ACTIONS)

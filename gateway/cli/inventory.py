@@ -114,13 +114,13 @@ def check(config: ServeConfigOption, as_json: JsonOption = False) -> None:
     import trio
 
     conditions, problems = trio.run(_read_all, config)
-    silent = [each for each in conditions if each.failure is not None]
+    failed = [each for each in conditions if each.failure is not None]
     if as_json:
         print_json(_document(conditions, problems))
     else:
         _say_conditions(conditions, problems)
-    if silent or problems:
-        raise typer.Exit(EXIT_UNREACHABLE if silent else EXIT_FAILED)
+    if failed or problems:
+        raise typer.Exit(EXIT_FAILED if all(each.answers for each in failed) else EXIT_UNREACHABLE)
 
 
 async def _read_all(path: Path) -> tuple[list[Condition], tuple[str, ...]]:

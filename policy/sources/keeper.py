@@ -32,12 +32,16 @@ class News:
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """How a source is, for people. `age_seconds`: since it was last confirmed; None: never."""
+    """How a source is, for people. `age_seconds`: since it was last confirmed; None: never.
+
+    `failure`: why the last reading failed; `answers`: what it said was at fault, not that it said nothing.
+    """
 
     name: str
     age_seconds: int | None
     believed: bool
     failure: str | None
+    answers: bool
     vms: int
     hosts: int
     digest: str | None
@@ -49,6 +53,7 @@ class _Held:
     lock: trio.Lock = field(default_factory=trio.Lock)
     reading: Reading | None = None
     failure: str | None = None
+    answers: bool = True
 
 
 OnNews = Callable[[News], Awaitable[None]]
@@ -163,10 +168,10 @@ class Sources:
             with trio.fail_after(seconds):
                 return await held.source.read(held.reading)
         except (InventoryRefused, InventoryUnavailable) as error:
-            held.failure = error.detail
+            held.failure, held.answers = error.detail, isinstance(error, InventoryRefused)
             raise
         except trio.TooSlowError as error:
-            held.failure = f"no answer within {seconds:g} s"
+            held.failure, held.answers = f"no answer within {seconds:g} s", False
             raise InventoryUnavailable(held.source.name, held.failure) from error
 
     def _silent_now(self) -> tuple[str, ...]:
@@ -198,9 +203,9 @@ class Sources:
         if held.reading is not None and self._is_believed(held):
             return Layer(source.name, held.reading.told, tells_hosts=source.tells_hosts)
         limit = source.pace.max_age_seconds
+        # Why is for the operator (`conditions`): whoever asks for a VM is told no more than that.
         since = "has not answered yet" if held.reading is None else f"has been silent for more than {limit:g} s"
-        because = f" ({held.failure})" if held.failure else ""
-        return Layer(source.name, None, f"{source.name} {since}{because}", source.tells_hosts)
+        return Layer(source.name, None, f"{source.name} {since}", source.tells_hosts)
 
     def _condition(self, held: _Held) -> Condition:
         confirmed = self._confirmed.get(held.source.name)
@@ -210,6 +215,7 @@ class Sources:
             age_seconds=None if confirmed is None else int(self._clock() - confirmed),
             believed=self._is_believed(held),
             failure=held.failure,
+            answers=held.answers,
             vms=len(told.vms) if told else 0,
             hosts=len(told.hosts) if told else 0,
             digest=held.reading.digest if held.reading else None,

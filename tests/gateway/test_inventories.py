@@ -116,7 +116,9 @@ async def test_what_a_source_says_is_unknown_when_it_has_been_silent_for_too_lon
             while (decision := await check(running, "newborn"))["allowed"]:
                 await trio.sleep(0.1)
         assert "silent for more than 2 s" in decision["denied_because"]
-        assert "status 503" in decision["denied_because"]
+        assert "503" not in decision["denied_because"]  # that is for the operator
+        shown = (await running.person("alice").get("/v1/inventory")).json()["sources"][1]
+        assert (shown["believed"], shown["failure"]) == (False, "answered with status 503")
         # What the file above it tells whole is not concerned.
         assert (await check(running, "web"))["allowed"] is True
         publish(cmdb, NEW)
@@ -211,3 +213,21 @@ zones = {{ "prod-tenant" = "test" }}
         told = {(fact["of"], fact["fact"]): (fact["value"], fact["source"]) for fact in decision["facts"]}
         assert told["ledger-db", "zone"] == ("test", "netbox")
         assert told["ledger-db", "classification"] == ("restricted", "netbox")
+
+
+async def test_a_host_cannot_say_what_a_vm_is(running: Running) -> None:
+    guest = {
+        "uuid": UUID_WEB, "name": "web", "presence": "active", "run_state": "running", "is_sure": True,
+        "arrival": "found", "since_ms_ago": 0, "seen_ms_ago": 0, "devices": [],
+    }  # fmt: skip
+    report = {
+        "epoch": "0" * 32, "sequence": 1, "full": True, "more": False, "report_seconds": 10, "confirmed_ms_ago": 0,
+        "guests": [{**guest, "zone": "production"}], "gone": [],
+    }  # fmt: skip
+    relay = running.client("a")
+    answer = await relay.post("/v1/relay/placement", json=report)
+    assert answer.status_code == 400
+    assert "guests.0.zone" in answer.json()["error"]["message"]
+    assert (await relay.post("/v1/relay/placement", json={**report, "guests": [guest]})).status_code == 200
+    told = {(fact["of"], fact["fact"]): fact["source"] for fact in (await check(running, "web"))["facts"]}
+    assert told["web", "zone"] == told["web", "classification"] == "inventory"

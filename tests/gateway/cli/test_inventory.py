@@ -25,9 +25,10 @@ async def test_show_tells_sources_facts_and_ages(running: Running, tmp_path: Pat
 
 async def test_a_check_shows_the_facts_that_it_was_decided_on(running: Running, tmp_path: Path) -> None:
     alice = person(running, tmp_path)
-    shown = (await alice.sealane("migrate", "web", "--to", "b", "--check")).stdout
+    # Exit code 1: allowed, but nobody plays the relays here, so it cannot be now.
+    shown = (await alice.sealane("migrate", "web", "--to", "b", "--check", expected=1)).stdout
     assert "fact  web: zone test, from inventory, " in shown
-    document = (await alice.sealane("migrate", "web", "--to", "b", "--check", "--json")).document
+    document = (await alice.sealane("migrate", "web", "--to", "b", "--check", "--json", expected=1)).document
     assert {"of": "b", "fact": "site", "value": "fra", "source": "inventory"}.items() <= next(
         fact.items() for fact in document["decision"]["facts"] if (fact["of"], fact["fact"]) == ("b", "site")
     )
@@ -36,6 +37,10 @@ async def test_a_check_shows_the_facts_that_it_was_decided_on(running: Running, 
 async def test_check_reads_each_source_and_says_what_to_correct(running: Running, tmp_path: Path) -> None:
     alice, config = person(running, tmp_path), running.site.gateway_config
     assert "All sources answer and agree." in (await alice.sealane("inventory", "check", "--config", config)).stdout
+    good = running.site.inventory.read_text()
+    running.site.inventory.write_text(good.replace('zone = "test"', "zone = 7"))
+    assert "Expected `str`" in (await alice.sealane("inventory", "check", "--config", config, expected=1)).stdout
+    running.site.inventory.write_text(good)
     config.write_text(
         f"""{config.read_text()}
 [[inventory.sources]]

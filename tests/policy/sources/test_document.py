@@ -181,7 +181,8 @@ async def test_a_server_that_hangs_is_given_up_at_the_deadline(server: HttpsServ
                     await sources.refresh("cmdb")
     finally:
         release.set()
-    assert "no answer within" in sources.inventory.why_unknown(UUID)
+    assert "has not answered yet" in sources.inventory.why_unknown(UUID)
+    assert sources.conditions()[0].failure == "no answer within 0.3 s"
 
 
 @pytest.mark.parametrize(
