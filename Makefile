@@ -7,6 +7,7 @@
 #   make fuzz    Hypothesis tests with many random examples, for FUZZ_SECONDS (default 60)
 #   make soak    kill a gateway under load KILLS times (default 1000; about 2 s each), then compare all it said with its log
 #   make soak-sinks  kill each receiver of the log 100 times during delivery (ARGS="--kills N"); rsyslog is real
+#   make failures  kill relays, libvirtd and connections at every moment of a migration by libvirt (about 15 minutes)
 #   make lock    remake requirements.lock from pyproject.toml (ARGS=--upgrade takes the newest versions)
 #
 # ARGS is handed on: make demo ARGS=--json · make test ARGS="-k permit" · make bench ARGS="relay --quick"
@@ -17,7 +18,7 @@ ARGS ?=
 FUZZ_SECONDS ?= 60
 KILLS ?= 1000
 
-.PHONY: help demo test check bench fuzz soak soak-sinks lock setup
+.PHONY: help demo test check bench failures fuzz soak soak-sinks lock setup
 .DEFAULT_GOAL := help
 
 help:
@@ -48,6 +49,10 @@ check: setup
 bench:
 	@deploy/setup.sh bench
 	@$(BIN)/python -m bench $(ARGS)
+
+failures:
+	@deploy/setup.sh test
+	@$(BIN)/python -m tests.transport.libvirt.failures $(ARGS)
 
 fuzz: setup
 	@$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) $(ARGS)

@@ -1,6 +1,7 @@
 """`sealane session start`: say on whose behalf a client of libvirt on this host is about to move a VM."""
 
-# Imports wait until they are needed: a relay's host lacks the [gateway] extra.
+# A command's parameters are its options.
+# ruff: noqa: PLR0913, PLR0917
 
 from __future__ import annotations
 

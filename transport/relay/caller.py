@@ -6,8 +6,10 @@ peace while the relays ask the gateway, reach the destination, or settle a sessi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
 import structlog
@@ -29,9 +31,10 @@ from transport.libvirt_rpc.framing import (
 )
 from transport.libvirt_rpc.migration import Finish, Prepare, PrepareReply
 from transport.libvirt_rpc.opening import feature_call, is_supported, opening_answer
-from transport.libvirt_rpc.procedures import FEATURES, Feature, Procedure
+from transport.libvirt_rpc.procedures import FEATURES, Feature, MigrateFlag, Procedure
 
 log = structlog.get_logger("sealane.relay")
+_NBD = re.compile(rb"<nbd(?:\s+port='[0-9]+')?")
 _CHUNK = 64 * 1024
 _MAX_WAITING = 16
 
@@ -87,6 +90,17 @@ class Caller:
             raise RpcMalformed("more calls at once than a migration has") from None
 
 
+@dataclass(frozen=True, slots=True)
+class DisksInlet:
+    """Where this host's QEMU will look for the destination's disks: the client chose it, and libvirt keeps to that.
+
+    `path` of a unix socket; else a port of the front's loopback address, 0 for any, which the cookie then names.
+    """
+
+    path: Path | None = None
+    port: int = 0
+
+
 @dataclass(slots=True)
 class Conversation:
     """The calls of one migration, from its Prepare to its Finish, between a caller and the destination's libvirtd.
@@ -100,13 +114,18 @@ class Conversation:
     prepare_call: Packet
     prepare: Prepare
     loopback: str
-    copies_disks: bool
+    disks: DisksInlet | None
     seconds: float
     uris: dict[Literal["memory", "disks"], str] = field(default_factory=dict)
     was_answered: bool = False
     was_prepared: bool = False
     was_told: bool = False
     finished: trio.Event = field(default_factory=trio.Event)
+
+    @property
+    def is_offline(self) -> bool:
+        """Only a definition moves; no guest runs."""
+        return bool(self.prepare.flags & MigrateFlag.OFFLINE)
 
     async def carry(self, lane: trio.SocketStream, accepted: Callable[[], Awaitable[None]]) -> None:
         """Until the caller has been told that the destination has all of the guest.
@@ -136,7 +155,10 @@ class Conversation:
             await self._pass_on(self.prepare_call, reply)
             raise LocalBroken(f"the destination's libvirt refuses the VM: {decode_error(reply.body)[1]!a}")
         prepared = PrepareReply.decode(reply.body)
-        body = replace(prepared, uri=self.uris["memory"]).encode()
+        cookie = prepared.cookie
+        if self.disks is not None and self.disks.path is None:
+            cookie = with_nbd_port(cookie, int(self.uris["disks"].rpartition(":")[2]))
+        body = replace(prepared, uri=self.uris["memory"], cookie=cookie).encode()
         self.was_prepared = True
         await self._pass_on(self.prepare_call, replace(reply, body=body))
 
@@ -193,6 +215,11 @@ def answer_locally(call: Packet) -> Packet:
             f"Sealane lets only a migration pass: procedure {call.procedure} is refused and recorded",
         )
     return answer
+
+
+def with_nbd_port(cookie: bytes, port: int) -> bytes:
+    """The destination's cookie with this host's own port for disks: where its QEMU listens is no matter of ours."""
+    return _NBD.sub(f"<nbd port='{port}'".encode(), cookie, count=1)
 
 
 class _Remote:

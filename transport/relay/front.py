@@ -8,6 +8,7 @@ does anything reach the destination. A refusal is the answer to Prepare, in word
 from __future__ import annotations
 
 import os
+import re
 import socket
 import uuid
 from collections.abc import Awaitable, Callable
@@ -25,8 +26,8 @@ from transport.libvirt_rpc.filter import COPIES_DISKS
 from transport.libvirt_rpc.framing import ErrorCode, Packet
 from transport.libvirt_rpc.migration import Prepare
 from transport.libvirt_rpc.parameters import text_of
-from transport.libvirt_rpc.procedures import MigrateFlag, Procedure
-from transport.relay.caller import Caller, Conversation, answer_locally
+from transport.libvirt_rpc.procedures import Procedure
+from transport.relay.caller import Caller, Conversation, DisksInlet, answer_locally
 from transport.relay.config import FrontDestination, FrontSection, LimitsSection
 from transport.relay.failures import cause_of
 from transport.relay.inlets import listen_tcp, listen_unix, peer_process
@@ -36,6 +37,8 @@ from transport.relay.wish import Wish
 
 log = structlog.get_logger("sealane.relay")
 SOCKET_NAME: Final = "libvirt.sock"
+_DISKS_NAME: Final = re.compile(r"disks[A-Za-z0-9._-]{0,64}\.sock")
+_TCP: Final = re.compile(r"tcp://(?P<host>[0-9a-f.:]{2,45}):(?P<port>[1-9][0-9]{0,4})/?")
 
 
 # Asks the gateway and carries the session to its end; the last news. Errors: NotAdmitted, and those of
@@ -102,12 +105,13 @@ class Front:
         caller = Caller(trio.SocketStream(accepted), self._limits.message_seconds)
         self._callers += 1
         try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(caller.read_forever)
-                await self._answer(caller, destination, uid, is_tcp)
-                nursery.cancel_scope.cancel()
-        except (TransportError, BaseExceptionGroup) as error:
-            log.info("caller at the front left", destination=destination.host, cause=str(cause_of(error)))
+            try:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(caller.read_forever)
+                    await self._answer(caller, destination, uid, is_tcp)
+                    nursery.cancel_scope.cancel()
+            except (TransportError, BaseExceptionGroup) as error:
+                log.info("caller at the front left", destination=destination.host, cause=str(cause_of(error)))
         except Exception:
             # The edge: a bug that one caller has found must not end the sessions of all others.
             log.exception("bug: caller at the front ended")
@@ -134,9 +138,15 @@ class Front:
         except CallRefused as refused:
             await caller.reply(call.refusal(refused.code, refused.message))
             return
+        try:
+            disks = _disks_inlet(prepare, destination, Path(self._section.folder)) if copies_disks(prepare) else None
+        except CallRefused as refused:
+            await caller.reply(call.refusal(refused.code, refused.message))
+            return
         # A client that named a tcp address sends to one; everything else goes by sockets of the session's own.
         asked_uri = text_of(prepare.parameters, "migrate_uri") or ("tcp:" if is_tcp else "unix:")
-        loopback = destination.loopback if asked_uri.startswith("tcp") else ""
+        by_tcp = asked_uri.startswith("tcp") or (disks is not None and disks.path is None)
+        loopback = destination.loopback if by_tcp else ""
         if asked_uri.startswith("tcp") and not loopback:
             await caller.reply(call.refusal(
                 ErrorCode.ARGUMENT_UNSUPPORTED,
@@ -144,11 +154,8 @@ class Front:
                 "front.destinations.loopback",
             ))  # fmt: skip
             return
-        copies_disks = bool(prepare.flags & COPIES_DISKS)
-        ports = ("disks", "libvirt", "memory") if copies_disks else ("libvirt", "memory")
-        conversation = Conversation(
-            caller, call, prepare, loopback, copies_disks, self._limits.migration_deadline_seconds
-        )
+        ports = ("disks", "libvirt", "memory") if disks else ("libvirt", "memory")
+        conversation = Conversation(caller, call, prepare, loopback, disks, self._limits.migration_deadline_seconds)
         await self._carry(Wish(identity.uuid, identity.name, destination.host, ports, uid), conversation)
 
     async def _carry(self, wish: Wish, conversation: Conversation) -> None:
@@ -186,9 +193,31 @@ class Front:
             raise LocalBroken("the session ended before its Finish")
 
 
+def copies_disks(prepare: Prepare) -> bool:
+    return bool(prepare.flags & COPIES_DISKS)
+
+
+def _disks_inlet(prepare: Prepare, destination: FrontDestination, folder: Path) -> DisksInlet:
+    """Where libvirt here will dial for the disks; `CallRefused` tells the caller where they may be."""
+    asked = text_of(prepare.parameters, "disks_uri")
+    if asked is None and destination.loopback:
+        return DisksInlet()
+    own = folder / destination.host
+    if asked is not None and asked.startswith("unix:///"):
+        path = Path(asked.removeprefix("unix://"))
+        # The relay listens there as root: so only in its own folder, and on no socket that is there already.
+        if path.parent == own and _DISKS_NAME.fullmatch(path.name) and not path.exists():
+            return DisksInlet(path)
+    found = _TCP.fullmatch(asked or "")
+    if found is not None and found["host"] == destination.loopback:
+        return DisksInlet(port=int(found["port"]))
+    raise CallRefused(
+        f"Sealane: disks go by --disks-uri unix://{own}/disks-NAME.sock, with a name that no other migration uses",
+        ErrorCode.ARGUMENT_UNSUPPORTED,
+    )
+
+
 def _identify(prepare: Prepare) -> DomainIdentity:
-    if prepare.flags & MigrateFlag.OFFLINE:
-        raise CallRefused("Sealane: --offline is not carried yet", ErrorCode.ARGUMENT_UNSUPPORTED)
     identity = identify_domain(prepare.xml)
     try:
         canonical = str(uuid.UUID(identity.uuid))

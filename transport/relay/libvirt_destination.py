@@ -56,6 +56,7 @@ class LibvirtDestination:
         self._was_defined = bool(facts.get("was_defined", False))
         self._stays_paused = bool(facts.get("stays_paused", False))
         self._is_loaded = bool(facts.get("is_loaded", False))
+        self._is_offline = bool(facts.get("is_offline", False))
         self._is_spoken_to = False
 
     @property
@@ -90,10 +91,12 @@ class LibvirtDestination:
         if not self._is_loaded:
             return False
         async with self._client() as client:
+            if self._is_offline:
+                return await client.find(self._vm) is not None
             return (await client.state(self._vm)).is_active
 
     async def start_guest(self) -> None:
-        if self._stays_paused:
+        if self._stays_paused or self._is_offline:
             return
         async with self._client() as client:
             if await client.state(self._vm) is not DomainState.RUNNING:
@@ -153,5 +156,6 @@ class LibvirtDestination:
         if finished is not None:
             # As the caller wants it, by --suspend or because it was paused at the source.
             self._stays_paused, self._is_loaded = bool(rpc.flags & MigrateFlag.PAUSED), True
-            await arrival.loaded(stays_paused=self._stays_paused, is_loaded=True)
+            self._is_offline = bool(rpc.flags & MigrateFlag.OFFLINE)
+            await arrival.loaded(stays_paused=self._stays_paused, is_loaded=True, is_offline=self._is_offline)
         return Packet(call.program, call.procedure, reply.type, call.serial, reply.status, reply.body)

@@ -53,6 +53,7 @@ class LibvirtSource:
         self._conversation = conversation
         self._was_paused = bool(facts.get("was_paused", False))
         self.process = str(facts.get("process", ""))
+        self._own_path: Path | None = None
 
     @property
     def facts(self) -> dict[str, object]:
@@ -61,6 +62,10 @@ class LibvirtSource:
     async def prepare(self) -> str:
         """The identity of the one QEMU of this VM on this host. `LocalBroken` if there is none, or more."""
         found = await trio.to_thread.run_sync(find_qemus, self._vm)
+        if self._conversation is not None and self._conversation.is_offline:
+            if found:
+                raise LocalBroken(f"VM {self._vm} runs here, and its definition alone was to move (--offline)")
+            return ""  # there is no guest, so there is none to wait for
         if len(found) != 1:
             raise LocalBroken(f"{len(found)} QEMUs of VM {self._vm} run on this host, where there must be one")
         async with libvirt_client(self._socket, self._seconds) as client:
@@ -71,19 +76,22 @@ class LibvirtSource:
     def inlets(self, socket_path: Path) -> list[Inlet]:
         """Where this session's memory goes, and its disks: named in the reply to Prepare, so no other session's."""
         conversation = self._require_conversation()
-        ports: list[Literal["memory", "disks"]] = ["memory", "disks"] if conversation.copies_disks else ["memory"]
-        inlets = []
-        for port in ports:
-            if conversation.loopback:
-                listening = listen_tcp(conversation.loopback, 0)
-                conversation.uris[port] = f"tcp://{conversation.loopback}:{listening.getsockname()[1]}"
-                inlets.append(Inlet(port, listening, self._allows_tcp))
-            else:
-                path = socket_path.with_name(f"{port}.sock")
-                conversation.uris[port] = f"unix://{path}"
-                # libvirt gives the socket to QEMU's user itself, as far as it runs as another.
-                inlets.append(Inlet(port, listen_unix(path), self._allows_unix))
+        inlets = [self._inlet("memory", conversation, None if conversation.loopback else socket_path, 0)]
+        if (disks := conversation.disks) is not None:
+            self._own_path = disks.path  # outside the session's folder, so ours to remove
+            inlets.append(self._inlet("disks", conversation, disks.path, disks.port))
         return inlets
+
+    def _inlet(
+        self, name: Literal["memory", "disks"], conversation: Conversation, path: Path | None, port: int
+    ) -> Inlet:
+        if path is not None:
+            conversation.uris[name] = f"unix://{path}"
+            # libvirt gives the socket to QEMU's user itself, as far as it runs as another.
+            return Inlet(name, listen_unix(path), self._allows_unix)
+        listening = listen_tcp(conversation.loopback, port)
+        conversation.uris[name] = f"tcp://{conversation.loopback}:{listening.getsockname()[1]}"
+        return Inlet(name, listening, self._allows_tcp)
 
     async def migrate(self, lanes: SourceLanes, accepted: Accepted, report: Report) -> MigrationProgress | None:  # noqa: ARG002
         """Let the client move the VM; returns when its QEMU here is gone, with the guest whole at the destination."""
@@ -114,6 +122,8 @@ class LibvirtSource:
 
     async def resume_guest(self) -> None:
         """See the guest here as it was before; libvirt resumes it itself when its migration fails."""
+        if not self.process:
+            return  # a definition moved, or did not
         async with libvirt_client(self._socket, self._seconds) as client:
             state = await client.state(self._vm)
             if state is DomainState.RUNNING or (state is DomainState.PAUSED and self._was_paused):
@@ -135,7 +145,8 @@ class LibvirtSource:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        pass
+        if self._own_path is not None:
+            self._own_path.unlink(missing_ok=True)
 
     async def _wait_gone(self) -> None:
         """After libvirt was told that the guest is whole at the destination: it ends it here, or resumes it."""

@@ -201,6 +201,9 @@ class Pair:
     def hosts(self) -> tuple[Host, Host]:
         return self.a, self.b
 
+    def host(self, name: str) -> Host:
+        return self.a if name == "a" else self.b
+
     def other(self, host: Host) -> Host:
         return self.b if host is self.a else self.a
 
@@ -237,7 +240,8 @@ class Pair:
         before = guest.printed(host)
         wait_for(lambda: len(guest.printed(host)) > len(before) + 4, f"{guest.name} counts", seconds)
 
-    def start_relay(self, host: Host, **limits: float) -> None:
+    def start_relay(self, host: Host, pause: str = "", **limits: float) -> None:
+        """`pause`: a moment at which this relay waits; see `permitting_relay.pause_at`."""
         sections = {
             "hypervisor": {
                 "kind": "libvirt",
@@ -260,7 +264,8 @@ class Pair:
                     sys.executable, "-m", "tests.transport.libvirt.permitting_relay",
                     str(self.folder), host.name, f"{peer.address}:7443", f"{host.address}:7443", json.dumps(sections),
                 ),
-                cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors,
+                cwd=ROOT, env={**os.environ, "PAUSE_AT": pause},
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors,
             )  # fmt: skip
         host.relay = Relay(process, log)
         assert process.stdout is not None

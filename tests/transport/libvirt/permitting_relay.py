@@ -12,6 +12,7 @@ import signal
 import sys
 import uuid
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import trio
@@ -21,10 +22,14 @@ from audit.checkpoint import LogSigner
 from audit.log import Log
 from certs.files import read_private_key
 from tests.transport.site import ORIGIN, Site
+from transport.libvirt_rpc.client import LibvirtClient
+from transport.libvirt_rpc.framing import Packet
+from transport.relay import caller
 from transport.relay.config import FrontSection, HypervisorSection
 from transport.relay.gateway_link import Migrate
-from transport.relay.host import open_host
+from transport.relay.host import RelayHost, open_host
 from transport.relay.service import _log_to_stderr, serve_relay
+from transport.relay.spool import SessionJournal
 from transport.relay.wish import NotAdmitted, Wish
 
 
@@ -36,6 +41,47 @@ def open_site(folder: Path, name: str) -> Site:
     assert isinstance(log_key, ed25519.Ed25519PrivateKey)
     assert isinstance(permit_key, ec.EllipticCurvePrivateKey)
     return Site(folder, Log.open(folder / f"log-{name}-{uuid.uuid4().hex[:6]}", LogSigner(ORIGIN, log_key)), permit_key)
+
+
+def pause_at(moment: str, folder: Path, name: str) -> None:
+    """Make this relay wait at `moment`: `before:` or `after:` a call of libvirt's RPC to the destination, or a durable
+    state; `told:` after the caller has been sent the reply to a call.
+
+    It says so by FOLDER/reached-NAME, and goes on when FOLDER/go-NAME is there.
+    """
+
+    async def pass_by(here: str) -> None:
+        if here == moment:
+            (folder / f"reached-{name}").touch()
+            while not (folder / f"go-{name}").exists():
+                await trio.sleep(0.01)
+
+    def around(kind: type[Any], method: str) -> None:
+        real = getattr(kind, method)
+
+        async def paused(self: Any, what: Any, *more: Any, **named: Any) -> Any:
+            await pass_by(f"before:{what}")
+            result = await real(self, what, *more, **named)
+            await pass_by(f"after:{what}")
+            return result
+
+        setattr(kind, method, paused)
+
+    around(caller._Remote, "ask")  # the source's side of a call
+    around(LibvirtClient, "ask")  # the destination's
+    enter, pass_on = RelayHost.enter, caller.Conversation._pass_on
+
+    async def entered(self: RelayHost, journal: SessionJournal, state: str, **facts: object) -> None:
+        await pass_by(f"before:{state}")
+        await enter(self, journal, state, **facts)
+        await pass_by(f"after:{state}")
+
+    async def passed_on(self: caller.Conversation, call: Packet, reply: Packet) -> None:
+        await pass_on(self, call, reply)
+        await pass_by(f"told:{call.procedure}")
+
+    RelayHost.enter = entered  # type: ignore[method-assign]
+    caller.Conversation._pass_on = passed_on  # type: ignore[method-assign]
 
 
 async def main(folder: Path, name: str, destination: str, listen: str, sections: dict[str, object]) -> None:
@@ -75,4 +121,5 @@ if __name__ == "__main__":
     _log_to_stderr()
     os.umask(0o077)
     _, at, who, where, own, more = sys.argv
+    pause_at(os.environ.get("PAUSE_AT", ""), Path(at), who)
     trio.run(main, Path(at), who, where, own, json.loads(more))
