@@ -130,7 +130,8 @@ def with_relays(pair: Pair, host: str, moment: str, victim: str) -> Outcome:
     reached = pair.folder / f"reached-{host}"
     mover = _virsh(pair.a, guest, pair.a.front_uri)
     try:
-        wait_for(reached.exists, f"{moment} at {host}")
+        wait_for(lambda: reached.exists() or mover.poll() is not None, f"{moment} at {host}")
+        assert reached.exists(), "\n".join(each.relay.log.read_text()[-3000:] for each in pair.hosts if each.relay)
         kill(pair, victim)
         (pair.folder / f"go-{host}").touch()
         if victim.startswith("relay"):
