@@ -6,12 +6,16 @@ import argparse
 import sys
 from pathlib import Path
 
-from bench import permit_directory, permit_latency, relay_migration, relay_stream, siem_rsyslog
+from bench import libvirt_migration, permit_directory, permit_latency, relay_migration, relay_stream, siem_rsyslog
 from bench.harness import BenchError, Plan, print_figures, write_results
 from bench.peers import PEER_NAMES
 
 PARTS = {
-    "relay": {"stream": relay_stream.measure, "migration": relay_migration.measure},
+    "relay": {
+        "stream": relay_stream.measure,
+        "migration": relay_migration.measure,
+        "libvirt": libvirt_migration.measure,
+    },
     "policy": {"permit": permit_latency.measure, "directory": permit_directory.measure},
     "siem": {"rsyslog": siem_rsyslog.measure},
 }

@@ -43,11 +43,11 @@ def measure(plan: Plan) -> dict[str, float]:
     requests = QUICK_REQUESTS if plan.quick else REQUESTS_PER_ROUND * plan.rounds
     with tempfile.TemporaryDirectory(prefix="bench-", dir=DISK) as name:
         folder = Path(name)
-        site = _site(folder, 2 * requests + WARM_UP_REQUESTS)
+        site = site_with_vms(folder, 2 * requests + WARM_UP_REQUESTS)
         vms = map(_vm_name, count())
         with gateway(site, folder) as (pid, url), ExitStack() as stack:
             relay = _SourceRelay(site, url, stack)
-            person = {"Authorization": f"Bearer {_sign_in(site, url)}"}
+            person = {"Authorization": f"Bearer {sign_in(site, url)}"}
 
             def ask(client: httpx.Client) -> float:
                 """One request of a person, timed; then what the relay does with its permit, not timed."""
@@ -97,11 +97,15 @@ def _vm_name(number: int) -> str:
     return f"vm-{number}"
 
 
-def _site(folder: Path, vms: int) -> Site:
+def vm_uuid(number: int) -> str:
+    return str(UUID(int=number + 1))
+
+
+def site_with_vms(folder: Path, vms: int) -> Site:
     return lay_out_site(
         folder / "site",
         hosts=[HostPlan(name, f"127.0.0.1:{free_port()}") for name in ("host-a", "host-b")],
-        vms=[VmPlan(_vm_name(number), str(UUID(int=number + 1)), "host-a") for number in range(vms)],
+        vms=[VmPlan(_vm_name(number), vm_uuid(number), "host-a") for number in range(vms)],
         now=datetime.now(UTC),
     )
 
@@ -122,7 +126,7 @@ def trust(site: Site) -> ssl.SSLContext:
     return ssl.create_default_context(cafile=str(site.ca))
 
 
-def _sign_in(site: Site, url: str) -> str:
+def sign_in(site: Site, url: str) -> str:
     body = {"username": "alice", "password": site.passwords["alice"]}
     answer = httpx.post(f"{url}/v1/token", json=body, verify=trust(site), timeout=TIMEOUT_SECONDS)
     if answer.status_code != 200:

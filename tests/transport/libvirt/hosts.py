@@ -30,7 +30,7 @@ _MOUNTED = ("lib/libvirt", "cache/libvirt", "log/libvirt")
 _LIBVIRTD_CONF = 'host_uuid = "{uuid}"\nunix_sock_dir = "/run/libvirt"\nauth_unix_rw = "none"\n'
 _QEMU_CONF = (
     'user = "{user}"\ngroup = "{user}"\nsecurity_driver = "none"\ncgroup_controllers = []\nnamespaces = []\n'
-    'remember_owner = 0\nstdio_handler = "file"\n'
+    'remember_owner = 0\nstdio_handler = "file"\nmigrate_tls_x509_cert_dir = "/etc/libvirt/pki"\n'
 )
 _ENTER = """
 hostname host-{name}
@@ -167,11 +167,12 @@ class Guest:
 
     name: str
     uuid: str
+    memory_mib: int = MEMORY_MIB
 
     def xml(self, image: Path, *, devices: str = "", qemu: str = "") -> str:
         return f"""
 <domain type='qemu'{" xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'" if qemu else ""}>
-  <name>{self.name}</name><uuid>{self.uuid}</uuid><memory unit='MiB'>{MEMORY_MIB}</memory><vcpu>1</vcpu>
+  <name>{self.name}</name><uuid>{self.uuid}</uuid><memory unit='MiB'>{self.memory_mib}</memory><vcpu>1</vcpu>
   <os><type arch='x86_64' machine='pc'>hvm</type><boot dev='fd'/></os><features><acpi/></features>
   <devices>
     <emulator>/usr/bin/qemu-system-x86_64</emulator>
@@ -195,6 +196,7 @@ class Pair:
     image: Path
     a: Host
     b: Host
+    memory_mib: int = MEMORY_MIB
     guests: list[Guest] = field(default_factory=list)
 
     @property
@@ -210,7 +212,7 @@ class Pair:
     def guest(self, host: Host, *, devices: str = "", qemu: str = "", persistent: bool = False) -> Guest:
         """A new guest that runs on `host` and has begun to count."""
         number = len(self.guests)
-        guest = Guest(f"vm{number}", str(uuid.uuid4()))
+        guest = Guest(f"vm{number}", str(uuid.uuid4()), self.memory_mib)
         self.guests.append(guest)
         path = self.folder / f"{guest.name}.xml"
         path.write_text(guest.xml(self.image, devices=devices, qemu=qemu))
@@ -282,7 +284,7 @@ class Pair:
 
 def start_host(folder: Path, name: str, address: str, peer: str) -> Host:
     base = folder / name
-    for part in ("etc", "run", "lib", "cache", "log"):
+    for part in ("etc", "etc/pki", "run", "lib", "cache", "log"):
         (base / part).mkdir(parents=True)
         (base / part).chmod(0o755)
     base.chmod(0o755)
@@ -334,11 +336,11 @@ def join(a: Host, b: Host) -> None:
 
 
 @contextlib.contextmanager
-def two_hosts(folder: Path) -> Iterator[Pair]:
+def two_hosts(folder: Path, memory_mib: int = MEMORY_MIB, hot_mib: int = 8) -> Iterator[Pair]:
     """Hosts with libvirtd and a relay each; `folder`'s path must leave room for unix sockets."""
     folder.chmod(0o755)  # QEMU runs as another user
     Site.lay_out(folder).log.close()
-    image = build_boot_image(GuestLayout.for_memory(MEMORY_MIB, 8), folder)
+    image = build_boot_image(GuestLayout.for_memory(memory_mib, hot_mib), folder)
     image.chmod(0o644)
     with contextlib.ExitStack() as ending:
         a = start_host(folder, "a", "10.77.0.1", "b")
@@ -346,7 +348,7 @@ def two_hosts(folder: Path) -> Iterator[Pair]:
         b = start_host(folder, "b", "10.77.0.2", "a")
         ending.callback(stop_host, b)
         join(a, b)
-        pair = Pair(folder, image, a, b)
+        pair = Pair(folder, image, a, b, memory_mib)
         for host in pair.hosts:
             pair.start_relay(host)
         yield pair
