@@ -41,7 +41,7 @@ _REFUSED: Final = {
 }
 # What a domain consists of; anything else is refused. <devices> is looked into, <metadata> is not read by libvirt.
 _SECTIONS: Final = frozenset(
-    {  # fmt: skip
+    {
         "name",
         "uuid",
         "genid",
