@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import trio
 
-from audit.siem.document import LogEntry, document_of
+from audit.siem.document import Document, LogEntry, document_of
 from audit.siem.elastic import OCCUPIED, ElasticSink
 from audit.siem.reconcile import Findings, find_strangers, reconcile
 from audit.siem.sink import Refusal, SinkAway
 from tests.audit.samples import ORIGIN
+from tests.audit.siem import sink_contract as contract
 from tests.audit.siem.conftest import Indices
 from tests.audit.siem.entries import log_entry, permit_entry
 
@@ -19,6 +20,46 @@ pytestmark = pytest.mark.real
 
 ENTRIES = [*(log_entry(index) for index in range(7)), permit_entry(7), log_entry(8, outcome="denied")]
 DOCUMENTS = [document_of(entry) for entry in ENTRIES]
+
+
+class _Odd(Document):
+    """What no entry makes: a field of a type that the mapping refuses."""
+
+    @property
+    def body(self) -> dict[str, Any]:
+        return {**super().body, "event": {**super().body["event"], "sequence": "not a number"}}
+
+
+class _Receiver:
+    """Elasticsearch as `sink_contract` sees a receiver."""
+
+    def __init__(self, indices: Indices) -> None:
+        self._indices = indices
+        self.freeze = indices.node.pause
+        self.thaw = indices.node.go_on
+        self.kill = indices.node.kill
+        self.start = indices.node.start
+
+    def sink(self) -> ElasticSink:
+        return ElasticSink("siem", self._indices.node.keyed_client(self._indices.key), self._indices.name)
+
+    def held(self) -> list[str]:
+        return sorted(self._indices.stored(), key=lambda each: int(each.rpartition("-")[2]))
+
+    def secrets(self) -> list[str]:
+        return [self._indices.key]
+
+
+async def test_it_keeps_the_contract_of_all_sinks_in_order_and_at_once(indices: Indices) -> None:
+    await contract.arrives_in_order(_Receiver(indices))
+
+
+async def test_two_deliveries_at_once_do_not_mix(indices: Indices) -> None:
+    await contract.two_at_once_do_not_mix(_Receiver(indices))
+
+
+async def test_cancelled_anywhere_it_leaves_no_half_entry(indices: Indices) -> None:
+    await contract.cancelled_anywhere_it_sends_no_half_entry(_Receiver(indices), rounds=4, seed=1)
 
 
 def place_of(indices: Indices, index: int) -> dict[str, Any]:
@@ -67,8 +108,7 @@ async def test_a_forgery_laid_under_an_id_in_advance_is_no_success(indices: Indi
 
 async def test_what_the_server_will_never_take_is_refused_alone(indices: Indices) -> None:
     await indices.sink.deliver(DOCUMENTS[:1])
-    odd = document_of(log_entry(1))
-    odd.body["event"]["sequence"] = "not a number"
+    odd = _Odd(log_entry(1), document_of(log_entry(1)).head)
     (refused,) = await indices.sink.deliver([DOCUMENTS[2], odd, DOCUMENTS[3]])
     assert refused.index == 1
     assert "document_parsing_exception" in refused.cause
