@@ -16,6 +16,7 @@ import structlog
 from gateway.asking import Facts
 from gateway.errors import StartRefused
 from policy.engine import Decision
+from policy.facts import NOT_AUTHENTICATED
 
 OBSERVED_ACTIONS: Final = frozenset({"MigrateVm", "Evacuate"})
 MAX_DAYS: Final = 90
@@ -71,6 +72,8 @@ def observe(observation: Observation | None, facts: Facts, decision: Decision, n
     """The decision, allowed and marked as observed if that is what observing means here."""
     if observation is None or facts.question.action not in OBSERVED_ACTIONS or not is_observable(decision):
         return decision
+    if facts.question.person.authenticated_by == NOT_AUTHENTICATED:
+        return decision  # a host asked and named nobody: there is nobody whose rights could be observed
     if not observation.is_on(now) or not observation.covers(facts):
         return decision
     observation.would_deny += 1

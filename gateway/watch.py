@@ -152,6 +152,9 @@ class Watch:
         binding = gate.terms.requirements.vm_binding
         question = question_again(standing, person, vm, hosts[0], hosts[1], vm_binding=binding)
         decision = decide(gate.engine, question)
+        if decision.allowed and "libvirt" in standing.ports:
+            # What `automatic_admission` asked beside the move itself.
+            decision = decide(gate.engine, replace(question, action="OpenLibvirt"))
         if decision.errors:
             raise Unknown(f"the policy cannot be evaluated: {decision.errors[0]}")
         if decision.allowed or (standing.observed and is_observable(decision)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -12,11 +13,18 @@ import pytest
 
 import gateway.config as configuration
 from audit.verify import verify_log
+from gateway.asking import Asked, Facts
 from gateway.errors import ConfigRefused, StartRefused
+from gateway.observing import Observation, observe
+from gateway.placement import Location
 from gateway.service import serve
 from gateway.starter import Site
+from policy.engine import decide
+from policy.facts import nobody
 from tests.gateway.break_glass.conftest import Hands
 from tests.gateway.conftest import Running, running_gateway
+from tests.policy.cedar_world import OLGA, bundle
+from tests.policy.cedar_world import move as move_question
 
 pytestmark = pytest.mark.whole
 
@@ -141,3 +149,17 @@ async def test_a_date_too_far_ahead_or_none_is_refused(site: Site) -> None:
     ):
         with pytest.raises(ConfigRefused, match=what):
             configuration.parse(changed.encode(), site.gateway_config)
+
+
+def test_who_is_not_named_is_not_observed() -> None:
+    observation = Observation(frozenset({"test"}), 100)
+    question = move_question(person=nobody("spiffe://bank.test/host/lab1"))
+    decision = decide(bundle(), question)
+    assert decision.by_policy
+    asked = Asked("sandbox", "lab2", None, (), "-")
+    facts = Facts(question, asked, question.vm, question.source, question.destination, True, Location(question.source))
+    assert not observe(observation, facts, decision, 50).allowed
+    named = dataclasses.replace(facts, question=dataclasses.replace(question, person=OLGA))
+    assert observe(observation, named, decision, 50).allowed
+    assert not observe(observation, named, decision, 100).allowed
+    assert observation.would_deny == 1
