@@ -28,6 +28,7 @@ from audit.record import PERMIT_KIND, Entry, PermitEntry, Record, decode_entry, 
 from audit.siem.mapping import REDACTABLE, facet_name
 
 ECS_VERSION: Final = "8.17.0"
+DOCUMENT_VERSION: Final = 1  # rises when the same entry makes another document: who checks an old one must know
 DATASET: Final = "sealane.audit"
 _ORIGIN_DIGITS: Final = 16
 
@@ -159,7 +160,8 @@ def _body(entry: LogEntry, read: Entry) -> dict[str, Any]:
             "original": entry.entry.decode(),
         },
     }
-    document["sealane"] |= {"origin": entry.origin, "facets": facets_document(facets_of(entry.index, searched))}
+    document["sealane"] |= {"origin": entry.origin, "document": DOCUMENT_VERSION}
+    document["sealane"] |= {"facets": facets_document(facets_of(entry.index, searched))}
     return {name: member for name, value in document.items() if (member := _without_nothing(value)) is not None}
 
 

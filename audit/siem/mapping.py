@@ -55,6 +55,7 @@ MAPPING: Final[dict[str, Any]] = {
         "sealane": {
             "properties": {
                 **dict.fromkeys(("origin", "kind", "outcome", "migration_id", "source", "destination"), KEYWORD),
+                "document": _LONG,
                 "redacted": KEYWORD,
                 "vm": {"properties": {"uuid": KEYWORD, "name": KEYWORD}},
                 "actor": {"properties": {"groups": KEYWORD, "authenticated_by": KEYWORD}},

@@ -112,7 +112,7 @@ def compare(
         if not copies:
             findings.missing.append(entry.index)
         for copy in copies:
-            if differing := _differing(copy.body, expected.body):
+            if differing := differing_fields(copy.body, expected.body):
                 findings.altered.append(Altered(entry.index, copy.place, tuple(differing[:_MAX_FIELDS])))
         # The same id in a second index: a copy, which a count would take for a second event.
         findings.added += [copy.place for copy in copies[1:]]
@@ -171,7 +171,7 @@ async def _look(sink: Readable, entries: Sequence[LogEntry], render: Render) -> 
     return found
 
 
-def _differing(held: Any, expected: Any, path: str = "") -> list[str]:
+def differing_fields(held: Any, expected: Any, path: str = "") -> list[str]:
     """The paths of the fields in which two documents differ."""
     # Encoded: to Python 1, 1.0 and True are equal.
     if msgspec.json.encode(held, order="sorted") == msgspec.json.encode(expected, order="sorted"):
@@ -184,5 +184,5 @@ def _differing(held: Any, expected: Any, path: str = "") -> list[str]:
         if name not in held or name not in expected:
             found.append(here)
         else:
-            found += _differing(held[name], expected[name], here)
+            found += differing_fields(held[name], expected[name], here)
     return found

@@ -17,6 +17,7 @@ from gateway.cli import (
     demo,
     directory,
     doctor,
+    document_check,
     inventory,
     login,
     migrate,
@@ -87,6 +88,7 @@ def _root(
 app.command("migrate")(migrate.migrate)
 app.command("login")(login.login)
 app.command("whoami")(whoami.whoami)
+audit.app.command("verify-document")(document_check.verify_document_command)
 audit.app.add_typer(witness.app, name="witness")
 audit.app.add_typer(reconcile.app, name="reconcile")
 app.add_typer(break_glass.app, name="break-glass")
