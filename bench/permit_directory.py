@@ -125,7 +125,7 @@ async def _ask_for_permits(site: Site, url: str, requests: int) -> dict[str, flo
 
 async def _look_up(domain: Domain) -> float:
     """Groups and state of somebody who is not in the cache, on a connection that is open."""
-    directory = ActiveDirectory(domain.settings(), domain.credentials)
+    directory = ActiveDirectory(domain.settings(receive_seconds=5, deadline_seconds=10), domain.credentials)
     taken = []
     for number in range(PEOPLE):
         name = AccountName("userPrincipalName", f"{_person(number)}@{REALM}")
@@ -174,6 +174,14 @@ def _site(folder: Path, domain: Domain, operators: str, vms: int) -> Site:
     )
     (site.directory / "jwks.json").write_bytes(_jwks())
     add_active_directory(site, domain, ISSUER)
+    config = site.gateway_config.read_text("utf-8")  # with the time-outs of a site, not the short ones of the tests
+    for short, usual in (
+        ("receive_seconds = 1", "receive_seconds = 5"),
+        ("deadline_seconds = 4", "deadline_seconds = 10"),
+    ):
+        assert short in config
+        config = config.replace(short, usual)
+    site.gateway_config.write_text(config, "utf-8")
     shutil.rmtree(site.bundle / "tests")  # they speak of the group by its old name
     for file in site.bundle.rglob("*.cedar"):
         file.write_text(file.read_text("utf-8").replace("sealane-local#operators", operators), "utf-8")

@@ -11,6 +11,7 @@ import re
 import unicodedata
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import lru_cache
 from typing import Final
 
 from policy.errors import FactRefused
@@ -247,6 +248,7 @@ class HostFacts:
         return self.migration or (MigrationAddress(self.address),)
 
 
+@lru_cache(maxsize=10_000)  # the same few addresses are checked in each decision, and parsing them is slow
 def split_address(address: str) -> tuple[str, int]:
     """`10.0.0.1:7443` or `[fd00::1]:7443`, as (IP address, port). Names are refused: a fact must not change by DNS."""
     host, colon, port = address.rpartition(":")
