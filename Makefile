@@ -8,6 +8,7 @@
 #   make soak    kill a gateway under load KILLS times (default 1000; about 2 s each), then compare all it said with its log
 #   make soak-sinks  kill each receiver of the log 100 times during delivery (ARGS="--kills N"); rsyslog is real
 #   make failures  kill relays, libvirtd and connections at every moment of a migration by libvirt (about 15 minutes)
+#   make deb     Debian packages of relay and gateway, in build/deb
 #   make lock    remake requirements.lock from pyproject.toml (ARGS=--upgrade takes the newest versions)
 #
 # ARGS is handed on: make demo ARGS=--json · make test ARGS="-k permit" · make bench ARGS="relay --quick"
@@ -18,7 +19,7 @@ ARGS ?=
 FUZZ_SECONDS ?= 60
 KILLS ?= 1000
 
-.PHONY: help demo test check bench failures fuzz soak soak-sinks lock setup
+.PHONY: help demo test check bench failures fuzz soak soak-sinks deb lock setup
 .DEFAULT_GOAL := help
 
 help:
@@ -64,6 +65,9 @@ soak: setup
 soak-sinks:
 	@deploy/setup.sh test
 	@$(BIN)/python -m tests.soak.sinks $(ARGS)
+
+deb: setup
+	@for kind in relay gateway; do deploy/debian/build.sh $$kind build/deb || exit 1; done
 
 # The lock names no index: whoever installs from it uses their own. The grep fails the goal if one slips in.
 lock: setup

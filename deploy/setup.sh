@@ -22,10 +22,12 @@ search="mvn=maven javac=openjdk-17-jdk-headless"
 # Two libvirt daemons in namespaces of their own; the packages start no service here, and none is wanted.
 libvirt="libvirtd=libvirt-daemon virsh=libvirt-clients ip=iproute2 unshare=util-linux"
 libvirt="$libvirt /usr/lib/$(uname -m)-linux-gnu/libvirt/connection-driver/libvirt_driver_qemu.so=libvirt-daemon-driver-qemu"
+# What the packages of this project are checked by: units, AppArmor profile, SELinux module.
+packaging="dpkg-deb=dpkg systemd-analyze=systemd apparmor_parser=apparmor checkmodule=checkpolicy semodule_package=semodule-utils"
 case $goal in
 check) tools="" ;;
 demo) tools=$guests ;;
-test) tools="$guests $directory $issuer $receivers $search $libvirt" ;;
+test) tools="$guests $directory $issuer $receivers $search $libvirt $packaging" ;;
 bench) tools="$guests $libvirt $directory $receivers $search haproxy=haproxy stunnel4=stunnel4 socat=socat" ;;
 *) die "unknown goal '$goal': use check, demo, test or bench" ;;
 esac

@@ -76,6 +76,7 @@ from policy.identity.oidc import TokenVerifier
 from policy.jws import key_id_of
 from policy.permit import Limits, Requirements
 from policy.sources.keeper import Sources
+from transport.relay import systemd
 
 EXIT_DONE: Final = 0
 EXIT_FAILED: Final = 1
@@ -447,8 +448,12 @@ async def _main(config: GatewayConfig) -> None:
             async with trio.open_nursery() as nursery:
                 running: Gateway = await nursery.start(partial(serve, config))
                 print(json.dumps({"ready": True, "listen": running.listen}), flush=True)
+                systemd.notify("READY=1")
                 nursery.start_soon(_obey, signals, running)
-                await running.wait_stopping()
+                async with trio.open_nursery() as alive:
+                    alive.start_soon(systemd.keep_alive)
+                    await running.wait_stopping()
+                    alive.cancel_scope.cancel()
     except* GatewayError as errors:
         refused += [error for error in _leaves(errors) if isinstance(error, GatewayError)]
     if refused:

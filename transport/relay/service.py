@@ -30,6 +30,7 @@ from transport.errors import (
     TransportError,
 )
 from transport.hypervisors.errors import HypervisorError
+from transport.relay import systemd
 from transport.relay.announced import Announced, listen_for_announcements
 from transport.relay.caller import Conversation
 from transport.relay.config import load_relay_config, split_address
@@ -297,6 +298,7 @@ def run_relay(config_path: Path) -> int:
                         nursery.cancel_scope.cancel()
 
                 nursery.start_soon(stop)
+                nursery.start_soon(systemd.keep_alive)
                 await serve_relay(host, _print_ready)
 
     return _run(main)
@@ -361,6 +363,7 @@ def _bind(listen: str, dscp: int | None) -> trio.socket.SocketType:
 
 
 def _print_ready(where: str) -> None:
+    systemd.notify("READY=1")
     print(json.dumps({"ready": True, "listen": where}), flush=True)
 
 
