@@ -185,8 +185,8 @@ def _check_path(what: str, path: str, rules: DomainRules) -> None:
         return
     if what == "backend" and path in _ENTROPY:
         return
-    plain = posixpath.normpath(path)
-    if plain != path or not any(path == allowed.rstrip("/") or path.startswith(allowed) for allowed in rules.paths):
+    folders = [allowed.rstrip("/") for allowed in rules.paths]
+    if posixpath.normpath(path) != path or not any(path == at or path.startswith(f"{at}/") for at in folders):
         raise _refused(f"its {what} {path!a} is outside hypervisor.domain_paths of the destination's relay")
 
 

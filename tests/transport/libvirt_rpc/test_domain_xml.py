@@ -147,6 +147,13 @@ def test_what_virt_manager_makes_passes() -> None:
     assert check_domain(xml(devices=devices, more=more), RULES) == WEB
 
 
+def test_a_folder_in_the_configuration_is_one_with_and_without_a_slash() -> None:
+    rules = replace(RULES, paths=("/var/lib/libvirt", "/dev/pts/"))
+    assert check_domain(xml(), rules) == WEB
+    with pytest.raises(CallRefused, match="domain_paths"):
+        check_domain(xml(devices="<disk type='file'><source file='/var/lib/libvirt-other/a'/></disk>"), rules)
+
+
 def test_disks_of_a_storage_network_pass_where_the_host_allows_them() -> None:
     text = xml(devices="<disk type='network'><source protocol='rbd' name='vms/web'/></disk>")
     assert check_domain(text, replace(RULES, allow_network_disks=True)) == WEB
