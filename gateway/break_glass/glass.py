@@ -29,7 +29,7 @@ from gateway.break_glass.grant import (
     derive,
     problem_of,
 )
-from gateway.break_glass.wish import Wish, WishRules, check_wish
+from gateway.break_glass.wish import Wish, WishRules, check_reason, check_wish
 from gateway.deciding import commit, decision_document, decision_event
 from gateway.errors import Conflict, GatewayError, NotAllowed, NotKnown, Overloaded
 from gateway.gate import Gate
@@ -40,6 +40,8 @@ from policy.facts import APPROVAL, CLIENT_CERTIFICATE, NOT_AUTHENTICATED, Contex
 from policy.identity.sameness import are_same
 
 MEMORY_SECONDS: Final = 3 * 86_400  # what is older has ended: a grant lives for a day at most, as does a request
+
+MAX_SHOWN: Final = 200
 
 log = structlog.get_logger("gateway.alarm")
 
@@ -128,7 +130,8 @@ class BreakGlass:
             return self._grants[grant.id]
 
     async def end(self, step: Step, grant_id: str) -> Grant:
-        """End, refuse or take back. Errors: NotKnown, NotAllowed (recorded), Conflict."""
+        """End, refuse or take back. Errors: RequestRefused, NotKnown, NotAllowed (recorded), Conflict."""
+        check_reason(step.reason)
         marks = await self._gate.people.marks_of(step.person, step.address)
         async with self._turn() as now:
             grant = self._known(grant_id, now)
@@ -176,7 +179,7 @@ class BreakGlass:
                 self._gate.engine, Question("ReadBreakGlass", person, None, None, None, context)
             ).allowed
             shown = [grant.at(now) for grant in self._grants.values() if may_see_all or grant.requester.id == person.id]
-            return sorted(shown, key=lambda grant: grant.record_index, reverse=True)
+            return sorted(shown, key=lambda grant: grant.record_index, reverse=True)[:MAX_SHOWN]
 
     async def record_endings(self) -> None:
         """Put into the log what ended by itself, or was used up. Errors: LogUnavailable; the state does not need it."""
@@ -215,7 +218,13 @@ class BreakGlass:
                 records = await self._history.records_since(KINDS, since)
                 self._grants = derive(records)
                 self._is_stale = False
+            self._forget_old(now)
             yield self._time.now()
+
+    def _forget_old(self, now: int) -> None:
+        """What is that old has ended long ago: the log has it."""
+        for grant_id in [each.id for each in self._grants.values() if each.requested_at < now - MEMORY_SECONDS]:
+            del self._grants[grant_id]
 
     async def _commit(self, event: Event) -> Recorded:
         # Until this is through, nobody knows whether the record is in the log.

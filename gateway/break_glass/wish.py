@@ -47,7 +47,13 @@ def check_wish(wish: Wish, rules: WishRules) -> None:
         raise RequestRefused(f"minutes must be 1 to {rules.max_minutes}")
     if not wish.reason.strip() or len(wish.reason) > MAX_REASON:
         raise RequestRefused(f"breaking glass needs a reason of at most {MAX_REASON} characters")
+    check_reason(wish.reason)
+
+
+def check_reason(reason: str | None) -> None:
+    """One line of plain text, or none. Raises RequestRefused."""
     try:
-        check_text("reason", wish.reason)
+        if reason is not None:
+            check_text("reason", reason)
     except FactRefused as error:
         raise RequestRefused(str(error)) from error

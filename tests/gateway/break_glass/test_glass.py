@@ -257,6 +257,14 @@ async def test_a_malformed_request_is_refused_and_leaves_no_trace(
     assert await emergency.records("requested") == []
 
 
+async def test_a_reason_with_control_characters_is_refused_at_every_step(emergency: Emergency) -> None:
+    grant = await emergency.asked()
+    for step in ("approve", "end"):
+        answer = await emergency.call("mona", "POST", f"/{grant}/{step}", {"reason": "a\u001b]0;b"})
+        assert answer.status_code == 400, step
+    assert await emergency.records("approved") == await emergency.records("ended") == []
+
+
 async def test_only_so_many_wait_for_an_answer(emergency: Emergency) -> None:
     for _ in range(2):
         await emergency.asked()
