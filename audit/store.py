@@ -244,14 +244,14 @@ class Store:
 
     def _numbers(self, folder: str) -> Iterator[int]:
         top = self.directory / "tile" / folder
-        folders = [top] if top.is_dir() else []
+        folders, prefix = [str(top)] if top.is_dir() else [], len(str(top)) + 1
         while folders:
             for entry in list(os.scandir(folders.pop())):  # a list: closes the folder at once
                 if entry.is_dir(follow_symlinks=False):
                     if not entry.name.endswith(".p"):  # partial tiles, if someone serves them from here
-                        folders.append(Path(entry.path))
+                        folders.append(entry.path)
                     continue
-                number = tiles.parse_number_path(PurePosixPath(entry.path).relative_to(top))
+                number = tiles.parse_number_text(entry.path[prefix:])
                 if number is None or not entry.is_file(follow_symlinks=False):
                     raise LogDamaged(f"{entry.path} is not ours; move it out of the log")
                 yield number

@@ -24,8 +24,7 @@ MAX_LEVEL = 7  # a log has fewer than 2^63 entries, of which level 7 has 2^56 be
 _RESOURCE = re.compile(
     r"(?P<kind>entries|[0-9]|[1-9][0-9])/(?P<number>(?:x[0-9]{3}/){0,8}[0-9]{3})(?:\.p/(?P<width>[1-9][0-9]{0,2}))?"
 )
-_GROUP = re.compile(r"x[0-9]{3}")
-_LAST = re.compile(r"[0-9]{3}")
+_NUMBER = re.compile(r"(?:x[0-9]{3}/)*[0-9]{3}")
 
 
 def tile_path(level: int, number: int) -> PurePosixPath:
@@ -49,19 +48,28 @@ def completed_by(number: int) -> list[tuple[int, int]]:
 
 def number_path(number: int) -> PurePosixPath:
     """`number` as C2SP spells it in paths."""
-    groups = [f"{number % 1000:03}"]
+    return PurePosixPath(number_text(number))
+
+
+def number_text(number: int) -> str:
+    """The same as text: starting looks at tens of thousands of names."""
+    text = f"{number % 1000:03}"
     while number := number // 1000:
-        groups.append(f"x{number % 1000:03}")
-    return PurePosixPath(*reversed(groups))
+        text = f"x{number % 1000:03}/{text}"
+    return text
 
 
 def parse_number_path(path: PurePosixPath) -> int | None:
     """The number that `path` spells, or None if `number_path` would not have written it."""
-    *groups, last = path.parts
-    if not _LAST.fullmatch(last) or not all(_GROUP.fullmatch(group) for group in groups):
+    return parse_number_text(str(path))
+
+
+def parse_number_text(text: str) -> int | None:
+    """The number that `text` spells, or None if `number_text` would not have written it."""
+    if not _NUMBER.fullmatch(text):
         return None
-    number = int("".join(group[1:] for group in groups) + last)
-    return number if number_path(number) == path else None
+    number = int(text.replace("x", "").replace("/", ""))
+    return number if number_text(number) == text else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +90,7 @@ def parse_resource(text: str) -> Resource | None:
     match = _RESOURCE.fullmatch(text)
     if match is None:
         return None
-    number = parse_number_path(PurePosixPath(match["number"]))
+    number = parse_number_text(match["number"])
     width = int(match["width"] or TILE_WIDTH)
     if number is None or not 1 <= width <= TILE_WIDTH or (match["width"] and width == TILE_WIDTH):
         return None

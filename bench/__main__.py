@@ -6,7 +6,15 @@ import argparse
 import sys
 from pathlib import Path
 
-from bench import libvirt_migration, permit_directory, permit_latency, relay_migration, relay_stream, siem_rsyslog
+from bench import (
+    audit_log,
+    libvirt_migration,
+    permit_directory,
+    permit_latency,
+    relay_migration,
+    relay_stream,
+    siem_rsyslog,
+)
 from bench.harness import BenchError, Plan, print_figures, write_results
 from bench.peers import PEER_NAMES
 
@@ -17,6 +25,7 @@ PARTS = {
         "libvirt": libvirt_migration.measure,
     },
     "policy": {"permit": permit_latency.measure, "directory": permit_directory.measure},
+    "audit": {"log": audit_log.measure},
     "siem": {"rsyslog": siem_rsyslog.measure},
 }
 RESULTS = Path(__file__).parent / "results"

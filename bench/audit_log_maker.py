@@ -100,7 +100,7 @@ def _episode(number: int, signer: LogSigner) -> Iterator[bytes]:
     """The entries of episode `number`, in order."""
     first = number * EPISODE
     luck = hashlib.sha256(number.to_bytes(8)).digest()
-    story = _Story(first, luck)
+    story = Story(first, luck)
 
     def signed(offset: int, kind: str, **fields: Any) -> bytes:
         index = first + offset
@@ -164,7 +164,7 @@ def _episode(number: int, signer: LogSigner) -> Iterator[bytes]:
     yield signed(7, "heartbeat")
 
 
-class _Story:
+class Story:
     """What the entries of one episode have in common: all of it from 32 bytes of luck."""
 
     def __init__(self, first: int, luck: bytes) -> None:
