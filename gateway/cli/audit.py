@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from gateway.cli import audit_prove, audit_query
+from gateway.cli import audit_prove, audit_query, audit_stories
 from gateway.cli.audit_options import (
     ActorOption,
     HostOption,
@@ -111,33 +111,9 @@ def verify(
     raise typer.Exit(0 if document["outcome"] == "verified" else 1)
 
 
-@app.command("show")
-def show(
-    index: Annotated[int, typer.Argument(metavar="N", min=0, help="The record's index in the log.")],
-    log: LogOption = None,
-    gateway: GatewayOption = None,
-    ca: CaOption = None,
-    token_file: TokenFileOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Show one record whole: who, what, when, which policies, which protection.
-
-    \b
-    Examples:
-      sealane audit show 1042
-      sealane audit show 1042 --log /var/lib/sealane/log --json
-    """
-    from gateway.cli.record_source import opened
-    from gateway.cli.record_view import show_record
-
-    with opened(log, gateway, ca, token_file) as source:
-        entry = source.entry(index)
-    if as_json:
-        print_json({"index": index, **entry})
-    else:
-        show_record(console(), index, {name: value for name, value in entry.items() if name != "entry"})
-
-
+app.command("show")(audit_stories.show)
+app.command("migration")(audit_stories.migration)
+app.command("who-moved")(audit_stories.who_moved)
 app.command("query")(audit_query.query)
 app.command("prove")(audit_prove.prove)
 app.command("fields")(audit_query.list_fields)
