@@ -46,7 +46,8 @@ class HttpsPeer:
 
     def __init__(self, url: str, trust: Trust) -> None:
         parts = urlsplit(url)
-        if parts.scheme != "https" or not parts.hostname:
+        is_plain = url.isascii() and url.isprintable() and " " not in url
+        if parts.scheme != "https" or not parts.hostname or not is_plain:
             raise ValueError(f"{url!r} is not an https URL")
         if parts.username is not None or parts.password is not None or parts.fragment:
             raise ValueError("a URL of a receiver must hold neither user, password nor fragment")

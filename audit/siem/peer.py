@@ -74,7 +74,7 @@ class Peer:
             except BaseException:
                 await trio.aclose_forcefully(stream)
                 raise
-        except CONNECTION_ERRORS as error:
+        except (*CONNECTION_ERRORS, UnicodeError) as error:  # UnicodeError: a name that DNS cannot have
             raise SinkAway(f"{self}: {cause_of(error)}") from None
         return stream
 

@@ -50,3 +50,11 @@ def read_secret(path: Path) -> str:
     if not text or not all(c.isprintable() or c == "\n" for c in text):
         raise SinkAway(f"{path}: does not hold a secret in printable ASCII")
     return text
+
+
+def read_secret_line(path: Path) -> str:
+    """The same of a file of one line: what goes into a header must not bring another one. Raises SinkAway."""
+    text = read_secret(path)
+    if "\n" in text:
+        raise SinkAway(f"{path}: holds more than one line")
+    return text

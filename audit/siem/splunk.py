@@ -21,7 +21,7 @@ from audit.siem.document import Document
 from audit.siem.formats import Format, Line
 from audit.siem.formats.text import milliseconds
 from audit.siem.https import Answer, HttpsPeer, away
-from audit.siem.secrets import read_secret
+from audit.siem.secrets import read_secret_line
 from audit.siem.sink import Refusal, SinkAway
 from audit.siem.status import one_line
 
@@ -71,7 +71,7 @@ class SplunkSink:
         settings: HecSettings,
         line: Line,
         hostname: str,
-        read_token: Callable[[Path], str] = read_secret,
+        read_token: Callable[[Path], str] = read_secret_line,
     ) -> None:
         self._name = name
         self._peer = peer

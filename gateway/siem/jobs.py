@@ -90,7 +90,7 @@ class Jobs:
         if job.what == "reconcile" and not isinstance(shipper.sink, Readable):
             raise RequestRefused(
                 "this kind of receiver cannot be read back",
-                next_step="compare what it stored by `sealane siem reconcile --from-file`",
+                next_step="compare what it stored by `sealane siem reconcile-file`",
             )
         size = self._source.size
         if not 0 <= (job.start or 0) <= (size if job.end is None else job.end) <= size:

@@ -14,7 +14,7 @@ from audit.siem.https import HttpsPeer
 from audit.siem.line_file import MAX_LINE_BYTES, LineFileSink
 from audit.siem.peer import Peer, Trust
 from audit.siem.relp import RelpSink
-from audit.siem.secrets import read_secret
+from audit.siem.secrets import read_secret, read_secret_line
 from audit.siem.sink import Sink, SinkAway
 from audit.siem.splunk import HecSettings, SplunkSink
 from audit.siem.syslog import SyslogSink
@@ -44,7 +44,7 @@ def make_line_sink(table: AnyLineTable, path_of: PathOf, origin: str) -> Sink:
             hostname = _hostname(table, origin)
             return RelpSink(table.name, _peer(table, path_of), line, hostname, table.max_message_bytes, table.window)
         case SplunkTable():
-            _require(lambda: read_secret(path_of(table.token_file)))
+            _require(lambda: read_secret_line(path_of(table.token_file)))
             hec = HecSettings(
                 token_file=path_of(table.token_file),
                 channel=uuid5(NAMESPACE_URL, f"sealane:{origin}:{table.name}"),

@@ -113,7 +113,15 @@ async def test_a_hanging_receiver_costs_the_callers_deadline_and_leaves_nothing_
 
 @pytest.mark.parametrize(
     "url",
-    ["http://siem.example/", "https://", "siem.example", "https://user:pass@siem.example/", "https://siem.example/#x"],
+    [
+        "http://siem.example/",
+        "https://",
+        "siem.example",
+        "https://user:pass@siem.example/",
+        "https://siem.example/#x",
+        "https://\u00e9.example/",
+        "https://siem.example/a b",
+    ],
 )
 def test_what_is_not_https_or_holds_a_password_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match=r"https URL|neither user"):
@@ -123,3 +131,10 @@ def test_what_is_not_https_or_holds_a_password_is_refused(url: str) -> None:
 async def test_a_header_cannot_be_forged_by_what_a_secret_file_holds(site: Site) -> None:
     with pytest.raises(Exception, match=r"[Ii]llegal header"):
         await site.peer.post({"authorization": "x\r\nx-evil: 1"}, b"{}")
+
+
+@pytest.mark.parametrize("host", ["a" * 64 + ".test", "no-such-host.invalid"])
+async def test_a_host_that_cannot_be_is_away(host: str) -> None:
+    with pytest.raises(SinkAway) as away:
+        await HttpsPeer(f"https://{host}/", Trust()).post({}, b"{}")
+    assert str(away.value).isprintable()

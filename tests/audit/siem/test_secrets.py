@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from audit.siem.secrets import MAX_SECRET_BYTES, read_secret
+from audit.siem.secrets import MAX_SECRET_BYTES, read_secret, read_secret_line
 from audit.siem.sink import SinkAway
 
 
@@ -40,6 +40,12 @@ def test_a_pipe_in_its_place_is_refused_and_not_waited_for(tmp_path: Path) -> No
     os.mkfifo(tmp_path / "pipe", 0o600)
     with pytest.raises(SinkAway, match="is not a file"):
         read_secret(tmp_path / "pipe")
+
+
+def test_a_secret_of_one_line_has_no_second_one(tmp_path: Path) -> None:
+    assert read_secret_line(secret_file(tmp_path, b"s3cret\n")) == "s3cret"
+    with pytest.raises(SinkAway, match="more than one line"):
+        read_secret_line(secret_file(tmp_path, b"s3cret\nx-evil: 1"))
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
