@@ -24,10 +24,12 @@ libvirt="libvirtd=libvirt-daemon virsh=libvirt-clients ip=iproute2 unshare=util-
 libvirt="$libvirt /usr/lib/$(uname -m)-linux-gnu/libvirt/connection-driver/libvirt_driver_qemu.so=libvirt-daemon-driver-qemu"
 # What the packages of this project are checked by: units, AppArmor profile, SELinux module.
 packaging="dpkg-deb=dpkg systemd-analyze=systemd apparmor_parser=apparmor checkmodule=checkpolicy semodule_package=semodule-utils"
+# A library that makes system calls fail, for the log's tests (tests/gateway/faulty_disk.c).
+compiler="gcc=gcc /usr/include/stdio.h=libc6-dev"
 case $goal in
 check) tools="" ;;
 demo) tools=$guests ;;
-test) tools="$guests $directory $issuer $receivers $search $libvirt $packaging" ;;
+test) tools="$guests $directory $issuer $receivers $search $libvirt $packaging $compiler" ;;
 bench) tools="$guests $libvirt $directory $receivers $search haproxy=haproxy stunnel4=stunnel4 socat=socat" ;;
 *) die "unknown goal '$goal': use check, demo, test or bench" ;;
 esac
