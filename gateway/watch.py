@@ -36,7 +36,7 @@ from policy.facts import Person
 from policy.many_groups import compact_entities
 
 PEOPLE_AT_ONCE: Final = 4  # look-ups in a directory
-ROUND_SECONDS: Final = 30.0
+PERSON_SECONDS: Final = 25.0  # for one of them, the wait for a turn included
 
 log = structlog.get_logger("gateway.alarm")
 
@@ -81,29 +81,27 @@ class Watch:
 
     async def look(self, grace_seconds: float) -> None:
         """One round over all running migrations. Errors: LogUnavailable; nothing is done that is not recorded."""
-        by_person: defaultdict[str, list[Migration]] = defaultdict(list)
+        by_person: defaultdict[Person, list[Migration]] = defaultdict(list)
         for migration in list(self._gate.migrations.active(self._now())):
             if migration.standing is not None:
-                by_person[migration.standing.person.id].append(migration)
+                by_person[migration.standing.person].append(migration)
         gone = self._unknown_since.keys() - {each.migration_id for some in by_person.values() for each in some}
         for migration_id in gone:
             del self._unknown_since[migration_id]
         failures: list[GatewayError] = []
-        with trio.move_on_after(ROUND_SECONDS):
-            async with trio.open_nursery() as nursery:
-                for migrations in by_person.values():
-                    nursery.start_soon(self._look_at, migrations, grace_seconds, failures)
+        async with trio.open_nursery() as nursery:
+            for known, migrations in by_person.items():
+                nursery.start_soon(self._look_at, known, migrations, grace_seconds, failures)
         if failures:
             raise failures[0]
 
     async def _look_at(
-        self, migrations: Sequence[Migration], grace_seconds: float, failures: list[GatewayError]
+        self, known: Person, migrations: Sequence[Migration], grace_seconds: float, failures: list[GatewayError]
     ) -> None:
-        """All migrations of one person, who is looked up once."""
-        assert migrations[0].standing is not None
+        """All migrations of one person, as they were known then; they are looked up once."""
         person: Person | Unknown
         try:
-            person = await self._person_now(migrations[0].standing.person)
+            person = await self._person_now(known)
         except DirectoryUnavailable as error:
             person = Unknown(f"nobody can tell whether the requester still may: {error.detail}")
         for migration in migrations:
@@ -124,8 +122,11 @@ class Watch:
         """Errors: DirectoryUnavailable."""
         if not self._people.asks_directory(person):
             return await self._people.reconsider(person, self._gate.clock.wall())
-        async with self._limiter:
-            return await self._people.reconsider(person, self._gate.clock.wall())
+        # However many wait for a directory that hangs: each has an answer of some kind when its time is up.
+        with trio.move_on_after(PERSON_SECONDS):
+            async with self._limiter:
+                return await self._people.reconsider(person, self._gate.clock.wall())
+        raise DirectoryUnavailable("timeout", f"no answer within {PERSON_SECONDS:.0f} s, others waiting")
 
     def _judge(self, migration: Migration, person: Person | Unknown) -> Revoked | None:
         """Why it would not be allowed any more; None if it would. Raises Unknown."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,6 +22,7 @@ from gateway.demo.guest import GuestLayout, build_boot_image
 from gateway.demo.machines import Qemu, run_state, start_qemu, stop_qemu, wait_passes
 from gateway.demo.processes import Commands
 from gateway.starter import HostPlan, Site, VmPlan, lay_out_site
+from tests.gateway.break_glass.conftest import person
 from tests.gateway.conftest import CHEAP, Running, running_gateway
 from tests.gateway.test_watch import edit, own_bundle, revoked
 
@@ -104,9 +105,16 @@ class Flight:
         await wait_passes(self.source, counted + 1, deadline_seconds=20)
 
 
+async def ordinary(_: Running) -> tuple[str, dict[str, Any]]:
+    return "alice", {"vm": "counter", "destination": "b"}
+
+
+Ask = Callable[[Running], Awaitable[tuple[str, dict[str, Any]]]]
+
+
 @asynccontextmanager
-async def flight(site: Site, image: Path) -> AsyncIterator[Flight]:
-    """Alice's migration from a to b, seen running with memory under way."""
+async def flight(site: Site, image: Path, ask: Ask = ordinary) -> AsyncIterator[Flight]:
+    """The migration from a to b that `ask` says who asks for, and how; seen running with memory under way."""
     commands = Commands(site.directory)
     async with AsyncExitStack() as stack:
         running = await stack.enter_async_context(running_gateway(site))
@@ -118,10 +126,10 @@ async def flight(site: Site, image: Path) -> AsyncIterator[Flight]:
         destination = await start_qemu(site.directory / "vm-b" / UUID, UUID, memory_mib=MEMORY_MIB, incoming=True)
         stack.push_async_callback(stop_qemu, destination)
         await wait_passes(source, 1)
-        body = {"vm": "counter", "destination": "b"}
+        who, body = await ask(running)
         with trio.fail_after(20):
-            alice = running.person("alice")
-            while (answer := await alice.post("/v1/migrations", json=body)).status_code == 503:
+            requester = running.person(who)
+            while (answer := await requester.post("/v1/migrations", json=body)).status_code == 503:
                 await trio.sleep(0.1)
         assert answer.status_code == 201, answer.text
         on_its_way = Flight(running, source, destination, answer.json()["migration_id"], running.person("carol"))
@@ -227,3 +235,29 @@ def has_ended(running: Running) -> bool:
     except LogLocked:
         return False
     return True
+
+
+async def test_a_move_under_broken_glass_ends_with_it(folder: Path, image: Path) -> None:
+    """Two persons, a real move, and a third who ends it on its way."""
+    site = lay_out(folder, 4)
+    with site.people.open("a", encoding="utf-8") as file:
+        file.write(person("dora", "Dora Duty", ("duty-officers",)) + person("mona", "Mona Manager", ("duty-managers",)))
+    edit(site.gateway_config, lambda text: text + "\n[break_glass]\n")
+
+    async def under_glass(running: Running) -> tuple[str, dict[str, Any]]:
+        asked = {"vm": "counter", "destination": "b", "ticket": "INC-1", "minutes": 5, "reason": "host a burns"}
+        grant = (await running.person("dora").post("/v1/break-glass", json=asked)).json()["id"]
+        answer = await running.person("mona").post(f"/v1/break-glass/{grant}/approve", json={})
+        assert answer.status_code == 200, answer.text
+        return "dora", {"vm": "counter", "destination": "b", "reason": "INC-1", "break_glass": grant}
+
+    async with flight(site, image, under_glass) as moving:
+        (used, *_) = await moving.running.records("breakglass.used")
+        grant = used["details"]["break_glass"]["id"]
+        ended = await moving.running.person("carol").post(f"/v1/break-glass/{grant}/end", json={"reason": "stop"})
+        assert ended.status_code == 200, ended.text
+        await moving.until("cancelled", seconds=10)
+        await moving.guest_goes_on_at_its_source()
+        (record,) = await moving.running.records("migration.revoked")
+        assert record["details"]["because"] == "the broken glass is whole again: it was ended"
+        assert (await moving.receipts())["source"] == "cancelled"

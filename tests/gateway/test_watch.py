@@ -238,6 +238,27 @@ async def test_one_whose_directory_hangs_does_not_keep_the_watch_from_others(wat
         assert records[1]["migration_id"] == migration_id
 
 
+async def test_however_many_wait_for_a_hung_directory_none_is_forgotten(
+    watched_site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.watch.PERSON_SECONDS", 0.5)
+    monkeypatch.setattr("gateway.watch.PEOPLE_AT_ONCE", 1)
+    with watched_site.people.open("a", encoding="utf-8") as file:
+        file.write(person("frida", "Frida Operator", ("operators",)))
+    with watched_site.inventory.open("a", encoding="utf-8") as file:
+        file.write(SPARE)
+    async with moving(watched_site) as (running, _):
+        answer = await running.person("frida").post("/v1/migrations", json={"vm": "spare", "destination": "c"})
+        assert answer.status_code == 201
+        people = running.gateway.reloader._people
+        people.asks_directory = lambda _: True  # type: ignore[method-assign,assignment]
+        people.reconsider = lambda *_: trio.sleep_forever()  # type: ignore[method-assign]
+        running.gateway.reloader._gate.bell.ring()
+        records = await revoked(running, 2)
+        assert len({record["migration_id"] for record in records}) == 2
+        assert all("nobody can tell" in record["details"]["because"] for record in records)
+
+
 async def test_what_the_log_does_not_take_is_done_when_it_does(watched_site: Site) -> None:
     async with moving(watched_site) as (running, migration_id):
         edit(running.site.people, lambda text: text.replace('["operators"]', '["guests"]'))
