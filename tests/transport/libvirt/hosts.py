@@ -148,12 +148,12 @@ class Relay:
         return int(children[0]) if children else self.process.pid
 
     def kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError, FileNotFoundError):  # it has ended
             os.kill(self.pid, signal.SIGKILL)
         self.process.wait(20)
 
     def stop(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError, FileNotFoundError):
             os.kill(self.pid, signal.SIGTERM)
         try:
             self.process.wait(20)
@@ -209,10 +209,11 @@ class Pair:
     def other(self, host: Host) -> Host:
         return self.b if host is self.a else self.a
 
-    def guest(self, host: Host, *, devices: str = "", qemu: str = "", persistent: bool = False) -> Guest:
-        """A new guest that runs on `host` and has begun to count."""
-        number = len(self.guests)
-        guest = Guest(f"vm{number}", str(uuid.uuid4()), self.memory_mib)
+    def guest(
+        self, host: Host, *, devices: str = "", qemu: str = "", persistent: bool = False, known: Guest | None = None
+    ) -> Guest:
+        """A new guest, or the `known` one, that runs on `host` and has begun to count."""
+        guest = known or Guest(f"vm{len(self.guests)}", str(uuid.uuid4()), self.memory_mib)
         self.guests.append(guest)
         path = self.folder / f"{guest.name}.xml"
         path.write_text(guest.xml(self.image, devices=devices, qemu=qemu))
@@ -336,7 +337,9 @@ def join(a: Host, b: Host) -> None:
 
 
 @contextlib.contextmanager
-def two_hosts(folder: Path, memory_mib: int = MEMORY_MIB, hot_mib: int = 8) -> Iterator[Pair]:
+def two_hosts(
+    folder: Path, memory_mib: int = MEMORY_MIB, hot_mib: int = 8, *, with_relays: bool = True
+) -> Iterator[Pair]:
     """Hosts with libvirtd and a relay each; `folder`'s path must leave room for unix sockets."""
     folder.chmod(0o755)  # QEMU runs as another user
     Site.lay_out(folder).log.close()
@@ -349,7 +352,7 @@ def two_hosts(folder: Path, memory_mib: int = MEMORY_MIB, hot_mib: int = 8) -> I
         ending.callback(stop_host, b)
         join(a, b)
         pair = Pair(folder, image, a, b, memory_mib)
-        for host in pair.hosts:
+        for host in pair.hosts if with_relays else ():
             pair.start_relay(host)
         yield pair
 

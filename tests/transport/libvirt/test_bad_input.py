@@ -1,0 +1,201 @@
+"""What callers, destinations and hosts do wrong, with real libvirt: the guest goes on where it was; words say why."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.transport.libvirt.hosts import Guest, Pair, wait_for
+from tests.transport.libvirt_rpc.samples import call, prepare, prepare_call, xml
+from transport.libvirt_rpc.framing import PacketReader, Status, decode_error
+from transport.libvirt_rpc.procedures import Procedure
+
+pytestmark = [pytest.mark.real, pytest.mark.whole]
+
+
+def start_move(pair: Pair, guest: Guest, *options: str) -> subprocess.Popen[bytes]:
+    command = ("virsh", "-c", "qemu:///system", "migrate", "--live", "--p2p", guest.name, "--desturi", pair.a.front_uri)
+    return subprocess.Popen(
+        pair.a.inside(*command, *options),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def under_way(pair: Pair, guest: Guest) -> bool:
+    """Whether the destination's QEMU is there: Prepare has been answered."""
+    return bool(pair.b.qemus(guest))
+
+
+SLOW = ("--bandwidth", "1")  # MiB/s: what the guest dirties in a second is several times as much
+
+
+def test_a_second_session_of_a_vm_that_is_under_way_is_refused(pair: Pair) -> None:
+    guest = pair.guest(pair.a)
+    mover = start_move(pair, guest, *SLOW)
+    wait_for(lambda: under_way(pair, guest), "the first is under way")
+    # libvirt itself would refuse a second job of the VM, so this caller makes its Prepare by itself.
+    body = prepare(dom=xml(uuid=guest.uuid).replace(">web<", f">{guest.name}<"), data=b"")
+    assert "not settled yet" in error_of(pair, prepare_call(body).encode())
+    pair.a.virsh("domjobabort", guest.name)
+    mover.wait(60)
+    pair.wait_runs_only(guest, pair.a)
+    pair.a.virsh("destroy", guest.name)
+
+
+def error_of(pair: Pair, *packets: bytes) -> str:
+    """What the front answers to a caller of our own, in its last reply, as an error."""
+    reader, replies = PacketReader(), []
+    with socket.socket(socket.AF_UNIX) as caller:
+        caller.settimeout(30)
+        caller.connect(str(pair.a.front))
+        for packet in packets:
+            caller.sendall(packet)
+            while data := caller.recv(65536):
+                if found := reader.feed(data):
+                    replies += found
+                    break
+    assert replies, "the front answered nothing"
+    assert replies[-1].status is Status.ERROR
+    return decode_error(replies[-1].body)[1]
+
+
+def test_a_vm_that_does_not_run_here_is_not_moved_by_anyone(pair: Pair) -> None:
+    assert "0 QEMUs" in error_of(pair, prepare_call(prepare(data=b"")).encode())
+
+
+@pytest.mark.parametrize(
+    "data", [b"\0\0\0\x1c" + bytes(24), b"GET / HTTP/1.1\r\n\r\n", b"\xff" * 64, call(Procedure.CONNECT_OPEN).encode()]
+)
+def test_what_is_no_rpc_ends_its_own_connection_and_nothing_else(pair: Pair, data: bytes) -> None:
+    with socket.socket(socket.AF_UNIX) as caller:
+        caller.settimeout(30)
+        caller.connect(str(pair.a.front))
+        caller.sendall(data)
+        assert caller.recv(65536) == b""
+    assert pair.a.relay is not None
+    assert pair.a.relay.process.poll() is None
+
+
+def test_another_user_is_turned_away(pair: Pair) -> None:
+    done = subprocess.run(
+        pair.a.inside("setpriv", "--reuid=64055", "--clear-groups", "virsh", "-c", pair.a.front_uri, "uri"),
+        capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+    assert done.returncode != 0
+
+
+@pytest.mark.parametrize("moment", ["before prepare", "under way"])
+def test_a_direct_caller_vanishes(pair: Pair, moment: str) -> None:
+    guest = pair.guest(pair.a)
+    command = ("virsh", "-c", "qemu:///system", "migrate", "--live", *SLOW, guest.name, pair.a.front_uri)
+    caller = subprocess.Popen(
+        pair.a.inside(*command), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    if moment == "under way":
+        wait_for(lambda: under_way(pair, guest), "it is under way")
+    children = Path(f"/proc/{caller.pid}/task/{caller.pid}/children")
+    wait_for(lambda: bool(children.read_text()), "virsh runs")
+    os.kill(int(children.read_text()), signal.SIGKILL)
+    caller.wait(20)
+    pair.wait_runs_only(guest, pair.a)
+    pair.a.virsh("destroy", guest.name)
+
+
+def test_the_destinations_libvirtd_is_down(pair: Pair) -> None:
+    guest = pair.guest(pair.a)
+    os.kill(pair.b.libvirtd(), signal.SIGKILL)
+    try:
+        code, said = pair.a.migrate(guest, "--live", "--p2p")
+    finally:
+        pair.b.start_libvirtd()
+    assert code != 0
+    assert "hypervisor" in said
+    pair.wait_runs_only(guest, pair.a)
+    pair.a.virsh("destroy", guest.name)
+
+
+def test_the_destinations_libvirtd_hangs(pair: Pair) -> None:
+    guest = pair.guest(pair.a)
+    libvirtd = pair.b.libvirtd()
+    os.kill(libvirtd, signal.SIGSTOP)
+    try:
+        code, said = pair.a.migrate(guest, "--live", "--p2p")
+    finally:
+        os.kill(libvirtd, signal.SIGCONT)
+    assert code != 0
+    assert said
+    pair.wait_runs_only(guest, pair.a)
+    pair.a.virsh("destroy", guest.name)
+
+
+def test_virsh_gives_up_and_the_job_is_aborted_by_hand(pair: Pair) -> None:
+    """A virsh that is interrupted hard leaves libvirt's job running, as it does without Sealane."""
+    guest = pair.guest(pair.a)
+    mover = start_move(pair, guest, *SLOW)
+    wait_for(lambda: under_way(pair, guest), "it is under way")
+    mover.kill()
+    mover.wait(20)
+    assert pair.a.virsh("domjobabort", guest.name)[0] == 0
+    pair.wait_runs_only(guest, pair.a)
+    pair.a.virsh("destroy", guest.name)
+
+
+def test_a_full_socket_folder_is_said_and_nothing_moves(pair: Pair) -> None:
+    guest = pair.guest(pair.a)
+    folder = pair.b.base / "sessions"
+    mount = ("mount", "-t", "tmpfs", "-o", "size=4k,nr_inodes=1", "none", str(folder))
+    subprocess.run(pair.b.inside(*mount), check=True, timeout=20)
+    try:
+        code, said = pair.a.migrate(guest, "--live", "--p2p")
+    finally:
+        subprocess.run(pair.b.inside("umount", str(folder)), check=True, timeout=20)
+    assert code != 0
+    assert "internal" in said
+    pair.wait_runs_only(guest, pair.a)
+    pair.a.virsh("destroy", guest.name)
+
+
+COUNTER = """
+import socket, struct, sys
+s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0800))
+s.bind(("lane", 0))
+s.settimeout(0.2)
+print("counting", flush=True)
+seen = {}
+import select
+while not select.select([sys.stdin], [], [], 0)[0]:
+    try:
+        data = s.recv(65536)
+    except TimeoutError:
+        continue
+    start = 14 + (data[14] & 15) * 4
+    source, destination = struct.unpack(">HH", data[start : start + 4])
+    key = "relay" if data[23] == 6 and 7443 in (source, destination) else f"{data[23]}/{source}/{destination}"
+    seen[key] = seen.get(key, 0) + 1
+print(seen)
+"""
+
+
+def test_between_the_hosts_nothing_passes_but_the_relays_port(pair: Pair) -> None:
+    """Counted on the network between them: IPv4 packets of any other protocol or port, in either direction."""
+    guest = pair.guest(pair.a)
+    with subprocess.Popen(
+        pair.b.inside(sys.executable, "-c", COUNTER), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as counter:
+        assert counter.stdout is not None
+        assert counter.stdout.readline() == "counting\n"
+        code, said = pair.a.migrate(guest, "--live", "--p2p", "--parallel")
+        pair.wait_runs_only(guest, pair.b)
+        counted, _ = counter.communicate("enough\n", timeout=20)
+    assert code == 0, said
+    assert "'relay'" in counted
+    assert counted.count(":") == 1, counted
+    pair.b.virsh("destroy", guest.name)

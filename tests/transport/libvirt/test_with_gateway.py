@@ -1,0 +1,152 @@
+"""From `sealane session start` to the record: a real gateway, relays from their files, and virsh."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from gateway.starter import HostPlan, Site, VmPlan, lay_out_site
+from policy.identity.local import ScryptCost
+from tests.transport.libvirt.hosts import Guest, Host, Pair, Relay, require_programs, two_hosts, wait_for
+
+pytestmark = [pytest.mark.real, pytest.mark.whole]
+
+SEALANE = Path(sys.executable).with_name("sealane")
+GATEWAY = "127.0.0.1:8443"
+WEB = Guest("web", "11111111-2222-4333-8444-555555555555")
+LEDGER = Guest("ledger", "99999999-2222-4333-8444-555555555555")
+
+
+@dataclass
+class Whole:
+    """Two hosts, a gateway on host a, and what an operator there has."""
+
+    pair: Pair
+    site: Site
+    home: Path
+
+    def sealane(self, *arguments: str) -> dict[str, object]:
+        """The object that a command on host a prints."""
+        command = self.pair.a.inside("env", f"HOME={self.home}", str(SEALANE), *arguments, "--json")
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        answer: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
+        return answer
+
+    def sign_in(self, username: str) -> None:
+        password = self.site.directory / "passwords" / username
+        said = self.sealane("login", "--user", username, "--password-file", str(password))
+        assert said["outcome"] != "error", said
+
+
+def relay_toml(site: Site, host: Host) -> str:
+    plain = site.relay_config(host.name).read_text()
+    return (
+        plain[: plain.index("[hypervisor]")]
+        + f"""
+[hypervisor]
+kind = "libvirt"
+socket_dir = "{host.base}/sessions"
+domain_paths = ["{site.directory.parent}/", "/run/libvirt/"]
+
+[placement]
+libvirt_uri = "qemu:///system"
+scan_seconds = 0.5
+report_seconds = 0.5
+
+[front]
+folder = "{host.base}/front"
+session_socket = "{host.base}/session.sock"
+
+[[front.destinations]]
+host = "{host.peer}"
+"""
+    )
+
+
+@pytest.fixture(scope="module")
+def whole() -> Iterator[Whole]:
+    require_programs()
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="slg")))
+        pair = stack.enter_context(two_hosts(folder, with_relays=False))
+        site = lay_out_site(
+            folder / "site",
+            hosts=[HostPlan(h.name, f"{h.address}:7443") for h in pair.hosts],
+            vms=[VmPlan("web", WEB.uuid, "a"), VmPlan("ledger", LEDGER.uuid, "a", zone="production")],
+            gateway_listen=GATEWAY,
+            now=datetime.now(UTC),
+            password_cost=ScryptCost(14, 8, 1),
+        )
+        start(stack, pair.a, folder / "gateway.log", "gateway", "serve", "--config", str(site.gateway_config))
+        for host in pair.hosts:
+            site.relay_config(host.name).write_text(relay_toml(site, host))
+            log = folder / f"relay-{host.name}.log"
+            process = start(stack, host, log, "relay", "serve", "--config", str(site.relay_config(host.name)))
+            host.relay = Relay(process, log)
+        home = folder / "home"
+        settings = home / ".config" / "sealane"
+        settings.mkdir(parents=True)
+        (settings / "client.toml").write_text(f'gateway = "https://{GATEWAY}"\nca = "{site.ca}"\n')
+        yield Whole(pair, site, home)
+
+
+def start(stack: contextlib.ExitStack, host: Host, log: Path, *arguments: str) -> subprocess.Popen[bytes]:
+    """A service on `host`, once it has said that it is ready."""
+    out = stack.enter_context(log.open("wb"))
+    process = subprocess.Popen(
+        host.inside(str(SEALANE), *arguments), stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd=host.base
+    )
+    stack.callback(Relay(process, log).stop)
+    wait_for(lambda: b'"ready": true' in log.read_bytes() or process.poll() is not None, log.name)
+    assert process.poll() is None, log.read_text()[-3000:]
+    return process
+
+
+def test_nobody_is_refused_and_a_person_who_said_so_is_named(whole: Whole) -> None:
+    pair = whole.pair
+    guest = pair.guest(pair.a, known=WEB)
+    code, said = pair.a.migrate(guest, "--live", "--p2p")
+    assert code != 0
+    assert "requester-is-a-person" in said
+    assert "log in, or let the orchestrator pass on its user's token" in said
+
+    whole.sign_in("alice")
+    socket = str(pair.a.base / "session.sock")
+    announced = whole.sealane("session", "start", "web", "--reason", "CHG-7", "--socket", socket)
+    assert announced["outcome"] == "announced", announced
+    code, said = pair.a.migrate(guest, "--live", "--p2p")
+    assert code == 0, said
+    pair.wait_runs_only(guest, pair.b)
+    pair.b.virsh("destroy", guest.name)
+
+
+def test_what_the_policy_refuses_is_what_the_operator_reads(whole: Whole) -> None:
+    pair = whole.pair
+    guest = pair.guest(pair.a, known=LEDGER)
+    whole.sign_in("alice")
+    whole.sealane("session", "start", LEDGER.uuid, "--reason", "CHG-8", "--socket", str(pair.a.base / "session.sock"))
+    code, said = pair.a.migrate(guest, "--live", "--p2p")
+    assert code != 0
+    assert "production-needs-its-group" in said
+    assert "Production VMs are moved by production operators" in said
+    assert pair.a.state(guest) == "running"
+    pair.a.virsh("destroy", guest.name)
+
+
+def test_the_gateway_is_away_and_the_caller_hears_so(whole: Whole) -> None:
+    pair = whole.pair
+    stranger = pair.guest(pair.b)  # host b has no way to the gateway
+    code, said = pair.b.migrate(stranger, "--live", "--p2p")
+    assert code != 0
+    assert "the gateway cannot be asked, and nothing moves without its permit" in said
+    assert pair.b.state(stranger) == "running"
+    pair.b.virsh("destroy", stranger.name)
