@@ -17,7 +17,17 @@ from gateway.gate import Gate
 from gateway.placement import Location
 from policy.engine import Decision, Engine
 from policy.errors import FactRefused
-from policy.facts import Context, HostFacts, Person, Protection, Question, VmFacts, check_text
+from policy.facts import (
+    NEVER_CONFIRMED,
+    Context,
+    HostFacts,
+    Person,
+    Protection,
+    Provenance,
+    Question,
+    VmFacts,
+    check_text,
+)
 
 log = structlog.get_logger("gateway.asking")
 
@@ -102,9 +112,17 @@ def collect_facts(gate: Gate, person: Person, asked: Asked, now: datetime, actio
     if vm is not None:
         # The policy must see the VM where it is, not where the inventory file last placed it.
         vm = replace(vm, host=source.name if source is not None else None)
+        context = replace(context, placement=_provenance_of(location, vm))
     question = Question(action or asked.action, person, vm, source, destination, context)
     reachable = source is not None and gate.dispatch.is_reachable(source.spiffe_id, gate.relay_silence_seconds)
     return Facts(question, asked, vm, source, destination, reachable, location)
+
+
+def _provenance_of(location: Location, vm: VmFacts) -> Provenance:
+    """Of where the VM is. Placed by the inventory alone, that is as old as what else the inventory says of it."""
+    if location.source not in {"report", "receipt"}:
+        return vm.provenance.zone
+    return Provenance(location.source, NEVER_CONFIRMED if location.age_seconds is None else location.age_seconds)
 
 
 def decide(engine: Engine, question: Question) -> Decision:

@@ -13,7 +13,7 @@ from typing import Final
 from gateway.migrations import Migration, State
 from gateway.standing import Standing
 from policy.engine import Decision
-from policy.facts import Context, HostFacts, Person, Protection, Question, VmFacts
+from policy.facts import Context, HostFacts, Person, Protection, Provenance, Question, VmFacts
 from policy.rules import OBLIGATIONS
 
 DEFAULT_OBLIGATION: Final = "cancel"  # where no policy says anything: the guest is safe at its source
@@ -51,6 +51,7 @@ def question_again(
         reason_given=standing.reason_given,
         protection=Protection(vm_binding=vm_binding),
         ports=frozenset(standing.ports),
+        placement=Provenance("permit", 0),  # it was located for the permit, and is there until it is handed over
     )
     if vm is not None and source is not None:
         # The guest is at its source until it has been handed over, whatever an inventory may place by now.

@@ -108,6 +108,8 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     own_migration: bool = False
     own_request: bool = False
     requester: str | None = None
+    placement_source: str = "report"
+    placement_age_seconds: int = 0
     expect: Literal["allow", "deny"]
     by: tuple[str, ...] | None = None
 
@@ -181,6 +183,7 @@ def _question(
                 ports=frozenset(case.ports),
                 own_migration=case.own_migration,
                 own_request=case.own_request,
+                placement=Provenance(case.placement_source, case.placement_age_seconds),
             ),
             requester=None if case.requester is None else _person(case.requester, of(people, case.requester)),
         )

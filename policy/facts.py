@@ -294,7 +294,8 @@ class Context:
     """The circumstances. `time` is the gateway's clock, with time zone; a reason is given or not: its text is no fact.
 
     `protection` and `ports` belong to the VM actions; `own_migration` to CancelMigration: did the requester start it?
-    `own_request` to EndBreakGlass: is it the requester's own?
+    `own_request` to EndBreakGlass: is it the requester's own? `placement`: who says where the VM is (a "report" of a
+    relay, a "receipt", a source of the inventory), and how long ago.
     """
 
     time: datetime
@@ -303,6 +304,7 @@ class Context:
     ports: frozenset[str] = frozenset({"memory"})
     own_migration: bool = False
     own_request: bool = False
+    placement: Provenance = Provenance()
 
     def __post_init__(self) -> None:
         if self.time.tzinfo is None:

@@ -60,14 +60,18 @@ def entities_of(question: Question) -> list[Json]:
     return entities
 
 
-def facts_of(entities: list[Json]) -> list[Json]:
+def facts_of(request: Json, entities: list[Json]) -> list[Json]:
     """The facts of VM and hosts that a decision was built on, one by one with source and age, for people to read."""
     told: list[Json] = []
+    names = {entity["uid"]["id"]: entity["attrs"].get("name", "") for entity in entities}
     for entity in entities:
         kind, attributes = entity["uid"]["type"].removeprefix("Sealane::"), entity["attrs"]
         for fact in _FACTS.get(kind, ()):
             provenance = attributes["provenance"].get(fact, attributes["provenance"])
             told.append({"of": attributes["name"], "fact": fact, "value": attributes[fact], **provenance})
+        if kind == "Vm" and (placement := request.get("context", {}).get("placement")) is not None:
+            source = request["context"]["source"]["__entity"]["id"]
+            told.append({"of": attributes["name"], "fact": "host", "value": names.get(source, UNKNOWN), **placement})
     return told
 
 
@@ -156,6 +160,7 @@ def _move_context(question: Question) -> Json:
             "lane_cipher": protection.lane_cipher,
             "vm_binding": protection.vm_binding,
         },
+        "placement": _provenance(context.placement),
         "ports": sorted(context.ports),
         "time": _datetime(context.time),
         "reason_given": context.reason_given,

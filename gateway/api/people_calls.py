@@ -112,7 +112,7 @@ def _document(admission: Admission) -> dict[str, Any]:
     decision = admission.decision
     return {
         "record_index": admission.record_index,
-        "decision": {**decision_document(decision), "facts": facts_of(decision.entities)},
+        "decision": {**decision_document(decision), "facts": facts_of(decision.request, decision.entities)},
     }
 
 

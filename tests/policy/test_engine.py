@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from policy.bundle import Bundle
 from policy.engine import Decision, Engine, PolicyReason, decide, replay
 from policy.errors import FactRefused
-from policy.facts import ACTIONS, SEALED, SEALED_ACTIONS, HostFacts, Protection, VmFacts, nobody
+from policy.facts import ACTIONS, SEALED, SEALED_ACTIONS, HostFacts, Protection, Provenance, VmFacts, nobody
+from policy.request import facts_of
 from tests.policy.cedar_world import ALLOW_ALL, BANK, CIRCUMSTANCES, LAB1, LAB2, OLGA, PAVEL, SANDBOX, bundle, move
 
 BERN = HostFacts("spiffe://bank.test/host/bern", "bern", "brn", "production", "CH", "10.0.0.9:7443")
@@ -294,3 +295,21 @@ def test_an_approval_speaks_of_the_requester_as_they_were_known() -> None:
     assert not decide(bundle(other_team), dataclasses.replace(asked, requester=OLGA)).allowed
     unknown = decide(bundle(ALLOW_ALL), dataclasses.replace(asked, requester=None))
     assert unknown.denied_because == "Nothing is known of whoever asked to break glass."
+
+
+def test_source_and_age_of_a_fact_can_be_asked_for() -> None:
+    fresh = '@id("fresh") @reason("Fresh.") forbid (principal, action in Sealane::Action::"AnyMove", resource) when {'
+    fresh += ' context.placement.source != "report" || context.placement.age_seconds > 30 };'
+    made = bundle(ALLOW_ALL, fresh)
+    for placement, allowed in (
+        (Provenance("report", 30), True),
+        (Provenance("report", 31), False),
+        (Provenance("receipt", 0), False),
+        (Provenance(), False),  # whoever forgets to say gets no fresh fact
+    ):
+        context = dataclasses.replace(CIRCUMSTANCES, placement=placement)
+        decision = decide(made, move(context=context))
+        assert decision.allowed is allowed
+        told = {fact["fact"]: fact for fact in facts_of(decision.request, decision.entities) if fact["of"] == "sandbox"}
+        assert (told["host"]["value"], told["host"]["source"]) == ("lab1", placement.source)
+        assert told["zone"]["age_seconds"] == 0
