@@ -32,6 +32,7 @@ from policy.facts import (
 log = structlog.get_logger("gateway.asking")
 
 DEFAULT_PORTS: Final = ("memory",)
+LIBVIRT_PORTS: Final = ("libvirt", "memory")  # where libvirt has the VM, as its host's relay reports
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,9 @@ def collect_facts(gate: Gate, person: Person, asked: Asked, now: datetime, actio
         for what, text in (("vm", asked.vm), ("destination", asked.destination), ("reason", asked.reason)):
             if text is not None:
                 check_text(what, text)
-        ports = frozenset(asked.ports or DEFAULT_PORTS)
+        vm = gate.inventory.vm(asked.vm)
+        location = gate.placement.locate(vm, gate.inventory) if vm is not None else Location(None)
+        ports = frozenset(asked.ports or (LIBVIRT_PORTS if location.by_libvirt else DEFAULT_PORTS))
         context = Context(
             time=now,
             reason_given=bool(asked.reason and asked.reason.strip()),
@@ -105,8 +108,6 @@ def collect_facts(gate: Gate, person: Person, asked: Asked, now: datetime, actio
         )
     except FactRefused as error:
         raise RequestRefused(str(error)) from error
-    vm = gate.inventory.vm(asked.vm)
-    location = gate.placement.locate(vm, gate.inventory) if vm is not None else Location(None)
     source = location.host
     destination = gate.inventory.host(asked.destination)
     if vm is not None:

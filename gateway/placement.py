@@ -31,13 +31,17 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """Where a VM is taken to be, who says so and how old that is. `problem`: a code where reports contradict."""
+    """Where a VM is taken to be, who says so and how old that is. `problem`: a code where reports contradict.
+
+    `by_libvirt`: its host's relay sees it as a domain of libvirt, which moves it then.
+    """
 
     host: HostFacts | None
     source: str = "none"
     age_seconds: int | None = None
     problem: str | None = None
     detail: str = ""
+    by_libvirt: bool = False
 
 
 class Placement:
@@ -89,7 +93,9 @@ class Placement:
             return Location(found, "report", 0, "running_on_two_hosts", f"{vm.name} runs on {names} at once")
         if active:
             host, (state, guest) = max(active.items(), key=lambda each: each[1][1].since)
-            return Location(inventory.host(host), "report", max(0, int(now - state.seen(guest))))
+            # Only libvirt's guests have a name on their host.
+            seen_seconds = max(0, int(now - state.seen(guest)))
+            return Location(inventory.host(host), "report", seen_seconds, by_libvirt=bool(guest.name))
         if claim is None:
             return Location(None)
         age = int(max(0.0, now - claim.at)) if claim.at else None

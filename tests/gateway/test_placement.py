@@ -103,6 +103,18 @@ async def test_it_goes_on_from_where_it_really_is(running: Running, spiffe: str)
 
 
 @pytest.mark.whole
+@pytest.mark.parametrize(("name", "ports"), [("web-on-a", ["libvirt", "memory"]), ("", ["memory"])])
+async def test_a_domain_of_libvirts_gets_the_ports_that_libvirt_needs(
+    running: Running, name: str, ports: list[str]
+) -> None:
+    await Relay(running, "a").report(guest(name=name))
+    await running.poll("a")
+    await running.person("alice").post("/v1/migrations", json={"vm": "web", "destination": "b"})
+    (record,) = await running.records("migration.decision")
+    assert record["details"]["asked"]["ports"] == ports
+
+
+@pytest.mark.whole
 async def test_a_permitted_migration_raises_no_alarm_at_any_moment(running: Running) -> None:
     a, b = Relay(running, "a"), Relay(running, "b")
     await a.report(guest())

@@ -12,6 +12,7 @@ from transport.hypervisors.preflight_facts import Inspection, Machine
 from transport.hypervisors.virsh import Virsh
 from transport.relay.config import RelayConfig
 from transport.relay.ends import template_path
+from transport.relay.libvirt_orders import libvirt_uri
 
 SECONDS: Final = 8.0  # less than the gateway waits
 
@@ -31,9 +32,9 @@ async def inspect_destination(config: RelayConfig, vm: str, wanted: Machine) -> 
         with trio.fail_after(SECONDS):
             if wanted.kind == "qmp":
                 return Inspection(machine=await _waiting_qemu(config, vm))
-            if not config.placement.libvirt_uri:
+            if not (uri := libvirt_uri(config)):
                 return Inspection(trouble="the VM is libvirt's at its source, and this relay knows no libvirt")
-            virsh = Virsh(config.placement.libvirt_uri, config.placement.virsh, seconds=SECONDS / 2)
+            virsh = Virsh(uri, config.placement.virsh, seconds=SECONDS / 2)
             return Inspection(checks=await libvirt_preflight.destination_checks(vm, wanted, virsh))
     except (HypervisorError, trio.TooSlowError) as error:
         return Inspection(trouble=_words(error))
@@ -43,11 +44,11 @@ async def _machine(config: RelayConfig, vm: str) -> Machine:
     section = config.hypervisor
     if section.kind == "qmp":
         socket = template_path(section.qmp_socket, vm)
-        if socket.is_socket() or not config.placement.libvirt_uri:
+        if socket.is_socket() or not libvirt_uri(config):
             return await qmp_preflight.machine_of(vm, socket)
-    if not config.placement.libvirt_uri:
+    if not (uri := libvirt_uri(config)):
         raise HypervisorUnreachable("this relay only carries sockets: it can ask no hypervisor about the VM")
-    return await libvirt_preflight.machine_of(vm, Virsh(config.placement.libvirt_uri, config.placement.virsh))
+    return await libvirt_preflight.machine_of(vm, Virsh(uri, config.placement.virsh))
 
 
 async def _waiting_qemu(config: RelayConfig, vm: str) -> Machine:

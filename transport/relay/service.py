@@ -42,6 +42,7 @@ from transport.relay.gateway_link import Assignment, CancelMigration, GatewayLin
 from transport.relay.handover import SourceSession, close_source, settle_source
 from transport.relay.host import RelayHost, now, open_host
 from transport.relay.inspecting import inspect_destination, inspect_source
+from transport.relay.libvirt_orders import LibvirtOrders
 from transport.relay.listener import Listener
 from transport.relay.news import News
 from transport.relay.outgoing import mark_packets
@@ -73,6 +74,7 @@ class Relay:
         self._link = link
         self._cancels: dict[str, trio.Event] = {}
         self._inspecting: set[str] = set()
+        self._orders = LibvirtOrders(host)
         self._refusal_logged: dict[str, float] = {}
         self._silent: Counter[str] = Counter()  # connections by host that have not offered yet
         # Made once: filling one with a long CRL costs milliseconds and megabytes, and strangers would choose how often.
@@ -160,8 +162,9 @@ class Relay:
 
     async def migrate_for_caller(self, wish: Wish, conversation: Conversation) -> News:
         """Automatic admission: ask the gateway for what a client of libvirt wants, and carry it. `NotAdmitted`."""
-        permitted = await self._ask(self.announced.named(wish))
-        self._cancels[permitted.migration_id] = trio.Event()
+        permitted = self._orders.take(wish) or await self._ask(self.announced.named(wish))
+        is_ours = permitted.migration_id in self._cancels  # an order of the gateway's, whose end is told there
+        self._cancels.setdefault(permitted.migration_id, trio.Event())
         tell = NewsDesk(self._link, permitted.migration_id, self._nursery).tell
         order = MigrationOrder(
             permitted.permit, permitted.destination_address, permitted.downtime_limit_ms, permitted.deadline_seconds
@@ -173,7 +176,8 @@ class Relay:
             await tell(News("failed", None, None, str(error)))
             raise
         finally:
-            del self._cancels[permitted.migration_id]
+            if not is_ours:
+                del self._cancels[permitted.migration_id]
 
     async def _inspect(self, asked: Inspect) -> None:
         try:
@@ -199,7 +203,11 @@ class Relay:
             assignment.deadline_seconds,
         )
         try:
-            await carry_as_source(self._host, order, tell, self._cancels[assignment.migration_id])
+            if self._host.config.hypervisor.kind == "libvirt":
+                if (trouble := await self._orders.carry_out(assignment)) is not None:
+                    await tell(News("failed", None, None, trouble))
+            else:
+                await carry_as_source(self._host, order, tell, self._cancels[assignment.migration_id])
         except (TransportError, HypervisorError) as error:
             log.warning("migration not begun", migration=assignment.migration_id, cause=str(error))
             await tell(News("failed", None, None, str(error)))

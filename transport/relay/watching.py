@@ -20,6 +20,7 @@ from transport.hypervisors.guests import GuestBook, Sighting
 from transport.hypervisors.libvirt_guests import LibvirtGuests
 from transport.hypervisors.qmp_guests import QmpGuests
 from transport.relay.config import RelayConfig
+from transport.relay.libvirt_orders import libvirt_uri
 from transport.relay.placement_report import Reporter, decode_answer
 
 Send = Callable[[bytes], Awaitable[bytes]]
@@ -39,8 +40,8 @@ def sources_of(config: RelayConfig) -> list[Guests]:
     found: list[Guests] = []
     if hypervisor.kind == "qmp" and placement.watch_qmp:
         found.append(QmpGuests(hypervisor.qmp_socket, placement.recheck_seconds))
-    if placement.libvirt_uri:
-        found.append(LibvirtGuests(placement.libvirt_uri, placement.virsh, placement.recheck_seconds))
+    if uri := libvirt_uri(config):
+        found.append(LibvirtGuests(uri, placement.virsh, placement.recheck_seconds))
     return found
 
 

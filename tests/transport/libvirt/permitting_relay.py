@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import uuid
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from transport.libvirt_rpc.client import LibvirtClient
 from transport.libvirt_rpc.framing import Packet
 from transport.relay import caller
 from transport.relay.config import FrontSection, HypervisorSection
-from transport.relay.gateway_link import Migrate
+from transport.relay.gateway_link import GatewayLink, Migrate
 from transport.relay.host import RelayHost, open_host
 from transport.relay.service import _log_to_stderr, serve_relay
 from transport.relay.spool import SessionJournal
@@ -106,6 +107,17 @@ async def main(folder: Path, name: str, destination: str, listen: str, sections:
         )  # fmt: skip
         return Migrate(uuid.uuid4().hex, permit, destination, 600, 300)
 
+    async def poll_orders(_link: GatewayLink, take: Callable[[Migrate], Awaitable[None]]) -> None:
+        """As if the gateway had ordered what SITE/order-NAME.json says."""
+        path = folder / f"order-{name}.json"
+        while True:
+            if path.exists():
+                order = json.loads(path.read_text())
+                path.unlink()
+                await take(await ask(Wish(order["vm"], "", order["destination"], ("libvirt", "memory"), 0)))
+            await trio.sleep(0.05)
+
+    GatewayLink.poll_forever = poll_orders  # type: ignore[method-assign,assignment]
     with trio.open_signal_receiver(signal.SIGTERM) as signals:
         async with trio.open_nursery() as nursery:
 
