@@ -60,6 +60,8 @@ class ElasticSink:
         if not self._is_prepared:
             await self._call(self._put_template)
             self._is_prepared = True
+        if not batch:
+            return []
         try:
             return await self._call(lambda: self._bulk(batch))
         except _TooLarge:

@@ -11,22 +11,25 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import trio
 
+from tests.audit.siem.elastic_receiver import ElasticsearchReceiver
 from tests.audit.siem.receivers import FakeSplunkReceiver, FakeWebhookReceiver, RsyslogReceiver
 from tests.audit.siem.sink_contract import killed_at_random_it_misses_nothing
 
 RECEIVERS: dict[str, Callable[[Path], Any]] = {
+    "elasticsearch": ElasticsearchReceiver,
     "relp": lambda folder: RsyslogReceiver(folder, "relp"),
     "syslog": lambda folder: RsyslogReceiver(folder, "syslog"),
     "syslog-without-resending": lambda folder: RsyslogReceiver(folder, "syslog", resend_bytes=0),
     "fake-splunk": FakeSplunkReceiver,
     "fake-webhook": FakeWebhookReceiver,
 }
-ACKNOWLEDGED = {"relp", "fake-splunk", "fake-webhook"}
+ACKNOWLEDGED = {"elasticsearch", "relp", "fake-splunk", "fake-webhook"}
 
 
 def soak(name: str, kills: int, seed: int) -> dict[str, Any]:
@@ -34,7 +37,8 @@ def soak(name: str, kills: int, seed: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         receiver = RECEIVERS[name](Path(folder))
         try:
-            missing = trio.run(killed_at_random_it_misses_nothing, receiver, Path(folder), kills, seed)
+            run = partial(killed_at_random_it_misses_nothing, receiver, Path(folder), kills, seed, restart_seconds=60)
+            missing = trio.run(run)
             held = Counter(receiver.held())
         finally:
             receiver.close()
@@ -51,8 +55,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.soak.sinks", description=__doc__)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--only", choices=RECEIVERS, help="this receiver and no other")
     options = parser.parse_args()
-    results = [soak(name, options.kills, options.seed) for name in RECEIVERS]
+    results = [soak(name, options.kills, options.seed) for name in ([options.only] if options.only else RECEIVERS)]
     for result in results:
         print(json.dumps(result))
     return 1 if any(each["missing"] and each["receiver"] in ACKNOWLEDGED for each in results) else 0

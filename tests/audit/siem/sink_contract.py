@@ -152,13 +152,19 @@ async def one_that_is_refused_does_not_stop_the_others(receiver: Receiver) -> No
 
 
 async def killed_at_random_it_misses_nothing(
-    receiver: Receiver, folder: Path, kills: int, seed: int, pause: Callable[[float], Awaitable[None]] = trio.sleep
+    receiver: Receiver,
+    folder: Path,
+    kills: int,
+    seed: int,
+    pause: Callable[[float], Awaitable[None]] = trio.sleep,
+    *,
+    restart_seconds: float = 1.0,
 ) -> list[str]:
-    """The real shipper, a log that grows, a receiver that is killed and started again; what it holds in the end."""
+    """The real shipper, a log that grows, a receiver that is killed and started again; what it lacks in the end."""
     chance = random.Random(seed)
     log = FakeLog(200)
     shipper = Shipper(receiver.sink(), log, folder, _replace, _tell, _terms(), document_of)
-    with trio.fail_after(DEADLINE + kills):
+    with trio.fail_after(DEADLINE + kills * restart_seconds):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(shipper.run)
             for _ in range(kills):
