@@ -23,7 +23,7 @@ Name = Annotated[str, Query(min_length=1, max_length=1024)]
 @router.get("/v1/inventory", summary="The sources of the inventory, and what is wrong in them")
 async def inventory(desk: AtDesk, person: Asking, address: Address) -> Response:
     """Needs ReadInventory."""
-    await _require_read(desk, person, address)
+    await require_read_inventory(desk, person, address)
     sources = desk.gate.sources
     return JsonAnswer(conditions_document(sources.conditions(), sources.inventory))
 
@@ -31,7 +31,7 @@ async def inventory(desk: AtDesk, person: Asking, address: Address) -> Response:
 @router.get("/v1/inventory/named", summary="What is known of the VM or host of this name, and from where")
 async def named(name: Name, desk: AtDesk, person: Asking, address: Address) -> Response:
     """Needs ReadInventory. `unknown_because` where something is told of a VM, but not enough to decide on it."""
-    await _require_read(desk, person, address)
+    await require_read_inventory(desk, person, address)
     gate = desk.gate
     if gate.inventory.vm(name) is None and gate.inventory.host(name) is None:
         await gate.sources.ask_again()
@@ -49,7 +49,7 @@ async def named(name: Name, desk: AtDesk, person: Asking, address: Address) -> R
     )
 
 
-async def _require_read(desk: Desk, person: Person, address: str) -> None:
+async def require_read_inventory(desk: Desk, person: Person, address: str) -> None:
     """Errors: NotAllowed, recorded."""
     context = Context(time=desk.now())
     decision = decide(desk.gate.engine, Question("ReadInventory", person, None, None, None, context))

@@ -27,6 +27,7 @@ from gateway.cli.replies import (
     GrantReply,
     GrantsReply,
     HistogramReply,
+    HostsReply,
     IdentityReply,
     InventoryReply,
     MigrationReply,
@@ -37,6 +38,7 @@ from gateway.cli.replies import (
     SinkReply,
     SinksReply,
     TokenReply,
+    VmsReply,
     WhoamiReply,
 )
 from gateway.cli.settings import ClientSettings
@@ -103,6 +105,14 @@ class GatewayClient:
     def cancel(self, migration_id: str) -> None:
         """Ask the gateway to cancel; the outcome shows in `migration`."""
         self._ask("POST", f"/v1/migrations/{quote(migration_id, safe='')}/cancel")
+
+    def hosts(self, prefix: str, limit: int) -> HostsReply:
+        """The hosts whose names begin so, and what their relays report."""
+        return _decode(self._ask("GET", "/v1/hosts", parameters={"prefix": prefix, "limit": limit}), HostsReply)
+
+    def vms(self, prefix: str, limit: int) -> VmsReply:
+        """The VMs whose names begin so, and where each runs."""
+        return _decode(self._ask("GET", "/v1/vms", parameters={"prefix": prefix, "limit": limit}), VmsReply)
 
     def inventory(self) -> InventoryReply:
         """The sources of the inventory and what is wrong in them."""

@@ -22,6 +22,7 @@ from gateway.cli import (
     login,
     migrate,
     people,
+    placement,
     reconcile,
     serve,
     session,
@@ -103,6 +104,8 @@ app.add_typer(inventory.app, name="inventory")
 app.add_typer(serve.gateway_app, name="gateway")
 app.add_typer(serve.relay_app, name="relay")
 app.command("doctor")(doctor.doctor)
+app.command("hosts")(placement.hosts)
+app.command("vms")(placement.vms)
 app.command("demo")(demo.demo)
 
 

@@ -17,6 +17,7 @@ from gateway.cli.credentials import token_of
 from gateway.cli.follow import Clock, Interrupts, follow
 from gateway.cli.options import CaOption, GatewayOption, JsonOption, TokenFileOption
 from gateway.cli.output import console, print_json
+from gateway.cli.placement import complete_host, complete_vm
 from gateway.cli.settings import resolve
 
 if TYPE_CHECKING:
@@ -25,8 +26,16 @@ if TYPE_CHECKING:
 
 
 def migrate(
-    vm: Annotated[str, typer.Argument(metavar="VM", help="The VM's name in the inventory, or its UUID.")],
-    to: Annotated[str, typer.Option("--to", metavar="HOST", help="Destination: the host's name or SPIFFE id.")],
+    vm: Annotated[
+        str,
+        typer.Argument(metavar="VM", help="The VM's name in the inventory, or its UUID.", autocompletion=complete_vm),
+    ],
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to", metavar="HOST", help="Destination: the host's name or SPIFFE id.", autocompletion=complete_host
+        ),
+    ],
     reason: Annotated[
         str | None,
         typer.Option("--reason", metavar="TEXT", help="Why, e.g. a ticket; recorded. Policy may demand one."),

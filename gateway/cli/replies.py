@@ -151,6 +151,48 @@ class SourceReply(msgspec.Struct, frozen=True):
     digest: str | None = None
 
 
+class HostReply(msgspec.Struct, frozen=True):
+    """A host. placement: none (its relay reports nothing), fresh or stale."""
+
+    name: str
+    zone: str
+    relay_reachable: bool
+    placement: str
+    addresses: tuple[str, ...] = ()
+    spiffe_id: str = ""
+    libvirt_name: str = ""
+    placement_age_seconds: Count | None = None
+    guests: Count | None = None
+    guests_not_in_inventory: Count = 0
+
+
+class HostsReply(msgspec.Struct, frozen=True):
+    """GET /v1/hosts."""
+
+    hosts: tuple[HostReply, ...]
+    more: bool = False
+
+
+class PlacedVmReply(msgspec.Struct, frozen=True):
+    """A VM and where it is; placed_by: report, receipt, inventory or none. problem: reports contradict."""
+
+    name: str
+    uuid: str
+    zone: str
+    host: str | None
+    placed_by: str
+    age_seconds: Count | None = None
+    problem: str | None = None
+    by_libvirt: bool = False
+
+
+class VmsReply(msgspec.Struct, frozen=True):
+    """GET /v1/vms."""
+
+    vms: tuple[PlacedVmReply, ...]
+    more: bool = False
+
+
 class InventoryReply(msgspec.Struct, frozen=True):
     """GET /v1/inventory. vms, hosts: how many are known; problems: what an operator should correct."""
 
