@@ -21,7 +21,7 @@ from audit.proof import leaf_hash
 from audit.siem.cursor import Cursor, read_cursor
 from audit.siem.document import Document, LogEntry, Render, document_of
 from audit.siem.quarantine import QUARANTINED, Quarantine, Untold
-from audit.siem.sink import Refusal, Sink, SinkAway, SinkStopped
+from audit.siem.sink import Refusal, Sink, SinkAway, SinkStopped, Unconfirmed
 from audit.siem.status import SinkEvent, State, Status, Terms, one_line
 
 _FIRST_PAUSE: Final = 0.5
@@ -75,6 +75,7 @@ class Shipper:
         try:
             cursor = await trio.to_thread.run_sync(read_cursor, self._cursor_file, self._source.origin)
             await self._require_same_log(cursor)
+            await self._send_unconfirmed(cursor)
             while True:
                 cursor = await self._deliver_next(cursor)
         except SinkStopped as stopped:
@@ -214,15 +215,29 @@ class Shipper:
             return
         if self._source.size < cursor.position:
             raise SinkStopped(f"the log has {self._source.size} entries and {cursor.position} were delivered")
+        (last,) = await self._read_in_the_end(cursor.position - 1, cursor.position)
+        if leaf_hash(last.entry).hex() != cursor.last:
+            raise SinkStopped(f"entry {cursor.position - 1} is not the one that was delivered: this is another log")
+
+    async def _send_unconfirmed(self, cursor: Cursor) -> None:
+        """What the receiver may have lost unread while we were stopped. What it refuses is in quarantine already."""
+        if not isinstance(self.sink, Unconfirmed):
+            return
+        start = max(0, cursor.position - self.sink.unconfirmed_entries)
+        for first in range(start, cursor.position, self._terms.batch_entries):
+            batch = await self._read_in_the_end(first, min(cursor.position, first + self._terms.batch_entries))
+            documents, _ = await trio.to_thread.run_sync(self._rendered, batch)
+            if documents:
+                await self._until_taken(documents)
+
+    async def _read_in_the_end(self, start: int, end: int) -> list[LogEntry]:
+        """Waits while the log cannot be read."""
         while True:
             try:
-                (entry,) = await self._source.read(cursor.position - 1, cursor.position)
-                break
+                return await self._read(start, end)
             except AuditError as error:
                 self.status.last_error = one_line(str(error))
                 await trio.sleep(self._terms.poll_seconds)
-        if leaf_hash(entry).hex() != cursor.last:
-            raise SinkStopped(f"entry {cursor.position - 1} is not the one that was delivered: this is another log")
 
     def _show(self, cursor: Cursor) -> None:
         status = self.status

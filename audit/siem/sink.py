@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from audit.errors import AuditError
 from audit.siem.document import Document
@@ -53,3 +53,12 @@ class Sink(Protocol):
         """Return once the receiver has taken responsibility for each entry but those returned. Raises SinkAway."""
 
     async def close(self) -> None: ...
+
+
+@runtime_checkable
+class Unconfirmed(Protocol):
+    """A sink whose receiver cannot say what it has kept."""
+
+    @property
+    def unconfirmed_entries(self) -> int:
+        """How many of the last ones that were delivered are delivered again when the gateway starts."""

@@ -2,8 +2,9 @@
 
 The protocol has no acknowledgement: what the receiver's kernel took and its program never read is lost when that dies.
 Two things narrow the gap, and nothing closes it. A batch counts as delivered once the receiver's TCP has acknowledged
-all of it; and after a connection broke, what was sent last on it (`resend_bytes`) is sent again on the next one. Each
-message has its id and sequence: a gap can be seen, a message that came twice recognised. RELP has no such gap.
+all of it; and what was sent last is sent again: after a connection broke (`resend_bytes`), and after a restart of ours
+(`resend_entries`), which forgets what the connection was. Each message has its id and sequence: a gap can be seen, a
+message that came twice recognised. RELP has no such gap.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import fcntl
 import termios
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import trio
@@ -23,8 +25,15 @@ from audit.siem.formats.syslog import framed, header
 from audit.siem.peer import CONNECTION_ERRORS, Peer, Stream, cause_of, is_established
 from audit.siem.sink import Refusal, SinkAway
 
-RESEND_BYTES: Final = 8 * 1024 * 1024  # more than the receive buffer of a socket (tcp_rmem: 6 MiB) can hold unread
 _LOOK_SECONDS: Final = 0.002
+
+
+@dataclass(frozen=True, slots=True)
+class Resend:
+    """What is sent again: of the last batches on a connection that broke, and of the entries before our last stop."""
+
+    size_bytes: int = 8 * 1024 * 1024  # more than the receive buffer of a socket (tcp_rmem: 6 MiB) can hold unread
+    entries: int = 2_000
 
 
 class SyslogSink:
@@ -37,20 +46,26 @@ class SyslogSink:
         line: Line,
         hostname: str,
         max_message_bytes: int,
-        resend_bytes: int = RESEND_BYTES,
+        resend: Resend = Resend(),
     ) -> None:
         self._name = name
         self._peer = peer
         self._line = line
         self._hostname = hostname
         self._max_message_bytes = max_message_bytes
-        self._recent = _Recent(resend_bytes)
+        self._resend = resend
+        self._recent = _Recent(resend.size_bytes)
         self._stream: Stream | None = None
         self._one_at_a_time = trio.Lock()
 
     @property
     def name(self) -> str:
         return self._name
+
+    @property
+    def unconfirmed_entries(self) -> int:
+        """See `Unconfirmed`."""
+        return self._resend.entries
 
     async def deliver(self, batch: Sequence[Document]) -> Sequence[Refusal]:
         """See `Sink.deliver`. What it counts as delivered may be lost: see above."""

@@ -17,7 +17,7 @@ from audit.siem.relp import RelpSink
 from audit.siem.secrets import read_secret, read_secret_line
 from audit.siem.sink import Sink, SinkAway
 from audit.siem.splunk import HecSettings, SplunkSink
-from audit.siem.syslog import SyslogSink
+from audit.siem.syslog import Resend, SyslogSink
 from audit.siem.webhook import WebhookSettings, WebhookSink
 from audit.siem.webhook_signature import parse_keys
 from gateway.config import parse_address
@@ -39,7 +39,8 @@ def make_line_sink(table: AnyLineTable, path_of: PathOf, origin: str) -> Sink:
         case SyslogTable():
             hostname = _hostname(table, origin)
             peer = _peer(table, path_of)
-            return SyslogSink(table.name, peer, line, hostname, table.max_message_bytes, table.resend_bytes)
+            resend = Resend(table.resend_bytes, table.resend_entries)
+            return SyslogSink(table.name, peer, line, hostname, table.max_message_bytes, resend)
         case RelpTable():
             hostname = _hostname(table, origin)
             return RelpSink(table.name, _peer(table, path_of), line, hostname, table.max_message_bytes, table.window)

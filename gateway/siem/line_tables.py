@@ -40,7 +40,8 @@ class TlsTable(LineTable, frozen=True, kw_only=True):
 
 class SyslogTable(TlsTable, frozen=True, kw_only=True, tag="syslog"):
     """`address`: HOST:PORT. `server_name`: in its certificate, where that is not the host. `hostname`: ours, in each
-    message; by default the log's. `resend_bytes`: what is sent again after a connection broke.
+    message; by default the log's. `resend_bytes` are sent again after a connection broke, `resend_entries` after a
+    restart of the gateway.
     """
 
     address: Text
@@ -48,6 +49,7 @@ class SyslogTable(TlsTable, frozen=True, kw_only=True, tag="syslog"):
     hostname: Text | None = None
     max_message_bytes: MessageBytes = 8_192
     resend_bytes: Annotated[int, Meta(ge=0, le=64 * 1024 * 1024)] = 8 * 1024 * 1024
+    resend_entries: Annotated[int, Meta(ge=0, le=100_000)] = 2_000
 
 
 class RelpTable(TlsTable, frozen=True, kw_only=True, tag="relp"):

@@ -17,6 +17,7 @@ from typing import Any
 
 import trio
 
+from audit.siem.syslog import Resend
 from tests.audit.siem.elastic_receiver import ElasticsearchReceiver
 from tests.audit.siem.receivers import FakeSplunkReceiver, FakeWebhookReceiver, RsyslogReceiver
 from tests.audit.siem.sink_contract import killed_at_random_it_misses_nothing
@@ -25,7 +26,7 @@ RECEIVERS: dict[str, Callable[[Path], Any]] = {
     "elasticsearch": ElasticsearchReceiver,
     "relp": lambda folder: RsyslogReceiver(folder, "relp"),
     "syslog": lambda folder: RsyslogReceiver(folder, "syslog"),
-    "syslog-without-resending": lambda folder: RsyslogReceiver(folder, "syslog", resend_bytes=0),
+    "syslog-without-resending": lambda folder: RsyslogReceiver(folder, "syslog", resend=Resend(0, 0)),
     "fake-splunk": FakeSplunkReceiver,
     "fake-webhook": FakeWebhookReceiver,
 }

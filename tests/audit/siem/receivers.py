@@ -15,7 +15,7 @@ from audit.siem.line_file import LineFileSink
 from audit.siem.peer import Peer, Trust
 from audit.siem.relp import RelpSink
 from audit.siem.splunk import HecSettings, SplunkSink
-from audit.siem.syslog import RESEND_BYTES, SyslogSink
+from audit.siem.syslog import Resend, SyslogSink
 from audit.siem.webhook import WebhookSettings, WebhookSink
 from tests.audit.siem.certificates import CLIENT_NAME, TestAuthority
 from tests.audit.siem.fake_https import SERVER_NAME as HTTPS_NAME
@@ -23,6 +23,7 @@ from tests.audit.siem.fake_https import FakeHttps, FakeSplunk, FakeWebhook
 from tests.audit.siem.rsyslog import SERVER_NAME, Rsyslog
 from tests.audit.siem.sink_contract import POISON
 
+FEW_AGAIN = Resend(entries=50)
 MAX_MESSAGE_BYTES = 64 * 1024
 TOKEN = "9f0b2c4d-hec-token"
 WEBHOOK_SECRET = base64.b64encode(bytes(range(32))).decode()
@@ -83,12 +84,10 @@ class _TlsReceiver:
 class RsyslogReceiver(_TlsReceiver):
     """A real rsyslog, by syslog over TLS or by RELP."""
 
-    def __init__(
-        self, folder: Path, protocol: str, form: Format = Format.ENTRY, resend_bytes: int = RESEND_BYTES
-    ) -> None:
+    def __init__(self, folder: Path, protocol: str, form: Format = Format.ENTRY, resend: Resend = FEW_AGAIN) -> None:
         super().__init__(folder)
         self.server = Rsyslog(folder, self.authority)
-        self._resend_bytes = resend_bytes
+        self._resend = resend
         self._protocol = protocol
         self._form = form
         self.start = self.server.start
@@ -103,7 +102,7 @@ class RsyslogReceiver(_TlsReceiver):
         if self._protocol == "relp":
             return RelpSink("relp", self._peer(self.server.relp_port), line, hostname, MAX_MESSAGE_BYTES)
         peer = self._peer(self.server.syslog_port)
-        return SyslogSink("syslog", peer, line, hostname, MAX_MESSAGE_BYTES, self._resend_bytes)
+        return SyslogSink("syslog", peer, line, hostname, MAX_MESSAGE_BYTES, self._resend)
 
     def _peer(self, port: int) -> Peer:
         return Peer(host="127.0.0.1", port=port, server_name=SERVER_NAME, trust=self.trust)

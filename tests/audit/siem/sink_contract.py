@@ -163,7 +163,7 @@ async def killed_at_random_it_misses_nothing(
     """The real shipper, a log that grows, a receiver that is killed and started again; what it lacks in the end."""
     chance = random.Random(seed)
     log = FakeLog(200)
-    shipper = Shipper(receiver.sink(), log, folder, _replace, _tell, _terms(), document_of)
+    shipper = shipper_of(receiver, log, folder)
     with trio.fail_after(DEADLINE + kills * restart_seconds):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(shipper.run)
@@ -182,6 +182,11 @@ async def killed_at_random_it_misses_nothing(
     held = receiver.held()
     assert set(held) <= wanted, "it holds what no entry accounts for"
     return sorted(wanted - set(held))
+
+
+def shipper_of(receiver: Receiver, log: FakeLog, folder: Path) -> Shipper:
+    """As after a start of the gateway: a new sink, and the cursor in `folder`."""
+    return Shipper(receiver.sink(), log, folder, _replace, _tell, _terms(), document_of)
 
 
 async def says_what_is_wrong_and_no_secret(receiver: Receiver) -> None:

@@ -13,10 +13,11 @@ from audit.siem.formats import Format, line_of
 from audit.siem.formats.syslog import header
 from audit.siem.reconcile_lines import LineFindings, LineSource, reconcile_lines
 from audit.siem.sink import SinkAway
+from audit.siem.syslog import Resend
 from tests.audit.samples import ORIGIN
 from tests.audit.siem.entries import FakeLog
 from tests.audit.siem.receivers import MAX_MESSAGE_BYTES, RsyslogReceiver
-from tests.audit.siem.sink_contract import delivered, documents, until
+from tests.audit.siem.sink_contract import delivered, documents, shipper_of, until
 
 pytestmark = pytest.mark.real
 COUNT = 400
@@ -72,8 +73,30 @@ async def test_what_syslog_lost_unacknowledged_is_sent_again_after_the_break(tmp
         receiver.close()
 
 
+async def test_what_was_lost_while_we_were_restarted_is_sent_again_at_the_start(tmp_path: Path) -> None:
+    receiver, log = RsyslogReceiver(tmp_path, "syslog"), FakeLog(100)
+    try:
+        async with trio.open_nursery() as nursery:
+            shipper = shipper_of(receiver, log, tmp_path)
+            nursery.start_soon(shipper.run)
+            await until(lambda: len(receiver.held()) == 100)
+            receiver.server.freeze()
+            log.grow(40)
+            await until(lambda: shipper.status.position == 140)
+            nursery.cancel_scope.cancel()
+        receiver.kill()
+        receiver.start()
+        assert len(receiver.held()) == 100
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(shipper_of(receiver, log, tmp_path).run)
+            await until(lambda: reconciled(receiver, log).findings.missing == [])
+            nursery.cancel_scope.cancel()
+    finally:
+        receiver.close()
+
+
 async def test_without_resending_that_is_lost_and_reconciliation_names_it(tmp_path: Path) -> None:
-    receiver, log = RsyslogReceiver(tmp_path, "syslog", resend_bytes=0), FakeLog(COUNT)
+    receiver, log = RsyslogReceiver(tmp_path, "syslog", resend=Resend(0, 0)), FakeLog(COUNT)
     try:
         await _lose(receiver)
         assert reconciled(receiver, log).findings.missing == list(range(100, 140))
