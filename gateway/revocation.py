@@ -51,7 +51,7 @@ def question_again(
         reason_given=standing.reason_given,
         protection=Protection(vm_binding=vm_binding),
         ports=frozenset(standing.ports),
-        placement=Provenance("permit", 0),  # it was located for the permit, and is there until it is handed over
+        placement=Provenance(standing.placed_by, 0),  # it was located then, and is there until it is handed over
     )
     if vm is not None and source is not None:
         # The guest is at its source until it has been handed over, whatever an inventory may place by now.

@@ -20,6 +20,7 @@ class Standing:
     """`person`: as they were known then. `time`: of the decision; a maintenance window that closes revokes nothing.
 
     `obligations`: what the policies that permitted it say of a revocation. `observed`: they did not permit it.
+    `placed_by`: who said where the VM is.
     """
 
     person: Person
@@ -29,6 +30,7 @@ class Standing:
     time: datetime
     obligations: tuple[str, ...]
     observed: bool
+    placed_by: str = "unknown"
 
 
 def standing_of(record: Mapping[str, Any]) -> Standing | None:
@@ -57,6 +59,7 @@ def standing_of(record: Mapping[str, Any]) -> Standing | None:
             time=datetime.fromisoformat(context["time"]["__extn"]["arg"]),
             obligations=_obligations(decision.get("policies", ())),
             observed=bool(decision.get("observed")),
+            placed_by=context.get("placement", {}).get("source", "unknown"),
         )
     except (KeyError, TypeError, ValueError, FactRefused):
         return None

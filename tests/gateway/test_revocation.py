@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -10,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.migrations import Migration, State
-from gateway.revocation import Effect, effect_of, obligation_of, strength
+from gateway.revocation import Effect, effect_of, obligation_of, question_again, strength
+from gateway.standing import Standing
 from policy.engine import decide
 from policy.rules import OBLIGATIONS
-from tests.policy.cedar_world import bundle, move
+from tests.policy.cedar_world import LAB1, LAB2, OLGA, PAVEL, SANDBOX, bundle, move
 
 MIGRATION = Migration("m", "u", "web", "spiffe://x/host/a", "spiffe://x/host/b", "p", State.RUNNING, 0)
 
@@ -49,6 +51,17 @@ def test_without_a_word_of_the_policies_it_is_cancelled() -> None:
 )
 def test_what_can_still_be_done(obligation: str, state: State, effect: Effect) -> None:
     assert effect_of(obligation, dataclasses.replace(MIGRATION, state=state)) is effect
+
+
+def test_the_question_is_that_of_then_with_the_facts_of_now() -> None:
+    then = datetime(2026, 11, 25, 3, 0, tzinfo=UTC)
+    standing = Standing(OLGA, "MigrateVm", ("memory",), True, then, (), observed=False, placed_by="report")
+    moved = dataclasses.replace(SANDBOX, zone="dmz", host="lab2")
+    asked = question_again(standing, PAVEL, moved, LAB1, LAB2, vm_binding=True)
+    assert (asked.person, asked.context.time, asked.context.reason_given) == (PAVEL, then, True)
+    assert (asked.context.placement.source, asked.context.placement.age_seconds) == ("report", 0)
+    assert asked.vm is not None
+    assert (asked.vm.zone, asked.vm.host) == ("dmz", "lab1")
 
 
 def test_a_restart_gives_a_migration_that_waits_to_be_heard_of_a_moment_and_no_more() -> None:
