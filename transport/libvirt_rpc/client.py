@@ -33,6 +33,7 @@ from transport.libvirt_rpc.xdr import XdrReader, XdrWriter
 _CHUNK: Final = 64 * 1024
 _AUTH_NONE: Final = 0
 _JOB_NONE: Final = 0
+PAUSED_POST_COPY: Final = 12  # a reason of PAUSED, at the source
 
 
 class DomainState(IntEnum):
@@ -104,19 +105,22 @@ class LibvirtClient:
 
     async def state(self, vm: str) -> DomainState:
         """NONE if libvirt knows no such domain."""
+        return (await self.state_and_reason(vm))[0]
+
+    async def state_and_reason(self, vm: str) -> tuple[DomainState, int]:
         domain = await self.find(vm)
         if domain is None:
-            return DomainState.NONE
+            return DomainState.NONE, 0
         body = bytes(domain.write(XdrWriter()).unsigned(0).data)
         reply = await self.ask(Procedure.DOMAIN_GET_STATE, body)
         if reply.status is Status.ERROR:
             code, message = decode_error(reply.body)
             if code == ErrorCode.NO_DOMAIN:
-                return DomainState.NONE
+                return DomainState.NONE, 0
             raise RpcFailed("tell the VM's state", code, message)
         reader = XdrReader(reply.body)
         try:
-            return DomainState(reader.integer())
+            return DomainState(reader.integer()), reader.integer()
         except ValueError:
             raise RpcMalformed("an unknown state of a domain") from None
 

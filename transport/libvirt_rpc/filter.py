@@ -3,7 +3,8 @@
     OPENED ─Prepare→ PREPARED ─Finish→ FINISHED          SUPPORTS_FEATURE at any time before
 
 Run at the destination, whose host is at stake; the source's front runs the same checks so that a caller hears at once.
-A Finish always leaves with PAUSED: a guest starts at the destination only when the relays have handed it over.
+A Finish leaves with PAUSED: a guest starts at the destination only when the relays have handed it over, which comes
+before in post-copy alone.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ class MigrationFilter:
         self._places = places
         self.step = Step.OPENED
         self.flags = MigrateFlag(0)
+        self.lets_run = False  # the guest was handed over before Finish: in post-copy only
         self._identity: DomainIdentity | None = None
 
     def check(self, call: Packet) -> tuple[int, bytes]:
@@ -97,7 +99,8 @@ class MigrationFilter:
         check_cookie(finish.cookie, self._identity, self._rules)
         # Of Prepare's parameters libvirt needs the name again, and no other: what is not sent need not be checked.
         named = [p for p in finish.parameters if p.field == "destination_name"]
-        return replace(finish, parameters=named, flags=finish.flags | MigrateFlag.PAUSED)
+        held = MigrateFlag(0) if self.lets_run else MigrateFlag.PAUSED
+        return replace(finish, parameters=named, flags=finish.flags | held)
 
 
 def check_prepare(prepare: Prepare, rules: DomainRules) -> DomainIdentity:

@@ -76,7 +76,6 @@ REFUSED_FLAGS: Final = {
     MigrateFlag.TLS: "--tls is not carried: leave it away, the lanes are sealed already",
     MigrateFlag.RDMA_PIN_ALL: "RDMA cannot be carried",
     MigrateFlag.ZEROCOPY: "--zerocopy needs a TCP connection of QEMU's own: leave it away",
-    MigrateFlag.POSTCOPY: "--postcopy is not carried yet",
     MigrateFlag.POSTCOPY_RESUME: "--postcopy-resume is not carried yet",
 }
 KNOWN_FLAGS: Final[int] = (1 << 21) - 1  # a plain number: an inverted IntFlag forgets what it does not know

@@ -10,7 +10,7 @@ import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import structlog
 import trio
@@ -32,6 +32,9 @@ from transport.libvirt_rpc.framing import (
 from transport.libvirt_rpc.migration import Finish, Prepare, PrepareReply
 from transport.libvirt_rpc.opening import feature_call, is_supported, opening_answer
 from transport.libvirt_rpc.procedures import FEATURES, Feature, MigrateFlag, Procedure
+
+if TYPE_CHECKING:
+    from transport.relay.ends import Milestones
 
 log = structlog.get_logger("sealane.relay")
 _NBD = re.compile(rb"<nbd(?:\s+port='[0-9]+')?")
@@ -127,7 +130,9 @@ class Conversation:
         """Only a definition moves; no guest runs."""
         return bool(self.prepare.flags & MigrateFlag.OFFLINE)
 
-    async def carry(self, lane: trio.SocketStream, accepted: Callable[[], Awaitable[None]]) -> None:
+    async def carry(
+        self, lane: trio.SocketStream, milestones: Milestones, has_switched: Callable[[], Awaitable[bool]]
+    ) -> None:
         """Until the caller has been told that the destination has all of the guest.
 
         `LocalBroken` if it ends in any other way: the destination refused or failed, the caller gave up or left.
@@ -136,7 +141,7 @@ class Conversation:
         try:
             await self._compare_features(remote)
             await self._prepare(remote)
-            await self._finish(remote, accepted)
+            await self._finish(remote, milestones, has_switched)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             raise LocalBroken("the libvirt channel broke") from None
         finally:
@@ -162,17 +167,22 @@ class Conversation:
         self.was_prepared = True
         await self._pass_on(self.prepare_call, replace(reply, body=body))
 
-    async def _finish(self, remote: _Remote, accepted: Callable[[], Awaitable[None]]) -> None:
+    async def _finish(
+        self, remote: _Remote, milestones: Milestones, has_switched: Callable[[], Awaitable[bool]]
+    ) -> None:
         while True:
             call = await self._next_call(remote)
             if call.procedure == Procedure.MIGRATE_FINISH3_PARAMS:
                 break
             await self.caller.reply(answer_locally(call))
         finish = Finish.decode(call.body)
+        is_given_away = bool(finish.flags & MigrateFlag.POSTCOPY) and not finish.cancelled and await has_switched()
+        if is_given_away:
+            await milestones.switched()
         reply = await remote.ask(Procedure.MIGRATE_FINISH3_PARAMS, call.body)
-        if reply.status is Status.OK and not finish.cancelled:
+        if reply.status is Status.OK and not finish.cancelled and not is_given_away:
             # From the next line on libvirt may end its guest at any moment, or never hear of it.
-            await accepted()
+            await milestones.accepted()
         await self._pass_on(call, reply)
         self.was_told = True
         if finish.cancelled:

@@ -248,8 +248,8 @@ class Destination:
                     port, Arrival(session.folder, limits.dial_seconds, nursery, session.note_loaded)
                 )
                 nursery.start_soon(self._carry_lane, channels, counts, local, desk)
-            case Handover():
-                outcome = await self._settle(session, handed_over=True)
+            case Handover(post_copy=post_copy):
+                outcome = await self._settle(session, handed_over=True, post_copy=post_copy)
                 log.info("handover", vm=session.permit.claims.vm, outcome=outcome)
                 await link.send(Outcome(outcome))
             case Cancel():
@@ -264,7 +264,9 @@ class Destination:
             case Bye():
                 pass
 
-    async def _settle(self, session: DestinationSession, *, handed_over: bool) -> Literal["running", "discarded"]:
+    async def _settle(
+        self, session: DestinationSession, *, handed_over: bool, post_copy: bool = False
+    ) -> Literal["running", "discarded"]:
         """Settle in a task of the relay's own.
 
         S asks again on a new connection, which ends this one. With a hypervisor that hangs, settling takes longer than
@@ -274,7 +276,7 @@ class Destination:
 
         async def work() -> None:
             try:
-                told.send_nowait(await session.settle(handed_over=handed_over))
+                told.send_nowait(await session.settle(handed_over=handed_over, post_copy=post_copy))
             except (TransportError, HypervisorError) as error:
                 told.send_nowait(error)
 

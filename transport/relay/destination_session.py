@@ -49,7 +49,7 @@ class DestinationSession:
         """Whether no other session of this VM may begin here yet."""
         return self.journal.state == "admitted" or self.is_undecided
 
-    async def settle(self, *, handed_over: bool) -> Literal["running", "discarded"]:
+    async def settle(self, *, handed_over: bool, post_copy: bool = False) -> Literal["running", "discarded"]:
         """Durably choose, then act; idempotent. Without `handed_over` the choice can only be to discard.
 
         Raises `HypervisorError` or `SpoolFailed` when nothing could be chosen, or not yet carried out: no answer may
@@ -57,7 +57,10 @@ class DestinationSession:
         """
         async with self._settling:
             if self.journal.state in UNDECIDED:
-                if handed_over and await self.end.wait_loaded(self.host.config.limits.hypervisor_seconds):
+                seconds = self.host.config.limits.hypervisor_seconds
+                # In post-copy it has not all of the guest, and S cannot run it any more: there is nothing to wait for.
+                is_due = handed_over and post_copy and self.end.begin_post_copy()
+                if is_due or (handed_over and await self.end.wait_loaded(seconds)):
                     await self.host.enter(self.journal, "running")
                 else:
                     await self.end.discard()

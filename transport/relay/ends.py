@@ -31,7 +31,18 @@ from transport.relay.inlets import Inlet, Port, SourceLanes, listen_unix, peer_p
 from transport.relay.local_dial import dial_unix
 
 Report = Callable[[MigrationProgress], Awaitable[None]]
-Accepted = Callable[[], Awaitable[None]]
+
+
+class Milestones(Protocol):
+    """What a source's end tells its session when someone else than the relay moves the guest."""
+
+    async def accepted(self) -> None:
+        """The destination has all of the guest, and whoever moves it is about to hear so."""
+
+    async def switched(self) -> None:
+        """The guest is stopped here for post-copy: it can only run at the destination, which is told so now."""
+
+
 Whereabouts = Literal["here", "gone"]
 
 
@@ -62,7 +73,7 @@ class SourceEnd(Protocol):
 
     async def prepare(self) -> str: ...
     def inlets(self, socket_path: Path) -> list[Inlet]: ...
-    async def migrate(self, lanes: SourceLanes, accepted: Accepted, report: Report) -> MigrationProgress | None: ...
+    async def migrate(self, lanes: SourceLanes, milestones: Milestones, report: Report) -> MigrationProgress | None: ...
     async def whereabouts(self, *, accepted: bool) -> Whereabouts: ...
     async def resume_guest(self) -> None: ...
     async def release(self) -> None: ...
@@ -155,7 +166,7 @@ class QmpSource(_QmpEnd):
         """Only the very QEMU whose monitor we hold: another VM of the same user must not send in its name."""
         return self._machine is not None and peer_process(local)[1] == self._machine.peer.pid
 
-    async def migrate(self, lanes: SourceLanes, accepted: Accepted, report: Report) -> MigrationProgress | None:  # noqa: ARG002
+    async def migrate(self, lanes: SourceLanes, milestones: Milestones, report: Report) -> MigrationProgress | None:  # noqa: ARG002
         """Let QEMU send all of the guest to the inlet; returns when it has, with the guest stopped."""
         machine = await self.machine()
         await machine.start_migration(self._socket_path)
@@ -197,6 +208,7 @@ class DestinationEnd(Protocol):
     async def prepare(self, folder: Path) -> str: ...
     async def dial(self, port: Port, arrival: Arrival) -> socket.socket: ...
     async def wait_loaded(self, seconds: float) -> bool: ...
+    def begin_post_copy(self) -> bool: ...
     async def start_guest(self) -> None: ...
     async def discard(self) -> None: ...
     async def __aexit__(
@@ -228,6 +240,10 @@ class QmpDestination(_QmpEnd):
         except HypervisorError:
             return False
         return True
+
+    def begin_post_copy(self) -> bool:
+        """The relay's own migrations are pre-copy."""
+        return False
 
     async def start_guest(self) -> None:
         machine = await self.machine()
@@ -269,7 +285,7 @@ class SocketSource:
     def _allows(self, local: socket.socket) -> bool:
         return peer_process(local)[0] in self._peer_uids
 
-    async def migrate(self, lanes: SourceLanes, accepted: Accepted, report: Report) -> MigrationProgress | None:  # noqa: ARG002
+    async def migrate(self, lanes: SourceLanes, milestones: Milestones, report: Report) -> MigrationProgress | None:  # noqa: ARG002
         """The caller's channels are all there is."""
         return None
 
@@ -311,6 +327,9 @@ class SocketDestination:
         return await dial_unix(self._memory_socket, arrival.dial_seconds, lambda pid: True)  # noqa: ARG005 - whoever it is
 
     async def wait_loaded(self, seconds: float) -> bool:  # noqa: ARG002
+        return False
+
+    def begin_post_copy(self) -> bool:
         return False
 
     async def start_guest(self) -> None:

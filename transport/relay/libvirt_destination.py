@@ -58,6 +58,7 @@ class LibvirtDestination:
         self._is_loaded = bool(facts.get("is_loaded", False))
         self._is_offline = bool(facts.get("is_offline", False))
         self._is_spoken_to = False
+        self._rpc: MigrationFilter | None = None
 
     @property
     def facts(self) -> dict[str, object]:
@@ -95,8 +96,15 @@ class LibvirtDestination:
                 return await client.find(self._vm) is not None
             return (await client.state(self._vm)).is_active
 
+    def begin_post_copy(self) -> bool:
+        """Let libvirt start the guest in its Finish: in post-copy it is not whole before it runs."""
+        if self._rpc is None or not self._rpc.flags & MigrateFlag.POSTCOPY:
+            return False
+        self._rpc.lets_run = True
+        return True
+
     async def start_guest(self) -> None:
-        if self._stays_paused or self._is_offline:
+        if self._stays_paused or self._is_offline or (self._rpc is not None and self._rpc.lets_run):
             return
         async with self._client() as client:
             if await client.state(self._vm) is not DomainState.RUNNING:
@@ -122,7 +130,7 @@ class LibvirtDestination:
         """The RPC of one source, call by call. What was prepared and not finished goes with libvirtd's connection."""
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
         places = Places(str(arrival.folder / "memory.sock"), str(arrival.folder / "disks.sock"))
-        rpc = MigrationFilter(self._vm, self._rules, places)
+        rpc = self._rpc = MigrationFilter(self._vm, self._rules, places)
         client = await connect_libvirt(self._socket, self._seconds)
         try:
             async with stream:
@@ -153,7 +161,7 @@ class LibvirtDestination:
         is_long = procedure in (Procedure.MIGRATE_PREPARE3_PARAMS, Procedure.MIGRATE_FINISH3_PARAMS)
         reply = await client.ask(procedure, arguments, seconds=self._long_seconds if is_long else None)
         finished = rpc.note_reply(procedure, reply)
-        if finished is not None:
+        if finished is not None and not rpc.lets_run:
             # As the caller wants it, by --suspend or because it was paused at the source.
             self._stays_paused, self._is_loaded = bool(rpc.flags & MigrateFlag.PAUSED), True
             self._is_offline = bool(rpc.flags & MigrateFlag.OFFLINE)

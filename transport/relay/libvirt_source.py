@@ -21,9 +21,9 @@ from transport.errors import LocalBroken
 from transport.hypervisors.migration_progress import MigrationProgress
 from transport.hypervisors.process import is_gone
 from transport.hypervisors.qemu_process import find_qemus, is_qemu_of
-from transport.libvirt_rpc.client import DomainState, libvirt_client
+from transport.libvirt_rpc.client import PAUSED_POST_COPY, DomainState, libvirt_client
 from transport.relay.caller import Conversation
-from transport.relay.ends import Accepted, Report, Whereabouts
+from transport.relay.ends import Milestones, Report, Whereabouts
 from transport.relay.inlets import Inlet, SourceLanes, listen_tcp, listen_unix, peer_process
 from transport.relay.loopback import peer_uid
 
@@ -93,14 +93,14 @@ class LibvirtSource:
         conversation.uris[name] = f"tcp://{conversation.loopback}:{listening.getsockname()[1]}"
         return Inlet(name, listening, self._allows_tcp)
 
-    async def migrate(self, lanes: SourceLanes, accepted: Accepted, report: Report) -> MigrationProgress | None:  # noqa: ARG002
+    async def migrate(self, lanes: SourceLanes, milestones: Milestones, report: Report) -> MigrationProgress | None:  # noqa: ARG002
         """Let the client move the VM; returns when its QEMU here is gone, with the guest whole at the destination."""
         conversation = self._require_conversation()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         await lanes.open("libvirt", theirs)
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
         async with stream:
-            await conversation.carry(stream, accepted)
+            await conversation.carry(stream, milestones, self._has_switched)
         await self._wait_gone()
         return None
 
@@ -136,7 +136,7 @@ class LibvirtSource:
     async def release(self) -> None:
         """The QEMU here is gone before anything is handed over; a definition that stays is libvirt's matter."""
         if not is_gone(self.process):
-            raise LocalBroken("the QEMU at the source came back")
+            raise LocalBroken("the QEMU at the source is still there: end it once the guest runs at the destination")
 
     async def is_gone(self) -> bool:
         return bool(self.process) and is_gone(self.process)
@@ -147,6 +147,14 @@ class LibvirtSource:
     async def __aexit__(self, *_: object) -> None:
         if self._own_path is not None:
             self._own_path.unlink(missing_ok=True)
+
+    async def _has_switched(self) -> bool:
+        """Whether the guest is stopped for post-copy: then libvirt never resumes it here."""
+        async with libvirt_client(self._socket, self._seconds) as client:
+            has_switched = await client.state_and_reason(self._vm) == (DomainState.PAUSED, PAUSED_POST_COPY)
+        if has_switched:
+            log.info("guest stopped here for post-copy", vm=self._vm)
+        return has_switched
 
     async def _wait_gone(self) -> None:
         """After libvirt was told that the guest is whole at the destination: it ends it here, or resumes it."""

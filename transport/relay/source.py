@@ -169,11 +169,13 @@ async def _carry(session: SourceSession, end: SourceEnd, tell: Tell, socket_path
                 for inlet in inlets:
                     nursery.start_soon(lanes.accept_forever, inlet)
                 await tell(News("running"))
-                last = await end.migrate(lanes, session.note_accepted, lambda seen: tell(News("running", seen)))
+                milestones = _Milestones(session, connection, tell, heard)
+                last = await end.migrate(lanes, milestones, lambda seen: tell(News("running", seen)))
                 if end.hands_over:
                     # Past this point a request to cancel comes too late; every wait has its own deadline.
                     nursery.cancel_scope.shield = True
-                    await _hand_over(session, connection, tell, heard, last)
+                    if session.journal.state in ("begun", "accepted"):
+                        await _hand_over(session, connection, tell, heard, last)
                     await channels.wait_drained(limits.drain_seconds)
                 else:
                     await channels.wait_ended()
@@ -183,17 +185,38 @@ async def _carry(session: SourceSession, end: SourceEnd, tell: Tell, socket_path
                 nursery.cancel_scope.cancel()
 
 
+@dataclass(frozen=True, slots=True)
+class _Milestones:
+    """What the end says of its guest, made durable and passed on."""
+
+    session: SourceSession
+    connection: SourceConnection
+    tell: Tell
+    heard: trio.MemoryReceiveChannel[Outcome | Receipt]
+
+    async def accepted(self) -> None:
+        await self.session.note_accepted()
+
+    async def switched(self) -> None:
+        with trio.CancelScope(shield=True):  # the point of no return lies behind
+            await _hand_over(self.session, self.connection, self.tell, self.heard, None, post_copy=True)
+        if self.session.journal.state != "outcome-running":
+            raise ConnectionBroken("the destination did not take the guest although it was stopped for post-copy")
+
+
 async def _hand_over(
     session: SourceSession,
     connection: SourceConnection,
     tell: Tell,
     heard: trio.MemoryReceiveChannel[Outcome | Receipt],
     last: MigrationProgress | None,
+    *,
+    post_copy: bool = False,
 ) -> None:
     """Durably give the guest away, then say so, then wait for what D durably chose."""
     began = trio.current_time()
     await session.host.enter(session.journal, "handed-over")
-    await connection.link.send(Handover())
+    await connection.link.send(Handover(post_copy))
     with trio.move_on_after(session.host.config.limits.message_seconds) as patience:
         outcome = await heard.receive()
     if patience.cancelled_caught:

@@ -63,7 +63,12 @@ class Ack(_Message, frozen=True, tag="ack"):
 
 
 class Handover(_Message, frozen=True, tag="handover"):
-    """S's hypervisor has sent everything and S has durably recorded `handed-over`."""
+    """S's hypervisor has sent everything and S has durably recorded `handed-over`.
+
+    `post_copy`: it has not, but its guest can never run there again: it is stopped for post-copy.
+    """
+
+    post_copy: bool = False
 
 
 class Outcome(_Message, frozen=True, tag="outcome"):

@@ -197,6 +197,7 @@ class Pair:
     a: Host
     b: Host
     memory_mib: int = MEMORY_MIB
+    qemu_user: str = "libvirt-qemu"
     guests: list[Guest] = field(default_factory=list)
 
     @property
@@ -249,7 +250,7 @@ class Pair:
             "hypervisor": {
                 "kind": "libvirt",
                 "socket_dir": str(host.base / "sessions"),
-                "qemu_user": "libvirt-qemu",
+                "qemu_user": self.qemu_user,
                 "domain_paths": [f"{self.folder}/", "/run/libvirt/", "/var/lib/libvirt/"],
             },
             "front": {
@@ -283,14 +284,14 @@ class Pair:
         (self.folder / "deny.txt").unlink(missing_ok=True)
 
 
-def start_host(folder: Path, name: str, address: str, peer: str) -> Host:
+def start_host(folder: Path, name: str, address: str, peer: str, qemu_user: str) -> Host:
     base = folder / name
     for part in ("etc", "etc/pki", "run", "lib", "cache", "log"):
         (base / part).mkdir(parents=True)
         (base / part).chmod(0o755)
     base.chmod(0o755)
     (base / "etc" / "libvirtd.conf").write_text(_LIBVIRTD_CONF.format(uuid=uuid.uuid4()))
-    (base / "etc" / "qemu.conf").write_text(_QEMU_CONF.format(user="libvirt-qemu"))
+    (base / "etc" / "qemu.conf").write_text(_QEMU_CONF.format(user=qemu_user))
     for table, line in (
         ("passwd", "libvirt-qemu:x:64055:64055::/:/usr/sbin/nologin"),
         ("group", "libvirt-qemu:x:64055:"),
@@ -338,7 +339,12 @@ def join(a: Host, b: Host) -> None:
 
 @contextlib.contextmanager
 def two_hosts(
-    folder: Path, memory_mib: int = MEMORY_MIB, hot_mib: int = 8, *, with_relays: bool = True
+    folder: Path,
+    memory_mib: int = MEMORY_MIB,
+    hot_mib: int = 8,
+    *,
+    with_relays: bool = True,
+    qemu_user: str = "libvirt-qemu",
 ) -> Iterator[Pair]:
     """Hosts with libvirtd and a relay each; `folder`'s path must leave room for unix sockets."""
     folder.chmod(0o755)  # QEMU runs as another user
@@ -346,12 +352,12 @@ def two_hosts(
     image = build_boot_image(GuestLayout.for_memory(memory_mib, hot_mib), folder)
     image.chmod(0o644)
     with contextlib.ExitStack() as ending:
-        a = start_host(folder, "a", "10.77.0.1", "b")
+        a = start_host(folder, "a", "10.77.0.1", "b", qemu_user)
         ending.callback(stop_host, a)
-        b = start_host(folder, "b", "10.77.0.2", "a")
+        b = start_host(folder, "b", "10.77.0.2", "a", qemu_user)
         ending.callback(stop_host, b)
         join(a, b)
-        pair = Pair(folder, image, a, b, memory_mib)
+        pair = Pair(folder, image, a, b, memory_mib, qemu_user)
         for host in pair.hosts if with_relays else ():
             pair.start_relay(host)
         yield pair

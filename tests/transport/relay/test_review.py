@@ -25,7 +25,7 @@ from transport.hypervisors.qemu import MigrationSettings
 from transport.hypervisors.qmp import QmpConnection
 from transport.relay.control import ControlLink
 from transport.relay.dialling import offered
-from transport.relay.ends import Accepted, QmpSource, Report, SocketSource, SourceEnd
+from transport.relay.ends import Milestones, QmpSource, Report, SocketSource, SourceEnd
 from transport.relay.handover import SourceSession, close_source, settle_source
 from transport.relay.host import RelayHost, now
 from transport.relay.inlets import SourceLanes, listen_unix
@@ -237,7 +237,7 @@ class HandingOverSource(SocketSource):
     hands_over = True
     woken = 0
 
-    async def migrate(self, lanes: SourceLanes, accepted: Accepted, report: Report) -> None:  # noqa: ARG002
+    async def migrate(self, lanes: SourceLanes, milestones: Milestones, report: Report) -> None:  # noqa: ARG002
         await trio.sleep_forever()
 
     async def resume_guest(self) -> None:
