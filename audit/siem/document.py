@@ -32,22 +32,29 @@ DOCUMENT_VERSION: Final = 1  # rises when the same entry makes another document:
 DATASET: Final = "sealane.audit"
 _ORIGIN_DIGITS: Final = 16
 
-# Kind of record → ECS category and type. `iam` lists neither allowed nor denied, so decisions are of `api`.
+# Kind of record → ECS categories. What allows or denies is of `api`: `iam` lists neither.
 _CATEGORIES: Final[Mapping[str, tuple[str, ...]]] = {
-    "migration.decision": ("api",),
     "migration.receipt": ("host", "network"),
-    "migration.cancel_requested": ("api",),
-    "migration.revoked": ("api",),
-    "breakglass.requested": ("api",),
-    "breakglass.approved": ("api",),
-    "breakglass.used": ("api",),
-    "breakglass.ended": ("api",),
-    "breakglass.sealed_sign_in": ("authentication",),
     "token.issued": ("authentication",),
     "token.refused": ("authentication",),
-    "audit.read": ("api",),
+    "breakglass.sealed_sign_in": ("authentication",),
+    "placement.unpermitted": ("intrusion_detection",),
+    "placement.duplicate": ("intrusion_detection",),
     PERMIT_KIND: ("api",),
 }
+# These say that something is wrong; all others tell what happened.
+_ALERTS: Final = frozenset(
+    {
+        *(
+            "placement.unpermitted",
+            "placement.duplicate",
+            "gateway.alarm",
+            "witness.disagrees",
+            "breakglass.seal_broken",
+        ),
+        *("siem.degraded", "siem.stopped", "siem.quarantined"),
+    }
+)
 _DECIDED: Final = {"allowed": "success", "completed": "success", "running": "success", "would_deny": "success"}
 _FAILED: Final = frozenset({"denied", "failed", "aborted", "cancelled", "refused"})
 
@@ -151,8 +158,8 @@ def _body(entry: LogEntry, read: Entry) -> dict[str, Any]:
             **told.get("event", {}),
             "id": entry.id,
             "sequence": entry.index,
-            "kind": "event",
-            "category": list(_CATEGORIES.get(kind, ("configuration",))),
+            "kind": "alert" if kind in _ALERTS else "event",
+            "category": list(_categories(kind, told["sealane"].get("outcome"))),
             "action": kind,
             "module": "sealane",
             "dataset": DATASET,
@@ -216,7 +223,11 @@ def _of_record(record: Record) -> dict[str, Any]:
     hosts = [host for host in (record.source, record.destination) if host is not None]
     return {
         "@timestamp": record.time,
-        "event": {"outcome": _outcome(record.outcome), "type": _types(record.outcome), "reason": record.reason},
+        "event": {
+            "outcome": _outcome(record.outcome),
+            "type": _types(record.kind, record.outcome),
+            "reason": record.reason,
+        },
         "user": {"id": actor.id, "name": actor.name, "domain": actor.issuer} if actor else None,
         "source": {"address": _text(record.details.get("client_address")) or record.source},
         "destination": {"address": record.destination},
@@ -298,8 +309,15 @@ def _outcome(outcome: str | None) -> str:
     return _DECIDED.get(outcome or "", "unknown")
 
 
-def _types(outcome: str | None) -> list[str]:
-    return [outcome] if outcome in {"allowed", "denied"} else ["info"]
+def _categories(kind: str, outcome: str | None) -> tuple[str, ...]:
+    return _CATEGORIES.get(kind) or (("api",) if outcome in {"allowed", "denied"} else ("configuration",))
+
+
+def _types(kind: str, outcome: str | None) -> list[str]:
+    """ECS lists for each category which types go with it: `allowed` and `denied` with `api` only."""
+    if kind == "migration.receipt":
+        return ["end"]
+    return [outcome] if outcome in {"allowed", "denied"} and _categories(kind, outcome) == ("api",) else ["info"]
 
 
 def _text(value: object) -> str | None:
