@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from bench import (
+    audit_asking,
     audit_log,
     libvirt_migration,
     permit_directory,
@@ -25,7 +26,7 @@ PARTS = {
         "libvirt": libvirt_migration.measure,
     },
     "policy": {"permit": permit_latency.measure, "directory": permit_directory.measure},
-    "audit": {"log": audit_log.measure},
+    "audit": {"log": audit_log.measure, "asking": audit_asking.measure},
     "siem": {"rsyslog": siem_rsyslog.measure},
 }
 RESULTS = Path(__file__).parent / "results"

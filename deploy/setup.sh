@@ -16,6 +16,7 @@ die() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 guests="qemu-system-x86_64=qemu-system-x86 qemu-img=qemu-utils as=binutils ld=binutils"
 directory="samba=samba-ad-dc samba-tool=samba-common-bin /usr/share/samba/setup/provision.ldif=samba-ad-provision"
 issuer="node=nodejs npm=npm"
+outsiders="go=golang-go" # reads our log by packages that we did not write; Debian 12 has Go 1.19, which is enough
 plugins=/usr/lib/$(uname -m)-linux-gnu/rsyslog
 receivers="rsyslogd=rsyslog $plugins/lmnsd_ossl.so=rsyslog-openssl $plugins/imrelp.so=rsyslog-relp lognormalizer=liblognorm-utils"
 search="mvn=maven javac=openjdk-17-jdk-headless"
@@ -29,7 +30,7 @@ compiler="gcc=gcc /usr/include/stdio.h=libc6-dev"
 case $goal in
 check) tools="" ;;
 demo) tools=$guests ;;
-test) tools="$guests $directory $issuer $receivers $search $libvirt $packaging $compiler" ;;
+test) tools="$guests $directory $issuer $receivers $search $libvirt $packaging $compiler $outsiders" ;;
 bench) tools="$guests $libvirt $directory $receivers $search haproxy=haproxy stunnel4=stunnel4 socat=socat" ;;
 *) die "unknown goal '$goal': use check, demo, test or bench" ;;
 esac
@@ -148,4 +149,11 @@ if [ "$goal" = test ] || [ "$goal" = bench ]; then
             die "javac could not compile tests/elasticsearch_node: its message is above"
         echo "$search_now" >$search_stamp
     fi
+fi
+
+# --- Go's packages for transparency logs, for the tests ------------------------------------------------------------
+if [ "$goal" = test ]; then
+    # Once fetched they are in Go's own cache; each is checked against its hash in go.sum.
+    (cd tests/interop_go && GOFLAGS=-mod=readonly go mod download >&2) ||
+        die "go could not fetch the module of tests/interop_go/go.sum: check the network or GOPROXY, then run again"
 fi

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from gateway.cli import audit_archive, audit_prove, audit_query, audit_stories
+from gateway.cli import audit_archive, audit_index, audit_prove, audit_query, audit_stories
 from gateway.cli.audit_options import (
     ActorOption,
     HostOption,
@@ -115,6 +115,7 @@ app.command("show")(audit_stories.show)
 app.command("migration")(audit_stories.migration)
 app.command("who-moved")(audit_stories.who_moved)
 app.command("query")(audit_query.query)
+app.add_typer(audit_index.app, name="index")
 app.command("prove")(audit_prove.prove)
 app.command("archive")(audit_archive.archive)
 app.command("fields")(audit_query.list_fields)

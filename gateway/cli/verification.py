@@ -57,7 +57,7 @@ def check_log(
     from audit.verify import verify_log
 
     try:
-        with _bar(quiet=quiet) as progress:
+        with progress_bar(quiet=quiet) as progress:
             verdict = verify_log(directory, keys, progress, seen=[path.read_text() for path in seen], options=options)
     except OSError as error:
         raise BadConfiguration(
@@ -86,7 +86,7 @@ def check_log(
 
 
 @contextmanager
-def _bar(*, quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
+def progress_bar(*, quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
     """A progress bar on stderr, for a person; None for a program."""
     if quiet or not sys.stderr.isatty():
         yield None

@@ -1,0 +1,106 @@
+"""Asking and proving on a log of five million entries: verifying it, making its index, pages, counts, a histogram.
+
+The log is the one of `audit_log` (made once, kept in its BIG). Queries are what people ask: by VM, host, person,
+outcome, time; each page with its records read from the log and their hashes checked, and no query is asked twice.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import statistics
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+from audit.index import Index
+from audit.index_questions import Questions
+from audit.query import parse
+from audit.reader import CommittedLog, LogReader
+from audit.verify import Options, verify_log
+from bench.audit_log import BIG, DISK
+from bench.audit_log_maker import CHUNK, ENTRIES, HOSTS, PEOPLE, VMS, bench_signer, make_log
+from bench.harness import BenchError, Plan
+
+PAGE = 100
+QUERIES = 400
+FULLY_VERIFIED = 400_000  # entries of the run that checks every signature: the sampled one reads the whole log
+DAY = 86_400 * 10**6
+
+
+def measure(plan: Plan) -> dict[str, float]:
+    """Figures verify_*, index_rebuild_per_s, query_*, count_p95_ms and histogram_s."""
+    name, entries = ("audit-quick", 10 * CHUNK) if plan.quick else ("audit", ENTRIES)
+    big = make_log(BIG / name, entries)
+    figures = _verify(big, sampled=True, name="verify_per_s")
+    figures |= _verify(make_log(BIG / "audit-part", FULLY_VERIFIED // (10 if plan.quick else 1)), sampled=False,
+                       name="verify_all_signatures_per_s")  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=DISK) as folder:
+        return figures | _ask(big, Path(folder) / "index.sqlite", QUERIES // 10 if plan.quick else QUERIES)
+
+
+def _verify(log: Path, *, sampled: bool, name: str) -> dict[str, float]:
+    workers = min(2, len(os.sched_getaffinity(0)))
+    began = time.perf_counter()
+    verdict = verify_log(log, [bench_signer().vkey], options=Options(workers=workers, sampled=sampled))
+    if not verdict.ok:
+        raise BenchError(f"the log was not verified: {verdict.problems[0].what}")
+    return {name: verdict.size / (time.perf_counter() - began)}
+
+
+def _ask(big: Path, path: Path, queries: int) -> dict[str, float]:
+    lines = (big / "checkpoint").read_text(encoding="utf-8").split("\n", 2)
+    reader = LogReader(big)
+    log = CommittedLog(lines[0], int(lines[1]), reader)
+    began = time.perf_counter()
+    with Index(path, log.origin) as index:
+        index.rebuild(log)
+    figures = {"index_rebuild_per_s": log.size / (time.perf_counter() - began)}
+    questions = Questions(path)
+    now = datetime.now(UTC)
+    pages, counts = [], []
+    for text in itertools.islice(_texts(), queries):
+        where = parse(text, now).where
+        began = time.perf_counter()
+        for position in questions.page(where, limit=PAGE, newest_first=True):
+            reader.entry(position)
+        pages.append((time.perf_counter() - began) * 1000)
+        began = time.perf_counter()
+        questions.count(where)
+        counts.append((time.perf_counter() - began) * 1000)
+    span = questions.span()
+    assert span is not None
+    began = time.perf_counter()
+    questions.histogram(parse("", now).where, span[0], DAY, (span[1] - span[0]) // DAY + 1)
+    histogram = time.perf_counter() - began
+    questions.close()
+    return figures | {
+        "query_p50_ms": statistics.median(pages),
+        "query_p95_ms": statistics.quantiles(pages, n=20)[-1],
+        "count_p95_ms": statistics.quantiles(counts, n=20)[-1],
+        "histogram_s": histogram,
+        "index_bytes_per_entry": path.stat().st_size / log.size,
+    }
+
+
+def _texts() -> itertools.chain[str]:
+    """Questions, each of its own: the same in every run."""
+    luck = random.Random(7)
+
+    def some() -> list[str]:
+        vm, host, person = luck.randrange(VMS), luck.randrange(HOSTS), luck.randrange(PEOPLE)
+        day = f"2026-{luck.randrange(1, 10):02}-{luck.randrange(1, 28):02}"
+        return [
+            f"vm:vm-{vm:04}",
+            f"host:host-{host:03} outcome:denied",
+            f"who:person-{person:03} time:[{day} TO *]",
+            f"time:{day} kind:migration.decision",
+            f"to:host-{host:03} outcome:allowed NOT who:person-{person:03}",
+            f"vm:vm-{vm // 100:02}* who:person-{person:03}",
+            f"policy:policy-{luck.randrange(24)} until:{day}",
+            f"vm-{vm:04}",
+        ]
+
+    return itertools.chain.from_iterable(some() for _ in itertools.count())
