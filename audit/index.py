@@ -10,7 +10,6 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -30,6 +29,9 @@ from audit.query.facets import PERMIT_KIND, UNREADABLE_KIND, Facets, facets_of
 BATCH = 4096
 _CACHED_TEXTS = 200_000
 _MMAP_BYTES = 256 * 2**20
+
+# Where a field stands in a row: going over what a record has, texts apart, is most of a rebuild's speed.
+_PLACES = {column.atom: (place, column, column.store is Store.TEXT) for place, column in enumerate(COLUMNS, 1)}
 
 Row = tuple[int | str | None, ...]
 Progress = Callable[[int, int], None]
@@ -174,7 +176,7 @@ class Index:
             self._forget()
 
     def _insert(self, first_index: int, entries: Sequence[bytes]) -> None:
-        tallies: Counter[tuple[int, int]] = Counter()
+        tallies: dict[tuple[int, int], int] = {}
         zones: dict[int, tuple[int, int]] = {}
         arrivals: dict[str, index_arrivals.Arrival | None] = {}
         rows = []
@@ -201,17 +203,23 @@ class Index:
         arrived = [(vm, each.host, each.time_us, each.source) for vm, each in arrivals.items() if each is not None]
         self.database.executemany("INSERT INTO arrivals VALUES (?, ?, ?, ?)", arrived)
 
-    def _row(self, index: int, values: Facets, tallies: Counter[tuple[int, int]]) -> Row:
-        row: list[int | str | None] = [index]
-        for column in COLUMNS:
-            found = values.get(column.atom)
-            if not found:
-                row.append(None)
-                continue
-            stored = self._stored(column, found)
-            row.append(stored)
-            if column.indexed and isinstance(stored, int):
-                tallies[column.number, stored] += 1
+    def _row(self, index: int, values: Facets, tallies: dict[tuple[int, int], int]) -> Row:
+        row: list[int | str | None] = [None] * (len(COLUMNS) + 1)
+        row[0] = index
+        for atom, found in values.items():
+            known = _PLACES.get(atom)
+            if known is None:
+                continue  # the position is the row's own
+            place, column, is_text = known
+            if is_text:
+                text = str(found[0])
+                stored: int | str = self._texts.get(text) or self._number(self._texts, "texts", text)
+            else:
+                stored = self._stored(column, found)
+            row[place] = stored
+            if column.indexed and type(stored) is int:
+                tally = column.number, stored
+                tallies[tally] = tallies.get(tally, 0) + 1
         return tuple(row)
 
     def _stored(self, column: Column, found: Sequence[str | int]) -> int | str:

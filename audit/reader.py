@@ -23,20 +23,25 @@ class LogReader:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._sealed = lru_cache(_CACHED_BUNDLES)(self._read_sealed)  # immutable, so that it may be kept
+        self._sealed = lru_cache(_CACHED_BUNDLES)(self._read_sealed)  # immutable, so that they may be kept
 
     def entry(self, index: int) -> bytes:
         """The committed entry `index`. Raises LogTruncated (it is not there), LogDamaged, OSError."""
         number, offset = divmod(index, TILE_WIDTH)
-        entries, tile = self._bundle(number)
-        if offset >= len(entries):
+        bundle, tile = self._bundle(number)
+        start = 0
+        for _ in range(offset):  # the entries before it are stepped over, not made
+            start += 2 + int.from_bytes(bundle[start : start + 2])
+        end = start + 2 + int.from_bytes(bundle[start : start + 2])
+        if start + 2 > len(bundle) or end > len(bundle):
             raise LogTruncated(f"entry {index} is missing in {self._directory}")
-        return self._checked(entries[offset], index, tile)
+        return self._checked(bundle[start + 2 : end], index, tile)
 
     def entries(self, start: int, end: int) -> Iterator[bytes]:
         """The committed entries [start, end). Raises as `entry`."""
         for number in range(start // TILE_WIDTH, -(-end // TILE_WIDTH)):
-            entries, tile = self._bundle(number)
+            bundle, tile = self._bundle(number)
+            entries, _ = unframe(bundle)
             first = number * TILE_WIDTH
             for index in range(max(start, first), min(end, first + TILE_WIDTH)):
                 if index - first >= len(entries):
@@ -49,14 +54,14 @@ class LogReader:
             raise LogDamaged(f"entry {index} does not have its hash; run `sealane audit verify`")
         return entry
 
-    def _bundle(self, number: int) -> tuple[list[bytes], bytes | None]:
-        """Its entries, and its hash tile if it is sealed. Sealing renames the tail: one of three looks finds it."""
+    def _bundle(self, number: int) -> tuple[bytes, bytes | None]:
+        """Its framed entries, and its tile if it is sealed. Sealing renames the tail: one look of three finds it."""
         try:
             return self._sealed(number)
         except FileNotFoundError:
             pass
         try:
-            return unframe(_read(self._directory / "tail" / str(number), _MAX_BUNDLE_BYTES))[0], None
+            return _read(self._directory / "tail" / str(number), _MAX_BUNDLE_BYTES), None
         except FileNotFoundError:
             pass
         try:
@@ -65,12 +70,12 @@ class LogReader:
             first = number * TILE_WIDTH
             raise LogTruncated(f"entries {first} to {first + TILE_WIDTH - 1} are not in {self._directory}") from None
 
-    def _read_sealed(self, number: int) -> tuple[list[bytes], bytes]:
-        entries, _ = unframe(_read(self._directory / bundle_path(number), _MAX_BUNDLE_BYTES))
+    def _read_sealed(self, number: int) -> tuple[bytes, bytes]:
+        bundle = _read(self._directory / bundle_path(number), _MAX_BUNDLE_BYTES)
         tile = _read(self._directory / tile_path(0, number), TILE_BYTES)
         if len(tile) != TILE_BYTES:
             raise LogDamaged(f"hash tile 0/{number} is not whole; run `sealane audit verify`")
-        return entries, tile
+        return bundle, tile
 
 
 @dataclass(frozen=True, slots=True)

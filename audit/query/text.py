@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import lru_cache
 
 MAX_TEXT_CHARS = 1024
 MAX_WORD_CHARS = 64
@@ -16,6 +17,7 @@ MAX_WORD_CHARS = 64
 _WORD = re.compile(r"\w+")
 
 
+@lru_cache(65_536)  # names come again and again
 def fold(text: str) -> str:
     """The form of `text` that is stored and compared."""
     return _lowered(text)[:MAX_TEXT_CHARS].replace("\0", "\ufffd")
