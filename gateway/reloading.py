@@ -69,6 +69,7 @@ class Reloader:
                 if (seen := self._gate.observation) is not None
                 else {}
             ),
+            **({"people_sha256": local.directory.sha256} if (local := self._people.local) is not None else {}),
             **({"sealed_people_sha256": sealed.file.sha256} if (sealed := self._people.sealed) is not None else {}),
         }
 

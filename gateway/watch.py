@@ -105,6 +105,7 @@ class Watch:
         except DirectoryUnavailable as error:
             person = Unknown(f"nobody can tell whether the requester still may: {error.detail}")
         for migration in migrations:
+            await trio.lowlevel.checkpoint()  # a decision holds the loop for a millisecond, and there may be a thousand
             try:
                 revoked = self._judge(migration, person)
                 self._unknown_since.pop(migration.migration_id, None)

@@ -120,10 +120,14 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True)
 class LocalDirectory:
-    """The people of one file, by user name; `decoy` is checked in place of someone who is not there."""
+    """The people of one file, by user name; `decoy` is checked in place of someone who is not there.
+
+    `sha256` of the file, in hex: so that records can say which one was in force.
+    """
 
     people: Mapping[str, LocalPerson]
     decoy: PasswordHash = field(repr=False)
+    sha256: str
 
     @classmethod
     def load(cls, path: Path) -> LocalDirectory:
@@ -148,7 +152,8 @@ class LocalDirectory:
             # The time of a refused log-in would tell who exists, and whose hash is the weak one.
             raise DirectoryRefused("password hashes of different cost: make all of them anew with one cost")
         cost = costs.pop() if costs else ScryptCost()
-        return cls(people, PasswordHash(cost, bytes(SALT_BYTES), bytes(HASH_BYTES)))
+        decoy = PasswordHash(cost, bytes(SALT_BYTES), bytes(HASH_BYTES))
+        return cls(people, decoy, hashlib.sha256(data).hexdigest())
 
     def check_password(self, username: str, password: str) -> LocalPerson | None:
         """The person, or None for a wrong name or password, in the same time: an answer tells not who exists.

@@ -95,6 +95,8 @@ async def test_a_group_that_was_lost_cancels_it_at_once(watched_site: Site) -> N
     async with moving(watched_site) as (running, migration_id):
         edit(running.site.people, lambda text: text.replace('["operators"]', '["guests"]'))
         await running.gateway.reload()
+        (started,), (reloaded,) = [await running.records(kind) for kind in ("gateway.started", "config.reloaded")]
+        assert started["details"]["people_sha256"] != reloaded["details"]["people_sha256"]
         (record,) = await revoked(running)
         assert record["outcome"] == "cancel_requested"
         assert record["migration_id"] == migration_id
