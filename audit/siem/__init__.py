@@ -10,7 +10,7 @@
     peer.py        TLS to a receiver · https.py one request at a time · secrets.py files that only we can read
     syslog.py      RFC 5425 · relp.py, relp_session.py RELP · splunk.py HEC · webhook.py, webhook_signature.py
     line_file.py   a file with rotation
-    reconcile_lines.py  the same question of a file of lines
+    reconcile_lines.py  the same question of a file of lines · verify_line.py is this one line ours?
     formats/       a document as one line of JSON, CEF, LEEF, OCSF or syslog
     elastic.py     Elasticsearch: bulk `create` into time-named indices, and reading back
     reconcile.py   does the SIEM hold exactly what the log holds?

@@ -22,7 +22,7 @@ _STYLES = {"verified": "bold green", "unproven": "bold yellow", "refused": "bold
 
 
 def verify_document_command(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The document, or a search hit; - for stdin.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The document, a search hit, or a line; - for stdin.")],
     key: Annotated[
         list[str],
         typer.Option("--key", metavar="FILE|VKEY", help="Verifier key of the log, from a place that you trust."),
@@ -35,8 +35,10 @@ def verify_document_command(
 ) -> None:
     """Check one document that a SIEM returned: signed by the log, and no field of it changed.
 
-    Needs the key and nothing else. Only with --log can it say that the log has the entry, and check permit entries and
-    documents from which fields were withheld. Exits 0 if it is verified, 1 if it is refused or cannot be proven.
+    A document of Elasticsearch or of a file, or one line in any format (entry, OCSF, CEF, LEEF), a syslog header before
+    it or not. Needs the key and nothing else. Only with --log can it say that the log has the entry, and check permit
+    entries and documents from which fields were withheld. Exits 0 if it is verified, 1 if it is refused or cannot be
+    proven.
 
     \b
     Examples:
@@ -46,7 +48,8 @@ def verify_document_command(
     from gateway.cli.verification import read_keys
 
     with needs_gateway_extra():
-        from audit.siem.verify_document import MAX_DOCUMENT_BYTES, verify_document
+        from audit.siem.verify_document import MAX_DOCUMENT_BYTES
+        from audit.siem.verify_line import verify_stored
     from audit.verify_tree import read_vkey
 
     try:
@@ -57,7 +60,7 @@ def verify_document_command(
         data = sys.stdin.buffer.read(MAX_DOCUMENT_BYTES) if str(file) == "-" else _read(file, MAX_DOCUMENT_BYTES)
     except OSError as error:
         raise BadConfiguration(f"{file} cannot be read: {error.strerror}", REQUESTER, "name a file") from error
-    verdict = verify_document(data, keys, None if log is None else _entry_of(log))
+    verdict = verify_stored(data, keys, None if log is None else _entry_of(log))
     if as_json:
         document: dict[str, Any] = {"outcome": verdict.outcome, "index": verdict.index, "origin": verdict.origin}
         document |= {"in_log": verdict.in_log, "faults": verdict.faults, "unproven": verdict.unproven}
