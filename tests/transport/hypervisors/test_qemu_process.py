@@ -1,0 +1,44 @@
+"""A VM's QEMU is told from the kernel's table: by its program and its -uuid, never by a name that anyone can take."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from transport.hypervisors.process import process_identity
+from transport.hypervisors.qemu_process import find_qemus, is_qemu_of
+
+SLEEP = "import sys; sys.stdin.read()"
+
+
+@contextmanager
+def process(program: str, *arguments: str) -> Iterator[int]:
+    """A Python that calls itself `program`."""
+    with subprocess.Popen(
+        [program, "-c", SLEEP, *arguments], executable=sys.executable, stdin=subprocess.PIPE
+    ) as running:
+        while not Path(f"/proc/{running.pid}/cmdline").read_bytes().startswith(program.encode()):
+            os.sched_yield()
+        yield running.pid
+        assert running.stdin is not None
+        running.stdin.close()
+        running.wait(10)
+
+
+def test_the_qemu_of_a_vm_is_found_and_no_other_process() -> None:
+    vm, other = str(uuid.uuid4()), str(uuid.uuid4())
+    with (
+        process("/usr/bin/qemu-system-x86_64", "-uuid", vm) as pid,
+        process("/usr/bin/qemu-system-x86_64", "-uuid", other),
+        process("/usr/bin/less", "-uuid", vm),
+        process("/usr/bin/qemu-system-x86_64", "-name", vm),
+    ):
+        assert find_qemus(vm) == [process_identity(pid)]
+        assert is_qemu_of(pid, vm)
+        assert not is_qemu_of(pid, other)
+    assert find_qemus(vm) == []

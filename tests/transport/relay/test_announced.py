@@ -1,0 +1,119 @@
+"""Tokens that people announce: for their minutes, for the VM and destination that they named, and for no other."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from transport.errors import LocalBroken
+from transport.relay.announced import Announced, Announcement, listen_for_announcements
+from transport.relay.wish import NotAdmitted, Wish
+
+VM = "11111111-2222-4333-8444-555555555555"
+WISH = Wish(VM, "web", "b", ("libvirt", "memory"), 0)
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def announced(token_file: str = "") -> tuple[Announced, Clock]:
+    clock = Clock()
+    return Announced(token_file, clock), clock
+
+
+@pytest.mark.parametrize("name", [VM, "web"])
+def test_a_wish_gets_the_token_and_reason_of_whoever_announced_it(name: str) -> None:
+    desk, _ = announced()
+    desk.keep(Announcement(name, "t1", 15, None, "CHG-1"), 1000)
+    assert (desk.named(WISH).token, desk.named(WISH).reason) == ("t1", "CHG-1")
+
+
+@pytest.mark.parametrize("other", [Announcement("ledger", "t", 15), Announcement("web", "t", 15, "c")])
+def test_what_was_announced_for_another_vm_or_destination_is_not_used(other: Announcement) -> None:
+    desk, _ = announced()
+    desk.keep(other, 1000)
+    assert desk.named(WISH).token is None
+
+
+def test_an_announcement_ends_with_its_minutes_and_the_newest_counts() -> None:
+    desk, clock = announced()
+    desk.keep(Announcement("web", "old", 30), 1000)
+    desk.keep(Announcement("web", "new", 1), 1001)
+    assert desk.named(WISH).token == "new"
+    clock.now = 61
+    assert desk.named(WISH).token == "old"
+    clock.now = 1801
+    assert desk.named(WISH).token is None
+
+
+def test_one_announces_as_often_as_one_likes_and_holds_one_place() -> None:
+    desk, _ = announced()
+    for number in range(3000):
+        desk.keep(Announcement("web", f"t{number}", 15), 1000)
+    assert desk.named(WISH).token == "t2999"
+
+
+def test_nobodys_announcement_is_thrown_out_for_anothers() -> None:
+    desk, _ = announced()
+    desk.keep(Announcement("web", "first", 15), 1000)
+    with pytest.raises(LocalBroken, match="too many"):
+        for number in range(3000):
+            desk.keep(Announcement(f"vm{number}", "t", 15), 1001)
+    assert desk.named(WISH).token == "first"
+
+
+def test_an_orchestrators_token_file_is_read_each_time_and_must_be_the_relays_alone(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    desk, _ = announced(str(file))
+    with pytest.raises(NotAdmitted, match="cannot be read"):
+        desk.named(WISH)
+    file.write_text("t1\n")
+    file.chmod(0o644)
+    with pytest.raises(NotAdmitted, match="chmod 600"):
+        desk.named(WISH)
+    file.chmod(0o600)
+    assert desk.named(WISH).token == "t1"
+    file.write_text("t2\n")
+    assert desk.named(WISH).token == "t2"
+    desk.keep(Announcement("web", "person", 15), 1000)
+    assert desk.named(WISH).token == "person"
+
+
+async def say(path: Path, line: bytes) -> dict[str, Any]:
+    stream = await trio.open_unix_socket(str(path))
+    async with stream:
+        await stream.send_all(line)
+        return json.loads(await stream.receive_some(4096))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("line", "uids", "answer"),
+    [
+        (b'{"vm":"web","token":"t","minutes":5}\n', frozenset({0}), "announced"),
+        (b'{"vm":"web","token":"t","minutes":5}\n', frozenset({12345}), "error"),
+        (b'{"vm":"web","token":"t","minutes":5,"more":1}\n', frozenset({0}), "error"),
+        (b'{"vm":"web","token":"t","minutes":100000}\n', frozenset({0}), "error"),
+        (b"\xff\xfe\n", frozenset({0}), "error"),
+        (b"x" * 40_000 + b"\n", frozenset({0}), "error"),
+    ],
+)
+async def test_the_socket_takes_announcements_of_the_configured_users(
+    tmp_path: Path, line: bytes, uids: frozenset[int], answer: str
+) -> None:
+    desk, _ = announced()
+    path = tmp_path / "s"
+    mine = frozenset({os.geteuid()}) if 0 in uids else uids
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(desk.serve, listen_for_announcements(path), mine)
+        assert answer in await say(path, line)
+        nursery.cancel_scope.cancel()
+    assert (desk.named(WISH).token is not None) is (answer == "announced")

@@ -1,0 +1,215 @@
+"""The front without libvirt: who is let in, what is answered before anything is asked, and how callers end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.transport.libvirt_rpc.samples import LIVE, VM, call, prepare, prepare_call, text
+from transport.libvirt_rpc.framing import (
+    KEEPALIVE_PROGRAM,
+    PONG,
+    KeepAlive,
+    MessageType,
+    Packet,
+    PacketReader,
+    Status,
+    decode_error,
+)  # fmt: skip
+from transport.libvirt_rpc.migration import Prepare
+from transport.libvirt_rpc.opening import feature_call, is_supported
+from transport.libvirt_rpc.procedures import Feature, MigrateFlag, Procedure
+from transport.libvirt_rpc.xdr import XdrWriter
+from transport.relay.caller import Conversation, with_nbd_port
+from transport.relay.config import FrontDestination, FrontSection, LimitsSection
+from transport.relay.front import SOCKET_NAME, Front
+from transport.relay.loopback import peer_uid
+from transport.relay.news import News
+from transport.relay.wish import NotAdmitted, Wish
+
+PING = Packet(KEEPALIVE_PROGRAM, KeepAlive.PING, MessageType.MESSAGE, 0, Status.OK, b"")
+OPEN = call(Procedure.CONNECT_OPEN, bytes(XdrWriter().optional_text("qemu:///system").unsigned(0).data))
+
+
+@dataclass
+class Stage:
+    """A front whose gateway says no, or breaks."""
+
+    folder: Path
+    wishes: list[Wish] = field(default_factory=list)
+    answer: Exception = field(default_factory=lambda: NotAdmitted("denied by policy no-friday: not on Fridays"))
+
+    @property
+    def path(self) -> Path:
+        return self.folder / "b" / SOCKET_NAME
+
+    async def migrate(self, wish: Wish, conversation: Conversation) -> News:  # noqa: ARG002
+        self.wishes.append(wish)
+        raise self.answer
+
+
+@asynccontextmanager
+async def front(folder: Path, *, uids: tuple[int, ...] | None = None, loopback: str = "") -> AsyncIterator[Stage]:
+    stage = Stage(folder)
+    async with trio.open_nursery() as nursery:
+        section = FrontSection(
+            folder=str(folder),
+            destinations=[FrontDestination("b", loopback)],
+            peer_uids=(os.geteuid(),) if uids is None else uids,
+            loopback_port=16510,
+        )
+        served = Front(section, LimitsSection(message_seconds=2.0), stage.migrate, nursery)
+        served.listen()
+        nursery.start_soon(served.serve)
+        yield stage
+        nursery.cancel_scope.cancel()
+
+
+async def ask(stage: Stage, *packets: Packet) -> list[Packet]:
+    """One reply for each packet, from a caller that leaves afterwards."""
+    with trio.fail_after(10):
+        stream = await trio.open_unix_socket(str(stage.path))
+        async with stream:
+            return await converse(stream, *packets)
+
+
+async def converse(stream: trio.SocketStream, *packets: Packet) -> list[Packet]:
+    reader = PacketReader()
+    replies: list[Packet] = []
+    for number, packet in enumerate(packets):
+        await stream.send_all(packet.encode())
+        while len(replies) <= number:
+            data = await stream.receive_some(65536)
+            if not data:
+                return replies
+            replies += reader.feed(bytes(data))
+    return replies
+
+
+def words(reply: Packet) -> str:
+    assert reply.status is Status.ERROR
+    return decode_error(reply.body)[1]
+
+
+async def test_a_caller_is_answered_without_anybody_being_asked(tmp_path: Path) -> None:
+    async with front(tmp_path) as stage:
+        replies = await ask(
+            stage,
+            call(Procedure.AUTH_LIST),
+            OPEN,
+            call(Procedure.CONNECT_SUPPORTS_FEATURE, feature_call(Feature.MIGRATION_PARAMS)),
+            call(Procedure.CONNECT_SUPPORTS_FEATURE, feature_call(Feature.FD_PASSING)),
+            PING,
+            call(Procedure.CONNECT_CLOSE),
+        )
+        assert [reply.status for reply in replies] == [Status.OK] * 6
+        assert [is_supported(reply.body) for reply in replies[2:4]] == [True, False]
+        assert replies[4] == PONG
+        assert stage.wishes == []
+
+
+async def test_a_prepare_is_asked_for_by_its_uuid_and_refused_in_the_gateways_words(tmp_path: Path) -> None:
+    async with front(tmp_path) as stage:
+        (reply,) = await ask(stage, prepare_call())
+        assert words(reply) == "Sealane: denied by policy no-friday: not on Fridays"
+        assert [(w.vm, w.vm_name, w.destination, w.ports) for w in stage.wishes] == [
+            (VM, "web", "b", ("libvirt", "memory"))
+        ]
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (prepare(text("migrate_uri", "tcp://127.77.0.2")), "no loopback address leads to b"),
+        (prepare(flags=LIVE | MigrateFlag.TLS), "--tls is not carried"),
+        (prepare(flags=LIVE | MigrateFlag.NON_SHARED_DISK), "disks-NAME.sock"),
+        (prepare(text("disks_uri", "unix:///etc/disks.sock"), flags=LIVE | MigrateFlag.NON_SHARED_DISK), "disks-NAME"),
+        (prepare(dom="<domain type='kvm'><name>x</name></domain>"), "exactly one <uuid>"),
+    ],
+)
+async def test_what_cannot_be_carried_is_refused_before_anybody_is_asked(
+    tmp_path: Path, value: Prepare, said: str
+) -> None:
+    async with front(tmp_path) as stage:
+        (reply,) = await ask(stage, prepare_call(value))
+        assert said in words(reply)
+        assert stage.wishes == []
+
+
+@pytest.mark.parametrize("procedure", [11, 12, 14, 28, 273, 304])
+async def test_every_other_call_is_refused(tmp_path: Path, procedure: int) -> None:
+    async with front(tmp_path) as stage:
+        (reply,) = await ask(stage, call(procedure))
+        assert f"procedure {procedure} is refused" in words(reply)
+
+
+async def test_another_user_is_not_spoken_to(tmp_path: Path) -> None:
+    async with front(tmp_path, uids=(54321,)) as stage:
+        with contextlib.suppress(trio.BrokenResourceError):  # closed before or after we spoke
+            assert await ask(stage, OPEN) == []
+
+
+async def test_a_bug_that_a_caller_finds_ends_that_caller_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> Packet:
+        raise ZeroDivisionError
+
+    async with front(tmp_path) as stage:
+        with monkeypatch.context() as patch:
+            patch.setattr("transport.relay.front.answer_locally", broken)
+            assert await ask(stage, OPEN) == []
+        assert len(await ask(stage, OPEN)) == 1
+        stage.answer = ZeroDivisionError("a bug")
+        (reply,) = await ask(stage, prepare_call())
+        assert "internal error" in words(reply)
+
+
+async def test_a_flood_of_calls_ends_its_connection(tmp_path: Path) -> None:
+    async with front(tmp_path) as stage:
+        with trio.fail_after(10):
+            stream = await trio.open_unix_socket(str(stage.path))
+            async with stream:
+                with trio.move_on_after(5):
+                    await stream.send_all(b"".join([prepare_call().encode(), *[OPEN.encode()] * 100]))
+                while await stream.receive_some(65536):
+                    pass
+        assert len(await ask(stage, OPEN)) == 1
+
+
+async def test_a_client_that_knows_tcp_only_is_served_at_the_loopback_address(tmp_path: Path) -> None:
+    async with front(tmp_path, loopback="127.77.9.9") as stage:
+        with trio.fail_after(10):
+            stream = await trio.open_tcp_stream("127.77.9.9", 16510)
+            async with stream:
+                assert len(await converse(stream, OPEN)) == 1
+        (reply,) = await ask(stage, prepare_call(prepare(text("migrate_uri", "tcp://127.77.9.9"))))
+        assert "no-friday" in words(reply)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_the_kernel_tells_whose_a_loopback_connection_is(address: str) -> None:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family) as listening:
+        listening.bind((address, 0))
+        listening.listen()
+        with socket.create_connection(listening.getsockname()[:2]) as client:
+            accepted, _ = listening.accept()
+            with accepted:
+                assert peer_uid(accepted) == os.geteuid()
+                client.getpeername()
+
+
+@pytest.mark.parametrize("nbd", ["<nbd/>", "<nbd port='49153'/>", "<nbd port='1'><disk/></nbd>"])
+def test_the_cookie_names_this_hosts_port_for_disks(nbd: str) -> None:
+    changed = with_nbd_port(f"<qemu-migration>{nbd}</qemu-migration>\0".encode(), 1234)
+    assert changed.count(b"<nbd port='1234'") == 1
+    assert b"49153" not in changed
