@@ -26,6 +26,18 @@ from audit.tiles import TILE_WIDTH
 EntryBuilder = Callable[[int], Sequence[bytes]]  # (index of its first entry) -> its entries, at least one
 
 
+def build_entries(build: EntryBuilder, index: int) -> Sequence[bytes]:
+    """What `build` makes of its first index, if it may go into a log. Raises RecordError, and what `build` raises."""
+    group = build(index)
+    if not group:
+        raise RecordInvalid("a builder gave no entry")
+    for entry in group:
+        if not entry:
+            raise RecordInvalid("a builder gave an empty entry")
+        tiles.require_fits(entry)
+    return group
+
+
 @dataclass(frozen=True, slots=True)
 class Commit:
     """What one `append` made durable. Independent of the log since: any thread may ask it for proofs."""
@@ -128,14 +140,25 @@ class Log:
         not known whether the group is in the log; reopen.
         """
         self._require_working()
-        groups, first_index = self._build(builders)
-        entries = [entry for group in groups for entry in group]
+        index, first_index, entries = self._size, [], list[bytes]()
+        for build in builders:
+            first_index.append(index)
+            entries += build_entries(build, index)
+            index = self._size + len(entries)
+        return self.commit(entries, first_index)
+
+    def commit(self, entries: Sequence[bytes], first_index: Sequence[int]) -> Commit:
+        """Commit entries that `build_entries` made for this size of the log; `first_index` of each builder.
+
+        Raises RecordInvalid for none; else as `append`.
+        """
+        self._require_working()
         if not entries:
             raise RecordInvalid("a commit needs at least one entry")
         try:
             self._store.require_untouched()
             self._seal_full_bundles()
-            return self._commit(entries, first_index)
+            return self._commit(entries, tuple(first_index))
         except OSError as error:
             self._failed = str(error)
             raise LogFailed(f"the log could not be written ({error}); resolve it and restart") from error
@@ -201,21 +224,6 @@ class Log:
             raise LogDamaged(f"{directory} differs from what was seen of it at size {known.size}")
 
     # Writing
-
-    def _build(self, builders: Sequence[EntryBuilder]) -> tuple[list[Sequence[bytes]], tuple[int, ...]]:
-        groups, first_index, index = [], [], self._size
-        for build in builders:
-            group = build(index)
-            if not group:
-                raise RecordInvalid("a builder gave no entry")
-            for entry in group:
-                if not entry:
-                    raise RecordInvalid("a builder gave an empty entry")
-                tiles.require_fits(entry)
-            groups.append(group)
-            first_index.append(index)
-            index += len(group)
-        return groups, tuple(first_index)
 
     def _commit(self, entries: Sequence[bytes], first_index: tuple[int, ...]) -> Commit:
         self._store.append(self._size, entries)

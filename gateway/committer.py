@@ -1,4 +1,4 @@
-"""Group commit: one task gathers what concurrent requests want to log and appends it in one worker thread.
+"""Group commit: what concurrent requests want to log is gathered, built in one thread and appended in another one.
 
 The log is used by one thread at a time: appends and reads share a limiter of one. A waiter is told its index only
 after the commit is durable. If the log fails, all its waiters are told so, and nothing is appended until it has been
@@ -8,9 +8,10 @@ record of the outage committed as the proof that the disk takes writes again. Th
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Protocol, TypeVar
 
 import structlog
@@ -18,7 +19,7 @@ import trio
 
 from audit.checkpoint import Checkpoint
 from audit.errors import LogDamaged, LogError
-from audit.log import Commit, EntryBuilder, Log, Recovery
+from audit.log import Commit, EntryBuilder, Log, Recovery, build_entries
 from gateway.errors import LogUnavailable, Overloaded
 
 MAX_BATCH: Final = 64
@@ -63,6 +64,30 @@ class _Waiter:
         self.done.set()
 
 
+@dataclass(slots=True)
+class _Group:
+    """Waiters with their entries, for the place in the log that begins at `start`."""
+
+    start: int
+    waiters: list[_Waiter] = field(default_factory=list)
+    entries: list[bytes] = field(default_factory=list)
+    first_index: list[int] = field(default_factory=list)
+    refused: list[tuple[_Waiter, Exception]] = field(default_factory=list)
+
+    @property
+    def end(self) -> int:
+        return self.start + len(self.entries)
+
+    def add(self, waiter: _Waiter, entries: Sequence[bytes]) -> None:
+        self.first_index.append(self.end)
+        self.waiters.append(waiter)
+        self.entries += entries
+
+    def tell_refused(self) -> None:
+        for waiter, error in self.refused:
+            waiter.tell(error)
+
+
 class Committer:
     """`open_log` is called in the worker thread, at the start and after each failure."""
 
@@ -70,6 +95,8 @@ class Committer:
         self._open_log = open_log
         self._clock = clock
         self._limiter = trio.CapacityLimiter(1)
+        self._building = trio.CapacityLimiter(1)
+        self._one_builder = threading.Lock()  # building anew happens in the log's thread
         self._send, self._receive = trio.open_memory_channel[_Waiter](queue)
         self._log: Log | None = None
         self._broken = trio.Event()
@@ -91,14 +118,15 @@ class Committer:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Commit until cancelled. A commit under way is finished first: its waiters may be answered still."""
         task_status.started()
+        group = await self._gather(self.size)
         while True:
-            waiters = [await self._receive.receive()]
-            while len(waiters) < MAX_BATCH:
-                try:
-                    waiters.append(self._receive.receive_nowait())
-                except trio.WouldBlock:
-                    break
-            await self._commit(waiters)
+            if group.start != self.size:  # the one before it failed
+                group = await self._built(group.waiters, self.size)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._commit, group)
+                # While the disk works, the next group is signed, for the place that it will have if this one succeeds.
+                upcoming = await self._gather(group.end)
+            group = upcoming
 
     async def keep_open(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Reopen the log after each failure, until cancelled. Without it, only requests would try."""
@@ -148,38 +176,69 @@ class Committer:
             await trio.to_thread.run_sync(self._log.close, limiter=self._limiter)
             self._log = None
 
-    async def _commit(self, waiters: Sequence[_Waiter]) -> None:
+    async def _gather(self, start: int) -> _Group:
+        """The next waiters, at least one, with their entries as they are from index `start` on."""
+        while True:
+            waiters = [await self._receive.receive()]
+            while len(waiters) < MAX_BATCH:
+                try:
+                    waiters.append(self._receive.receive_nowait())
+                except trio.WouldBlock:
+                    break
+            group = await self._built(waiters, start)
+            if group.entries:
+                return group
+
+    async def _built(self, waiters: Sequence[_Waiter], start: int) -> _Group:
+        group = await trio.to_thread.run_sync(self._build, waiters, start, limiter=self._building)
+        group.tell_refused()
+        return group
+
+    def _build(self, waiters: Sequence[_Waiter], start: int) -> _Group:
+        """One builder may be at fault (an entry too large, say): the others do not suffer for it."""
+        group = _Group(start)
+        with self._one_builder:
+            for waiter in waiters:
+                try:
+                    entries = build_entries(waiter.builder, group.end)
+                except Exception as error:  # noqa: BLE001 - told to the waiter whose builder raised it
+                    group.refused.append((waiter, error))
+                else:
+                    group.add(waiter, entries)
+        return group
+
+    async def _commit(self, group: _Group) -> None:
         try:
-            commit = await self._in_worker([waiter.builder for waiter in waiters])
+            # Not abandoned on cancellation: a thread left behind would use the log beside the next one.
+            with trio.CancelScope(shield=True):
+                committed, commit = await trio.to_thread.run_sync(self._append, group, limiter=self._limiter)
         except LogUnavailable as error:
             self._broken.set()
-            for waiter in waiters:
+            for waiter in group.waiters:
                 waiter.tell(LogUnavailable(error.detail))
-        except Exception as error:  # noqa: BLE001 - told to the waiter whose builder raised it
-            # One builder is at fault (an entry too large, say): the others must not suffer for it.
-            if len(waiters) == 1:
-                waiters[0].tell(error)
-                return
-            for waiter in waiters:
-                await self._commit([waiter])
-        else:
-            for waiter, index in zip(waiters, commit.first_index, strict=True):
+            return
+        except Exception as error:  # noqa: BLE001 - the edge of every request: each answers for itself, fails closed
+            for waiter in group.waiters:
+                waiter.tell(error)
+            return
+        committed.tell_refused()
+        if commit is not None:
+            for waiter, index in zip(committed.waiters, committed.first_index, strict=True):
                 waiter.tell(Committed(index, commit))
 
-    async def _in_worker(self, builders: Sequence[EntryBuilder]) -> Commit:
-        # Not abandoned on cancellation: a thread left behind would use the log beside the next one.
-        with trio.CancelScope(shield=True):
-            commit = await trio.to_thread.run_sync(self._append, builders, limiter=self._limiter)
-        return commit  # noqa: RET504 - inside, mypy thinks that the scope may swallow the return
-
-    def _append(self, builders: Sequence[EntryBuilder]) -> Commit:
+    def _append(self, group: _Group) -> tuple[_Group, Commit | None]:
+        """Commit the group; built anew if the log has another size than it was built for: one before it failed."""
         usable = self._usable_log()
+        if usable.size != group.start:
+            group = self._build(group.waiters, usable.size)
+        if not group.entries:
+            return group, None
         try:
-            commit = usable.append(builders)
+            commit = usable.commit(group.entries, group.first_index)
         except (LogError, OSError) as error:
             raise self._failed(error) from error
         self._remember(commit.size, commit.root, usable.origin)
-        return commit
+        return group, commit
 
     def _read(self, question: Callable[[Log], Answer]) -> Answer:
         usable = self._usable_log()

@@ -35,7 +35,10 @@ from policy.permit import PermitProof
 
 @dataclass(frozen=True, slots=True)
 class LogKeeping:
-    """An open log. `start` its tasks before anything is appended; `finish` after the last record."""
+    """An open log. `start` its tasks before anything is appended; `finish` after the last record.
+
+    `witnessing` runs once the start is on record: what it finds may shut the log, and then no start would be.
+    """
 
     signer: LogSigner
     committer: Committer
@@ -47,7 +50,6 @@ class LogKeeping:
         await nursery.start(self.committer.run)
         await nursery.start(self.committer.keep_open)
         nursery.start_soon(self.watching.run, self.committer)
-        nursery.start_soon(self.witnessing.run)
 
     async def finish(self) -> None:
         await self.watching.save(self.committer)

@@ -210,6 +210,7 @@ async def _serve(  # noqa: PLR0913, PLR0917 - the last step of the composition
                 Event("gateway.started", details=_start_details(config, listen, keeping.committer, reloader))
             )
             running = Gateway(listen, reloader, keeping, placement_watching, delivery, desk)
+            serving.start_soon(keeping.witnessing.run)
             serving.start_soon(_heartbeat, recorder, config.log.heartbeat_seconds)
             revocation = config.revocation
             settings = WatchSettings(revocation.interval_seconds, revocation.unknown_grace_seconds)

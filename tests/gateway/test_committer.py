@@ -39,15 +39,15 @@ class Disk:
         if self.fails:
             raise OSError(5, "Input/output error")
         log = Log.open(self.directory, SIGNER)
-        real = log.append
+        real = log.commit
 
-        def append(builders: Sequence[Callable[[int], Sequence[bytes]]]) -> object:
+        def commit(entries: Sequence[bytes], first_index: Sequence[int]) -> object:
             if self.fails:
                 raise OSError(5, "Input/output error")
-            self.batches.append(len(builders))
-            return real(builders)
+            self.batches.append(len(first_index))
+            return real(entries, first_index)
 
-        log.append = append  # type: ignore[method-assign,assignment]
+        log.commit = commit  # type: ignore[method-assign,assignment]
         return log
 
 
@@ -207,6 +207,34 @@ async def test_one_bad_builder_does_not_harm_the_others(disk: Disk) -> None:
             for builder in (entry("a"), bad, entry("b")):
                 nursery.start_soon(append, builder)
         assert sorted(map(str, told)) == ["0", "1", "refused"]
+
+
+async def test_what_was_built_for_a_place_that_a_failed_group_left_is_built_anew(disk: Disk) -> None:
+    async with committing(disk) as committer:
+        told: dict[str, object] = {}
+
+        async def append(name: str) -> None:
+            try:
+                told[name] = (await committer.append(entry(name))).index
+            except LogUnavailable:
+                told[name] = "failed"
+
+        disk.fails = True
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(append, "first")
+            await trio.testing.wait_all_tasks_blocked()
+            for number in range(3):
+                nursery.start_soon(append, f"while it failed {number}")
+        assert set(told.values()) == {"failed"}
+        disk.fails, disk.now = False, 2.0
+        async with trio.open_nursery() as nursery:
+            for number in range(40):
+                nursery.start_soon(append, f"after {number}")
+        indices = [told[f"after {number}"] for number in range(40)]
+        assert sorted(indices) == list(range(40))  # type: ignore[type-var]
+        for number in range(40):
+            name, index = f"after {number}", told[f"after {number}"]
+            assert await committer.read(lambda log, i=index: log.entry(i)) == f"{name} at {index}".encode()  # type: ignore[misc]
 
 
 async def test_the_queue_is_bounded(disk: Disk) -> None:
