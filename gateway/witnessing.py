@@ -227,11 +227,11 @@ class Witnessing:
                 await self._record("witness.silent", details)
 
     async def _publish(self, cosigned: Cosigned) -> None:
-        self.published = cosigned
         try:
             await trio.to_thread.run_sync(write_atomically, self.published_file, cosigned.text.encode())
         except OSError as error:
             log.warning("cannot write the cosigned checkpoint", file=str(self.published_file), error=str(error))
+        self.published = cosigned
 
     async def _consistency_path(self, old_size: int, new_size: int) -> Sequence[bytes]:
         return await self.committer.read(lambda opened: opened.consistency_path(old_size, new_size))
