@@ -83,6 +83,12 @@ class Questions:
             self._database.close()
 
     @property
+    def state(self) -> tuple[int, str, int]:
+        """The version of the index, the origin of its log, and how many entries of it are in."""
+        row = self._database.execute("SELECT version, origin, size FROM state").fetchone()
+        return (0, "", 0) if row is None else (int(row[0]), str(row[1]), int(row[2]))
+
+    @property
     def size(self) -> int:
         """How many entries of the log are in the index."""
         row = self._database.execute("SELECT size FROM state").fetchone()

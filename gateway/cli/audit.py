@@ -79,6 +79,10 @@ def verify(
     workers: Annotated[
         int | None, typer.Option("--workers", min=1, max=64, help="Processes; default: one a core.")
     ] = None,
+    heartbeat: Annotated[
+        int | None,
+        typer.Option("--heartbeat", metavar="SECONDS", min=1, help="Due so often, where records do not say it."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check a whole log offline: every entry, the tree over them, signatures, receipts, clocks, silences; or a proof.
@@ -102,7 +106,7 @@ def verify(
     if not directory.is_dir():
         raise BadConfiguration(f"{directory} is neither a folder nor a file", REQUESTER, "name a log or a proof")
     cores = len(os.sched_getaffinity(0))
-    options = Options(workers=workers or cores, sampled=sampled, authorities=ca_pem, witnesses=witnesses)
+    options = Options(workers or cores, sampled, ca_pem, witnesses, heartbeat)
     document = check_log(directory, keys, seen or [], options, quiet=as_json)
     if as_json:
         print_json(document)

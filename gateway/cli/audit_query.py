@@ -89,6 +89,9 @@ def query(
         typer.Option("--on", metavar="SINK", help="Ask this SIEM, by the gateway: the same answer, as it holds it."),
     ] = None,
     log: LogOption = None,
+    index: Annotated[
+        Path | None, typer.Option("--index", metavar="FILE", help="With --log: its index (`audit index rebuild`).")
+    ] = None,
     gateway: GatewayOption = None,
     ca: CaOption = None,
     token_file: TokenFileOption = None,
@@ -120,7 +123,7 @@ def query(
     if explain:
         _show_explanation(lines, as_json=as_json)
         return
-    with opened(log, gateway, ca, token_file) as source:
+    with opened(log, gateway, ca, token_file, index) as source:
         if histogram is not None:
             reply = source.histogram(question, _width(histogram))
             total = None

@@ -52,6 +52,17 @@ class FromFolder:
             raise BadConfiguration(f"{path} is no checkpoint", REQUESTER, "name the folder of a log")
         return int(lines[1])
 
+    def origin(self) -> str:
+        """Which log its checkpoint is of."""
+        with (self._directory / "checkpoint").open("rb") as file:
+            return file.read(_MAX_CHECKPOINT_BYTES).split(b"\n", 1)[0].decode(errors="replace")
+
+    def record(self, index: int) -> Record:
+        """One record, or permit entry; of kind `unreadable` if it is not there or cannot be read."""
+        number, offset = divmod(index, TILE_WIDTH)
+        entries = self._bundle(number)
+        return _record(entries[offset]) if offset < len(entries) else _unreadable("it is missing")
+
     def entry(self, index: int) -> dict[str, Any]:
         """One entry, record or permit, whole, in the shape of the API."""
         size = self.size()

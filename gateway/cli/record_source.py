@@ -98,14 +98,20 @@ class FromGateway:
 
 
 def opened(
-    log: Path | None, gateway: str | None, ca: Path | None, token_file: Path | None
+    log: Path | None, gateway: str | None, ca: Path | None, token_file: Path | None, index: Path | None = None
 ) -> AbstractContextManager[RecordSource]:
     """The source that the options name; a context manager that closes it."""
+    if index is not None and log is None:
+        raise BadConfiguration("--index needs --log", REQUESTER, "name the log's folder")
     if log is not None:
         if gateway is not None:
             raise BadConfiguration("--log and --gateway exclude each other", REQUESTER, "give one of them")
         from gateway.cli.record_folder import FromFolder
 
+        if index is not None:
+            from gateway.cli.record_index import FromIndexedFolder
+
+            return nullcontext(FromIndexedFolder(log, index))
         return nullcontext(FromFolder(log))
     return _connected(gateway, ca, token_file)
 

@@ -157,3 +157,23 @@ def test_fields_are_listed_and_completed(sealane: Sealane) -> None:
     assert {one["name"] for one in last_object(sealane("audit", "fields", "--json"))["fields"]} >= {"vm", "who"}
     assert complete_query("vm:a -outc") == ["vm:a -outcome:"]
     assert "who:" in complete_query("w")
+
+
+def test_with_an_index_the_answers_are_the_same(log: Path, sealane: Sealane, tmp_path: Path) -> None:
+    index = tmp_path / "index.sqlite"
+    assert sealane("audit", "index", "rebuild", "--log", log, "--index", index).exit_code == 0
+    for words in (["who:bob OR host:host-c", "--limit", "7", "--count"], ["outcome:denied", "--histogram", "hour"]):
+        asked = ["audit", "query", *words, "--log", log, "--json"]
+        assert last_object(sealane(*asked, "--index", index)) == last_object(sealane(*asked))
+
+
+def test_an_index_of_another_state_of_the_log_is_refused(log: Path, sealane: Sealane, tmp_path: Path) -> None:
+    index = tmp_path / "index.sqlite"
+    sealane("audit", "index", "rebuild", "--log", log, "--index", index)
+    with Log.open(log, SIGNER) as writer:
+        writer.append([lambda first: [record_at(first)]])
+    for wrong in (index, tmp_path / "none", log / "checkpoint"):
+        result = sealane("audit", "query", "who:bob", "--log", log, "--index", wrong)
+        assert result.exit_code == 2
+        assert "index rebuild" in only_error_line(result)
+    assert sealane("audit", "query", "who:bob", "--index", index).exit_code == 2
