@@ -46,6 +46,7 @@ def test_it_is_what_a_relay_decodes_and_changes_its_version_with_its_content() -
     assert other["version"] != document["version"]
 
 
+@pytest.mark.whole
 async def test_only_a_host_gets_it_and_only_if_it_has_changed(running: Running) -> None:
     assert (await running.client().post("/v1/relay/hosts", json={"known_version": ""})).status_code == 403
     answer = await running.client("a").post("/v1/relay/hosts", json={"known_version": ""})
@@ -72,6 +73,7 @@ def relay_config(running: Running, name: str, state_dir: str) -> RelayConfig:
     )
 
 
+@pytest.mark.whole
 async def test_a_relay_fetches_it_and_has_it_when_the_gateway_is_away(running: Running, state_dir: str) -> None:
     config = relay_config(running, "a", state_dir)
     host = open_host(config)

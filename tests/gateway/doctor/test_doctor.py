@@ -166,6 +166,7 @@ def test_the_worst_counts() -> None:
     assert (worst([]), worst([ok]), worst([ok, wrong, ok])) == ("ok", "ok", "wrong")
 
 
+@pytest.mark.whole
 async def test_a_gateways_host_is_well_and_its_faults_are_named(running: Running) -> None:
     path = running.site.gateway_config
     found = await trio.to_thread.run_sync(lambda: list(gateway_host_findings(path, Path("/"), NOW)))
@@ -176,6 +177,7 @@ async def test_a_gateways_host_is_well_and_its_faults_are_named(running: Running
     assert [finding.check for finding in found if finding.status == "wrong"] == ["configuration"]
 
 
+@pytest.mark.whole
 async def test_a_relays_host_reaches_its_gateway_and_compares_clocks(running: Running) -> None:
     path = running.site.relay_config("a")
     text = path.read_text()
