@@ -6,16 +6,19 @@ times: two hosts' clocks need not agree. A gateway that lost the thread asks for
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from typing import Any, Final, TypeVar
 
 import msgspec
 
-from transport.hypervisors.guests import Guest, GuestBook
+from transport.hypervisors.guests import MAX_DEVICES, MAX_TEXT, Guest, GuestBook
 
 T = TypeVar("T")
-PART: Final = 100  # guests in one report: the gateway takes bodies of 64 KiB
+_WORD: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+PART: Final = 100  # guests in one report, and as many that are gone
+PART_BYTES: Final = 40 * 1024  # of guests; the gateway takes bodies of 64 KiB
 
 
 class ReportAnswer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -40,7 +43,8 @@ class Reporter:
         changed, gone = self._book.take_changes()
         is_full = self.needs_snapshot
         guests = sorted(self._book.guests.values(), key=lambda guest: guest.sighting.uuid) if is_full else changed
-        parts = list(zip_longest(_parts(guests), _parts([] if is_full else gone)))
+        entries = [_entry(guest, now) for guest in guests]
+        parts = list(zip_longest(_parts(entries), _parts([] if is_full else gone)))
         for number, (told, departed) in enumerate(parts):
             self._sequence += 1
             yield {
@@ -50,30 +54,48 @@ class Reporter:
                 "more": number < len(parts) - 1,
                 "report_seconds": self._seconds,
                 "confirmed_ms_ago": _ms(now - self._book.confirmed(now)),
-                "guests": [_entry(guest, now) for guest in told or ()],
+                "guests": list(told or ()),
                 "gone": list(departed or ()),
             }
         self.needs_snapshot = False
 
 
-def _parts(items: Sequence[T]) -> list[Sequence[T]]:
-    """At least one, which may be empty."""
-    return [items[at : at + PART] for at in range(0, len(items), PART)] or [()]
+def _parts(items: Sequence[T]) -> list[list[T]]:
+    """At least one, which may be empty; none longer than PART, or than a body that the gateway takes."""
+    parts: list[list[T]] = [[]]
+    size = 0
+    for item in items:
+        length = len(msgspec.json.encode(item)) + 1
+        if len(parts[-1]) == PART or size + length > PART_BYTES:
+            parts.append([])
+            size = 0
+        parts[-1].append(item)
+        size += length
+    return parts
 
 
 def _entry(guest: Guest, now: float) -> dict[str, Any]:
     sighting = guest.sighting
     return {
         "uuid": sighting.uuid,
-        "name": sighting.name,
+        "name": _line(sighting.name),
         "presence": sighting.presence.value,
-        "run_state": sighting.run_state,
+        "run_state": _word(sighting.run_state),
         "is_sure": sighting.is_sure,
         "arrival": guest.arrival.value,
         "since_ms_ago": _ms(now - guest.since),
         "seen_ms_ago": _ms(now - guest.seen),
-        "devices": list(sighting.devices),
+        "devices": [_line(device) for device in sighting.devices[:MAX_DEVICES]],
     }
+
+
+def _line(text: str) -> str:
+    """As the gateway takes it: a domain with an odd name must not make its host's whole report refused."""
+    return "".join(c if c.isprintable() else "?" for c in text)[:MAX_TEXT]
+
+
+def _word(text: str) -> str:
+    return text if _WORD.fullmatch(text) else "unknown"
 
 
 def _ms(seconds: float) -> int:

@@ -9,6 +9,8 @@ import msgspec
 import trio
 import trio.testing
 
+from gateway.api.bodies import PlacementReport
+from gateway.api.bounds import MAX_BODY_BYTES
 from transport.errors import TransportError
 from transport.hypervisors.errors import HypervisorUnreachable
 from transport.hypervisors.guests import GuestBook, Presence, Sighting
@@ -50,6 +52,24 @@ def test_then_only_changes_are_told_and_a_sign_of_life_when_there_are_none() -> 
     (sign_of_life,) = reporter.reports(30.0)
     assert (sign_of_life["guests"], sign_of_life["gone"], sign_of_life["full"]) == ([], [], False)
     assert sign_of_life["confirmed_ms_ago"] == 20_000
+
+
+def test_an_odd_name_or_a_long_list_never_makes_a_report_that_the_gateway_refuses() -> None:
+    """It would blind the gateway to all other guests of the host."""
+    wide = "\U0001f600" * 62  # four bytes each
+    odd = "".join(map(chr, (9, 10, 127, 0x85, 0x202E))) + wide
+    book = GuestBook()
+    uuids = [uuid(n) for n in range(80)]
+    devices = tuple(f"{n}{wide}" for n in range(10, 42))
+    seen = [Sighting(each, Presence.ACTIVE, "no such state", name=odd, devices=devices) for each in uuids]
+    book.update(seen, uuids, 10.0)
+    told = []
+    for report in Reporter(book, "e" * 32, 15).reports(12.0):
+        data = msgspec.json.encode(report)
+        assert len(data) < MAX_BODY_BYTES
+        told += PlacementReport.model_validate_json(data).guests
+    assert [guest.uuid for guest in told] == uuids
+    assert told[0].run_state == "unknown"
 
 
 class Host:
