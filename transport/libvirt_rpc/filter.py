@@ -121,6 +121,6 @@ def require_call(packet: Packet) -> None:
 def refused_procedure(procedure: int) -> CallRefused:
     """Define, destroy, dump, monitor commands, and everything else that is no part of a migration."""
     return CallRefused(
-        f"Sealane lets only a migration pass to this host: procedure {procedure} is refused and recorded",
+        f"Sealane lets only a migration pass to this host: procedure {procedure} is refused and logged",
         ErrorCode.ACCESS_DENIED,
     )

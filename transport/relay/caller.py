@@ -40,6 +40,7 @@ log = structlog.get_logger("sealane.relay")
 _NBD = re.compile(rb"<nbd(?:\s+port='[0-9]+')?")
 _CHUNK = 64 * 1024
 _MAX_WAITING = 16
+_MAX_REFUSALS = 16
 
 
 class Caller:
@@ -49,6 +50,7 @@ class Caller:
         self._stream = stream
         self._sending = trio.Lock()
         self._send_seconds = send_seconds
+        self._refusals = 0
         self._put, self._get = trio.open_memory_channel[Packet](_MAX_WAITING)
 
     async def read_forever(self) -> None:
@@ -70,7 +72,14 @@ class Caller:
             return None
 
     async def reply(self, packet: Packet) -> None:
-        """Whether the caller has read it nobody knows. `LocalBroken` if it has surely not."""
+        """Whether the caller has read it nobody knows. `LocalBroken` if it has surely not.
+
+        `RpcMalformed` at one refusal too many: each leaves a line in the log.
+        """
+        if packet.status is Status.ERROR:
+            self._refusals += 1
+            if self._refusals > _MAX_REFUSALS:
+                raise RpcMalformed("one refused call after the other")
         try:
             with trio.fail_after(self._send_seconds):
                 async with self._sending:
@@ -222,7 +231,7 @@ def answer_locally(call: Packet) -> Packet:
         log.warning("libvirt call refused", procedure=call.procedure)
         return call.refusal(
             ErrorCode.ACCESS_DENIED,
-            f"Sealane lets only a migration pass: procedure {call.procedure} is refused and recorded",
+            f"Sealane lets only a migration pass: procedure {call.procedure} is refused and logged",
         )
     return answer
 

@@ -151,6 +151,13 @@ async def test_every_other_call_is_refused(tmp_path: Path, procedure: int) -> No
         assert f"procedure {procedure} is refused" in words(reply)
 
 
+async def test_a_caller_that_is_refused_again_and_again_is_put_out(tmp_path: Path) -> None:
+    async with front(tmp_path) as stage:
+        replies = await ask(stage, *[call(Procedure.DOMAIN_DESTROY)] * 20)
+        assert len(replies) == 16
+        assert len(await ask(stage, OPEN)) == 1
+
+
 async def test_another_user_is_not_spoken_to(tmp_path: Path) -> None:
     async with front(tmp_path, uids=(54321,)) as stage:
         with contextlib.suppress(trio.BrokenResourceError):  # closed before or after we spoke
