@@ -225,6 +225,22 @@ async def test_a_log_that_is_down_delays_an_alarm_and_loses_none(running: Runnin
     assert [kind for kind, _, _ in await alarms(running)] == ["unpermitted"]
 
 
+@pytest.mark.whole
+async def test_a_host_that_makes_things_up_does_not_fill_the_log(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.placement_watching.ALARMS_AT_ONCE", 2)
+    monkeypatch.setattr("gateway.placement_watching.ALARM_SECONDS", 3600.0)
+    async with running_gateway(site) as running:
+        await Relay(running, "a").report()
+        liar = Relay(running, "b")
+        for _ in range(5):
+            await liar.report(guest())
+            await liar.report()
+        assert [kind for kind, _, _ in await alarms(running)] == ["unpermitted", "unpermitted"]
+        other = Relay(running, "c")
+        await other.report(guest())
+        assert len(await alarms(running)) == 3  # each host has its own measure
+
+
 @dataclass
 class Stepping:
     """A wall clock that a test moves."""
