@@ -15,6 +15,7 @@ from bench import (
     relay_idle,
     relay_migration,
     relay_stream,
+    siem_elastic,
     siem_rsyslog,
 )
 from bench.harness import BenchError, Plan, print_figures, write_results
@@ -29,7 +30,7 @@ PARTS = {
     },
     "policy": {"permit": permit_latency.measure, "directory": permit_directory.measure},
     "audit": {"log": audit_log.measure, "asking": audit_asking.measure},
-    "siem": {"rsyslog": siem_rsyslog.measure},
+    "siem": {"rsyslog": siem_rsyslog.measure, "elastic": siem_elastic.measure},
 }
 RESULTS = Path(__file__).parent / "results"
 

@@ -47,13 +47,13 @@ def measure(plan: Plan) -> dict[str, float]:
     for _ in range(plan.rounds_to_run):
         for name, found in rates.items():
             with tempfile.TemporaryDirectory(prefix="bench-", dir=DISK) as folder:
-                found.append(size / _seconds(Path(folder), name, _Repeated(entries, size)))
+                found.append(size / _seconds(Path(folder), name, Repeated(entries, size)))
     return {name: statistics.median(found) for name, found in rates.items()} | {
         "rsyslog_entry_bytes": statistics.mean(map(len, entries))
     }
 
 
-class _Repeated:
+class Repeated:
     """A log in memory that gives the same entries over and over."""
 
     def __init__(self, entries: Sequence[bytes], size: int) -> None:
@@ -68,7 +68,7 @@ class _Repeated:
         return [self._entries[index % len(self._entries)] for index in range(start, end)]
 
 
-def _seconds(folder: Path, name: str, log: _Repeated) -> float:
+def _seconds(folder: Path, name: str, log: Repeated) -> float:
     authority = TestAuthority(folder)
     server = Rsyslog(folder, authority)
     server.start()
@@ -88,7 +88,7 @@ def _sink(server: Rsyslog, authority: TestAuthority, name: str) -> Sink:
     return kind("bench", peer, line_of(Format.ENTRY), "gateway", MAX_MESSAGE_BYTES)
 
 
-async def _deliver(sink: Sink, folder: Path, log: _Repeated, text: Path) -> None:
+async def _deliver(sink: Sink, folder: Path, log: Repeated, text: Path) -> None:
     terms = Terms(batch_entries=BATCH, batch_bytes=16 * 1024 * 1024)
     shipper = Shipper(sink, log, folder, write_atomically, _tell, terms, document_of)
     with trio.move_on_after(TIMEOUT_SECONDS):

@@ -29,7 +29,9 @@ OCCUPIED: Final = "another document is there under this id: somebody else wrote 
 _CURABLE: Final = frozenset({"index_closed_exception", "validation_exception", "index_template_missing_exception"})
 _TEMPLATE_PRIORITY: Final = 500
 _PAGE: Final = 1000
-_THREADS: Final = 4
+_THREADS: Final = 6
+_PARTS: Final = 3
+_SMALLEST_PART: Final = 100
 Answer = TypeVar("Answer")
 
 
@@ -60,15 +62,33 @@ class ElasticSink:
         if not self._is_prepared:
             await self._call(self._put_template)
             self._is_prepared = True
-        if not batch:
-            return []
+        # In parts at once: while the server works on one, the documents of the next are made.
+        size = max(_SMALLEST_PART, -(-len(batch) // _PARTS))
+        parts = [batch[at : at + size] for at in range(0, len(batch), size)]
+        answers: dict[int, list[Refusal]] = {}
+        failures: list[SinkAway] = []
+
+        async def send(number: int) -> None:
+            try:
+                answers[number] = await self._send(parts[number])
+            except SinkAway as away:
+                failures.append(away)
+
+        async with trio.open_nursery() as nursery:
+            for number in range(len(parts)):
+                nursery.start_soon(send, number)
+        if failures:
+            raise failures[0]
+        return [refusal for number in range(len(parts)) for refusal in answers[number]]
+
+    async def _send(self, batch: Sequence[Document]) -> list[Refusal]:
         try:
             return await self._call(lambda: self._bulk(batch))
         except _TooLarge:
             if len(batch) == 1:
                 return [Refusal(batch[0].index, "is too large for one request to this server")]
             middle = len(batch) // 2
-            return [*await self.deliver(batch[:middle]), *await self.deliver(batch[middle:])]
+            return [*await self._send(batch[:middle]), *await self._send(batch[middle:])]
 
     async def read_back(self, start: int, end: int, origin: str) -> Sequence[Held]:
         """What the server holds for entries [start, end) of the log `origin`, by sequence. Raises SinkAway."""

@@ -16,14 +16,15 @@ KEYWORD: Final = {"type": "keyword", "ignore_above": 1024}
 _LONG: Final = {"type": "long"}
 
 # The values that audit queries compare, folded already: the same text asked here and of the gateway has one answer.
-_FACET: Final = {
-    Kind.TEXT: {"type": "keyword"},
+# Searched, and never sorted or counted by: without doc values the server has less to do.
+_FACET: Final[Mapping[Kind, Mapping[str, Any]]] = {
+    Kind.TEXT: {"type": "keyword", "doc_values": False},
     # Words with a space between, as `audit.query` splits them: nothing here may split them again.
-    Kind.WORDS: {"type": "text", "analyzer": "whitespace"},
-    Kind.NUMBER: _LONG,
+    Kind.WORDS: {"type": "text", "analyzer": "whitespace", "norms": False},
+    Kind.NUMBER: {"type": "long", "doc_values": False},
     Kind.BYTES: _LONG,
     Kind.MILLISECONDS: _LONG,
-    Kind.TIME: _LONG,
+    Kind.TIME: {"type": "long", "doc_values": False},
 }
 
 
@@ -36,7 +37,7 @@ MAPPING: Final[dict[str, Any]] = {
     "dynamic": False,
     "properties": {
         "@timestamp": {"type": "date_nanos"},
-        "message": {"type": "text"},
+        "message": {"type": "text", "norms": False},
         "ecs": {"properties": {"version": KEYWORD}},
         "event": {
             "properties": {
