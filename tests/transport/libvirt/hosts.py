@@ -303,7 +303,8 @@ def start_host(folder: Path, name: str, address: str, peer: str, qemu_user: str)
     script = _ENTER.format(name=name, base=base, python=sys.executable, init=Path(__file__).with_name("init.py"))
     with (base / "out.txt").open("wb") as out:
         process = subprocess.Popen(
-            ["unshare", "--mount", "--uts", "--net", "--pid", "--fork", "--kill-child", "--mount-proc",
+            ["setpriv", "--pdeathsig", "KILL",  # a test run that is killed leaves no host behind
+             "unshare", "--mount", "--uts", "--net", "--pid", "--fork", "--kill-child", "--mount-proc",
              "--propagation", "private", "/bin/sh", "-ec", script],
             stdin=subprocess.DEVNULL, stdout=out, stderr=out,
         )  # fmt: skip
@@ -320,10 +321,12 @@ def start_host(folder: Path, name: str, address: str, peer: str, qemu_user: str)
 
 def stop_host(host: Host) -> None:
     """Its process 1 takes everything in it along."""
-    if host.relay is not None:
-        host.relay.stop()
-    host.process.kill()
-    host.process.wait(20)
+    try:
+        if host.relay is not None:
+            host.relay.stop()
+    finally:
+        host.process.kill()
+        host.process.wait(20)
 
 
 def join(a: Host, b: Host) -> None:
