@@ -112,14 +112,17 @@ async def _exchange(connection: _Connection, request: h11.Request, body: bytes) 
     http.send(h11.EndOfMessage())
     response: h11.Response | None = None
     received = bytearray()
+    has_ended = False
     while True:
-        match http.next_event():
+        match _next_event(http, has_ended=has_ended):
             case h11.NEED_DATA:
-                http.receive_data(bytes(await stream.receive_some(_READ_BYTES)))
+                data = bytes(await stream.receive_some(_READ_BYTES))
+                has_ended = not data
+                http.receive_data(data)
             case h11.Response() as response:
                 pass
-            case h11.Data(data=data):
-                received += data
+            case h11.Data(data=part):
+                received += part
                 if len(received) > MAX_ANSWER_BYTES:
                     raise SinkAway("its answer is over the limit")
             case h11.EndOfMessage():
@@ -129,6 +132,16 @@ async def _exchange(connection: _Connection, request: h11.Request, body: bytes) 
                 raise ConnectionResetError("the receiver has closed the connection")
             case _:
                 pass  # 1xx: the answer is still to come
+
+
+def _next_event(http: h11.Connection, *, has_ended: bool) -> object:
+    """As h11's, but an end in the middle of an answer is the connection's, not a fault of what was said."""
+    try:
+        return http.next_event()
+    except h11.RemoteProtocolError:
+        if has_ended:
+            raise ConnectionResetError("the receiver has closed the connection") from None
+        raise
 
 
 def away(answer: Answer) -> SinkAway:
