@@ -210,7 +210,8 @@ class Session:
             ldap3.DEREF_NEVER,
             attributes=list(attributes),
             size_limit=size_limit,
-            time_limit=self._settings.receive_seconds,
+            # The server's own limit counts in whole seconds and is a backstop: ours ends first, and says "timeout".
+            time_limit=self._settings.receive_seconds + 1,
         )
         # References to other servers (searchResRef) are dropped here, and never followed.
         entries = [each["raw_attributes"] for each in response or () if each["type"] == "searchResEntry"]

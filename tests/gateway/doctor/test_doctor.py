@@ -183,7 +183,7 @@ async def test_a_relays_host_reaches_its_gateway_and_compares_clocks(running: Ru
     text = path.read_text()
     url = next(line for line in text.splitlines() if line.startswith("url = "))
     path.write_text(text.replace(url, f'url = "{running.url}"'))
-    found = await trio.to_thread.run_sync(lambda: list(relay_host_findings(path, Path("/"), NOW)))
+    found = await trio.to_thread.run_sync(lambda: list(relay_host_findings(path, Path("/"), datetime.now(UTC))))
     by_check = {finding.check: finding for finding in found}
     assert by_check["gateway"].status == "ok", by_check["gateway"]
     assert by_check["clock"].status == "ok"
