@@ -97,11 +97,24 @@ def _chain(encoded: tuple[str, ...]) -> tuple[x509.Certificate, ...]:
 def _is_issued(encoded: tuple[str, ...], authorities: tuple[x509.Certificate, ...]) -> bool:
     chain = _chain(encoded)
     try:
+        if _may_issue(chain[0]):
+            return False
         for subject, issuer in pairwise(chain):
             subject.verify_directly_issued_by(issuer)
+            if not _may_issue(issuer):
+                return False  # a host's own certificate could else vouch for any other host
     except (ValueError, TypeError, InvalidSignature):
         return False
     return not authorities or any(_issued_by(chain[-1], one) for one in authorities)
+
+
+def _may_issue(certificate: x509.Certificate) -> bool:
+    try:
+        constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
+        usage = certificate.extensions.get_extension_for_class(x509.KeyUsage).value
+    except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError):
+        return False
+    return constraints.ca and usage.key_cert_sign
 
 
 def _issued_by(subject: x509.Certificate, authority: x509.Certificate) -> bool:

@@ -134,7 +134,10 @@ class Witness:
             verify_consistency(size, latest.root, new.size, new.root, request.path)
         except ProofError as error:
             # Signed by the log, and not a continuation: two roots of one size are a fork, else the proof may be wrong.
-            self._store.keep_evidence("fork" if new.size == size else "unproven", new.origin, request.checkpoint_text)
+            if new.size != size:
+                self._store.keep_evidence("unproven", new, request.checkpoint_text)
+            elif new.root != (latest.root if latest else EMPTY_ROOT):
+                self._store.keep_evidence("fork", new, request.checkpoint_text)
             raise WitnessRefused(422, str(error)) from error
 
     def _log_signatures(self, note: Note) -> list[tuple[str, bytes]]:
@@ -190,9 +193,11 @@ class _Store:
     def save(self, origin: str, text: str) -> None:
         self._write(self.directory / _name_of(origin), text)
 
-    def keep_evidence(self, kind: str, origin: str, text: str) -> None:
+    def keep_evidence(self, kind: str, checkpoint: Checkpoint, text: str) -> None:
+        """One file for each checkpoint that the log signed, whatever strangers add to the text of it."""
         folder = self.directory / "evidence"
-        name = f"{kind}-{_name_of(origin)[:16]}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+        signed = hashlib.sha256(f"{checkpoint.size} ".encode() + checkpoint.root).hexdigest()
+        name = f"{kind}-{_name_of(checkpoint.origin)[:16]}-{signed[:16]}"
         if len(list(folder.glob(f"{kind}-*"))) < MAX_EVIDENCE and not (folder / name).exists():
             self._write(folder / name, text)
 

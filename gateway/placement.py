@@ -92,7 +92,11 @@ class Placement:
             found = inventory.host(claim.host) if claim is not None else inventory.host(min(twice))
             return Location(found, "report", 0, "running_on_two_hosts", f"{vm.name} runs on {names} at once")
         if active:
-            host, (state, guest) = max(active.items(), key=lambda each: each[1][1].since)
+            # Where it is expected and seen, it is: ages are the reporting host's own word, and by them another host
+            # could draw the VM to itself, and with it the zone that the policy sees.
+            is_as_expected = claim is not None and claim.host in active
+            host = claim.host if claim and is_as_expected else max(active, key=lambda each: active[each][1].since)
+            state, guest = active[host]
             # Only libvirt's guests have a name on their host.
             seen_seconds = max(0, int(now - state.seen(guest)))
             return Location(inventory.host(host), "report", seen_seconds, by_libvirt=bool(guest.name))

@@ -17,7 +17,7 @@ from audit.checkpoint import Checkpoint, LogSigner, open_checkpoint, read_note, 
 from audit.cosignature import Cosigner, cosignatures, cosigners_of, read_answer
 from audit.errors import LogDamaged, LogLocked, WitnessRefused
 from audit.log import Log
-from audit.witness import MAX_EVIDENCE, Witness, read_request, write_request
+from audit.witness import Witness, read_request, write_request
 from tests.audit.disks import FastDisk, FaultyDisk, Loss, PowerCut
 from tests.audit.samples import ORIGIN, OTHER_SIGNER, SIGNER, raw
 
@@ -111,13 +111,17 @@ def test_a_fork_is_refused_and_kept_as_evidence(
     assert open_checkpoint(kept["unproven"], [SIGNER.verifier]).size in {12, 20}
 
 
-def test_wrong_proofs_do_not_fill_the_disk(witness: Witness, history: History, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("size", "kept"), [(12, 1), (8, 0)])
+def test_wrong_proofs_of_strangers_are_one_file_for_a_checkpoint_and_never_a_fork(
+    witness: Witness, history: History, tmp_path: Path, size: int, kept: int
+) -> None:
     witness.add_checkpoint(history.request(0, 8), NOW)
-    note = read_note(history.checkpoints[12])
-    for number in range(MAX_EVIDENCE + 5):
-        text = f"{note.body}\n{COSIGNERS[0].cosign(note, 1 + number)}" + history.checkpoints[12].split("\n\n")[1]
+    note = read_note(history.checkpoints[size])
+    for number in range(5):
+        text = f"{note.body}\n{COSIGNERS[0].cosign(note, 1 + number)}" + history.checkpoints[size].split("\n\n")[1]
         assert refusal(witness, write_request(8, [bytes(32)], text)) == (422, None)
-    assert len(list((tmp_path / "state" / "evidence").iterdir())) == MAX_EVIDENCE
+    found = [path.name.split("-")[0] for path in (tmp_path / "state" / "evidence").iterdir()]
+    assert found == ["unproven"] * kept
 
 
 @pytest.mark.parametrize(

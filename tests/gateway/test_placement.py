@@ -423,3 +423,11 @@ def test_two_hosts_at_once_are_a_contradiction_that_names_both() -> None:
     scene.show(B, seen=1000.0, since=990.0)
     found = scene.placement.locate(scene.vm, scene.inventory)
     assert (found.problem, found.detail) == ("running_on_two_hosts", "web runs on a and b at once")
+
+
+def test_a_host_that_says_the_vm_has_just_come_does_not_draw_it_from_where_it_is_expected_and_seen() -> None:
+    scene = Scene()
+    scene.show(A, seen=1000.0)
+    scene.now += 1
+    scene.show(B, seen=1001.0, since=1001.0)
+    assert scene.where()[0] == "a"

@@ -32,6 +32,7 @@ _ENTROPY: Final = frozenset({"/dev/random", "/dev/urandom", "/dev/hwrng"})
 _PATH_ATTRIBUTES: Final = frozenset({"file", "dev", "dir", "path", "socket", "template", "rendernode", "tty", "evdev"})
 # Elements that only name things inside the guest, or on another machine, whatever their attributes are called.
 _INSIDE_GUEST: Final = frozenset({"target", "boot", "alias", "address", "host"})
+_QEMU_NAMESPACE: Final = "{http://libvirt.org/schemas/domain/qemu/1.0}"
 _REFUSED: Final = {
     "script": "runs a program of its own on the destination as root",
     "downscript": "runs a program of its own on the destination as root",
@@ -156,7 +157,7 @@ def _walk(element: ElementTree.Element, depth: int) -> Iterator[ElementTree.Elem
 def _check_element(element: ElementTree.Element, rules: DomainRules) -> None:
     tag = element.tag
     if tag.startswith("{"):
-        if not rules.allow_qemu_namespace:
+        if not rules.allow_qemu_namespace or not tag.startswith(_QEMU_NAMESPACE):
             raise _refused(
                 "it has elements of QEMU's own namespace (qemu:commandline and the like), which can run anything; "
                 "hypervisor.allow_qemu_namespace of the destination's relay would let them pass"
@@ -170,12 +171,13 @@ def _check_element(element: ElementTree.Element, rules: DomainRules) -> None:
         raise _refused("its <seclabel> is not to relabel what it names")
     if tag in _PATH_ELEMENTS and (path := _content(element)):
         _check_path(tag, path, rules)
-    if tag not in _INSIDE_GUEST:
-        for name, value in element.attrib.items():
-            # "dev" is a device's name in places. The others are paths always, and QEMU starts in the root folder: a
-            # relative one would name a file of the host as well.
-            if name in _PATH_ATTRIBUTES and value and (name != "dev" or "/" in value):
-                _check_path(f"{tag} {name}", value, rules)
+    for name, value in element.attrib.items():
+        if tag in _INSIDE_GUEST and name != "socket":
+            continue
+        # "dev" is a device's name in places. The others are paths always, and QEMU starts in the root folder: a
+        # relative one would name a file of the host as well.
+        if name in _PATH_ATTRIBUTES and value and (name != "dev" or "/" in value):
+            _check_path(f"{tag} {name}", value, rules)
 
 
 def _check_path(what: str, path: str, rules: DomainRules) -> None:
@@ -217,6 +219,9 @@ def _parse(text: str, root_tag: str) -> ElementTree.Element:
         raise _refused(f"its XML is not a <{root_tag}>")
     if sum(1 for _ in root.iter()) > _MAX_ELEMENTS:
         raise _refused("its XML has too many elements")
+    if any(name.startswith("{") for element in _walk(root, 0) for name in element.attrib):
+        # libvirt looks at an attribute's own name only and takes the first: `x:file` is `file` to it, and hidden to us.
+        raise _refused("its XML has an attribute of a namespace")
     return root
 
 

@@ -73,7 +73,13 @@ class Announced:
         self._forget_expired()
         for kept in reversed(self._kept):
             announcement = kept.announcement
-            if announcement.vm in (wish.vm, wish.vm_name) and announcement.destination in (None, wish.destination):
+            # The name is the caller's word, and the token is somebody's: only root, as libvirtd is, moves for others.
+            is_theirs = wish.caller_uid in (0, kept.uid)
+            is_meant = announcement.vm in (wish.vm, wish.vm_name) and announcement.destination in (
+                None,
+                wish.destination,
+            )
+            if is_theirs and is_meant:
                 return replace(wish, token=announcement.token, reason=announcement.reason)
         return replace(wish, token=_token_in(Path(self._token_file))) if self._token_file else wish
 

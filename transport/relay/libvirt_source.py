@@ -20,7 +20,7 @@ import trio
 from transport.errors import LocalBroken
 from transport.hypervisors.migration_progress import MigrationProgress
 from transport.hypervisors.process import is_gone
-from transport.hypervisors.qemu_process import find_qemus, is_qemu_of
+from transport.hypervisors.qemu_process import find_qemus
 from transport.libvirt_rpc.client import PAUSED_POST_COPY, DomainState, libvirt_client
 from transport.relay.caller import Conversation
 from transport.relay.ends import Milestones, Report, Whereabouts
@@ -184,7 +184,9 @@ class LibvirtSource:
     def _allows_unix(self, local: socket.socket) -> bool:
         """libvirtd, which dials single streams as root, or this VM's own QEMU, which dials parallel ones and disks."""
         uid, pid = peer_process(local)
-        return uid == 0 or is_qemu_of(pid, self._vm)
+        # By the process that was found, not by a command line, which another guest's QEMU could write over its own.
+        is_its_qemu = self.process.split(":")[1:2] == [str(pid)] and not is_gone(self.process)
+        return uid == 0 or is_its_qemu
 
     def _allows_tcp(self, local: socket.socket) -> bool:
         return peer_uid(local) in self._uids

@@ -6,17 +6,20 @@ import socket
 import sys
 from pathlib import Path
 
-_LOCAL, _REMOTE, _UID = 1, 2, 7  # columns
+_LOCAL, _REMOTE, _UID, _INODE = 1, 2, 7, 9  # columns
 
 
 def peer_uid(local: socket.socket) -> int | None:
-    """The user id of the peer's socket; None if the table has no such connection."""
+    """The user id of the peer's socket; None if the table has no such connection, or nobody holds its end any more.
+
+    A socket that its owner has closed stands there as root's, without an inode, while what it sent can still be read.
+    """
     theirs, ours = _column(local.getpeername()), _column(local.getsockname())
     table = Path("/proc/net/tcp6" if local.family == socket.AF_INET6 else "/proc/net/tcp")
     for line in table.read_text().splitlines()[1:]:
         columns = line.split()
         if columns[_LOCAL] == theirs and columns[_REMOTE] == ours:
-            return int(columns[_UID])
+            return int(columns[_UID]) if columns[_INODE] != "0" else None
     return None
 
 

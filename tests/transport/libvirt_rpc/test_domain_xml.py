@@ -154,6 +154,37 @@ def test_a_folder_in_the_configuration_is_one_with_and_without_a_slash() -> None
         check_domain(xml(devices="<disk type='file'><source file='/var/lib/libvirt-other/a'/></disk>"), rules)
 
 
+@pytest.mark.parametrize(
+    "device",
+    [
+        "<disk type='file'><source xmlns:x='urn:x' x:file='/etc/shadow'/></disk>",
+        "<disk type='file'><source xmlns:x='urn:x' x:file='/etc/shadow' file='/var/lib/libvirt/a'/></disk>",
+        "<disk type='file'><source xmlns:x='urn:x' file='/var/lib/libvirt/a' x:file='/etc/shadow'/></disk>",
+        "<interface xmlns:x='urn:x' x:type='direct' type='network'><source network='default'/></interface>",
+    ],
+)
+@pytest.mark.parametrize("is_allowed", [False, True])
+def test_an_attribute_of_a_namespace_hides_nothing(device: str, is_allowed: bool) -> None:
+    rules = replace(RULES, allow_qemu_namespace=is_allowed)
+    with pytest.raises(CallRefused, match="attribute of a namespace"):
+        check_domain(xml(devices=device), rules)
+    with pytest.raises(CallRefused, match="attribute of a namespace"):
+        check_cookie(cookie(more=xml(devices=device)), WEB, rules)
+
+
+def test_only_qemus_namespace_can_be_allowed() -> None:
+    text = xml(devices="<x:disk xmlns:x='urn:x'/>")
+    with pytest.raises(CallRefused, match="namespace"):
+        check_domain(text, replace(RULES, allow_qemu_namespace=True))
+
+
+def test_a_disk_of_a_storage_network_names_no_socket_of_the_host() -> None:
+    host = "<host transport='unix' socket='/run/other.sock'/>"
+    text = xml(devices=f"<disk type='network'><source protocol='nbd' name='x'>{host}</source></disk>")
+    with pytest.raises(CallRefused, match="domain_paths"):
+        check_domain(text, replace(RULES, allow_network_disks=True))
+
+
 def test_disks_of_a_storage_network_pass_where_the_host_allows_them() -> None:
     text = xml(devices="<disk type='network'><source protocol='rbd' name='vms/web'/></disk>")
     assert check_domain(text, replace(RULES, allow_network_disks=True)) == WEB

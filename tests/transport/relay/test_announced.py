@@ -37,6 +37,13 @@ def test_a_wish_gets_the_token_and_reason_of_whoever_announced_it(name: str) -> 
     assert (desk.named(WISH).token, desk.named(WISH).reason) == ("t1", "CHG-1")
 
 
+def test_a_token_is_used_for_its_owner_and_for_root_and_for_no_other_caller() -> None:
+    desk, _ = announced()
+    desk.keep(Announcement("web", "t1", 15), 1000)
+    for uid, token in ((0, "t1"), (1000, "t1"), (1001, None)):
+        assert desk.named(Wish(VM, "web", "b", ("libvirt", "memory"), uid)).token == token
+
+
 @pytest.mark.parametrize("other", [Announcement("ledger", "t", 15), Announcement("web", "t", 15, "c")])
 def test_what_was_announced_for_another_vm_or_destination_is_not_used(other: Announcement) -> None:
     desk, _ = announced()
