@@ -54,6 +54,7 @@ from gateway.placement import Placement
 from gateway.placement_watching import ALARM_KINDS, ALARM_MEMORY, PlacementWatching
 from gateway.reading import Reading
 from gateway.recording import Clock, Event, Recorder, recovery_details
+from gateway.refused_calls import RefusedCallsOnRecord
 from gateway.relays import HostTrust
 from gateway.reloading import Reloader, load_policy
 from gateway.reporting import Reporting
@@ -161,6 +162,7 @@ async def serve(
             published_checkpoint=keeping.witnessing.published_checkpoint,
             reporting=reporting,
             placement=placement_watching,
+            refused_calls=RefusedCallsOnRecord(gate),
             oversight=oversight,
             metrics=metrics,
             health=health,
@@ -218,6 +220,7 @@ async def _serve(  # noqa: PLR0913, PLR0917 - the last step of the composition
             serving.start_soon(gate.sources.run)
             serving.start_soon(reading.search.follow)
             serving.start_soon(placement_watching.run)
+            serving.start_soon(desk.refused_calls.run)
             serving.start_soon(delivery.run)
             serving.start_soon(desk.tile_reading.run)
             task_status.started(running)

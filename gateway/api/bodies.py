@@ -122,6 +122,39 @@ class LibvirtWish(Body):
     reason: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
 
 
+Plain = r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]+$"
+Number = Annotated[int, Field(ge=0, le=2**32 - 1)]
+
+
+class RefusedLibvirtCall(Body):
+    """Calls of libvirt that a relay refused, alike in all but time and process; of `uid` and `pid` at a front.
+
+    `peer`: at the source the destination as the front calls it, at the destination the SPIFFE id of the source.
+    """
+
+    role: Literal["source", "destination"]
+    peer: Annotated[str, Field(min_length=1, max_length=255, pattern=Plain)]
+    cause: Annotated[str, Field(max_length=300, pattern=r"^[\x20-\x7e]+$")]
+    procedure: Annotated[int, Field(ge=-(2**31), le=2**32 - 1)] | None
+    procedure_name: Word | None
+    vm: Uuid | None
+    vm_name: Annotated[str, Field(max_length=255, pattern=Plain)] | None
+    uid: Number | None
+    pid: Number | None
+    count: Annotated[int, Field(ge=1, le=2**53)]
+    first_ms_ago: Milliseconds
+    last_ms_ago: Milliseconds
+
+
+class RefusalReport(Body):
+    """`lost`: calls beyond these that the relay had no room to keep."""
+
+    epoch: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+    sequence: Annotated[int, Field(ge=1, le=2**53)]
+    lost: Annotated[int, Field(ge=0, le=2**53)]
+    refusals: Annotated[list[RefusedLibvirtCall], Field(min_length=1, max_length=32)]
+
+
 class ProgressReport(Body):
     """What the hypervisor says, in bytes; `pass` is the pre-copy pass."""
 

@@ -17,6 +17,7 @@ from gateway.metrics import Metrics
 from gateway.people import People, Presented
 from gateway.placement_watching import PlacementWatching
 from gateway.reading import Reading
+from gateway.refused_calls import RefusedCallsOnRecord
 from gateway.relays import relay_of
 from gateway.reporting import Reporting
 from gateway.siem.oversight import Oversight
@@ -36,6 +37,7 @@ class Desk:
     published_checkpoint: Callable[[], Awaitable[str]]
     reporting: Reporting
     placement: PlacementWatching
+    refused_calls: RefusedCallsOnRecord
     oversight: Oversight
     metrics: Metrics
     health: Callable[[], dict[str, Any]]

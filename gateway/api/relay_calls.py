@@ -16,6 +16,7 @@ from gateway.api.bodies import (
     Poll,
     ProgressReport,
     ReceiptReport,
+    RefusalReport,
 )
 from gateway.api.desk import Address, AtDesk, Relay
 from gateway.asking import Asked
@@ -61,6 +62,13 @@ async def placement(body: PlacementReport, desk: AtDesk, host: Relay) -> Respons
     """`resync`: the relay must send a snapshot, because this gateway lost the thread."""
     taken = await desk.placement.take(host, _report(body, desk.now().timestamp()))
     return JsonAnswer({"resync": not taken})
+
+
+@router.post("/v1/relay/refusals", status_code=204, summary="Calls of libvirt that this host refused")
+async def refusals(body: RefusalReport, desk: AtDesk, host: Relay) -> Response:
+    """204 only once they are durable in the log, or counted as left out of it; then the relay may forget them."""
+    await desk.refused_calls.take(host, body)
+    return Response(status_code=204)
 
 
 @router.post("/v1/relay/inspection", status_code=204, summary="What this host found out about a VM")

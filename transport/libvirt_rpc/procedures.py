@@ -27,6 +27,34 @@ class Procedure(IntEnum):
     UNREGISTER_CLOSE_CALLBACK = 361
 
 
+# What else somebody may try, by its name for whoever reads of it; a number without a name is told as a number.
+PROCEDURE_NAMES: Final = {
+    **{int(each): each.name.lower() for each in Procedure},
+    8: "domain_attach_device",
+    9: "domain_create",
+    10: "domain_create_xml",
+    11: "domain_define_xml",
+    13: "domain_detach_device",
+    14: "domain_get_xml_desc",
+    16: "domain_get_info",
+    22: "domain_lookup_by_id",
+    27: "domain_reboot",
+    33: "domain_shutdown",
+    34: "domain_suspend",
+    35: "domain_undefine",
+    37: "connect_list_domains",
+    51: "connect_num_of_domains",
+    53: "domain_core_dump",
+    54: "domain_restore",
+    55: "domain_save",
+    59: "connect_get_hostname",
+    234: "domain_destroy_flags",
+    273: "connect_list_all_domains",
+}
+# Of these the first argument is the domain: name, UUID, id.
+NAMES_DOMAIN_FIRST: Final = frozenset({8, 9, 12, 13, 14, 16, 27, 28, 33, 34, 35, 53, 55, 231, 234})
+
+
 class MigrateFlag(IntFlag):
     LIVE = 1 << 0
     PEER2PEER = 1 << 1

@@ -43,14 +43,19 @@ _MAX_WAITING = 16
 _MAX_REFUSALS = 16
 
 
+# Told each refused call: the cause, the call if it was one, and its VM if that is known.
+Refused = Callable[[str, Packet | None, str | None], None]
+
+
 class Caller:
     """One connection of a client of libvirt. `read_forever` runs beside whoever answers its calls."""
 
-    def __init__(self, stream: trio.abc.Stream, send_seconds: float) -> None:
+    def __init__(self, stream: trio.abc.Stream, send_seconds: float, refused: Refused) -> None:
         self._stream = stream
         self._sending = trio.Lock()
         self._send_seconds = send_seconds
         self._refusals = 0
+        self._refused = refused
         self._put, self._get = trio.open_memory_channel[Packet](_MAX_WAITING)
 
     async def read_forever(self) -> None:
@@ -70,6 +75,21 @@ class Caller:
             return await self._get.receive()
         except trio.EndOfChannel:
             return None
+
+    async def refuse(self, call: Packet, refused: CallRefused, vm: str | None = None) -> None:
+        """Answer with the words of `refused`, and have it put on record. As `reply`."""
+        self._refused(refused.message, call, vm)
+        await self.reply(call.refusal(refused.code, refused.message))
+
+    async def answer(self, call: Packet) -> None:
+        """Answer a call that needs no destination, or refuse what does not pass. As `reply`."""
+        try:
+            answer = answer_locally(call)
+        except CallRefused as refused:
+            log.warning("libvirt call refused", procedure=call.procedure)
+            await self.refuse(call, refused)
+        else:
+            await self.reply(answer)
 
     async def reply(self, packet: Packet) -> None:
         """Whether the caller has read it nobody knows. `LocalBroken` if it has surely not.
@@ -183,7 +203,7 @@ class Conversation:
             call = await self._next_call(remote)
             if call.procedure == Procedure.MIGRATE_FINISH3_PARAMS:
                 break
-            await self.caller.reply(answer_locally(call))
+            await self.caller.answer(call)
         finish = Finish.decode(call.body)
         is_given_away = bool(finish.flags & MigrateFlag.POSTCOPY) and not finish.cancelled and await has_switched()
         if is_given_away:
@@ -222,16 +242,12 @@ class Conversation:
 
 
 def answer_locally(call: Packet) -> Packet:
-    """The answer to a call that needs no destination, or the refusal of one that does not pass."""
-    try:
-        answer = opening_answer(call)
-    except CallRefused as refused:
-        return call.refusal(refused.code, refused.message)
+    """The answer to a call that needs no destination. `CallRefused` for one that does not pass."""
+    answer = opening_answer(call)
     if answer is None:
-        log.warning("libvirt call refused", procedure=call.procedure)
-        return call.refusal(
-            ErrorCode.ACCESS_DENIED,
+        raise CallRefused(
             f"Sealane lets only a migration pass: procedure {call.procedure} is refused and logged",
+            ErrorCode.ACCESS_DENIED,
         )
     return answer
 

@@ -27,12 +27,13 @@ from transport.libvirt_rpc.framing import ErrorCode, Packet
 from transport.libvirt_rpc.migration import Prepare
 from transport.libvirt_rpc.parameters import text_of
 from transport.libvirt_rpc.procedures import Procedure
-from transport.relay.caller import Caller, Conversation, DisksInlet, answer_locally
+from transport.relay.caller import Caller, Conversation, DisksInlet
 from transport.relay.config import FrontDestination, FrontSection, LimitsSection
 from transport.relay.failures import cause_of
 from transport.relay.inlets import listen_tcp, listen_unix, peer_process
 from transport.relay.loopback import peer_uid
 from transport.relay.news import News
+from transport.relay.refused_calls import RefusedCalls, refused_call
 from transport.relay.wish import Wish
 
 log = structlog.get_logger("sealane.relay")
@@ -49,11 +50,19 @@ Migrate = Callable[[Wish, Conversation], Awaitable[News]]
 class Front:
     """All callers of one relay. `nursery`: where sessions live, which must outlast their callers."""
 
-    def __init__(self, section: FrontSection, limits: LimitsSection, migrate: Migrate, nursery: trio.Nursery) -> None:
+    def __init__(
+        self,
+        section: FrontSection,
+        limits: LimitsSection,
+        migrate: Migrate,
+        nursery: trio.Nursery,
+        refused: RefusedCalls,
+    ) -> None:
         self._section = section
         self._limits = limits
         self._migrate = migrate
         self._nursery = nursery
+        self._refused = refused
         self._callers = 0
         self._listening: list[tuple[trio.socket.SocketType, FrontDestination]] = []
 
@@ -93,16 +102,25 @@ class Front:
                 except OSError:
                     await trio.sleep(0.05)  # out of descriptors: others go on
                     continue
-                uid = _uid_of(accepted)
+                uid, pid = _process_of(accepted)
                 if uid not in self._section.peer_uids or self._callers >= self._limits.max_callers:
                     log.warning("caller at the front refused", uid=uid, callers=self._callers)
+                    if uid not in self._section.peer_uids:
+                        cause = "this user may not use the front (front.peer_uids)"
+                        self._refused.note(refused_call("source", destination.host, cause, uid=uid), pid)
                     accepted.close()
                     continue
-                nursery.start_soon(self._serve, accepted, destination, uid)
+                nursery.start_soon(self._serve, accepted, destination, uid, pid)
 
-    async def _serve(self, accepted: trio.socket.SocketType, destination: FrontDestination, uid: int) -> None:
+    async def _serve(
+        self, accepted: trio.socket.SocketType, destination: FrontDestination, uid: int, pid: int | None
+    ) -> None:
         is_tcp = accepted.family != socket.AF_UNIX
-        caller = Caller(trio.SocketStream(accepted), self._limits.message_seconds)
+
+        def refused(cause: str, call: Packet | None, vm: str | None = None) -> None:
+            self._refused.note(refused_call("source", destination.host, cause, call, vm, uid), pid)
+
+        caller = Caller(trio.SocketStream(accepted), self._limits.message_seconds, refused)
         self._callers += 1
         try:
             try:
@@ -111,7 +129,9 @@ class Front:
                     await self._answer(caller, destination, uid, is_tcp)
                     nursery.cancel_scope.cancel()
             except (TransportError, BaseExceptionGroup) as error:
-                log.info("caller at the front left", destination=destination.host, cause=str(cause_of(error)))
+                if isinstance(cause := cause_of(error), RpcMalformed):
+                    refused(str(cause), None)
+                log.info("caller at the front left", destination=destination.host, cause=str(cause))
         except Exception:
             # The edge: a bug that one caller has found must not end the sessions of all others.
             log.exception("bug: caller at the front ended")
@@ -125,7 +145,7 @@ class Front:
             if call.procedure == Procedure.MIGRATE_PREPARE3_PARAMS:
                 await self._take_prepare(caller, call, destination, uid, is_tcp)
             else:
-                await caller.reply(answer_locally(call))
+                await caller.answer(call)
             if call.procedure == Procedure.CONNECT_CLOSE:
                 return
 
@@ -136,23 +156,24 @@ class Front:
             prepare = Prepare.decode(call.body)
             identity = _identify(prepare)
         except CallRefused as refused:
-            await caller.reply(call.refusal(refused.code, refused.message))
+            await caller.refuse(call, refused)
             return
         try:
             disks = _disks_inlet(prepare, destination, Path(self._section.folder)) if copies_disks(prepare) else None
         except CallRefused as refused:
-            await caller.reply(call.refusal(refused.code, refused.message))
+            await caller.refuse(call, refused, identity.uuid)
             return
         # A client that named a tcp address sends to one; everything else goes by sockets of the session's own.
         asked_uri = text_of(prepare.parameters, "migrate_uri") or ("tcp:" if is_tcp else "unix:")
         by_tcp = asked_uri.startswith("tcp") or (disks is not None and disks.path is None)
         loopback = destination.loopback if by_tcp else ""
         if asked_uri.startswith("tcp") and not loopback:
-            await caller.reply(call.refusal(
-                ErrorCode.ARGUMENT_UNSUPPORTED,
+            unreachable = CallRefused(
                 f"Sealane: no loopback address leads to {destination.host}: leave --migrateuri away, or set "
                 "front.destinations.loopback",
-            ))  # fmt: skip
+                ErrorCode.ARGUMENT_UNSUPPORTED,
+            )
+            await caller.refuse(call, unreachable, identity.uuid)
             return
         ports = ("disks", "libvirt", "memory") if disks else ("libvirt", "memory")
         conversation = Conversation(caller, call, prepare, loopback, disks, self._limits.migration_deadline_seconds)
@@ -228,11 +249,12 @@ def _identify(prepare: Prepare) -> DomainIdentity:
     return identity
 
 
-def _uid_of(accepted: trio.socket.SocketType) -> int | None:
+def _process_of(accepted: trio.socket.SocketType) -> tuple[int | None, int | None]:
+    """uid and, of a unix socket, pid of the caller."""
     raw = socket.socket(fileno=os.dup(accepted.fileno()))
     try:
-        return peer_process(raw)[0] if raw.family == socket.AF_UNIX else peer_uid(raw)
+        return peer_process(raw) if raw.family == socket.AF_UNIX else (peer_uid(raw), None)
     except OSError:
-        return None
+        return None, None
     finally:
         raw.close()

@@ -249,6 +249,13 @@ class GatewayLink:
             return await self._post_bytes("/v1/relay/placement", report)
         raise GatewayAway("/v1/relay/placement: no answer in time")
 
+    async def report_refused_calls(self, report: bytes) -> None:
+        """Bring one report of refused calls; it is on record then. GatewayAway, GatewayRefuses."""
+        with trio.move_on_after(_REPORT_SECONDS):
+            await self._post_bytes("/v1/relay/refusals", report)
+            return
+        raise GatewayAway("/v1/relay/refusals: no answer in time")
+
     async def answer_inspection(self, inspection_id: str, found: Inspection) -> None:
         """Lost when the gateway is away: it has stopped waiting then."""
         try:

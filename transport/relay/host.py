@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -24,6 +24,7 @@ from policy.permit import PermitKey, VerifiedPermit
 from transport.errors import ConfigurationError, OfferRefused, RefusalCode
 from transport.hypervisors.qemu import MigrationSettings
 from transport.libvirt_rpc.domain_xml import DomainRules
+from transport.libvirt_rpc.framing import Packet
 from transport.relay.address_book import AddressBookFile
 from transport.relay.caller import Conversation
 from transport.relay.config import RelayConfig
@@ -40,6 +41,7 @@ from transport.relay.libvirt_destination import LibvirtDestination
 from transport.relay.libvirt_source import LibvirtSource
 from transport.relay.outgoing import Leaving, leaving_of
 from transport.relay.permits import PORTS_OF_KIND, PermitDesk
+from transport.relay.refused_calls import RefusedCalls, refused_call
 from transport.relay.spool import SessionJournal, Spool
 from transport.relay.used_permits import UsedPermits
 
@@ -60,6 +62,7 @@ class RelayHost:
     disk: trio.CapacityLimiter
     addresses: AddressBookFile
     qemu_uid: int = -1  # as whom QEMU runs, if not as the relay's own user
+    refused_calls: RefusedCalls = field(default_factory=RefusedCalls)
     _leaving: list[str] = field(default_factory=list)
 
     @property
@@ -131,10 +134,15 @@ class RelayHost:
                 limits.hypervisor_seconds,
                 limits.migration_deadline_seconds,
                 facts,
+                self._refusing(permit),
             )
         settings = MigrationSettings(permit.claims.limits.bandwidth_bytes_per_second)
         process = str(facts.get("process", ""))
         return QmpDestination(template_path(section.qmp_socket, vm), vm, process, settings, limits.hypervisor_seconds)
+
+    def _refusing(self, permit: VerifiedPermit) -> Callable[[str, Packet | None], None]:
+        source, vm = permit.claims.source, permit.claims.vm
+        return lambda cause, call: self.refused_calls.note(refused_call("destination", source, cause, call, vm))
 
     @property
     def domain_rules(self) -> DomainRules:

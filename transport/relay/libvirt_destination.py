@@ -7,8 +7,8 @@ it is resumed here, by our own call, only when the relays have handed it over (A
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ from transport.errors import LocalBroken
 from transport.hypervisors.qemu_process import is_qemu_of
 from transport.libvirt_rpc.client import DomainState, LibvirtClient, connect_libvirt, libvirt_client
 from transport.libvirt_rpc.domain_xml import DomainRules
-from transport.libvirt_rpc.errors import CallRefused
+from transport.libvirt_rpc.errors import CallRefused, RpcMalformed
 from transport.libvirt_rpc.filter import MigrationFilter, Places
 from transport.libvirt_rpc.framing import Packet, PacketReader
 from transport.libvirt_rpc.procedures import MigrateFlag, Procedure
@@ -34,12 +34,12 @@ _MAX_REFUSALS = 8
 
 
 class LibvirtDestination:
-    """One VM of the local libvirtd. `facts`: what the session's journal says of it."""
+    """One VM of the local libvirtd. `facts`: what its journal says of it. `refused`: told each refused call."""
 
     vm_binding: Literal["uuid", "none"] = "uuid"
     hands_over = True
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 - a composition
         self,
         libvirt_socket: Path,
         vm: str,
@@ -47,10 +47,12 @@ class LibvirtDestination:
         seconds: float,
         long_seconds: float,
         facts: Mapping[str, Any],
+        refused: Callable[[str, Packet | None], None],
     ) -> None:
         self._socket = libvirt_socket
         self._vm = vm
         self._rules = rules
+        self._refused = refused
         self._seconds = seconds
         self._long_seconds = long_seconds
         self._was_defined = bool(facts.get("was_defined", False))
@@ -126,6 +128,14 @@ class LibvirtDestination:
     def _client(self) -> AbstractAsyncContextManager[LibvirtClient]:
         return libvirt_client(self._socket, self._seconds)
 
+    @contextmanager
+    def _recording_malformed(self) -> Iterator[None]:
+        try:
+            yield
+        except RpcMalformed as malformed:
+            self._refused(str(malformed), None)
+            raise
+
     async def _converse(self, ours: socket.socket, arrival: Arrival) -> None:
         """The RPC of one source, call by call. What was prepared and not finished goes with libvirtd's connection."""
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
@@ -144,20 +154,24 @@ class LibvirtDestination:
         reader = PacketReader()
         calls = refusals = 0
         async for data in stream:
-            for call in reader.feed(bytes(data)):
+            with self._recording_malformed():
+                packets = reader.feed(bytes(data))
+            for call in packets:
                 calls += 1
                 try:
                     reply = await self._forward(call, rpc, client, arrival)
                 except CallRefused as refused:
                     refusals += 1
                     log.warning("libvirt call refused", vm=self._vm, procedure=call.procedure, cause=refused.message)
+                    self._refused(refused.message, call)
                     reply = call.refusal(refused.code, refused.message)
                 await stream.send_all(reply.encode())
                 if calls > _MAX_CALLS or refusals > _MAX_REFUSALS:
                     raise LocalBroken("more libvirt calls than a migration has")
 
     async def _forward(self, call: Packet, rpc: MigrationFilter, client: LibvirtClient, arrival: Arrival) -> Packet:
-        procedure, arguments = rpc.check(call)
+        with self._recording_malformed():
+            procedure, arguments = rpc.check(call)
         is_long = procedure in (Procedure.MIGRATE_PREPARE3_PARAMS, Procedure.MIGRATE_FINISH3_PARAMS)
         reply = await client.ask(procedure, arguments, seconds=self._long_seconds if is_long else None)
         finished = rpc.note_reply(procedure, reply)

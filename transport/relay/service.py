@@ -47,6 +47,7 @@ from transport.relay.listener import Listener
 from transport.relay.news import News
 from transport.relay.outgoing import mark_packets
 from transport.relay.receipts import ReceiptFacts
+from transport.relay.refusal_telling import tell_refused_calls
 from transport.relay.source import MigrationOrder, carry_as_source
 from transport.relay.spool import SessionJournal
 from transport.relay.watching import Watch, sources_of
@@ -275,12 +276,15 @@ async def serve_relay(host: RelayHost, ready: Callable[[str], None], ask: Ask | 
             nursery.start_soon(link.poll_forever, relay.take)
             nursery.start_soon(link.deliver_receipts_forever)
             nursery.start_soon(link.keep_address_book_forever)
+            nursery.start_soon(tell_refused_calls, host.refused_calls, link.report_refused_calls)
             if sources := sources_of(host.config):
                 seconds = host.config.placement
                 watch = Watch(sources, seconds.scan_seconds, seconds.report_seconds, link.report_placement)
                 nursery.start_soon(watch.run)
             if host.config.front.destinations:
-                front = Front(host.config.front, host.config.limits, relay.migrate_for_caller, nursery)
+                front = Front(
+                    host.config.front, host.config.limits, relay.migrate_for_caller, nursery, host.refused_calls
+                )
                 front.listen()
                 nursery.start_soon(front.serve)
                 at = listen_for_announcements(Path(host.config.front.session_socket))

@@ -143,3 +143,13 @@ def _require_mapped(value: Any, mapping: dict[str, Any]) -> None:
         return
     for one in value if isinstance(value, list) else [value]:
         assert type(one) is {"long": int, "boolean": bool}.get(mapping["type"], str)
+
+
+def test_a_refused_call_of_libvirt_is_told_as_denied() -> None:
+    event = body_of(log_entry(7, kind="libvirt.refused", outcome="denied"))["event"]
+    assert (event["action"], event["outcome"], event["category"], event["type"]) == (
+        "libvirt.refused",
+        "failure",
+        ["api"],
+        ["denied"],
+    )

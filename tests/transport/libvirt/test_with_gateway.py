@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -140,6 +141,29 @@ def test_what_the_policy_refuses_is_what_the_operator_reads(whole: Whole) -> Non
     assert "Production VMs are moved by production operators" in said
     assert pair.a.state(guest) == "running"
     pair.a.virsh("destroy", guest.name)
+
+
+def test_what_somebody_tries_beside_a_migration_is_on_record(whole: Whole) -> None:
+    pair = whole.pair
+    code, said = pair.a.virsh("-c", pair.a.front_uri, "destroy", LEDGER.uuid)
+    assert code != 0
+    assert "failed to get domain" in said
+    log = whole.site.log
+    found: list[dict[str, Any]] = []
+
+    def is_recorded() -> bool:
+        asked = [str(SEALANE), "audit", "query", "kind:libvirt.refused", "--log", str(log), "--format", "jsonl"]
+        done = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=False)
+        found[:] = [json.loads(line) for line in done.stdout.splitlines() if "domain_lookup_by_uuid" in line]
+        return bool(found)
+
+    wait_for(is_recorded, "a record of the refused call")
+    record = found[0].get("record", found[0])
+    assert (record["outcome"], record["vm"]) == ("denied", {"uuid": LEDGER.uuid, "name": "ledger"})
+    assert record["source"].endswith("/host/a")
+    assert record["destination"].endswith("/host/b")
+    assert (record["details"]["role"], record["details"]["procedure"]) == ("source", 24)
+    assert (record["details"]["uid"], record["details"]["count"]) == (0, 1)
 
 
 def test_the_gateway_is_away_and_the_caller_hears_so(whole: Whole) -> None:

@@ -33,6 +33,7 @@ from transport.relay.config import FrontDestination, FrontSection, LimitsSection
 from transport.relay.front import SOCKET_NAME, Front
 from transport.relay.loopback import peer_uid
 from transport.relay.news import News
+from transport.relay.refused_calls import RefusedCalls
 from transport.relay.wish import NotAdmitted, Wish
 
 PING = Packet(KEEPALIVE_PROGRAM, KeepAlive.PING, MessageType.MESSAGE, 0, Status.OK, b"")
@@ -45,6 +46,7 @@ class Stage:
 
     folder: Path
     wishes: list[Wish] = field(default_factory=list)
+    refused: RefusedCalls = field(default_factory=RefusedCalls)
     answer: Exception = field(default_factory=lambda: NotAdmitted("denied by policy no-friday: not on Fridays"))
 
     @property
@@ -66,7 +68,7 @@ async def front(folder: Path, *, uids: tuple[int, ...] | None = None, loopback: 
             peer_uids=(os.geteuid(),) if uids is None else uids,
             loopback_port=16510,
         )
-        served = Front(section, LimitsSection(message_seconds=2.0), stage.migrate, nursery)
+        served = Front(section, LimitsSection(message_seconds=2.0), stage.migrate, nursery, stage.refused)
         served.listen()
         nursery.start_soon(served.serve)
         yield stage
@@ -172,7 +174,7 @@ async def test_a_bug_that_a_caller_finds_ends_that_caller_alone(
 
     async with front(tmp_path) as stage:
         with monkeypatch.context() as patch:
-            patch.setattr("transport.relay.front.answer_locally", broken)
+            patch.setattr("transport.relay.caller.answer_locally", broken)
             assert await ask(stage, OPEN) == []
         assert len(await ask(stage, OPEN)) == 1
         stage.answer = ZeroDivisionError("a bug")
@@ -224,3 +226,16 @@ def test_the_cookie_names_this_hosts_port_for_disks(nbd: str) -> None:
     changed = with_nbd_port(f"<qemu-migration>{nbd}</qemu-migration>\0".encode(), 1234)
     assert changed.count(b"<nbd port='1234'") == 1
     assert b"49153" not in changed
+
+
+async def test_what_is_refused_is_noted_with_its_caller(tmp_path: Path) -> None:
+    async with front(tmp_path) as stage:
+        await ask(stage, OPEN, call(Procedure.DOMAIN_LOOKUP_BY_NAME, bytes(XdrWriter().text("web").data)))
+        ((refused, _),) = stage.refused.take().entries
+        assert (refused.role, refused.peer, refused.procedure, refused.vm_name) == ("source", "b", 23, "web")
+        assert refused.uid == os.geteuid()
+        assert await ask(stage, Packet(0x20008087, 1, MessageType.CALL, 1, Status.OK, b"")) == []
+        with trio.fail_after(5):
+            await stage.refused.wait()
+        ((refused, _),) = stage.refused.take().entries
+        assert "program 0x20008087" in refused.cause
