@@ -68,6 +68,10 @@ class Caller:
                         await self._take(packet)
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 pass
+            except RpcMalformed as malformed:
+                # Here, where it is known: whoever serves the caller may see it leave first.
+                self._refused(str(malformed), None)
+                raise
 
     async def next_call(self) -> Packet | None:
         """The next call, or None when the caller has left."""

@@ -129,9 +129,7 @@ class Front:
                     await self._answer(caller, destination, uid, is_tcp)
                     nursery.cancel_scope.cancel()
             except (TransportError, BaseExceptionGroup) as error:
-                if isinstance(cause := cause_of(error), RpcMalformed):
-                    refused(str(cause), None)
-                log.info("caller at the front left", destination=destination.host, cause=str(cause))
+                log.info("caller at the front left", destination=destination.host, cause=str(cause_of(error)))
         except Exception:
             # The edge: a bug that one caller has found must not end the sessions of all others.
             log.exception("bug: caller at the front ended")
