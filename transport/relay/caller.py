@@ -70,7 +70,7 @@ class Caller:
                 pass
             except RpcMalformed as malformed:
                 # Here, where it is known: whoever serves the caller may see it leave first.
-                self._refused(str(malformed), None)
+                self._refused(str(malformed), None, None)
                 raise
 
     async def next_call(self) -> Packet | None:
