@@ -27,7 +27,7 @@ from policy.facts import Person
 
 @dataclass(frozen=True, slots=True)
 class Desk:
-    """The pieces, put together by `gateway.service`. `health` answers for anyone, so it tells little."""
+    """The pieces, put together by `gateway.composition`. `health` answers for anyone, so it tells little."""
 
     gate: Gate
     people: People

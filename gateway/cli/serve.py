@@ -88,7 +88,7 @@ def gateway_serve(config: ServeConfigOption) -> None:
       sealane gateway serve --config /etc/sealane/gateway.toml
     """
     with needs_gateway_extra():
-        from gateway.service import run_gateway
+        from gateway.process import run_gateway
     with _gateway_errors():
         raise typer.Exit(run_gateway(config))
 

@@ -19,7 +19,7 @@ import structlog
 from audit.checkpoint import LogSigner
 from audit.log import Log
 from certs.files import read_private_key
-from gateway.service import run_gateway
+from gateway.process import run_gateway
 from gateway.starter import Site
 from tests.gateway.conftest import Running
 
@@ -42,7 +42,7 @@ class Process:
     """`run_gateway` in a process of its own."""
 
     def __init__(self, site: Site) -> None:
-        program = "import sys, pathlib, gateway.service as s; sys.exit(s.run(pathlib.Path(sys.argv[1])))"
+        program = "import sys, pathlib, gateway.process as s; sys.exit(s.run(pathlib.Path(sys.argv[1])))"
         command = [sys.executable, "-c", program, str(site.gateway_config)]
         self.errors = site.directory / "stderr"
         with self.errors.open("wb") as errors:

@@ -1,0 +1,70 @@
+"""The gate: policy, facts, placement, permits and the log's hands."""
+
+from __future__ import annotations
+
+import secrets
+
+from gateway.bell import Bell
+from gateway.composition.key_files import crls, p256_key
+from gateway.config import GatewayConfig
+from gateway.dispatch import Dispatch
+from gateway.gate import Gate, PermitTerms
+from gateway.inspections import Inspections
+from gateway.log_keeping import LogKeeping
+from gateway.migrations import Migrations
+from gateway.people import People
+from gateway.placement import Placement
+from gateway.recording import Clock
+from gateway.relays import HostTrust
+from gateway.reloading import load_policy
+from gateway.steady import SteadyTime
+from policy.engine import Engine
+from policy.jws import key_id_of
+from policy.permit import Limits, Requirements
+from policy.sources.keeper import Sources
+
+
+def make_gate(
+    config: GatewayConfig, people: People, sources: Sources, keeping: LogKeeping, clock: Clock
+) -> tuple[Gate, HostTrust]:
+    engine = Engine(load_policy(config))
+    people.named_groups = lambda: engine.bundle.named_groups
+    trust = HostTrust.load(config.path(config.tls.client_trust_bundle), crls(config))
+    limits = config.limits
+    dispatch = Dispatch()
+    gate = Gate(
+        people=people,
+        engine=engine,
+        sources=sources,
+        placement=Placement(lambda: clock.wall().timestamp(), limits.placement_silence_seconds),
+        migrations=Migrations(limits.migrations),
+        dispatch=dispatch,
+        recorder=keeping.recorder,
+        prove=keeping.proving,
+        terms=_terms(config),
+        clock=clock,
+        new_id=lambda: secrets.token_hex(16),
+        relay_silence_seconds=limits.relay_silence_seconds,
+        minimum_crl_number=trust.crl_number,
+        inspections=Inspections(dispatch, lambda: secrets.token_hex(16)),
+        preflight_first=config.permits.preflight,
+        time=SteadyTime(clock),
+        bell=Bell(),
+    )
+    return gate, trust
+
+
+def _terms(config: GatewayConfig) -> PermitTerms:
+    permits = config.permits
+    key = p256_key(config, permits.signing_key)
+    return PermitTerms(
+        issuer=config.gateway.name,
+        private_key=key,
+        key_id=key_id_of(key.public_key()),
+        lifetime_seconds=permits.lifetime_seconds,
+        session_seconds=permits.session_seconds,
+        recover_seconds=permits.recover_seconds,
+        downtime_limit_ms=permits.downtime_limit_ms,
+        limits=Limits(permits.max_channels, permits.bandwidth_bytes_per_second),
+        requirements=Requirements(content_digest=False, stream_inspection=False, vm_binding=permits.require_vm_binding),
+    )

@@ -1,0 +1,140 @@
+"""The pieces of a gateway, made and joined; nothing runs yet but what must be read before the first answer."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from audit.errors import AuditError
+from audit.index import Index
+from audit.log import Log
+from gateway.api.app import create_app
+from gateway.api.desk import Desk
+from gateway.api.https import Bounds, HttpsServer, make_context
+from gateway.break_glass.composition import make_break_glass
+from gateway.composition.gate import make_gate
+from gateway.composition.key_files import tls_files
+from gateway.composition.people import make_directory, make_issuers, make_people
+from gateway.composition.telling import health_document, make_metrics
+from gateway.config import GatewayConfig
+from gateway.errors import StartRefused
+from gateway.gate import Gate
+from gateway.inventories import InventoryNews, open_sources, read_at_start
+from gateway.issuers import Issuers
+from gateway.log_keeping import LogKeeping, open_log_keeping
+from gateway.metrics import of_authority
+from gateway.observing import make_observation
+from gateway.placement_watching import PlacementWatching
+from gateway.reading import Reading
+from gateway.recording import Clock
+from gateway.refused_calls import RefusedCallsOnRecord
+from gateway.reloading import Reloader
+from gateway.reporting import Reporting
+from gateway.searching import Search
+from gateway.services import Services
+from gateway.siem.delivery import CommittedEntries, Delivery
+from gateway.siem.oversight import Oversight
+from gateway.tile_reading import TileReading
+from gateway.watch import Watch, WatchSettings
+
+Background = Callable[[], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Pieces:
+    """`background` are the tasks that run for as long as the gateway serves; the log's writer is not among them."""
+
+    config: GatewayConfig
+    server: HttpsServer
+    reloader: Reloader
+    desk: Desk
+    keeping: LogKeeping
+    delivery: Delivery
+    gate: Gate
+    placement: PlacementWatching
+    background: tuple[Background, ...]
+
+
+async def make_pieces(
+    config: GatewayConfig, stack: AsyncExitStack, clock: Clock, open_log: Callable[[], Log] | None
+) -> Pieces:
+    """Errors: GatewayError, each naming what to correct. What must be closed is closed by `stack`."""
+    keeping = await open_log_keeping(config, stack, clock, open_log)
+    committer, recorder, origin = keeping.committer, keeping.recorder, keeping.signer.origin
+    index = stack.enter_context(_index(config.path(config.gateway.state_dir) / "index.sqlite", origin))
+    people = make_people(config, recorder, await make_issuers(config, stack), make_directory(config, stack))
+    sources = await open_sources(config, stack)
+    await read_at_start(sources)
+    gate, trust = make_gate(config, people, sources, keeping, clock)
+    sources.on_news = InventoryNews(recorder, gate.placement, gate.bell).tell
+    search = Search(index, origin, committer, config.path(config.log.directory))
+    stack.callback(search.close)
+    reading = Reading(gate, committer, search)
+    gate.break_glass = make_break_glass(config, gate, reading)
+    if (observe := config.policy.observe) is not None:
+        gate.observation = make_observation(observe.zones, observe.until, gate.time.now())
+    reporting = Reporting(gate, reading, trust)
+    if config.identity.services:
+        people.services = Services(config.identity.services, lambda: reporting.trust)
+    issuers = Issuers(config.identity.issuers, has_local_people=people.local is not None)
+    health = partial(health_document, config, keeping, gate)
+    placement_watching = PlacementWatching(gate)
+    entries = CommittedEntries(committer, origin, config.path(config.log.directory))
+    siem_dir = config.path(config.gateway.state_dir) / "siem"
+    delivery = Delivery(config.siem, config.path, siem_dir, entries, recorder, clock)
+    oversight, metrics = Oversight(gate, delivery, keeping.signer.verifier), make_metrics(config, keeping, delivery)
+    desk = Desk(
+        gate=gate,
+        people=people,
+        issuers=issuers,
+        reading=reading,
+        tile_reading=TileReading(reading, committer, recorder),
+        published_checkpoint=keeping.witnessing.published_checkpoint,
+        reporting=reporting,
+        placement=placement_watching,
+        refused_calls=RefusedCallsOnRecord(gate),
+        oversight=oversight,
+        metrics=metrics,
+        health=health,
+        poll_seconds=config.limits.poll_seconds,
+    )
+    server = _server(config, desk)
+    reloader = Reloader(config, gate, people, reporting, server, partial(tls_files, config))
+    watch = Watch(gate, people, reporting.seen, lambda: reporting.trust)
+    metrics.add(
+        of_authority(
+            lambda: gate.break_glass.counts() if gate.break_glass is not None else {},
+            lambda: gate.observation.would_deny if gate.observation is not None else 0,
+            lambda: watch.revoked,
+        )
+    )
+    reloader.reload_delivery = delivery.reload
+    revocation = config.revocation
+    background: tuple[Background, ...] = (
+        keeping.witnessing.run,
+        partial(watch.run, WatchSettings(revocation.interval_seconds, revocation.unknown_grace_seconds)),
+        sources.run,
+        search.follow,
+        placement_watching.run,
+        desk.refused_calls.run,
+        delivery.run,
+        desk.tile_reading.run,
+    )
+    return Pieces(config, server, reloader, desk, keeping, delivery, gate, placement_watching, background)
+
+
+def _index(path: Path, origin: str) -> Index:
+    try:
+        return Index(path, origin)
+    except (AuditError, sqlite3.Error, OSError) as error:
+        raise StartRefused(f"the query index {path} cannot be opened: {error}") from error
+
+
+def _server(config: GatewayConfig, desk: Desk) -> HttpsServer:
+    limits = config.limits
+    bounds = Bounds(limits.connections, limits.connections_per_address, limits.handshake_seconds)
+    return HttpsServer(create_app(desk, limits.request_seconds), make_context(tls_files(config)), bounds)

@@ -1,0 +1,52 @@
+"""What the running gateway tells of itself: metrics, health, the details of its start record."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gateway.clocks import machine_boot_id
+from gateway.committer import Committer
+from gateway.config import GatewayConfig
+from gateway.errors import StartRefused
+from gateway.gate import Gate
+from gateway.log_keeping import LogKeeping
+from gateway.metrics import Metrics, of_log, of_siem, of_witnesses
+from gateway.recording import recovery_details
+from gateway.reloading import Reloader
+from gateway.siem.delivery import Delivery
+from gateway.siem.receivers import secret
+
+
+def make_metrics(config: GatewayConfig, keeping: LogKeeping, delivery: Delivery) -> Metrics:
+    table, committer = config.metrics, keeping.committer
+    try:
+        metrics = Metrics(None if table is None else secret(config.path(table.token_file)))
+    except ValueError as error:
+        raise StartRefused(f"metrics.token_file: {error}") from error
+    metrics.add(of_log(lambda: committer.size, lambda: committer.failed_because is not None))
+    metrics.add(of_witnesses(keeping.witnessing.ages))
+    metrics.add(of_siem(lambda: map(delivery.status, delivery.names)))
+    return metrics
+
+
+def health_document(config: GatewayConfig, keeping: LogKeeping, gate: Gate) -> dict[str, Any]:
+    return {"name": config.gateway.name, **keeping.health(), **_loud(gate)}
+
+
+def _loud(gate: Gate) -> dict[str, Any]:
+    """What departs from the ordinary, for anyone to see."""
+    loud: dict[str, Any] = {}
+    if gate.break_glass is not None:
+        loud["break_glass"] = gate.break_glass.counts()
+    if gate.observation is not None:
+        loud["observe"] = gate.observation.document(gate.time.now())
+    return loud
+
+
+def start_details(config: GatewayConfig, listen: str, committer: Committer, reloader: Reloader) -> dict[str, Any]:
+    machine = {"machine_boot_id": machine_boot_id()}
+    details: dict[str, Any] = {"listen": listen, "name": config.gateway.name, **machine, **reloader.in_force()}
+    details["heartbeat_seconds"] = config.log.heartbeat_seconds  # from now on a longer silence is a finding
+    if committer.recovery is not None:
+        details["recovered"] = recovery_details(committer.recovery)
+    return details
