@@ -12,6 +12,7 @@ from bench import (
     libvirt_migration,
     permit_directory,
     permit_latency,
+    relay_downtime,
     relay_idle,
     relay_migration,
     relay_stream,
@@ -25,6 +26,8 @@ PARTS = {
     "relay": {
         "stream": relay_stream.measure,
         "migration": relay_migration.measure,
+        "multifd": relay_migration.measure_multifd,
+        "downtime": relay_downtime.measure,
         "libvirt": libvirt_migration.measure,
         "idle": relay_idle.measure,
     },

@@ -160,6 +160,11 @@ class Rounds:
         pairs = zip(self.runs[name], self.runs[other], strict=True)
         return statistics.median(theirs.seconds / ours.seconds for ours, theirs in pairs)
 
+    def cpu_against(self, name: str, other: str) -> float:
+        """Median over the rounds of name's CPU time for each byte divided by other's."""
+        pairs = zip(self.runs[name], self.runs[other], strict=True)
+        return statistics.median(ours.cpu_seconds_per_gb / theirs.cpu_seconds_per_gb for ours, theirs in pairs)
+
 
 def run_interleaved(title: str, contenders: Mapping[str, Callable[[], Run]], rounds: int) -> Rounds:
     """Every contender once a round; each round begins with another one, so that no one always follows the same."""

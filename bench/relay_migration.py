@@ -29,6 +29,7 @@ QUICK_MEMORY_MIB = 256
 DEADLINE_SECONDS = 120.0
 SETTINGS = MigrationSettings()  # bandwidth unlimited: QEMU's default of 128 MiB/s would hide any relay's speed
 QEMU_TLS = "qemu-tls"
+MULTIFD_CHANNELS = 2
 
 
 def measure(plan: Plan) -> dict[str, float]:
@@ -62,25 +63,69 @@ def measure(plan: Plan) -> dict[str, float]:
     return figures
 
 
-def _run(source: QemuProcess, start: Start | None, memory_mib: int, certificates: Path) -> Run:
+def measure_multifd(plan: Plan) -> dict[str, float]:
+    """The same with two multifd channels beside the main one.
+
+    haproxy has one thread here too: with two, the channels overtake one another, and QEMU 7.2, which knows them by
+    their order of arrival, refuses the migration (seen in every try).
+    """
+    memory_mib = QUICK_MEMORY_MIB if plan.quick else MEMORY_MIB
+    with tempfile.TemporaryDirectory(prefix="bench-") as name:
+        folder = Path(name)
+        certificates = folder / "certificates"
+        make_certificates(certificates)
+        starts: dict[str, Start | None] = {
+            "direct": peers.direct,
+            "haproxy": peers.haproxy(certificates),
+            QEMU_TLS: None,
+            "sealane": sealane(folder / "sealane"),
+        }
+        settings = MigrationSettings(multifd_channels=MULTIFD_CHANNELS)
+        with source_qemu(folder, memory_mib, certificates) as source:
+            contenders: dict[str, Callable[[], Run]] = {
+                name: partial(_run, source, start, memory_mib, certificates, settings)
+                for name, start in starts.items()
+                if name in plan.peers
+            }
+            rounds = run_interleaved("multifd", contenders, plan.rounds_to_run)
+    title = (
+        f"{memory_mib} MiB by {MULTIFD_CHANNELS} multifd channels, median of {plan.rounds_to_run}; CPU with both QEMUs"
+    )
+    print_rounds(title, rounds, "sealane")
+    figures = relay_figures("multifd2", rounds)
+    for other in ("haproxy", QEMU_TLS):
+        if {"sealane", other} <= rounds.runs.keys():
+            figures[f"multifd2_vs_{other.replace('-', '_')}"] = rounds.times_as_fast("sealane", other)
+    return figures
+
+
+def _run(
+    source: QemuProcess,
+    start: Start | None,
+    memory_mib: int,
+    certificates: Path,
+    settings: MigrationSettings = SETTINGS,
+) -> Run:
     """One migration, through a pair or (without `start`) by QEMU's own TLS, and the source made ready for the next."""
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         folder = Path(name)
         with destination_qemu(folder, memory_mib, certificates) as destination:
             try:
-                return trio.run(_migrate, source, destination, start, folder)
+                return trio.run(_migrate, source, destination, start, folder, settings)
             except (HypervisorError, trio.TooSlowError) as error:
                 raise BenchError(f"the migration failed: {error}") from error
 
 
-async def _migrate(source: QemuProcess, destination: QemuProcess, start: Start | None, folder: Path) -> Run:
+async def _migrate(
+    source: QemuProcess, destination: QemuProcess, start: Start | None, folder: Path, settings: MigrationSettings
+) -> Run:
     leave = folder / peers.VM / "leave.sock"
     leave.parent.mkdir()
     port = peers.free_port()
     async with conversation(source) as sender, conversation(destination) as receiver:
-        await sender.machine.prepare_source(SETTINGS)
+        await sender.machine.prepare_source(settings)
         await receiver.machine.hold_incoming()
-        await receiver.machine.prepare_destination(SETTINGS)
+        await receiver.machine.prepare_destination(settings)
         for end in (sender, receiver):
             await _use_qemus_tls(end, start is None)
         incoming = f"unix:{leave}" if start else f"tcp:127.0.0.1:{port}"

@@ -48,6 +48,8 @@ def measure(plan: Plan) -> dict[str, float]:
     for other in ("haproxy", "socat", "stunnel"):
         if {"sealane", other} <= rounds.runs.keys():
             figures[f"stream_vs_{other}"] = rounds.times_as_fast("sealane", other)
+    if {"sealane", "haproxy"} <= rounds.runs.keys():
+        figures["relay_cpu_vs_haproxy"] = rounds.cpu_against("sealane", "haproxy")
     if "sealane" in rounds.runs:
         figures["relay_rss_mib"] = max(run.peak_rss_bytes for run in rounds.runs["sealane"]) / 2**20
     return figures
