@@ -163,19 +163,19 @@ class QemuMachine:
         """Wait for the end of the migration at the source and return its last numbers.
 
         Raises MigrationFailed, MigrationCancelled; HypervisorTimeout at the deadline: the migration then
-        still runs and must be cancelled. `on_progress` is called on each change of state, and otherwise
-        every `interval_seconds`.
+        still runs and must be cancelled. `on_progress` is called on each change of state but the last, and
+        otherwise every `interval_seconds`.
         """
         end = trio.current_time() + deadline_seconds
         while True:
             # QEMU holds its big lock for the whole switchover and answers nobody meanwhile, for as long as
             # the network takes. Silence is a failure at the end of the whole deadline only.
             seen = await self.progress(deadline_seconds=_left(end, deadline_seconds))
+            if seen.status == "completed":
+                return seen  # the guest stands still by now: nobody is told anything before it is handed over
             if on_progress is not None:
                 await on_progress(seen)
             match seen.status:
-                case "completed":
-                    return seen
                 case "failed":
                     raise MigrationFailed(f"QEMU gave the migration up: {seen.error or 'no reason given'}")
                 case "cancelled":

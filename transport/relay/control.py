@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -160,17 +159,3 @@ class ControlLink:
 
     async def close(self) -> None:
         await self._stream.close()
-
-
-def tune_tcp(sock: socket.socket | trio.socket.SocketType) -> None:
-    """Notice a dead peer within about half a minute; send small messages at once."""
-    options = (
-        (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
-        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-        (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10),
-        (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
-        (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4),
-        (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000),
-    )
-    for level, name, value in options:
-        sock.setsockopt(level, name, value)

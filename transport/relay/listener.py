@@ -16,7 +16,7 @@ import trio
 
 from transport.errors import ConnectionBroken, ProtocolViolation
 from transport.relay.config import LimitsSection
-from transport.relay.control import tune_tcp
+from transport.relay.tcp import tune_tcp
 from transport.wire.keys import ConnectionKeys
 from transport.wire.preface import MAGIC, PREFACE_BYTES, authenticate_preface, read_preface
 

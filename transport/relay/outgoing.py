@@ -14,7 +14,7 @@ import trio
 from transport.errors import ConnectionBroken
 from transport.relay.address_book import AddressBook, Entry
 from transport.relay.config import NetworkSection, split_address
-from transport.relay.control import tune_tcp
+from transport.relay.tcp import tune_tcp
 
 MAX_ROUTES = 8
 

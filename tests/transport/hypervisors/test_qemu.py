@@ -105,7 +105,8 @@ async def test_a_guest_moves_unharmed_and_starts_only_when_it_is_told_to(pair: P
     assert last.total_bytes >= MEMORY_MIB << 20
     assert last.transferred_bytes > LAYOUT.size_bytes
     assert last.passes >= 2
-    assert seen[-1] == last
+    assert "completed" not in {progress.status for progress in seen}  # the guest stands still: nobody is told first
+    assert seen[-1].status in {"active", "device"}
     assert not any(progress.status == "completed" for progress in seen[:-1])
 
 

@@ -19,6 +19,7 @@ from transport.relay.host import open_host
 from transport.relay.news import News
 from transport.relay.outgoing import Leaving, connect, connect_first, leaving_of, routes
 from transport.relay.source import MigrationOrder, carry_as_source
+from transport.relay.tcp import tune_tcp
 
 NOBODY = ("127.0.0.1", 1)
 
@@ -138,3 +139,12 @@ def test_the_kept_copy_is_used_by_the_next_process(site: Site) -> None:
     entry = again.addresses.book.host("b")
     assert entry is not None
     assert Path(again.config.relay.state_dir, "address-book.json").exists()
+
+
+def test_a_lane_to_a_near_host_holds_little_in_the_kernel_and_a_control_socket_notices_a_dead_peer() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as near:
+        as_found = near.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+        tune_tcp(near)
+        bounded = near.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+        assert near.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 30_000
+    assert as_found < bounded == 2 * (1 << 20)  # the kernel doubles what it is told, and grows it no more: tcp(7)
