@@ -6,6 +6,7 @@ away; its age is known. An address is where to knock, never who is there: certif
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Final
@@ -57,23 +58,25 @@ class AddressBook:
     hosts: tuple[Entry, ...] = ()
     fetched: int = 0
     _by_name: dict[str, Entry] = field(default_factory=dict, repr=False, compare=False)
+    _numbers: frozenset[str] = field(default=frozenset(), repr=False, compare=False)
 
     @classmethod
     def decode(cls, data: bytes, fetched: int | None = None) -> AddressBook:
         """Strictly. Raises ValueError (msgspec's errors are) for anything that is not a book as a whole."""
         document = msgspec.json.decode(data, type=_Document)
         by_name: dict[str, Entry] = {}
+        numbers: set[str] = set()
         for entry in document.hosts:
             for each in entry.addresses:
                 try:
-                    split_address(each.address, entry.name)
+                    numbers.add(split_address(each.address, entry.name)[0])
                 except ConfigurationError as error:
                     raise ValueError(str(error)) from None
             for name in {entry.spiffe_id, entry.name, entry.libvirt_name.lower()}:
                 if by_name.setdefault(name, entry) is not entry:
                     raise ValueError(f"{name!a} names two hosts")
         when = document.fetched if fetched is None else fetched
-        return cls(document.version, document.hosts, when, by_name)
+        return cls(document.version, document.hosts, when, by_name, frozenset(filter(None, map(_number, numbers))))
 
     def encode(self) -> bytes:
         return msgspec.json.encode(_Document(self.version, self.hosts, self.fetched))
@@ -82,9 +85,23 @@ class AddressBook:
         """By SPIFFE id or name, exactly, or by libvirt's name in any case."""
         return self._by_name.get(name) or self._by_name.get(name.lower())
 
+    def knows(self, number: str) -> bool:
+        """Whether a host has this IP address. It says nothing of who is there; names are not looked up."""
+        return _number(number) in self._numbers
+
     def age_seconds(self, now: int) -> int | None:
         """How old it is; None if there is none."""
         return max(0, now - self.fetched) if self.fetched else None
+
+
+def _number(host: str) -> str | None:
+    """An IP address in its one spelling; None for a name."""
+    try:
+        found = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return None
+    mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
+    return str(mapped or found)
 
 
 class AddressBookFile:
@@ -93,6 +110,10 @@ class AddressBookFile:
     def __init__(self, state_dir: Path) -> None:
         self._path = state_dir / FILE_NAME
         self.book = self._written = self._load()
+
+    def knows(self, number: str) -> bool:
+        """See `AddressBook.knows`, of the book in force."""
+        return self.book.knows(number)
 
     def keep(self, book: AddressBook) -> None:
         """Put it in force and on the disk (blocking). OSError leaves it in force, and the older copy on the disk.

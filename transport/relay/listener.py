@@ -1,14 +1,11 @@
 """The one listening port: tells TLS from a lane's preface, and spends little on whoever has not proven itself.
 
-Until a peer is authenticated its connection counts as a stranger: strangers have a deadline, are capped per address
-and in all (at the cap the oldest goes), are not logged one by one, and handshakes are rate-limited.
+Until a peer is authenticated its connection counts as a stranger (`strangers`); strangers are not logged one by one.
 """
 
 from __future__ import annotations
 
-import math
 import socket
-from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
@@ -16,6 +13,7 @@ import trio
 
 from transport.errors import ConnectionBroken, ProtocolViolation
 from transport.relay.config import LimitsSection
+from transport.relay.strangers import Entrance
 from transport.relay.tcp import tune_tcp
 from transport.wire.keys import ConnectionKeys
 from transport.wire.preface import MAGIC, PREFACE_BYTES, authenticate_preface, read_preface
@@ -55,50 +53,6 @@ class LaneDesk:
         self._arrived.clear()
 
 
-class Strangers:
-    """Connections that have not proven themselves, oldest first."""
-
-    def __init__(self, limits: LimitsSection) -> None:
-        self._limits = limits
-        self._scopes: OrderedDict[trio.CancelScope, str] = OrderedDict()
-
-    def enter(self, address: str) -> trio.CancelScope:
-        """A scope with the handshake deadline; the oldest stranger is put out where there is no room."""
-        same = [scope for scope, theirs in self._scopes.items() if theirs == address]
-        if len(same) >= self._limits.max_unauthenticated_per_address:
-            self.leave(same[0])
-        if len(self._scopes) >= self._limits.max_unauthenticated:
-            self.leave(next(iter(self._scopes)))
-        scope = trio.CancelScope(deadline=trio.current_time() + self._limits.handshake_seconds)
-        self._scopes[scope] = address
-        return scope
-
-    def leave(self, scope: trio.CancelScope) -> None:
-        """Put a stranger out."""
-        self._scopes.pop(scope, None)
-        scope.cancel()
-
-    def proven(self, scope: trio.CancelScope) -> None:
-        """This one is a stranger no more, and has no handshake deadline."""
-        self._scopes.pop(scope, None)
-        scope.deadline = math.inf
-
-    def __len__(self) -> int:
-        return len(self._scopes)
-
-
-class HandshakeRate:
-    """At most `per_second` handshakes begun in any second; the others wait, under their own deadline."""
-
-    def __init__(self, per_second: int) -> None:
-        self._begun: deque[float] = deque(maxlen=per_second)
-
-    async def turn(self) -> None:
-        while len(self._begun) == self._begun.maxlen and self._begun[0] > trio.current_time() - 1:
-            await trio.sleep(self._begun[0] + 1 - trio.current_time())
-        self._begun.append(trio.current_time())
-
-
 ControlHandler = Callable[[trio.socket.SocketType, bytes, Callable[[], None]], Awaitable[None]]
 
 
@@ -108,12 +62,17 @@ class Listener:
     `handle_control(socket, bytes already read, proven)` calls `proven()` once the peer is authenticated.
     """
 
-    def __init__(self, limits: LimitsSection, handle_control: ControlHandler) -> None:
+    def __init__(
+        self,
+        limits: LimitsSection,
+        handle_control: ControlHandler,
+        is_known: Callable[[str], bool] = lambda address: False,  # noqa: ARG005 - no address book, no address known
+    ) -> None:
         self._limits = limits
         self._handle_control = handle_control
         self._desks: dict[bytes, LaneDesk] = {}
-        self._rate = HandshakeRate(limits.handshakes_per_second)
-        self.strangers = Strangers(limits)
+        self._is_known = is_known
+        self._known, self._others = Entrance(limits), Entrance(limits)
 
     def open_desk(self, keys: ConnectionKeys, max_channels: int) -> LaneDesk:
         desk = LaneDesk(keys, max_channels)
@@ -126,6 +85,8 @@ class Listener:
 
     async def serve(self, listening: trio.socket.SocketType) -> None:
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._known.turns.run)
+            nursery.start_soon(self._others.turns.run)
             while True:
                 try:
                     accepted, address = await listening.accept()
@@ -135,22 +96,23 @@ class Listener:
                 nursery.start_soon(self._serve_one, accepted, str(address[0]))
 
     async def _serve_one(self, accepted: trio.socket.SocketType, address: str) -> None:
-        scope = self.strangers.enter(address)
+        entrance = self._known if self._is_known(address) else self._others
+        scope = entrance.strangers.enter(address)
         handed_on = False
         try:
             with scope:
                 tune_tcp(accepted)
                 first = await _read_at_least(accepted, b"", _DECIDING_BYTES)
                 if first.startswith(_TLS_HANDSHAKE_RECORD):
-                    await self._rate.turn()
-                    await self._handle_control(accepted, first, lambda: self.strangers.proven(scope))
+                    await entrance.turns.take(address)
+                    await self._handle_control(accepted, first, lambda: entrance.strangers.proven(scope))
                 elif first.startswith(MAGIC):
                     preface = await _read_at_least(accepted, first, PREFACE_BYTES)
                     handed_on = self._take_lane(accepted, preface)
         except (ConnectionBroken, ProtocolViolation, OSError):
             pass  # closed without an answer, and without a line in the log that a stranger could fill it with
         finally:
-            self.strangers.leave(scope)
+            entrance.strangers.leave(scope)
             if not handed_on:
                 accepted.close()
 

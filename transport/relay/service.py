@@ -81,7 +81,7 @@ class Relay:
         # Made once: filling one with a long CRL costs milliseconds and megabytes, and strangers would choose how often.
         self._tls_context = server_context(host.credentials)
         self.destination = Destination(host, nursery)
-        self.listener = Listener(host.config.limits, self.serve_control)
+        self.listener = Listener(host.config.limits, self.serve_control, host.addresses.knows)
 
     async def serve_control(self, sock: trio.socket.SocketType, first: bytes, proven: Callable[[], None]) -> None:
         """One control connection: TLS, the peer's identity, its Offer, and then the session."""

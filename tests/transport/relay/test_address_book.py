@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -94,3 +95,13 @@ def test_a_book_that_was_only_confirmed_is_written_once_in_a_while(tmp_path: Pat
 def test_a_damaged_copy_is_no_book_and_stops_nothing(tmp_path: Path, damage: bytes) -> None:
     (tmp_path / FILE_NAME).write_bytes(damage)
     assert AddressBookFile(tmp_path).book == AddressBook()
+
+
+def test_it_knows_the_numbers_of_its_hosts_however_they_are_written_and_no_names() -> None:
+    entry = {"spiffe_id": "spiffe://t/host/a", "name": "a", "libvirt_name": "a"}
+    reach = [{"address": each} for each in ("10.0.0.1:7443", "[2001:db8:0:0::1]:7443", "host-a.example:7443")]
+    document = {"version": "0" * 64, "hosts": [{**entry, "addresses": reach}]}
+    book = AddressBook.decode(msgspec.json.encode(document))
+    assert all(map(book.knows, ["10.0.0.1", "::ffff:10.0.0.1", "2001:db8::1", "2001:db8::1%eth0"]))
+    assert not any(map(book.knows, ["10.0.0.2", "host-a.example", "", "2001:db8::2"]))
+    assert not AddressBook().knows("10.0.0.1")

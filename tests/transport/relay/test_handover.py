@@ -23,6 +23,7 @@ from gateway.demo.machines import Qemu, dump_region, let_run, run_state, start_q
 from tests.transport.relay.conftest import until
 from tests.transport.site import Site
 from transport.hypervisors.errors import HypervisorError
+from transport.relay.config import RelayConfig
 
 pytestmark = pytest.mark.real
 VM = "11111111-2222-4333-8444-555555555555"
@@ -55,7 +56,10 @@ def write_config(site: Site, name: str, listen: str = "127.0.0.1:0") -> Path:
     """The TOML file of a relay that drives QEMU by QMP."""
     config = site.relay_config(name, kind="qmp", qmp_socket=str(site.folder / f"q{name}" / "{uuid}" / "qmp.sock"))
     config = msgspec.structs.replace(config, relay=msgspec.structs.replace(config.relay, listen=listen))
-    path = site.folder / f"relay-{name}.toml"
+    return write_toml(config, site.folder / f"relay-{name}.toml")
+
+
+def write_toml(config: RelayConfig, path: Path) -> Path:
     # Text, numbers and lists of them are written alike in JSON and TOML.
     sections = msgspec.to_builtins(config).items()
     path.write_text(

@@ -12,8 +12,8 @@ import trio.testing
 from tests.transport.relay.conftest import Pair, until
 from tests.transport.relay.test_carriage import VM, dial, listen
 from transport.errors import ProtocolViolation
-from transport.relay.config import LimitsSection, split_address
-from transport.relay.listener import HandshakeRate, LaneDesk, Strangers
+from transport.relay.config import split_address
+from transport.relay.listener import LaneDesk
 from transport.wire.keys import ConnectionKeys
 
 pytestmark = pytest.mark.whole
@@ -65,45 +65,6 @@ async def test_strangers_cannot_keep_a_migration_from_starting(pair: Pair, short
         for stranger in strangers:
             await stranger.aclose()
     await listener.aclose()
-
-
-def test_at_the_cap_the_oldest_stranger_goes_first_of_the_same_address() -> None:
-    async def main() -> None:
-        strangers = Strangers(LimitsSection(max_unauthenticated=4, max_unauthenticated_per_address=2))
-        first = strangers.enter("10.0.0.1")
-        other = strangers.enter("10.0.0.2")
-        second = strangers.enter("10.0.0.1")
-        third = strangers.enter("10.0.0.1")
-        assert (first.cancel_called, second.cancel_called, third.cancel_called) == (True, False, False)
-        strangers.enter("10.0.0.3")
-        strangers.enter("10.0.0.4")
-        assert other.cancel_called
-        assert not third.cancel_called
-        assert len(strangers) == 4
-
-    trio.run(main)
-
-
-def test_who_has_proven_itself_is_not_put_out() -> None:
-    async def main() -> None:
-        strangers = Strangers(LimitsSection(max_unauthenticated_per_address=1))
-        first = strangers.enter("10.0.0.1")
-        strangers.proven(first)
-        strangers.enter("10.0.0.1")
-        assert not first.cancel_called
-        assert first.deadline == float("inf")
-
-    trio.run(main)
-
-
-async def test_handshakes_beyond_the_rate_wait(autojump_clock: trio.testing.MockClock) -> None:
-    rate = HandshakeRate(3)
-    begun: list[float] = []
-    for _ in range(7):
-        await rate.turn()
-        begun.append(trio.current_time())
-    assert begun[2] - begun[0] < 1 <= begun[3] - begun[0]
-    assert 2 <= begun[6] - begun[0] < 3
 
 
 def test_a_channel_takes_one_lane_and_only_within_the_limit() -> None:
