@@ -8,6 +8,8 @@
 #   make soak    kill a gateway under load KILLS times (default 1000; about 2 s each), then compare all it said with its log
 #   make soak-sinks  kill each receiver of the log 100 times during delivery (ARGS="--kills N"); rsyslog is real
 #   make failures  kill relays, libvirtd and connections at every moment of a migration by libvirt (about 15 minutes)
+#   make kinds   move a guest in every way that QEMU knows, and write the table in docs/migration-kinds.md
+#   make newest-qemu  fetch the newest QEMU of Debian into .qemu-newest, for make kinds and make test
 #   make deb     Debian packages of relay and gateway, in build/deb
 #   make lock    remake requirements.lock from pyproject.toml (ARGS=--upgrade takes the newest versions)
 #
@@ -19,7 +21,7 @@ ARGS ?=
 FUZZ_SECONDS ?= 60
 KILLS ?= 1000
 
-.PHONY: help demo test check bench failures fuzz soak soak-sinks deb lock setup
+.PHONY: help demo test check bench failures fuzz soak soak-sinks kinds newest-qemu deb lock setup
 .DEFAULT_GOAL := help
 
 help:
@@ -54,6 +56,13 @@ bench:
 failures:
 	@deploy/setup.sh test
 	@$(BIN)/python -m tests.transport.libvirt.failures $(ARGS)
+
+kinds:
+	@deploy/setup.sh test
+	@$(BIN)/python -m tests.transport.kinds --write docs/migration-kinds.md $(ARGS)
+
+newest-qemu:
+	@deploy/newest-qemu.sh $(ARGS)
 
 fuzz: setup
 	@$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) $(ARGS)

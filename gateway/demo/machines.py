@@ -8,6 +8,7 @@ DIRECTORY/qemu.log        what QEMU said
 
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,23 +69,30 @@ class Qemu:
         return self.serial_file.read_bytes() if self.serial_file.exists() else b""
 
 
-def require_qemu() -> None:
+def require_qemu(program: str = QEMU) -> None:
     """Raises MissingProgram."""
-    if shutil.which(QEMU) is None:
-        raise MissingProgram(QEMU, "qemu-system-x86")
+    if shutil.which(program) is None:
+        raise MissingProgram(program, "qemu-system-x86")
 
 
-async def start_qemu(
-    directory: Path, uuid: str, *, memory_mib: int = 64, incoming: bool = False, image: Path | None = None
+async def start_qemu(  # noqa: PLR0913 - a machine's description
+    directory: Path,
+    uuid: str,
+    *,
+    memory_mib: int = 64,
+    incoming: bool = False,
+    image: Path | None = None,
+    program: str = QEMU,
+    more: Sequence[str] = (),
 ) -> Qemu:
     """Start a QEMU whose monitors answer when this returns; `incoming` lets it wait for a migration.
 
-    `directory` is made if it is missing and should be this VM's own. Without `image` there is nothing to boot.
-    Raises MissingProgram; ProcessFailed with what QEMU said.
+    `directory` is made if it is missing and should be this VM's own. Without `image` there is nothing to boot. `more`:
+    further arguments. Raises MissingProgram; ProcessFailed with what QEMU said.
     """
-    require_qemu()
+    require_qemu(program)
     directory.mkdir(parents=True, exist_ok=True)
-    command = [QEMU, "-nodefaults", "-no-user-config", "-display", "none", "-name", f"sealane-demo-{uuid[:8]}"]
+    command = [program, "-nodefaults", "-no-user-config", "-display", "none", "-name", f"sealane-demo-{uuid[:8]}"]
     command += ["-accel", "tcg", "-machine", "pc", "-m", f"{memory_mib}M", "-uuid", uuid]
     command += ["-serial", f"file:{directory / 'serial.txt'}"]
     for monitor in ("qmp.sock", "observer.sock"):
@@ -93,6 +101,7 @@ async def start_qemu(
         command += ["-drive", f"if=floppy,format=raw,readonly=on,file={image}"]
     if incoming:
         command += ["-incoming", "defer"]
+    command += more
     with (directory / "qemu.log").open("wb") as log:
         # A session of its own: Ctrl-C is for whoever started it, who ends it in order.
         process = await trio.lowlevel.open_process(

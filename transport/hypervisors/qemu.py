@@ -25,6 +25,7 @@ from transport.hypervisors.errors import (
     WrongVm,
 )
 from transport.hypervisors.migration_progress import MigrationProgress, read_progress
+from transport.hypervisors.moving import PLAIN, Movement
 from transport.hypervisors.qmp import PeerCredentials, QmpConnection
 
 # QEMU's own default of 128 MiB/s would hide a relay's speed; this is what its documentation calls unlimited.
@@ -34,16 +35,31 @@ _MAX_UNIX_PATH_BYTES = 107  # sun_path with its NUL, unix(7)
 # What the handover stands on. Anything switched on earlier that would start or end the migration in
 # another order than the relays expect is switched off.
 _ON_BOTH = ("return-path", "validate-uuid", "events")
-_OFF_ON_BOTH = ("postcopy-ram", "pause-before-switchover", "background-snapshot", "x-colo")
+_OFF_ON_BOTH = (
+    "postcopy-ram",
+    "postcopy-preempt",
+    "multifd",
+    "xbzrle",
+    "auto-converge",
+    "pause-before-switchover",
+    "background-snapshot",
+    "x-colo",
+)
 
 
 @dataclass(frozen=True, slots=True)
 class MigrationSettings:
-    """What both QEMUs are told before a migration. A bandwidth of 0 means unlimited, no multifd channels one stream."""
+    """What both QEMUs are told before a migration. A bandwidth of 0 means unlimited, no multifd channels one stream.
+
+    `pauses_before_switchover`: the source stops its guest and then waits for `continue_migration`.
+    """
 
     bandwidth_bytes_per_second: int = 0
     downtime_limit_ms: int = 300
-    multifd_channels: int = 0
+    movement: Movement = PLAIN
+    auto_converge: bool = False
+    post_copy_bytes_per_second: int = 0
+    pauses_before_switchover: bool = False
 
 
 class _Capability(msgspec.Struct, frozen=True):
@@ -112,13 +128,16 @@ class QemuMachine:
 
     async def prepare_source(self, settings: MigrationSettings) -> None:
         """Set capabilities and parameters of the side that sends. Raises HypervisorRefused if one is missing."""
-        await self._set_capabilities({"multifd": settings.multifd_channels > 0})
+        await self._set_capabilities(
+            _capabilities(settings.movement)
+            | {"auto-converge": settings.auto_converge, "pause-before-switchover": settings.pauses_before_switchover}
+        )
         await self._set_parameters(settings)
 
     async def prepare_destination(self, settings: MigrationSettings) -> None:
         """Set capabilities and parameters of the side that loads; `settings` must equal the source's."""
         # late-block-activate: disks stay the source's until `resume`, as it may get the guest back.
-        await self._set_capabilities({"multifd": settings.multifd_channels > 0, "late-block-activate": True})
+        await self._set_capabilities(_capabilities(settings.movement) | {"late-block-activate": True})
         await self._set_parameters(settings)
 
     async def hold_incoming(self) -> None:
@@ -140,6 +159,21 @@ class QemuMachine:
     async def start_migration(self, unix_path: Path) -> None:
         """Let QEMU connect to `unix_path` and begin to send. Returns at once; see `wait_migration`."""
         await self._execute("migrate", {"uri": _unix_uri(unix_path)})
+
+    async def start_post_copy(self) -> None:
+        """Ask the source to stop its guest and send the rest on demand. It has when `progress` says postcopy-active.
+
+        Nothing leads back from there: the guest can only run at the destination.
+        """
+        await self._execute("migrate-start-postcopy")
+
+    async def continue_migration(self) -> None:
+        """Let a source go on that has paused before its switchover."""
+        await self._execute("migrate-continue", {"state": "pre-switchover"})
+
+    async def stop_guest(self) -> None:
+        """Pause the guest; a migration that runs goes on, and has no more pages to send again."""
+        await self._execute("stop")
 
     async def progress(self, *, deadline_seconds: float | None = None) -> MigrationProgress:
         """How far the migration is, in either direction. May be slow while the source switches over."""
@@ -201,9 +235,14 @@ class QemuMachine:
         return await self.status()
 
     async def resume(self) -> None:
-        """Start the guest (`cont`) and see it running. On HypervisorTimeout count it as running."""
+        """Start the guest (`cont`) and see it running. On HypervisorTimeout count it as running.
+
+        In post-copy, while the devices' state is still on its way, QEMU remembers it and starts the guest with that.
+        """
         await self._execute("cont")
-        found = await self.status()
+        end = trio.current_time() + self._answer_seconds
+        while (found := await self.status()) == "inmigrate":
+            await self._qmp.next_event(patience_seconds=min(0.05, _left(end, self._answer_seconds)))
         if found != "running":
             raise HypervisorRefused("cont", "GenericError", f"the guest is {found} after cont")
 
@@ -251,7 +290,8 @@ class QemuMachine:
         )
         known = {each.capability for each in offered}
         # Switching off what this QEMU does not know is no wish; switching on is, and QEMU refuses it.
-        wanted = {name: False for name in _OFF_ON_BOTH if name in known} | more
+        wanted = {name: False for name in _OFF_ON_BOTH if name in known}
+        wanted |= {name: state for name, state in more.items() if state or name in known}
         wanted |= dict.fromkeys(_ON_BOTH, True)
         await self._execute(
             "migrate-set-capabilities",
@@ -259,13 +299,29 @@ class QemuMachine:
         )
 
     async def _set_parameters(self, settings: MigrationSettings) -> None:
-        parameters = {
-            "max-bandwidth": settings.bandwidth_bytes_per_second or UNLIMITED_BYTES_PER_SECOND,
+        bandwidth, movement = settings.bandwidth_bytes_per_second, settings.movement
+        parameters: dict[str, int | str] = {
+            "max-bandwidth": bandwidth or UNLIMITED_BYTES_PER_SECOND,
             "downtime-limit": settings.downtime_limit_ms,
+            "multifd-compression": movement.multifd_compression,
         }
-        if settings.multifd_channels:
-            parameters["multifd-channels"] = settings.multifd_channels
+        if movement.multifd_channels:
+            parameters["multifd-channels"] = movement.multifd_channels
+        if movement.post_copy:
+            # Its own default is no limit at all, which would go past the permit's.
+            parameters["max-postcopy-bandwidth"] = min(
+                (each for each in (settings.post_copy_bytes_per_second, bandwidth) if each), default=0
+            )
         await self._execute("migrate-set-parameters", parameters)
+
+
+def _capabilities(movement: Movement) -> dict[str, bool]:
+    return {
+        "multifd": movement.multifd_channels > 0,
+        "xbzrle": movement.xbzrle,
+        "postcopy-ram": movement.post_copy,
+        "postcopy-preempt": movement.preempt,
+    }
 
 
 def _left(end: float, whole_seconds: float) -> float:

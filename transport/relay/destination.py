@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
+import msgspec
 import structlog
 import trio
 
@@ -23,6 +24,7 @@ from transport.errors import (
     TransportError,
 )
 from transport.hypervisors.errors import HypervisorError
+from transport.hypervisors.moving import Movement
 from transport.relay.channels import Channels
 from transport.relay.control import ControlLink
 from transport.relay.destination_session import OUTCOMES, DestinationSession
@@ -68,7 +70,7 @@ class Destination:
             raise OfferRefused(RefusalCode.BUSY, "this relay carries as many sessions as it may")
         self._vms_being_admitted.add(vm)
         try:
-            session = await self._begin(key, permit)
+            session = await self._begin(key, permit, self._movement(offer))
         finally:
             self._vms_being_admitted.discard(vm)
         self._sessions[key] = session
@@ -165,7 +167,17 @@ class Destination:
         session.only_settles = True
         return session
 
-    async def _begin(self, key: SessionKey, permit: VerifiedPermit) -> DestinationSession:
+    def _movement(self, offer: Offer) -> Movement:
+        """How S's QEMU is going to send; only QEMUs that a relay drives are told. `OfferRefused` for what none can."""
+        if offer.movement is msgspec.UNSET:
+            return Movement()
+        if (problem := offer.movement.problem()) is not None:
+            raise OfferRefused(RefusalCode.PROTOCOL, problem)
+        if self._host.config.hypervisor.kind != "qmp":
+            raise OfferRefused(RefusalCode.HYPERVISOR, "no QEMU here is driven by the relay (hypervisor.kind)")
+        return offer.movement
+
+    async def _begin(self, key: SessionKey, permit: VerifiedPermit, movement: Movement) -> DestinationSession:
         """Spend the permit, note the session, prepare the hypervisor: in this order, each durable before the next."""
         host = self._host
         claims = permit.claims
@@ -187,7 +199,7 @@ class Destination:
         except (SpoolFailed, OSError) as error:
             log.error("no session can be noted durably", cause=str(error))
             raise OfferRefused(RefusalCode.INTERNAL, "the relay cannot write its spool") from None
-        end = host.destination_end(permit, {})
+        end = host.destination_end(permit, {}, movement)
         facts = ReceiptFacts(Role.DESTINATION, permit, end.vm_binding, started, local_leaf_sha256(host.credentials))
         session = DestinationSession(host, permit, journal, end, folder, facts)
         try:
@@ -243,6 +255,8 @@ class Destination:
                 if port not in session.permit.claims.ports:
                     raise ProtocolViolation(f"port {port} is not the permit's")
                 counts = channels.add(port)
+                # Not the first: it says at once that QEMU has died.
+                counts.may_leave = session.end.hands_over and port == "memory" and counts.channel > 0
                 # Dialled here, one after the other, in the order in which S accepted: QEMU counts on it.
                 local = await session.end.dial(
                     port, Arrival(session.folder, limits.dial_seconds, nursery, session.note_loaded)

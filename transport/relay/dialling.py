@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Literal
 
+import msgspec
 import trio
 from OpenSSL import SSL
 
@@ -15,6 +16,7 @@ from certs.errors import PeerRefused
 from certs.tls import ControlPeer, accept_peer, client_context, export_secret, local_leaf_sha256
 from policy.permit import VerifiedPermit
 from transport.errors import ConnectionBroken, OfferRefused, RefusalCode, quoted
+from transport.hypervisors.moving import PLAIN, Movement
 from transport.relay.control import ControlLink, TlsStream
 from transport.relay.host import RelayHost, now
 from transport.relay.outgoing import Leaving, connect, connect_first, routes
@@ -55,13 +57,14 @@ class SourceConnection:
 
 
 @asynccontextmanager
-async def offered(
+async def offered(  # noqa: PLR0913, PLR0917 - what an Offer says
     host: RelayHost,
     permit: VerifiedPermit,
     address: str,
     session_id: str,
     attempt: int,
     purpose: Literal["begin", "settle"],
+    movement: Movement = PLAIN,
 ) -> AsyncIterator[SourceConnection]:
     """An answered connection to D; closed at the end of the block. Raises `OfferRefused`, `ConnectionBroken`."""
     limits = host.config.limits
@@ -82,7 +85,8 @@ async def offered(
             attempt,
         )
         keys = ConnectionKeys(export_secret(tls, context))
-        await link.send(Offer(1, purpose, (permit.token,), session_id, attempt))
+        told = movement if movement != PLAIN else msgspec.UNSET
+        await link.send(Offer(1, purpose, (permit.token,), session_id, attempt, movement=told))
         answer = await link.expect(Answer, Refusal)
         if isinstance(answer, Refusal):
             raise OfferRefused(answer.code, quoted(answer.message))

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Protocol, Self
 
+import structlog
 import trio
 
 from transport.errors import LocalBroken, SpoolFailed
@@ -23,8 +24,10 @@ from transport.hypervisors.errors import (
     HypervisorGone,
     HypervisorTimeout,
     HypervisorUnreachable,
+    MigrationFailed,
 )
 from transport.hypervisors.migration_progress import MigrationProgress
+from transport.hypervisors.moving import How, Step, next_step
 from transport.hypervisors.process import is_gone, process_identity
 from transport.hypervisors.qemu import MigrationSettings, QemuMachine
 from transport.relay.inlets import Inlet, Port, SourceLanes, listen_unix, peer_process
@@ -44,6 +47,8 @@ class Milestones(Protocol):
 
 
 Whereabouts = Literal["here", "gone"]
+log = structlog.get_logger("sealane.relay")
+_STEER_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,10 +148,15 @@ class QmpSource(_QmpEnd):
     def __init__(self, qmp_socket: Path, vm: str, process: str, settings: MigrationSettings, seconds: float) -> None:
         super().__init__(qmp_socket, vm, process, settings, seconds)
         self._deadline_seconds = 0.0
+        self._how = How()
         self._socket_path = Path()
+        self._paused_late = False
+        self._asked_for_post_copy = False
+        self._has_switched = False
 
-    def within(self, deadline_seconds: float) -> Self:
+    def within(self, deadline_seconds: float, how: How) -> Self:
         self._deadline_seconds = deadline_seconds
+        self._how = how
         return self
 
     async def prepare(self) -> str:
@@ -169,8 +179,41 @@ class QmpSource(_QmpEnd):
     async def migrate(self, lanes: SourceLanes, milestones: Milestones, report: Report) -> MigrationProgress | None:  # noqa: ARG002
         """Let QEMU send all of the guest to the inlet; returns when it has, with the guest stopped."""
         machine = await self.machine()
+        began = trio.current_time()
+
+        async def steer(seen: MigrationProgress) -> None:
+            await report(seen)
+            await self._steer(machine, seen, trio.current_time() - began, milestones)
+
         await machine.start_migration(self._socket_path)
-        return await machine.wait_migration(deadline_seconds=self._deadline_seconds, on_progress=report)
+        return await machine.wait_migration(
+            deadline_seconds=self._deadline_seconds, on_progress=steer, interval_seconds=_STEER_SECONDS
+        )
+
+    async def _steer(
+        self, machine: QemuMachine, seen: MigrationProgress, seconds: float, milestones: Milestones
+    ) -> None:
+        """Do what is due; see `moving.next_step`. `MigrationFailed` where it is to be given up."""
+        if seen.status == "postcopy-active" and not self._has_switched:
+            if await machine.status() in {"running", "paused"}:
+                return  # QEMU says so a moment before it has stopped the guest
+            self._has_switched = True
+            await milestones.switched()
+            return
+        match next_step(self._how, seen, seconds):
+            case Step.POST_COPY if not self._asked_for_post_copy:
+                self._asked_for_post_copy = True
+                log.info("switching to post-copy", vm=self._vm, passes=seen.passes, seconds=round(seconds, 1))
+                await machine.start_post_copy()
+            case Step.PAUSE if not self._paused_late:
+                self._paused_late = True
+                log.warning("guest paused: it did not converge in time", vm=self._vm, seconds=round(seconds, 1))
+                await machine.stop_guest()
+            case Step.CANCEL:
+                allowed = self._how.converge_within_seconds
+                raise MigrationFailed(f"it did not converge within {allowed:g} s, and was given up as was asked for")
+            case _:
+                pass
 
     async def resume_guest(self) -> None:
         """End a migration that is under way, and see the guest running here. The session must not be handed over."""
@@ -188,6 +231,9 @@ class QmpSource(_QmpEnd):
             return
         try:
             machine = await self.machine()
+            if (status := (await machine.progress()).status).startswith("postcopy"):
+                # The guest runs at the destination, and the rest of its memory is here and nowhere else.
+                raise LocalBroken(f"post-copy is not over ({status}): this QEMU still holds memory of the guest")
             await machine.quit(deadline_seconds=self._seconds)
         except (HypervisorGone, HypervisorUnreachable):
             if not await self.is_gone():
@@ -242,8 +288,8 @@ class QmpDestination(_QmpEnd):
         return True
 
     def begin_post_copy(self) -> bool:
-        """The relay's own migrations are pre-copy."""
-        return False
+        """Whether this session's QEMU was told that post-copy may come."""
+        return self._settings.movement.post_copy
 
     async def start_guest(self) -> None:
         machine = await self.machine()

@@ -18,6 +18,7 @@ import trio
 from msgspec import Meta
 
 from transport.errors import ConfigurationError, TransportError
+from transport.hypervisors.moving import How
 from transport.hypervisors.preflight_facts import Inspection, Machine
 from transport.relay.address_book import MAX_BYTES, AddressBook
 from transport.relay.host import RelayHost
@@ -47,6 +48,7 @@ class Migrate(_Assignment, frozen=True, tag="migrate"):
     destination_address: Annotated[str, Meta(max_length=261)]
     deadline_seconds: Annotated[float, Meta(gt=0)]
     downtime_limit_ms: Annotated[int, Meta(ge=1, le=60_000)]
+    how: How = How()
 
 
 class CancelMigration(_Assignment, frozen=True, tag="cancel"):

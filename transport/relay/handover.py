@@ -17,6 +17,7 @@ from certs.tls import ControlPeer
 from policy.permit import VerifiedPermit
 from transport.errors import OfferRefused, RefusalCode, TransportError
 from transport.hypervisors.errors import HypervisorError, MigrationCancelled
+from transport.hypervisors.moving import PLAIN, Movement
 from transport.relay.control import ControlLink
 from transport.relay.dialling import offered
 from transport.relay.ends import SourceEnd
@@ -46,6 +47,7 @@ class SourceSession:
     address: str
     journal: SessionJournal
     facts: ReceiptFacts
+    movement: Movement = PLAIN
     outcome: str = "failed"
     message: str = ""
     was_answered: bool = False

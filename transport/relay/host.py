@@ -22,6 +22,7 @@ from certs.errors import CertificateError
 from certs.tls import HostCredentials
 from policy.permit import PermitKey, VerifiedPermit
 from transport.errors import ConfigurationError, OfferRefused, RefusalCode
+from transport.hypervisors.moving import AS_CONFIGURED, PLAIN, How, Movement
 from transport.hypervisors.qemu import MigrationSettings
 from transport.libvirt_rpc.domain_xml import DomainRules
 from transport.libvirt_rpc.framing import Packet
@@ -98,7 +99,12 @@ class RelayHost:
             self._leaving.remove(vm)
 
     def source_end(
-        self, permit: VerifiedPermit, facts: Mapping[str, Any], downtime_limit_ms: int, seconds: float
+        self,
+        permit: VerifiedPermit,
+        facts: Mapping[str, Any],
+        downtime_limit_ms: int,
+        seconds: float,
+        how: How = AS_CONFIGURED,
     ) -> SourceEnd:
         """`facts`: what the session's journal says, if it is not a new one."""
         section, limits = self.config.hypervisor, self.config.limits
@@ -108,11 +114,17 @@ class RelayHost:
         if section.kind == "libvirt":
             libvirt_socket = Path(section.libvirt_socket)
             return LibvirtSource(libvirt_socket, vm, limits.hypervisor_seconds, self.qemu_uid, facts)
-        settings = MigrationSettings(permit.claims.limits.bandwidth_bytes_per_second, downtime_limit_ms)
+        settings = MigrationSettings(
+            permit.claims.limits.bandwidth_bytes_per_second,
+            how.downtime_limit_ms or downtime_limit_ms,
+            how.movement,
+            how.auto_converge,
+            how.post_copy_bytes_per_second,
+        )
         process = str(facts.get("process", ""))
         return QmpSource(
             template_path(section.qmp_socket, vm), vm, process, settings, limits.hypervisor_seconds
-        ).within(seconds)
+        ).within(seconds, how)
 
     def libvirt_source(self, vm: str, conversation: Conversation) -> LibvirtSource:
         """The end of a session that a client of libvirt drives."""
@@ -120,8 +132,10 @@ class RelayHost:
         seconds = self.config.limits.hypervisor_seconds
         return LibvirtSource(libvirt_socket, vm, seconds, self.qemu_uid, {}, conversation)
 
-    def destination_end(self, permit: VerifiedPermit, facts: Mapping[str, Any]) -> DestinationEnd:
-        """`facts`: what the session's journal says, if it is not a new one."""
+    def destination_end(
+        self, permit: VerifiedPermit, facts: Mapping[str, Any], movement: Movement = PLAIN
+    ) -> DestinationEnd:
+        """`facts`: what the session's journal says, if it is not a new one. `movement`: what S's QEMU will do."""
         section, limits = self.config.hypervisor, self.config.limits
         vm = permit.claims.vm
         if section.kind == "sockets":
@@ -136,7 +150,7 @@ class RelayHost:
                 facts,
                 self._refusing(permit),
             )
-        settings = MigrationSettings(permit.claims.limits.bandwidth_bytes_per_second)
+        settings = MigrationSettings(permit.claims.limits.bandwidth_bytes_per_second, movement=movement)
         process = str(facts.get("process", ""))
         return QmpDestination(template_path(section.qmp_socket, vm), vm, process, settings, limits.hypervisor_seconds)
 

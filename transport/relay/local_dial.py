@@ -12,6 +12,8 @@ from transport.errors import LocalBroken
 from transport.relay.inlets import peer_process
 from transport.wire.frames import MAX_PAYLOAD_BYTES
 
+_QUEUE_FULL_SECONDS = 0.005
+
 
 async def dial_unix(path: Path, seconds: float, is_expected: Callable[[int], bool]) -> socket.socket:
     """A non-blocking socket. `is_expected` is told the listener's process id; `LocalBroken` where it is another's."""
@@ -21,7 +23,12 @@ async def dial_unix(path: Path, seconds: float, is_expected: Callable[[int], boo
         raise LocalBroken(f"no socket for the hypervisor: {error.strerror}") from None
     try:
         with trio.fail_after(seconds):
-            await sock.connect(str(path))
+            while True:
+                try:
+                    await sock.connect(str(path))
+                    break
+                except BlockingIOError:  # the listener's queue is full, which for unix sockets nobody can wait for
+                    await trio.sleep(_QUEUE_FULL_SECONDS)
     except (OSError, trio.TooSlowError):
         sock.close()
         raise LocalBroken(f"the hypervisor does not take a connection on {path}") from None

@@ -202,6 +202,7 @@ class Relay:
             assignment.destination_address,
             assignment.downtime_limit_ms,
             assignment.deadline_seconds,
+            assignment.how,
         )
         try:
             if self._host.config.hypervisor.kind == "libvirt":

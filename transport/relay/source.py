@@ -25,6 +25,7 @@ from transport.errors import (
 )
 from transport.hypervisors.errors import HypervisorError, MigrationCancelled
 from transport.hypervisors.migration_progress import MigrationProgress
+from transport.hypervisors.moving import AS_CONFIGURED, How
 from transport.relay.channels import Channels
 from transport.relay.dialling import SourceConnection, offered
 from transport.relay.ends import SourceEnd, make_session_folder, remove_session_folder, session_folder
@@ -40,6 +41,7 @@ from transport.wire.messages import Bye, Cancel, Handover, Outcome, Receipt
 
 log = structlog.get_logger("sealane.relay")
 _ANSWERS_AT_ONCE = 8
+_REVOCABLE = frozenset({"begun", "accepted"})  # the guest was not given away yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,7 @@ class MigrationOrder:
     address: str
     downtime_limit_ms: int = 300
     deadline_seconds: float = math.inf
+    how: How = AS_CONFIGURED
 
 
 async def carry_as_source(
@@ -69,7 +72,7 @@ async def carry_as_source(
     """
     permit = host.permits.verify(order.permit, source=host.spiffe_id, destination=None)
     seconds = _deadline(host, order, permit)
-    new_end: SourceEnd = libvirt or host.source_end(permit, {}, order.downtime_limit_ms, seconds)
+    new_end: SourceEnd = libvirt or host.source_end(permit, {}, order.downtime_limit_ms, seconds, order.how)
     async with host.leaving(permit.claims.vm), new_end as end:
         session = await _begin(host, order, permit, end)
         folder = session_folder(host.spool.run_dir, session.session_id)
@@ -116,7 +119,7 @@ async def _begin(host: RelayHost, order: MigrationOrder, permit: VerifiedPermit,
         started=facts.started.isoformat(),
         **end.facts,
     )
-    return SourceSession(host, permit, order.address, journal, facts)
+    return SourceSession(host, permit, order.address, journal, facts, order.how.movement)
 
 
 async def _carry_until_cancelled(
@@ -129,27 +132,27 @@ async def _carry_until_cancelled(
 ) -> None:
     async with trio.open_nursery() as nursery:
 
-        async def stop_when_cancelled() -> None:
-            await cancelled.wait()
-            nursery.cancel_scope.cancel()
+        async def stop_when_asked() -> None:
+            with trio.move_on_after(seconds):
+                await cancelled.wait()
+            if session.journal.state in _REVOCABLE:  # a guest in post-copy would lose the memory that is still here
+                nursery.cancel_scope.cancel()
 
-        nursery.start_soon(stop_when_cancelled)
-        with trio.move_on_after(seconds) as deadline:
-            await _carry(session, end, tell, socket_path)
+        nursery.start_soon(stop_when_asked)
+        await _carry(session, end, tell, socket_path)
         nursery.cancel_scope.cancel()
-    if session.journal.state not in ("begun", "accepted") or session.outcome == "completed":
+    if session.journal.state not in _REVOCABLE or session.outcome == "completed":
         return
     if cancelled.is_set():
         raise MigrationCancelled("the migration was cancelled on request")
-    if deadline.cancelled_caught:
-        raise LocalBroken(f"the migration did not end within its deadline of {seconds:.0f} s")
+    raise LocalBroken(f"the migration did not end within its deadline of {seconds:.0f} s")
 
 
 async def _carry(session: SourceSession, end: SourceEnd, tell: Tell, socket_path: Path) -> None:
     """Offer, carry, hand over, exchange receipts: all on one connection."""
     host, permit = session.host, session.permit
     async with offered(
-        host, permit, session.address, session.session_id, session.next_attempt(), "begin"
+        host, permit, session.address, session.session_id, session.next_attempt(), "begin", session.movement
     ) as connection:
         session.answered(connection.peer)
         channels = Channels(Role.SOURCE, connection.keys)

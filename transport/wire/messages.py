@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from transport.errors import Misuse, ProtocolViolation, RefusalCode
+from transport.hypervisors.moving import Movement
 from transport.wire.preface import MAX_CHANNELS
 
 MAX_MESSAGE_BYTES = 64 * 1024
@@ -31,7 +32,11 @@ class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fiel
 
 
 class Offer(_Message, frozen=True, tag="offer"):
-    """S asks D to take a session up. `purpose` is `begin`, or `settle` for the handover of a session that D knows."""
+    """S asks D to take a session up. `purpose` is `begin`, or `settle` for the handover of a session that D knows.
+
+    `movement`: how S's QEMU sends, where that is not plain pre-copy over one connection. Left out otherwise, so that a
+    relay of an earlier version, which knows no other, can take it.
+    """
 
     protocol: Literal[1]
     purpose: Literal["begin", "settle"]
@@ -39,6 +44,7 @@ class Offer(_Message, frozen=True, tag="offer"):
     session_id: SessionIdText
     attempt: Annotated[int, Meta(ge=0, lt=1 << 32)]
     next: ChannelCounts = {}
+    movement: Movement | msgspec.UnsetType = msgspec.UNSET
 
 
 class Answer(_Message, frozen=True, tag="answer"):

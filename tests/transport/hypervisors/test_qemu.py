@@ -22,6 +22,7 @@ from transport.hypervisors.errors import (
     WrongVm,
 )
 from transport.hypervisors.migration_progress import MigrationProgress
+from transport.hypervisors.moving import Movement
 from transport.hypervisors.qemu import MigrationSettings, QemuMachine
 
 pytestmark = pytest.mark.real
@@ -84,7 +85,7 @@ async def test_a_guest_moves_unharmed_and_starts_only_when_it_is_told_to(pair: P
     async def keep(progress: MigrationProgress) -> None:
         seen.append(progress)
 
-    await pair.begin(MigrationSettings(multifd_channels=channels))
+    await pair.begin(MigrationSettings(movement=Movement(multifd_channels=channels)))
     last = await pair.at_source.wait_migration(deadline_seconds=30, on_progress=keep, interval_seconds=0.01)
     assert await pair.at_destination.wait_incoming(deadline_seconds=10) == "paused"
     assert await pair.at_source.status() == "postmigrate"

@@ -1,0 +1,316 @@
+"""Every kind of migration between two relays with real QEMUs, and what became of the guest: `make kinds`.
+
+Each kind is one move of a guest that counts and dirties its memory. It has passed when the guest counts on at the
+destination without a gap or a repetition, its memory is what it was, exactly one QEMU is left, and there is evidence
+that the kind was really used: channels in the signed receipts, numbers of QEMU's own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import structlog
+import trio
+
+from gateway.demo.guest import GuestLayout, build_boot_image, count_passes, memory_problems
+from gateway.demo.machines import QEMU, Qemu, dump_region, let_run, run_state, start_qemu, stop_qemu, wait_passes
+from policy.permit import Limits
+from tests.transport.relay.conftest import serving, until
+from tests.transport.site import Site
+from transport.hypervisors.errors import HypervisorError
+from transport.hypervisors.moving import How
+from transport.hypervisors.qmp import QmpConnection
+from transport.relay.host import RelayHost, open_host
+from transport.relay.news import News
+from transport.relay.source import MigrationOrder, carry_as_source
+
+VM = "11111111-2222-4333-8444-555555555555"
+MIB = 1 << 20
+NEWEST = Path(__file__).parents[2] / ".qemu-newest" / "qemu-system-x86_64"
+DEADLINE_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What there is to tell of one move. `channels`: of the source's receipt; `qemu`: its answers to query-migrate."""
+
+    news: list[News]
+    channels: list[dict[str, Any]]
+    qemu: list[dict[str, Any]]
+
+    def states(self) -> set[str]:
+        return {answer.get("status", "") for answer in self.qemu}
+
+    def most(self, *path: str) -> float:
+        """The largest of one of QEMU's numbers."""
+        found = [0.0]
+        for answer in self.qemu:
+            value: Any = answer
+            for member in path:
+                value = value.get(member, {}) if isinstance(value, dict) else {}
+            if isinstance(value, int | float):
+                found.append(float(value))
+        return max(found)
+
+    def carrying(self) -> int:
+        """How many channels carried something from the source."""
+        return sum(1 for each in self.channels if each["sent_bytes"])
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """`evidence` gives words, or nothing if the kind was not really used."""
+
+    name: str
+    how: How
+    evidence: Callable[[Seen], str]
+    bandwidth: int = 0
+    memory_mib: int = 32
+    hot_mib: int = 4
+    moves: bool = True
+
+
+def _always(seen: Seen) -> str:
+    return f"{seen.most('ram', 'dirty-sync-count'):.0f} passes"
+
+
+def _channels(count: int, seen: Seen) -> str:
+    return f"{count} channels of data" if seen.carrying() >= count else ""
+
+
+def _post_copy(seen: Seen) -> str:
+    asked = seen.most("ram", "postcopy-requests")
+    return f"{asked:.0f} pages asked for" if "postcopy-active" in seen.states() and asked else ""
+
+
+def _preempt(seen: Seen) -> str:
+    second = sorted(each["sent_bytes"] for each in seen.channels)[:-1]
+    return f"{max(second) // 1024} KiB on the second channel" if second and max(second) > 4096 else ""
+
+
+def _throttled(seen: Seen) -> str:
+    most = seen.most("cpu-throttle-percentage")
+    return f"throttled to {most:.0f} %" if most else ""
+
+
+def _xbzrle(seen: Seen) -> str:
+    pages = seen.most("xbzrle-cache", "pages")
+    return f"{pages:.0f} pages as differences" if pages else ""
+
+
+def _multifd(channels: int, compression: str = "none") -> Kind:
+    how = msgspec.convert({"multifd_channels": channels, "multifd_compression": compression}, How)
+    name = f"multifd {channels}" + ("" if compression == "none" else f", {compression}")
+    return Kind(name, how, partial(_channels, channels + 1))
+
+
+_SLOW = 40 * MIB
+KINDS: tuple[Kind, ...] = (
+    Kind("pre-copy, return path", How(), _always),
+    *(_multifd(channels, compression) for channels in (2, 4, 8) for compression in ("none", "zlib", "zstd")),
+    Kind("post-copy", How(post_copy_after_seconds=0), _post_copy, _SLOW, 32, 16),
+    Kind("post-copy after 3 passes", How(post_copy_after_passes=3, downtime_limit_ms=1), _post_copy, _SLOW, 32, 8),
+    Kind(
+        "post-copy, preempt, capped",
+        How(post_copy_after_seconds=0, preempt=True, post_copy_bytes_per_second=8 * MIB),
+        _preempt,
+        _SLOW,
+        32,
+        16,
+    ),
+    Kind("auto-converge", How(auto_converge=True, downtime_limit_ms=20), _throttled, _SLOW),
+    Kind("XBZRLE", How(xbzrle=True, downtime_limit_ms=5), _xbzrle, _SLOW),
+    Kind(
+        "late: guest paused",
+        How(converge_within_seconds=2, at_deadline="pause", downtime_limit_ms=1),
+        _always,
+        _SLOW,
+    ),
+    Kind(
+        "late: post-copy",
+        How(converge_within_seconds=2, at_deadline="post-copy", downtime_limit_ms=1),
+        _post_copy,
+        _SLOW,
+        32,
+        8,
+    ),
+    Kind(
+        "late: cancelled",
+        How(converge_within_seconds=1, downtime_limit_ms=1),
+        lambda seen: "given up" if "did not converge" in seen.news[-1].message else "",
+        _SLOW,
+        32,
+        8,
+        moves=False,
+    ),
+)
+
+
+class WrongGuest(AssertionError):
+    """The guest is not what and where it should be, or the kind was not used."""
+
+
+@dataclass
+class Stage:
+    """Two relays in this process that drive QEMU by QMP."""
+
+    site: Site
+    source: RelayHost
+    address: str
+    news: list[News] = field(default_factory=list)
+
+    async def tell(self, news: News) -> None:
+        self.news.append(news)
+
+
+@asynccontextmanager
+async def stage(folder: Path) -> AsyncIterator[Stage]:
+    site = Site.lay_out(folder)
+    hosts = [
+        open_host(site.relay_config(name, kind="qmp", qmp_socket=str(folder / f"q{name}" / "{uuid}" / "qmp.sock")))
+        for name in ("a", "b")
+    ]
+    async with serving(hosts[1]) as (_, address):
+        yield Stage(site, hosts[0], address)
+
+
+async def move(kind: Kind, folder: Path, program: str = QEMU) -> str:
+    """One move; words of evidence. Raises WrongGuest, and what the parts raise."""
+    layout = GuestLayout.for_memory(kind.memory_mib, kind.hot_mib)
+    image = build_boot_image(layout, folder)
+    async with stage(folder) as here:
+        source = await start_qemu(folder / "qa" / VM, VM, memory_mib=kind.memory_mib, image=image, program=program)
+        try:
+            destination = await start_qemu(
+                folder / "qb" / VM, VM, memory_mib=kind.memory_mib, image=image, incoming=True, program=program
+            )
+            try:
+                await wait_passes(source, 2)
+                return await _moved(kind, here, source, destination, layout)
+            finally:
+                await stop_qemu(destination)
+        finally:
+            await stop_qemu(source)
+
+
+async def _moved(kind: Kind, here: Stage, source: Qemu, destination: Qemu, layout: GuestLayout) -> str:
+    before, after = here.site.folder / "before", here.site.folder / "after"
+    await dump_region(source, before, layout)
+    await let_run(source)
+    limits = Limits(max_channels=16, bandwidth_bytes_per_second=kind.bandwidth)
+    order = MigrationOrder(here.site.permit(vm=VM, limits=limits), here.address, how=kind.how)
+    answers: list[dict[str, Any]] = []
+    with trio.fail_after(DEADLINE_SECONDS):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_watch, source, answers)
+            await carry_as_source(here.source, order, here.tell, trio.Event())
+            nursery.cancel_scope.cancel()
+        (receipt,) = here.source.spool.receipts()
+        channels = json.loads(json.loads(receipt.read_bytes())["receipt"]["body"])["channels"]
+        seen = Seen(here.news, channels, answers)
+        last = here.news[-1]
+        if (last.state == "completed") is not kind.moves:
+            raise WrongGuest(f"{last.state}: {last.message}")
+        if kind.moves:
+            await until(lambda: source.ended, 20)
+            printed = source.printed()
+            await wait_passes(destination, count_passes(printed) + 5, earlier=printed)
+            at = destination
+        else:
+            if destination.printed() or await run_state(source) != "running":
+                raise WrongGuest("the guest is not where it was")
+            printed = b""
+            await wait_passes(source, count_passes(source.printed()) + 5)
+            at = source
+        printed += await dump_region(at, after, layout)
+    if problems := memory_problems(before, after, layout, count_passes(printed)):
+        raise WrongGuest("; ".join(problems[:3]))
+    if not (words := kind.evidence(seen)):
+        raise WrongGuest(f"moved, but not in this way: {sorted(seen.states())}, {channels}")
+    if last.downtime_ms is not None:
+        words += f", {last.downtime_ms} ms of downtime"
+    return words
+
+
+async def _watch(source: Qemu, answers: list[dict[str, Any]]) -> None:
+    """Ask QEMU again and again by its other monitor, until it has ended."""
+    try:
+        async with await QmpConnection.connect(source.observer_socket, deadline_seconds=10) as monitor:
+            while True:
+                answers.append(await monitor.execute("query-migrate", deadline_seconds=30))
+                await trio.sleep(0.02)
+    except HypervisorError:
+        pass
+
+
+def _version(program: str) -> str:
+    async def ask() -> str:
+        with tempfile.TemporaryDirectory(prefix="sl") as folder:
+            machine = await start_qemu(Path(folder), VM, program=program)
+            try:
+                async with await QmpConnection.connect(machine.observer_socket, deadline_seconds=10) as monitor:
+                    return monitor.version
+            finally:
+                await stop_qemu(machine)
+
+    return trio.run(ask)
+
+
+def attempt(kind: Kind, program: str) -> str:
+    """The outcome in words, a failure's begin with FAILED."""
+    with tempfile.TemporaryDirectory(prefix="sl") as folder:
+        try:
+            return trio.run(move, kind, Path(folder), program)
+        except Exception as error:  # noqa: BLE001 - the table shows it, whatever it is
+            return f"FAILED: {_innermost(error)!r}"[:300]
+
+
+def _innermost(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="make kinds", description=__doc__)
+    parser.add_argument("--only", default="", help="kinds whose name holds this")
+    parser.add_argument("--write", type=Path, help="where the table goes, beside stdout")
+    arguments = parser.parse_args()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    programs = [QEMU, *([str(NEWEST)] if NEWEST.exists() else [])]
+    kinds = [kind for kind in KINDS if arguments.only in kind.name]
+    columns: dict[str, dict[str, str]] = {}
+    for program in programs:
+        version = f"QEMU {_version(program)}"
+        columns[version] = {}
+        for kind in kinds:
+            columns[version][kind.name] = attempt(kind, program)
+            print(f"{version}, {kind.name}: {columns[version][kind.name]}", file=sys.stderr, flush=True)
+    table = _table(kinds, columns)
+    print(table)
+    if arguments.write:
+        arguments.write.write_text(table)
+    failed = sum(outcome.startswith("FAILED") for column in columns.values() for outcome in column.values())
+    print(f"{len(kinds) * len(columns)} moves, {failed} failed", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _table(kinds: list[Kind], columns: dict[str, dict[str, str]]) -> str:
+    lines = [f"| kind | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
+    lines += [f"| {kind.name} | {' | '.join(column[kind.name] for column in columns.values())} |" for kind in kinds]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
