@@ -22,6 +22,7 @@ from bench.peers import Start
 from bench.qemus import Conversation, QemuProcess, conversation, destination_qemu, source_qemu
 from bench.sealane_peer import sealane
 from transport.hypervisors.errors import HypervisorError
+from transport.hypervisors.moving import Movement
 from transport.hypervisors.qemu import MigrationSettings
 
 MEMORY_MIB = 1024
@@ -80,7 +81,7 @@ def measure_multifd(plan: Plan) -> dict[str, float]:
             QEMU_TLS: None,
             "sealane": sealane(folder / "sealane"),
         }
-        settings = MigrationSettings(multifd_channels=MULTIFD_CHANNELS)
+        settings = MigrationSettings(movement=Movement(multifd_channels=MULTIFD_CHANNELS))
         with source_qemu(folder, memory_mib, certificates) as source:
             contenders: dict[str, Callable[[], Run]] = {
                 name: partial(_run, source, start, memory_mib, certificates, settings)
