@@ -28,6 +28,7 @@ from policy.facts import (
     VmFacts,
     check_text,
 )
+from transport.hypervisors.moving import AS_CONFIGURED, How
 
 log = structlog.get_logger("gateway.asking")
 
@@ -42,7 +43,7 @@ class Asked:
     `preflight`: whether a check asks the hosts, too, if the VM can move.
 
     `break_glass`: the id of the grant under which they want to move the VM. `host`: the relay's, if one asks for what a
-    client of libvirt on its host wants (automatic admission).
+    client of libvirt on its host wants (automatic admission). `how`: the requester's wishes over the site's.
     """
 
     vm: str
@@ -53,6 +54,7 @@ class Asked:
     break_glass: str | None = None
     preflight: bool = False
     host: str | None = None
+    how: How = AS_CONFIGURED
 
     @property
     def action(self) -> str:
@@ -105,6 +107,7 @@ def collect_facts(gate: Gate, person: Person, asked: Asked, now: datetime, actio
             reason_given=bool(asked.reason and asked.reason.strip()),
             protection=Protection(vm_binding=gate.terms.requirements.vm_binding),
             ports=ports,
+            post_copy=asked.how.may_post_copy,
         )
     except FactRefused as error:
         raise RequestRefused(str(error)) from error

@@ -19,6 +19,7 @@ from gateway.services import ServiceTable, people_of
 from gateway.siem.tables import SiemTable
 from policy.identity.directory_settings import DirectorySettings
 from policy.sources.settings import InventorySettings
+from transport.hypervisors.moving import AS_CONFIGURED, How
 
 Text = Annotated[str, Meta(min_length=1, max_length=255)]
 Seconds = Annotated[int, Meta(ge=1, le=86_400)]
@@ -177,6 +178,7 @@ class GatewayConfig(_Table, frozen=True):
     permits: PermitsTable
     policy: PolicyTable
     identity: IdentityTable
+    moving: How = AS_CONFIGURED  # what a requester's wishes are set over
     inventory: InventorySettings = InventorySettings()
     break_glass: BreakGlassTable | None = None
     witnesses: Annotated[tuple[WitnessTable, ...], Meta(max_length=16)] = ()

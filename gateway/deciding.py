@@ -20,6 +20,7 @@ from policy.errors import PermitTooLarge
 from policy.facts import NOT_AUTHENTICATED, Person
 from policy.many_groups import compact_entities
 from policy.permit import PermitClaims
+from transport.hypervisors.moving import AS_CONFIGURED, how_document
 
 
 def decision_event(
@@ -124,7 +125,10 @@ def _policy(reason: PolicyReason) -> dict[str, Any]:
 
 def _asked(facts: Facts) -> dict[str, Any]:
     asked = facts.asked
-    words = {"vm": asked.vm, "destination": asked.destination, "ports": sorted(facts.question.context.ports)}
+    ports = sorted(facts.question.context.ports)
+    words: dict[str, Any] = {"vm": asked.vm, "destination": asked.destination, "ports": ports}
+    if asked.how != AS_CONFIGURED:
+        words["how"] = how_document(asked.how)
     return words if asked.break_glass is None else {**words, "break_glass": asked.break_glass}
 
 

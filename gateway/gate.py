@@ -20,6 +20,7 @@ from policy.engine import Engine
 from policy.inventory import Inventory
 from policy.permit import Limits, PermitProof, Requirements
 from policy.sources.keeper import Sources
+from transport.hypervisors.moving import How
 
 if TYPE_CHECKING:
     from gateway.break_glass.glass import BreakGlass
@@ -38,6 +39,7 @@ class PermitTerms:
     recover_seconds: int
     downtime_limit_ms: int
     limits: Limits
+    how: How
     requirements: Requirements
 
 

@@ -20,7 +20,8 @@ from gateway.recording import Event, Recorded, document_of
 from gateway.standing import standing_of
 from gateway.witnessing import Witnessing
 from policy.engine import Decision
-from policy.permit import MAX_PROOF_CHECKPOINT_CHARS, PermitClaims, PermitProof, permit_entry, seal_permit
+from policy.permit import MAX_PROOF_CHECKPOINT_CHARS, Limits, PermitClaims, PermitProof, permit_entry, seal_permit
+from transport.hypervisors.moving import AS_CONFIGURED, how_document
 
 
 def make_claims(gate: Gate, facts: Facts, decision: Decision, migration_id: str, now: datetime) -> PermitClaims:
@@ -48,11 +49,17 @@ def make_claims(gate: Gate, facts: Facts, decision: Decision, migration_id: str,
         source=facts.source.spiffe_id,
         destination=facts.destination.spiffe_id,
         ports=tuple(sorted(facts.question.context.ports)),  # type: ignore[arg-type] # the API admits only these words
-        limits=terms.limits,
+        limits=_limits(terms.limits, facts.asked.how.bandwidth_bytes_per_second),
         requirements=terms.requirements,
         minimum_crl_number=gate.minimum_crl_number,
         bundle=decision.bundle_digest,
     )
+
+
+def _limits(limits: Limits, wish: int) -> Limits:
+    """Nobody may ask for more than the site gives; 0 is no limit."""
+    bandwidth = min((each for each in (limits.bandwidth_bytes_per_second, wish) if each), default=0)
+    return Limits(limits.max_channels, bandwidth)
 
 
 def permit_entry_after(claims: PermitClaims | None) -> Callable[[int, bytes], Sequence[bytes]] | None:
@@ -97,6 +104,8 @@ def sealed_permit(
         "deadline_seconds": claims.session_until - claims.iat,
         "downtime_limit_ms": gate.terms.downtime_limit_ms,
     }
+    if facts.asked.how != AS_CONFIGURED:  # so that a relay of an earlier version takes what asks for nothing more
+        document["how"] = how_document(facts.asked.how)
     return migration, document
 
 

@@ -295,7 +295,8 @@ class Context:
 
     `protection` and `ports` belong to the VM actions; `own_migration` to CancelMigration: did the requester start it?
     `own_request` to EndBreakGlass: is it the requester's own? `placement`: who says where the VM is (a "report" of a
-    relay, a "receipt", a source of the inventory), and how long ago.
+    relay, a "receipt", a source of the inventory), and how long ago. `post_copy`: whether the guest may come to run at
+    the destination before its memory is there, which a broken host would cost it.
     """
 
     time: datetime
@@ -305,6 +306,7 @@ class Context:
     own_migration: bool = False
     own_request: bool = False
     placement: Provenance = Provenance()
+    post_copy: bool = False
 
     def __post_init__(self) -> None:
         if self.time.tzinfo is None:

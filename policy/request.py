@@ -165,6 +165,8 @@ def _move_context(question: Question) -> Json:
         "time": _datetime(context.time),
         "reason_given": context.reason_given,
     }
+    if context.post_copy:  # left out otherwise: schemas of earlier versions know nothing of it, and then deny it
+        facts["post_copy"] = True
     if question.action == APPROVAL:
         requester = question.requester.id if question.requester else UNKNOWN
         facts["requester"] = {"__entity": _uid("Person", requester)}

@@ -24,6 +24,23 @@ class SignIn(Body):
     sealed: bool = False
 
 
+class HowToMove(Body):
+    """What is left out is as the gateway's [moving] says. Meanings and units: `transport.hypervisors.moving.How`."""
+
+    downtime_limit_ms: Annotated[int, Field(ge=1, le=60_000)] | None = None
+    converge_within_seconds: Annotated[int, Field(ge=1, le=86_400)] | None = None
+    at_deadline: Literal["cancel", "post-copy", "pause"] | None = None
+    auto_converge: bool | None = None
+    xbzrle: bool | None = None
+    multifd_channels: Annotated[int, Field(ge=0, le=64)] | None = None
+    multifd_compression: Literal["none", "zlib", "zstd"] | None = None
+    post_copy_after_passes: Annotated[int, Field(ge=1, le=1_000)] | None = None
+    post_copy_after_seconds: Annotated[int, Field(ge=0, le=86_400)] | None = None
+    preempt: bool | None = None
+    post_copy_bytes_per_second: Annotated[int, Field(ge=0, le=2**53 - 1)] | None = None
+    bandwidth_bytes_per_second: Annotated[int, Field(ge=0, le=2**53 - 1)] | None = None
+
+
 class Move(Body):
     """Move `vm` (name or UUID) to `destination` (name or SPIFFE id). `ports` defaults to memory.
 
@@ -35,6 +52,7 @@ class Move(Body):
     reason: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
     ports: Annotated[list[Port], Field(min_length=1, max_length=3)] | None = None
     break_glass: MigrationId | None = None
+    how: HowToMove | None = None
 
 
 class CheckMove(Move):

@@ -12,10 +12,10 @@ from starlette.responses import Response
 from gateway.admission import Admission, admit, check
 from gateway.api.answers import JsonAnswer, error_document
 from gateway.api.bodies import CheckMove, Move, SignIn
-from gateway.api.desk import Address, Asking, AtDesk, Bearer
+from gateway.api.desk import Address, Asking, AtDesk, Bearer, Desk
 from gateway.asking import Asked
 from gateway.deciding import decision_document
-from gateway.errors import NotKnown
+from gateway.errors import NotKnown, RequestRefused
 from gateway.migrations import Migration
 from gateway.preflight import can_move, findings_document
 from policy.request import facts_of
@@ -68,7 +68,7 @@ async def sign_in(body: SignIn, desk: AtDesk, address: Address) -> Response:
 @router.post("/v1/migrations", status_code=201, summary="Move a VM, if policy allows it")
 async def request_migration(body: Move, desk: AtDesk, bearer: Bearer, address: Address) -> Response:
     """201: recorded, and the source relay has its permit. 403: denied and recorded. 409, 503: allowed, but not now."""
-    admission = await admit(desk.gate, bearer, _asked(body, address))
+    admission = await admit(desk.gate, bearer, _asked(desk, body, address))
     document = {"migration_id": admission.migration_id, **_document(admission)}
     if admission.obstacle is not None:
         return JsonAnswer({**error_document(admission.obstacle), **document}, admission.obstacle.status)
@@ -77,7 +77,7 @@ async def request_migration(body: Move, desk: AtDesk, bearer: Bearer, address: A
 
 @router.post("/v1/decisions", summary="Would it be allowed? Nothing moves; the question is recorded")
 async def check_decision(body: CheckMove, desk: AtDesk, bearer: Bearer, address: Address) -> Response:
-    asked = replace(_asked(body, address), preflight=body.preflight)
+    asked = replace(_asked(desk, body, address), preflight=body.preflight)
     admission = await check(desk.gate, bearer, asked)
     found = admission.findings
     told = None if found is None else {"can_move": can_move(found), "findings": findings_document(found)}
@@ -104,8 +104,14 @@ async def cancel_migration(migration_id: str, desk: AtDesk, person: Asking, addr
     return JsonAnswer({"migration_id": migration_id}, 202)
 
 
-def _asked(body: Move, address: str) -> Asked:
-    return Asked(body.vm, body.destination, body.reason, tuple(body.ports or ()), address, body.break_glass)
+def _asked(desk: Desk, body: Move, address: str) -> Asked:
+    """Errors: RequestRefused for wishes that contradict each other."""
+    how = desk.gate.terms.how
+    if body.how is not None:
+        how = msgspec.structs.replace(how, **body.how.model_dump(exclude_none=True))
+    if (problem := how.problem()) is not None:
+        raise RequestRefused(f"how: {problem}")
+    return Asked(body.vm, body.destination, body.reason, tuple(body.ports or ()), address, body.break_glass, how=how)
 
 
 def _document(admission: Admission) -> dict[str, Any]:

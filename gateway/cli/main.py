@@ -21,6 +21,7 @@ from gateway.cli import (
     inventory,
     login,
     migrate,
+    migration,
     people,
     placement,
     reconcile,
@@ -92,6 +93,7 @@ app.command("whoami")(whoami.whoami)
 audit.app.command("verify-document")(document_check.verify_document_command)
 audit.app.add_typer(witness.app, name="witness")
 audit.app.add_typer(reconcile.app, name="reconcile")
+app.add_typer(migration.app, name="migration")
 app.add_typer(break_glass.app, name="break-glass")
 app.add_typer(audit.app, name="audit")
 app.add_typer(certs.app, name="certs")

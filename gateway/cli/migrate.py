@@ -15,6 +15,21 @@ import typer
 
 from gateway.cli.credentials import token_of
 from gateway.cli.follow import Clock, Interrupts, follow
+from gateway.cli.move_options import (
+    AtDeadlineOption,
+    AutoConvergeOption,
+    BandwidthOption,
+    CompressionOption,
+    ConvergeOption,
+    DowntimeOption,
+    MultifdOption,
+    PassesOption,
+    PostCopyRateOption,
+    PreemptOption,
+    SecondsOption,
+    XbzrleOption,
+    wishes,
+)
 from gateway.cli.options import CaOption, GatewayOption, JsonOption, TokenFileOption
 from gateway.cli.output import console, print_json
 from gateway.cli.placement import complete_host, complete_vm
@@ -58,6 +73,22 @@ def migrate(
         int,
         typer.Option("--wait-seconds", min=1, help="Stop following after this time; the migration goes on."),
     ] = 4 * 3600,
+    with_disks: Annotated[
+        bool,
+        typer.Option("--with-disks", help="Also copy the disks: opens the port disks, beside the memory's."),
+    ] = False,
+    downtime_limit_ms: DowntimeOption = None,
+    converge_within_seconds: ConvergeOption = None,
+    at_deadline: AtDeadlineOption = None,
+    auto_converge: AutoConvergeOption = False,
+    xbzrle: XbzrleOption = False,
+    multifd: MultifdOption = None,
+    compression: CompressionOption = None,
+    post_copy_after_passes: PassesOption = None,
+    post_copy_after_seconds: SecondsOption = None,
+    preempt: PreemptOption = False,
+    post_copy_bytes_per_second: PostCopyRateOption = None,
+    bandwidth_bytes_per_second: BandwidthOption = None,
     gateway: GatewayOption = None,
     ca: CaOption = None,
     token_file: TokenFileOption = None,
@@ -74,6 +105,7 @@ def migrate(
       sealane migrate web-1 --to host-b
       sealane migrate web-1 --to host-b --reason "CHG-1042" --json
       sealane migrate web-1 --to host-b --check
+      sealane migrate web-1 --to host-b --converge-within-seconds 600 --at-deadline post-copy
     """
     from gateway.cli.client import GatewayClient
 
@@ -82,8 +114,24 @@ def migrate(
     question: dict[str, Any] = {"vm": vm, "destination": to}
     if reason is not None:
         question["reason"] = reason
-    if port:
-        question["ports"] = port
+    if port or with_disks:
+        question["ports"] = sorted({*(port or ["memory"]), *(["disks"] if with_disks else [])})
+    how = wishes(
+        downtime_limit_ms=downtime_limit_ms,
+        converge_within_seconds=converge_within_seconds,
+        at_deadline=at_deadline,
+        auto_converge=auto_converge,
+        xbzrle=xbzrle,
+        multifd_channels=multifd,
+        multifd_compression=compression,
+        post_copy_after_passes=post_copy_after_passes,
+        post_copy_after_seconds=post_copy_after_seconds,
+        preempt=preempt,
+        post_copy_bytes_per_second=post_copy_bytes_per_second,
+        bandwidth_bytes_per_second=bandwidth_bytes_per_second,
+    )
+    if how:
+        question["how"] = how
     if break_glass is not None:
         question["break_glass"] = break_glass
     with GatewayClient(settings, token) as client:

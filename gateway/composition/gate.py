@@ -65,6 +65,7 @@ def _terms(config: GatewayConfig) -> PermitTerms:
         session_seconds=permits.session_seconds,
         recover_seconds=permits.recover_seconds,
         downtime_limit_ms=permits.downtime_limit_ms,
+        how=config.moving,
         limits=Limits(permits.max_channels, permits.bandwidth_bytes_per_second),
         requirements=Requirements(content_digest=False, stream_inspection=False, vm_binding=permits.require_vm_binding),
     )

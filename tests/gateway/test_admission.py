@@ -218,3 +218,37 @@ async def test_a_decision_that_does_not_fit_into_a_record_permits_nothing_and_is
     assert (record["outcome"], record["details"]["not_admitted"]) == ("denied", "too_large_to_record")
     assert not [entry for entry in await running.entries() if entry.get("kind") == "sealane-permit"]
     assert await running.poll("a") == []
+
+
+async def test_how_a_vm_is_to_be_moved_is_recorded_decided_on_and_told_to_the_relay(running: Running) -> None:
+    await running.poll("a")
+    how = {"post_copy_after_passes": 3, "downtime_limit_ms": 50, "bandwidth_bytes_per_second": 1 << 20}
+    answer = await running.person("alice").post("/v1/migrations", json={"vm": "web", "destination": "b", "how": how})
+    assert answer.status_code == 201, answer.text
+    (assignment,) = await running.poll("a")
+    assert assignment["how"] == how
+    assert running.open_permit(assignment["permit"]).claims.limits.bandwidth_bytes_per_second == 1 << 20
+    (record,) = await running.records("migration.decision")
+    assert record["details"]["asked"]["how"] == how
+    assert record["details"]["policy_request"]["context"]["post_copy"] is True
+
+
+async def test_a_plain_move_says_nothing_that_a_relay_of_an_earlier_version_would_not_know(running: Running) -> None:
+    await running.begin()
+    (record,) = await running.records("migration.decision")
+    assert "how" not in record["details"]["asked"]
+    assert "post_copy" not in record["details"]["policy_request"]["context"]
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [({"multifd_compression": "zstd"}, "multifd channels"), ({"speed": 1}, "speed"), ({"xbzrle": 1}, "xbzrle")],
+)
+async def test_wishes_that_make_no_sense_are_refused_before_anything_is_decided(
+    running: Running, how: dict[str, object], words: str
+) -> None:
+    await running.poll("a")
+    answer = await running.person("alice").post("/v1/migrations", json={"vm": "web", "destination": "b", "how": how})
+    assert answer.status_code == 400
+    assert words in answer.text
+    assert await running.records("migration.decision") == []

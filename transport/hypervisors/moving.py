@@ -42,20 +42,22 @@ class How(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     `post_copy_after_passes`, `post_copy_after_seconds`: whichever comes first. `converge_within_seconds`: a pre-copy
     that still runs then meets `at_deadline`: it is cancelled, switched to post-copy, or the guest is paused for the
-    rest of it. The permit's own deadline stands behind that and always cancels.
+    rest of it. The permit's own deadline stands behind that and always cancels. `bandwidth_bytes_per_second` goes into
+    the permit, if it is lower than what every permit says; 0 is no wish.
     """
 
     downtime_limit_ms: Annotated[int, Meta(ge=1, le=60_000)] | None = None
-    converge_within_seconds: Annotated[float, Meta(gt=0, le=86_400)] | None = None
+    converge_within_seconds: Annotated[int, Meta(ge=1, le=86_400)] | None = None
     at_deadline: Literal["cancel", "post-copy", "pause"] = "cancel"
     auto_converge: bool = False
     xbzrle: bool = False
     multifd_channels: Annotated[int, Meta(ge=0, le=MAX_MULTIFD_CHANNELS)] = 0
     multifd_compression: Compression = "none"
     post_copy_after_passes: Annotated[int, Meta(ge=1, le=1_000)] | None = None
-    post_copy_after_seconds: Annotated[float, Meta(ge=0, le=86_400)] | None = None
+    post_copy_after_seconds: Annotated[int, Meta(ge=0, le=86_400)] | None = None
     preempt: bool = False
     post_copy_bytes_per_second: Annotated[int, Meta(ge=0, le=2**53 - 1)] = 0
+    bandwidth_bytes_per_second: Annotated[int, Meta(ge=0, le=2**53 - 1)] = 0
 
     @property
     def may_post_copy(self) -> bool:
@@ -78,6 +80,12 @@ class How(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 PLAIN = Movement()  # pre-copy over one connection
 AS_CONFIGURED = How()
+
+
+def how_document(how: How) -> dict[str, int | str | bool]:
+    """Only what was wished for, in its own names and units."""
+    wishes: dict[str, int | str | bool] = msgspec.structs.asdict(how)
+    return {name: value for name, value in wishes.items() if value != getattr(AS_CONFIGURED, name)}
 
 
 class Step(Enum):

@@ -16,6 +16,7 @@ from policy.errors import PermitRefused
 from policy.permit import verify_permit
 from transport.errors import LocalBroken
 from transport.hypervisors.errors import HypervisorError
+from transport.hypervisors.moving import How, how_document
 from transport.hypervisors.virsh import Virsh
 from transport.relay.config import RelayConfig
 from transport.relay.front import SOCKET_NAME
@@ -25,6 +26,17 @@ from transport.relay.wish import Wish
 
 log = structlog.get_logger("sealane.relay")
 _ABORT_SECONDS: Final = 10.0
+_BY_VIRSH: Final = frozenset(
+    {
+        "auto_converge",
+        "xbzrle",
+        "multifd_channels",
+        "post_copy_after_seconds",
+        "converge_within_seconds",
+        "at_deadline",
+        "bandwidth_bytes_per_second",  # in the permit, and kept by the lanes
+    }
+)
 
 
 def libvirt_uri(config: RelayConfig) -> str:
@@ -32,6 +44,24 @@ def libvirt_uri(config: RelayConfig) -> str:
     if config.placement.libvirt_uri or config.hypervisor.kind != "libvirt":
         return config.placement.libvirt_uri
     return f"qemu:///system?socket={config.hypervisor.libvirt_socket}"
+
+
+def virsh_options(how: How) -> list[str]:
+    """The wishes in virsh's words. `LocalBroken` for those that it has none for: nothing is left out in silence."""
+    unknown = how_document(how).keys() - _BY_VIRSH
+    if unknown or how.at_deadline == "post-copy" or (how.converge_within_seconds and how.at_deadline == "cancel"):
+        what = ", ".join(sorted(unknown)) or f"at_deadline {how.at_deadline}"
+        raise LocalBroken(f"libvirt moves this VM, and is not asked for: {what}")
+    options = ["--auto-converge"] if how.auto_converge else []
+    if how.xbzrle:
+        options += ["--compressed", "--comp-methods", "xbzrle"]
+    if how.multifd_channels:
+        options += ["--parallel", "--parallel-connections", str(how.multifd_channels)]
+    if how.post_copy_after_seconds is not None:
+        options += ["--postcopy", "--timeout", str(max(1, how.post_copy_after_seconds)), "--timeout-postcopy"]
+    elif how.converge_within_seconds is not None:
+        options += ["--timeout", str(how.converge_within_seconds), "--timeout-suspend"]
+    return options
 
 
 class LibvirtOrders:
@@ -58,22 +88,23 @@ class LibvirtOrders:
         destination = claims.destination.rpartition("/")[2]
         if destination not in {each.host for each in config.front.destinations}:
             raise LocalBroken(f"the front of this relay has no {destination}: add it to [[front.destinations]]")
+        wanted = virsh_options(order.how)
         front = Path(config.front.folder) / destination / SOCKET_NAME
         virsh = Virsh(libvirt_uri(config), config.placement.virsh, order.deadline_seconds)
         key = (claims.vm, destination)
         self._held[key] = order
         try:
-            said = await self._migrate(virsh, claims.vm, f"qemu+unix:///system?socket={front}")
+            said = await self._migrate(virsh, claims.vm, f"qemu+unix:///system?socket={front}", wanted)
         finally:
             was_taken = self._held.pop(key, None) is not order
         return None if was_taken else f"libvirt did not begin: {said}"
 
-    async def _migrate(self, virsh: Virsh, vm: str, destination: str) -> str:
+    async def _migrate(self, virsh: Virsh, vm: str, destination: str, wanted: list[str]) -> str:
         """What virsh said; "" if all went well. How the session went, the session itself tells."""
         persistent = vm in (await virsh.ask("list", "--persistent", "--uuid")).split()
         options = ["--persistent", "--undefinesource"] if persistent else []
         try:
-            await virsh.ask("migrate", "--live", "--p2p", *options, vm, destination, read_only=False)
+            await virsh.ask("migrate", "--live", "--p2p", *options, *wanted, vm, destination, read_only=False)
         except HypervisorError as error:
             return str(error)
         except trio.Cancelled:

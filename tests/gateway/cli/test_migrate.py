@@ -202,3 +202,26 @@ def test_a_hostile_gateway_cannot_write_to_the_terminal(gateway: CannedGateway, 
     for text in said:
         assert not set(text) & set("\x1b\x9b\u202e\r")
         assert not any(line.startswith("ALLOWED  record 1\n") for line in text.splitlines(keepends=True)[1:])
+
+
+def test_wishes_go_to_the_gateway_as_they_were_given_and_no_others(gateway: CannedGateway, sealane: Sealane) -> None:
+    options = ["--post-copy-after-passes", "3", "--preempt", "--downtime-limit-ms", "50", "--with-disks"]
+    assert sealane("migrate", "web-1", "--to", "host-b", *options).exit_code == 0
+    assert gateway.asked[0].body == {
+        "vm": "web-1",
+        "destination": "host-b",
+        "ports": ["disks", "memory"],
+        "how": {"post_copy_after_passes": 3, "preempt": True, "downtime_limit_ms": 50},
+    }
+
+
+def test_a_migration_is_cancelled_by_its_id(logged_in: CannedGateway, sealane: Sealane) -> None:
+    logged_in.answer("POST", f"{POLL}/cancel", (202, {"migration_id": MIGRATION}))
+    result = sealane("migration", "cancel", MIGRATION, "--json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout) == {"migration_id": MIGRATION, "cancel_requested": True}
+
+
+def test_a_migration_is_shown_by_its_id(logged_in: CannedGateway, sealane: Sealane) -> None:
+    logged_in.answer("GET", POLL, completed())
+    assert sealane("migration", "show", MIGRATION).stdout == "completed\n"
