@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from gateway.asking import Facts, decide, explain_unknown
 from gateway.errors import RequestRefused
 from gateway.gate import Gate
@@ -23,6 +25,8 @@ async def answer(gate: Gate, facts: Facts, *, recorded: bool = True) -> tuple[Fa
     `recorded`: it is a move and no mere check, so the use of the grant is recorded before anything comes of it.
     """
     decision = explain_unknown(gate, facts.asked, decide(gate.engine, facts.question))
+    if gate.shadow is not None:
+        decision = replace(decision, otherwise=gate.shadow.look(decision))
     if facts.asked.break_glass is None:
         return facts, observe(gate.observation, facts, decision, gate.time.now())
     if gate.break_glass is None:

@@ -95,9 +95,19 @@ class ObserveTable(_Table, frozen=True):
     until: Annotated[datetime, Meta(tz=True)]
 
 
+class PublishingTable(_Table, frozen=True):
+    """`signers`: the file of who may sign and approve. `approvals`: by how many others than the author."""
+
+    signers: Text
+    approvals: Annotated[int, Meta(ge=1, le=16)] = 1
+
+
 class PolicyTable(_Table, frozen=True):
+    """`bundle`: with `publishing` only what the gateway begins with."""
+
     bundle: Text
     inventory: Text
+    publishing: PublishingTable | None = None
     observe: ObserveTable | None = None
 
 

@@ -25,6 +25,7 @@ from transport.hypervisors.moving import How
 if TYPE_CHECKING:
     from gateway.break_glass.glass import BreakGlass
     from gateway.observing import Observation
+    from gateway.shadowing import Shadow
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ class PermitTerms:
 class Gate:
     """All that admission works with. `minimum_crl_number` is replaced at a reload; `sources` keep themselves fresh.
 
-    `break_glass` and `observation`: None where the site does not have it. `time`: for what must end in time.
+    `break_glass`, `observation`, `shadow`: None where the site does not have it. `time`: for what must end in time.
     `preflight_first`: whether hosts are asked if the VM can move, before a permit is given.
     `bell`: rings when something changed that running migrations stand on.
     """
@@ -71,6 +72,7 @@ class Gate:
     preflight_first: bool = False
     break_glass: BreakGlass | None = None
     observation: Observation | None = None
+    shadow: Shadow | None = None
 
     @property
     def inventory(self) -> Inventory:

@@ -120,3 +120,18 @@ def of_authority(
         return [states, observed, revocations]
 
     return ask
+
+
+def of_policy(version: Callable[[], int], shadow: Callable[[], Mapping[str, int]]) -> Source:
+    """The version in force, and how a candidate compares with it."""
+
+    def ask() -> Iterable[Metric]:
+        in_force = GaugeMetricFamily("sealane_policy_version", "The version of the policy in force.", version())
+        compared = GaugeMetricFamily(
+            "sealane_policy_shadow", "Decisions since the candidate's trial began, by what it says.", labels=["says"]
+        )
+        for says, count in shadow().items():
+            compared.add_metric([says], count)
+        return [in_force, compared]
+
+    return ask

@@ -16,6 +16,7 @@ from gateway.config import GatewayConfig
 from gateway.errors import GatewayError, StartRefused
 from gateway.gate import Gate
 from gateway.people import People
+from gateway.publishing import newest_published
 from gateway.recording import Event
 from gateway.relays import HostTrust
 from gateway.reporting import Reporting
@@ -29,7 +30,9 @@ log = structlog.get_logger("gateway.reloading")
 
 
 def load_policy(config: GatewayConfig) -> Bundle:
-    """Errors: StartRefused, naming the file."""
+    """What was published last, else the directory's. Errors: StartRefused, naming the file."""
+    if (published := newest_published(config)) is not None:
+        return published
     try:
         return Bundle.load(config.path(config.policy.bundle))
     except BundleRefused as error:
@@ -117,6 +120,8 @@ class Reloader:
         return moved
 
     async def _reload_bundle(self) -> list[str]:
+        if self._config.policy.publishing is not None:
+            return []  # what counts is published, and took effect then
         bundle = await trio.to_thread.run_sync(Bundle.load, self._config.path(self._config.policy.bundle))
         current = self._gate.engine.bundle
         if bundle.version < current.version:

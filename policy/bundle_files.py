@@ -50,6 +50,21 @@ def read_bundle_files(directory: Path) -> dict[str, str]:
     return {path: _text(path, files[path]) for path in sorted(files)}
 
 
+def require_bundle_files(files: Mapping[str, str]) -> None:
+    """The same rules for files that came by another way than a directory."""
+    if len(files) > MAX_FILES:
+        raise BundleRefused("", f"has more than {MAX_FILES} files")
+    if sum(len(text.encode()) for text in files.values()) > MAX_BYTES:
+        raise BundleRefused("", f"is above {MAX_BYTES // 1024 // 1024} MiB")
+    for path in files:
+        folder, _, name = path.rpartition("/")
+        if (folder and folder not in _FOLDERS) or not _belongs(folder, name):
+            raise BundleRefused(ascii(path)[1:-1], "does not belong in a bundle: remove it")
+    for required in (MANIFEST, SCHEMA):
+        if required not in files:
+            raise BundleRefused(required, "is missing")
+
+
 def bundle_digest(files: Mapping[str, str]) -> str:
     """SHA-256 in hex over the sorted files, each as u32 length ‖ path ‖ u64 length ‖ content (big-endian, UTF-8).
 

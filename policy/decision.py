@@ -43,6 +43,7 @@ class Decision:
     `errors` is what went wrong, in Cedar's words. `denied_because` is for people; "" when allowed.
     `by_policy`: everything was known and nothing failed; the answer is that of the policies alone.
     `observed`: allowed although the policies deny, because the zones are being observed (`gateway.observing`).
+    `otherwise`: what a candidate bundle says instead (`gateway.shadowing`); it counts for nothing.
     """
 
     allowed: bool
@@ -54,6 +55,7 @@ class Decision:
     entities: list[Json]
     by_policy: bool = False
     observed: bool = False
+    otherwise: Mapping[str, Any] | None = None
 
 
 class _Uid(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

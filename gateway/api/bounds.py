@@ -8,8 +8,11 @@ import trio
 
 from gateway.api.answers import JsonAnswer, error_answer
 from gateway.errors import GatewayError, RequestTooLarge, RequestTooSlow
+from policy.publication import MAX_PUBLICATION_BYTES
 
 MAX_BODY_BYTES: Final = 64 * 1024
+LARGE_BODIES: Final = {"/v1/policy/publications": MAX_PUBLICATION_BYTES, "/v1/policy/shadow": MAX_PUBLICATION_BYTES}
+MAX_LARGE_AT_ONCE: Final = 2  # they are read before anyone is known
 _DRAIN_BYTES: Final = 1024 * 1024
 _DRAIN_SECONDS: Final = 2.0
 
@@ -20,6 +23,7 @@ class BoundedBody:
     def __init__(self, app: Any, seconds: float) -> None:
         self._app = app
         self._seconds = seconds
+        self._large = trio.CapacityLimiter(MAX_LARGE_AT_ONCE)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -27,7 +31,12 @@ class BoundedBody:
             return
         try:
             with trio.fail_after(self._seconds):
-                body = await _read_body(scope, receive)
+                most = LARGE_BODIES.get(scope["path"], MAX_BODY_BYTES)
+                if most == MAX_BODY_BYTES:
+                    body = await _read_body(scope, receive, most)
+                else:
+                    async with self._large:
+                        body = await _read_body(scope, receive, most)
         except trio.TooSlowError:
             await _last_answer(RequestTooSlow("the body did not arrive in time"))(scope, receive, send)
             _hang_up(scope)
@@ -57,19 +66,19 @@ class _Replay:
         return {"type": "http.request", "body": body, "more_body": False}
 
 
-async def _read_body(scope: Any, receive: Any) -> bytes | None:
+async def _read_body(scope: Any, receive: Any, most: int) -> bytes | None:
     """The body; None if the peer left. Errors: RequestTooLarge."""
     for name, value in scope["headers"]:
-        if name == b"content-length" and (not value.isdigit() or len(value) > 9 or int(value) > MAX_BODY_BYTES):
-            raise RequestTooLarge(f"a body is at most {MAX_BODY_BYTES} bytes")
+        if name == b"content-length" and (not value.isdigit() or len(value) > 9 or int(value) > most):
+            raise RequestTooLarge(f"a body is at most {most} bytes")
     body = bytearray()
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
             return None
         body += message.get("body", b"")
-        if len(body) > MAX_BODY_BYTES:
-            raise RequestTooLarge(f"a body is at most {MAX_BODY_BYTES} bytes")
+        if len(body) > most:
+            raise RequestTooLarge(f"a body is at most {most} bytes")
         if not message.get("more_body", False):
             return bytes(body)
 

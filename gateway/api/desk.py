@@ -16,6 +16,7 @@ from gateway.issuers import Issuers
 from gateway.metrics import Metrics
 from gateway.people import People, Presented
 from gateway.placement_watching import PlacementWatching
+from gateway.publishing import Publishing
 from gateway.reading import Reading
 from gateway.refused_calls import RefusedCallsOnRecord
 from gateway.relays import relay_of
@@ -37,6 +38,7 @@ class Desk:
     published_checkpoint: Callable[[], Awaitable[str]]
     reporting: Reporting
     placement: PlacementWatching
+    publishing: Publishing
     refused_calls: RefusedCallsOnRecord
     oversight: Oversight
     metrics: Metrics

@@ -176,6 +176,26 @@ class GatewayClient:
         """What the receipts of both hosts say of each migration since then; the gateway records it."""
         return _decode(self._ask("POST", "/v1/reconcile/hosts", body={"since": since}), dict[str, Any])
 
+    def policy(self) -> dict[str, Any]:
+        """The policy in force, earlier versions, and the candidate that is tried."""
+        return _decode(self._ask("GET", "/v1/policy"), dict[str, Any])
+
+    def policy_version(self, version: int) -> bytes:
+        """A publication that was in force."""
+        return self._ask("GET", f"/v1/policy/versions/{version}")
+
+    def publish_policy(self, publication: bytes) -> dict[str, Any]:
+        """In force once this returns."""
+        return _decode(self._ask("POST", "/v1/policy/publications", content=publication), dict[str, Any])
+
+    def begin_policy_shadow(self, publication: bytes) -> dict[str, Any]:
+        """Tried from now on."""
+        return _decode(self._ask("POST", "/v1/policy/shadow", content=publication), dict[str, Any])
+
+    def end_policy_shadow(self) -> dict[str, Any]:
+        """What was counted."""
+        return _decode(self._ask("DELETE", "/v1/policy/shadow"), dict[str, Any])
+
     def checkpoint(self) -> str:
         """The signed note of the log: the published one, with cosignatures, where there is one."""
         return self._ask("GET", "/v1/log/checkpoint").decode()
@@ -198,12 +218,14 @@ class GatewayClient:
         path: str,
         *,
         body: Mapping[str, Any] | None = None,
+        content: bytes | None = None,
         parameters: Mapping[str, str | int] | None = None,
         denial_is_answer: bool = False,
     ) -> bytes:
         """The body of a 2xx answer (or of a 403 that carries a decision)."""
-        content = None if body is None else msgspec.json.encode(body)
-        headers = {} if body is None else {"content-type": "application/json"}
+        if body is not None:
+            content = msgspec.json.encode(body)
+        headers = {} if content is None else {"content-type": "application/json"}
         try:
             with self._http.stream(method, path, content=content, headers=headers, params=parameters) as answer:
                 data = self._read(answer)

@@ -24,6 +24,7 @@ from gateway.cli import (
     migration,
     people,
     placement,
+    policy,
     reconcile,
     serve,
     session,
@@ -100,6 +101,7 @@ app.add_typer(certs.app, name="certs")
 siem.app.command("reconcile-file")(siem_files.reconcile_file)
 app.add_typer(siem.app, name="siem")
 app.add_typer(people.app, name="people")
+app.add_typer(policy.app, name="policy")
 app.add_typer(session.app, name="session")
 app.add_typer(directory.app, name="directory")
 app.add_typer(inventory.app, name="inventory")

@@ -26,9 +26,10 @@ from gateway.gate import Gate
 from gateway.inventories import InventoryNews, open_sources, read_at_start
 from gateway.issuers import Issuers
 from gateway.log_keeping import LogKeeping, open_log_keeping
-from gateway.metrics import of_authority
+from gateway.metrics import of_authority, of_policy
 from gateway.observing import make_observation
 from gateway.placement_watching import PlacementWatching
+from gateway.publishing import Publishing
 from gateway.reading import Reading
 from gateway.recording import Clock
 from gateway.refused_calls import RefusedCallsOnRecord
@@ -83,6 +84,8 @@ async def make_pieces(
     issuers = Issuers(config.identity.issuers, has_local_people=people.local is not None)
     health = partial(health_document, config, keeping, gate)
     placement_watching = PlacementWatching(gate)
+    publishing = Publishing(gate.engine, config, recorder, clock, gate.bell)
+    gate.shadow = publishing.shadow
     entries = CommittedEntries(committer, origin, config.path(config.log.directory))
     siem_dir = config.path(config.gateway.state_dir) / "siem"
     delivery = Delivery(config.siem, config.path, siem_dir, entries, recorder, clock)
@@ -96,6 +99,7 @@ async def make_pieces(
         published_checkpoint=keeping.witnessing.published_checkpoint,
         reporting=reporting,
         placement=placement_watching,
+        publishing=publishing,
         refused_calls=RefusedCallsOnRecord(gate),
         oversight=oversight,
         metrics=metrics,
@@ -112,6 +116,7 @@ async def make_pieces(
             lambda: watch.revoked,
         )
     )
+    metrics.add(of_policy(lambda: gate.engine.bundle.version, publishing.shadow.counts))
     reloader.reload_delivery = delivery.reload
     revocation = config.revocation
     background: tuple[Background, ...] = (

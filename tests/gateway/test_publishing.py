@@ -1,0 +1,266 @@
+"""Publishing: in force without a restart, after every restart, recorded, and never by one person alone."""
+
+from __future__ import annotations
+
+import re
+import ssl
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+import gateway.config as configuration
+from audit.verify import verify_log
+from gateway.errors import StartRefused
+from gateway.publishing import PublicationStore, newest_published, read_or_refuse
+from gateway.starter import Site
+from policy.bundle import Bundle
+from policy.bundle_files import read_bundle_files
+from policy.publication import MAX_PUBLICATION_BYTES, BundleName, public_text, sign_publication, unsigned
+from tests.gateway.conftest import Running, running_gateway
+
+pytestmark = pytest.mark.whole
+
+KEYS = {name: Ed25519PrivateKey.generate() for name in ("ann", "ben", "cyd")}
+NOW = datetime(2026, 11, 26, tzinfo=UTC)
+FREEZE = """
+@id("freeze")
+@reason("Nothing moves this week.")
+forbid (principal, action in Sealane::Action::"AnyMove", resource);
+"""
+
+
+@pytest.fixture
+def site(site: Site) -> Site:
+    """Bob may publish; Ann, Ben and Cyd may sign."""
+    people = site.people.read_text()
+    site.people.write_text(people.replace('"guests"', '"policy-authors"'))
+    write_signers(site)
+    add(site, '[policy.publishing]\nsigners = "signers.toml"\n')
+    return site
+
+
+def write_signers(site: Site, retired: str = "", without: str = "") -> None:
+    tables = [
+        f'[[signer]]\nname = "{name}"\nkey = "{public_text(key.public_key())}"\nroles = ["author", "approver"]\n'
+        + ("retired = true\n" if name == retired else "")
+        for name, key in KEYS.items()
+        if name != without
+    ]
+    (site.directory / "signers.toml").write_text("".join(tables))
+
+
+def add(site: Site, table: str) -> None:
+    text = site.gateway_config.read_text()
+    site.gateway_config.write_text(text.replace("[identity]", table + "\n[identity]", 1))
+
+
+def files_of(site: Site, version: int, more: str = "", tests: bool = True) -> dict[str, str]:
+    files = read_bundle_files(site.directory / "bundle")
+    files["bundle.toml"] = re.sub(r"(?m)^version = \d+", f"version = {version}", files["bundle.toml"])
+    files["policies/safeguards.cedar"] += more
+    return {path: text for path, text in files.items() if tests or not path.startswith("tests/")}
+
+
+def publication(files: dict[str, str], *signers: str) -> bytes:
+    bundle = Bundle.from_files(files)
+    about = BundleName(bundle.name, bundle.version, bundle.digest)
+    made = unsigned(files)
+    for number, name in enumerate(signers):
+        made = sign_publication(made, about, "approver" if number else "author", name, KEYS[name], NOW)
+    return made.encode()
+
+
+async def publish(running: Running, data: bytes, who: str = "bob") -> Any:
+    return await running.person(who).post("/v1/policy/publications", content=data)
+
+
+async def may_move(running: Running) -> bool:
+    answer = await running.person("alice").post("/v1/decisions", json={"vm": "web", "destination": "b"})
+    return bool(answer.json()["decision"]["allowed"])
+
+
+async def test_a_publication_is_in_force_at_once_and_after_a_restart_and_is_recorded(site: Site) -> None:
+    frozen = publication(files_of(site, 2, FREEZE, tests=False), "ann", "ben")
+    async with running_gateway(site) as running:
+        assert await may_move(running)
+        answer = await publish(running, frozen)
+        assert answer.status_code == 201, answer.text
+        assert not await may_move(running)
+        (record,) = await running.records("policy.published")
+        told = record["details"]
+        assert (record["outcome"], told["version"], told["author"], told["approvers"]) == (
+            "completed",
+            2,
+            "ann",
+            ["ben"],
+        )
+        assert told["replaced"]["version"] == 1
+        assert record["actor"]["name"] == "Bob Guest"
+        state = (await running.person("bob").get("/v1/policy")).json()
+        assert (state["in_force"]["version"], state["published_versions"]) == (2, [2])
+        await running.gateway.reload()  # the directory's bundle is what the gateway began with, and no more
+        assert not await may_move(running)
+    async with running_gateway(site) as again:
+        assert not await may_move(again)
+        *_, started = await again.records("gateway.started")
+        assert started["details"]["bundle"]["version"] == 2
+    assert verify_log(site.log, [(site.certs / "gateway" / "log.vkey").read_text()]).ok
+
+
+@pytest.mark.parametrize(
+    ("signers", "version", "words"),
+    [
+        (("ann",), 2, "0 of 1 approvals by others than its author"),
+        ((), 2, "0 authors"),
+        (("ann", "ben"), 1, "version 1 is not above 1, which is in force"),
+    ],
+)
+async def test_what_is_refused_changes_nothing_and_is_recorded(
+    site: Site, signers: tuple[str, ...], version: int, words: str
+) -> None:
+    async with running_gateway(site) as running:
+        answer = await publish(running, publication(files_of(site, version, FREEZE, tests=False), *signers))
+        assert answer.status_code == 409
+        assert words in answer.json()["error"]["message"]
+        (record,) = await running.records("policy.published")
+        assert record["outcome"] == "failed"
+        assert words in record["details"]["refused_because"]
+        assert await may_move(running)
+    assert list((site.directory / "state" / "policy").iterdir()) == []
+
+
+async def test_a_bundle_with_a_policy_that_errors_or_a_test_that_fails_is_refused(site: Site) -> None:
+    good = publication(files_of(site, 2, FREEZE, tests=False), "ann", "ben").decode()
+    async with running_gateway(site) as running:
+        for bad in (
+            good.replace("Nothing moves this week.", "Everything moves this week."),
+            good[: len(good) // 2],
+            "x" * 100,
+        ):
+            answer = await publish(running, bad.encode())
+            assert answer.status_code == 409, answer.text
+        assert await may_move(running)
+
+
+async def test_who_may_not_publish_is_told_nothing_of_it(site: Site) -> None:
+    async with running_gateway(site) as running:
+        data = publication(files_of(site, 2, FREEZE, tests=False), "ann", "ben")
+        for answer in (
+            await publish(running, data, "alice"),
+            await running.person("alice").get("/v1/policy"),
+            await running.person("alice").get("/v1/policy/versions/1"),
+            await running.person("alice").post("/v1/policy/shadow", content=data),
+            await running.person("alice").delete("/v1/policy/shadow"),
+        ):
+            assert answer.status_code == 403
+        assert (await running.client().post("/v1/policy/publications", content=data)).status_code == 401
+        (record,) = await running.records("policy.published")
+        assert record["outcome"] == "denied"
+        assert await may_move(running)
+
+
+async def test_only_publications_may_be_large_and_they_too_have_a_limit(site: Site) -> None:
+    async with running_gateway(site) as running:
+        for path, size, status in (
+            ("/v1/policy/publications", MAX_PUBLICATION_BYTES + 1, 413),
+            ("/v1/policy/shadow", MAX_PUBLICATION_BYTES + 1, 413),
+            ("/v1/migrations", 65 * 1024, 413),
+        ):
+            assert await _status_for(running, path, size) == status
+        assert (await publish(running, b" " * 100 * 1024)).status_code == 409
+
+
+async def _status_for(running: Running, path: str, size: int) -> int:
+    """Of a body that is announced and never sent."""
+    context = ssl.create_default_context(cafile=str(running.site.ca))
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    host, port = running.gateway.listen.split(":")
+    async with await trio.open_ssl_over_tcp_stream(host, int(port), ssl_context=context) as stream:
+        await stream.send_all(f"POST {path} HTTP/1.1\r\nHost: gateway\r\nContent-Length: {size}\r\n\r\n".encode())
+        return int((await stream.receive_some(4096)).split()[1])
+
+
+async def test_without_the_table_nothing_is_published(site: Site) -> None:
+    text = site.gateway_config.read_text()
+    site.gateway_config.write_text(text.replace('[policy.publishing]\nsigners = "signers.toml"\n', ""))
+    async with running_gateway(site) as running:
+        answer = await publish(running, b"{}")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (409, "publishing_off")
+
+
+async def test_a_rollback_is_a_new_version_with_old_content(site: Site) -> None:
+    async with running_gateway(site) as running:
+        for version, more in ((2, ""), (3, FREEZE)):
+            answer = await publish(running, publication(files_of(site, version, more, tests=False), "ann", "ben"))
+            assert answer.status_code == 201, answer.text
+        old = await running.person("bob").get("/v1/policy/versions/2")
+        answer = await publish(running, old.content)
+        assert answer.status_code == 409
+        files = dict(old.json()["files"])
+        files["bundle.toml"] = files["bundle.toml"].replace("version = 2", "version = 4")
+        answer = await publish(running, publication(files, "cyd", "ann"))
+        assert answer.status_code == 201, answer.text
+        assert await may_move(running)
+        assert (await running.person("bob").get("/v1/policy/versions/9")).status_code == 404
+
+
+async def test_a_candidate_answers_beside_the_live_bundle_and_decides_nothing(site: Site) -> None:
+    async with running_gateway(site) as running:
+        bob = running.person("bob")
+        answer = await bob.post("/v1/policy/shadow", content=publication(files_of(site, 7, FREEZE, tests=False)))
+        assert answer.status_code == 201, answer.text
+        assert await may_move(running)
+        *_, record = await running.records("decision.check")
+        shadow = record["details"]["shadow"]
+        assert (shadow["allowed"], shadow["policies"], shadow["version"]) == (False, ["freeze"], 7)
+        assert record["details"]["decision"]["allowed"]
+        state = (await bob.get("/v1/policy")).json()["shadow"]
+        assert (state["compared"], state["would_deny"], state["would_allow"], state["failed"]) == (1, 1, 0, 0)
+        ended = await bob.delete("/v1/policy/shadow")
+        assert ended.json()["would_deny"] == 1
+        assert (await bob.delete("/v1/policy/shadow")).status_code == 404
+        await may_move(running)
+        *_, record = await running.records("decision.check")
+        assert "shadow" not in record["details"]
+
+
+def test_a_publication_that_was_not_finished_is_forgotten_at_the_start(tmp_path: Path) -> None:
+    store = PublicationStore(tmp_path / "policy")
+    store.prepare(unsigned({"bundle.toml": "", "schema.cedarschema": ""}))
+    assert (tmp_path / "policy" / "pending.json").stat().st_mode & 0o077 == 0
+    assert PublicationStore(tmp_path / "policy").versions() == []
+    assert not (tmp_path / "policy" / "pending.json").exists()
+
+
+def test_a_start_asks_for_the_signatures_again(site: Site) -> None:
+    config = configuration.load(site.gateway_config)
+    assert newest_published(config) is None
+    store = PublicationStore(site.directory / "state" / "policy")
+    data = publication(files_of(site, 2, tests=False), "ann", "ben")
+    store._folder.joinpath("0000000002.json").write_bytes(data)
+    found = newest_published(config)
+    assert found is not None
+    assert found.version == 2
+    write_signers(site, retired="ben")
+    assert newest_published(config) is not None
+    write_signers(site, without="ben")
+    with pytest.raises(StartRefused, match="ben signed it, but is not among"):
+        newest_published(config)
+    write_signers(site)
+    store._folder.joinpath("0000000002.json").write_bytes(data.replace(b"Operators move", b"Operators MOVE"))
+    with pytest.raises(StartRefused, match="cannot be used"):
+        newest_published(config)
+
+
+def test_a_gateway_at_which_nobody_could_publish_does_not_start(site: Site) -> None:
+    text = site.gateway_config.read_text()
+    site.gateway_config.write_text(text.replace('signers = "signers.toml"', 'signers = "signers.toml"\napprovals = 3'))
+    with pytest.raises(StartRefused, match="too few"):
+        read_or_refuse(configuration.load(site.gateway_config))
+    (site.directory / "signers.toml").write_text("")
+    with pytest.raises(StartRefused, match="cannot be used"):
+        read_or_refuse(configuration.load(site.gateway_config))
