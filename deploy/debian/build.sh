@@ -51,6 +51,7 @@ PYTHON
 chmod 755 "$root/usr/bin/sealane"
 
 cp deploy/systemd/sealane.slice "deploy/systemd/sealane-$kind.service" "$root/lib/systemd/system/"
+[ "$kind" != relay ] || cp deploy/systemd/sealane-relay.socket "$root/lib/systemd/system/"
 cp docs/install.md LICENSE CHANGELOG.md "$root/usr/share/doc/sealane-$kind/"
 _SEALANE_COMPLETE=source_bash .venv/bin/sealane >"$root/usr/share/bash-completion/completions/sealane" 2>/dev/null ||
     rm -f "$root/usr/share/bash-completion/completions/sealane"

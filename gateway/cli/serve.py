@@ -16,6 +16,7 @@ from typing import Annotated
 
 import typer
 
+from gateway.cli import relay_operating
 from gateway.cli.errors import OPERATOR, REQUESTER, BadConfiguration, Refused, Unreachable
 from gateway.cli.options import ServeConfigOption
 
@@ -107,6 +108,12 @@ def relay_serve(config: ServeConfigOption) -> None:
 
     with _relay_errors():
         raise typer.Exit(run_relay(config))
+
+
+relay_app.command("status")(relay_operating.status)
+relay_app.command("cancel")(relay_operating.cancel)
+relay_app.command("drain")(relay_operating.drain)
+relay_app.command("metrics")(relay_operating.metrics)
 
 
 @relay_app.command("open")

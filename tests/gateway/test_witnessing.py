@@ -102,7 +102,6 @@ def desk(running: Running, keys: list[CosignerKey], required: int) -> PermitDesk
         witness_keys=tuple(keys),
         witnesses_required=required,
         can_bind_vm=True,
-        can_limit_bandwidth=True,
         crl_number=lambda: 2**40,
         clock=lambda: int(time.time()),
     )

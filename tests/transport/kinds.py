@@ -12,7 +12,7 @@ import json
 import logging
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -185,8 +185,10 @@ async def stage(folder: Path) -> AsyncIterator[Stage]:
         yield Stage(site, hosts[0], address)
 
 
-async def move(kind: Kind, folder: Path, program: str = QEMU) -> str:
-    """One move; words of evidence. Raises WrongGuest, and what the parts raise."""
+async def move(
+    kind: Kind, folder: Path, program: str = QEMU, meddle: Callable[[Stage], Awaitable[None]] | None = None
+) -> str:
+    """One move; words of evidence. `meddle` runs beside it. Raises WrongGuest, and what the parts raise."""
     layout = GuestLayout.for_memory(kind.memory_mib, kind.hot_mib)
     image = build_boot_image(layout, folder)
     async with stage(folder) as here:
@@ -197,14 +199,27 @@ async def move(kind: Kind, folder: Path, program: str = QEMU) -> str:
             )
             try:
                 await wait_passes(source, 2)
-                return await _moved(kind, here, source, destination, layout)
+                return await _moved(kind, here, Machines(source, destination), layout, meddle)
             finally:
                 await stop_qemu(destination)
         finally:
             await stop_qemu(source)
 
 
-async def _moved(kind: Kind, here: Stage, source: Qemu, destination: Qemu, layout: GuestLayout) -> str:
+@dataclass(frozen=True, slots=True)
+class Machines:
+    source: Qemu
+    destination: Qemu
+
+
+async def _moved(
+    kind: Kind,
+    here: Stage,
+    machines: Machines,
+    layout: GuestLayout,
+    meddle: Callable[[Stage], Awaitable[None]] | None,
+) -> str:
+    source, destination = machines.source, machines.destination
     before, after = here.site.folder / "before", here.site.folder / "after"
     await dump_region(source, before, layout)
     await let_run(source)
@@ -214,6 +229,8 @@ async def _moved(kind: Kind, here: Stage, source: Qemu, destination: Qemu, layou
     with trio.fail_after(DEADLINE_SECONDS):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_watch, source, answers)
+            if meddle is not None:
+                nursery.start_soon(meddle, here)
             await carry_as_source(here.source, order, here.tell, trio.Event())
             nursery.cancel_scope.cancel()
         (receipt,) = here.source.spool.receipts()

@@ -6,6 +6,7 @@ import socket
 
 import trio
 
+from transport.relay.bandwidth import Pace
 from transport.relay.control import ControlLink
 from transport.relay.lane import ChannelCounts, carry_channel
 from transport.wire.control import Phase, Role
@@ -26,6 +27,7 @@ class Channels:
         self._outward, self._inward = outward, inward
         self._keys = keys
         self.counts: list[ChannelCounts] = []
+        self.pace: Pace | None = None  # how fast this end may send
         self._running = 0
         self._ended = trio.Event()
 
@@ -40,7 +42,7 @@ class Channels:
         """Carry one channel to its end; see `lane.carry_channel`."""
         sealer = LaneSealer(self._keys.lane_secret(counts.channel, self._outward))
         opener = LaneOpener(self._keys.lane_secret(counts.channel, self._inward))
-        await carry_channel(local, lane, sealer, opener, counts)
+        await carry_channel(local, lane, sealer, opener, counts, self.pace)
         self._running -= 1
         if self._running == 0:
             self._ended.set()

@@ -136,7 +136,11 @@ class PlacementSection(_Section, frozen=True):
 
 
 class LimitsSection(_Section, frozen=True):
-    """Bounds and deadlines, each with its unit in its name."""
+    """Bounds and deadlines, each with its unit in its name; docs/relay.md says what each is for.
+
+    `bandwidth_bytes_per_second`: of all that this host sends, 0 for no limit. `max_moves`: of how many VMs at once;
+    others wait for `queue_seconds`, and no longer than their permits may begin.
+    """
 
     handshake_seconds: Seconds = 10.0
     message_seconds: Seconds = 30.0
@@ -148,12 +152,21 @@ class LimitsSection(_Section, frozen=True):
     stop_seconds: Seconds = 10.0
     remember_outcome_seconds: Seconds = 30 * 86400.0
     ack_interval_seconds: Annotated[float, Meta(ge=0.01, le=0.1)] = 0.1
+    bandwidth_bytes_per_second: Annotated[int, Meta(ge=0, le=2**53 - 1)] = 0
+    max_moves: Count = 64
+    queue_seconds: Seconds = 600.0
     max_sessions: Count = 64
     max_channels: Annotated[int, Meta(ge=1, le=256)] = 64
     max_callers: Count = 128
     max_unauthenticated: Count = 256
     max_unauthenticated_per_address: Count = 64
     handshakes_per_second: Count = 100
+
+
+class MetricsSection(_Section, frozen=True):
+    """`listen`: a loopback address such as "127.0.0.1:9464", where an agent on this host scrapes /metrics; "": none."""
+
+    listen: str = ""
 
 
 class RelayConfig(_Section, frozen=True):
@@ -164,6 +177,7 @@ class RelayConfig(_Section, frozen=True):
     network: NetworkSection = NetworkSection()
     placement: PlacementSection = PlacementSection()
     front: FrontSection = FrontSection()
+    metrics: MetricsSection = MetricsSection()
     limits: LimitsSection = LimitsSection()
 
 
@@ -179,6 +193,7 @@ def load_relay_config(path: Path) -> RelayConfig:
     _check_network(path, config.network)
     _check_front(path, config)
     split_address(config.relay.listen, f"{path}: relay.listen")
+    _check_metrics(path, config.metrics)
     if not config.gateway.url.startswith("https://"):
         raise ConfigurationError(f"{path}: gateway.url must begin with https://")
     return _resolved(config, path.resolve().parent)
@@ -194,6 +209,19 @@ def split_address(text: str, what: str) -> tuple[str, int]:
     if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
         raise ConfigurationError(f'{what}: "{text}" is not host:port')
     return host, int(port)
+
+
+def _check_metrics(path: Path, metrics: MetricsSection) -> None:
+    if not metrics.listen:
+        return
+    address, _ = split_address(metrics.listen, f"{path}: metrics.listen")
+    try:
+        is_loopback = ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        is_loopback = False
+    if not is_loopback:
+        # They say when this host moves guests, without TLS and to whoever asks.
+        raise ConfigurationError(f"{path}: metrics.listen: {address} is not a loopback address")
 
 
 def _check_front(path: Path, config: RelayConfig) -> None:

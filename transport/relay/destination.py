@@ -63,6 +63,8 @@ class Destination:
         vm = permit.claims.vm
         if key in self._sessions:
             raise OfferRefused(RefusalCode.SESSION_KNOWN, "a session of this name exists")
+        if self._host.board.is_draining:
+            raise OfferRefused(RefusalCode.BUSY, "this relay is about to be restarted: try again")
         busy = [s for s in self._sessions.values() if s.occupies_vm]
         if vm in self._vms_being_admitted or any(s.permit.claims.vm == vm for s in busy):
             raise OfferRefused(RefusalCode.BUSY, "another session of this VM is under way here")
@@ -82,7 +84,9 @@ class Destination:
         session.facts.peer = peer
         session.facts.connections += 1
         said_bye = False
-        with trio.CancelScope() as scope:
+        with self._host.board.session("destination", session.permit.claims) as entry, trio.CancelScope() as scope:
+            entry.lanes = lambda: session.facts.channels
+            entry.state_of = lambda: session.journal.state
             await session.take_connection(scope)
             try:
                 said_bye = await self._carry_until_lost(session, link, desk)
@@ -112,6 +116,11 @@ class Destination:
             of_hypervisor = isinstance(cause, (HypervisorError, LocalBroken))
             await _say_cancelled(link, "hypervisor" if of_hypervisor else "broken")
         return said_bye
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a guest's way is not decided yet, with or without its connection."""
+        return bool(self._vms_being_admitted) or any(session.occupies_vm for session in self._sessions.values())
 
     def give_up(self, migration_id: str) -> None:
         """Discard what is being loaded of this migration, unless the guest was taken: for where S cannot be told."""
@@ -222,6 +231,7 @@ class Destination:
         """Answer, and do what S says until Bye (True). Any break raises."""
         limits = self._host.config.limits
         channels = Channels(Role.DESTINATION, desk.keys)
+        channels.pace = self._host.pace_of(session.permit)
         if not session.facts.channels:
             session.facts.channels = channels.counts
         link.sent_frames = channels.sent_frames

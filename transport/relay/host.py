@@ -27,8 +27,10 @@ from transport.hypervisors.qemu import MigrationSettings
 from transport.libvirt_rpc.domain_xml import DomainRules
 from transport.libvirt_rpc.framing import Packet
 from transport.relay.address_book import AddressBookFile
+from transport.relay.bandwidth import HostBandwidth, Pace
+from transport.relay.board import Board
 from transport.relay.caller import Conversation
-from transport.relay.config import RelayConfig
+from transport.relay.config import LimitsSection, RelayConfig
 from transport.relay.ends import (
     DestinationEnd,
     QmpDestination,
@@ -42,6 +44,7 @@ from transport.relay.libvirt_destination import LibvirtDestination
 from transport.relay.libvirt_source import LibvirtSource
 from transport.relay.outgoing import Leaving, leaving_of
 from transport.relay.permits import PORTS_OF_KIND, PermitDesk
+from transport.relay.places import Places
 from transport.relay.refused_calls import RefusedCalls, refused_call
 from transport.relay.spool import SessionJournal, Spool
 from transport.relay.used_permits import UsedPermits
@@ -64,6 +67,8 @@ class RelayHost:
     addresses: AddressBookFile
     qemu_uid: int = -1  # as whom QEMU runs, if not as the relay's own user
     refused_calls: RefusedCalls = field(default_factory=RefusedCalls)
+    bandwidth: HostBandwidth = field(default_factory=HostBandwidth)
+    board: Board = field(default_factory=lambda: Board(Places(LimitsSection().max_moves)))
     _leaving: list[str] = field(default_factory=list)
 
     @property
@@ -71,9 +76,19 @@ class RelayHost:
         return str(self.credentials.spiffe_id)
 
     @property
+    def control_socket(self) -> Path:
+        """Where operators on this host reach the relay."""
+        return Path(self.config.relay.state_dir) / "control.sock"
+
+    @property
     def leaving_by(self) -> Leaving:
         """How connections to other relays leave this host, by the configuration and the newest address book."""
         return leaving_of(self.config.network, self.addresses.book.host(self.spiffe_id))
+
+    def pace_of(self, permit: VerifiedPermit) -> Pace | None:
+        """How fast a session may send: the lower of its permit and its share of the host. None: as fast as it can."""
+        pace = Pace(permit.claims.limits.bandwidth_bytes_per_second, self.bandwidth)
+        return pace if pace.is_limited else None
 
     async def on_disk(self, work: Any, *arguments: Any, **named: Any) -> Any:
         """Run blocking `work` in a thread. Not abandoned when cancelled: a durable write happens or does not."""
@@ -202,7 +217,6 @@ def open_host(config: RelayConfig) -> RelayHost:
         permit_keys=keys,
         log_verifiers=logs,
         can_bind_vm=section.kind != "sockets",
-        can_limit_bandwidth=section.kind == "qmp",
         supported_ports=PORTS_OF_KIND[section.kind],
         witness_keys=witnesses,
         witnesses_required=required,
@@ -225,6 +239,8 @@ def open_host(config: RelayConfig) -> RelayHost:
         disk=trio.CapacityLimiter(_DISK_THREADS),
         addresses=AddressBookFile(state_dir),
         qemu_uid=qemu_uid,
+        bandwidth=HostBandwidth(config.limits.bandwidth_bytes_per_second),
+        board=Board(Places(config.limits.max_moves)),
     )
 
 

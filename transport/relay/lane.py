@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import trio
 
 from transport.errors import ConnectionBroken, LocalBroken, ProtocolViolation
+from transport.relay.bandwidth import Pace
 from transport.wire.frames import (
     HEADER_BYTES,
     MAX_FRAME_BYTES,
@@ -49,7 +50,12 @@ class ChannelCounts:
 
 
 async def carry_channel(
-    local: socket.socket, lane: socket.socket, sealer: LaneSealer, opener: LaneOpener, counts: ChannelCounts
+    local: socket.socket,
+    lane: socket.socket,
+    sealer: LaneSealer,
+    opener: LaneOpener,
+    counts: ChannelCounts,
+    pace: Pace | None = None,
 ) -> None:
     """Carry both directions until each has ended in order; closes both sockets in any case.
 
@@ -57,13 +63,17 @@ async def carry_channel(
     """
     with local, lane:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_seal_direction, local, lane, sealer, counts)
+            nursery.start_soon(_seal_direction, local, lane, sealer, counts, pace)
             nursery.start_soon(_open_direction, lane, local, opener, counts)
 
 
-async def _seal_direction(local: socket.socket, lane: socket.socket, sealer: LaneSealer, counts: ChannelCounts) -> None:
+async def _seal_direction(
+    local: socket.socket, lane: socket.socket, sealer: LaneSealer, counts: ChannelCounts, pace: Pace | None
+) -> None:
     payload = memoryview(bytearray(MAX_PAYLOAD_BYTES))
     frame = memoryview(bytearray(MAX_FRAME_BYTES))
+    if pace is not None:
+        payload = payload[: pace.frame_bytes]
     filled = 0
     while True:
         try:
@@ -82,6 +92,8 @@ async def _seal_direction(local: socket.socket, lane: socket.socket, sealer: Lan
         # Counted before it is sent: the peer may acknowledge what we have not yet returned from sending.
         counts.sent_frames = sealer.next_seq
         counts.sent_bytes += filled
+        if pace is not None:
+            await pace.take(size)
         await _send_all(lane, frame[:size])
         if sealer.next_seq % _FRAMES_PER_CHECKPOINT == 0:
             await trio.lowlevel.checkpoint()

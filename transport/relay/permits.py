@@ -54,7 +54,6 @@ class PermitDesk:
     witness_keys: tuple[CosignerKey, ...]
     witnesses_required: int
     can_bind_vm: bool
-    can_limit_bandwidth: bool
     crl_number: Callable[[], int]
     clock: Callable[[], int]
     supported_ports: frozenset[str] = PORTS_OF_KIND["qmp"]
@@ -109,7 +108,6 @@ class PermitDesk:
             (wanted.content_digest, "content digests"),
             (wanted.stream_inspection, "stream inspection"),
             (wanted.vm_binding and not self.can_bind_vm, "checking the VM's UUID (hypervisor kind qmp)"),
-            (claims.limits.bandwidth_bytes_per_second > 0 and not self.can_limit_bandwidth, "a bandwidth limit"),
             (claims.minimum_crl_number > self.crl_number(), "a newer CRL than this relay holds"),
         )
         for is_unmet, what in unmet:

@@ -29,7 +29,7 @@ from transport.errors import (
     SpoolFailed,
     TransportError,
 )
-from transport.hypervisors.errors import HypervisorError
+from transport.hypervisors.errors import HypervisorError, MigrationCancelled
 from transport.relay import systemd
 from transport.relay.announced import Announced, listen_for_announcements
 from transport.relay.caller import Conversation
@@ -41,17 +41,20 @@ from transport.relay.front import Front
 from transport.relay.gateway_link import Assignment, CancelMigration, GatewayLink, Inspect, Migrate, NewsDesk
 from transport.relay.handover import SourceSession, close_source, settle_source
 from transport.relay.host import RelayHost, now, open_host
+from transport.relay.inlets import listen_tcp
 from transport.relay.inspecting import inspect_destination, inspect_source
 from transport.relay.libvirt_orders import LibvirtOrders
 from transport.relay.listener import Listener
+from transport.relay.metrics import metrics_text, serve_metrics
 from transport.relay.news import News
+from transport.relay.operating import Operators, listen_for_operators
 from transport.relay.outgoing import mark_packets
 from transport.relay.receipts import ReceiptFacts
 from transport.relay.refusal_telling import tell_refused_calls
 from transport.relay.source import MigrationOrder, carry_as_source
 from transport.relay.spool import SessionJournal
 from transport.relay.watching import Watch, sources_of
-from transport.relay.wish import Wish
+from transport.relay.wish import NotAdmitted, Wish
 from transport.wire.control import Role
 from transport.wire.keys import ConnectionKeys, exporter_context
 from transport.wire.messages import Offer, Refusal
@@ -62,6 +65,7 @@ EXIT_DONE, EXIT_FAILED, EXIT_CONFIGURATION = 0, 1, 2
 _REFUSED_LOG_SECONDS = 1.0
 _MAX_SILENT_PER_PEER = 16
 _MAX_INSPECTIONS = 8
+_DRAIN_LOOK_SECONDS = 0.25
 
 
 class Relay:
@@ -81,6 +85,7 @@ class Relay:
         # Made once: filling one with a long CRL costs milliseconds and megabytes, and strangers would choose how often.
         self._tls_context = server_context(host.credentials)
         self.destination = Destination(host, nursery)
+        self.operators = Operators(host.board, lambda: drain(host))
         self.listener = Listener(host.config.limits, self.serve_control, host.addresses.knows)
 
     async def serve_control(self, sock: trio.socket.SocketType, first: bytes, proven: Callable[[], None]) -> None:
@@ -147,6 +152,9 @@ class Relay:
     async def take(self, assignment: Assignment) -> None:
         """Do what the gateway asks, in the background."""
         match assignment:
+            case Migrate(migration_id=migration_id) if self._host.board.is_draining:
+                tell = NewsDesk(self._link, migration_id, self._nursery).tell
+                await tell(News("failed", None, None, "the source relay is about to be restarted: repeat the request"))
             case Migrate(migration_id=migration_id) if migration_id not in self._cancels:
                 self._cancels[migration_id] = trio.Event()
                 self._nursery.start_soon(self._migrate, assignment)
@@ -163,6 +171,8 @@ class Relay:
 
     async def migrate_for_caller(self, wish: Wish, conversation: Conversation) -> News:
         """Automatic admission: ask the gateway for what a client of libvirt wants, and carry it. `NotAdmitted`."""
+        if self._host.board.is_draining:
+            raise NotAdmitted("this host's relay is about to be restarted: try again in a moment")
         permitted = self._orders.take(wish) or await self._ask(self.announced.named(wish))
         is_ours = permitted.migration_id in self._cancels  # an order of the gateway's, whose end is told there
         self._cancels.setdefault(permitted.migration_id, trio.Event())
@@ -212,13 +222,21 @@ class Relay:
                 await carry_as_source(self._host, order, tell, self._cancels[assignment.migration_id])
         except (TransportError, HypervisorError) as error:
             log.warning("migration not begun", migration=assignment.migration_id, cause=str(error))
-            await tell(News("failed", None, None, str(error)))
+            await tell(News("cancelled" if isinstance(error, MigrationCancelled) else "failed", None, None, str(error)))
         except Exception:
             # The edge: a bug in one session must not end the others.
             log.exception("migration ended by a bug", migration=assignment.migration_id)
             await tell(News("failed", None, None, "internal error of the source relay; see its log"))
         finally:
             del self._cancels[assignment.migration_id]
+
+    async def end_when_drained(self, scope: trio.CancelScope) -> None:
+        """Once nothing new is taken: wait for the last session, then for its receipt to be told, and end."""
+        board = self._host.board
+        while not board.is_draining or not board.is_empty or self.destination.is_busy or self._cancels:
+            await trio.sleep(_DRAIN_LOOK_SECONDS)
+        log.info("drained: ending")
+        scope.cancel()
 
     def recover(self) -> None:
         """Take up every session that a former process of this relay left unfinished."""
@@ -254,6 +272,14 @@ class Relay:
             log.warning(event, **facts)
 
 
+def drain(host: RelayHost) -> None:
+    """Take nothing new from now on; what is under way goes on. There is no way back but a new process."""
+    if not host.board.is_draining:
+        log.warning("draining: nothing new is taken", sessions=len(host.board.entries))
+        host.board.is_draining = True
+        systemd.notify("STATUS=draining: ends with its last session")
+
+
 def _permit_of(host: RelayHost, journal: SessionJournal) -> VerifiedPermit:
     """The permit of a journal, its signature checked again: a pinned key that went away is the operator's to decide."""
     try:
@@ -267,12 +293,17 @@ async def serve_relay(host: RelayHost, ready: Callable[[str], None], ask: Ask | 
 
     `ask`: who permits what callers of the front want, if not the gateway.
     """
-    listening = _bind(host.config.relay.listen, host.config.network.dscp)
+    listening = _listening(host)
     link = GatewayLink(host)
     try:
         async with trio.open_nursery() as nursery:
             relay = Relay(host, nursery, link, ask or link.admit)
             relay.recover()
+            nursery.start_soon(relay.operators.serve, listen_for_operators(host.control_socket))
+            nursery.start_soon(relay.end_when_drained, nursery.cancel_scope)
+            if at := host.config.metrics.listen:
+                ports = [listen_tcp(*split_address(at, "metrics.listen"))]
+                nursery.start_soon(serve_metrics, ports, lambda: metrics_text(host.board))
             nursery.start_soon(relay.listener.serve, listening)
             nursery.start_soon(link.poll_forever, relay.take)
             nursery.start_soon(link.deliver_receipts_forever)
@@ -288,8 +319,8 @@ async def serve_relay(host: RelayHost, ready: Callable[[str], None], ask: Ask | 
                 )
                 front.listen()
                 nursery.start_soon(front.serve)
-                at = listen_for_announcements(Path(host.config.front.session_socket))
-                nursery.start_soon(relay.announced.serve, at, frozenset(host.config.front.peer_uids))
+                session_socket = listen_for_announcements(Path(host.config.front.session_socket))
+                nursery.start_soon(relay.announced.serve, session_socket, frozenset(host.config.front.peer_uids))
             name = listening.getsockname()
             ready(f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}")
     finally:
@@ -303,16 +334,20 @@ def run_relay(config_path: Path) -> int:
 
     async def main() -> None:
         host = open_host(load_relay_config(config_path))
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             async with trio.open_nursery() as nursery:
 
                 async def stop() -> None:
-                    async for _ in signals:
-                        nursery.cancel_scope.cancel()
+                    async for each in signals:
+                        if each == signal.SIGHUP:
+                            drain(host)
+                        else:
+                            nursery.cancel_scope.cancel()
 
                 nursery.start_soon(stop)
                 nursery.start_soon(systemd.keep_alive)
                 await serve_relay(host, _print_ready)
+                nursery.cancel_scope.cancel()
 
     return _run(main)
 
@@ -357,6 +392,13 @@ def _run(main: Callable[[], Awaitable[int | None]]) -> int:
         print(f"sealane relay: {cause}", file=sys.stderr)
         return EXIT_CONFIGURATION if isinstance(cause, (ConfigurationError, SpoolFailed)) else EXIT_FAILED
     return int(result or EXIT_DONE)
+
+
+def _listening(host: RelayHost) -> trio.socket.SocketType:
+    """systemd's socket, if it holds one for us, else our own."""
+    if (inherited := systemd.inherited_socket()) is not None:
+        return trio.socket.from_stdlib_socket(inherited)
+    return _bind(host.config.relay.listen, host.config.network.dscp)
 
 
 def _bind(listen: str, dscp: int | None) -> trio.socket.SocketType:

@@ -26,6 +26,7 @@ from transport.errors import (
 from transport.hypervisors.errors import HypervisorError, MigrationCancelled
 from transport.hypervisors.migration_progress import MigrationProgress
 from transport.hypervisors.moving import AS_CONFIGURED, How
+from transport.relay.board import Entry
 from transport.relay.channels import Channels
 from transport.relay.dialling import SourceConnection, offered
 from transport.relay.ends import SourceEnd, make_session_folder, remove_session_folder, session_folder
@@ -71,10 +72,31 @@ async def carry_as_source(
     `TransportError` or `HypervisorError` only while nothing has been touched; later failures are news.
     """
     permit = host.permits.verify(order.permit, source=host.spiffe_id, destination=None)
+    claims = permit.claims
+    patience = min(host.config.limits.queue_seconds, max(0.0, claims.exp - now().timestamp()))
+    async with host.board.places.place(claims.migration_id, claims.vm, patience, cancelled):
+        with host.board.session("source", claims, cancelled) as entry:
+            way = _Way(permit, cancelled, socket_path, libvirt)
+            return await _carry_permitted(host, order, way, entry, entry.telling(tell))
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """What carries one permitted move, beside its order."""
+
+    permit: VerifiedPermit
+    cancelled: trio.Event
+    socket_path: Path | None
+    libvirt: LibvirtSource | None
+
+
+async def _carry_permitted(host: RelayHost, order: MigrationOrder, way: _Way, entry: Entry, tell: Tell) -> News:
+    permit, cancelled, socket_path, libvirt = way.permit, way.cancelled, way.socket_path, way.libvirt
     seconds = _deadline(host, order, permit)
     new_end: SourceEnd = libvirt or host.source_end(permit, {}, order.downtime_limit_ms, seconds, order.how)
     async with host.leaving(permit.claims.vm), new_end as end:
         session = await _begin(host, order, permit, end)
+        entry.lanes = lambda: session.facts.channels
         folder = session_folder(host.spool.run_dir, session.session_id)
         try:
             await host.on_disk(make_session_folder, host.spool.run_dir, session.session_id, host.qemu_uid)
@@ -157,6 +179,7 @@ async def _carry(session: SourceSession, end: SourceEnd, tell: Tell, socket_path
         session.answered(connection.peer)
         channels = Channels(Role.SOURCE, connection.keys)
         session.facts.channels = channels.counts
+        channels.pace = host.pace_of(permit)
         connection.link.sent_frames = channels.sent_frames
         answers, heard = trio.open_memory_channel[Outcome | Receipt](_ANSWERS_AT_ONCE)
         limits = host.config.limits

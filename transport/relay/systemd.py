@@ -7,6 +7,10 @@ import socket
 
 import trio
 
+from transport.errors import ConfigurationError
+
+_FIRST_DESCRIPTOR = 3  # SD_LISTEN_FDS_START
+
 
 def notify(message: str) -> None:
     """Send one message, such as "READY=1". Does nothing without NOTIFY_SOCKET, and never raises."""
@@ -19,6 +23,22 @@ def notify(message: str) -> None:
             sock.sendto(message.encode(), "\0" + address[1:] if address.startswith("@") else address)
     except OSError:
         pass  # the service does its work; systemd ends what it believes dead
+
+
+def inherited_socket() -> socket.socket | None:
+    """The listening socket that systemd holds for us (sd_listen_fds(3), sealane-relay.socket), if it does.
+
+    It outlives this process: what connects while a new one starts waits instead of being refused.
+    """
+    if os.environ.get("LISTEN_PID") != str(os.getpid()) or os.environ.get("LISTEN_FDS") != "1":
+        return None
+    for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
+        os.environ.pop(name, None)  # not for our children
+    os.set_inheritable(_FIRST_DESCRIPTOR, False)
+    inherited = socket.socket(fileno=_FIRST_DESCRIPTOR)
+    if not inherited.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        raise ConfigurationError("systemd handed over a socket that does not listen: see ListenStream= of the unit")
+    return inherited
 
 
 async def keep_alive() -> None:

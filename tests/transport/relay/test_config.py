@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 from collections.abc import Iterator
 from datetime import timedelta
@@ -15,7 +16,7 @@ import structlog
 from tests.transport.site import Site
 from transport.errors import ConfigurationError
 from transport.relay import host
-from transport.relay.config import load_relay_config, split_address
+from transport.relay.config import LimitsSection, load_relay_config, split_address
 from transport.relay.service import EXIT_CONFIGURATION, run_relay
 
 
@@ -131,3 +132,16 @@ def test_a_clock_years_off_is_noticed_at_the_start(
     off = host.now() + timedelta(days=365 * years)
     monkeypatch.setattr(host, "now", lambda: off)
     assert "clock" in start(file, capsys)
+
+
+def test_the_page_for_operators_names_every_bound_with_its_default() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "relay.md").read_text()
+    rows = dict(re.findall(r"^\| `([a-z_]+)` \| [^|]+ \| ([0-9.]+) \|", page, re.MULTILINE))
+    assert {name: float(value) for name, value in rows.items()} == msgspec.to_builtins(LimitsSection())
+
+
+@pytest.mark.parametrize("listen", ["0.0.0.0:9464", "192.0.2.1:9464", "localhost:9464", "[::]:9464"])
+def test_metrics_are_not_served_beyond_the_host(file: Path, listen: str) -> None:
+    changed(file, "metrics", "listen", listen)
+    with pytest.raises(ConfigurationError, match=r"metrics\.listen"):
+        load_relay_config(file)

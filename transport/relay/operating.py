@@ -1,0 +1,132 @@
+"""The relay's own control socket, for operators on its host: status, cancel, drain, metrics.
+
+A unix socket of mode 0600: root and the relay's own user. One line of JSON asks, one answers. Nobody else's word
+reaches it, so it may say which VM goes where.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Final, assert_never
+
+import msgspec
+import structlog
+import trio
+from msgspec import Meta
+
+from transport.errors import ConfigurationError, LocalBroken
+from transport.relay.board import Board
+from transport.relay.inlets import listen_unix, peer_process
+from transport.relay.metrics import metrics_text
+
+log = structlog.get_logger("sealane.relay")
+MAX_REQUEST_BYTES: Final = 4096
+_SECONDS: Final = 10.0
+_MAX_CALLERS: Final = 16
+
+
+class _Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="ask"):
+    pass
+
+
+class AskStatus(_Request, frozen=True, tag="status"):
+    pass
+
+
+class AskCancel(_Request, frozen=True, tag="cancel"):
+    migration_id: Annotated[str, Meta(min_length=1, max_length=64)]
+
+
+class AskDrain(_Request, frozen=True, tag="drain"):
+    pass
+
+
+class AskMetrics(_Request, frozen=True, tag="metrics"):
+    pass
+
+
+_decode = msgspec.json.Decoder(AskStatus | AskCancel | AskDrain | AskMetrics).decode
+
+
+class Operators:
+    """Answers on the control socket. `drain`: begin to end with the last session."""
+
+    def __init__(self, board: Board, drain: Callable[[], None]) -> None:
+        self._board = board
+        self._drain = drain
+        self._callers = trio.CapacityLimiter(_MAX_CALLERS)
+
+    async def serve(self, listening: trio.socket.SocketType) -> None:
+        """Take callers until cancelled; each connection is one question."""
+        with listening:
+            async with trio.open_nursery() as nursery:
+                while True:
+                    try:
+                        accepted, _ = await listening.accept()
+                    except OSError:
+                        await trio.sleep(0.05)  # out of descriptors: others go on
+                        continue
+                    nursery.start_soon(self._take, accepted)
+
+    async def _take(self, accepted: trio.socket.SocketType) -> None:
+        with accepted, trio.move_on_after(_SECONDS):
+            async with self._callers:
+                try:
+                    if _uid_of(accepted) not in {0, os.geteuid()}:
+                        return
+                    answer = self._answer(await _read_line(accepted))
+                    await _send_all(accepted, msgspec.json.encode(answer) + b"\n")
+                except OSError:
+                    pass  # whoever asked has left
+
+    def _answer(self, line: bytes) -> dict[str, object]:
+        try:
+            request = _decode(line)
+        except msgspec.MsgspecError:
+            return {"error": "this is no question of this version"}
+        match request:
+            case AskStatus():
+                return self._board.document()
+            case AskCancel(migration_id=migration_id):
+                log.warning("an operator asks for the end of a migration", migration=migration_id)
+                return {"cancelled": self._board.cancel(migration_id)}
+            case AskDrain():
+                self._drain()
+                return {"draining": True}
+            case AskMetrics():
+                return {"text": metrics_text(self._board)}
+            case _:
+                assert_never(request)
+
+
+def listen_for_operators(path: Path) -> trio.socket.SocketType:
+    """`ConfigurationError` if the socket cannot be had."""
+    try:
+        path.unlink(missing_ok=True)
+        return listen_unix(path, 0o600)
+    except (OSError, LocalBroken) as error:
+        raise ConfigurationError(f"control socket: {error}") from None
+
+
+async def _read_line(accepted: trio.socket.SocketType) -> bytes:
+    data = b""
+    while not data.endswith(b"\n") and len(data) <= MAX_REQUEST_BYTES:
+        more = await accepted.recv(MAX_REQUEST_BYTES)
+        if not more:
+            break
+        data += more
+    return data
+
+
+async def _send_all(accepted: trio.socket.SocketType, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[await accepted.send(view) :]
+
+
+def _uid_of(accepted: trio.socket.SocketType) -> int:
+    with socket.socket(fileno=os.dup(accepted.fileno())) as raw:
+        return peer_process(raw)[0]
