@@ -8,7 +8,7 @@ from __future__ import annotations
 import traceback
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
@@ -115,11 +115,28 @@ def collect_facts(gate: Gate, person: Person, asked: Asked, now: datetime, actio
     destination = gate.inventory.host(asked.destination)
     if vm is not None:
         # The policy must see the VM where it is, not where the inventory file last placed it.
-        vm = replace(vm, host=source.name if source is not None else None)
+        vm = replace(vm, host=source.name if source is not None else None, **_devices_of(location, vm))
         context = replace(context, placement=_provenance_of(location, vm))
     question = Question(action or asked.action, person, vm, source, destination, context)
     reachable = source is not None and gate.dispatch.is_reachable(source.spiffe_id, gate.relay_silence_seconds)
     return Facts(question, asked, vm, source, destination, reachable, location)
+
+
+def _devices_of(location: Location, vm: VmFacts) -> dict[str, Any]:
+    """What the relay of its host reports of its devices, in words that a policy and a record can hold."""
+    if location.devices is None:
+        return {}
+    told = Provenance("report", location.age_seconds or 0)
+    devices = frozenset(device if _is_plain(device) else "unreadable" for device in location.devices)
+    return {"devices": devices, "provenance": replace(vm.provenance, devices=told)}
+
+
+def _is_plain(text: str) -> bool:
+    try:
+        check_text("VM device", text)
+    except FactRefused:
+        return False
+    return True
 
 
 def _provenance_of(location: Location, vm: VmFacts) -> Provenance:

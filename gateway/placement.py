@@ -33,7 +33,7 @@ class Claim:
 class Location:
     """Where a VM is taken to be, who says so and how old that is. `problem`: a code where reports contradict.
 
-    `by_libvirt`: its host's relay sees it as a domain of libvirt, which moves it then.
+    `by_libvirt`: its host's relay sees it as a domain of libvirt, which moves it then. `devices`: of the same report.
     """
 
     host: HostFacts | None
@@ -42,6 +42,7 @@ class Location:
     problem: str | None = None
     detail: str = ""
     by_libvirt: bool = False
+    devices: frozenset[str] | None = None
 
 
 class Placement:
@@ -99,7 +100,8 @@ class Placement:
             state, guest = active[host]
             # Only libvirt's guests have a name on their host.
             seen_seconds = max(0, int(now - state.seen(guest)))
-            return Location(inventory.host(host), "report", seen_seconds, by_libvirt=bool(guest.name))
+            devices = frozenset(guest.devices)
+            return Location(inventory.host(host), "report", seen_seconds, by_libvirt=bool(guest.name), devices=devices)
         if claim is None:
             return Location(None)
         age = int(max(0.0, now - claim.at)) if claim.at else None

@@ -55,7 +55,8 @@ def question_again(
     )
     if vm is not None and source is not None:
         # The guest is at its source until it has been handed over, whatever an inventory may place by now.
-        vm = replace(vm, host=source.name)
+        told = replace(vm.provenance, devices=Provenance("report", 0))
+        vm = replace(vm, host=source.name, devices=standing.devices, provenance=told)
     return Question(standing.action, person, vm, source, destination, context)
 
 

@@ -20,7 +20,7 @@ class Standing:
     """`person`: as they were known then. `time`: of the decision; a maintenance window that closes revokes nothing.
 
     `obligations`: what the policies that permitted it say of a revocation. `observed`: they did not permit it.
-    `placed_by`: who said where the VM is.
+    `placed_by`: who said where the VM is. `devices`: as its host's relay reported them then.
     """
 
     person: Person
@@ -31,6 +31,7 @@ class Standing:
     obligations: tuple[str, ...]
     observed: bool
     placed_by: str = "unknown"
+    devices: frozenset[str] | None = None
 
 
 def standing_of(record: Mapping[str, Any]) -> Standing | None:
@@ -60,6 +61,7 @@ def standing_of(record: Mapping[str, Any]) -> Standing | None:
             obligations=_obligations(decision.get("policies", ())),
             observed=bool(decision.get("observed")),
             placed_by=context.get("placement", {}).get("source", "unknown"),
+            devices=_devices(details["policy_entities"]),
         )
     except (KeyError, TypeError, ValueError, FactRefused):
         return None
@@ -73,6 +75,13 @@ def _as_decided(person: str, entities: Sequence[Mapping[str, Any]]) -> tuple[fro
             groups = frozenset(parent["id"] for parent in entity["parents"]) if known else None
             return groups, entity["attrs"].get("actor")
     return None, None
+
+
+def _devices(entities: Sequence[Mapping[str, Any]]) -> frozenset[str] | None:
+    for entity in entities:
+        if entity["uid"]["type"] == "Sealane::Vm" and "devices" in entity["attrs"]:
+            return frozenset(entity["attrs"]["devices"])
+    return None
 
 
 def _obligations(policies: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:

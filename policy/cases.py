@@ -65,12 +65,13 @@ class PersonTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
 
 class VmTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`source` and `age_seconds` are of zone, classification and tags alike."""
+    """`source` and `age_seconds` are of zone, classification and tags. `devices` left out: nobody reports them."""
 
     uuid: str | None = None
     zone: str
     classification: str
     tags: tuple[str, ...] = ()
+    devices: tuple[str, ...] | None = None
     source: str = "inventory"
     age_seconds: int = 0
 
@@ -200,8 +201,10 @@ def _person(key: str, table: PersonTable) -> Person:
 def _vm(key: str, table: VmTable) -> VmFacts:
     made_up = table.uuid or str(uuid.uuid5(_VM_NAMESPACE, key))
     told = Provenance(table.source, table.age_seconds)
-    provenance = VmProvenance(told, told, told)
-    return VmFacts(made_up, key, table.zone, table.classification, frozenset(table.tags), provenance=provenance)
+    devices = None if table.devices is None else frozenset(table.devices)
+    provenance = VmProvenance(told, told, told, Provenance("report", 0))
+    tags = frozenset(table.tags)
+    return VmFacts(made_up, key, table.zone, table.classification, tags, devices=devices, provenance=provenance)
 
 
 def _host(key: str, table: HostTable) -> HostFacts:
@@ -224,7 +227,7 @@ def _check(file: str, case: Case, decision: Decision) -> None:
 def probe_questions() -> tuple[Question, ...]:
     """One question for each action with every fact present: a schema that takes them takes what Sealane will send."""
     host = _host("probe", HostTable(site="probe", zone="probe", jurisdiction="probe"))
-    vm = _vm("probe", VmTable(zone="probe", classification="probe", tags=("probe",)))
+    vm = _vm("probe", VmTable(zone="probe", classification="probe", tags=("probe",), devices=("probe",)))
     person = _person("probe", PersonTable(actor="https://issuer.test#probe"))
     asks = _person("probe-requester", PersonTable())
     context = Context(time=_NOON)

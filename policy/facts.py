@@ -100,7 +100,7 @@ class Person:
     `shown_groups`: those of them that policies name, where there are too many for a record to write out; else None.
     `actor`: id of the program that acts for the person (RFC 8693), `prior_actors` of those before it, which policies do
     not see. `account`: what the token's account claim says, for issuers whose groups are Active Directory's;
-    `directory`: what that told.
+    `directory`: what that told. `is_program`: it is its own client's token, not a person's.
     """
 
     id: str
@@ -113,6 +113,7 @@ class Person:
     shown_groups: frozenset[str] | None = None
     actor: str | None = None
     prior_actors: tuple[str, ...] = ()
+    is_program: bool = False
 
     def __post_init__(self) -> None:
         check_text("person's issuer", self.issuer)
@@ -167,11 +168,15 @@ class VmProvenance:
     zone: Provenance = Provenance()
     classification: Provenance = Provenance()
     tags: Provenance = Provenance()
+    devices: Provenance = Provenance()
 
 
 @dataclass(frozen=True, slots=True)
 class VmFacts:
-    """One VM. `uuid` is canonical (lower case); `host` is the name of the host where the inventory places it."""
+    """One VM. `uuid` is canonical (lower case); `host` is the name of the host where the inventory places it.
+
+    `devices`: what may tie it to its host, by kind, as its host's relay reports it; None: no fresh report says.
+    """
 
     uuid: str
     name: str
@@ -180,6 +185,7 @@ class VmFacts:
     tags: frozenset[str] = frozenset()
     host: str | None = None
     provenance: VmProvenance = field(default=VmProvenance(), compare=False)
+    devices: frozenset[str] | None = None
 
     def __post_init__(self) -> None:
         if UUID.fullmatch(self.uuid) is None:
@@ -192,6 +198,8 @@ class VmFacts:
         check_label("VM classification", self.classification)
         for tag in self.tags:
             check_label("VM tag", tag)
+        for device in self.devices or ():
+            check_text("VM device", device)
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from policy.facts import (
 Json = dict[str, Any]
 # Stands for a VM or host that the inventory does not know. No real id can equal it: those are UUIDs and SPIFFE ids.
 UNKNOWN = "unknown"
-_FACTS = {"Vm": ("zone", "classification", "tags"), "Host": ("zone", "jurisdiction", "site")}
+_FACTS = {"Vm": ("zone", "classification", "tags", "devices"), "Host": ("zone", "jurisdiction", "site")}
 
 
 def request_of(question: Question) -> Json:
@@ -66,7 +66,7 @@ def facts_of(request: Json, entities: list[Json]) -> list[Json]:
     names = {entity["uid"]["id"]: entity["attrs"].get("name", "") for entity in entities}
     for entity in entities:
         kind, attributes = entity["uid"]["type"].removeprefix("Sealane::"), entity["attrs"]
-        for fact in _FACTS.get(kind, ()):
+        for fact in (each for each in _FACTS.get(kind, ()) if each in attributes):
             provenance = attributes["provenance"].get(fact, attributes["provenance"])
             told.append({"of": attributes["name"], "fact": fact, "value": attributes[fact], **provenance})
         if kind == "Vm" and (placement := request.get("context", {}).get("placement")) is not None:
@@ -121,7 +121,9 @@ def _vm(vm: VmFacts) -> Json:
             "zone": _provenance(vm.provenance.zone),
             "classification": _provenance(vm.provenance.classification),
             "tags": _provenance(vm.provenance.tags),
+            **({} if vm.devices is None else {"devices": _provenance(vm.provenance.devices)}),
         },
+        **({} if vm.devices is None else {"devices": sorted(vm.devices)}),
     }
     return _entity("Vm", vm.uuid, attributes)
 

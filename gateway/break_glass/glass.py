@@ -325,10 +325,7 @@ def _by_two_persons(decision: Decision, grant: Grant, approver: Person, marks: f
 
     Nor is a program: one that acts for a person would do so for the requester as well.
     """
-    is_program = approver.authenticated_by in {CLIENT_CERTIFICATE, NOT_AUTHENTICATED}
-    is_program = is_program or approver.authenticated_by.endswith(
-        "-client"
-    )  # by client credentials (policy.identity.oidc)
+    is_program = approver.is_program or approver.authenticated_by in {CLIENT_CERTIFICATE, NOT_AUTHENTICATED}
     if approver.actor is not None or is_program:
         because = "A person approves, not a program on their behalf: sign in as yourself."
         return replace(decision, allowed=False, denied_because=because, by_policy=False)

@@ -69,6 +69,27 @@ def spiffe(running: Running) -> str:
 
 
 @pytest.mark.whole
+async def test_devices_that_a_relay_reports_decide_and_are_shown_and_recorded(running: Running) -> None:
+    alice, relay, move = running.person("alice"), Relay(running, "a"), {"vm": "web", "destination": "b"}
+    answer = await alice.post("/v1/decisions", json=move)
+    assert answer.json()["decision"]["allowed"]
+    assert "devices" not in {fact["fact"] for fact in answer.json()["decision"]["facts"]}  # nobody has reported
+    await relay.report(guest(devices=["hostdev:pci", "tpm:emulator", "\u202etpm"]))
+    answer = await alice.post("/v1/migrations", json=move)
+    assert answer.status_code == 403
+    decision = answer.json()["decision"]
+    assert [policy["id"] for policy in decision["policies"]] == ["host-devices-stay"]
+    (told,) = [fact for fact in decision["facts"] if fact["fact"] == "devices"]
+    assert (told["value"], told["source"]) == (["hostdev:pci", "tpm:emulator", "unreadable"], "report")
+    assert 0 <= told["age_seconds"] < 30
+    (record,) = await running.records("migration.decision")
+    (vm,) = [each for each in record["details"]["policy_entities"] if each["uid"]["type"] == "Sealane::Vm"]
+    assert vm["attrs"]["devices"] == told["value"]
+    await relay.report(guest(devices=["tpm:emulator"]), full=False)
+    assert (await alice.post("/v1/decisions", json=move)).json()["decision"]["allowed"]
+
+
+@pytest.mark.whole
 async def test_a_vm_where_it_is_expected_raises_no_alarm(running: Running) -> None:
     assert await Relay(running, "a").report(guest()) is False
     assert await alarms(running) == []

@@ -81,6 +81,7 @@ def test_a_record_that_does_not_tell_enough_gives_nothing_to_stand_on(missing: s
     "approver",
     [
         dataclasses.replace(PERSON, actor="https://idp#robot"),
+        dataclasses.replace(PERSON, is_program=True),
         Person("spiffe://corp/service/robot", "spiffe://corp", "Robot", frozenset(), "client-certificate"),
         Person("spiffe://corp/host/a#nobody", "spiffe://corp/host/a", "nobody", frozenset(), "nobody"),
     ],

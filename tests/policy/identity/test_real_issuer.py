@@ -59,6 +59,7 @@ async def test_a_token_of_either_algorithm_becomes_a_person(issuer: Provider, al
         "Nova",
         frozenset({f"{issuer.issuer}#operators", f"{issuer.issuer}#night"}),
         "oidc-client",
+        is_program=True,
     )
 
 
