@@ -7,7 +7,7 @@
 #   make fuzz    Hypothesis tests with many random examples, for FUZZ_SECONDS (default 60)
 #   make soak    kill a gateway under load KILLS times (default 1000; about 2 s each), then compare all it said with its log
 #   make soak-sinks  kill each receiver of the log 100 times during delivery (ARGS="--kills N"); rsyslog is real
-#   make failures  kill relays, libvirtd and connections at every moment of a migration by libvirt (about 15 minutes)
+#   make failures  kill relays, libvirtd and connections at each moment of a migration by libvirt (ARGS="--kind all")
 #   make kinds   move a guest in every way that QEMU knows, and write the table in docs/migration-kinds.md
 #   make newest-qemu  fetch the newest QEMU of Debian into .qemu-newest, for make kinds and make test
 #   make deb     Debian packages of relay and gateway, in build/deb

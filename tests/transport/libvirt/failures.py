@@ -1,10 +1,11 @@
 """Something dies at a chosen moment of a migration by libvirt: where does the guest run then?
 
-    python -m tests.transport.libvirt.failures [--short]
+    python -m tests.transport.libvirt.failures [--kind KIND] [--short] [--only TEXT]
 
-Each case moves a new guest from host a to host b and stops the migration at a moment (a call of libvirt's RPC or a
-durable state, before or after), kills something, lets the rest go on, starts again what died, and counts where the
-guest runs. The same for libvirt alone, with a proxy in the relays' place. Prints two tables in Markdown.
+KIND is how the guest moves: p2p, direct, storage, parallel, postcopy, or all of them. Each case moves a new guest
+from host a to host b and stops the migration at a moment (a call of libvirt's RPC or a durable state, before or after),
+kills something, lets the rest go on, starts again what died, and counts where the guest runs. The same for libvirt
+alone, with a proxy in the relays' place. Prints two tables in Markdown.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gateway.demo.guest import count_passes
-from tests.transport.libvirt.hosts import Guest, Host, Pair, require_programs, two_hosts, wait_for
+from tests.transport.libvirt.hosts import Guest, Host, Pair, make_disk, require_programs, two_hosts, wait_for
 from transport.libvirt_rpc.framing import PacketReader
 
 SETTLED_SECONDS = 60.0
@@ -50,18 +51,76 @@ MOMENTS = (
     ("b", "after:started"),
     ("a", "after:outcome-running"),
 )
-VICTIMS = ("relay a", "relay b", "libvirtd a", "libvirtd b", "connection")
-SHORT = (
-    ("b", "after:303", "relay b"),
-    ("b", "after:306", "connection"),
-    ("a", "after:306", "relay a"),
-    ("a", "after:accepted", "relay a"),
-    ("a", "after:accepted", "libvirtd a"),
-    ("b", "after:running", "relay b"),
+# In post-copy the guest is handed over before its Finish, and nothing holds it back there (ADR 0006, point 7).
+POST_COPY_MOMENTS = (
+    ("a", "before:303"),
+    ("b", "before:303"),
+    ("b", "after:303"),
+    ("a", "after:303"),
+    ("a", "told:303"),
+    ("a", "before:handed-over"),
+    ("a", "after:handed-over"),
+    ("b", "before:running"),
+    ("b", "after:running"),
+    ("b", "after:started"),
+    ("a", "after:outcome-running"),
+    ("a", "before:306"),
+    ("b", "before:306"),
+    ("b", "after:306"),
+    ("a", "after:306"),
+    ("a", "told:306"),
 )
+VICTIMS = ("relay a", "relay b", "libvirtd a", "libvirtd b", "connection")
+CLIENT = "virsh"
 # For libvirt alone: the same at the calls that there are.
 ALONE = tuple((when, number) for number in (303, 306) for when in ("before", "after"))
 ALONE_VICTIMS = ("connection", "libvirtd a", "libvirtd b")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A way in which a guest moves. `short`: the cases that `make test` runs."""
+
+    options: tuple[str, ...]
+    short: tuple[tuple[str, str, str], ...]
+    moments: tuple[tuple[str, str], ...] = MOMENTS
+    victims: tuple[str, ...] = VICTIMS
+    alone_victims: tuple[str, ...] = ALONE_VICTIMS
+    has_disk: bool = False
+    qemu_user: str = "libvirt-qemu"
+
+
+KINDS = {
+    "p2p": Kind(
+        ("--live", "--p2p"),
+        (
+            ("b", "after:303", "relay b"),
+            ("b", "after:306", "connection"),
+            ("a", "after:306", "relay a"),
+            ("a", "after:accepted", "relay a"),
+            ("a", "after:accepted", "libvirtd a"),
+            ("b", "after:running", "relay b"),
+        ),
+    ),
+    "direct": Kind(
+        ("--live",),
+        (("a", "after:306", CLIENT), ("a", "after:accepted", CLIENT), ("a", "after:accepted", "libvirtd a")),
+        victims=(*VICTIMS, CLIENT),
+        alone_victims=(*ALONE_VICTIMS, CLIENT),
+    ),
+    "storage": Kind(("--live", "--p2p", "--copy-storage-all"), (("b", "after:306", "connection"),), has_disk=True),
+    "parallel": Kind(("--live", "--p2p", "--parallel"), (("b", "after:306", "connection"),)),
+    "postcopy": Kind(
+        ("--live", "--p2p", "--postcopy", "--postcopy-after-precopy", "--bandwidth", "8"),
+        (("a", "before:handed-over", "connection"),),
+        moments=POST_COPY_MOMENTS,
+        qemu_user="root",
+    ),
+}
+
+
+class NotReached(AssertionError):
+    """The migration ended before the moment at which something was to die: no case at all."""
 
 
 @dataclass(frozen=True)
@@ -100,9 +159,12 @@ def outcome_of(pair: Pair, guest: Guest, seconds: float) -> Outcome:
             return Outcome(where, (pair.a.state(guest), pair.b.state(guest)), twice)
 
 
-def kill(pair: Pair, victim: str) -> None:
+def kill(pair: Pair, victim: str, mover: subprocess.Popen[bytes]) -> None:
     what, _, name = victim.partition(" ")
     match what:
+        case "virsh":
+            for child in Path(f"/proc/{mover.pid}/task/{mover.pid}/children").read_text().split():
+                os.kill(int(child), signal.SIGKILL)
         case "relay":
             relay = pair.host(name).relay
             assert relay is not None
@@ -120,19 +182,21 @@ def revive(pair: Pair, victim: str) -> None:
         pair.host(name).start_libvirtd()
 
 
-def with_relays(pair: Pair, host: str, moment: str, victim: str) -> Outcome:
+def with_relays(pair: Pair, kind: Kind, host: str, moment: str, victim: str) -> Outcome:
     """One case. Both relays are new, one of them waits at the moment; afterwards they are new again."""
     for each in pair.hosts:
         if each.relay is not None:
             each.relay.stop()
         pair.start_relay(each, pause=moment if each.name == host else "")
-    guest = pair.guest(pair.a)
+    guest, name = _guest(pair, kind)
     reached = pair.folder / f"reached-{host}"
-    mover = _virsh(pair.a, guest, pair.a.front_uri)
+    disks = ["--disks-uri", f"unix://{pair.a.front.parent}/disks-{name}.sock"] if kind.has_disk else []
+    mover = _virsh(pair.a, guest, pair.a.front_uri, *kind.options, *disks)
     try:
         wait_for(lambda: reached.exists() or mover.poll() is not None, f"{moment} at {host}")
-        assert reached.exists(), "\n".join(each.relay.log.read_text()[-3000:] for each in pair.hosts if each.relay)
-        kill(pair, victim)
+        if not reached.exists():
+            raise NotReached("\n".join(each.relay.log.read_text()[-3000:] for each in pair.hosts if each.relay))
+        kill(pair, victim, mover)
         (pair.folder / f"go-{host}").touch()
         if victim.startswith("relay"):
             pair.start_relay(pair.host(victim[-1]))
@@ -146,22 +210,33 @@ def with_relays(pair: Pair, host: str, moment: str, victim: str) -> Outcome:
         _clear(pair, guest)
 
 
-def alone(pair: Pair, when: str, procedure: int, victim: str) -> Outcome:
+def _guest(pair: Pair, kind: Kind) -> tuple[Guest, str]:
+    """A new guest on host a, with a disk on each host's own storage if it is about disks; the disk's name."""
+    name = f"d{len(pair.guests)}"
+    if not kind.has_disk:
+        return pair.guest(pair.a), name
+    make_disk(pair.b, name, None)
+    return pair.guest(pair.a, devices=make_disk(pair.a, name, b"disk")), name
+
+
+def alone(pair: Pair, kind: Kind, when: str, procedure: int, victim: str) -> Outcome:
     """The same with libvirt's own protocol, through a proxy that waits at the moment."""
-    guest = pair.guest(pair.a)
+    guest, _ = _guest(pair, kind)
     path = pair.folder / f"proxy-{guest.name}.sock"
     with Proxy(path, pair.b.socket, when, procedure) as proxy:
         uri = f"qemu+unix:///system?socket={path}"
         folder = pair.folder / f"m-{guest.name}"
         folder.mkdir()
         folder.chmod(0o777)
-        mover = _virsh(pair.a, guest, uri, "--migrateuri", f"unix://{folder}/m.sock")
+        disks = ["--disks-uri", f"unix://{folder}/d.sock"] if kind.has_disk else []
+        mover = _virsh(pair.a, guest, uri, "--migrateuri", f"unix://{folder}/m.sock", *kind.options, *disks)
         try:
-            assert proxy.reached.wait(30), "the moment is reached"
+            if not proxy.reached.wait(30):
+                raise NotReached("libvirt did not make this call")
             if victim == "connection":
                 proxy.cut()
             else:
-                kill(pair, victim)
+                kill(pair, victim, mover)
             proxy.go.set()
             revive(pair, victim)
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -231,9 +306,7 @@ class Proxy:
 
 
 def _virsh(host: Host, guest: Guest, uri: str, *options: str) -> subprocess.Popen[bytes]:
-    command = host.inside(
-        "virsh", "-c", "qemu:///system", "migrate", "--live", "--p2p", guest.name, "--desturi", uri, *options
-    )
+    command = host.inside("virsh", "-c", "qemu:///system", "migrate", guest.name, "--desturi", uri, *options)
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
@@ -246,37 +319,55 @@ def _clear(pair: Pair, guest: Guest) -> None:
 
 
 @contextlib.contextmanager
-def stage() -> Iterator[Pair]:
+def stage(kind: Kind) -> Iterator[Pair]:
     require_programs()
-    with tempfile.TemporaryDirectory(prefix="slf") as folder, two_hosts(Path(folder)) as pair:
+    with (
+        tempfile.TemporaryDirectory(prefix="slf") as folder,
+        two_hosts(Path(folder), qemu_user=kind.qemu_user) as pair,
+    ):
         yield pair
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make failures", description=__doc__)
+    parser.add_argument("--kind", choices=[*KINDS, "all"], default="p2p", help="how the guest moves (default: p2p)")
     parser.add_argument("--short", action="store_true", help="a few cases only")
     parser.add_argument("--only", default="", help="cases whose name holds this")
     arguments = parser.parse_args()
-    cases = [(h, m, v) for h, m in MOMENTS for v in VICTIMS]
-    if arguments.short:
-        cases = list(SHORT)
+    chosen = list(KINDS) if arguments.kind == "all" else [arguments.kind]
+    return max([_run(name, short=arguments.short, only=arguments.only) for name in chosen])
+
+
+def _run(name: str, *, short: bool, only: str) -> int:
+    """All cases of one kind; 1 if the guest ever ran twice, or does not run where nothing had died with it."""
+    kind = KINDS[name]
+    cases = kind.short if short else [(h, m, v) for h, m in kind.moments for v in kind.victims]
     results: dict[tuple[str, str], Outcome] = {}
-    with stage() as pair:
+    bare: dict[tuple[str, str], Outcome] = {}
+    missed: list[tuple[str, str]] = []
+    with stage(kind) as pair:
         for host, moment, victim in cases:
-            name = f"{moment} at {host}"
-            if arguments.only in f"{name}, {victim}":
-                results[name, victim] = with_relays(pair, host, moment, victim)
-                print(f"{name}, {victim}: {results[name, victim]}", file=sys.stderr, flush=True)
-        bare: dict[tuple[str, str], Outcome] = {}
-        for when, number in ALONE if not arguments.only else ():
-            for victim in ALONE_VICTIMS:
-                bare[f"{when} {number}", victim] = alone(pair, when, number, victim)
-                print(f"libvirt alone: {when} {number}, {victim}: {bare[f'{when} {number}', victim]}", file=sys.stderr)
-    _print_table("With Sealane", results)
-    _print_table("libvirt alone", bare)
-    bad = [case for case, outcome in results.items() if outcome.twice or len(outcome.where) != 1]
-    print(f"{len(results)} cases, {len(bad)} without exactly one running guest: {bad}")
-    return 1 if bad else 0
+            case = f"{moment} at {host}"
+            if only in f"{case}, {victim}":
+                try:
+                    results[case, victim] = with_relays(pair, kind, host, moment, victim)
+                except NotReached as error:
+                    missed.append((case, victim))
+                    print(f"{name}: {case}, {victim}: not reached\n{error}", file=sys.stderr, flush=True)
+                    continue
+                print(f"{name}: {case}, {victim}: {results[case, victim]}", file=sys.stderr, flush=True)
+        for when, number in ALONE if not only else ():
+            for victim in kind.alone_victims:
+                bare[f"{when} {number}", victim] = alone(pair, kind, when, number, victim)
+                said = bare[f"{when} {number}", victim]
+                print(f"{name}: libvirt alone: {when} {number}, {victim}: {said}", file=sys.stderr, flush=True)
+    _print_table(f"{name}, with Sealane", results)
+    _print_table(f"{name}, libvirt alone", bare)
+    twice = [case for case, outcome in results.items() if outcome.twice]
+    nowhere = [case for case, outcome in results.items() if len(outcome.where) != 1]
+    print(f"{name}: {len(results)} cases; on both hosts: {twice}; without a running guest: {nowhere}", flush=True)
+    print(f"{name}: moments that were not reached: {missed}", flush=True)
+    return 1 if twice or missed or (nowhere and kind.moments is not POST_COPY_MOMENTS) else 0
 
 
 def _print_table(title: str, results: dict[tuple[str, str], Outcome]) -> None:

@@ -284,6 +284,18 @@ class Pair:
         (self.folder / "deny.txt").unlink(missing_ok=True)
 
 
+def make_disk(host: Host, name: str, fill: bytes | None) -> str:
+    """A disk image on `host`'s own storage, and the device that uses it: the same path on both hosts."""
+    path = host.base / "lib" / f"{name}.img"  # /var/lib/libvirt there
+    size = 4 << 20
+    path.write_bytes((fill * (size // len(fill))) if fill else bytes(size))
+    os.chown(path, QEMU_UID, QEMU_UID)
+    return (
+        "<disk type='file' device='disk'><driver name='qemu' type='raw'/>"
+        f"<source file='/var/lib/libvirt/{name}.img'/><target dev='vda' bus='virtio'/></disk>"
+    )
+
+
 def start_host(folder: Path, name: str, address: str, peer: str, qemu_user: str) -> Host:
     base = folder / name
     for part in ("etc", "etc/pki", "run", "lib", "cache", "log"):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 
 import pytest
 
 from gateway.demo.guest import count_passes
-from tests.transport.libvirt.hosts import QEMU_UID, Guest, Host, Pair, wait_for
+from tests.transport.libvirt.hosts import Guest, Host, Pair, make_disk, wait_for
 
 pytestmark = [pytest.mark.real, pytest.mark.whole]
 
@@ -153,24 +152,12 @@ def test_six_guests_cross_at_once_and_come_back(pair: Pair) -> None:
         pair.b.virsh("destroy", guest.name)
 
 
-def disk(pair: Pair, host: Host, name: str, fill: bytes | None) -> str:
-    """A disk image on `host`'s own storage, and the device that uses it: the same path on both hosts."""
-    path = host.base / "lib" / f"{name}.img"  # /var/lib/libvirt there
-    size = 4 << 20
-    path.write_bytes((fill * (size // len(fill))) if fill else bytes(size))
-    os.chown(path, QEMU_UID, QEMU_UID)
-    return (
-        "<disk type='file' device='disk'><driver name='qemu' type='raw'/>"
-        f"<source file='/var/lib/libvirt/{name}.img'/><target dev='vda' bus='virtio'/></disk>"
-    )
-
-
 @pytest.mark.parametrize("way", ["unix socket", "loopback address"])
 def test_disks_are_copied_along(pair: Pair, way: str) -> None:
     content = bytes(range(256))
     name = f"d{len(pair.guests)}"
-    disk(pair, pair.b, name, None)
-    guest = pair.guest(pair.a, devices=disk(pair, pair.a, name, content))
+    make_disk(pair.b, name, None)
+    guest = pair.guest(pair.a, devices=make_disk(pair.a, name, content))
     more = ["--disks-uri", f"unix://{pair.a.front.parent}/disks-{name}.sock"] if way == "unix socket" else []
     code, said = pair.a.migrate(guest, "--live", "--p2p", "--copy-storage-all", *more)
     assert code == 0, said
@@ -182,8 +169,8 @@ def test_disks_are_copied_along(pair: Pair, way: str) -> None:
 @pytest.mark.parametrize("path", ["/etc/disks.sock", "front/b/libvirt.sock"])
 def test_disks_go_nowhere_but_to_the_fronts_own_folder(pair: Pair, path: str) -> None:
     name = f"d{len(pair.guests)}"
-    disk(pair, pair.b, name, None)
-    guest = pair.guest(pair.a, devices=disk(pair, pair.a, name, None))
+    make_disk(pair.b, name, None)
+    guest = pair.guest(pair.a, devices=make_disk(pair.a, name, None))
     at = path if path.startswith("/") else f"{pair.a.base}/{path}"
     code, said = pair.a.migrate(guest, "--live", "--p2p", "--copy-storage-all", "--disks-uri", f"unix://{at}")
     assert code != 0
