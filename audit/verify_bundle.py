@@ -4,6 +4,7 @@ Shares no code with the writer, on purpose. The format is in docs/audit-proofs.m
 of single entries that they are in the log; of a range that nothing in it was left out, altered or added.
 """
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -47,6 +48,11 @@ class BundleVerdict:
     query: Mapping[str, Any] | None = None
     cosignatures: list[tuple[str, int]] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+    policy_digest: str | None = None
+    """Of the policy bundle that came along, computed here. None: none did."""
+    decided_by_it: list[int] = field(default_factory=list)
+    """Decisions, of those shown, that name this digest; `decided_by_others`: those that name another one."""
+    decided_by_others: list[int] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
@@ -84,6 +90,9 @@ class BundleCheck:
                 yield from self._range(note, expected, _object(header["range"], _RANGE))
             if self._file.read(1):
                 raise ValueError("something follows the last entry")
+            verdict = self.verdict
+            if verdict.policy_digest is not None and verdict.decided_by_others and not verdict.decided_by_it:
+                self._report(None, "the policy bundle that came along is not the one that any decision in it names")
         except (ValueError, RecursionError) as error:
             self._report(None, str(error) or "it is malformed")
 
@@ -107,6 +116,7 @@ class BundleCheck:
         if query is not None and not (isinstance(query, dict) and set(query) == {"text", "asked_at", "timezone"}):
             raise ValueError("its query is malformed")
         self.verdict.origin, self.verdict.size, self.verdict.query = note.origin, note.size, query
+        self.verdict.policy_digest = _policy_digest(header["reference"])
         return note
 
     def _single(self, note: Note, expected: int) -> Iterator[ProvenEntry]:
@@ -169,10 +179,19 @@ class BundleCheck:
         self._previous = (index, record, hash_leaf(entry)) if isinstance(record, dict) else None
         if not sound or not isinstance(record, dict):
             return
+        self._note_policy(index, record)
         if record["kind"] == "migration.receipt":
             for fault in verify_receipt.receipt_faults(record, self._authorities):
                 self._report(index, fault)
         yield ProvenEntry(index, record)
+
+    def _note_policy(self, index: int, record: Mapping[str, Any]) -> None:
+        decision = record["details"].get("decision")
+        named = decision.get("bundle_digest") if isinstance(decision, dict) else None
+        if self.verdict.policy_digest is None or not isinstance(named, str):
+            return
+        is_it = named == self.verdict.policy_digest
+        (self.verdict.decided_by_it if is_it else self.verdict.decided_by_others).append(index)
 
     def _permit(self, index: int, value: Mapping[str, Any]) -> None:
         """A permit is checked against its decision where that stands before it in the bundle."""
@@ -206,6 +225,20 @@ def verify_bundle(path: Path, vkeys: Sequence[str], **options: Any) -> BundleVer
         for _ in check.entries():
             pass
     return check.verdict
+
+
+def _policy_digest(reference: Any) -> str | None:
+    """Of the files of the policy bundle in `reference`, if it has one (docs/identity.md). Raises ValueError."""
+    files = reference.get("policy_bundle") if isinstance(reference, dict) else None
+    if files is None:
+        return None
+    if not isinstance(files, dict) or not all(isinstance(text, str) for text in files.values()):
+        raise ValueError("the policy bundle in it is malformed")
+    digest = hashlib.sha256(b"sealane bundle v1\n")
+    for path in sorted(files):
+        name, content = path.encode(), files[path].encode()
+        digest.update(len(name).to_bytes(4, "big") + name + len(content).to_bytes(8, "big") + content)
+    return digest.hexdigest()
 
 
 def _root_of(leaf: bytes, index: int, size: int, path: Sequence[bytes]) -> bytes | None:

@@ -26,9 +26,7 @@ def is_unsigned(details: Mapping[str, Any]) -> bool:
     return not details.get("chain")
 
 
-def receipt_faults(
-    record: Mapping[str, Any], authorities: Sequence[x509.Certificate], *, signature: bool = True
-) -> Iterator[str]:
+def receipt_faults(record: Mapping[str, Any], authorities: Sequence[x509.Certificate]) -> Iterator[str]:
     """Everything that is wrong with the receipt in a `migration.receipt` record. No `authorities`: any will do."""
     details = record["details"]
     body_text = details.get("body")
@@ -51,7 +49,7 @@ def receipt_faults(
     for name, value in expected.items():
         if body.get(name) != value:
             yield f"its receipt speaks of another {name} than the record"
-    if not is_unsigned(details) and signature:
+    if not is_unsigned(details):
         yield from _signature_faults(details, body, body_text, authorities)
 
 

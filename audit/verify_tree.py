@@ -41,7 +41,7 @@ class Note:
 
 
 def read_vkey(text: str) -> PinnedKey:
-    """Parse `<name>+<key id>+<base64(0x01 ‖ key)>`. Raises ValueError."""
+    """Parse `<name>+<key id>+<base64(0x01 ‖ key)>`. Raises ValueError, which does not repeat what may be a secret."""
     try:
         name, key_id, encoded = text.strip().split("+", 2)
         blob = exact_base64(encoded)
@@ -49,10 +49,10 @@ def read_vkey(text: str) -> PinnedKey:
             raise ValueError("only Ed25519 log keys can be used")
         public_key = Ed25519PublicKey.from_public_bytes(blob[1:])
     except (ValueError, IndexError) as error:
-        raise ValueError(f"not a log key (<origin>+<key id>+<key>): {text.strip()[:80]!r}") from error
+        raise ValueError("what is given is not a log key (<origin>+<key id>+<key>)") from error
     computed = hashlib.sha256(name.encode("utf-8") + b"\x0a" + blob).digest()[:4]
     if not name or computed.hex() != key_id:
-        raise ValueError(f"the key id of log key {text.strip()[:80]!r} is wrong: a typing error?")
+        raise ValueError("the key id of a log key is wrong: a typing error?")
     return PinnedKey(name, computed, public_key)
 
 

@@ -116,8 +116,10 @@ def query(
             "--on excludes --log, --count and --histogram", REQUESTER, "ask the SIEM for records only"
         )
     question = Question(terms_of(given, since, until), _text(text, saved), timezone, on)
-    if explain or save is not None:
-        lines = _explained(question)  # a query that makes no sense is neither explained nor saved
+    if explain or save is not None or log is not None:
+        lines = _explained(
+            question
+        )  # a query that makes no sense is neither explained nor saved, nor asked of anything
     if save is not None:
         save_query(queries_file(Path.home()), save, question.text)
     if explain:

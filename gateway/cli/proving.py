@@ -150,6 +150,13 @@ def bundle_document(
         "matching": [one.index for one in found] if verdict.ok else [],
         "proven": proven(verdict, found, asked_again) if verdict.ok else [],
         "cosignatures": [{"witness": name, "time": time} for name, time in verdict.cosignatures],
+        "policy_bundle": None
+        if verdict.policy_digest is None
+        else {
+            "digest": verdict.policy_digest,
+            "decided": verdict.decided_by_it,
+            "decided_otherwise": verdict.decided_by_others,
+        },
         "problems": [{"index": one.index, "what": one.what} for one in verdict.problems],
     }
 
@@ -157,6 +164,9 @@ def bundle_document(
 def proven(verdict: BundleVerdict, found: Sequence[ProvenEntry], asked_again: bool | None) -> list[str]:
     """What the bundle proves, and what it does not, in sentences."""
     told = [f"the log {verdict.origin} had {verdict.size} entries, and its key vouches for them"]
+    if verdict.policy_digest is not None:
+        others = f"; {len(verdict.decided_by_others)} name another one" if verdict.decided_by_others else ""
+        told.append(f"{len(verdict.decided_by_it)} decisions in it name the policy bundle that came along{others}")
     if verdict.range is None:
         told.append(f"{verdict.entries} entries are in it, unaltered; whether there are others like them is not said")
         return told

@@ -44,7 +44,8 @@ def read_keys(given: Sequence[str]) -> list[str]:
                 ) from None
             lines = [one]
         found = [line.strip() for line in lines if line.strip()]
-        if not found:
+        # Told without what stands there: it may be a private key, or anything else that was named by mistake.
+        if not found or not all(line.count("+") >= 2 for line in found):
             raise BadConfiguration(f"{path} holds no verifier key", REQUESTER, "name the file log.vkey")
         keys += found
     return keys

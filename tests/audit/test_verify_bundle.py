@@ -19,8 +19,9 @@ from audit.log import Log
 from audit.proof import leaf_hash, verify_inclusion
 from audit.tile_tree import FolderTiles, TileTree
 from audit.verify_bundle import BundleCheck, BundleVerdict
+from policy.bundle_files import bundle_digest
 from tests.audit.disks import FastDisk
-from tests.audit.samples import OTHER_SIGNER, SIGNER, one, with_permit
+from tests.audit.samples import OTHER_SIGNER, SIGNER, entry, one, with_permit
 
 SIZE = 256 * 3 + 41
 
@@ -203,3 +204,23 @@ def test_what_cannot_be_exported_is_said(sealed: Sealed, tmp_path: Path) -> None
         list(export_entries(sealed, []))
     with pytest.raises(LogTruncated, match="not in"):
         TileTree(FolderTiles(tmp_path), 5).entry(0)
+
+
+def with_policy(folder: Path, files: dict[str, str], digest: str) -> bytes:
+    def decision(index: int) -> list[bytes]:
+        return [entry(index, details={"decision": {"bundle_digest": digest}})]
+
+    with Log.open(folder, SIGNER, disk=FastDisk()) as log:
+        text = log.append([one, decision]).checkpoint_text
+    sealed = Sealed(TileTree(FolderTiles(folder), 2), SIGNER.origin, text, Reference([SIGNER.vkey], "", files))
+    return "".join(export_entries(sealed, [0, 1])).encode()
+
+
+def test_the_policy_bundle_that_comes_along_is_the_one_that_the_decision_names(tmp_path: Path) -> None:
+    files = {"bundle.toml": "name = 'a'", "policies/a.cedar": "permit(principal, action, resource);"}
+    verdict, _ = checked(with_policy(tmp_path / "log", files, bundle_digest(files)))
+    assert (verdict.ok, verdict.decided_by_it, verdict.decided_by_others) == (True, [1], [])
+    verdict, _ = checked(with_policy(tmp_path / "other", files, bundle_digest({**files, "bundle.toml": "name = 'b'"})))
+    assert [one.what for one in verdict.problems] == [
+        "the policy bundle that came along is not the one that any decision in it names"
+    ]

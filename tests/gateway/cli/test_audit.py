@@ -167,6 +167,14 @@ def test_a_key_that_is_none_is_refused_before_anything_is_read(log: Path, sealan
     assert "--key" in only_error_line(result)
 
 
+@pytest.mark.parametrize("content", ["hunter2 is the password", "aa+bb+cc", "MC4CAQ+Awb+QYDK2"])
+def test_a_file_that_is_no_key_is_not_repeated(log: Path, sealane: Sealane, tmp_path: Path, content: str) -> None:
+    (tmp_path / "private.key").write_text(f"{content}\n")
+    result = sealane("audit", "verify", log, "--key", tmp_path / "private.key")
+    assert result.exit_code == 2
+    assert content not in result.output + result.stderr
+
+
 def test_verify_needs_a_key_and_a_folder(log: Path, sealane: Sealane) -> None:
     assert sealane("audit", "verify", log).exit_code == 2
     assert sealane("audit", "verify", log / "nowhere", "--key", SIGNER.vkey).exit_code == 2

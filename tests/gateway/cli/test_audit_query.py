@@ -68,6 +68,10 @@ def test_a_malformed_query_is_one_line_with_its_position(log: Path, sealane: Sea
     assert "\x1b" not in line
 
 
+def test_a_malformed_query_is_told_before_a_missing_log(sealane: Sealane, tmp_path: Path) -> None:
+    assert "at character" in only_error_line(sealane("audit", "query", "vm:(", "--log", tmp_path / "none"))
+
+
 def test_an_explanation_asks_nothing(canned: CannedGateway, sealane: Sealane) -> None:
     result = sealane("audit", "query", "vm:web* -outcome:allowed", "--explain")
     assert result.exit_code == 0, result.output
