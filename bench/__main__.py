@@ -12,6 +12,7 @@ from bench import (
     libvirt_migration,
     permit_directory,
     permit_latency,
+    policy_decisions,
     relay_downtime,
     relay_idle,
     relay_migration,
@@ -31,7 +32,11 @@ PARTS = {
         "libvirt": libvirt_migration.measure,
         "idle": relay_idle.measure,
     },
-    "policy": {"permit": permit_latency.measure, "directory": permit_directory.measure},
+    "policy": {
+        "permit": permit_latency.measure,
+        "directory": permit_directory.measure,
+        "decisions": policy_decisions.measure,
+    },
     "audit": {"log": audit_log.measure, "asking": audit_asking.measure},
     "siem": {"rsyslog": siem_rsyslog.measure, "elastic": siem_elastic.measure},
 }

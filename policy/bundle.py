@@ -56,14 +56,15 @@ class Bundle:
     @classmethod
     def from_files(cls, files: Mapping[str, str]) -> Bundle:
         """The same from texts by path, as they come out of `read_bundle_files`. Raises BundleRefused."""
-        manifest = _decode_manifest(files[MANIFEST])
+        manifest = decode_manifest(files[MANIFEST])
         rules = compile_rules(SCHEMA, files[SCHEMA], _below(POLICIES, files))
-        _check_schema_takes_our_facts(rules)
+        check_schema_takes_our_facts(rules)
         tests_passed = run_cases(rules, _below(TESTS, files))
         return cls(manifest.name, manifest.version, bundle_digest(files), rules, tests_passed)
 
 
-def _decode_manifest(text: str) -> _Manifest:
+def decode_manifest(text: str) -> _Manifest:
+    """bundle.toml. Raises BundleRefused."""
     try:
         return msgspec.toml.decode(text, type=_Manifest)
     except (msgspec.DecodeError, RecursionError) as error:
@@ -74,7 +75,7 @@ def _below(folder: str, files: Mapping[str, str]) -> dict[str, str]:
     return {path: text for path, text in files.items() if path.startswith(f"{folder}/")}
 
 
-def _check_schema_takes_our_facts(rules: Rules) -> None:
+def check_schema_takes_our_facts(rules: Rules) -> None:
     """A schema of another Sealane would deny everything, one request at a time; say so here, once."""
     # Without policies nothing but the schema can object: Cedar then denies with neither reason nor error.
     bare = rules.without_policies()

@@ -40,7 +40,7 @@ SPIFFE_ID: Final = re.compile(
     r"spiffe://(?P<domain>[a-z0-9.-]{1,253})/host/(?P<name>[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)"
 )
 UUID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
-_SID: Final = re.compile(r"S-1-[0-9]{1,15}(-[0-9]{1,10}){1,15}")
+SID: Final = re.compile(r"S-1-[0-9]{1,15}(-[0-9]{1,10}){1,15}")
 # Plain ASCII, because a zone with a Cyrillic o in "production" would slip past a `forbid` for production.
 _LABEL: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,62}")
 _DEVICE: Final = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,15}")  # IFNAMSIZ less the NUL
@@ -133,7 +133,7 @@ class Person:
             raise FactRefused("person's groups", f"are more than {MAX_GROUPS}")
         for group in self.groups or ():
             check_text("group id", group)
-            if _SID.fullmatch(group) is None and group.find("#") < 1:
+            if SID.fullmatch(group) is None and group.find("#") < 1:
                 raise FactRefused("group id", "must be a SID or '<issuer>#<name>'")
 
 

@@ -17,15 +17,11 @@ import cedarpy
 
 from policy.errors import BundleRefused
 from policy.lint import mixed_words, never_applies
+from policy.source import check_nesting, split_policies
 
-MAX_DEPTH: Final = 50
-MAX_TOKENS: Final = 5_000  # of one policy; a chain of operators nests too: 2,500 deep at most, 5,000 were seen to work
-MAX_CONDITIONALS: Final = 100
 MAX_REASON: Final = 300
 OBLIGATIONS: Final = ("record", "finish", "cancel")  # of @on_revocation, from the weakest to the strongest
 POLICY_ID: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,98}[A-Za-z0-9])?")
-# Comments and strings as Cedar's own lexer reads them, so that a bracket in one cannot hide another's depth.
-_TOKEN: Final = re.compile(r'//[^\n\r]*|"(?:\\.|[^"\\])*"|[0-9]+|[A-Za-z_][A-Za-z_0-9]*|\S')
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +64,7 @@ class Rules:
 
 def compile_rules(schema_file: str, schema_text: str, policy_texts: Mapping[str, str]) -> Rules:
     """Parse and check everything; `policy_texts` is file name → Cedar text. Raises BundleRefused."""
-    schema = _compile_schema(schema_file, schema_text)
+    schema = compile_schema(schema_file, schema_text)
     policies: list[Policy] = []
     seen: dict[str, str] = {}
     for file in sorted(policy_texts):
@@ -79,15 +75,18 @@ def compile_rules(schema_file: str, schema_text: str, policy_texts: Mapping[str,
             policies.append(policy)
     # One text, so that Cedar numbers the policies through; each file has been parsed alone, so none can begin
     # inside another. A line feed ends a comment on a file's last line.
-    policy_set = cedarpy.PolicySet.from_str("\n".join(policy_texts[file] for file in sorted(policy_texts)))
+    policy_set = cedarpy.PolicySet.from_str(
+        "\n".join(policy_texts[file] for file in sorted(policy_texts)), release_gil=True
+    )
     if len(policy_set) != len(policies):
         raise BundleRefused("", "the files together hold other policies than one by one: a defect of ours, report it")
     return Rules(tuple(policies), policy_set, schema)
 
 
-def _compile_schema(file: str, text: str) -> cedarpy.Schema:
+def compile_schema(file: str, text: str) -> cedarpy.Schema:
+    """Raises BundleRefused."""
     # Counted over the whole schema: 10,000 entities, each a member of the last, kept Cedar busy for minutes.
-    _check_nesting(file, text, openers="([{<", closers=")]}>", ends="")
+    check_nesting(file, text, openers="([{<", closers=")]}>", ends="")
     try:
         return cedarpy.Schema.from_str(text)
     except ValueError as error:
@@ -95,26 +94,26 @@ def _compile_schema(file: str, text: str) -> cedarpy.Schema:
 
 
 def _compile_file(file: str, text: str, schema: cedarpy.Schema) -> list[Policy]:
-    _check_nesting(file, text)
+    check_nesting(file, text)
     try:
-        parsed = json.loads(cedarpy.policies_to_json_str(text))
+        parsed = [json.loads(cedarpy.policies_to_json_str(piece.text)) for piece in split_policies(text)]
     except ValueError as error:
         raise BundleRefused(file, f"is not Cedar: {_one_line(error)}") from error
     except RecursionError:
         raise BundleRefused(file, "has a chain of operators too long to read: split the policy") from None
-    if parsed["templates"]:
+    if any(each["templates"] for each in parsed):
         raise BundleRefused(file, "holds a template (?principal or ?resource), which nothing would ever link")
-    numbered = parsed["staticPolicies"]
-    policies = [_policy(file, number, numbered[f"policy{number}"]) for number in range(len(numbered))]
+    policies = [read_policy(file, number, each["staticPolicies"]["policy0"]) for number, each in enumerate(parsed)]
     if (word := next(mixed_words(text), None)) is not None:
         raise BundleRefused(file, f"the word {word!a} mixes alphabets, and equals no fact: write it in one")
-    verdict = cedarpy.validate_policies(text, schema)
+    verdict = cedarpy.validate_policies(text, schema, release_gil=True)
     if not verdict.validation_passed:
         raise BundleRefused(file, _schema_violation(verdict.errors, policies))
     return policies
 
 
-def _policy(file: str, number: int, parsed: Mapping[str, Any]) -> Policy:
+def read_policy(file: str, number: int, parsed: Mapping[str, Any]) -> Policy:
+    """One policy of a file (`number` from 0) from Cedar's JSON. Raises BundleRefused."""
     annotations = parsed.get("annotations", {})
     which = f"policy {number + 1} of the file"
     policy_id, reason = annotations.get("id"), annotations.get("reason")
@@ -170,30 +169,6 @@ def _schema_violation(errors: list[cedarpy.ValidationError], policies: list[Poli
     number = first.policy_id.removeprefix("policy")
     name = policies[int(number)].id if number.isdecimal() and int(number) < len(policies) else first.policy_id
     return f"policy {name} does not fit the schema: {_one_line(first.error).replace(f'`{first.policy_id}`', name)}"
-
-
-def _check_nesting(file: str, text: str, openers: str = "([{", closers: str = ")]}", ends: str = ";") -> None:
-    """Refuse what could overflow the parser's stack: brackets, chains of operators and of `if` … `else`."""
-    depth = tokens = conditionals = 0
-    for match in _TOKEN.finditer(text):
-        word = match[0]
-        if word.startswith("//"):
-            continue
-        tokens += 1
-        if word in openers:
-            depth += 1
-        elif word in closers:
-            depth -= 1
-        elif word == "if":
-            conditionals += 1
-        elif word == ends and depth == 0:
-            tokens = conditionals = 0
-        if depth < 0:
-            raise BundleRefused(file, f"closes a bracket that was never opened: {word}")
-        if depth > MAX_DEPTH or conditionals > MAX_CONDITIONALS:
-            raise BundleRefused(file, f"is nested deeper than {MAX_DEPTH} brackets or {MAX_CONDITIONALS} ifs: split it")
-        if tokens > MAX_TOKENS:
-            raise BundleRefused(file, f"has more than {MAX_TOKENS} words in one piece: use groups or tags, or split it")
 
 
 def _one_line(error: object) -> str:

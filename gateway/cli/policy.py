@@ -31,7 +31,12 @@ if TYPE_CHECKING:
 AUTHOR = "policy author"
 
 app = typer.Typer(
-    help="Policies: sign, approve, publish, try and roll back.", no_args_is_help=True, rich_markup_mode=None
+    help="""Policies: write, check, test, explain and compare; sign, approve, publish, try and roll back.
+
+Exit codes: 0 done, nothing to correct; 1 something is, or it was refused; 2 usage; 3 unreachable. docs/policy-guide.md.
+""",
+    no_args_is_help=True,
+    rich_markup_mode=None,
 )
 
 PublicationArgument = Annotated[
