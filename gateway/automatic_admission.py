@@ -17,6 +17,7 @@ from gateway.deciding import commit, decision_event, remember_refusal
 from gateway.errors import Conflict, GatewayError
 from gateway.gate import Gate
 from gateway.permitting import make_claims, sealed_permit
+from gateway.placement_judging import may_be_of
 from policy.engine import Decision
 from policy.facts import nobody
 
@@ -40,7 +41,7 @@ async def admit_for_host(gate: Gate, host: str, token: str | None, asked: Asked)
         decision = decision if opening.allowed else opening
     migration_id = gate.new_id()
     with reserved(gate, facts, decision, now) as reservation:
-        obstacle = reservation or _elsewhere(facts, host, decision)
+        obstacle = reservation or _elsewhere(facts, host, decision) or _unexplained(gate, facts, host, decision)
         claims = make_claims(gate, facts, decision, migration_id, now) if decision.allowed and not obstacle else None
         event = decision_event("migration.decision", facts, decision, obstacle, claims, migration_id)
         committed = await commit(gate, event, claims)
@@ -63,6 +64,30 @@ def _elsewhere(facts: Facts, host: str, decision: Decision) -> GatewayError | No
         f"{facts.asked.vm} is on {where} by what is known ({facts.location.source}), not on the host that asks",
         code="not_here",
         next_step="let the relay report placement, or correct the inventory",
+    )
+
+
+def _unexplained(gate: Gate, facts: Facts, host: str, decision: Decision) -> GatewayError | None:
+    """A host's own report alone does not make it the source, where another host is expected to have the VM.
+
+    Else a host could draw a VM to itself while the other one is silent, and ask for a permit in the same breath.
+    """
+    if not decision.allowed or facts.vm is None or facts.location.source != "report":
+        return None
+    expected = gate.placement.expected(facts.vm, gate.inventory)
+    seen = gate.placement.active(facts.vm.uuid).get(host)
+    if expected is None or expected.host == host or seen is None:
+        return None
+    now = gate.clock.wall().timestamp()
+    last = gate.migrations.latest_of(facts.vm.uuid, int(now))
+    if last is not None and may_be_of(last, host, seen[1], now):
+        return None
+    name = expected.host.rpartition("/")[2]
+    return Conflict(
+        f"{facts.vm.name} is expected on {name} ({expected.source}), and came to the host that asks without a permit",
+        code="placement_unpermitted",
+        next_step=f"let the relay of {name} report, or give the VM its host in the inventory; "
+        "see placement.unpermitted in the log",
     )
 
 

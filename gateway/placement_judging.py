@@ -22,7 +22,8 @@ SETTLE_SECONDS: Final = 120.0  # a failed migration's receipts may be under way:
 
 @dataclass(frozen=True, slots=True)
 class Adopted:
-    """A VM that nobody had placed, or one whose alarm was raised and that stayed: it is expected here from now on."""
+    """A VM that nobody had placed, or one whose alarm was raised and that stayed, while the host where it was expected
+    reports that it has it not: it is expected here from now on."""
 
     vm: VmFacts
 
@@ -108,15 +109,16 @@ def _arrival(host: str, state: HostState, guest: ReportedGuest, vm: VmFacts, sce
     if expected.host == host or state.seen(guest) <= expected.at:
         return
     if (vm.uuid, host) in scene.alarms.unpermitted:
-        if expected.host not in scene.placement.active(vm.uuid):
+        # Only a host that speaks and has it not: a silent one may run it, and whoever silences it would gain the VM.
+        if _are_known(frozenset({expected.host}), scene) and expected.host not in scene.placement.active(vm.uuid):
             yield Adopted(vm)
         return
     last = scene.migrations.latest_of(vm.uuid, int(scene.now))
-    if last is None or not _may_be_of(last, host, guest, scene.now):
+    if last is None or not may_be_of(last, host, guest, scene.now):
         yield Unpermitted(vm, guest, expected, last)
 
 
-def _may_be_of(migration: Migration, host: str, guest: ReportedGuest, now: float) -> bool:
+def may_be_of(migration: Migration, host: str, guest: ReportedGuest, now: float) -> bool:
     """Whether this migration can have brought the guest to `host`, or back to it, and is not settled yet."""
     if host not in {migration.source, migration.destination} or migration.jti is None:
         return False

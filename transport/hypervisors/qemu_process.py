@@ -1,7 +1,13 @@
-"""Which processes of this host are the QEMU of a VM: told by the kernel, from their command lines (proc(5))."""
+"""Which processes of this host are the QEMU of a VM: told by the kernel (proc(5)).
+
+A command line is the process's own to rewrite; program, user and start time are not.
+"""
 
 from __future__ import annotations
 
+import os
+import time
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -36,3 +42,51 @@ def is_qemu_of(pid: int, vm: str) -> bool:
     program = arguments[0].rpartition(b"/")[2]
     is_qemu = program.startswith((b"qemu", b"kvm"))
     return is_qemu and any(a == b"-uuid" and b.decode("ascii", "replace") == vm for a, b in pairwise(arguments))
+
+
+@dataclass(frozen=True, slots=True)
+class ExpectedQemu:
+    """What libvirtd has started for one arrival: the VM's QEMU, one of `emulators`, as `uid`, not before `since`.
+
+    `since`: by `boot_seconds`. A guest that has broken out into its own QEMU can write another VM's command line and
+    bind a socket of another session's folder, being the same user; it was started before.
+    """
+
+    vm: str
+    emulators: tuple[str, ...]
+    uid: int
+    since: float
+
+    def is_met_by(self, pid: int) -> bool:
+        """A process that ends meanwhile does not. HypervisorUnreachable if the kernel cannot be asked."""
+        if not is_qemu_of(pid, self.vm):
+            return False
+        try:
+            program = Path(f"/proc/{pid}/exe").stat()
+            status = Path(f"/proc/{pid}/status").read_text()
+            ticks = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+        except OSError as error:
+            raise HypervisorUnreachable(f"process {pid} cannot be looked at: {error.strerror}") from None
+        uids = next(line.split()[1:] for line in status.splitlines() if line.startswith("Uid:"))
+        started = (ticks + 1) / os.sysconf("SC_CLK_TCK")  # the kernel rounds down
+        return (
+            any(_is_file(path, program) for path in self.emulators)
+            and set(uids) == {str(self.uid)}
+            and started >= self.since
+        )
+
+
+def boot_seconds() -> float:
+    """Now, by the clock that the kernel notes starts of processes with."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def _is_file(path: str, found: os.stat_result) -> bool:
+    """Whether `path` leads to that very file: by its inode, since mount namespaces give it other names."""
+    try:
+        named = Path(path).stat()
+    except OSError:
+        return False
+    return (named.st_dev, named.st_ino) == (found.st_dev, found.st_ino)

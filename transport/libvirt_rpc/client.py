@@ -91,8 +91,14 @@ class LibvirtClient:
 
     async def find(self, vm: str) -> Domain | None:
         """The domain with this UUID, running or not."""
-        body = bytes(XdrWriter().fixed(_uuid_bytes(vm)).data)
-        reply = await self.ask(Procedure.DOMAIN_LOOKUP_BY_UUID, body)
+        return await self._look_up(Procedure.DOMAIN_LOOKUP_BY_UUID, bytes(XdrWriter().fixed(_uuid_bytes(vm)).data))
+
+    async def find_named(self, name: str) -> Domain | None:
+        """The domain of this name, running or not."""
+        return await self._look_up(Procedure.DOMAIN_LOOKUP_BY_NAME, bytes(XdrWriter().text(name).data))
+
+    async def _look_up(self, procedure: int, body: bytes) -> Domain | None:
+        reply = await self.ask(procedure, body)
         if reply.status is Status.ERROR:
             code, message = decode_error(reply.body)
             if code == ErrorCode.NO_DOMAIN:

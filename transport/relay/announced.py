@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import socket
 import stat
-from collections.abc import Callable
+import uuid
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Final
@@ -20,6 +21,7 @@ import trio
 from msgspec import Meta
 
 from transport.errors import ConfigurationError, LocalBroken
+from transport.libvirt_rpc.errors import LibvirtAway, RpcFailed, RpcMalformed
 from transport.relay.inlets import listen_unix, peer_process
 from transport.relay.wish import NotAdmitted, Wish
 
@@ -32,7 +34,9 @@ Text = Annotated[str, Meta(min_length=1, max_length=255)]
 
 
 class Announcement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What `sealane session start` sends: one line of JSON. `vm`: its UUID or name; `destination` None: any."""
+    """What `sealane session start` sends: one line of JSON. `vm`: its UUID, or the name that libvirt here has for it;
+    `destination` None: any.
+    """
 
     vm: Text
     token: Annotated[str, Meta(min_length=1, max_length=16 * 1024)]
@@ -52,15 +56,24 @@ _decode: Final = msgspec.json.Decoder(Announcement).decode
 
 
 class Announced:
-    """All that was announced and has not expired; the newest that fits counts. `clock`: seconds, never back."""
+    """All that was announced and has not expired; the newest that fits counts. `clock`: seconds, never back.
 
-    def __init__(self, token_file: str, clock: Callable[[], float] = trio.current_time) -> None:
+    `find`: the UUID of the domain of a name on this host, or None. `LibvirtAway`, `RpcFailed`, `RpcMalformed`.
+    """
+
+    def __init__(
+        self,
+        token_file: str,
+        find: Callable[[str], Awaitable[str | None]],
+        clock: Callable[[], float] = trio.current_time,
+    ) -> None:
         self._token_file = token_file
+        self._find = find
         self._clock = clock
         self._kept: list[_Kept] = []
 
     def keep(self, announcement: Announcement, uid: int) -> None:
-        """For its minutes. `LocalBroken` where there is no room: nobody's is thrown out for another's."""
+        """For its minutes, for a UUID. `LocalBroken` where there is no room: nobody's is thrown out for another's."""
         self._forget_expired()
         same = (announcement.vm, announcement.destination)
         self._kept = [k for k in self._kept if (k.announcement.vm, k.announcement.destination, k.uid) != (*same, uid)]
@@ -73,12 +86,9 @@ class Announced:
         self._forget_expired()
         for kept in reversed(self._kept):
             announcement = kept.announcement
-            # The name is the caller's word, and the token is somebody's: only root, as libvirtd is, moves for others.
+            # The token is somebody's: only root, as libvirtd is, moves for others.
             is_theirs = wish.caller_uid in (0, kept.uid)
-            is_meant = announcement.vm in (wish.vm, wish.vm_name) and announcement.destination in (
-                None,
-                wish.destination,
-            )
+            is_meant = announcement.vm == wish.vm and announcement.destination in (None, wish.destination)
             if is_theirs and is_meant:
                 return replace(wish, token=announcement.token, reason=announcement.reason)
         return replace(wish, token=_token_in(Path(self._token_file))) if self._token_file else wish
@@ -102,11 +112,11 @@ class Announced:
                 if uid not in peer_uids:
                     raise LocalBroken(f"user {uid} may not announce sessions: see front.peer_uids")
                 data = await _read_line(accepted)
-                self.keep(_decode(data), uid)
+                self.keep(await self._resolved(_decode(data)), uid)
                 answer = b'{"announced":true}\n'
             except msgspec.MsgspecError:
                 answer = msgspec.json.encode({"error": "this is no announcement of this version"}) + b"\n"
-            except LocalBroken as error:
+            except (LocalBroken, LibvirtAway, RpcFailed, RpcMalformed) as error:
                 log.warning("session not announced", uid=uid, cause=str(error))
                 answer = msgspec.json.encode({"error": str(error)}) + b"\n"
             except OSError:
@@ -115,6 +125,16 @@ class Announced:
                 await accepted.send(answer)
             except OSError:
                 pass
+
+    async def _resolved(self, announcement: Announcement) -> Announcement:
+        """For the UUID that its name has now: later another VM may bear it, or a caller say so. `LocalBroken`."""
+        try:
+            found: str | None = str(uuid.UUID(announcement.vm))
+        except ValueError:
+            found = await self._find(announcement.vm)
+        if found is None:
+            raise LocalBroken(f"libvirt on this host has no VM named {announcement.vm!a}")
+        return msgspec.structs.replace(announcement, vm=found)
 
     def _forget_expired(self) -> None:
         now = self._clock()

@@ -84,7 +84,7 @@ class HypervisorSection(_Section, frozen=True):
 
 
 class FrontDestination(_Section, frozen=True):
-    """One host that clients of libvirt here may move VMs to. `host`: its name in the gateway's inventory.
+    """One host that clients of libvirt here may move VMs to, written by hand. `host`: its name in the inventory.
 
     `loopback`: an address of this host for clients that know `qemu+tcp://` only; another for each destination.
     """
@@ -96,12 +96,17 @@ class FrontDestination(_Section, frozen=True):
 class FrontSection(_Section, frozen=True):
     """Where clients of libvirt find the destinations: `folder`/HOST/libvirt.sock, and port 16509 of the loopbacks.
 
+    They are all other hosts of the address book, unless `from_address_book` is false, each with an address of
+    `loopback_network` (none where that is ""); what `destinations` says of a host comes before that.
     `peer_uids`: as whom they may come. `session_socket`: where `sealane session start` hands a person's token in;
     `token_file`: an orchestrator's token, read again for each migration that no person has announced.
     """
 
     folder: str = "/run/sealane/front"
+    from_address_book: bool = True
+    loopback_network: str = "127.77.0.0/16"
     destinations: Annotated[list[FrontDestination], Meta(max_length=1024)] = []
+    max_destinations: Annotated[int, Meta(ge=1, le=10_000)] = 1024
     peer_uids: tuple[Annotated[int, Meta(ge=0)], ...] = (0,)
     loopback_port: Annotated[int, Meta(ge=1, le=65535)] = 16509
     session_socket: str = "/run/sealane/session.sock"
@@ -226,6 +231,8 @@ def _check_metrics(path: Path, metrics: MetricsSection) -> None:
 
 def _check_front(path: Path, config: RelayConfig) -> None:
     front = config.front
+    if front.loopback_network:
+        _check_loopback_network(path, front.loopback_network)
     if not front.destinations:
         return
     if config.hypervisor.kind != "libvirt":
@@ -242,6 +249,15 @@ def _check_front(path: Path, config: RelayConfig) -> None:
         if not is_loopback:
             # Whoever reaches it may ask for migrations: it must not be reachable from another host.
             raise ConfigurationError(f"{path}: front.destinations: {address} is not a loopback address (127.0.0.0/8)")
+
+
+def _check_loopback_network(path: Path, text: str) -> None:
+    try:
+        network = ipaddress.IPv4Network(text)
+    except ValueError as error:
+        raise ConfigurationError(f"{path}: front.loopback_network: {error}") from None
+    if not network.is_loopback or network.prefixlen > 30:
+        raise ConfigurationError(f"{path}: front.loopback_network: {text} is no network within 127.0.0.0/8")
 
 
 def _check_hypervisor(path: Path, hypervisor: HypervisorSection) -> None:

@@ -12,6 +12,7 @@ import re
 import socket
 import uuid
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -47,6 +48,20 @@ _TCP: Final = re.compile(r"tcp://(?P<host>[0-9a-f.:]{2,45}):(?P<port>[1-9][0-9]{
 Migrate = Callable[[Wish, Conversation], Awaitable[News]]
 
 
+@dataclass(slots=True)
+class _Door:
+    """Where one destination is found. `scope`: of those who listen there, and of no session."""
+
+    listening: list[trio.socket.SocketType]
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    is_served: bool = False
+
+    def close(self) -> None:
+        self.scope.cancel()
+        for each in self.listening:
+            each.close()
+
+
 class Front:
     """All callers of one relay. `nursery`: where sessions live, which must outlast their callers."""
 
@@ -64,31 +79,69 @@ class Front:
         self._nursery = nursery
         self._refused = refused
         self._callers = 0
-        self._listening: list[tuple[trio.socket.SocketType, FrontDestination]] = []
+        self._open: dict[FrontDestination, _Door] = {}
+        self._changed = trio.Event()
 
     def listen(self) -> None:
-        """Take every socket. `ConfigurationError` if one cannot be had: it fails at the start, not at a migration."""
+        """Take every socket that is written by hand. `ConfigurationError` if one cannot be had: it fails at the start,
+        not at a migration.
+        """
         for destination in self._section.destinations:
-            self._listening += [(listening, destination) for listening in self._listen(destination)]
+            self._open[destination] = _Door(self._listen(destination))
+
+    def lead_to(self, destinations: list[FrontDestination]) -> None:
+        """From now on to these and no others. Sessions that are under way go on; what cannot be had is logged."""
+        for gone in self._open.keys() - set(destinations):
+            self._open.pop(gone).close()
+            self._remove(gone)
+        for destination in destinations:
+            if destination not in self._open:
+                try:
+                    self._open[destination] = _Door(self._listen(destination))
+                except ConfigurationError as error:
+                    log.error("the front cannot lead to a host of the address book", cause=str(error))
+        self._changed.set()
 
     async def serve(self) -> None:
         """Take callers until cancelled."""
         async with trio.open_nursery() as nursery:
-            for listening, destination in self._listening:
-                nursery.start_soon(self._accept_forever, listening, destination, nursery)
+            while True:
+                self._changed = trio.Event()
+                for destination, door in self._open.items():
+                    if not door.is_served:
+                        door.is_served = True
+                        nursery.start_soon(self._accept_at, door, destination, nursery)
+                await self._changed.wait()
+
+    async def _accept_at(self, door: _Door, destination: FrontDestination, nursery: trio.Nursery) -> None:
+        with door.scope:
+            async with trio.open_nursery() as listeners:
+                for listening in door.listening:
+                    listeners.start_soon(self._accept_forever, listening, destination, nursery)
+
+    def _remove(self, destination: FrontDestination) -> None:
+        folder = Path(self._section.folder) / destination.host
+        try:
+            (folder / SOCKET_NAME).unlink(missing_ok=True)
+            folder.rmdir()
+        except OSError as error:  # a migration's disks are under way there
+            log.info("the folder of a host that has left stays", folder=str(folder), cause=error.strerror)
 
     def _listen(self, destination: FrontDestination) -> list[trio.socket.SocketType]:
         folder = Path(self._section.folder) / destination.host
         path = folder / SOCKET_NAME
+        listening: list[trio.socket.SocketType] = []
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for reached in (folder.parent, folder):
                 reached.chmod(0o755)  # whatever the umask: who may come is said by peer_uids
             path.unlink(missing_ok=True)  # a former process's; two relays of one host share no front
-            listening = [listen_unix(path, 0o666)]
+            listening.append(listen_unix(path, 0o666))
             if destination.loopback:
                 listening.append(listen_tcp(destination.loopback, self._section.loopback_port))
         except (OSError, LocalBroken) as error:
+            for each in listening:
+                each.close()
             raise ConfigurationError(f"front: {path}: {error}") from None
         return listening
 
@@ -168,7 +221,7 @@ class Front:
         if asked_uri.startswith("tcp") and not loopback:
             unreachable = CallRefused(
                 f"Sealane: no loopback address leads to {destination.host}: leave --migrateuri away, or set "
-                "front.destinations.loopback",
+                "front.loopback_network or front.destinations.loopback",
                 ErrorCode.ARGUMENT_UNSUPPORTED,
             )
             await caller.refuse(call, unreachable, identity.uuid)

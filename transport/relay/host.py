@@ -164,6 +164,7 @@ class RelayHost:
                 limits.migration_deadline_seconds,
                 facts,
                 self._refusing(permit),
+                self.qemu_uid if self.qemu_uid >= 0 else os.geteuid(),
             )
         settings = MigrationSettings(permit.claims.limits.bandwidth_bytes_per_second, movement=movement)
         process = str(facts.get("process", ""))

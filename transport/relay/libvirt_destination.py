@@ -16,7 +16,7 @@ import structlog
 import trio
 
 from transport.errors import LocalBroken
-from transport.hypervisors.qemu_process import is_qemu_of
+from transport.hypervisors.qemu_process import ExpectedQemu, boot_seconds
 from transport.libvirt_rpc.client import DomainState, LibvirtClient, connect_libvirt, libvirt_client
 from transport.libvirt_rpc.domain_xml import DomainRules
 from transport.libvirt_rpc.errors import CallRefused, RpcMalformed
@@ -34,7 +34,10 @@ _MAX_REFUSALS = 8
 
 
 class LibvirtDestination:
-    """One VM of the local libvirtd. `facts`: what its journal says of it. `refused`: told each refused call."""
+    """One VM of the local libvirtd. `facts`: what its journal says of it. `refused`: told each refused call.
+
+    `qemu_uid`: as whom its QEMU will run.
+    """
 
     vm_binding: Literal["uuid", "none"] = "uuid"
     hands_over = True
@@ -48,7 +51,10 @@ class LibvirtDestination:
         long_seconds: float,
         facts: Mapping[str, Any],
         refused: Callable[[str, Packet | None], None],
+        qemu_uid: int,
     ) -> None:
+        self._qemu_uid = qemu_uid
+        self._prepared_at: float | None = None
         self._socket = libvirt_socket
         self._vm = vm
         self._rules = rules
@@ -86,9 +92,7 @@ class LibvirtDestination:
                 arrival.nursery.start_soon(self._converse, ours, arrival)
                 return theirs
             case "memory" | "disks":
-                return await dial_unix(
-                    arrival.folder / f"{port}.sock", arrival.dial_seconds, lambda pid: is_qemu_of(pid, self._vm)
-                )
+                return await dial_unix(arrival.folder / f"{port}.sock", arrival.dial_seconds, self._is_its_qemu)
 
     async def wait_loaded(self, seconds: float) -> bool:  # noqa: ARG002 - libvirt has waited already
         if not self._is_loaded:
@@ -124,6 +128,12 @@ class LibvirtDestination:
 
     async def __aexit__(self, *_: object) -> None:
         pass
+
+    def _is_its_qemu(self, pid: int) -> bool:
+        """Whether it is the QEMU that libvirtd has started in this session's Prepare."""
+        if self._prepared_at is None:
+            return False
+        return ExpectedQemu(self._vm, self._rules.emulators, self._qemu_uid, self._prepared_at).is_met_by(pid)
 
     def _client(self) -> AbstractAsyncContextManager[LibvirtClient]:
         return libvirt_client(self._socket, self._seconds)
@@ -173,6 +183,8 @@ class LibvirtDestination:
         with self._recording_malformed():
             procedure, arguments = rpc.check(call)
         is_long = procedure in (Procedure.MIGRATE_PREPARE3_PARAMS, Procedure.MIGRATE_FINISH3_PARAMS)
+        if procedure == Procedure.MIGRATE_PREPARE3_PARAMS:
+            self._prepared_at = boot_seconds()
         reply = await client.ask(procedure, arguments, seconds=self._long_seconds if is_long else None)
         finished = rpc.note_reply(procedure, reply)
         if finished is not None and not rpc.lets_run:

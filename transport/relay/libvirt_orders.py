@@ -20,6 +20,7 @@ from transport.hypervisors.moving import How, how_document
 from transport.hypervisors.virsh import Virsh
 from transport.relay.config import RelayConfig
 from transport.relay.front import SOCKET_NAME
+from transport.relay.front_destinations import leads_to
 from transport.relay.gateway_link import Migrate
 from transport.relay.host import RelayHost
 from transport.relay.wish import Wish
@@ -86,8 +87,11 @@ class LibvirtOrders:
         except PermitRefused as refused:
             raise LocalBroken(f"the permit of this order is refused ({refused.detail})") from None
         destination = claims.destination.rpartition("/")[2]
-        if destination not in {each.host for each in config.front.destinations}:
-            raise LocalBroken(f"the front of this relay has no {destination}: add it to [[front.destinations]]")
+        if not leads_to(config.front, self._host.addresses.book, self._host.spiffe_id, destination):
+            raise LocalBroken(
+                f"the front of this relay has no {destination}: it is not in the address book; add it to the gateway's "
+                "inventory, or to [[front.destinations]]"
+            )
         wanted = virsh_options(order.how)
         front = Path(config.front.folder) / destination / SOCKET_NAME
         virsh = Virsh(libvirt_uri(config), config.placement.virsh, order.deadline_seconds)

@@ -31,13 +31,12 @@ from transport.errors import (
 )
 from transport.hypervisors.errors import HypervisorError, MigrationCancelled
 from transport.relay import systemd
-from transport.relay.announced import Announced, listen_for_announcements
 from transport.relay.caller import Conversation
 from transport.relay.config import load_relay_config, split_address
 from transport.relay.control import ControlLink, TlsStream
 from transport.relay.destination import Destination
 from transport.relay.failures import cause_of
-from transport.relay.front import Front
+from transport.relay.fronting import announced_at, start_front
 from transport.relay.gateway_link import Assignment, CancelMigration, GatewayLink, Inspect, Migrate, NewsDesk
 from transport.relay.handover import SourceSession, close_source, settle_source
 from transport.relay.host import RelayHost, now, open_host
@@ -74,7 +73,7 @@ class Relay:
     def __init__(self, host: RelayHost, nursery: trio.Nursery, link: GatewayLink, ask: Ask) -> None:
         self._host = host
         self._ask = ask
-        self.announced = Announced(host.config.front.token_file)
+        self.announced = announced_at(host)
         self._nursery = nursery
         self._link = link
         self._cancels: dict[str, trio.Event] = {}
@@ -313,14 +312,7 @@ async def serve_relay(host: RelayHost, ready: Callable[[str], None], ask: Ask | 
                 seconds = host.config.placement
                 watch = Watch(sources, seconds.scan_seconds, seconds.report_seconds, link.report_placement)
                 nursery.start_soon(watch.run)
-            if host.config.front.destinations:
-                front = Front(
-                    host.config.front, host.config.limits, relay.migrate_for_caller, nursery, host.refused_calls
-                )
-                front.listen()
-                nursery.start_soon(front.serve)
-                session_socket = listen_for_announcements(Path(host.config.front.session_socket))
-                nursery.start_soon(relay.announced.serve, session_socket, frozenset(host.config.front.peer_uids))
+            start_front(host, relay.migrate_for_caller, relay.announced, nursery)
             name = listening.getsockname()
             ready(f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}")
     finally:

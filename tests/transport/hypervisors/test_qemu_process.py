@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from transport.hypervisors.process import process_identity
-from transport.hypervisors.qemu_process import find_qemus, is_qemu_of
+from transport.hypervisors.qemu_process import ExpectedQemu, boot_seconds, find_qemus, is_qemu_of
 
 SLEEP = "import sys; sys.stdin.read()"
 
@@ -42,3 +42,15 @@ def test_the_qemu_of_a_vm_is_found_and_no_other_process() -> None:
         assert is_qemu_of(pid, vm)
         assert not is_qemu_of(pid, other)
     assert find_qemus(vm) == []
+
+
+def test_a_qemu_that_arrives_is_known_by_its_program_its_user_and_its_start() -> None:
+    vm, before = str(uuid.uuid4()), boot_seconds()
+    own = os.geteuid()
+    with process("/usr/bin/qemu-system-x86_64", "-uuid", vm) as pid:
+        assert ExpectedQemu(vm, ("/nowhere", sys.executable), own, before).is_met_by(pid)
+        assert not ExpectedQemu(str(uuid.uuid4()), (sys.executable,), own, before).is_met_by(pid)
+        assert not ExpectedQemu(vm, ("/bin/true", "/nowhere"), own, before).is_met_by(pid), "it only calls itself so"
+        assert not ExpectedQemu(vm, (sys.executable,), own + 1, before).is_met_by(pid), "another user's"
+        assert not ExpectedQemu(vm, (sys.executable,), own, boot_seconds() + 1).is_met_by(pid), "it was there before"
+    assert not ExpectedQemu(vm, (sys.executable,), own, before).is_met_by(pid), "it has ended"

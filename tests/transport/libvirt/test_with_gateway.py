@@ -66,10 +66,9 @@ report_seconds = 0.5
 [front]
 folder = "{host.base}/front"
 session_socket = "{host.base}/session.sock"
-
-[[front.destinations]]
-host = "{host.peer}"
 """
+        # Host b has no way to the gateway, and so no address book.
+        + ('[[front.destinations]]\nhost = "a"\n' if host.name == "b" else "")
     )
 
 
@@ -174,3 +173,40 @@ def test_the_gateway_is_away_and_the_caller_hears_so(whole: Whole) -> None:
     assert "the gateway cannot be asked, and nothing moves without its permit" in said
     assert pair.b.state(stranger) == "running"
     pair.b.virsh("destroy", stranger.name)
+
+
+def test_the_front_leads_to_the_hosts_of_the_address_book(whole: Whole) -> None:
+    """Nobody wrote host b into host a's file: its socket and its loopback address come from the gateway's inventory."""
+    pair = whole.pair
+    said = (pair.a.base / "front" / "hosts").read_text()
+    address = next(line.split()[0] for line in said.splitlines() if line.endswith(" b"))
+    assert not (pair.a.base / "front" / "a").exists()
+    guest = pair.guest(pair.a, known=WEB)
+    whole.sign_in("alice")
+    announced = whole.sealane(
+        "session", "start", "web", "--reason", "CHG-9", "--socket", str(pair.a.base / "session.sock")
+    )
+    assert announced["outcome"] == "announced", announced
+    code, said = pair.a.migrate(
+        guest, "--live", "--p2p", "--migrateuri", f"tcp://{address}", uri=f"qemu+tcp://{address}/system"
+    )
+    assert code == 0, said
+    pair.wait_runs_only(guest, pair.b)
+    pair.b.virsh("destroy", guest.name)
+
+
+def test_sealane_migrate_moves_a_domain_by_its_name_and_shows_its_receipt(whole: Whole) -> None:
+    pair = whole.pair
+    guest = pair.guest(pair.a, known=WEB)
+    whole.sign_in("alice")
+    wait_for(lambda: is_reported(whole, "a"), "the gateway knows from the relay that libvirt of host a has it")
+    said = whole.sealane("migrate", "web", "--to", "b", "--reason", "CHG-10")
+    assert said["outcome"] == "completed", said
+    pair.wait_runs_only(guest, pair.b)
+    print(said)
+    pair.b.virsh("destroy", guest.name)
+
+
+def is_reported(whole: Whole, host: str) -> bool:
+    vms = whole.sealane("vms", "web")
+    return any(vm.get("host") == host and vm.get("source") == "report" for vm in vms.get("vms", []))  # type: ignore[attr-defined]

@@ -15,6 +15,7 @@ from transport.relay.announced import Announced, Announcement, listen_for_announ
 from transport.relay.wish import NotAdmitted, Wish
 
 VM = "11111111-2222-4333-8444-555555555555"
+OTHER = "99999999-2222-4333-8444-555555555555"
 WISH = Wish(VM, "web", "b", ("libvirt", "memory"), 0)
 
 
@@ -25,26 +26,29 @@ class Clock:
         return self.now
 
 
+async def find(name: str) -> str | None:
+    return VM if name == "web" else None
+
+
 def announced(token_file: str = "") -> tuple[Announced, Clock]:
     clock = Clock()
-    return Announced(token_file, clock), clock
+    return Announced(token_file, find, clock), clock
 
 
-@pytest.mark.parametrize("name", [VM, "web"])
-def test_a_wish_gets_the_token_and_reason_of_whoever_announced_it(name: str) -> None:
+def test_a_wish_gets_the_token_and_reason_of_whoever_announced_it() -> None:
     desk, _ = announced()
-    desk.keep(Announcement(name, "t1", 15, None, "CHG-1"), 1000)
+    desk.keep(Announcement(VM, "t1", 15, None, "CHG-1"), 1000)
     assert (desk.named(WISH).token, desk.named(WISH).reason) == ("t1", "CHG-1")
 
 
 def test_a_token_is_used_for_its_owner_and_for_root_and_for_no_other_caller() -> None:
     desk, _ = announced()
-    desk.keep(Announcement("web", "t1", 15), 1000)
+    desk.keep(Announcement(VM, "t1", 15), 1000)
     for uid, token in ((0, "t1"), (1000, "t1"), (1001, None)):
         assert desk.named(Wish(VM, "web", "b", ("libvirt", "memory"), uid)).token == token
 
 
-@pytest.mark.parametrize("other", [Announcement("ledger", "t", 15), Announcement("web", "t", 15, "c")])
+@pytest.mark.parametrize("other", [Announcement(OTHER, "t", 15), Announcement(VM, "t", 15, "c")])
 def test_what_was_announced_for_another_vm_or_destination_is_not_used(other: Announcement) -> None:
     desk, _ = announced()
     desk.keep(other, 1000)
@@ -53,8 +57,8 @@ def test_what_was_announced_for_another_vm_or_destination_is_not_used(other: Ann
 
 def test_an_announcement_ends_with_its_minutes_and_the_newest_counts() -> None:
     desk, clock = announced()
-    desk.keep(Announcement("web", "old", 30), 1000)
-    desk.keep(Announcement("web", "new", 1), 1001)
+    desk.keep(Announcement(VM, "old", 30), 1000)
+    desk.keep(Announcement(VM, "new", 1), 1001)
     assert desk.named(WISH).token == "new"
     clock.now = 61
     assert desk.named(WISH).token == "old"
@@ -65,13 +69,13 @@ def test_an_announcement_ends_with_its_minutes_and_the_newest_counts() -> None:
 def test_one_announces_as_often_as_one_likes_and_holds_one_place() -> None:
     desk, _ = announced()
     for number in range(3000):
-        desk.keep(Announcement("web", f"t{number}", 15), 1000)
+        desk.keep(Announcement(VM, f"t{number}", 15), 1000)
     assert desk.named(WISH).token == "t2999"
 
 
 def test_nobodys_announcement_is_thrown_out_for_anothers() -> None:
     desk, _ = announced()
-    desk.keep(Announcement("web", "first", 15), 1000)
+    desk.keep(Announcement(VM, "first", 15), 1000)
     with pytest.raises(LocalBroken, match="too many"):
         for number in range(3000):
             desk.keep(Announcement(f"vm{number}", "t", 15), 1001)
@@ -91,7 +95,7 @@ def test_an_orchestrators_token_file_is_read_each_time_and_must_be_the_relays_al
     assert desk.named(WISH).token == "t1"
     file.write_text("t2\n")
     assert desk.named(WISH).token == "t2"
-    desk.keep(Announcement("web", "person", 15), 1000)
+    desk.keep(Announcement(VM, "person", 15), 1000)
     assert desk.named(WISH).token == "person"
 
 
@@ -107,6 +111,7 @@ async def say(path: Path, line: bytes) -> dict[str, Any]:
     [
         (b'{"vm":"web","token":"t","minutes":5}\n', frozenset({0}), "announced"),
         (b'{"vm":"web","token":"t","minutes":5}\n', frozenset({12345}), "error"),
+        (b'{"vm":"nobody","token":"t","minutes":5}\n', frozenset({0}), "no VM named"),
         (b'{"vm":"web","token":"t","minutes":5,"more":1}\n', frozenset({0}), "error"),
         (b'{"vm":"web","token":"t","minutes":100000}\n', frozenset({0}), "error"),
         (b"\xff\xfe\n", frozenset({0}), "error"),
@@ -121,6 +126,13 @@ async def test_the_socket_takes_announcements_of_the_configured_users(
     mine = frozenset({os.geteuid()}) if 0 in uids else uids
     async with trio.open_nursery() as nursery:
         nursery.start_soon(desk.serve, listen_for_announcements(path), mine)
-        assert answer in await say(path, line)
+        assert answer in str(await say(path, line))
         nursery.cancel_scope.cancel()
     assert (desk.named(WISH).token is not None) is (answer == "announced")
+
+
+def test_a_name_that_a_caller_says_of_another_vm_gets_nobodys_token() -> None:
+    """The name in a Prepare is the caller's word: a token is for the VM that bore the name when it was announced."""
+    desk, _ = announced()
+    desk.keep(Announcement(VM, "t1", 15), 0)
+    assert desk.named(Wish(OTHER, "web", "b", ("libvirt", "memory"), 0)).token is None

@@ -239,3 +239,25 @@ async def test_what_is_refused_is_noted_with_its_caller(tmp_path: Path) -> None:
             await stage.refused.wait()
         ((refused, _),) = stage.refused.take().entries
         assert "program 0x20008087" in refused.cause
+
+
+async def test_hosts_come_and_go_and_who_is_being_served_stays(tmp_path: Path) -> None:
+    async with trio.open_nursery() as nursery:
+        section = FrontSection(folder=str(tmp_path), peer_uids=(os.geteuid(),), loopback_port=16510)
+        stage = Stage(tmp_path)
+        served = Front(section, LimitsSection(message_seconds=2.0), stage.migrate, nursery, stage.refused)
+        served.listen()
+        nursery.start_soon(served.serve)
+        served.lead_to([FrontDestination("b", "127.77.0.2"), FrontDestination("c")])
+        with trio.fail_after(10):
+            async with await trio.open_unix_socket(str(stage.path)) as stream:
+                assert (await converse(stream, call(Procedure.AUTH_LIST)))[0].status is Status.OK
+                served.lead_to([FrontDestination("c")])
+                assert not (tmp_path / "b").exists()
+                assert (await converse(stream, OPEN))[0].status is Status.OK
+            with pytest.raises(OSError, match=r"127\.77\.0\.2"):
+                await trio.open_tcp_stream("127.77.0.2", 16510)
+            served.lead_to([FrontDestination("b", "127.77.0.2")])
+            async with await trio.open_tcp_stream("127.77.0.2", 16510) as stream:
+                assert (await converse(stream, call(Procedure.AUTH_LIST)))[0].status is Status.OK
+        nursery.cancel_scope.cancel()
