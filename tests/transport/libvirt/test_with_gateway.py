@@ -202,11 +202,13 @@ def test_sealane_migrate_moves_a_domain_by_its_name_and_shows_its_receipt(whole:
     wait_for(lambda: is_reported(whole, "a"), "the gateway knows from the relay that libvirt of host a has it")
     said = whole.sealane("migrate", "web", "--to", "b", "--reason", "CHG-10")
     assert said["outcome"] == "completed", said
+    assert (said["vm_binding"], said["key_exchange"]) == ("uuid", "X25519MLKEM768")
+    assert said["bytes"] > 1 << 20  # type: ignore[operator]
     pair.wait_runs_only(guest, pair.b)
-    print(said)
     pair.b.virsh("destroy", guest.name)
 
 
 def is_reported(whole: Whole, host: str) -> bool:
     vms = whole.sealane("vms", "web")
-    return any(vm.get("host") == host and vm.get("source") == "report" for vm in vms.get("vms", []))  # type: ignore[attr-defined]
+    known: Any = vms.get("vms", [])
+    return any(vm["host"] == host and vm["by_libvirt"] for vm in known)
