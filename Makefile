@@ -10,6 +10,7 @@
 #   make failures  kill relays, libvirtd and connections at each moment of a migration by libvirt (ARGS="--kind all")
 #   make kinds   move a guest in every way that QEMU knows, and write the table in docs/migration-kinds.md
 #   make newest-qemu  fetch the newest QEMU of Debian into .qemu-newest, for make kinds and make test
+#   make keycloak  fetch Keycloak into .keycloak and try the preset for it (about three minutes)
 #   make deb     Debian packages of relay and gateway, in build/deb
 #   make lock    remake requirements.lock from pyproject.toml (ARGS=--upgrade takes the newest versions)
 #
@@ -21,7 +22,7 @@ ARGS ?=
 FUZZ_SECONDS ?= 60
 KILLS ?= 1000
 
-.PHONY: help demo test check bench failures fuzz soak soak-sinks kinds newest-qemu deb lock setup
+.PHONY: help demo test check bench failures fuzz soak soak-sinks kinds newest-qemu keycloak deb lock setup
 .DEFAULT_GOAL := help
 
 help:
@@ -37,7 +38,7 @@ demo:
 # A file's tests stay on one worker: fixtures that start real processes are made once a file.
 test:
 	@deploy/setup.sh test
-	$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/pytest -n 2 --dist loadfile --ignore tests/keycloak $(ARGS)
 
 # Temporary files in memory where there is room for it: the log's crash tests take a third of the time then.
 check: export HYPOTHESIS_PROFILE = quick
@@ -63,6 +64,11 @@ kinds:
 
 newest-qemu:
 	@deploy/newest-qemu.sh $(ARGS)
+
+keycloak:
+	@deploy/setup.sh test
+	@deploy/keycloak.sh
+	$(BIN)/pytest -n 0 tests/keycloak $(ARGS)
 
 fuzz: setup
 	@$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) $(ARGS)

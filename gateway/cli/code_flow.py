@@ -6,8 +6,6 @@ is turned away and the wait goes on. A stolen code is of no use without the veri
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import hmac
 import secrets
 from collections.abc import Callable
@@ -17,7 +15,7 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 
 from gateway.cli.errors import OPERATOR, REQUESTER, Refused
 from gateway.cli.follow import Clock
-from gateway.cli.issuer_client import Endpoints, IssuerClient, OAuthError, TokenAnswer
+from gateway.cli.issuer_client import Endpoints, IssuerClient, OAuthError, TokenAnswer, challenge_of
 
 CALLBACK = "/callback"
 WAIT_SECONDS = 300
@@ -57,11 +55,6 @@ def by_browser(
     if isinstance(token, OAuthError):
         raise client.refused(token)
     return token
-
-
-def challenge_of(verifier: str) -> str:
-    """RFC 7636 section 4.2, S256."""
-    return base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).rstrip(b"=").decode()
 
 
 def read_redirect(target: str, state: str, endpoints: Endpoints) -> str | OAuthError | None:

@@ -6,6 +6,8 @@ device flow is that a person compares the code (RFC 8628). Tokens are not read h
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import ssl
 import time
 from collections.abc import Mapping
@@ -189,3 +191,8 @@ def _tls_context(ca: Path | None) -> ssl.SSLContext:
         ) from error
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     return context
+
+
+def challenge_of(verifier: str) -> str:
+    """RFC 7636 section 4.2, S256."""
+    return base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).rstrip(b"=").decode()
