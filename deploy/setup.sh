@@ -30,7 +30,7 @@ compiler="gcc=gcc /usr/include/stdio.h=libc6-dev"
 case $goal in
 check) tools="" ;;
 demo) tools=$guests ;;
-test) tools="$guests $directory $issuer $receivers $search $libvirt $packaging $compiler $outsiders" ;;
+test) tools="$guests $directory $issuer $receivers $search $libvirt $packaging $compiler $outsiders socat=socat" ;;
 bench) tools="$guests $libvirt $directory $receivers $search haproxy=haproxy stunnel4=stunnel4 socat=socat" ;;
 *) die "unknown goal '$goal': use check, demo, test or bench" ;;
 esac

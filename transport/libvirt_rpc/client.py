@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 from typing import Final
@@ -49,6 +50,14 @@ class DomainState(IntEnum):
     @property
     def is_active(self) -> bool:
         return self not in (DomainState.SHUTOFF, DomainState.NONE, DomainState.CRASHED)
+
+
+@dataclass(frozen=True, slots=True)
+class JobProgress:
+    elapsed_ms: int
+    total_bytes: int
+    processed_bytes: int
+    remaining_bytes: int
 
 
 class LibvirtClient:
@@ -135,6 +144,15 @@ class LibvirtClient:
         domain = await self._require(vm)
         reader = XdrReader(await self.call(Procedure.DOMAIN_GET_JOB_INFO, _only(domain), "tell of the VM's jobs"))
         return reader.integer() != _JOB_NONE
+
+    async def progress(self, vm: str) -> JobProgress | None:
+        """How far the VM's job is, in bytes of memory and disks; None without one."""
+        domain = await self._require(vm)
+        reader = XdrReader(await self.call(Procedure.DOMAIN_GET_JOB_INFO, _only(domain), "tell of the VM's jobs"))
+        if reader.integer() == _JOB_NONE:
+            return None
+        elapsed_ms, _, total, processed, remaining = (reader.unsigned_hyper() for _ in range(5))
+        return JobProgress(elapsed_ms, total, processed, remaining)
 
     async def is_persistent(self, vm: str) -> bool:
         domain = await self.find(vm)

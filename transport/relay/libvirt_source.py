@@ -21,7 +21,8 @@ from transport.errors import LocalBroken
 from transport.hypervisors.migration_progress import MigrationProgress
 from transport.hypervisors.process import is_gone
 from transport.hypervisors.qemu_process import find_qemus
-from transport.libvirt_rpc.client import PAUSED_POST_COPY, DomainState, libvirt_client
+from transport.libvirt_rpc.client import PAUSED_POST_COPY, DomainState, JobProgress, libvirt_client
+from transport.libvirt_rpc.errors import LibvirtAway, RpcFailed, RpcMalformed
 from transport.relay.caller import Conversation
 from transport.relay.ends import Milestones, Report, Whereabouts
 from transport.relay.inlets import Inlet, SourceLanes, listen_tcp, listen_unix, peer_process
@@ -29,6 +30,7 @@ from transport.relay.loopback import peer_uid
 
 log = structlog.get_logger("sealane.relay")
 _LOOK_SECONDS = 0.2
+_REPORT_SECONDS = 0.5
 
 
 class LibvirtSource:
@@ -93,14 +95,17 @@ class LibvirtSource:
         conversation.uris[name] = f"tcp://{conversation.loopback}:{listening.getsockname()[1]}"
         return Inlet(name, listening, self._allows_tcp)
 
-    async def migrate(self, lanes: SourceLanes, milestones: Milestones, report: Report) -> MigrationProgress | None:  # noqa: ARG002
+    async def migrate(self, lanes: SourceLanes, milestones: Milestones, report: Report) -> MigrationProgress | None:
         """Let the client move the VM; returns when its QEMU here is gone, with the guest whole at the destination."""
         conversation = self._require_conversation()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         await lanes.open("libvirt", theirs)
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
-        async with stream:
+        async with stream, trio.open_nursery() as nursery:
+            if not conversation.is_offline:
+                nursery.start_soon(self._report_progress, report)
             await conversation.carry(stream, milestones, self._has_switched)
+            nursery.cancel_scope.cancel()
         await self._wait_gone()
         return None
 
@@ -156,6 +161,17 @@ class LibvirtSource:
             log.info("guest stopped here for post-copy", vm=self._vm)
         return has_switched
 
+    async def _report_progress(self, report: Report) -> None:
+        """What libvirt says of its job, until cancelled. A migration does not fail over it."""
+        try:
+            async with libvirt_client(self._socket, self._seconds) as client:
+                while True:
+                    if (job := await client.progress(self._vm)) is not None and job.total_bytes:
+                        await report(_in_words_of_qemu(job))
+                    await trio.sleep(_REPORT_SECONDS)
+        except (LibvirtAway, RpcFailed, RpcMalformed) as error:
+            log.info("libvirt does not tell how far it is", vm=self._vm, cause=str(error))
+
     async def _wait_gone(self) -> None:
         """After libvirt was told that the guest is whole at the destination: it ends it here, or resumes it."""
         with trio.move_on_after(self._seconds):
@@ -195,3 +211,9 @@ class LibvirtSource:
         if self._conversation is None:
             raise LocalBroken("no client of libvirt moves this VM")
         return self._conversation
+
+
+def _in_words_of_qemu(job: JobProgress) -> MigrationProgress:
+    """The rate is the mean since the job began: libvirt's answer has no other."""
+    rate = job.processed_bytes * 1000 // max(1, job.elapsed_ms)
+    return MigrationProgress("active", job.processed_bytes, job.remaining_bytes, job.total_bytes, rate)

@@ -83,6 +83,10 @@ class Host:
     def front_uri(self) -> str:
         return f"qemu+unix:///system?socket={self.front}"
 
+    def at(self, over_ipv6: bool) -> str:
+        """Its address on the network of the two, as it stands before a port."""
+        return f"[fd77::{self.address.rpartition('.')[2]}]" if over_ipv6 else self.address
+
     def inside(self, *command: str) -> list[str]:
         """A command line that runs in this host."""
         return ["nsenter", "-t", str(self.pid), "-m", "-u", "-n", "-p", *command]
@@ -244,7 +248,7 @@ class Pair:
         before = guest.printed(host)
         wait_for(lambda: len(guest.printed(host)) > len(before) + 4, f"{guest.name} counts", seconds)
 
-    def start_relay(self, host: Host, pause: str = "", **limits: float) -> None:
+    def start_relay(self, host: Host, pause: str = "", *, over_ipv6: bool = False, **limits: float) -> None:
         """`pause`: a moment at which this relay waits; see `permitting_relay.pause_at`."""
         sections = {
             "hypervisor": {
@@ -261,12 +265,13 @@ class Pair:
             "limits": {"hypervisor_seconds": 10.0, **limits},
         }
         peer = self.other(host)
+        addresses = [f"{each.at(over_ipv6)}:7443" for each in (peer, host)]
         log = self.folder / f"relay-{host.name}.log"
         with log.open("ab") as errors:
             process = subprocess.Popen(
                 host.inside(
                     sys.executable, "-m", "tests.transport.libvirt.permitting_relay",
-                    str(self.folder), host.name, f"{peer.address}:7443", f"{host.address}:7443", json.dumps(sections),
+                    str(self.folder), host.name, *addresses, json.dumps(sections),
                 ),
                 cwd=ROOT, env={**os.environ, "PAUSE_AT": pause},
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors,
@@ -348,6 +353,9 @@ def join(a: Host, b: Host) -> None:
         *(a.inside(*f"ip addr add {a.address}/24 dev lane".split()), a.inside(*["ip", "link", "set", "lane", "up"])),
         *(b.inside(*f"ip addr add {b.address}/24 dev lane".split()), b.inside(*["ip", "link", "set", "lane", "up"])),
     ]
+    for host in (a, b):  # at once, without asking whether anybody has it
+        add = f"ip -6 addr add {host.at(True)[1:-1]}/64 dev lane nodad"
+        commands.append(host.inside(*add.split()))
     for command in commands:
         subprocess.run(command, check=True, timeout=20, stdin=subprocess.DEVNULL)
 

@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 from gateway.demo.guest import count_passes
-from tests.transport.libvirt.hosts import Guest, Host, Pair, make_disk, wait_for
+from tests.transport.libvirt.hosts import Pair, make_disk
 
 pytestmark = [pytest.mark.real, pytest.mark.whole]
 
@@ -114,42 +114,6 @@ def test_a_guest_with_a_command_line_of_its_own_does_not_reach_the_destination(p
     assert "allow_qemu_namespace" in said
     pair.wait_runs_only(guest, pair.a)
     pair.a.virsh("destroy", guest.name)
-
-
-def test_six_guests_cross_at_once_and_come_back(pair: Pair) -> None:
-    here, there = [pair.guest(pair.a) for _ in range(3)], [pair.guest(pair.b) for _ in range(3)]
-
-    def move_all(legs: list[tuple[Host, list[Guest]]]) -> None:
-        running = [
-            subprocess.Popen(
-                host.inside(
-                    "virsh",
-                    "-c",
-                    "qemu:///system",
-                    "migrate",
-                    "--live",
-                    "--p2p",
-                    guest.name,
-                    "--desturi",
-                    host.front_uri,
-                )
-            )
-            for host, guests in legs
-            for guest in guests
-        ]
-        assert [process.wait(120) for process in running] == [0] * len(running)
-
-    move_all([(pair.a, here), (pair.b, there)])
-    for guest in here:
-        pair.wait_runs_only(guest, pair.b)
-    move_all([(pair.b, here), (pair.a, there)])
-    for guest in here:
-        pair.wait_runs_only(guest, pair.a)
-        wait_for(lambda g=guest: pair.running(g) == ["a"], "it counts at one place")  # type: ignore[misc]
-        pair.a.virsh("destroy", guest.name)
-    for guest in there:
-        pair.wait_runs_only(guest, pair.b)
-        pair.b.virsh("destroy", guest.name)
 
 
 @pytest.mark.parametrize("way", ["unix socket", "loopback address"])

@@ -101,10 +101,12 @@ def whole() -> Iterator[Whole]:
 
 def start(stack: contextlib.ExitStack, host: Host, log: Path, *arguments: str) -> subprocess.Popen[bytes]:
     """A service on `host`, once it has said that it is ready."""
+    return run_service(stack, host, log, [str(SEALANE), *arguments])
+
+
+def run_service(stack: contextlib.ExitStack, host: Host, log: Path, command: list[str]) -> subprocess.Popen[bytes]:
     out = stack.enter_context(log.open("wb"))
-    process = subprocess.Popen(
-        host.inside(str(SEALANE), *arguments), stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd=host.base
-    )
+    process = subprocess.Popen(host.inside(*command), stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd=host.base)
     stack.callback(Relay(process, log).stop)
     wait_for(lambda: b'"ready": true' in log.read_bytes() or process.poll() is not None, log.name)
     assert process.poll() is None, log.read_text()[-3000:]
@@ -206,6 +208,86 @@ def test_sealane_migrate_moves_a_domain_by_its_name_and_shows_its_receipt(whole:
     assert said["bytes"] > 1 << 20  # type: ignore[operator]
     pair.wait_runs_only(guest, pair.b)
     pair.b.virsh("destroy", guest.name)
+
+
+HOSTILE = """
+import sys
+from transport.libvirt_rpc.procedures import Procedure
+from transport.relay import caller
+
+VICTIM = sys.argv.pop(1)
+real = caller._Remote.ask
+
+async def ask(self, procedure, body):
+    if procedure == Procedure.MIGRATE_PREPARE3_PARAMS:
+        for bad in (Procedure.DOMAIN_DESTROY, 10, 382):  # destroy, create from XML, and a call that no libvirt here has
+            await real(self, bad, b"")
+        sent = caller.Prepare.decode(body)
+        parameters = [type(p)(p.field, p.type, p.value.replace(OWN, VICTIM) if p.field.endswith("xml") else p.value)
+                      for p in sent.parameters]
+        cookie = sent.cookie.replace(OWN.encode(), VICTIM.encode())
+        return await real(self, procedure, caller.replace(sent, parameters=parameters, cookie=cookie).encode())
+    return await real(self, procedure, body)
+
+OWN = sys.argv.pop(1)
+caller._Remote.ask = ask
+from gateway.cli.main import app
+app()
+"""
+
+
+def test_a_source_relay_that_was_taken_over_gains_nothing_and_is_on_record(whole: Whole) -> None:
+    """Host b's relay has a permit for VM web, sends other calls through its lane, and then another VM's XML."""
+    pair, folder = whole.pair, whole.pair.folder
+    guest = pair.guest(pair.b, known=WEB)
+    with contextlib.ExitStack() as stack:
+        gate = folder / "gateway.sock"
+        lead(stack, pair.a, f"UNIX-LISTEN:{gate},fork,mode=666", f"TCP:{GATEWAY}")
+        lead(stack, pair.b, f"TCP-LISTEN:{GATEWAY.partition(':')[2]},bind=127.0.0.1,fork,reuseaddr", f"UNIX:{gate}")
+        honest = pair.b.relay
+        assert honest is not None
+        honest.stop()
+        config = str(whole.site.relay_config("b"))
+        log = folder / "hostile.log"
+        program = [sys.executable, "-c", HOSTILE, LEDGER.uuid, WEB.uuid, "relay", "serve", "--config", config]
+        hostile = run_service(stack, pair.b, log, program)
+        whole.sign_in("alice")
+        wait_for(lambda: is_reported(whole, "b"), "the gateway knows that host b has it")
+        socket = str(pair.b.base / "session.sock")
+        said = whole.sealane("session", "start", WEB.uuid, "--reason", "CHG-11", "--socket", socket)
+        assert said["outcome"] == "announced", said
+        code, words = pair.b.migrate(guest, "--live", "--p2p")
+        assert code != 0
+        assert "Sealane: the permit is for VM" in words, words
+        records = refused_by_destination(whole)
+        Relay(hostile, log).stop()
+    refused = {record["details"]["procedure"] for record in records}
+    assert refused == {12, 10, 382, 303}
+    assert all(record["source"].endswith("/host/b") and record["vm"]["uuid"] == WEB.uuid for record in records)
+    assert pair.b.state(guest) == "running"
+    pair.b.virsh("destroy", guest.name)
+
+
+def refused_by_destination(whole: Whole) -> list[dict[str, Any]]:
+    """The records of what host a's filter refused, once there are four."""
+    asked = [str(SEALANE), "audit", "query", "kind:libvirt.refused", "--log", str(whole.site.log), "--format", "jsonl"]
+    found: list[dict[str, Any]] = []
+
+    def are_recorded() -> bool:
+        done = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=False)
+        records = [json.loads(line) for line in done.stdout.splitlines()]
+        records = [each.get("record", each) for each in records]
+        found[:] = [each for each in records if each["details"]["role"] == "destination"]
+        return len(found) >= 4
+
+    wait_for(are_recorded, "records of all that was refused")
+    return found
+
+
+def lead(stack: contextlib.ExitStack, host: Host, listening: str, target: str) -> None:
+    process = subprocess.Popen(host.inside("socat", listening, target), stdin=subprocess.DEVNULL)
+    stack.callback(process.wait, 20)
+    stack.callback(process.kill)
 
 
 def is_reported(whole: Whole, host: str) -> bool:
