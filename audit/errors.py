@@ -12,6 +12,7 @@ AuditError
 │   ├── LogFailed            an I/O error; reopen (recover) the log
 │   ├── LogTruncated         the store holds less than a signed checkpoint says
 │   └── LogDamaged           the store contradicts its checkpoint, or files changed under us
+├── EntryPruned          whoever asks: the entry is in an archive, which cannot be read from here
 ├── WitnessRefused       the log that asked for a cosignature (`status` says why, in HTTP's words)
 ├── IndexLocked          the operator: another process has the query index open
 └── QueryRefused         the requester: a filter that cannot be answered
@@ -70,6 +71,10 @@ class LogTruncated(LogError):
 
 class LogDamaged(LogError):
     """The store contradicts its checkpoint, or its files were changed under a running log."""
+
+
+class EntryPruned(AuditError, IndexError):
+    """The entry was pruned, and its archive cannot be read. The log itself is well."""
 
 
 class WitnessRefused(AuditError):

@@ -18,8 +18,9 @@ from typing import Self
 from audit import merkle, tiles
 from audit.checkpoint import Checkpoint, LogSigner, open_checkpoint, sign_checkpoint
 from audit.disk import Disk
-from audit.errors import CheckpointError, LogDamaged, LogFailed, LogTruncated, RecordInvalid
+from audit.errors import CheckpointError, EntryPruned, LogDamaged, LogFailed, LogTruncated, RecordError, RecordInvalid
 from audit.proof import leaf_hash
+from audit.pruned import Pruned
 from audit.store import Store
 from audit.tiles import TILE_WIDTH
 
@@ -167,7 +168,7 @@ class Log:
             raise
 
     def entry(self, index: int) -> bytes:
-        """The committed entry at `index`, checked against its hash tile. Raises IndexError, LogError."""
+        """The committed entry at `index`, checked against its hash tile. Raises IndexError (EntryPruned), LogError."""
         if not 0 <= index < self._size:
             raise IndexError(f"entry {index} is not in a log of size {self._size}")
         number, offset = divmod(index, TILE_WIDTH)
@@ -222,6 +223,36 @@ class Log:
             )
         if self.root_at(known.size) != known.root:
             raise LogDamaged(f"{directory} differs from what was seen of it at size {known.size}")
+
+    # Pruning
+
+    @property
+    def pruned(self) -> Pruned:
+        """What is no longer here."""
+        return self._store.pruned
+
+    def left_over(self) -> Iterator[int]:
+        """Bundles that were pruned and are still here."""
+        return self._store.left_over()
+
+    def write_pruned(self, pruned: Pruned) -> None:
+        """Let bundles go that a committed record says are pruned. Raises LogDamaged if it does not, OSError."""
+        self._require_said(pruned)
+        self._store.write_pruned(pruned)
+
+    def remove_pruned(self) -> None:
+        """Remove what is left over. Raises OSError."""
+        self._store.remove_pruned()
+
+    def _require_said(self, pruned: Pruned) -> None:
+        if not pruned.bundles:
+            return
+        try:
+            said = pruned.record < self._size and pruned.is_said_by(self.entry(pruned.record))
+        except (EntryPruned, RecordError):
+            said = False
+        if not said:
+            raise LogDamaged(f"no record of {self._store.directory} says that its entries were pruned; restore them")
 
     # Writing
 
@@ -279,6 +310,7 @@ class Log:
             raise LogDamaged(f"{directory} does not have the root that its checkpoint says; restore it")
         self._size = checkpoint.size
         self.checkpoint_text = text
+        self._require_said(self._store.pruned)
         self._cut(surplus)
         self._seal_full_bundles()
         for number, entries in self._tails.items():  # at most one is left: the unfinished bundle
@@ -319,6 +351,8 @@ class Log:
         entries = self._store.read_bundle(number)
         for offset, (entry, leaf) in enumerate(zip(entries, self._read_tile(0, number), strict=True)):
             if leaf_hash(entry) != leaf:
+                if number < self._store.pruned.bundles:
+                    raise EntryPruned(f"entry {number * TILE_WIDTH + offset} was pruned; its archive has another one")
                 raise LogDamaged(f"entry {number * TILE_WIDTH + offset} does not have its hash; run audit verify")
         return entries
 

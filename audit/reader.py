@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from audit.errors import LogDamaged, LogTruncated
+from audit.errors import EntryPruned, LogDamaged, LogTruncated
 from audit.proof import HASH_BYTES, leaf_hash
-from audit.tiles import MAX_FRAMED_BYTES, TILE_BYTES, TILE_WIDTH, bundle_path, tile_path, unframe
+from audit.pruned import read_pruned
+from audit.tiles import MAX_FRAMED_BYTES, TILE_BYTES, TILE_WIDTH, bundle_path, frame, tile_path, unframe
 
 _MAX_BUNDLE_BYTES = TILE_WIDTH * (2 + MAX_FRAMED_BYTES)
 _CACHED_BUNDLES = 8
@@ -24,6 +25,7 @@ class LogReader:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._sealed = lru_cache(_CACHED_BUNDLES)(self._read_sealed)  # immutable, so that they may be kept
+        self._pruned = lru_cache(_CACHED_BUNDLES)(self._read_pruned)
 
     def entry(self, index: int) -> bytes:
         """The committed entry `index`. Raises LogTruncated (it is not there), LogDamaged, OSError."""
@@ -68,14 +70,28 @@ class LogReader:
             return self._sealed(number)
         except FileNotFoundError:
             first = number * TILE_WIDTH
+            if number < read_pruned(self._directory).bundles:
+                return self._pruned(number)
             raise LogTruncated(f"entries {first} to {first + TILE_WIDTH - 1} are not in {self._directory}") from None
+
+    def _read_pruned(self, number: int) -> tuple[bytes, bytes]:
+        """Of the archive that has it; the tile is the log's own."""
+        tile = self._read_tile(number)
+        try:
+            entries = read_pruned(self._directory).read_bundle(number)
+        except EntryPruned as error:
+            raise LogTruncated(str(error)) from error
+        return b"".join(map(frame, entries)), tile
 
     def _read_sealed(self, number: int) -> tuple[bytes, bytes]:
         bundle = _read(self._directory / bundle_path(number), _MAX_BUNDLE_BYTES)
+        return bundle, self._read_tile(number)
+
+    def _read_tile(self, number: int) -> bytes:
         tile = _read(self._directory / tile_path(0, number), TILE_BYTES)
         if len(tile) != TILE_BYTES:
             raise LogDamaged(f"hash tile 0/{number} is not whole; run `sealane audit verify`")
-        return bundle, tile
+        return tile
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@
                          crosses bundles
     tile/…               full bundles and tiles (tiles.py): immutable from the moment they have their name
     cut/<I>-<hash>       what recovery cut off a tail: entries from index I that were never acknowledged
+    pruned               what was pruned, and which record says so (pruned.py)
     pending              the next checkpoint or tile before its rename; worthless after a crash
 
 The order of the fsyncs is in docs/audit-log.md. OSErrors pass through: `log.py` decides what they mean.
@@ -20,6 +21,8 @@ from pathlib import Path, PurePosixPath
 from audit import tiles
 from audit.disk import FILE_MODE, Disk
 from audit.errors import LogDamaged, LogLocked, LogTruncated
+from audit.pruned import FILE as PRUNED_FILE
+from audit.pruned import Pruned, read_pruned
 from audit.tiles import TILE_WIDTH
 
 MAX_CHECKPOINT_FILE_BYTES = 64 * 1024
@@ -38,6 +41,11 @@ class Store:
         for name in (".", "tail", "tile", "tile/entries"):
             self._make_folder(directory / name)
         self._lock = _lock(directory)
+        try:
+            self.pruned = read_pruned(directory)
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Let go of the log. Nothing is written: there is nothing left to write."""
@@ -103,6 +111,25 @@ class Store:
         self._tail = (number, self._disk.open_tail(self._tail_path(number)), size_bytes)
         self._require_tail_untouched()
 
+    def write_pruned(self, pruned: Pruned) -> None:
+        """From now on bundles below its floor may be missing; durable on return."""
+        self._write_atomically(self.directory / PRUNED_FILE, pruned.encode())
+        self.pruned = pruned
+
+    def left_over(self) -> Iterator[int]:
+        """Bundles below the floor that are still here."""
+        return (number for number in self._numbers("entries") if number < self.pruned.bundles)
+
+    def remove_pruned(self) -> None:
+        """Remove what is left over, the oldest first."""
+        folders = set()
+        for number in sorted(self.left_over()):
+            path = self.directory / tiles.bundle_path(number)
+            self._disk.remove(path)
+            folders.add(path.parent)
+        for folder in sorted(folders):
+            self._disk.sync_folder(folder)
+
     def require_untouched(self) -> None:
         """Refuse to go on where someone removed, replaced or changed a file under the running log.
 
@@ -136,7 +163,7 @@ class Store:
 
     def sealed_bundles(self) -> int:
         """How many full bundles there are. Raises LogTruncated for a gap, or for a missing tile of theirs."""
-        sealed = self._contiguous("entries")
+        sealed = self._contiguous("entries", self.pruned.bundles)
         level, expected = 0, sealed
         while expected:
             if self._contiguous(str(level)) < expected:
@@ -157,8 +184,10 @@ class Store:
         return tiles.split_tile(data)
 
     def read_bundle(self, number: int) -> list[bytes]:
-        """The 256 entries of a full bundle. Raises LogTruncated, LogDamaged."""
+        """The 256 entries of a full bundle. Raises LogTruncated, LogDamaged; EntryPruned if no archive is at hand."""
         path = self.directory / tiles.bundle_path(number)
+        if number < self.pruned.bundles:
+            return self.pruned.read_bundle(number)
         data = _read(path)
         entries, used = tiles.unframe(data)
         if used != len(data) or len(entries) != TILE_WIDTH:
@@ -233,14 +262,16 @@ class Store:
             raise LogDamaged(f"{self.directory}/tail/{odd[0]} is not ours; move it out of the log")
         return sorted(map(int, names))
 
-    def _contiguous(self, folder: str) -> int:
-        count, highest = 0, -1
+    def _contiguous(self, folder: str, start: int = 0) -> int:
+        """How many files there are in `folder`, all from `start` on being there; those before it count as there."""
+        count, highest = 0, start - 1
         for number in self._numbers(folder):
-            count += 1
-            highest = max(highest, number)
-        if highest != count - 1:
+            if number >= start:
+                count += 1
+                highest = max(highest, number)
+        if highest != start + count - 1:
             raise LogTruncated(f"files are missing in {self.directory}/tile/{folder}; restore them")
-        return count
+        return start + count
 
     def _numbers(self, folder: str) -> Iterator[int]:
         top = self.directory / "tile" / folder

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Protocol
 
 from audit import merkle
-from audit.errors import LogDamaged, LogTruncated
+from audit.errors import EntryPruned, LogDamaged, LogTruncated
 from audit.merkle import subtree_hash, whole_subtrees
 from audit.proof import HASH_BYTES, leaf_hash
+from audit.pruned import read_pruned
 from audit.tiles import TILE_WIDTH, bundle_path, tile_path, unframe
 
 _CACHED_TILES = 64
@@ -111,6 +112,11 @@ class FolderTiles:
                 return unframe(path.read_bytes())[0][:width]
             except FileNotFoundError:
                 continue
+        if number < (pruned := read_pruned(self._directory)).bundles:
+            try:
+                return pruned.read_bundle(number)[:width]
+            except EntryPruned as error:
+                raise LogTruncated(str(error)) from error
         first = number * TILE_WIDTH
         raise LogTruncated(f"entries {first} to {first + width - 1} are not in {self._directory}")
 

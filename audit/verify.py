@@ -6,6 +6,7 @@ altered record as consistent. What it cannot see by itself is a whole log, check
 an older state: give it checkpoints that others hold (permits, receipts, witnesses, SIEMs) as `seen`.
 """
 
+import json
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 
+from audit import verify_entry
 from audit.verify_cosignature import cosigned_at, read_witness
 from audit.verify_range import (
     MAX_PROBLEMS,
@@ -23,10 +25,11 @@ from audit.verify_range import (
     Problem,
     add,
     check_range,
+    read_bundle,
     stored_tile,
 )
 from audit.verify_receipt import read_authorities
-from audit.verify_tree import Accumulator, Note, file_of, read_note, read_vkey
+from audit.verify_tree import Accumulator, Note, file_of, read_frames, read_note, read_vkey
 
 __all__ = ["Options", "Problem", "Verdict", "verify_log"]
 
@@ -51,6 +54,8 @@ class Options:
     authorities: bytes = b""
     witnesses: Sequence[str] = ()
     heartbeat_seconds: int | None = None
+    archive: Path | None = None
+    """Where entries are that were pruned from the log: without it, their hashes alone are checked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +74,8 @@ class Verdict:
     """How many records had their own signature checked."""
     cosignatures: list[tuple[str, int]]
     """Witness and unix time, of those that were given."""
+    pruned: int
+    """Entries that are not here any more, as a record says: only their hashes were checked."""
     problems: list[Problem]
     warnings: list[Problem]
 
@@ -97,6 +104,7 @@ def verify_log(
     if note is not None:
         for other in expected:
             check.expect(other, note)
+        check.prunings(note)
         check.entries(note, progress)
         check.silences()
         check.leftovers(note.size)
@@ -112,6 +120,7 @@ def verify_log(
         receipts=check.sum.receipts,
         signatures=check.sum.signatures,
         cosignatures=check.cosignatures,
+        pruned=check.sum.pruned,
         problems=check.problems,
         warnings=check.warnings,
     )
@@ -129,6 +138,7 @@ class _Check:
     tree: Accumulator = field(default_factory=Accumulator)
     sum: Found = field(default_factory=Found)
     cosignatures: list[tuple[str, int]] = field(default_factory=list)
+    _pruned: int = 0  # bundles below this may be missing
     _roots: dict[int, list[bytes]] = field(default_factory=dict)  # size -> roots that others saw
     _levels: list[list[bytes]] = field(default_factory=list)  # hashes of the unfinished tile of each level above 0
 
@@ -169,6 +179,27 @@ class _Check:
             self.report(None, f"the log has {note.size} entries, but {seen.size} were seen: it was put back")
         else:
             self._roots.setdefault(seen.size, []).append(seen.root)
+
+    def prunings(self, note: Note) -> None:
+        """Which bundles may be missing: what the log's file says, if a record of the log says the same."""
+        try:
+            said = json.loads((self.directory / "pruned").read_bytes())
+            bundles, index = said["bundles"], said["record"]
+            if not (
+                type(bundles) is int and type(index) is int and 0 <= bundles <= index // WIDTH and index < note.size
+            ):
+                raise ValueError("its numbers are out of range")
+            found = read_bundle(self.directory, index // WIDTH)
+            record = verify_entry.parse(read_frames(found[1])[0][index % WIDTH])["record"] if found else None
+            # The record's own hash and signature are checked where its range is.
+            if record is None or record["kind"] != "log.pruned" or record["details"]["bundles"] != bundles:
+                raise ValueError("no record says so")
+        except FileNotFoundError:
+            return
+        except (ValueError, KeyError, TypeError, IndexError, verify_entry.Malformed) as error:
+            self.report(None, f"what is said to be pruned cannot be believed: {error}")
+        else:
+            self._pruned = bundles
 
     def entries(self, note: Note, progress: Callable[[int, int], None] | None) -> None:
         self._compare_root()
@@ -229,6 +260,8 @@ class _Check:
                 within & frozenset(range(first, first + BUNDLES_OF_A_JOB)),
                 SAMPLE_ONE_IN if self.options.sampled else 1,
                 seed,
+                self._pruned,
+                self.options.archive,
             )
             for first in range(0, bundles, BUNDLES_OF_A_JOB)
         )
@@ -260,6 +293,7 @@ class _Check:
         total.receipts += found.receipts
         total.unsigned_receipts += found.unsigned_receipts
         total.signatures += found.signatures
+        total.pruned += found.pruned
         total.silences += found.silences[: MAX_PROBLEMS * 4 - len(total.silences)]
         total.promises |= found.promises
         for bundle in found.bundles:

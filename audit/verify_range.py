@@ -35,7 +35,8 @@ class Problem:
 class Job:
     """Bundles [first, first + count) of the log in `directory`, whose checkpoint says `origin` and `size`.
 
-    Of the record signatures `one_in` are checked, drawn by `seed`, which nobody knew who wrote the log.
+    Of the record signatures `one_in` are checked, drawn by `seed`, which nobody knew who wrote the log. Bundles below
+    `pruned` may be missing; `archive` may have them.
     """
 
     directory: Path
@@ -48,6 +49,8 @@ class Job:
     leaves_of: frozenset[int] = frozenset()
     one_in: int = 1
     seed: int = 0
+    pruned: int = 0
+    archive: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,7 @@ class Found:
     receipts: int = 0
     unsigned_receipts: int = 0
     signatures: int = 0
+    pruned: int = 0
     is_cut_short: bool = False
 
 
@@ -108,6 +112,8 @@ class _Range:
         for number in range(job.first, job.first + job.count):
             first = number * WIDTH
             wanted = min(WIDTH, job.size - first)
+            if self._is_pruned(number):
+                continue
             bundle = self._bundle(number, wanted)
             if bundle is None:
                 self.found.is_cut_short = True  # without this bundle no later index or hash is known
@@ -124,6 +130,24 @@ class _Range:
             self._close(number, sealed, leaves)
         return self.found
 
+    def _is_pruned(self, number: int) -> bool:
+        """Whether the bundle is allowed to be missing and is: then its hash tile stands for it."""
+        if number >= self.job.pruned or self._read(number) is not None:
+            return False
+        stored = self._stored_tile(number, required=True)
+        if stored is None:
+            return False
+        self.found.pruned += WIDTH
+        self._previous = self._last_record = None
+        self._close(number, True, [stored[32 * offset : 32 * offset + 32] for offset in range(WIDTH)])
+        return True
+
+    def _read(self, number: int) -> tuple[bool, bytes] | None:
+        found = read_bundle(self.job.directory, number)
+        if found is None and number < self.job.pruned and self.job.archive is not None:
+            return read_bundle(self.job.archive, number)
+        return found
+
     def _close(self, number: int, sealed: bool, leaves: list[bytes]) -> None:
         is_full = len(leaves) == WIDTH
         summit = Accumulator()
@@ -136,7 +160,7 @@ class _Range:
         """The entry before the range, and the last record before it; what is wrong with them is another's to say."""
         if self.job.first == 0:
             return
-        found = read_bundle(self.job.directory, self.job.first - 1)
+        found = self._read(self.job.first - 1)
         entries = read_frames(found[1])[0] if found is not None else []
         for offset, entry in enumerate(reversed(entries[:WIDTH])):
             record = _record_of(entry)
@@ -153,7 +177,7 @@ class _Range:
         add(self.found.warnings, index, what)
 
     def _bundle(self, number: int, wanted: int) -> tuple[bool, list[bytes]] | None:
-        read = read_bundle(self.job.directory, number)
+        read = self._read(number)
         if read is None:
             self._report(number * WIDTH, f"entries {number * WIDTH} to {number * WIDTH + wanted - 1} are missing")
             return None

@@ -18,6 +18,7 @@ from audit import tiles
 from audit.errors import LogDamaged, LogTruncated
 from audit.merkle import subtree_hash
 from audit.proof import leaf_hash
+from audit.pruned import read_pruned
 from audit.tiles import TILE_WIDTH
 
 MAX_FRESH = 64  # bundles read for the first time in one slice: 16,384 entries
@@ -32,6 +33,7 @@ class Watch:
         self._sizes = sizes if sizes is not None else []
         self._next = 0  # where the next slice begins
         self._next_read = 0
+        self._pruned = 0  # bundles below this may be missing: as of an opening, which has held it against the log
         self._lock = threading.Lock()
 
     @property
@@ -43,6 +45,7 @@ class Watch:
     def check_all(self) -> None:
         """Names and sizes of everything that is known, at once: before a log is trusted again."""
         with self._lock:
+            self._pruned = read_pruned(self._directory).bundles
             for number in range(len(self._sizes)):
                 self._check_files(number)
 
@@ -55,8 +58,9 @@ class Watch:
                 self._next = number + 1
             self._next = 0 if self._next >= known else self._next
             if known:
-                self._next_read %= known
-                self._read_whole(self._next_read)
+                self._next_read = max(self._next_read % known, min(self._pruned, known - 1))
+                if self._next_read >= self._pruned:
+                    self._read_whole(self._next_read)
                 self._next_read += 1
             self._take_new(log_size)
 
@@ -65,10 +69,12 @@ class Watch:
         for number in range(first, min(log_size // TILE_WIDTH, first + MAX_FRESH)):
             if not self._is_sealed(number):
                 return
-            self._sizes.append(self._read_whole(number))
+            self._sizes.append(self._read_whole(number) if number >= self._pruned else 0)
 
     def _is_sealed(self, number: int) -> bool:
         """Whether bundle `number`, which is full, has left the tail. The log may move it between two looks."""
+        if number < self._pruned:
+            return True
         bundle, tail = self._directory / tiles.bundle_path(number), self._directory / "tail" / str(number)
         if bundle.exists():
             return True
@@ -79,7 +85,8 @@ class Watch:
         raise LogTruncated(f"{bundle} is missing; restore it")
 
     def _check_files(self, number: int) -> None:
-        _require_size(f"{self._top}/entries/{tiles.number_text(number)}", self._sizes[number])
+        if number >= self._pruned:
+            _require_size(f"{self._top}/entries/{tiles.number_text(number)}", self._sizes[number])
         for level, tile in tiles.completed_by(number):
             _require_size(f"{self._top}/{level}/{tiles.number_text(tile)}", tiles.TILE_BYTES)
 

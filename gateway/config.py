@@ -50,6 +50,13 @@ class TlsTable(_Table, frozen=True):
     crls: tuple[Text, ...]
 
 
+class RetentionTable(_Table, frozen=True):
+    """What `sealane audit prune` takes out of the log's folder: what is older than `months` and is in `archive`."""
+
+    archive: Text
+    months: Annotated[int, Meta(ge=1, le=1_200)] = 12
+
+
 class LogTable(_Table, frozen=True):
     directory: Text
     signing_key: Text
@@ -57,6 +64,7 @@ class LogTable(_Table, frozen=True):
     heartbeat_seconds: Seconds = 300
     ml_dsa_signing_key: Text | None = None  # signs published checkpoints beside the Ed25519 key
     watch_seconds: Annotated[int, Meta(ge=1, le=60)] = 30  # within which each of its files is looked at
+    retention: RetentionTable | None = None
 
 
 class WitnessTable(_Table, frozen=True):

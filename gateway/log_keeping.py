@@ -72,7 +72,7 @@ async def open_log_keeping(
     config: GatewayConfig, stack: AsyncExitStack, clock: Clock, open_log: Callable[[], Log] | None
 ) -> LogKeeping:
     """Open (and recover) the log that the configuration names. Errors: StartRefused."""
-    signer = LogSigner(config.log.origin, _log_key(config))
+    signer = LogSigner(config.log.origin, read_log_key(config))
     directory = config.path(config.log.directory)
     state_dir = config.path(config.gateway.state_dir)
     state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -117,7 +117,8 @@ async def _witness(config: GatewayConfig, table: WitnessTable, stack: AsyncExitS
     return WitnessClient(keys[0].name, url.rstrip("/"), keys, await stack.enter_async_context(client))
 
 
-def _log_key(config: GatewayConfig) -> ed25519.Ed25519PrivateKey:
+def read_log_key(config: GatewayConfig) -> ed25519.Ed25519PrivateKey:
+    """The key that the configuration names. Errors: StartRefused."""
     path = config.path(config.log.signing_key)
     key = _private_key(path)
     if not isinstance(key, ed25519.Ed25519PrivateKey):

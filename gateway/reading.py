@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
+from audit.errors import EntryPruned
 from audit.query import Node, fields, terms
 from audit.query.tree import Between, Is, all_of, any_of
 from audit.record import PermitEntry, decode_entry, parse_time
@@ -91,6 +92,8 @@ class Reading:
         """One entry, whole, as it is in the log. Errors: NotKnown, LogUnavailable."""
         try:
             entry = await self._committer.read(lambda log: log.entry(index))
+        except EntryPruned as error:
+            raise NotKnown(str(error), next_step="mount the archive, or ask whoever keeps it") from error
         except IndexError as error:
             raise NotKnown("the log has no entry of that index") from error
         envelope = msgspec.json.decode(entry)

@@ -14,6 +14,7 @@ from typing import Final
 import structlog
 import trio
 
+from audit.errors import EntryPruned
 from audit.tiles import TILE_WIDTH, Resource
 from gateway.committer import Committer
 from gateway.errors import GatewayError, NotKnown
@@ -56,6 +57,8 @@ class TileReading:
         window = await self._window(person, now, address)
         try:
             data = await self._committer.read(lambda opened: opened.resource(wanted))
+        except EntryPruned as error:
+            raise NotKnown(str(error), next_step="mount the archive, or ask whoever keeps it") from error
         except IndexError as error:
             raise NotKnown("the log has no such tile") from error
         window.requests += 1

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from gateway.cli import audit_archive, audit_index, audit_prove, audit_query, audit_stories
+from gateway.cli import audit_archive, audit_index, audit_prove, audit_prune, audit_query, audit_stories
 from gateway.cli.audit_options import (
     ActorOption,
     HostOption,
@@ -83,6 +83,15 @@ def verify(
         int | None,
         typer.Option("--heartbeat", metavar="SECONDS", min=1, help="Due so often, where records do not say it."),
     ] = None,
+    archive: Annotated[
+        Path | None,
+        typer.Option(
+            "--archive",
+            metavar="DIR",
+            help="Where entries are that were pruned from the log. Without it, "
+            "their hashes are checked, not their contents.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check a whole log offline: every entry, the tree over them, signatures, receipts, clocks, silences; or a proof.
@@ -106,7 +115,7 @@ def verify(
     if not directory.is_dir():
         raise BadConfiguration(f"{directory} is neither a folder nor a file", REQUESTER, "name a log or a proof")
     cores = len(os.sched_getaffinity(0))
-    options = Options(workers or cores, sampled, ca_pem, witnesses, heartbeat)
+    options = Options(workers or cores, sampled, ca_pem, witnesses, heartbeat, archive)
     document = check_log(directory, keys, seen or [], options, quiet=as_json)
     if as_json:
         print_json(document)
@@ -122,6 +131,7 @@ app.command("query")(audit_query.query)
 app.add_typer(audit_index.app, name="index")
 app.command("prove")(audit_prove.prove)
 app.command("archive")(audit_archive.archive)
+app.command("prune")(audit_prune.prune)
 app.command("fields")(audit_query.list_fields)
 app.command("saved")(audit_query.list_saved)
 

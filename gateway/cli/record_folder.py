@@ -15,7 +15,8 @@ from typing import Any
 
 import msgspec
 
-from audit.errors import QueryRefused
+from audit.errors import EntryPruned, LogDamaged, QueryRefused
+from audit.pruned import read_pruned
 from audit.query import Facets, Node, facets_of, fields, matches, parse, terms
 from audit.query.facets import PERMIT_KIND, UNREADABLE_KIND
 from audit.query.literals import zone_named
@@ -134,7 +135,17 @@ class FromFolder:
                 raise BadConfiguration(
                     f"{path} cannot be read: {error.strerror}", REQUESTER, "check the folder's permissions"
                 ) from error
-        return []
+        return self._pruned(number)
+
+    def _pruned(self, number: int) -> list[bytes]:
+        """From the archive what was pruned: an answer without it would be less than was asked for, so there is none."""
+        try:
+            pruned = read_pruned(self._directory)
+            return pruned.read_bundle(number) if number < pruned.bundles else []
+        except (EntryPruned, LogDamaged) as error:
+            raise Refused(
+                str(error), REQUESTER, "mount the archive there, or ask of what is after", "pruned"
+            ) from error
 
 
 def where_of(question: Question, now: datetime) -> Node:

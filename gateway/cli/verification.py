@@ -80,6 +80,7 @@ def check_log(
         "permits": verdict.permits,
         "receipts": verdict.receipts,
         "signatures": verdict.signatures,
+        "pruned": verdict.pruned,
         "cosignatures": [{"witness": name, "time": time} for name, time in verdict.cosignatures],
         "problems": [{"index": one.index, "what": one.what} for one in verdict.problems],
         "warnings": [{"index": one.index, "what": one.what} for one in verdict.warnings],
@@ -111,6 +112,8 @@ def show_verdict(out: Console, document: Mapping[str, Any]) -> None:
         text.append(" complete and unaltered")
         if document["signatures"] < document["records"]:
             text.append(f"; of record signatures {document['signatures']} were checked, drawn by lot")
+        if document["pruned"]:
+            text.append(f"; {document['pruned']} of them were pruned, so only their hashes are checked (--archive DIR)")
         for one in document["cosignatures"]:
             when = datetime.fromtimestamp(min(one["time"], 2**36), UTC)
             text.append(f"; cosigned by {harmless(one['witness'])} at {when:%Y-%m-%d %H:%M:%S} UTC")

@@ -11,7 +11,7 @@ from typing import Any, Final
 import structlog
 import trio
 
-from audit.errors import AuditError
+from audit.errors import AuditError, LogError
 from audit.reader import LogReader
 from audit.siem.shipper import Shipper
 from audit.siem.sink import SinkError
@@ -51,7 +51,7 @@ class CommittedEntries:
         """See `EntrySource.read`."""
         try:
             return await trio.to_thread.run_sync(lambda: list(self._reader.entries(start, end)), limiter=self._limiter)
-        except OSError as error:
+        except (OSError, LogError) as error:
             raise SinkError(f"the log cannot be read: {error}") from error
 
 
