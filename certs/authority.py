@@ -1,8 +1,10 @@
-"""The file CA: one self-signed P-256 CA in a folder. Its CRL file is its only state, so there is nothing to disagree.
+"""The file CA: one P-256 CA in a folder, a root or below one. Its CRL file is its only state, so nothing can disagree.
 
-ca.pem   certificate; its URI name `spiffe://<trust domain>` says which trust domain it speaks for
-ca.key   private key, 0600
-crl.pem  what is revoked, under a number that only grows
+ca.pem    certificate; its URI name `spiffe://<trust domain>` says which trust domain it speaks for
+ca.key    private key, 0600, in the clear or with a passphrase
+crl.pem   what is revoked, under a number that only grows
+root.pem  of an issuing CA only: the root above it, its CRL `root-crl.pem` as it was last brought here, and both CAs
+          in `bundle.pem`
 """
 
 from __future__ import annotations
@@ -32,6 +34,8 @@ CA_LIFETIME = timedelta(days=3652)
 HOST_LIFETIME = timedelta(hours=24)
 GATEWAY_LIFETIME = timedelta(days=90)
 CRL_LIFETIME = timedelta(days=7)
+ISSUING_LIFETIME = timedelta(days=366)
+OFFLINE_CRL_LIFETIME = timedelta(days=180)  # of a root whose key is away: somebody must fetch it for each CRL
 CLOCK_SKEW = timedelta(minutes=5)  # what we issue is valid this much earlier, for clocks that are behind
 _SCHEME = "spiffe://"
 
@@ -45,24 +49,58 @@ class Authority:
     trust_domain: str
     _key: ec.EllipticCurvePrivateKey = field(repr=False)
 
+    @property
+    def is_root(self) -> bool:
+        return self.certificate.issuer == self.certificate.subject
+
+    @property
+    def crl_file(self) -> Path:
+        return self.directory / "crl.pem"
+
     @classmethod
-    def create(cls, directory: Path, trust_domain: str, now: datetime) -> Authority:
+    def create(cls, directory: Path, trust_domain: str, now: datetime, passphrase: bytes | None = None) -> Authority:
         """A new CA with an empty CRL, number 1. Raises `KeyFileError` if the folder holds a CA already."""
         require_trust_domain(trust_domain)
         key = ec.generate_private_key(ec.SECP256R1())
         certificate = _root(key, trust_domain, now)
-        write_private_key(directory / "ca.key", key)
+        write_private_key(directory / "ca.key", key, passphrase)
         write_atomically(directory / "ca.pem", certificate.public_bytes(Encoding.PEM))
         authority = cls(directory, certificate, trust_domain, key)
         authority._write_crl({}, 1, now, CRL_LIFETIME)
         return authority
 
+    def create_issuing(
+        self,
+        directory: Path,
+        now: datetime,
+        lifetime: timedelta = ISSUING_LIFETIME,
+        passphrase: bytes | None = None,
+    ) -> Authority:
+        """A CA below this root, in an empty folder: it issues hosts, and its key may be where the root's must not.
+
+        The root publishes a CRL that lasts while its key is away. Raises `KeyFileError` or `CredentialError`.
+        """
+        if not self.is_root:
+            raise CredentialError(self.directory / "ca.pem", "is no root", "make issuing CAs with the root")
+        key = ec.generate_private_key(ec.SECP256R1())
+        certificate = self._issue_authority(key, now, lifetime)
+        write_private_key(directory / "ca.key", key, passphrase)
+        write_atomically(directory / "ca.pem", certificate.public_bytes(Encoding.PEM))
+        issuing = Authority(directory, certificate, self.trust_domain, key)
+        issuing._write_crl({}, 1, now, CRL_LIFETIME)
+        self.publish_crl(now, OFFLINE_CRL_LIFETIME)
+        root = self.certificate.public_bytes(Encoding.PEM)
+        write_atomically(directory / "root.pem", root)
+        write_atomically(directory / "bundle.pem", root + certificate.public_bytes(Encoding.PEM))
+        write_atomically(directory / "root-crl.pem", self.crl_file.read_bytes())
+        return issuing
+
     @classmethod
-    def load(cls, directory: Path) -> Authority:
+    def load(cls, directory: Path, passphrase: bytes | None = None) -> Authority:
         """Raises `KeyFileError` or `CredentialError`."""
         path = directory / "ca.pem"
         certificate = read_certificates(path)[0]
-        key = read_private_key(directory / "ca.key")
+        key = read_private_key(directory / "ca.key", passphrase)
         if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
             raise CredentialError(path, "does not belong to ca.key", "restore both from one backup")
         authority = cls(directory, certificate, _trust_domain_of(certificate, path), key)
@@ -77,7 +115,7 @@ class Authority:
             raise CredentialError(None, f"the key of {name} is not EC P-256", "make one: it signs receipts too")
         uri = x509.UniformResourceIdentifier(str(SpiffeId(self.trust_domain, name)))
         usages = [ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH]
-        return [self._issue(x509.Name([]), [uri], usages, public_key, now, lifetime)]
+        return [self._issue(x509.Name([]), [uri], usages, public_key, now, lifetime), *self._above]
 
     def issue_service(
         self, name: str, public_key: PublicKeyTypes, now: datetime, lifetime: timedelta = HOST_LIFETIME
@@ -85,7 +123,8 @@ class Authority:
         """For a program that asks the gateway, `/service/<name>`: a client only, so it can never pass for a host."""
         service = ServiceId.parse(f"spiffe://{self.trust_domain}/service/{name}")
         uri = x509.UniformResourceIdentifier(str(service))
-        return [self._issue(x509.Name([]), [uri], [ExtendedKeyUsageOID.CLIENT_AUTH], public_key, now, lifetime)]
+        leaf = self._issue(x509.Name([]), [uri], [ExtendedKeyUsageOID.CLIENT_AUTH], public_key, now, lifetime)
+        return [leaf, *self._above]
 
     def issue_gateway(
         self,
@@ -105,14 +144,20 @@ class Authority:
         if not names:
             raise CredentialError(None, "the gateway has neither name nor address", "give at least one")
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, SpiffeId(self.trust_domain, name).name)])
-        return [self._issue(subject, names, [ExtendedKeyUsageOID.SERVER_AUTH], public_key, now, lifetime)]
+        leaf = self._issue(subject, names, [ExtendedKeyUsageOID.SERVER_AUTH], public_key, now, lifetime)
+        return [leaf, *self._above]
 
     def revoke(self, serial: int, now: datetime) -> int:
         """Revoke a certificate and publish at once; the new CRL's number. Relays must still be given the file."""
+        return self.revoke_all([serial], now)
+
+    def revoke_all(self, serials: Sequence[int], now: datetime, lifetime: timedelta = CRL_LIFETIME) -> int:
+        """The same for several at once, in one CRL."""
         with self._locked():
             revoked, number = self._read_crl()
-            revoked.setdefault(serial, now)
-            self._write_crl(revoked, number + 1, now, CRL_LIFETIME)
+            for serial in serials:
+                revoked.setdefault(serial, now)
+            self._write_crl(revoked, number + 1, now, lifetime)
             return number + 1
 
     def publish_crl(self, now: datetime, lifetime: timedelta = CRL_LIFETIME) -> int:
@@ -121,6 +166,17 @@ class Authority:
             revoked, number = self._read_crl()
             self._write_crl(revoked, number + 1, now, lifetime)
             return number + 1
+
+    @property
+    def _above(self) -> list[x509.Certificate]:
+        """What a host sends after its leaf."""
+        return [] if self.is_root else [self.certificate]
+
+    def _issue_authority(self, key: ec.EllipticCurvePrivateKey, now: datetime, lifetime: timedelta) -> x509.Certificate:
+        ends = min(now + lifetime, self.certificate.not_valid_after_utc)
+        name = _authority_name("issuing CA", key)
+        builder = _authority(name, self.certificate.subject, key, self.trust_domain, now, ends, path_length=0)
+        return builder.add_extension(self._authority_key_id(), critical=False).sign(self._key, hashes.SHA256())
 
     def _issue(
         self,
@@ -184,17 +240,32 @@ class Authority:
 
 
 def _root(key: ec.EllipticCurvePrivateKey, trust_domain: str, now: datetime) -> x509.Certificate:
+    name = _authority_name("host CA", key)
+    return _authority(name, name, key, trust_domain, now, now + CA_LIFETIME, path_length=1).sign(key, hashes.SHA256())
+
+
+def _authority_name(kind: str, key: ec.EllipticCurvePrivateKey) -> x509.Name:
+    """A name of its own for each CA: during a rollover the CRLs of two CAs must not be mistaken for each other."""
     key_id = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
-    # A name of its own for each CA: during a rollover the CRLs of two CAs must not be mistaken for each other.
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"Sealane host CA {key_id.digest[:4].hex()}")])
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"Sealane {kind} {key_id.digest[:4].hex()}")])
+
+
+def _authority(  # noqa: PLR0913, PLR0917 - what a CA's certificate says
+    name: x509.Name,
+    issuer: x509.Name,
+    key: ec.EllipticCurvePrivateKey,
+    trust_domain: str,
+    now: datetime,
+    ends: datetime,
+    path_length: int,
+) -> x509.CertificateBuilder:
     speaks_for = x509.UniformResourceIdentifier(f"{_SCHEME}{trust_domain}")
-    builder = (
-        _started(name, name, key.public_key(), now, now + CA_LIFETIME)
+    return (
+        _started(name, issuer, key.public_key(), now, ends)
         .add_extension(x509.SubjectAlternativeName([speaks_for]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=path_length), critical=True)
         .add_extension(_key_usage(key_cert_sign=True, crl_sign=True), critical=True)
     )
-    return builder.sign(key, hashes.SHA256())
 
 
 def _started(

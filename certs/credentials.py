@@ -11,9 +11,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from certs.errors import UNREADABLE, CredentialError, IdentityError, KeyFileError, PeerRefused
-from certs.files import read_certificates, read_crl, read_private_key
+from certs.files import read_certificates, read_crls, read_private_key
 from certs.identity import SpiffeId, spiffe_id_of
-from certs.verification import Trust, crl_number_of, newest_crls, verify_chain
+from certs.verification import Trust, crl_number_of, hosts_crl_number, verify_chain
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +35,8 @@ class HostCredentials:
 
     @property
     def crl_number(self) -> int:
-        """The lowest number among the CRLs in use; 0 without any. To compare with a permit's minimum."""
-        return min((crl_number_of(crl) or 0 for crl in newest_crls(self.crls)), default=0)
+        """Of the CRL of hosts' CAs (`hosts_crl_number`), to compare with a permit's minimum."""
+        return hosts_crl_number(self.crls, self.trust_anchors)
 
     @classmethod
     def load(cls, certificate: Path, private_key: Path, trust_bundle: Path, crls: Sequence[Path]) -> HostCredentials:
@@ -56,7 +56,7 @@ class HostCredentials:
             raise KeyFileError(private_key, f"does not belong to {certificate}", "give the key of that certificate")
         if not crls:
             raise CredentialError(None, "no CRL is configured", "name the CRL of every CA: without one no peer passes")
-        return cls(chain, key, _anchors(trust_bundle), tuple(_crl(path) for path in crls))
+        return cls(chain, key, _anchors(trust_bundle), tuple(crl for path in crls for crl in _crls(path)))
 
     def require_usable(self, now: datetime) -> None:
         """Refuse at start what every peer would refuse: our own chain, by our own rule. Raises `CredentialError`."""
@@ -90,12 +90,13 @@ def _anchors(path: Path) -> tuple[x509.Certificate, ...]:
     return anchors
 
 
-def _crl(path: Path) -> x509.CertificateRevocationList:
-    crl = read_crl(path)
-    try:
-        number = crl_number_of(crl)
-    except UNREADABLE:
-        number = None
-    if number is None:
-        raise CredentialError(path, "is a CRL without a number", "let its CA publish CRLs as RFC 5280 says")
-    return crl
+def _crls(path: Path) -> tuple[x509.CertificateRevocationList, ...]:
+    crls = read_crls(path)
+    for crl in crls:
+        try:
+            number = crl_number_of(crl)
+        except UNREADABLE:
+            number = None
+        if number is None:
+            raise CredentialError(path, "is a CRL without a number", "let its CA publish CRLs as RFC 5280 says")
+    return crls

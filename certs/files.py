@@ -11,6 +11,7 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
     Encoding,
     NoEncryption,
     PrivateFormat,
@@ -23,6 +24,8 @@ MAX_KEY_BYTES = 64 * 1024
 MAX_CERTIFICATES_BYTES = 1024 * 1024
 MAX_CRL_BYTES = 16 * 1024 * 1024
 _PKCS8 = b"-----BEGIN PRIVATE KEY-----"
+_ENCRYPTED = b"-----BEGIN ENCRYPTED PRIVATE KEY-----"
+MIN_PASSPHRASE_BYTES = 12
 
 
 def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
@@ -36,34 +39,60 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
     sync_directory(path.parent)
 
 
-def read_private_key(path: Path) -> PrivateKeyTypes:
+def read_private_key(path: Path, passphrase: bytes | None = None) -> PrivateKeyTypes:
     """The PKCS#8 PEM key in `path`, which must be a file of ours or root's that no other user can read.
+
+    `passphrase`: of an encrypted key. One that is given for a key in the clear is refused: somebody believes it
+    protected.
 
     What is checked is what was opened, so that nothing can be swapped in between; O_NONBLOCK, so that a pipe
     laid in its place is refused and not waited for. Raises `KeyFileError`.
     """
+    data = _read_private(path, MAX_KEY_BYTES)
+    begins = _PKCS8 if passphrase is None else _ENCRYPTED
+    if not data.lstrip().startswith(begins):
+        wanted, remedy = (
+            ("without a passphrase", "name the file of its passphrase, or convert it: openssl pkcs8 -topk8 -nocrypt")
+            if passphrase is None
+            else ("with a passphrase", "convert it: openssl pkcs8 -topk8 -v2 aes-256-cbc, or name no passphrase")
+        )
+        raise KeyFileError(path, f"is not a PKCS#8 PEM private key {wanted}", remedy)
+    try:
+        return load_pem_private_key(data, password=passphrase)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        remedy = "issue a new key" if passphrase is None else "give its passphrase"
+        raise KeyFileError(path, "holds a private key that cannot be read", remedy) from None
+
+
+def read_passphrase(path: Path) -> bytes:
+    """The one line of a file that only its owner can read (a systemd credential is one). Raises `KeyFileError`."""
+    passphrase = _read_private(path, 4096).removesuffix(b"\n")
+    if len(passphrase) < MIN_PASSPHRASE_BYTES or b"\n" in passphrase:
+        raise KeyFileError(
+            path, f"is not one line of at least {MIN_PASSPHRASE_BYTES} characters", "write a long passphrase into it"
+        )
+    return passphrase
+
+
+def _read_private(path: Path, limit_bytes: int) -> bytes:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise KeyFileError(path, f"cannot be opened ({error.strerror})", "give the path of a private key") from None
     try:
         _require_private(path, os.fstat(descriptor))
-        data = os.read(descriptor, MAX_KEY_BYTES + 1)
+        data = os.read(descriptor, limit_bytes + 1)
     finally:
         os.close(descriptor)
-    if not data.lstrip().startswith(_PKCS8) or len(data) > MAX_KEY_BYTES:
-        raise KeyFileError(
-            path, "is not a PKCS#8 PEM private key without a passphrase", "convert it: openssl pkcs8 -topk8 -nocrypt"
-        )
-    try:
-        return load_pem_private_key(data, password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm):
-        raise KeyFileError(path, "holds a private key that cannot be read", "issue a new key") from None
+    if len(data) > limit_bytes:
+        raise KeyFileError(path, "is not a PKCS#8 PEM private key without a passphrase", "give the right file")
+    return data
 
 
-def write_private_key(path: Path, key: PrivateKeyTypes) -> None:
+def write_private_key(path: Path, key: PrivateKeyTypes, passphrase: bytes | None = None) -> None:
     """Write PKCS#8 PEM, mode 0600 from the first byte. Never overwrites: a lost key is worse than a refusal."""
-    temporary = _written_beside(path, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()), 0o600)
+    sealing = NoEncryption() if passphrase is None else BestAvailableEncryption(passphrase)
+    temporary = _written_beside(path, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, sealing), 0o600)
     try:
         path.hardlink_to(temporary)  # unlike rename, this fails if the name exists
     except FileExistsError:
@@ -91,6 +120,16 @@ def read_crl(path: Path) -> x509.CertificateRevocationList:
         return x509.load_pem_x509_crl(data)
     except UNREADABLE:
         raise CredentialError(path, "holds a CRL that cannot be read", "fetch it again from its CA") from None
+
+
+def read_crls(path: Path) -> tuple[x509.CertificateRevocationList, ...]:
+    """The CRL of a file, or those of all `*.pem` of a folder, one in each. Raises `CredentialError`."""
+    if not path.is_dir():
+        return (read_crl(path),)
+    found = tuple(read_crl(file) for file in sorted(path.glob("*.pem")) if not file.name.startswith("."))
+    if not found:
+        raise CredentialError(path, "is a folder without a CRL", "fetch the CRL of every CA into it")
+    return found
 
 
 def sync_directory(directory: Path) -> None:

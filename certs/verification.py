@@ -39,10 +39,11 @@ _CHECK_OF_OPENSSL_ERROR = {
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """What the operator gave us to judge peers by."""
+    """What the operator gave us to judge peers by. `intermediates`: known CAs that a peer need not send; not trusted."""
 
     anchors: tuple[x509.Certificate, ...]
     crls: tuple[x509.CertificateRevocationList, ...]
+    intermediates: tuple[x509.Certificate, ...] = ()
 
     def fill(self, store: crypto.X509Store) -> None:
         """Lay anchors, CRLs and the flags into a store; the handshake's and ours are filled by this alone."""
@@ -70,6 +71,7 @@ def verify_chain(
         raise ValueError("now must know its time zone")
     if not 1 <= len(presented) <= MAX_PRESENTED:
         raise PeerRefused(Check.MALFORMED, f"{len(presented)} certificates presented, not 1 to {MAX_PRESENTED}")
+    presented = (*presented, *(each for each in trust.intermediates if each not in presented))
     try:
         path = _openssl_path(presented, trust, now)
         _ask_second_verifier(presented, trust.anchors, now)
@@ -86,6 +88,7 @@ def verify_service(presented: Sequence[x509.Certificate], trust: Trust, now: dat
         raise ValueError("now must know its time zone")
     if not 1 <= len(presented) <= MAX_PRESENTED:
         raise PeerRefused(Check.MALFORMED, f"{len(presented)} certificates presented, not 1 to {MAX_PRESENTED}")
+    presented = (*presented, *(each for each in trust.intermediates if each not in presented))
     try:
         path = _openssl_path(presented, trust, now)
         _ask_second_verifier(presented, trust.anchors, now)
@@ -114,6 +117,17 @@ def newest_crls(
         if held is None or (crl_number_of(crl) or 0) > (crl_number_of(held) or 0):
             newest[issuer] = crl
     return tuple(newest.values())
+
+
+def hosts_crl_number(crls: Sequence[x509.CertificateRevocationList], anchors: Sequence[x509.Certificate]) -> int:
+    """The lowest number among the newest CRLs of CAs below the roots; of the roots where none is below; 0 without any.
+
+    The CRL of a root whose key is away stays the same for months: its number says nothing of revoked hosts.
+    """
+    newest = newest_crls(crls)
+    roots = {anchor.subject.public_bytes() for anchor in anchors}
+    below = [crl for crl in newest if crl.issuer.public_bytes() not in roots]
+    return min((crl_number_of(crl) or 0 for crl in below or newest), default=0)
 
 
 def crl_number_of(crl: x509.CertificateRevocationList) -> int | None:

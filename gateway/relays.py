@@ -15,9 +15,9 @@ from cryptography import x509
 from cryptography.x509 import verification
 
 from certs.errors import CertificateError, PeerRefused
-from certs.files import read_certificates, read_crl
+from certs.files import read_certificates, read_crls
 from certs.identity import ServiceId, SpiffeId, spiffe_id_of
-from certs.verification import Trust, crl_number_of, newest_crls, verify_chain, verify_service
+from certs.verification import Trust, hosts_crl_number, verify_chain, verify_service
 from gateway.errors import RelayRefused, StartRefused
 from policy.inventory import Inventory
 
@@ -34,14 +34,14 @@ class HostTrust:
     def load(cls, bundle: Path, crls: tuple[Path, ...]) -> HostTrust:
         """Errors: StartRefused, naming the file."""
         try:
-            return cls(Trust(read_certificates(bundle), tuple(read_crl(path) for path in crls)))
+            return cls(_trust(read_certificates(bundle), tuple(crl for path in crls for crl in read_crls(path))))
         except CertificateError as error:
             raise StartRefused(str(error)) from error
 
     @property
     def crl_number(self) -> int:
-        """The lowest among the newest CRL of each CA: what relays must have at least."""
-        return min((crl_number_of(crl) or 0 for crl in newest_crls(self.trust.crls)), default=0)
+        """What relays must have at least (`hosts_crl_number`)."""
+        return hosts_crl_number(self.trust.crls, self.trust.anchors)
 
     def host_of(self, chain: tuple[x509.Certificate, ...], now: datetime) -> SpiffeId:
         """Whose chain it is, at `now`. Errors: certs.PeerRefused, certs.IdentityError."""
@@ -60,13 +60,19 @@ class HostTrust:
         """
         builder = verification.PolicyBuilder().store(verification.Store(list(self.trust.anchors))).time(moment)
         try:
-            builder.build_client_verifier().verify(chain[0], list(chain[1:]))
+            builder.build_client_verifier().verify(chain[0], [*chain[1:], *self.trust.intermediates])
         except verification.VerificationError as error:
             raise PeerRefused("untrusted", f"not valid at {moment.isoformat()}: {error}") from error
         for crl in self.trust.crls:
             if any(crl.get_revoked_certificate_by_serial_number(each.serial_number) is not None for each in chain):
                 raise PeerRefused("revoked", "a certificate of the chain has been revoked")
         return spiffe_id_of(chain[0])
+
+
+def _trust(certificates: tuple[x509.Certificate, ...], crls: tuple[x509.CertificateRevocationList, ...]) -> Trust:
+    """Of a bundle the roots are trusted; issuing CAs in it only help where a connection shows no more than the leaf."""
+    roots = tuple(each for each in certificates if each.issuer == each.subject)
+    return Trust(roots, crls, tuple(each for each in certificates if each not in roots))
 
 
 def relay_of(certificate_der: bytes | None, trust: HostTrust, inventory: Inventory, now: datetime) -> SpiffeId:
