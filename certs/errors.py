@@ -45,6 +45,7 @@ class Check(StrEnum):
     SECOND_VERIFIER = "second-verifier"  # OpenSSL said yes, cryptography's verifier no
     IDENTITY = "identity"  # not exactly one canonical SPIFFE id
     TRUST_DOMAIN = "trust-domain"
+    NOT_LISTED = "not-listed"  # this relay's own list of peers does not name it
     USAGE = "usage"  # not for both client and server authentication
 
 

@@ -24,7 +24,7 @@ def renewal_due(certificate: x509.Certificate, chance: float) -> datetime:
 
 def retry_delay(failures: int, chance: float) -> timedelta:
     """After so many failures in a row: doubled each time up to ten minutes, of which a half is chance."""
-    most = min(_RETRY_MOST, _RETRY_FIRST * 2 ** min(failures, 10))
+    most = min(_RETRY_MOST, _RETRY_FIRST * (1 << min(failures, 10)))
     return most * (0.5 + chance / 2)
 
 

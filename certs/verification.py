@@ -39,7 +39,7 @@ _CHECK_OF_OPENSSL_ERROR = {
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """What the operator gave us to judge peers by. `intermediates`: known CAs that a peer need not send; not trusted."""
+    """What the operator gave us to judge peers by. `intermediates`: CAs that a peer need not send; not trusted."""
 
     anchors: tuple[x509.Certificate, ...]
     crls: tuple[x509.CertificateRevocationList, ...]

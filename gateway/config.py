@@ -160,6 +160,19 @@ class BreakGlassTable(_Table, frozen=True):
         return re.compile(self.ticket_pattern) if self.ticket_pattern is not None else None
 
 
+class EnrolmentTable(_Table, frozen=True):
+    """Hosts enrol here. `authority`: the folder of the CA that issues them; its CRL must be among `tls.crls`.
+
+    `gateway_root`: the CA that vouches for this gateway's own certificate, if it is not the root of `authority`.
+    """
+
+    authority: Text
+    passphrase_file: Text | None = None
+    gateway_root: Text | None = None
+    token_minutes: Annotated[int, Meta(ge=1, le=10_080)] = 60
+    host_hours: Annotated[int, Meta(ge=1, le=24 * 90)] = 24
+
+
 class RevocationTable(_Table, frozen=True):
     """How often running migrations are decided anew, and how long one goes on while nobody can tell."""
 
@@ -199,6 +212,7 @@ class GatewayConfig(_Table, frozen=True):
     moving: How = AS_CONFIGURED  # what a requester's wishes are set over
     inventory: InventorySettings = InventorySettings()
     break_glass: BreakGlassTable | None = None
+    enrolment: EnrolmentTable | None = None
     witnesses: Annotated[tuple[WitnessTable, ...], Meta(max_length=16)] = ()
     witnessing: WitnessingTable = WitnessingTable()
     revocation: RevocationTable = RevocationTable()

@@ -104,6 +104,12 @@ class Dispatch:
             with trio.move_on_at(min([deadline, *again])):
                 await state.news.wait()
 
+    def wake_all(self) -> None:
+        """End all polls now, with what there is: their answers carry news that is no assignment."""
+        for state in self._hosts.values():
+            state.turn += 1
+            state.news.set()
+
     def close(self) -> None:
         """End all polls with nothing, now and from now on: a gateway that stops must not wait for them."""
         self._is_closed = True

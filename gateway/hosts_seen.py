@@ -19,6 +19,11 @@ class HostsSeen:
     def note(self, host: str, certificate_der: bytes) -> None:
         self._certificates[host] = certificate_der
 
+    def certificate(self, host: str) -> x509.Certificate | None:
+        """What it last showed."""
+        der = self._certificates.get(host)
+        return None if der is None else x509.load_der_x509_certificate(der)
+
     def is_revoked(self, host: str, trust: HostTrust, now: datetime) -> bool:
         """Whether what it last showed is on a CRL of `trust`. Expiry is no revocation."""
         der = self._certificates.get(host)

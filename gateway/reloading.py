@@ -106,6 +106,14 @@ class Reloader:
             self._gate.bell.ring()
             log.info("reloaded", refused=sorted(refused))
 
+    async def reload_tls(self) -> None:
+        """Only certificate, key, trust bundle and CRLs, all or none; what is refused stays. Errors: StartRefused."""
+        async with self._lock:
+            before = self._reporting.trust.crl_number
+            await self._reload_tls()
+            self._gate.bell.ring()
+        log.info("tls files are in force", crl_number=self._gate.minimum_crl_number, before=before)
+
     async def _reload_inventory(self) -> list[str]:
         """Returns the VMs whose host the operator changed: the file is newer than what receipts said of them.
 
@@ -147,7 +155,7 @@ class Reloader:
         files = self._tls_files()
         trust = HostTrust.load(files.client_trust_bundle, files.crls)
         self._server.context = make_context(files)
-        self._reporting.trust = trust
+        self._reporting.put_in_force(trust)
         self._gate.minimum_crl_number = trust.crl_number
         return []
 

@@ -14,6 +14,7 @@ from certs.identity import SpiffeId
 from gateway.asking import decide
 from gateway.cancelling import ask_for_end
 from gateway.deciding import decision_document
+from gateway.enrolment.told import told_trust
 from gateway.errors import NotAllowed, NotKnown, ReceiptRefused, RelayRefused
 from gateway.gate import Gate
 from gateway.hosts_seen import HostsSeen
@@ -31,14 +32,18 @@ _ALL: Final = frozenset({"migrate", "cancel"})
 
 
 class Reporting:
-    """`trust` is replaced as a whole at a reload."""
+    """`trust` is replaced as a whole at a reload; `told` is what relays hear of it."""
 
     def __init__(self, gate: Gate, reading: Reading, trust: HostTrust) -> None:
-        self.trust = trust
+        self.put_in_force(trust)
         self.seen = HostsSeen()
         self._gate = gate
         self._reading = reading
         self._receipts = trio.Lock()
+
+    def put_in_force(self, trust: HostTrust) -> None:
+        self.trust = trust
+        self.told = told_trust(trust.trust)
 
     async def progress(
         self, host: SpiffeId, migration_id: str, state: State, numbers: Mapping[str, Any], message: str | None

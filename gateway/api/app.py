@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from gateway.api import (
     audit_calls,
     break_glass_calls,
+    enrolment_calls,
     inventory_calls,
     people_calls,
     placement_calls,
@@ -43,6 +44,7 @@ def create_app(desk: Desk, request_seconds: float) -> Any:
     for calls in (
         people_calls,
         break_glass_calls,
+        enrolment_calls,
         inventory_calls,
         placement_calls,
         policy_calls,

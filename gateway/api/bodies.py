@@ -24,6 +24,36 @@ class SignIn(Body):
     sealed: bool = False
 
 
+HostName = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
+SigningRequest = Annotated[str, Field(min_length=1, max_length=8 * 1024)]
+
+
+class TokenWish(Body):
+    """`minutes`: how long it may wait to be used; at most, and by default, what the gateway's [enrolment] says."""
+
+    host: HostName
+    minutes: Annotated[int, Field(ge=1, le=10_080)] | None = None
+
+
+class Enrolment(Body):
+    """`request`: a PKCS#10 request in PEM, of which only the key counts."""
+
+    token: Annotated[str, Field(min_length=1, max_length=256, repr=False)]
+    request: SigningRequest
+
+
+class Renewal(Body):
+    request: SigningRequest
+
+
+class HostRevocation(Body):
+    reason: Annotated[str, Field(min_length=1, max_length=1024)]
+
+
+class KnownTrust(Body):
+    known_version: Annotated[str, Field(max_length=64)] | None = None
+
+
 class HowToMove(Body):
     """What is left out is as the gateway's [moving] says. Meanings and units: `transport.hypervisors.moving.How`."""
 

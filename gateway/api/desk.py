@@ -11,6 +11,8 @@ from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from certs.identity import SpiffeId
+from gateway.enrolment.office import Office
+from gateway.errors import NotKnown
 from gateway.gate import Gate
 from gateway.issuers import Issuers
 from gateway.metrics import Metrics
@@ -31,6 +33,7 @@ class Desk:
     """The pieces, put together by `gateway.composition`. `health` answers for anyone, so it tells little."""
 
     gate: Gate
+    office: Office | None
     people: People
     issuers: Issuers
     reading: Reading
@@ -47,6 +50,13 @@ class Desk:
 
     def now(self) -> datetime:
         return self.gate.clock.wall()
+
+
+def office_of(desk: Desk) -> Office:
+    """Errors: NotKnown where this gateway enrols no hosts."""
+    if desk.office is None:
+        raise NotKnown("this gateway enrols no hosts", next_step="add [enrolment] to its configuration")
+    return desk.office
 
 
 # All dependencies are coroutines: FastAPI runs a plain function in a thread, which costs more than any of them does.

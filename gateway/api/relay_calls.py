@@ -11,14 +11,16 @@ from gateway.api.answers import JsonAnswer
 from gateway.api.bodies import (
     InspectionAnswer,
     KnownHosts,
+    KnownTrust,
     LibvirtWish,
     PlacementReport,
     Poll,
     ProgressReport,
     ReceiptReport,
     RefusalReport,
+    Renewal,
 )
-from gateway.api.desk import Address, AtDesk, Relay
+from gateway.api.desk import Address, AtDesk, Relay, office_of
 from gateway.asking import Asked
 from gateway.automatic_admission import admit_for_host
 from gateway.errors import RequestRefused
@@ -33,7 +35,22 @@ router = APIRouter()
 @router.post("/v1/relay/poll", summary="What this host is to do; waits for it")
 async def poll(body: Poll, desk: AtDesk, host: Relay) -> Response:
     wait_seconds = min(body.wait_seconds, desk.poll_seconds)
-    return JsonAnswer({"assignments": await desk.gate.dispatch.poll(str(host), wait_seconds)})
+    assignments = await desk.gate.dispatch.poll(str(host), wait_seconds)
+    # Said with each assignment: a relay that lacks the newest CRL fetches it before it begins.
+    return JsonAnswer({"assignments": assignments, "trust_version": desk.reporting.told.version})
+
+
+@router.post("/v1/relay/trust", summary="Roots and CRLs; null if the relay has them already")
+async def trust(body: KnownTrust, desk: AtDesk, host: Relay) -> Response:  # noqa: ARG001 - hosts only
+    told = desk.reporting.told
+    if body.known_version == told.version:
+        return JsonAnswer(None)
+    return JsonAnswer({"version": told.version, "roots": told.roots, "crls": told.crls})
+
+
+@router.post("/v1/relay/renewal", summary="Another certificate for this host")
+async def renewal(body: Renewal, desk: AtDesk, host: Relay, address: Address) -> Response:
+    return JsonAnswer(await office_of(desk).renew(host, body.request.encode(), address))
 
 
 @router.post("/v1/relay/progress", status_code=204, summary="How far a migration of this host is")

@@ -21,6 +21,8 @@ from gateway.composition.key_files import tls_files
 from gateway.composition.people import make_directory, make_issuers, make_people
 from gateway.composition.telling import health_document, make_metrics
 from gateway.config import GatewayConfig
+from gateway.enrolment.composition import make_office
+from gateway.enrolment.files import Late, watch_tls_files
 from gateway.errors import StartRefused
 from gateway.gate import Gate
 from gateway.inventories import InventoryNews, open_sources, read_at_start
@@ -90,8 +92,11 @@ async def make_pieces(
     siem_dir = config.path(config.gateway.state_dir) / "siem"
     delivery = Delivery(config.siem, config.path, siem_dir, entries, recorder, clock)
     oversight, metrics = Oversight(gate, delivery, keeping.signer.verifier), make_metrics(config, keeping, delivery)
+    reload_tls = Late()
+    office = make_office(config, gate, keeping.signer, reporting.seen, reload_tls, stack)
     desk = Desk(
         gate=gate,
+        office=office,
         people=people,
         issuers=issuers,
         reading=reading,
@@ -108,6 +113,7 @@ async def make_pieces(
     )
     server = _server(config, desk)
     reloader = Reloader(config, gate, people, reporting, server, partial(tls_files, config))
+    reload_tls.call = reloader.reload_tls
     watch = Watch(gate, people, reporting.seen, lambda: reporting.trust)
     metrics.add(
         of_authority(
@@ -128,6 +134,8 @@ async def make_pieces(
         desk.refused_calls.run,
         delivery.run,
         desk.tile_reading.run,
+        partial(watch_tls_files, config, reloader, gate.dispatch),
+        *(() if office is None else (office.keep_crl_forever,)),
     )
     return Pieces(config, server, reloader, desk, keeping, delivery, gate, placement_watching, background)
 

@@ -29,12 +29,19 @@ class RelaySection(_Section, frozen=True):
 
 
 class IdentitySection(_Section, frozen=True):
-    """PEM files of this host's certificate chain and key, of the CAs that it trusts and of their CRLs."""
+    """PEM files of this host's certificate chain and key, of the CAs that it trusts and of their CRLs.
+
+    `crls`: files, or a folder of them. `from_gateway`: this relay renews its certificate at the gateway and keeps the
+    folder `crls` by it; else others do, and changed files are noticed. `peers`: SPIFFE ids of the only hosts that this
+    one speaks with; empty: every host that certificate and permit allow.
+    """
 
     certificate: str
     private_key: str
     trust_bundle: str
     crls: Annotated[list[str], Meta(min_length=1)]
+    from_gateway: bool = False
+    peers: Annotated[list[Annotated[str, Meta(max_length=255)]], Meta(max_length=4096)] = []
 
 
 class GatewaySection(_Section, frozen=True):
@@ -196,6 +203,8 @@ def load_relay_config(path: Path) -> RelayConfig:
         raise ConfigurationError(f"{path}: {error}") from None
     _check_hypervisor(path, config.hypervisor)
     _check_network(path, config.network)
+    if config.identity.from_gateway and len(config.identity.crls) != 1:
+        raise ConfigurationError(f"{path}: identity.crls must be one folder where from_gateway is true")
     _check_front(path, config)
     split_address(config.relay.listen, f"{path}: relay.listen")
     _check_metrics(path, config.metrics)
@@ -296,7 +305,8 @@ def _resolved(config: RelayConfig, folder: Path) -> RelayConfig:
     return msgspec.structs.replace(
         config,
         relay=msgspec.structs.replace(config.relay, state_dir=at(config.relay.state_dir)),
-        identity=IdentitySection(
+        identity=msgspec.structs.replace(
+            identity,
             certificate=at(identity.certificate),
             private_key=at(identity.private_key),
             trust_bundle=at(identity.trust_bundle),

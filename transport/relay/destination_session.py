@@ -105,8 +105,9 @@ class DestinationSession:
             # Else a source that never handed over would hold our word that it did.
             raise ProtocolViolation("a receipt is asked for before the outcome, or after the end")
         self.facts.outcome = OUTCOMES[self.journal.state]
-        receipt = make_receipt(self.facts, self.host.credentials, now())
-        chain = self.host.credentials.chain
+        own = self.host.identity.of_session(self.facts.own_leaf_sha256)
+        receipt = make_receipt(self.facts, own, now())
+        chain = own.chain
         name = f"{self.permit.claims.jti}-destination"
         await self.host.on_disk(self.host.spool.keep_receipt, name, receipt_for_gateway(receipt, chain))
         self.has_receipt = True

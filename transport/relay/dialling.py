@@ -13,7 +13,7 @@ import trio
 from OpenSSL import SSL
 
 from certs.errors import PeerRefused
-from certs.tls import ControlPeer, accept_peer, client_context, export_secret, local_leaf_sha256
+from certs.tls import ControlPeer, HostCredentials, accept_peer, client_context, export_secret, local_leaf_sha256
 from policy.permit import VerifiedPermit
 from transport.errors import ConnectionBroken, OfferRefused, RefusalCode, quoted
 from transport.hypervisors.moving import PLAIN, Movement
@@ -68,7 +68,8 @@ async def offered(  # noqa: PLR0913, PLR0917 - what an Offer says
 ) -> AsyncIterator[SourceConnection]:
     """An answered connection to D; closed at the end of the block. Raises `OfferRefused`, `ConnectionBroken`."""
     limits = host.config.limits
-    tls = SSL.Connection(client_context(host.credentials), None)
+    credentials = host.credentials  # once: a renewal meanwhile must not change by what the keys are derived
+    tls = SSL.Connection(client_context(credentials), None)
     tls.set_connect_state()
     leaving = host.leaving_by
     ways = routes(address, permit.claims.destination, host.addresses.book)
@@ -76,10 +77,10 @@ async def offered(  # noqa: PLR0913, PLR0917 - what an Offer says
     stream = TlsStream(sock, tls)
     link = ControlLink(stream, Role.SOURCE, limits.message_seconds)
     try:
-        peer = await _require_destination(host, stream, permit)
+        peer = await _require_destination(host, stream, permit, credentials)
         context = exporter_context(
             [permit.token],
-            local_leaf_sha256(host.credentials),
+            local_leaf_sha256(credentials),
             peer.leaf_sha256,
             bytes.fromhex(session_id),
             attempt,
@@ -96,12 +97,15 @@ async def offered(  # noqa: PLR0913, PLR0917 - what an Offer says
             await link.close()
 
 
-async def _require_destination(host: RelayHost, stream: TlsStream, permit: VerifiedPermit) -> ControlPeer:
+async def _require_destination(
+    host: RelayHost, stream: TlsStream, permit: VerifiedPermit, credentials: HostCredentials
+) -> ControlPeer:
     """The peer, if it is the host that the permit names: the permit goes to no other. Raises `OfferRefused`."""
     try:
         with trio.fail_after(host.config.limits.handshake_seconds):
             await stream.handshake()
-        peer = accept_peer(stream.tls, host.credentials, now())
+        peer = accept_peer(stream.tls, credentials, now())
+        host.identity.require_listed(peer.spiffe_id)
     except trio.TooSlowError:
         raise ConnectionBroken("the destination relay did not finish the TLS handshake in time") from None
     except PeerRefused as refused:

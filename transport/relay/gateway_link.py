@@ -31,6 +31,7 @@ _MAX_ANSWER_BYTES = 256 * 1024
 _RETRY_SECONDS = 2.0
 _NEVER = frozenset({400, 401, 403, 404, 409, 413, 422})
 _RECEIPT_CHECK_SECONDS = 1.0
+_FORMER_SECONDS = 120.0
 _REPORT_SECONDS = 10.0
 _ADDRESS_BOOK_SECONDS = 60.0
 _ADDRESS_BOOK_RETRY_SECONDS = 10.0
@@ -65,6 +66,7 @@ class Inspect(_Assignment, frozen=True, tag="inspect"):
 
 class _Assignments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     assignments: Annotated[list[Migrate | CancelMigration | Inspect], Meta(max_length=256)]
+    trust_version: Annotated[str, Meta(max_length=64)] | None = None
 
 
 Assignment = Migrate | CancelMigration | Inspect
@@ -124,20 +126,47 @@ class GatewayLink:
 
     def __init__(self, host: RelayHost) -> None:
         self._host = host
-        self._client = httpx.AsyncClient(
-            base_url=host.config.gateway.url, verify=_tls(host), timeout=httpx.Timeout(10.0, read=_POLL_SECONDS + 15.0)
+        self._client = self._new_client()
+        self._former: list[tuple[float, httpx.AsyncClient]] = []
+
+    def _new_client(self) -> httpx.AsyncClient:
+        return httpx.AsyncClient(
+            base_url=self._host.config.gateway.url,
+            verify=_tls(self._host),
+            timeout=httpx.Timeout(10.0, read=_POLL_SECONDS + 15.0),
         )
 
     async def close(self) -> None:
+        for _, client in self._former:
+            await client.aclose()
         await self._client.aclose()
 
-    async def poll_forever(self, take: Callable[[Assignment], Awaitable[None]]) -> None:
-        """Hand every assignment to `take`, for ever. Says once that the gateway is away, and once that it is back."""
+    async def use_identity(self) -> None:
+        """Speak with the certificate that is in force now; what was asked with the former one is still answered."""
+        moment = trio.current_time()
+        try:
+            fresh = await self._host.on_disk(self._new_client)
+        except ConfigurationError as error:
+            log.error("the new certificate cannot be used with the gateway", cause=str(error))
+            return
+        self._former.append((moment, self._client))
+        self._client = fresh
+        while self._former[0][0] < moment - _FORMER_SECONDS:
+            await self._former.pop(0)[1].aclose()
+
+    async def ask(self, path: str, body: dict[str, object], at_most: int = _MAX_ANSWER_BYTES) -> bytes:
+        """One question of this host about itself. GatewayAway, GatewayRefuses."""
+        return await self._post_bytes(path, msgspec.json.encode(body), at_most)
+
+    async def poll_forever(
+        self, take: Callable[[Assignment], Awaitable[None]], hear: Callable[[str | None], Awaitable[None]]
+    ) -> None:
+        """Tell `hear` the version of trust, then hand every assignment to `take`, for ever. Says once that the gateway is away, and once that it is back."""
         away = False
         while True:
             try:
                 data = await self._post("/v1/relay/poll", {"wait_seconds": _POLL_SECONDS})
-                assignments = _decode_assignments(data).assignments
+                answer = _decode_assignments(data)
             except (GatewayAway, GatewayRefuses, msgspec.MsgspecError) as error:
                 if not away:
                     log.warning("gateway away; streams go on, no new work comes", cause=str(error))
@@ -147,7 +176,8 @@ class GatewayLink:
             if away:
                 log.info("gateway is back")
                 away = False
-            for assignment in assignments:
+            await hear(answer.trust_version)
+            for assignment in answer.assignments:
                 await take(assignment)
 
     async def admit(self, wish: Wish) -> Migrate:

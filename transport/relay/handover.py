@@ -125,7 +125,7 @@ async def exchange_receipts_as_source(
     """Send ours, take D's. Each end keeps its own in any case: a break here loses only the cross-reference."""
     facts = session.facts
     facts.outcome = _receipt_outcome(session)
-    await link.send(make_receipt(facts, session.host.credentials, now()))
+    await link.send(make_receipt(facts, session.host.identity.of_session(facts.own_leaf_sha256), now()))
     with trio.move_on_after(session.host.config.limits.message_seconds):
         theirs = await receive()
         if isinstance(theirs, Receipt) and facts.peer is not None:
@@ -244,6 +244,7 @@ async def _note_end(session: SourceSession) -> None:
 
 async def _keep_receipt(session: SourceSession) -> None:
     host = session.host
-    receipt = make_receipt(session.facts, host.credentials, now())
+    own = host.identity.of_session(session.facts.own_leaf_sha256)
+    receipt = make_receipt(session.facts, own, now())
     name = f"{session.permit.claims.jti}-source"
-    await host.on_disk(host.spool.keep_receipt, name, receipt_for_gateway(receipt, host.credentials.chain))
+    await host.on_disk(host.spool.keep_receipt, name, receipt_for_gateway(receipt, own.chain))

@@ -40,6 +40,7 @@ from transport.relay.ends import (
     SourceEnd,
     template_path,
 )
+from transport.relay.identity import Identity
 from transport.relay.libvirt_destination import LibvirtDestination
 from transport.relay.libvirt_source import LibvirtSource
 from transport.relay.outgoing import Leaving, leaving_of
@@ -59,7 +60,7 @@ class RelayHost:
     """One relay process. Blocking work on the disk goes through `on_disk`, with a limiter of its own."""
 
     config: RelayConfig
-    credentials: HostCredentials
+    identity: Identity
     permits: PermitDesk
     spool: Spool
     used_permits: UsedPermits
@@ -70,6 +71,11 @@ class RelayHost:
     bandwidth: HostBandwidth = field(default_factory=HostBandwidth)
     board: Board = field(default_factory=lambda: Board(Places(LimitsSection().max_moves)))
     _leaving: list[str] = field(default_factory=list)
+
+    @property
+    def credentials(self) -> HostCredentials:
+        """As they are now; a connection takes them once."""
+        return self.identity.credentials
 
     @property
     def spiffe_id(self) -> str:
@@ -194,13 +200,7 @@ def _witness_keys(files: Sequence[str]) -> Iterator[CosignerKey]:
 def open_host(config: RelayConfig) -> RelayHost:
     """Read every file that the configuration names; a bad one fails here, not at the first migration."""
     try:
-        credentials = HostCredentials.load(
-            Path(config.identity.certificate),
-            Path(config.identity.private_key),
-            Path(config.identity.trust_bundle),
-            [Path(crl) for crl in config.identity.crls],
-        )
-        credentials.require_usable(now())
+        identity = Identity.open(config.identity, now())
         keys = tuple(PermitKey.from_pem(Path(name).read_bytes()) for name in config.gateway.permit_keys)
         logs = tuple(LogVerifier.parse(Path(name).read_text()) for name in config.gateway.log_keys)
         witnesses = tuple(_witness_keys(config.gateway.witness_keys))
@@ -221,7 +221,7 @@ def open_host(config: RelayConfig) -> RelayHost:
         supported_ports=PORTS_OF_KIND[section.kind],
         witness_keys=witnesses,
         witnesses_required=required,
-        crl_number=lambda: credentials.crl_number,
+        crl_number=lambda: identity.credentials.crl_number,
         clock=lambda: int(time.time()),
     )
     state_dir = Path(config.relay.state_dir)
@@ -233,7 +233,7 @@ def open_host(config: RelayConfig) -> RelayHost:
     spool = Spool(state_dir, run_dir)
     return RelayHost(
         config=config,
-        credentials=credentials,
+        identity=identity,
         permits=desk,
         spool=spool,
         used_permits=UsedPermits(state_dir / "used-permits.sqlite"),

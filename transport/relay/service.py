@@ -19,7 +19,7 @@ import trio
 from OpenSSL import SSL
 
 from certs.errors import PeerRefused
-from certs.tls import ControlPeer, accept_peer, export_secret, local_leaf_sha256, server_context
+from certs.tls import ControlPeer, HostCredentials, accept_peer, export_secret, local_leaf_sha256
 from policy.errors import PermitRefused
 from policy.permit import VerifiedPermit, verify_permit
 from transport.errors import (
@@ -40,6 +40,7 @@ from transport.relay.fronting import announced_at, start_front
 from transport.relay.gateway_link import Assignment, CancelMigration, GatewayLink, Inspect, Migrate, NewsDesk
 from transport.relay.handover import SourceSession, close_source, settle_source
 from transport.relay.host import RelayHost, now, open_host
+from transport.relay.identity_keeping import IdentityKeeper
 from transport.relay.inlets import listen_tcp
 from transport.relay.inspecting import inspect_destination, inspect_source
 from transport.relay.libvirt_orders import LibvirtOrders
@@ -81,8 +82,6 @@ class Relay:
         self._orders = LibvirtOrders(host)
         self._refusal_logged: dict[str, float] = {}
         self._silent: Counter[str] = Counter()  # connections by host that have not offered yet
-        # Made once: filling one with a long CRL costs milliseconds and megabytes, and strangers would choose how often.
-        self._tls_context = server_context(host.credentials)
         self.destination = Destination(host, nursery)
         self.operators = Operators(host.board, lambda: drain(host))
         self.listener = Listener(host.config.limits, self.serve_control, host.addresses.knows)
@@ -90,15 +89,17 @@ class Relay:
     async def serve_control(self, sock: trio.socket.SocketType, first: bytes, proven: Callable[[], None]) -> None:
         """One control connection: TLS, the peer's identity, its Offer, and then the session."""
         limits = self._host.config.limits
-        tls = SSL.Connection(self._tls_context, None)
+        credentials = self._host.credentials
+        tls = SSL.Connection(self._host.identity.context, None)
         tls.set_accept_state()
         stream = TlsStream(sock, tls, first)
         link = ControlLink(stream, Role.DESTINATION, limits.message_seconds)
         try:
             await stream.handshake()
-            peer = accept_peer(tls, self._host.credentials, now())
+            peer = accept_peer(tls, credentials, now())
+            self._host.identity.require_listed(peer.spiffe_id)
             proven()
-            await self._serve_offer(link, tls, peer)
+            await self._serve_offer(link, tls, peer, credentials)
         except PeerRefused as refused:
             self._log_refused("", "peer refused", check=refused.check, detail=refused.detail)
         except ConnectionBroken:
@@ -112,7 +113,9 @@ class Relay:
             with trio.CancelScope(shield=True):
                 await link.close()
 
-    async def _serve_offer(self, link: ControlLink, tls: SSL.Connection, peer: ControlPeer) -> None:
+    async def _serve_offer(
+        self, link: ControlLink, tls: SSL.Connection, peer: ControlPeer, credentials: HostCredentials
+    ) -> None:
         offer = await self._hear_offer(link, str(peer.spiffe_id))
         try:
             session = await self.destination.admit(offer, peer)
@@ -124,7 +127,7 @@ class Relay:
         context = exporter_context(
             offer.permits,
             peer.leaf_sha256,
-            local_leaf_sha256(self._host.credentials),
+            local_leaf_sha256(credentials),
             bytes.fromhex(offer.session_id),
             offer.attempt,
         )
@@ -304,7 +307,9 @@ async def serve_relay(host: RelayHost, ready: Callable[[str], None], ask: Ask | 
                 ports = [listen_tcp(*split_address(at, "metrics.listen"))]
                 nursery.start_soon(serve_metrics, ports, lambda: metrics_text(host.board))
             nursery.start_soon(relay.listener.serve, listening)
-            nursery.start_soon(link.poll_forever, relay.take)
+            keeper = IdentityKeeper(host, link)
+            nursery.start_soon(keeper.run)
+            nursery.start_soon(link.poll_forever, relay.take, keeper.hear)
             nursery.start_soon(link.deliver_receipts_forever)
             nursery.start_soon(link.keep_address_book_forever)
             nursery.start_soon(tell_refused_calls, host.refused_calls, link.report_refused_calls)

@@ -1,0 +1,51 @@
+"""Files of certificates that others rotate (step-ca, Vault, cert-manager, an operator): noticed, and taken whole."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import structlog
+import trio
+
+from certs.changes import Marks, marks_of
+from gateway.config import GatewayConfig
+from gateway.dispatch import Dispatch
+from gateway.errors import StartRefused
+from gateway.reloading import Reloader
+
+LOOK_SECONDS: Final = 5.0
+log = structlog.get_logger("gateway.enrolment")
+
+
+class Late:
+    """A call that is known only once what it belongs to has been made."""
+
+    def __init__(self) -> None:
+        self.call: Callable[[], Awaitable[None]] | None = None
+
+    async def __call__(self) -> None:
+        assert self.call is not None
+        await self.call()
+
+
+async def watch_tls_files(config: GatewayConfig, reloader: Reloader, dispatch: Dispatch) -> None:
+    """For ever. A certificate without its key, or half a file, is refused and tried again at the next look."""
+    tls = config.tls
+    paths = [config.path(name) for name in (tls.certificate, tls.private_key, tls.client_trust_bundle, *tls.crls)]
+    in_force = await trio.to_thread.run_sync(marks_of, paths)
+    refused: Marks | None = None
+    while True:
+        await trio.sleep(LOOK_SECONDS)
+        found = await trio.to_thread.run_sync(marks_of, paths)
+        if found == in_force:
+            continue
+        try:
+            await reloader.reload_tls()
+        except StartRefused as error:
+            if found != refused:
+                log.error("changed certificate files are refused; the old ones stay in force", error=str(error))
+            refused = found
+            continue
+        in_force, refused = found, None
+        dispatch.wake_all()

@@ -1,0 +1,310 @@
+"""The office that lets hosts in and out: token → enrolment → renewals → revocation.
+
+Order of each step: may it be → note durably → record → take effect. Revocation is the exception that fails safe: it is
+on record first, and then the CRL is in force before the caller hears of it.
+"""
+
+from __future__ import annotations
+
+import secrets
+import sqlite3
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any, Final, TypeVar
+
+import structlog
+import trio
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from audit.record import Actor
+from certs.authority import CRL_LIFETIME, Authority
+from certs.enrolment import SECRET_BYTES, EnrolmentToken, public_key_sha256, requested_key
+from certs.errors import CertificateError, CredentialError
+from certs.files import read_crl
+from certs.identity import SpiffeId
+from gateway.asking import decide
+from gateway.deciding import decision_document
+from gateway.enrolment.register import Issued, Register, Token
+from gateway.errors import GatewayError, NotAllowed, NotKnown, OperatorError, RequestRefused, Throttled
+from gateway.gate import Gate
+from gateway.hosts_seen import HostsSeen
+from gateway.recording import Event, actor_of, host_actor, identity_of
+from gateway.throttle import Throttle
+from policy.facts import Context, HostFacts, Person, Question
+
+CRL_CHECK_SECONDS: Final = 60.0
+T = TypeVar("T")
+log = structlog.get_logger("gateway.enrolment")
+
+
+class EnrolmentRefused(NotAllowed):
+    """One answer for every fault of a token: which one it is stands in the record."""
+
+    code = "enrolment_refused"
+    next_step = "ask for a new token: sealane certs token HOST"
+
+
+class AuthorityFailed(OperatorError):
+    code = "authority_failed"
+    next_step = "look at the folder of [enrolment] authority and at the gateway's log"
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """`root`: the CA that vouches for the gateway's own certificate. Every host that enrols gets what is `pinned`."""
+
+    root: x509.Certificate
+    token_minutes: int
+    host_lifetime: timedelta
+    pinned: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class NewToken:
+    token: EnrolmentToken
+    host: SpiffeId
+    expires: int
+
+
+class Office:
+    """`publish` puts the CRL on disk in force in this gateway; `trust` is what relays are told."""
+
+    def __init__(  # noqa: PLR0913, PLR0917 - its pieces
+        self,
+        gate: Gate,
+        authority: Authority,
+        register: Register,
+        terms: Terms,
+        seen: HostsSeen,
+        publish: Callable[[], Awaitable[None]],
+        monotonic: Callable[[], float],
+    ) -> None:
+        self.terms = terms
+        self._gate = gate
+        self._authority = authority
+        self._register = register
+        self._seen = seen
+        self._publish = publish
+        self._failing = Throttle(10, 3.0, monotonic)
+        self._renewing = Throttle(6, 300.0, monotonic)
+        self._one = trio.CapacityLimiter(1)  # SQLite's and the CRL's only thread
+
+    async def new_token(self, person: Person, name: str, minutes: int | None, address: str) -> NewToken:
+        """For a host that the inventory lists. Errors: NotAllowed (recorded), NotKnown, RequestRefused."""
+        now = self._gate.clock.wall()
+        spiffe_id = self._spiffe_id(name)
+        event = await self._permitted("EnrolHost", "host.token_issued", person, spiffe_id, None, now, address)
+        self._listed(spiffe_id)
+        minutes = min(minutes or self.terms.token_minutes, self.terms.token_minutes)
+        expires = int(now.timestamp()) + minutes * 60
+        root_sha256 = self.terms.root.fingerprint(hashes.SHA256())
+        token = EnrolmentToken(name, root_sha256, secrets.token_bytes(SECRET_BYTES))
+        kept = Token(name, expires, person.id, None)
+        details = {"token_sha256": token.sha256().hex(), "expires": expires}
+        await self._gate.recorder.append(_with(event, "allowed", details))
+        await self._in_thread(self._register.add_token, token.sha256(), kept, int(now.timestamp()))
+        return NewToken(token, spiffe_id, expires)
+
+    async def enrol(self, text: str, request: bytes, address: str) -> dict[str, Any]:
+        """A host's first certificate, and all that it pins. Errors: EnrolmentRefused, Throttled, AuthorityFailed."""
+        now = self._gate.clock.wall()
+        try:
+            sha256, token = await self._token(text, int(now.timestamp()))
+            spiffe_id = self._spiffe_id(token.host)
+            facts = self._listed(spiffe_id)
+            key = requested_key(request)
+            key_sha256 = public_key_sha256(key)
+            chain = self._issue(token.host, key, now)
+            issued = _issued(token.host, chain)
+            spend = partial(self._register.spend, sha256, key_sha256, issued, int(now.timestamp()))
+            if not await self._in_thread(spend):
+                raise EnrolmentRefused("the token was used already, for another key", code="token_used")
+        except (CredentialError, EnrolmentRefused, NotKnown, RequestRefused) as error:
+            await self._refuse(error, text, address)
+            raise EnrolmentRefused("the token or the request is not accepted") from error
+        details = {
+            "client_address": address,
+            "token_sha256": sha256.hex(),
+            "token_issued_by": token.issued_by,
+            **_certificate_facts(chain[0], key_sha256),
+        }
+        event = Event("host.enrolled", "completed", actor=host_actor(str(spiffe_id)), details=details)
+        await self._gate.recorder.append(event)
+        log.info("host enrolled", host=str(spiffe_id), serial=issued.serial)
+        return {
+            "host": str(spiffe_id),
+            "certificate": _pem(chain),
+            "address": facts.address,
+            "gateway_bundle": _pem([self.terms.root]),
+            **self.terms.pinned,
+        }
+
+    async def renew(self, host: SpiffeId, request: bytes, address: str) -> dict[str, Any]:
+        """Another certificate for the host that asks, whose own one was judged just now. Errors: RequestRefused, …"""
+        if host.trust_domain != self._authority.trust_domain:
+            raise RequestRefused("this authority does not issue for that trust domain")
+        if not self._renewing.admits(str(host)):
+            raise Throttled("this host has renewed its certificate several times in a row")
+        now = self._gate.clock.wall()
+        try:
+            key = requested_key(request)
+        except CredentialError as error:
+            raise RequestRefused(str(error)) from error
+        chain = self._issue(host.name, key, now)
+        await self._in_thread(self._register.note, _issued(host.name, chain))
+        details = {"client_address": address, **_certificate_facts(chain[0], public_key_sha256(key))}
+        await self._gate.recorder.append(
+            Event("host.renewed", "completed", actor=host_actor(str(host)), details=details)
+        )
+        return {"certificate": _pem(chain)}
+
+    async def revoke(self, person: Person, name: str, reason: str, address: str) -> dict[str, Any]:
+        """End every certificate of a host that this authority issued, and its tokens. In force here once it returns.
+
+        Errors: NotAllowed (recorded), NotKnown where there is nothing to revoke, AuthorityFailed.
+        """
+        now = self._gate.clock.wall()
+        seconds = int(now.timestamp())
+        spiffe_id = self._spiffe_id(name)
+        event = await self._permitted("RevokeHost", "host.revoked", person, spiffe_id, reason, now, address)
+        serials = set(await self._in_thread(self._register.valid_serials, name, seconds))
+        if (shown := self._seen.certificate(str(spiffe_id))) is not None and self._is_ours(shown):
+            serials.add(f"{shown.serial_number:x}")  # one that was issued by hand
+        await self._gate.recorder.append(_with(event, "allowed", {"serials": sorted(serials)}))
+        if serials:
+            await self._revoke([int(serial, 16) for serial in serials], now)
+        await self._in_thread(self._register.revoke, name, sorted(serials), seconds)
+        log.warning("host revoked", host=str(spiffe_id), certificates=len(serials))
+        if not serials:
+            raise NotKnown(
+                "this authority knows no valid certificate of that host; its tokens are withdrawn",
+                next_step="see `sealane certs show` for what was issued by hand: sealane certs revoke-serial",
+            )
+        number = self._gate.minimum_crl_number
+        return {"host": str(spiffe_id), "serials": sorted(serials), "crl_number": number}
+
+    async def keep_crl_forever(self) -> None:
+        """Publish the next CRL when half of the time of the last one is over, whatever else happens."""
+        while True:
+            try:
+                await self._renew_crl(self._gate.clock.wall())
+            except (CertificateError, GatewayError, OSError) as error:
+                log.error("the CRL could not be renewed", error=str(error))
+            await trio.sleep(CRL_CHECK_SECONDS)
+
+    async def _renew_crl(self, now: datetime) -> None:
+        crl = await self._in_thread(read_crl, self._authority.crl_file)
+        if crl.next_update_utc is None or crl.next_update_utc - now < CRL_LIFETIME / 2:
+            number = await self._in_thread(self._authority.publish_crl, now)
+            log.info("CRL renewed", number=number)
+            await self._publish()
+
+    async def _revoke(self, serials: Sequence[int], now: datetime) -> None:
+        try:
+            await self._in_thread(self._authority.revoke_all, serials, now)
+        except (CertificateError, OSError) as error:
+            log.error("nothing was revoked: the CRL cannot be published", error=str(error))
+            raise AuthorityFailed(f"nothing was revoked: {error}") from error
+        await self._publish()
+        self._gate.bell.ring()
+        self._gate.dispatch.wake_all()
+
+    async def _token(self, text: str, now: int) -> tuple[bytes, Token]:
+        sha256 = EnrolmentToken.parse(text).sha256()
+        token = await self._in_thread(self._register.token, sha256)
+        if token is None:
+            raise EnrolmentRefused("nobody issued this token, or a newer one took its place", code="token_unknown")
+        if token.expires <= now:
+            raise EnrolmentRefused("the token has expired", code="token_expired")
+        return sha256, token
+
+    async def _refuse(self, error: Exception, text: str, address: str) -> None:
+        """On record within a rate: somebody without any right must not be able to fill the log. Errors: Throttled."""
+        if not self._failing.admits(address):
+            raise Throttled("too many enrolments from this address were refused") from error
+        try:
+            host: str | None = EnrolmentToken.parse(text).host  # what it claims: the actor is nobody
+        except CredentialError:
+            host = None
+        details = {"client_address": address, "claimed_host": host, "because": str(error)[:500]}
+        await self._gate.recorder.append(Event("host.enrolment_refused", "denied", details=details))
+
+    async def _permitted(  # noqa: PLR0913, PLR0917
+        self,
+        action: str,
+        kind: str,
+        person: Person,
+        host: SpiffeId,
+        reason: str | None,
+        now: datetime,
+        address: str,
+    ) -> Event:
+        """The event, yet without its outcome. Errors: NotAllowed, recorded."""
+        context = Context(time=now, reason_given=bool(reason and reason.strip()))
+        decision = decide(self._gate.engine, Question(action, person, None, None, None, context))
+        details = {"host": str(host), "client_address": address, "decision": decision_document(decision)}
+        actor: Actor = actor_of(person)
+        event = Event(kind, actor=actor, reason=reason, details={**details, **identity_of(person)})
+        if not decision.allowed:
+            await self._gate.recorder.append(_with(event, "denied", {}))
+            raise NotAllowed(f"{action} is denied: {decision.denied_because}")
+        return event
+
+    def _spiffe_id(self, name: str) -> SpiffeId:
+        try:
+            return SpiffeId(self._authority.trust_domain, name)
+        except CertificateError as error:
+            raise RequestRefused(str(error)) from error
+
+    def _listed(self, host: SpiffeId) -> HostFacts:
+        facts = self._gate.inventory.host(str(host))
+        if facts is None:
+            raise NotKnown(
+                f"the inventory has no host {host}",
+                next_step="list it in the inventory first: its zone and address are not the host's own to say",
+            )
+        return facts
+
+    def _issue(self, name: str, key: Any, now: datetime) -> list[x509.Certificate]:
+        try:
+            return self._authority.issue_host(name, key, now, self.terms.host_lifetime)
+        except CertificateError as error:
+            log.error("no certificate can be issued", error=str(error))
+            raise AuthorityFailed("the certificate authority cannot issue now") from error
+
+    def _is_ours(self, certificate: x509.Certificate) -> bool:
+        return certificate.issuer == self._authority.certificate.subject
+
+    async def _in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
+        try:
+            return await trio.to_thread.run_sync(partial(work, *arguments), limiter=self._one)
+        except sqlite3.Error as error:
+            log.error("the register of hosts failed", error=str(error))
+            raise AuthorityFailed("the register of enrolled hosts cannot be used") from error
+
+
+def _with(event: Event, outcome: str, details: dict[str, Any]) -> Event:
+    return Event(
+        event.kind, outcome, actor=event.actor, reason=event.reason, details={**dict(event.details), **details}
+    )
+
+
+def _issued(host: str, chain: Sequence[x509.Certificate]) -> Issued:
+    return Issued(f"{chain[0].serial_number:x}", host, int(chain[0].not_valid_after_utc.timestamp()))
+
+
+def _certificate_facts(leaf: x509.Certificate, key_sha256: bytes) -> dict[str, Any]:
+    return {
+        "serial": f"{leaf.serial_number:x}",
+        "sha256": leaf.fingerprint(hashes.SHA256()).hex(),
+        "key_sha256": key_sha256.hex(),
+        "not_after": leaf.not_valid_after_utc.isoformat().replace("+00:00", "Z"),
+    }
+
+
+def _pem(chain: Sequence[x509.Certificate]) -> str:
+    return "".join(certificate.public_bytes(Encoding.PEM).decode() for certificate in chain)

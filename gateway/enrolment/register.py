@@ -1,0 +1,123 @@
+"""What the gateway knows of tokens and of certificates that it issued: one SQLite file, each step durable on return.
+
+A token is spent by the same transaction that notes the certificate. The file holds hashes of tokens, not tokens.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS tokens (
+    sha256 BLOB PRIMARY KEY, host TEXT NOT NULL, expires INTEGER NOT NULL, issued_by TEXT NOT NULL,
+    key_sha256 BLOB, used INTEGER
+) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS certificates (
+    serial TEXT PRIMARY KEY, host TEXT NOT NULL, not_after INTEGER NOT NULL, revoked INTEGER
+) STRICT, WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS certificates_by_host ON certificates (host, not_after);
+"""
+_KEEP_SECONDS = 30 * 86_400
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """`key_sha256`: of the key that it was used for; None while it waits."""
+
+    host: str
+    expires: int
+    issued_by: str
+    key_sha256: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Issued:
+    """`serial` in lower hex; `not_after` in Unix seconds."""
+
+    serial: str
+    host: str
+    not_after: int
+
+
+class Register:
+    """Not for two threads at once. Times are Unix seconds."""
+
+    def __init__(self, path: Path) -> None:
+        self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        path.chmod(0o600)
+        self._database.execute("PRAGMA journal_mode = WAL")
+        self._database.execute("PRAGMA synchronous = FULL")
+        self._database.executescript(_SCHEMA)
+
+    def close(self) -> None:
+        self._database.close()
+
+    def add_token(self, sha256: bytes, token: Token, now: int) -> None:
+        """One waits for each host: what waited before is worth nothing from now on."""
+        with self._transaction() as database:
+            database.execute("DELETE FROM tokens WHERE expires < ?", (now - _KEEP_SECONDS,))
+            database.execute("DELETE FROM certificates WHERE not_after < ?", (now - _KEEP_SECONDS,))
+            database.execute("DELETE FROM tokens WHERE host = ? AND used IS NULL", (token.host,))
+            database.execute(
+                "INSERT INTO tokens VALUES (?, ?, ?, ?, NULL, NULL)",
+                (sha256, token.host, token.expires, token.issued_by),
+            )
+
+    def token(self, sha256: bytes) -> Token | None:
+        row = self._database.execute(
+            "SELECT host, expires, issued_by, key_sha256 FROM tokens WHERE sha256 = ?", (sha256,)
+        ).fetchone()
+        return None if row is None else Token(*row)
+
+    def spend(self, sha256: bytes, key_sha256: bytes, issued: Issued, now: int) -> bool:
+        """Use the token for this key and note its certificate; False if it is used for another key, or gone.
+
+        For the same key again it succeeds: the answer may have been lost on the way.
+        """
+        with self._transaction() as database:
+            changed = database.execute(
+                "UPDATE tokens SET used = ?, key_sha256 = ? WHERE sha256 = ? AND host = ? AND expires > ?"
+                " AND (key_sha256 IS NULL OR key_sha256 = ?)",
+                (now, key_sha256, sha256, issued.host, now, key_sha256),
+            ).rowcount
+            if changed:
+                _insert(database, issued)
+        return bool(changed)
+
+    def note(self, issued: Issued) -> None:
+        """A renewal."""
+        with self._transaction() as database:
+            _insert(database, issued)
+
+    def valid_serials(self, host: str, now: int) -> list[str]:
+        """Of certificates that are neither expired nor revoked."""
+        rows = self._database.execute(
+            "SELECT serial FROM certificates WHERE host = ? AND not_after > ? AND revoked IS NULL", (host, now)
+        )
+        return [serial for (serial,) in rows]
+
+    def revoke(self, host: str, serials: Sequence[str], now: int) -> None:
+        """Note what was revoked, and withdraw every token of the host: a used one could fetch a certificate again."""
+        with self._transaction() as database:
+            database.execute("DELETE FROM tokens WHERE host = ?", (host,))
+            database.executemany(
+                "UPDATE certificates SET revoked = ? WHERE serial = ?", [(now, serial) for serial in serials]
+            )
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        self._database.execute("BEGIN IMMEDIATE")
+        try:
+            yield self._database
+        except BaseException:
+            self._database.execute("ROLLBACK")
+            raise
+        self._database.execute("COMMIT")
+
+
+def _insert(database: sqlite3.Connection, issued: Issued) -> None:
+    database.execute("INSERT INTO certificates VALUES (?, ?, ?, NULL)", (issued.serial, issued.host, issued.not_after))

@@ -1,0 +1,26 @@
+"""What relays are told of trust: the roots and the newest CRLs, under a version by which they know if it is news."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from certs.verification import Trust, newest_crls
+
+
+@dataclass(frozen=True, slots=True)
+class ToldTrust:
+    """PEM. Of a CRL that has ended nothing is hidden: the relay judges it."""
+
+    version: str
+    roots: str
+    crls: tuple[str, ...]
+
+
+def told_trust(trust: Trust) -> ToldTrust:
+    roots = "".join(anchor.public_bytes(Encoding.PEM).decode() for anchor in trust.anchors)
+    crls = tuple(sorted(crl.public_bytes(Encoding.PEM).decode() for crl in newest_crls(trust.crls)))
+    version = hashlib.sha256("\0".join((roots, *crls)).encode()).hexdigest()
+    return ToldTrust(version, roots, crls)

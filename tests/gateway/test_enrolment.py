@@ -1,0 +1,179 @@
+"""Hosts come and go by the gateway's API: tokens, enrolment, renewal, revocation, and what relays are told of it."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import trio
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from certs.enrolment import EnrolmentToken, make_request
+from certs.files import write_private_key
+from certs.identity import spiffe_id_of
+from gateway.starter import Site
+from policy.identity.local import hash_password, person_table
+from tests.gateway.conftest import CHEAP, Running, running_gateway
+
+pytestmark = pytest.mark.whole
+
+OFFICER = "olga"  # of the group that may enrol and revoke hosts
+
+
+@asynccontextmanager
+async def enrolling(site: Site) -> AsyncIterator[Running]:
+    config = site.directory / "gateway.toml"
+    config.write_text(config.read_text() + '\n[enrolment]\nauthority = "certs"\ntoken_minutes = 60\n')
+    officer = person_table(OFFICER, "Olga Officer", ("platform-team",), hash_password("not asked for", cost=CHEAP))
+    site.people.write_text(site.people.read_text() + "\n" + officer)
+    async with running_gateway(site) as running:
+        yield running
+
+
+def stranger(running: Running, site: Site) -> httpx.AsyncClient:
+    """Somebody without certificate and token, who knows the CA."""
+    context = ssl.create_default_context(cafile=str(site.certs / "ca.pem"))
+    return httpx.AsyncClient(base_url=running.url, verify=context)
+
+
+async def token_of(running: Running, host: str = "b") -> str:
+    answer = await running.person(OFFICER).post("/v1/enrolment/tokens", json={"host": host})
+    assert answer.status_code == 200, answer.text
+    return str(answer.json()["token"])
+
+
+def new_key() -> ec.EllipticCurvePrivateKey:
+    return ec.generate_private_key(ec.SECP256R1())
+
+
+def request_of(key: ec.EllipticCurvePrivateKey) -> str:
+    return make_request(key).decode()
+
+
+async def enrol(client: httpx.AsyncClient, token: str, key: ec.EllipticCurvePrivateKey) -> httpx.Response:
+    return await client.post("/v1/enrolment", json={"token": token, "request": request_of(key)})
+
+
+def as_host(running: Running, folder: Path, key: Any, certificate: str) -> httpx.AsyncClient:
+    folder.mkdir()
+    write_private_key(folder / "host.key", key)
+    (folder / "host.pem").write_text(certificate)
+    return running.client(credentials=(folder / "host.pem", folder / "host.key"))
+
+
+async def test_a_host_enrols_with_its_token_renews_and_is_revoked(site: Site, tmp_path: Path) -> None:
+    async with enrolling(site) as running, stranger(running, site) as client:
+        token = await token_of(running)
+        root = x509.load_pem_x509_certificate((await client.get("/v1/enrolment/root")).json()["root"].encode())
+        assert EnrolmentToken.parse(token).is_of_root(root)
+        key = new_key()
+        answer = await enrol(client, token, key)
+        assert answer.status_code == 200, answer.text
+        given = answer.json()
+        leaf = x509.load_pem_x509_certificate(given["certificate"].encode())
+        assert str(spiffe_id_of(leaf)) == given["host"] == f"spiffe://{site.trust_domain}/host/b"
+        assert given["address"] == "127.0.0.3:7443"
+        assert given["permit_keys"]
+        assert given["log_keys"]
+        assert given["crls"]
+
+        host = as_host(running, tmp_path / "b", key, given["certificate"])
+        renewed = await host.post("/v1/relay/renewal", json={"request": request_of(key)})
+        assert renewed.status_code == 200, renewed.text
+        again = x509.load_pem_x509_certificate(renewed.json()["certificate"].encode())
+        assert again.public_key() == key.public_key()
+        assert again.serial_number != leaf.serial_number
+        told = (await host.post("/v1/relay/trust", json={})).json()
+        assert (await host.post("/v1/relay/trust", json={"known_version": told["version"]})).json() is None
+
+        revoked = await running.person(OFFICER).post("/v1/hosts/b/revocation", json={"reason": "stolen"})
+        assert revoked.status_code == 200, revoked.text
+        assert set(revoked.json()["serials"]) == {f"{leaf.serial_number:x}", f"{again.serial_number:x}"}
+        assert (await host.post("/v1/relay/trust", json={})).status_code == 403
+        other = running.client("a")
+        news = (await other.post("/v1/relay/trust", json={"known_version": told["version"]})).json()
+        crl = x509.load_pem_x509_crl(news["crls"][0].encode())
+        assert crl.get_revoked_certificate_by_serial_number(again.serial_number) is not None
+        poll = (await other.post("/v1/relay/poll", json={"wait_seconds": 0})).json()
+        assert poll["trust_version"] == news["version"]
+
+        for kind in ("host.token_issued", "host.enrolled", "host.renewed", "host.revoked"):
+            assert len(await running.records(kind)) == 1, kind
+        assert token not in str(await running.entries())
+        assert "BEGIN" not in str(await running.records("host.enrolled"))
+
+
+async def test_a_token_is_for_one_key_once_and_a_newer_one_takes_its_place(site: Site) -> None:
+    async with enrolling(site) as running, stranger(running, site) as client:
+        old, token = await token_of(running), await token_of(running)
+        key = new_key()
+        assert (await enrol(client, old, key)).status_code == 403
+        assert (await enrol(client, token, key)).status_code == 200
+        assert (await enrol(client, token, key)).status_code == 200  # the answer was lost: the same key may ask again
+        refused = await enrol(client, token, new_key())
+        assert refused.status_code == 403
+        assert refused.json()["error"]["code"] == "enrolment_refused"
+        because = [record["details"]["because"] for record in await running.records("host.enrolment_refused")]
+        assert "newer one" in because[0]
+        assert "another key" in because[1]
+        assert all(word not in refused.text for word in ("another key", "newer"))
+
+
+async def test_of_two_that_use_one_token_at_once_one_gets_a_certificate(site: Site) -> None:
+    async with enrolling(site) as running, stranger(running, site) as client:
+        token = await token_of(running)
+        answers: list[int] = []
+
+        async def race() -> None:
+            answers.append((await enrol(client, token, new_key())).status_code)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(6):
+                nursery.start_soon(race)
+        assert sorted(answers) == [200] + [403] * 5
+
+
+async def test_who_may_not_enrol_or_revoke_is_refused_on_record(site: Site) -> None:
+    async with enrolling(site) as running:
+        alice = running.person("alice")
+        assert (await alice.post("/v1/enrolment/tokens", json={"host": "b"})).status_code == 403
+        assert (await alice.post("/v1/hosts/b/revocation", json={"reason": "x"})).status_code == 403
+        assert [record["outcome"] for record in await running.records("host.token_issued")] == ["denied"]
+        assert [record["outcome"] for record in await running.records("host.revoked")] == ["denied"]
+        assert (await running.client("a").post("/v1/relay/poll", json={"wait_seconds": 0})).status_code == 200
+
+
+async def test_a_host_that_the_inventory_does_not_list_gets_no_token(site: Site) -> None:
+    async with enrolling(site) as running:
+        answer = await running.person(OFFICER).post("/v1/enrolment/tokens", json={"host": "unlisted"})
+        assert answer.status_code == 404
+        assert "inventory" in answer.json()["error"]["next_step"]
+
+
+async def test_guesses_are_throttled_and_do_not_fill_the_log(site: Site) -> None:
+    async with enrolling(site) as running, stranger(running, site) as client:
+        codes = [(await enrol(client, f"slt1.b.{'A' * 43}.{'A' * 43}", new_key())).status_code for _ in range(14)]
+        assert codes[:10] == [403] * 10
+        assert codes[-1] == 429
+        assert len(await running.records("host.enrolment_refused")) <= 11
+
+
+async def test_a_revocation_takes_the_waiting_token_with_it(site: Site) -> None:
+    async with enrolling(site) as running, stranger(running, site) as client:
+        token = await token_of(running)
+        key = new_key()
+        assert (await enrol(client, token, key)).status_code == 200
+        await running.person(OFFICER).post("/v1/hosts/b/revocation", json={"reason": "stolen"})
+        assert (await enrol(client, token, key)).status_code == 403
+
+
+async def test_a_gateway_without_the_table_enrols_nobody(running: Running) -> None:
+    answer = await running.person("alice").post("/v1/enrolment/tokens", json={"host": "b"})
+    assert answer.status_code == 404
+    assert "[enrolment]" in answer.json()["error"]["next_step"]

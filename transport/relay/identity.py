@@ -1,0 +1,135 @@
+"""This host's identity as it is now: read from its files, and replaced as a whole when they change.
+
+A session keeps the certificate that it began with; what begins later has the newer one. Whoever judges a connection
+takes `context` and `credentials` in one step, so that both ends derive their keys from the same certificate.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Final
+
+import structlog
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+from OpenSSL import SSL
+
+from certs.changes import Marks, marks_of
+from certs.credentials import HostCredentials
+from certs.errors import UNREADABLE, Check, CredentialError, PeerRefused
+from certs.files import read_crl, write_atomically
+from certs.identity import SpiffeId
+from certs.tls import local_leaf_sha256, server_context
+from certs.verification import crl_number_of
+from transport.relay.config import IdentitySection
+
+_REMEMBERED: Final = 8  # certificates of sessions that may still run
+MAX_CRLS: Final = 16
+log = structlog.get_logger("sealane.relay")
+
+
+@dataclass(slots=True)
+class Identity:
+    """`credentials` and `context` belong together."""
+
+    section: IdentitySection
+    credentials: HostCredentials
+    context: SSL.Context = field(init=False)
+    marks: Marks = field(init=False)
+    _former: dict[bytes, HostCredentials] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.marks = marks_of(self.files)
+        # Made once: filling one with a long CRL costs milliseconds and megabytes; strangers would choose how often.
+        self.context = server_context(self.credentials)
+        self._former = {local_leaf_sha256(self.credentials): self.credentials}
+
+    @classmethod
+    def open(cls, section: IdentitySection, now: datetime) -> Identity:
+        """Raises `CertificateError`: a file that cannot do its part fails at the start."""
+        credentials = _load(section)
+        credentials.require_usable(now)
+        return cls(section, credentials)
+
+    @property
+    def files(self) -> list[Path]:
+        section = self.section
+        return [Path(name) for name in (section.certificate, section.private_key, section.trust_bundle, *section.crls)]
+
+    def of_session(self, leaf_sha256: bytes) -> HostCredentials:
+        """The credentials whose certificate a session began with; today's if that is too long ago."""
+        return self._former.get(leaf_sha256, self.credentials)
+
+    def reload(self, now: datetime) -> None:
+        """Take the files as they are. Raises `CertificateError`, and then nothing has changed.
+
+        A certificate without its key, or one that no peer would accept, does not replace one that works. But new CRLs
+        do, even if they revoke this very host: an identity is not kept alive by refusing to hear of its end.
+        """
+        marks = marks_of(self.files)
+        fresh = _load(self.section)
+        try:
+            fresh.require_usable(now)
+        except CredentialError as error:
+            if fresh.chain[0] != self.credentials.chain[0]:
+                raise
+            log.error("no peer accepts this host any more", cause=str(error))
+        self.context, self.credentials, self.marks = server_context(fresh), fresh, marks
+        self._former[local_leaf_sha256(fresh)] = fresh
+        while len(self._former) > _REMEMBERED:
+            del self._former[next(iter(self._former))]
+
+    def require_listed(self, peer: SpiffeId) -> None:
+        """Raises `PeerRefused` for a host that `[identity] peers` does not name; without the list every host passes."""
+        if self.section.peers and str(peer) not in self.section.peers:
+            raise PeerRefused(Check.NOT_LISTED, f"{peer} is not among identity.peers")
+
+    def keep_crls(self, texts: list[str]) -> int:
+        """Put newer CRLs into the folder of `crls`; how many were newer. Raises `CredentialError`.
+
+        A lower number than the one held never replaces it: whoever speaks for the gateway cannot undo a revocation.
+        """
+        if len(texts) > MAX_CRLS:
+            raise CredentialError(None, f"more than {MAX_CRLS} CRLs", "look at the gateway's tls.crls")
+        folder = Path(self.section.crls[0])
+        taken = 0
+        for text in texts:
+            crl, number = _numbered(text)
+            file = folder / f"{_name_of(crl)}.pem"
+            if file.exists() and (crl_number_of(read_crl(file)) or 0) >= number:
+                continue
+            write_atomically(file, crl.public_bytes(Encoding.PEM))
+            taken += 1
+        return taken
+
+
+def _load(section: IdentitySection) -> HostCredentials:
+    return HostCredentials.load(
+        Path(section.certificate),
+        Path(section.private_key),
+        Path(section.trust_bundle),
+        [Path(crl) for crl in section.crls],
+    )
+
+
+def _numbered(text: str) -> tuple[x509.CertificateRevocationList, int]:
+    try:
+        crl = x509.load_pem_x509_crl(text.encode())
+        number = crl_number_of(crl)
+    except UNREADABLE:
+        raise CredentialError(None, "a CRL that cannot be read", "look at the gateway's tls.crls") from None
+    if number is None:
+        raise CredentialError(None, "a CRL without a number", "look at the gateway's tls.crls")
+    return crl, number
+
+
+def _name_of(crl: x509.CertificateRevocationList) -> str:
+    """Of its issuer and that issuer's key: two CAs of one name do not overwrite each other."""
+    try:
+        key_id = crl.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value.key_identifier or b""
+    except x509.ExtensionNotFound:
+        key_id = b""
+    return hashlib.sha256(crl.issuer.public_bytes() + b"\0" + key_id).hexdigest()[:32]

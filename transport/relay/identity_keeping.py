@@ -1,0 +1,154 @@
+"""Keeps this host's identity fresh: notices changed files, renews the certificate, fetches CRLs. Touches no session."""
+
+from __future__ import annotations
+
+import random
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Final
+
+import msgspec
+import structlog
+import trio
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+from msgspec import Meta
+
+from certs.changes import Marks, marks_of
+from certs.enrolment import make_request
+from certs.errors import UNREADABLE, CertificateError, CredentialError
+from certs.files import write_atomically
+from certs.renewal import renewal_due, require_successor, retry_delay
+from transport.relay.gateway_link import GatewayAway, GatewayLink, GatewayRefuses
+from transport.relay.host import RelayHost, now
+
+LOOK_SECONDS: Final = 5.0
+_TRUST_RETRY_SECONDS: Final = 5.0
+_MAX_TRUST_BYTES: Final = 32 * 1024 * 1024
+log = structlog.get_logger("sealane.relay")
+
+
+class _Trust(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    version: Annotated[str, Meta(max_length=64)]
+    roots: str
+    crls: Annotated[list[str], Meta(max_length=16)]
+
+
+class _Renewed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    certificate: Annotated[str, Meta(max_length=64 * 1024)]
+
+
+_decode_trust = msgspec.json.Decoder(_Trust | None).decode
+_decode_renewed = msgspec.json.Decoder(_Renewed).decode
+
+
+class IdentityKeeper:
+    """`chance`: 0 ≤ x < 1, drawn once for this process."""
+
+    def __init__(self, host: RelayHost, link: GatewayLink, chance: float | None = None) -> None:
+        self._host = host
+        self._link = link
+        self._chance = random.random() if chance is None else chance
+        self._refused: Marks | None = None
+        self._trust_version: str | None = None
+        self._fetching = trio.Lock()
+        self._failures = 0
+        self._not_before: datetime | None = None
+
+    async def run(self) -> None:
+        """For ever. Clocks may jump and files may be anything: each look begins from what is there."""
+        while True:
+            try:
+                await self.look(now())
+            except (CertificateError, OSError) as error:
+                log.error("the identity stays as it is", cause=str(error))
+            await trio.sleep(LOOK_SECONDS)
+
+    async def look(self, moment: datetime) -> None:
+        """One look: changed files, then a renewal that is due."""
+        identity = self._host.identity
+        found = await self._host.on_disk(marks_of, identity.files)
+        if found != identity.marks and found != self._refused:
+            try:
+                await self._take_files(moment)
+            except CertificateError:
+                self._refused = found  # said once; the next change is tried again
+                raise
+        if self._host.config.identity.from_gateway and self._is_due(moment):
+            await self._renew(moment)
+
+    async def hear(self, version: str | None) -> None:
+        """What the gateway's poll says of its roots and CRLs: fetch what is news, before anything else is done.
+
+        Fails without harm: a permit that asks for a newer CRL than the one here is refused until it is fetched.
+        """
+        if version is None or not self._host.config.identity.from_gateway:
+            return
+        async with self._fetching:
+            if version == self._trust_version:
+                return
+            try:
+                with trio.fail_after(_TRUST_RETRY_SECONDS * 2):
+                    await self._fetch_trust()
+            except (GatewayAway, GatewayRefuses, CertificateError, OSError, ValueError, trio.TooSlowError) as error:
+                log.error("the newest CRL could not be fetched", cause=str(error) or type(error).__name__)
+
+    async def _fetch_trust(self) -> None:
+        told = _decode_trust(await self._link.ask("/v1/relay/trust", {}, _MAX_TRUST_BYTES))
+        if told is None:
+            return
+        if await self._host.on_disk(self._host.identity.keep_crls, told.crls):
+            await self._take_files(now())
+        self._trust_version = told.version
+
+    async def _take_files(self, moment: datetime) -> None:
+        identity = self._host.identity
+        before = identity.credentials.chain[0]
+        await self._host.on_disk(identity.reload, moment)
+        self._refused = None
+        leaf = identity.credentials.chain[0]
+        log.info("identity reloaded", crl_number=identity.credentials.crl_number, valid_until=_until(leaf))
+        if leaf != before:
+            await self._link.use_identity()
+
+    def _is_due(self, moment: datetime) -> bool:
+        leaf = self._host.credentials.chain[0]
+        waits = self._not_before is not None and moment < self._not_before
+        # After a jump of the clock the wait must not last for years.
+        too_far = self._not_before is not None and self._not_before - moment > timedelta(hours=1)
+        return moment >= renewal_due(leaf, self._chance) and (too_far or not waits)
+
+    async def _renew(self, moment: datetime) -> None:
+        held = self._host.credentials
+        try:
+            with trio.fail_after(30):
+                body = {"request": make_request(held.private_key).decode()}
+                answer = _decode_renewed(await self._link.ask("/v1/relay/renewal", body))
+            chain = tuple(x509.load_pem_x509_certificates(answer.certificate.encode()))
+            require_successor(held, chain, moment)
+        except (
+            GatewayAway,
+            GatewayRefuses,
+            CredentialError,
+            msgspec.MsgspecError,
+            trio.TooSlowError,
+            *UNREADABLE,
+        ) as e:
+            self._failures += 1
+            self._not_before = moment + retry_delay(self._failures, random.random())
+            self._say_failed(moment, held.chain[0], str(e) or "no answer in time")
+            return
+        pem = b"".join(certificate.public_bytes(Encoding.PEM) for certificate in chain)
+        await self._host.on_disk(write_atomically, Path(self._host.config.identity.certificate), pem)
+        self._failures, self._not_before = 0, None
+        await self._take_files(moment)
+
+    def _say_failed(self, moment: datetime, leaf: x509.Certificate, cause: str) -> None:
+        if moment >= leaf.not_valid_after_utc:
+            log.error("the certificate has expired: enrol this host again (sealane relay enrol)", cause=cause)
+        else:
+            log.warning("the certificate could not be renewed yet", valid_until=_until(leaf), cause=cause)
+
+
+def _until(leaf: x509.Certificate) -> str:
+    return leaf.not_valid_after_utc.isoformat()
