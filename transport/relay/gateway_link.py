@@ -161,7 +161,10 @@ class GatewayLink:
     async def poll_forever(
         self, take: Callable[[Assignment], Awaitable[None]], hear: Callable[[str | None], Awaitable[None]]
     ) -> None:
-        """Tell `hear` the version of trust, then hand every assignment to `take`, for ever. Says once that the gateway is away, and once that it is back."""
+        """Tell `hear` the version of trust, then hand every assignment to `take`, for ever.
+
+        Says once that the gateway is away, and once that it is back.
+        """
         away = False
         while True:
             try:

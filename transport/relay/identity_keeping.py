@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import random
+import secrets
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Final
@@ -48,7 +48,7 @@ class IdentityKeeper:
     def __init__(self, host: RelayHost, link: GatewayLink, chance: float | None = None) -> None:
         self._host = host
         self._link = link
-        self._chance = random.random() if chance is None else chance
+        self._chance = _chance() if chance is None else chance
         self._refused: Marks | None = None
         self._trust_version: str | None = None
         self._fetching = trio.Lock()
@@ -68,7 +68,7 @@ class IdentityKeeper:
         """One look: changed files, then a renewal that is due."""
         identity = self._host.identity
         found = await self._host.on_disk(marks_of, identity.files)
-        if found != identity.marks and found != self._refused:
+        if found not in {identity.marks, self._refused}:
             try:
                 await self._take_files(moment)
             except CertificateError:
@@ -122,7 +122,7 @@ class IdentityKeeper:
         held = self._host.credentials
         try:
             with trio.fail_after(30):
-                body = {"request": make_request(held.private_key).decode()}
+                body: dict[str, object] = {"request": make_request(held.private_key).decode()}
                 answer = _decode_renewed(await self._link.ask("/v1/relay/renewal", body))
             chain = tuple(x509.load_pem_x509_certificates(answer.certificate.encode()))
             require_successor(held, chain, moment)
@@ -135,7 +135,7 @@ class IdentityKeeper:
             *UNREADABLE,
         ) as e:
             self._failures += 1
-            self._not_before = moment + retry_delay(self._failures, random.random())
+            self._not_before = moment + retry_delay(self._failures, _chance())
             self._say_failed(moment, held.chain[0], str(e) or "no answer in time")
             return
         pem = b"".join(certificate.public_bytes(Encoding.PEM) for certificate in chain)
@@ -148,6 +148,10 @@ class IdentityKeeper:
             log.error("the certificate has expired: enrol this host again (sealane relay enrol)", cause=cause)
         else:
             log.warning("the certificate could not be renewed yet", valid_until=_until(leaf), cause=cause)
+
+
+def _chance() -> float:
+    return secrets.randbelow(1 << 20) / (1 << 20)
 
 
 def _until(leaf: x509.Certificate) -> str:

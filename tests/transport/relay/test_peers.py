@@ -20,6 +20,7 @@ from tests.transport.site import Site
 from transport.errors import RefusalCode
 from transport.relay.config import split_address
 from transport.relay.host import RelayHost
+from transport.relay.identity import Identity
 from transport.relay.news import News
 from transport.relay.source import MigrationOrder, carry_as_source
 from transport.wire.messages import Offer, Refusal, encode_message
@@ -79,7 +80,8 @@ class LoosePeer:
 
 def with_credentials(site: Site, name: str, judge: chains.Site, host: str) -> RelayHost:
     """The relay host `name` of the transport's site under another PKI, whose bad certificates we have."""
-    return replace(host_with(site, name, {"message_seconds": 1.0}), credentials=judge.credentials(host))
+    made = host_with(site, name, {"message_seconds": 1.0})
+    return replace(made, identity=Identity(made.config.identity, judge.credentials(host)))
 
 
 @asynccontextmanager
