@@ -23,6 +23,7 @@ from gateway.cli.errors import DEVELOPERS, OPERATOR, REQUESTER, BadConfiguration
 from gateway.cli.replies import (
     CheckpointReply,
     DecisionReply,
+    EnrolmentTokenReply,
     ErrorReply,
     GrantReply,
     GrantsReply,
@@ -121,6 +122,16 @@ class GatewayClient:
     def named(self, name: str) -> NamedReply:
         """What is known of a VM or host."""
         return _decode(self._ask("GET", "/v1/inventory/named", parameters={"name": name}), NamedReply)
+
+    def enrolment_token(self, host: str, minutes: int | None) -> EnrolmentTokenReply:
+        """Shown this once."""
+        body: dict[str, Any] = {"host": host} if minutes is None else {"host": host, "minutes": minutes}
+        return _decode(self._ask("POST", "/v1/enrolment/tokens", body=body), EnrolmentTokenReply)
+
+    def revoke_host(self, host: str, reason: str) -> dict[str, Any]:
+        """In force at the gateway once it returns."""
+        path = f"/v1/hosts/{quote(host, safe='')}/revocation"
+        return _decode(self._ask("POST", path, body={"reason": reason}), dict[str, Any])
 
     def ask_to_break_glass(self, body: Mapping[str, Any]) -> GrantReply:
         """Recorded, and waiting for a second person."""

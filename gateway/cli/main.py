@@ -18,6 +18,7 @@ from gateway.cli import (
     directory,
     doctor,
     document_check,
+    enrolment,
     inventory,
     login,
     migrate,
@@ -98,6 +99,9 @@ audit.app.add_typer(reconcile.app, name="reconcile")
 app.add_typer(migration.app, name="migration")
 app.add_typer(break_glass.app, name="break-glass")
 app.add_typer(audit.app, name="audit")
+certs.app.command("token")(enrolment.token)
+certs.app.command("revoke")(enrolment.revoke)
+serve.relay_app.command("enrol")(enrolment.enrol)
 app.add_typer(certs.app, name="certs")
 siem.app.command("reconcile-file")(siem_files.reconcile_file)
 app.add_typer(siem.app, name="siem")

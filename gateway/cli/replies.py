@@ -30,6 +30,14 @@ class ErrorReply(msgspec.Struct, frozen=True):
     record_index: Count | None = None
 
 
+class EnrolmentTokenReply(msgspec.Struct, frozen=True):
+    """`expires` in Unix seconds."""
+
+    host: str
+    token: str
+    expires: int
+
+
 class TokenReply(msgspec.Struct, frozen=True):
     """expires_in: seconds."""
 

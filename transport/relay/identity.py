@@ -88,22 +88,23 @@ class Identity:
             raise PeerRefused(Check.NOT_LISTED, f"{peer} is not among identity.peers")
 
     def keep_crls(self, texts: list[str]) -> int:
-        """Put newer CRLs into the folder of `crls`; how many were newer. Raises `CredentialError`.
+        """Put newer CRLs into the folder of `crls`; how many were newer. Raises `CredentialError`."""
+        return keep_crls(Path(self.section.crls[0]), texts)
 
-        A lower number than the one held never replaces it: whoever speaks for the gateway cannot undo a revocation.
-        """
-        if len(texts) > MAX_CRLS:
-            raise CredentialError(None, f"more than {MAX_CRLS} CRLs", "look at the gateway's tls.crls")
-        folder = Path(self.section.crls[0])
-        taken = 0
-        for text in texts:
-            crl, number = _numbered(text)
-            file = folder / f"{_name_of(crl)}.pem"
-            if file.exists() and (crl_number_of(read_crl(file)) or 0) >= number:
-                continue
-            write_atomically(file, crl.public_bytes(Encoding.PEM))
-            taken += 1
-        return taken
+
+def keep_crls(folder: Path, texts: list[str]) -> int:
+    """A lower number than the one held never replaces it: whoever speaks for the gateway cannot undo a revocation."""
+    if len(texts) > MAX_CRLS:
+        raise CredentialError(None, f"more than {MAX_CRLS} CRLs", "look at the gateway's tls.crls")
+    taken = 0
+    for text in texts:
+        crl, number = _numbered(text)
+        file = folder / f"{_name_of(crl)}.pem"
+        if file.exists() and (crl_number_of(read_crl(file)) or 0) >= number:
+            continue
+        write_atomically(file, crl.public_bytes(Encoding.PEM))
+        taken += 1
+    return taken
 
 
 def _load(section: IdentitySection) -> HostCredentials:

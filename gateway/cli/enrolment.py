@@ -1,0 +1,168 @@
+"""Hosts come and go: `sealane certs token`, `sealane relay enrol`, `sealane certs revoke`."""
+
+# A command's parameters are its options.
+# Imports wait until they are needed: a relay's host lacks the [gateway] extra.
+# ruff: noqa: PLC0415
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from gateway.cli.credentials import read_secret, token_of
+from gateway.cli.errors import OPERATOR, REQUESTER, BadConfiguration, Refused, Unreachable
+from gateway.cli.options import CaOption, GatewayOption, JsonOption, TokenFileOption
+from gateway.cli.output import print_json, say
+from gateway.cli.settings import canonical_url, resolve
+
+HostArgument = Annotated[str, typer.Argument(metavar="HOST", help="The host's name in the inventory.")]
+
+
+def token(  # noqa: PLR0913, PLR0917 - its options
+    host: HostArgument,
+    minutes: Annotated[
+        int | None, typer.Option("--minutes", min=1, max=10_080, help="How long it may wait to be used.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Write it there, mode 0600, and do not show it.")
+    ] = None,
+    gateway: GatewayOption = None,
+    ca: CaOption = None,
+    token_file: TokenFileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Get a one-time token with which HOST enrols; one that waits for the same host is withdrawn. Needs EnrolHost.
+
+    \b
+    Example:
+      sealane certs token fra7 --out fra7.token
+    """
+    from gateway.cli.client import GatewayClient
+
+    settings = resolve(gateway, ca, token_file, Path.home())
+    with GatewayClient(settings, token_of(settings, int(time.time()))) as client:
+        made = client.enrolment_token(host, minutes)
+    if out is not None:
+        _write_secret(out, made.token)
+    until = f"{datetime.fromtimestamp(made.expires, UTC):%Y-%m-%d %H:%M} UTC"
+    if as_json:
+        shown = {"token": made.token} if out is None else {"file": str(out)}
+        print_json({"outcome": "issued", "host": made.host, "expires": made.expires, **shown})
+        return
+    if out is None:
+        say(made.token)
+    else:
+        say(f"The token of {made.host} is in {out}, until {until}.")
+    say(f"Next, on the host: sealane relay enrol {settings.gateway} --token-file FILE")
+
+
+def revoke(
+    host: HostArgument,
+    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; it is recorded.")],
+    gateway: GatewayOption = None,
+    ca: CaOption = None,
+    token_file: TokenFileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """End every certificate and token of HOST, everywhere within a minute, and its migrations. Needs RevokeHost.
+
+    \b
+    Example:
+      sealane certs revoke fra7 --reason "INC-2217: disk stolen"
+    """
+    from gateway.cli.client import GatewayClient
+
+    settings = resolve(gateway, ca, token_file, Path.home())
+    with GatewayClient(settings, token_of(settings, int(time.time()))) as client:
+        done = client.revoke_host(host, reason)
+    if as_json:
+        print_json({"outcome": "revoked", **done})
+    else:
+        say(f"Revoked {done['host']}: {len(done['serials'])} certificates, CRL {done['crl_number']}.")
+        say("Relays have it once their poll returns. To let the host in again: sealane certs token")
+
+
+def enrol(  # noqa: PLR0913, PLR0917 - its options
+    gateway: Annotated[str, typer.Argument(metavar="GATEWAY", help="The gateway, https://HOST[:PORT].")],
+    token_file: Annotated[
+        Path | None, typer.Option("--token-file", metavar="FILE", help="Where the token is, mode 0600.")
+    ] = None,
+    token: Annotated[
+        str | None,
+        typer.Option("--token", metavar="TOKEN", help="The token itself: who lists processes meanwhile can read it."),
+    ] = None,
+    config: Annotated[
+        Path, typer.Option("--config", metavar="FILE", help="Configuration to write, unless it is there already.")
+    ] = Path("/etc/sealane/relay.toml"),
+    state_dir: Annotated[
+        Path, typer.Option("--state-dir", metavar="DIR", help="The relay's state; the identity is in DIR/identity.")
+    ] = Path("/var/lib/sealane"),
+    hypervisor: Annotated[
+        str, typer.Option("--hypervisor", metavar="KIND", help="libvirt or qmp, for a new configuration.")
+    ] = "libvirt",
+    as_json: JsonOption = False,
+) -> None:
+    """Make this host one of the gateway's site: a key that never leaves it, certificate, CRLs, pins, configuration.
+
+    Nothing is sent before the gateway has shown the CA that the token names. Run it again if it failed half-way.
+
+    \b
+    Example:
+      sealane relay enrol https://gateway.bank.example:8443 --token-file fra7.token
+    """
+    from certs.enrolment import EnrolmentToken
+    from certs.errors import CertificateError
+    from transport.errors import ConfigurationError
+    from transport.relay.enrolling import Plan
+    from transport.relay.enrolling import enrol as enrol_host
+    from transport.relay.gateway_link import GatewayAway, GatewayRefuses
+
+    url = canonical_url(gateway, "GATEWAY")
+    text = _token_text(token_file, token)
+    try:
+        plan = Plan(url, config, state_dir, _hypervisor(hypervisor))
+        done = enrol_host(plan, EnrolmentToken.parse(text.strip()), datetime.now(UTC))
+    except GatewayRefuses as error:
+        raise Refused(str(error), OPERATOR, "ask for a new token: sealane certs token HOST") from error
+    except GatewayAway as error:
+        raise Unreachable(str(error), OPERATOR, "check the address and that the gateway runs") from error
+    except (CertificateError, ConfigurationError) as error:
+        raise BadConfiguration(str(error), OPERATOR, "correct it and run the command again") from error
+    except OSError as error:
+        raise BadConfiguration(f"{error}", OPERATOR, "run it as who runs the relay") from error
+    if as_json:
+        until = done.valid_until.isoformat().replace("+00:00", "Z")
+        print_json({"outcome": "enrolled", "host": done.host, "valid_until": until, "config": str(config)})
+        return
+    wrote = f"Wrote {config}." if done.wrote_config else f"{config} was there already and stays as it is."
+    say(f"This host is {done.host}. {wrote}")
+    say("Next: sealane doctor, then systemctl enable --now sealane-relay")
+
+
+def _hypervisor(kind: str) -> Literal["libvirt", "qmp"]:
+    match kind:
+        case "libvirt" | "qmp":
+            return kind
+        case _:
+            raise BadConfiguration(f"--hypervisor {kind!r} is neither libvirt nor qmp", REQUESTER, "give one of them")
+
+
+def _token_text(file: Path | None, text: str | None) -> str:
+    if (file is None) == (text is None):
+        raise BadConfiguration("give either --token-file or --token", REQUESTER, "see --help")
+    return read_secret(file, "token file") if file is not None else str(text)
+
+
+def _write_secret(path: Path, text: str) -> None:
+    from certs.files import write_atomically
+
+    try:
+        write_atomically(path, f"{text}\n".encode(), mode=0o600)
+    except OSError as error:
+        raise BadConfiguration(
+            f"{path} cannot be written: {error.strerror}", REQUESTER, "name another file, then ask again"
+        ) from error

@@ -1,0 +1,251 @@
+"""How a bare host becomes one of a site, with nothing but a gateway's address and a one-time token.
+
+make a key here → compare the gateway's root with the token → speak TLS under that root only → token and request →
+judge the answer as any peer would → write the files, the configuration last.
+
+The key never leaves the host. It is on disk before the token is used, so that a lost answer can be asked for again.
+"""
+
+from __future__ import annotations
+
+import json
+import ssl
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+import httpx
+import msgspec
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+from msgspec import Meta
+
+from audit.checkpoint import LogVerifier
+from audit.errors import AuditError
+from certs.credentials import HostCredentials
+from certs.enrolment import EnrolmentToken, make_request
+from certs.errors import UNREADABLE, CredentialError
+from certs.files import read_private_key, write_atomically, write_private_key
+from policy.permit import PermitKey
+from transport.errors import ConfigurationError
+from transport.relay.config import load_relay_config, split_address
+from transport.relay.gateway_link import GatewayAway, GatewayRefuses
+from transport.relay.identity import keep_crls
+
+SECONDS: Final = 30.0
+MAX_ANSWER_BYTES: Final = 32 * 1024 * 1024
+_Pem = Annotated[str, Meta(max_length=1024 * 1024)]
+
+
+class _Root(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    root: _Pem
+
+
+class _Enrolled(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`address`: where the inventory expects this host's relay."""
+
+    host: Annotated[str, Meta(max_length=255)]
+    certificate: _Pem
+    address: Annotated[str, Meta(max_length=261)] | None
+    gateway_bundle: _Pem
+    permit_keys: Annotated[list[_Pem], Meta(min_length=1, max_length=16)]
+    log_keys: Annotated[list[_Pem], Meta(min_length=1, max_length=16)]
+    trust_bundle: _Pem
+    crls: Annotated[list[str], Meta(min_length=1, max_length=16)]
+
+
+class _Refusal(msgspec.Struct, frozen=True):
+    class Error(msgspec.Struct, frozen=True):
+        message: Annotated[str, Meta(max_length=1024)]
+
+    error: Error
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """`url`: https://HOST[:PORT]. `folder`: of the identity's files, below `state_dir`. `config`: relay.toml."""
+
+    url: str
+    config: Path
+    state_dir: Path
+    hypervisor: Literal["libvirt", "qmp"]
+    qmp_socket: str = "/run/vms/{uuid}/qmp.sock"
+
+    @property
+    def folder(self) -> Path:
+        return self.state_dir / "identity"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    host: str
+    valid_until: datetime
+    wrote_config: bool
+
+
+def enrol(plan: Plan, token: EnrolmentToken, now: datetime) -> Outcome:
+    """Raises `CertificateError`, `ConfigurationError`, `GatewayAway` or `GatewayRefuses`; then run it again.
+
+    A configuration that is there already stays as it is: enrolling again only brings a new certificate.
+    """
+    folder = plan.folder
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    (folder / "crls").mkdir(mode=0o700, exist_ok=True)
+    key = _own_key(folder / "host.key")
+    root = _root_of_gateway(plan.url, token)
+    given = _ask_for_certificate(plan.url, root, token, key)
+    chain = _judged(given, token, key, now)
+    _write_pinned(folder, given)
+    keep_crls(folder / "crls", given.crls)
+    write_atomically(folder / "roots.pem", given.trust_bundle.encode())
+    write_atomically(folder / "host.pem", given.certificate.encode())
+    wrote = not plan.config.exists()
+    if wrote:
+        plan.config.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(plan.config, _relay_toml(plan, given).encode(), 0o640)
+    load_relay_config(plan.config)
+    return Outcome(given.host, chain[0].not_valid_after_utc, wrote)
+
+
+def _own_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    if not path.exists():
+        write_private_key(path, ec.generate_private_key(ec.SECP256R1()))
+    key = read_private_key(path)
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise CredentialError(path, "is not an EC P-256 key", "move it away: enrolling makes a new one")
+    return key
+
+
+def _root_of_gateway(url: str, token: EnrolmentToken) -> x509.Certificate:
+    """What anybody at that address calls its root; taken only if it is the token's. Only the question is sent."""
+    blind = ssl.create_default_context()
+    blind.check_hostname = False
+    blind.verify_mode = ssl.CERT_NONE
+    blind.minimum_version = ssl.TLSVersion.TLSv1_3
+    with _client(url, blind) as client:
+        data = _read(client, "GET", "/v1/enrolment/root", None)
+    try:
+        root = x509.load_pem_x509_certificate(msgspec.json.decode(data, type=_Root).root.encode())
+    except (msgspec.MsgspecError, *UNREADABLE):
+        raise GatewayAway(f"{url} does not answer like a gateway that enrols hosts") from None
+    if not token.is_of_root(root):
+        raise CredentialError(
+            None, f"{url} is not the gateway that issued this token: its root is another", "check the address"
+        )
+    return root
+
+
+def _ask_for_certificate(
+    url: str, root: x509.Certificate, token: EnrolmentToken, key: ec.EllipticCurvePrivateKey
+) -> _Enrolled:
+    context = ssl.create_default_context(cadata=root.public_bytes(Encoding.PEM).decode())
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    with _client(url, context) as client:
+        body = {"token": token.text(), "request": make_request(key).decode()}
+        data = _read(client, "POST", "/v1/enrolment", body)
+    try:
+        return msgspec.json.decode(data, type=_Enrolled)
+    except msgspec.MsgspecError as error:
+        raise GatewayAway(f"{url} answers in another version's words: {error}") from None
+
+
+def _judged(
+    given: _Enrolled, token: EnrolmentToken, key: ec.EllipticCurvePrivateKey, now: datetime
+) -> Sequence[x509.Certificate]:
+    """The chain, if every peer would accept it and it is of this host. Pinned keys that cannot be read fail here."""
+    try:
+        chain = tuple(x509.load_pem_x509_certificates(given.certificate.encode()))
+        roots = tuple(x509.load_pem_x509_certificates(given.trust_bundle.encode()))
+        crls = tuple(x509.load_pem_x509_crl(crl.encode()) for crl in given.crls)
+        for permit_key in given.permit_keys:
+            PermitKey.from_pem(permit_key.encode())
+        for log_key in given.log_keys:
+            LogVerifier.parse(log_key)
+        if given.address is not None:
+            split_address(given.address, "address")
+    except (*UNREADABLE, AuditError, ConfigurationError) as error:
+        raise CredentialError(None, f"the gateway's answer cannot be used: {error}", "look at its log") from None
+    if chain[0].public_key() != key.public_key():
+        raise CredentialError(None, "the certificate is of another key", "look at the gateway's log")
+    credentials = HostCredentials(chain, key, roots, crls)
+    credentials.require_usable(now)
+    if credentials.spiffe_id.name != token.host or str(credentials.spiffe_id) != given.host:
+        raise CredentialError(None, f"the certificate is of {credentials.spiffe_id}", "look at the gateway's log")
+    return chain
+
+
+def _write_pinned(folder: Path, given: _Enrolled) -> None:
+    write_atomically(folder / "gateway-root.pem", given.gateway_bundle.encode())
+    for number, permit_key in enumerate(given.permit_keys):
+        write_atomically(folder / f"permit-{number}.pub", permit_key.encode())
+    for number, log_key in enumerate(given.log_keys):
+        write_atomically(folder / f"log-{number}.vkey", f"{log_key}\n".encode())
+
+
+def _relay_toml(plan: Plan, given: _Enrolled) -> str:
+    folder = plan.folder.resolve()
+
+    def text(value: object) -> str:
+        return json.dumps(str(value))  # a JSON string is a TOML string
+
+    def texts(stem: str, suffix: str, count: int) -> str:
+        return "[" + ", ".join(text(folder / f"{stem}-{number}{suffix}") for number in range(count)) + "]"
+
+    listen = given.address or "0.0.0.0:7443"
+    qmp = f"qmp_socket = {text(plan.qmp_socket)}\n" if plan.hypervisor == "qmp" else ""
+    placement = '\n[placement]\nlibvirt_uri = "qemu:///system"\n' if plan.hypervisor == "libvirt" else ""
+    return f"""\
+# Written by `sealane relay enrol`, which never changes it again.
+[relay]
+listen = {text(listen)}
+state_dir = {text(plan.state_dir.resolve())}
+
+[identity]
+certificate = {text(folder / "host.pem")}
+private_key = {text(folder / "host.key")}
+trust_bundle = {text(folder / "roots.pem")}
+crls = [{text(folder / "crls")}]
+from_gateway = true
+
+[gateway]
+url = {text(plan.url)}
+trust_bundle = {text(folder / "gateway-root.pem")}
+permit_keys = {texts("permit", ".pub", len(given.permit_keys))}
+log_keys = {texts("log", ".vkey", len(given.log_keys))}
+
+[hypervisor]
+kind = {text(plan.hypervisor)}
+{qmp}{placement}"""
+
+
+@contextmanager
+def _client(url: str, context: ssl.SSLContext) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=url, verify=context, timeout=SECONDS, trust_env=False, follow_redirects=False) as client:
+        yield client
+
+
+def _read(client: httpx.Client, method: str, path: str, body: dict[str, str] | None) -> bytes:
+    """The answer, bounded. GatewayAway, GatewayRefuses with the gateway's own words."""
+    data = bytearray()
+    try:
+        with client.stream(method, path, json=body) as answer:
+            for chunk in answer.iter_bytes():
+                data += chunk
+                if len(data) > MAX_ANSWER_BYTES:
+                    raise GatewayAway(f"{path}: the answer is too long")
+    except (httpx.HTTPError, OSError) as error:
+        raise GatewayAway(f"{path}: {type(error).__name__}: {error}") from None
+    if answer.status_code != 200:
+        raise GatewayRefuses(f"{path}: {_words(bytes(data), answer.status_code)}", answer.status_code)
+    return bytes(data)
+
+
+def _words(data: bytes, status: int) -> str:
+    try:
+        return msgspec.json.decode(data, type=_Refusal).error.message
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return f"the gateway answers {status}"
