@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -86,15 +87,11 @@ def revoke(
         say("Relays have it once their poll returns. To let the host in again: sealane certs token")
 
 
-def enrol(  # noqa: PLR0913, PLR0917 - its options
+def enrol(
     gateway: Annotated[str, typer.Argument(metavar="GATEWAY", help="The gateway, https://HOST[:PORT].")],
     token_file: Annotated[
-        Path | None, typer.Option("--token-file", metavar="FILE", help="Where the token is, mode 0600.")
-    ] = None,
-    token: Annotated[
-        str | None,
-        typer.Option("--token", metavar="TOKEN", help="The token itself: who lists processes meanwhile can read it."),
-    ] = None,
+        Path, typer.Option("--token-file", metavar="FILE", help="Where the token is, mode 0600; - for standard input.")
+    ],
     config: Annotated[
         Path, typer.Option("--config", metavar="FILE", help="Configuration to write, unless it is there already.")
     ] = Path("/etc/sealane/relay.toml"),
@@ -122,7 +119,7 @@ def enrol(  # noqa: PLR0913, PLR0917 - its options
     from transport.relay.gateway_link import GatewayAway, GatewayRefuses
 
     url = canonical_url(gateway, "GATEWAY")
-    text = _token_text(token_file, token)
+    text = sys.stdin.readline() if str(token_file) == "-" else read_secret(token_file, "token file")
     try:
         plan = Plan(url, config, state_dir, _hypervisor(hypervisor))
         done = enrol_host(plan, EnrolmentToken.parse(text.strip()), datetime.now(UTC))
@@ -149,12 +146,6 @@ def _hypervisor(kind: str) -> Literal["libvirt", "qmp"]:
             return kind
         case _:
             raise BadConfiguration(f"--hypervisor {kind!r} is neither libvirt nor qmp", REQUESTER, "give one of them")
-
-
-def _token_text(file: Path | None, text: str | None) -> str:
-    if (file is None) == (text is None):
-        raise BadConfiguration("give either --token-file or --token", REQUESTER, "see --help")
-    return read_secret(file, "token file") if file is not None else str(text)
 
 
 def _write_secret(path: Path, text: str) -> None:

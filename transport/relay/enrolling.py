@@ -93,8 +93,8 @@ def enrol(plan: Plan, token: EnrolmentToken, now: datetime) -> Outcome:
     A configuration that is there already stays as it is: enrolling again only brings a new certificate.
     """
     folder = plan.folder
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    (folder / "crls").mkdir(mode=0o700, exist_ok=True)
+    for private in (plan.state_dir, folder, folder / "crls"):  # one by one: `parents` would be open to all
+        private.mkdir(mode=0o700, exist_ok=True)
     key = _own_key(folder / "host.key")
     root = _root_of_gateway(plan.url, token)
     given = _ask_for_certificate(plan.url, root, token, key)
