@@ -103,7 +103,7 @@ class Authority:
         key = read_private_key(directory / "ca.key", passphrase)
         if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
             raise CredentialError(path, "does not belong to ca.key", "restore both from one backup")
-        authority = cls(directory, certificate, _trust_domain_of(certificate, path), key)
+        authority = cls(directory, certificate, _trust_domain_in(certificate, path), key)
         authority._read_crl()
         return authority
 
@@ -303,7 +303,12 @@ def _key_usage(
     )
 
 
-def _trust_domain_of(certificate: x509.Certificate, path: Path) -> str:
+def trust_domain_of(path: Path) -> str:
+    """Of which trust domain the CA certificate in this file speaks. Raises `CredentialError`."""
+    return _trust_domain_in(read_certificates(path)[0], path)
+
+
+def _trust_domain_in(certificate: x509.Certificate, path: Path) -> str:
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         (uri,) = names.get_values_for_type(x509.UniformResourceIdentifier)

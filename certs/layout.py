@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from certs.authority import HOST_LIFETIME, Authority
+from certs.authority import HOST_LIFETIME, Authority, trust_domain_of
 from certs.errors import CredentialError, IdentityError
 from certs.files import (
     read_certificates,
@@ -54,16 +54,22 @@ class Fact:
     sha256: str  # of the DER, lower hex
 
 
-def init(
+def init(  # noqa: PLR0913, PLR0917 - what differs between sites
     directory: Path,
     trust_domain: str,
     log_origin: str,
     gateway_dns_names: Sequence[str],
     gateway_ips: Sequence[str],
     now: datetime,
-) -> None:
-    """Make `directory`, whole or not at all. Raises `CertificateError`; an existing CA is never touched."""
+    passphrase: bytes | None = None,
+) -> bool:
+    """Make `directory`, whole or not at all; False if a CA of this trust domain is there: it is never touched.
+
+    `passphrase`: of the CA's key alone. Raises `CertificateError`.
+    """
     directory = directory.resolve()
+    if (directory / "ca.pem").exists() and trust_domain_of(directory / "ca.pem") == trust_domain:
+        return False
     log_key = ed25519.Ed25519PrivateKey.generate()
     vkey = verifier_key(log_origin, log_key.public_key())
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
@@ -72,7 +78,7 @@ def init(
     staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
     try:
         staging.chmod(0o755)
-        authority = Authority.create(staging, trust_domain, now)
+        authority = Authority.create(staging, trust_domain, now, passphrase)
         gateway = staging / "gateway"
         gateway.mkdir()
         (staging / "hosts").mkdir()
@@ -93,14 +99,37 @@ def init(
         shutil.rmtree(staging, ignore_errors=True)
         raise
     sync_directory(directory.parent)
+    return True
 
 
-def issue_host(directory: Path, name: str, now: datetime, lifetime: timedelta = HOST_LIFETIME) -> x509.Certificate:
+def init_issuing(
+    root: Path, directory: Path, now: datetime, passphrase: bytes | None = None, own_passphrase: bytes | None = None
+) -> bool:
+    """Make an issuing CA below `root` in `directory`; False if one is there. `own_passphrase` is of the new key.
+
+    Raises `CertificateError`.
+    """
+    directory = directory.resolve()
+    if (directory / "ca.pem").exists():
+        Authority.load(directory, own_passphrase)
+        return False
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    Authority.load(root, passphrase).create_issuing(directory, now, passphrase=own_passphrase)
+    return True
+
+
+def issue_host(
+    directory: Path,
+    name: str,
+    now: datetime,
+    lifetime: timedelta = HOST_LIFETIME,
+    passphrase: bytes | None = None,
+) -> x509.Certificate:
     """Issue or renew D/hosts/NAME and publish a new CRL; the new leaf.
 
     A renewal keeps host.key and replaces host.pem in one step, so that a reader never sees two halves of a pair.
     """
-    authority = Authority.load(directory)
+    authority = Authority.load(directory, passphrase)
     SpiffeId(authority.trust_domain, name)  # before it becomes a path
     folder = directory / "hosts" / name
     folder.mkdir(mode=0o755, parents=True, exist_ok=True)

@@ -135,3 +135,15 @@ def of_policy(version: Callable[[], int], shadow: Callable[[], Mapping[str, int]
         return [in_force, compared]
 
     return ask
+
+
+def of_certificates(days_left: Callable[[], Mapping[str, float]]) -> Source:
+    """Days until each certificate or CRL of this gateway ends; below zero once it has."""
+
+    def ask() -> Iterable[Metric]:
+        days = GaugeMetricFamily("sealane_certificate_days_left", "Days until it ends.", labels=["what"])
+        for what, left in days_left().items():
+            days.add_metric([what], left)
+        return [days]
+
+    return ask

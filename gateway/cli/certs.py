@@ -26,6 +26,10 @@ app = typer.Typer(
     help="The file CA: keys and certificates of gateway and hosts.", no_args_is_help=True, rich_markup_mode=None
 )
 
+PassphraseOption = Annotated[
+    Path | None,
+    typer.Option("--passphrase-file", metavar="FILE", help="Where the passphrase of the CA's key is, mode 0600."),
+]
 DirectoryArgument = Annotated[Path, typer.Argument(metavar="DIR", help="The CA's folder.")]
 
 
@@ -44,8 +48,14 @@ def _said_plainly() -> Iterator[None]:
         raise BadConfiguration(f"{error}", OPERATOR, "check the folder and its permissions") from error
 
 
+def _passphrase(file: Path | None) -> bytes | None:
+    from certs.files import read_passphrase
+
+    return None if file is None else read_passphrase(file)
+
+
 @app.command("init")
-def init(
+def init(  # noqa: PLR0913, PLR0917 - its options
     directory: DirectoryArgument,
     trust_domain: Annotated[
         str, typer.Option("--trust-domain", metavar="NAME", help="Trust domain of the host ids, a lower-case DNS name.")
@@ -62,9 +72,10 @@ def init(
         list[str] | None,
         typer.Option("--ip", metavar="ADDRESS", help="IP address of the gateway; repeat it. Default: 127.0.0.1."),
     ] = None,
+    passphrase_file: PassphraseOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a CA, the gateway's TLS certificate and its permit and log keys.
+    """Make a CA, the gateway's TLS certificate and its permit and log keys. Run again, it changes nothing.
 
     \b
     Example:
@@ -76,14 +87,88 @@ def init(
     addresses = ip or ([] if dns else ["127.0.0.1"])
     origin = log_origin or f"{trust_domain}/audit"
     with _said_plainly():
-        layout.init(directory, trust_domain, origin, names, addresses, datetime.now(UTC))
-    if as_json:
-        print_json(
-            {"outcome": "created", "directory": str(directory), "trust_domain": trust_domain, "log_origin": origin}
+        made = layout.init(
+            directory, trust_domain, origin, names, addresses, datetime.now(UTC), _passphrase(passphrase_file)
         )
+    if as_json:
+        outcome = "created" if made else "exists"
+        print_json(
+            {"outcome": outcome, "directory": str(directory), "trust_domain": trust_domain, "log_origin": origin}
+        )
+    elif made:
+        say(f"Made the CA of {trust_domain} in {directory}:")
+        say("  ca.key, ca.pem, crl.pem  the root: every host trusts it, so its key belongs offline")
+        say("  gateway/                 TLS, permit and log keys of the gateway; each can be replaced alone")
+        say(f"Next: sealane certs init-issuing {directory} ISSUING, then [enrolment] in the gateway's configuration;")
+        say(f"or certify hosts by hand: sealane certs issue {directory} HOST")
     else:
-        say(f"Made the CA of {trust_domain} in {directory}; keep {directory}/ca.key offline once hosts are issued.")
-        say(f"Next: sealane certs issue {directory} HOST")
+        say(f"The CA of {trust_domain} is in {directory} already; nothing was changed.")
+
+
+@app.command("init-issuing")
+def init_issuing(
+    root: Annotated[Path, typer.Argument(metavar="ROOT", help="The folder of the root CA.")],
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The new folder of the CA that issues hosts.")],
+    root_passphrase_file: Annotated[
+        Path | None,
+        typer.Option("--root-passphrase-file", metavar="FILE", help="Where the passphrase of the root's key is."),
+    ] = None,
+    passphrase_file: PassphraseOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a CA below the root, which issues and revokes hosts; the root's key may then go offline.
+
+    The root's CRL is published for 180 days: bring root-crl.pem anew before that (certs publish-crl).
+
+    \b
+    Example:
+      sealane certs init-issuing /root/ca /etc/sealane/issuing
+    """
+    from certs import layout
+
+    with _said_plainly():
+        own = _passphrase(passphrase_file)
+        made = layout.init_issuing(root, directory, datetime.now(UTC), _passphrase(root_passphrase_file), own)
+    if as_json:
+        print_json({"outcome": "created" if made else "exists", "directory": str(directory), "root": str(root)})
+    elif made:
+        say(f"Made the issuing CA in {directory}. In the gateway's configuration:")
+        say(f'  [tls]        client_trust_bundle = "{directory}/bundle.pem"')
+        say(f'               crls = ["{directory}/crl.pem", "{directory}/root-crl.pem"]')
+        say(f'  [enrolment]  authority = "{directory}"')
+        say(f"Then take {root}/ca.key offline.")
+    else:
+        say(f"An issuing CA is in {directory} already; nothing was changed.")
+
+
+@app.command("publish-crl")
+def publish_crl(
+    directory: DirectoryArgument,
+    revoke: Annotated[
+        list[str] | None,
+        typer.Option("--revoke-serial", metavar="HEX", help="Revoke this certificate of the CA too; repeat it."),
+    ] = None,
+    days: Annotated[int, typer.Option("--days", min=1, max=366, help="For how long it is valid.")] = 7,
+    passphrase_file: PassphraseOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Publish the CA's next CRL, by its key on this machine: for a root, or for what was certified by hand.
+
+    \b
+    Example:
+      sealane certs publish-crl /root/ca --days 180
+    """
+    from certs.authority import Authority
+
+    with _said_plainly():
+        serials = [int(serial, 16) for serial in revoke or ()]
+        authority = Authority.load(directory, _passphrase(passphrase_file))
+        number = authority.revoke_all(serials, datetime.now(UTC), timedelta(days=days))
+    if as_json:
+        print_json({"outcome": "published", "file": str(authority.crl_file), "crl_number": number})
+    else:
+        say(f"Published {authority.crl_file}, number {number}, for {days} days.")
+        say("Next: bring it to the gateway, under the name that its tls.crls has; it notices the file.")
 
 
 @app.command("issue")
@@ -91,6 +176,7 @@ def issue(
     directory: DirectoryArgument,
     name: Annotated[str, typer.Argument(metavar="HOST", help="The host's name: lower-case letters, digits, hyphens.")],
     hours: Annotated[int, typer.Option("--hours", min=1, max=24 * 398, help="Lifetime of the certificate.")] = 24,
+    passphrase_file: PassphraseOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make a host's key and certificate, with its SPIFFE id, in DIR/hosts/HOST.
@@ -102,7 +188,7 @@ def issue(
     from certs import layout
 
     with _said_plainly():
-        layout.issue_host(directory, name, datetime.now(UTC), timedelta(hours=hours))
+        layout.issue_host(directory, name, datetime.now(UTC), timedelta(hours=hours), _passphrase(passphrase_file))
     made = directory / "hosts" / name
     if as_json:
         print_json({"outcome": "issued", "host": name, "directory": str(made), "lifetime_hours": hours})
@@ -138,6 +224,47 @@ def issue_service(
     else:
         say(f"Issued {service} for {hours} hours: {made}/service.pem and service.key.")
         say(f'Next: add it to the gateway\'s configuration as [[identity.services]] spiffe_id = "{service}".')
+
+
+@app.command("check")
+def check(directory: DirectoryArgument, as_json: JsonOption = False) -> None:
+    """Look at all keys, certificates and CRLs in a CA's folder, and say what to do. Exit code 1: something is wrong.
+
+    Of a gateway's or a relay's own files: sealane doctor.
+
+    \b
+    Example:
+      sealane certs check /etc/sealane/issuing
+    """
+    from gateway.doctor.credentials import certificate_findings, crl_findings, key_finding
+    from gateway.doctor.finding import worst
+
+    now = datetime.now(UTC)
+    found = [
+        *(key_finding(path) for path in sorted(directory.glob("**/*.key")) if not _is_encrypted(path)),
+        *(
+            each
+            for path in sorted(directory.glob("**/*.pem"))
+            if "crl" not in path.name
+            for each in certificate_findings(path, now)
+        ),
+        *crl_findings(sorted(directory.glob("*crl.pem")), now),
+    ]
+    if not found:
+        raise BadConfiguration(f"{directory} holds no CA", OPERATOR, "name the folder of `sealane certs init`")
+    outcome = worst(found)
+    if as_json:
+        names = ("check", "status", "message", "remedy")
+        print_json({"outcome": outcome, "findings": [{n: getattr(each, n) for n in names} for each in found]})
+    else:
+        for each in found:
+            say(f"{each.status:<9}  {each.message}" + (f"; {each.remedy}" if each.remedy else ""))
+    if outcome == "wrong":
+        raise typer.Exit(1)
+
+
+def _is_encrypted(path: Path) -> bool:
+    return path.read_bytes().lstrip().startswith(b"-----BEGIN ENCRYPTED")
 
 
 @app.command("show")

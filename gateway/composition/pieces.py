@@ -22,13 +22,13 @@ from gateway.composition.people import make_directory, make_issuers, make_people
 from gateway.composition.telling import health_document, make_metrics
 from gateway.config import GatewayConfig
 from gateway.enrolment.composition import make_office
-from gateway.enrolment.files import Late, watch_tls_files
+from gateway.enrolment.files import Late, days_left, watch_tls_files
 from gateway.errors import StartRefused
 from gateway.gate import Gate
 from gateway.inventories import InventoryNews, open_sources, read_at_start
 from gateway.issuers import Issuers
 from gateway.log_keeping import LogKeeping, open_log_keeping
-from gateway.metrics import of_authority, of_policy
+from gateway.metrics import of_authority, of_certificates, of_policy
 from gateway.observing import make_observation
 from gateway.placement_watching import PlacementWatching
 from gateway.publishing import Publishing
@@ -123,6 +123,7 @@ async def make_pieces(
         )
     )
     metrics.add(of_policy(lambda: gate.engine.bundle.version, publishing.shadow.counts))
+    metrics.add(of_certificates(lambda: days_left(config, reporting.trust.trust, clock.wall())))
     reloader.reload_delivery = delivery.reload
     revocation = config.revocation
     background: tuple[Background, ...] = (

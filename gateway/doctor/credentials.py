@@ -39,7 +39,7 @@ def _validity(path: Path, certificate: x509.Certificate, now: datetime) -> Findi
 
 def crl_findings(paths: Sequence[Path], now: datetime) -> Iterator[Finding]:
     """A CRL past its next update makes every peer refuse, and be refused."""
-    for path in paths:
+    for path in (file for given in paths for file in _crl_files(given)):
         try:
             crl = read_crl(path)
         except CertificateError as error:
@@ -57,6 +57,10 @@ def crl_findings(paths: Sequence[Path], now: datetime) -> Iterator[Finding]:
             yield Finding("crl", "attention", message, "see why it was not renewed")
         else:
             yield Finding("crl", "ok", message)
+
+
+def _crl_files(path: Path) -> list[Path]:
+    return (sorted(path.glob("*.pem")) or [path]) if path.is_dir() else [path]
 
 
 def key_finding(path: Path) -> Finding:

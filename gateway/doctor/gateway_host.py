@@ -9,11 +9,15 @@ from pathlib import Path
 from typing import Final
 
 import gateway.config as configuration
+from certs.authority import Authority
+from certs.errors import CertificateError
+from certs.files import read_passphrase
 from gateway.config import GatewayConfig
 from gateway.doctor.credentials import certificate_findings, crl_findings, folder_finding, key_finding
 from gateway.doctor.finding import Finding
 from gateway.doctor.machine import open_files, suid_dumps, swap
 from gateway.doctor.network import listen_finding
+from gateway.doctor.pairs import name_finding, pair_findings
 from gateway.errors import ConfigRefused, StartRefused
 from gateway.reloading import load_policy
 from policy.errors import InventoryRefused
@@ -35,12 +39,30 @@ def gateway_host_findings(path: Path, root: Path, now: datetime) -> Iterator[Fin
     for name in (config.tls.private_key, config.log.signing_key, config.permits.signing_key):
         yield key_finding(config.path(name))
     yield from certificate_findings(config.path(config.tls.certificate), now)
+    yield from pair_findings(config.path(config.tls.certificate), config.path(config.tls.private_key))
+    if (found := name_finding(config.path(config.tls.certificate), config.listen.host)) is not None:
+        yield found
+    yield from _authority(config, now)
     yield from crl_findings([config.path(name) for name in config.tls.crls], now)
     yield folder_finding(config.path(config.gateway.state_dir), 0o700)
     yield folder_finding(config.path(config.log.directory), 0o750)
     yield _space(config)
     yield listen_finding(config.listen.host, config.listen.port)
     yield from _policy(config)
+
+
+def _authority(config: GatewayConfig, now: datetime) -> Iterator[Finding]:
+    if (table := config.enrolment) is None:
+        return
+    folder = config.path(table.authority)
+    yield from certificate_findings(folder / "ca.pem", now)
+    try:
+        passphrase = None if table.passphrase_file is None else read_passphrase(config.path(table.passphrase_file))
+        Authority.load(folder, passphrase)
+    except CertificateError as error:
+        yield Finding("authority", "wrong", str(error), "correct it: no host can enrol or renew")
+        return
+    yield Finding("authority", "ok", f"{folder} can issue and revoke hosts")
 
 
 def _space(config: GatewayConfig) -> Finding:

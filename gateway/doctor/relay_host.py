@@ -14,6 +14,7 @@ from gateway.doctor.finding import Finding
 from gateway.doctor.hypervisor import hypervisor_findings
 from gateway.doctor.machine import machine_findings
 from gateway.doctor.network import gateway_findings, listen_finding, peer_findings
+from gateway.doctor.pairs import pair_findings
 from transport.errors import ConfigurationError
 from transport.relay.address_book import AddressBookFile
 from transport.relay.config import RelayConfig, load_relay_config, split_address
@@ -42,6 +43,7 @@ def _identity(config: RelayConfig, now: datetime) -> Iterator[Finding]:
     crls = [Path(crl) for crl in identity.crls]
     yield key_finding(Path(identity.private_key))
     yield from certificate_findings(Path(identity.certificate), now)
+    yield from pair_findings(Path(identity.certificate), Path(identity.private_key))
     yield from crl_findings(crls, now)
     try:
         credentials = HostCredentials.load(

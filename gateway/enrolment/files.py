@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from datetime import datetime, timedelta
 from typing import Final
 
 import structlog
 import trio
 
 from certs.changes import Marks, marks_of
+from certs.errors import CertificateError
+from certs.files import read_certificates
+from certs.verification import Trust, newest_crls
 from gateway.config import GatewayConfig
 from gateway.dispatch import Dispatch
 from gateway.errors import StartRefused
@@ -27,6 +31,20 @@ class Late:
     async def __call__(self) -> None:
         assert self.call is not None
         await self.call()
+
+
+def days_left(config: GatewayConfig, trust: Trust, now: datetime) -> dict[str, float]:
+    """Of what would stop this gateway or its relays when it ends: by its kind, the one that ends first."""
+    ends: dict[str, list[datetime]] = {
+        "root": [anchor.not_valid_after_utc for anchor in trust.anchors],
+        "issuing": [each.not_valid_after_utc for each in trust.intermediates],
+        "crl": [crl.next_update_utc for crl in newest_crls(trust.crls) if crl.next_update_utc is not None],
+    }
+    try:
+        ends["gateway"] = [read_certificates(config.path(config.tls.certificate))[0].not_valid_after_utc]
+    except CertificateError:
+        ends["gateway"] = []
+    return {what: (min(moments) - now) / timedelta(days=1) for what, moments in ends.items() if moments}
 
 
 async def watch_tls_files(config: GatewayConfig, reloader: Reloader, dispatch: Dispatch) -> None:

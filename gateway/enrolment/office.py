@@ -182,7 +182,7 @@ class Office:
         if not serials:
             raise NotKnown(
                 "this authority knows no valid certificate of that host; its tokens are withdrawn",
-                next_step="see `sealane certs show` for what was issued by hand: sealane certs revoke-serial",
+                next_step="revoke what was issued by hand: sealane certs publish-crl DIR --revoke-serial HEX",
             )
         number = self._gate.minimum_crl_number
         return {"host": str(spiffe_id), "serials": sorted(serials), "crl_number": number}
