@@ -9,6 +9,7 @@ from pathlib import Path
 from bench import (
     audit_asking,
     audit_log,
+    certs,
     libvirt_migration,
     permit_directory,
     permit_latency,
@@ -38,6 +39,7 @@ PARTS = {
         "decisions": policy_decisions.measure,
     },
     "audit": {"log": audit_log.measure, "asking": audit_asking.measure},
+    "certs": {"hosts": certs.measure},
     "siem": {"rsyslog": siem_rsyslog.measure, "elastic": siem_elastic.measure},
 }
 RESULTS = Path(__file__).parent / "results"

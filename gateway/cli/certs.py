@@ -122,7 +122,7 @@ def init_issuing(
 
     \b
     Example:
-      sealane certs init-issuing /root/ca /etc/sealane/issuing
+      sealane certs init-issuing /root/ca /var/lib/sealane-gateway/issuing
     """
     from certs import layout
 
@@ -234,7 +234,7 @@ def check(directory: DirectoryArgument, as_json: JsonOption = False) -> None:
 
     \b
     Example:
-      sealane certs check /etc/sealane/issuing
+      sealane certs check /var/lib/sealane-gateway/issuing
     """
     from gateway.doctor.credentials import certificate_findings, crl_findings, key_finding
     from gateway.doctor.finding import worst

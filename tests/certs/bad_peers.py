@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from certs.errors import Check
-from tests.certs.chains import CLIENT, DAY, NOW, SERVER, Host, Site, make_ca, make_crl, make_host, uri_of
+from tests.certs.chains import CLIENT, DAY, NOW, SERVER, Host, Site, key_usage, make_ca, make_crl, make_host, uri_of
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,37 @@ def _too_long_a_path(site: Site) -> tuple[Host, Site]:
     return make_host(third), Site(site.ca, site.intermediate, crls)
 
 
+def _below(site: Site, name: str, **defect: Any) -> tuple[Host, Site]:
+    """A host of an intermediate that has a defect, with its CRL at hand."""
+    second = make_ca(name, parent=site.ca, **defect)
+    return make_host(second), Site(site.ca, second, (*site.crls, make_crl(second)))
+
+
+def _beyond_path_length(site: Site) -> tuple[Host, Site]:
+    short = make_ca("last", parent=site.ca, path_length=0)
+    beyond = make_ca("beyond", parent=short)
+    return make_host(beyond), Site(site.ca, short, (*site.crls, make_crl(short), make_crl(beyond)))
+
+
+_UNKNOWN = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.3.6.1.4.1.99999.1"), b"\x05\x00")
+
 BAD_PEERS: dict[str, BadPeer] = {
+    "whose signature is of another key": _host(
+        Check.UNTRUSTED, lambda site: make_host(site.ca, signer=ec.generate_private_key(ec.SECP256R1()))
+    ),
+    "with a critical extension that nobody knows": _host(
+        Check.MALFORMED, lambda site: make_host(site.ca, extra=_UNKNOWN)
+    ),
+    "of an intermediate that may not sign certificates": BadPeer(
+        Check.MALFORMED, lambda site: _below(site, "mute", usage=key_usage(signs=False, proves=True))
+    ),
+    "of an intermediate that has expired": BadPeer(
+        Check.VALIDITY, lambda site: _below(site, "old", not_before=NOW - 3 * DAY, not_after=NOW - DAY)
+    ),
+    "beyond an intermediate's path length": BadPeer(Check.MALFORMED, _beyond_path_length),
+    "a letter of another alphabet in the URI": _uri("spiffe://td.example/host/xn--hst-a-jua%C3%B6"),
+    "an empty segment in the URI": _uri("spiffe://td.example//host/host-a"),
+    "a name before the path of the URI": _uri("spiffe://td.example.evil.example/host/host-a/../../host-a"),
     "of another CA": _host(Check.UNTRUSTED, lambda _: make_host(make_ca("Other root"))),
     "of another CA of the same name": _host(Check.UNTRUSTED, lambda _: make_host(make_ca("Test root"))),
     "self-signed": _host(Check.UNTRUSTED, lambda _: make_host(None, common_name="host-a")),

@@ -63,6 +63,8 @@ def make_ca(
     path_length: int | None = None,
     is_ca: bool = True,
     with_key_ids: bool = True,
+    usage: x509.KeyUsage | None = None,
+    constraints: x509.NameConstraints | None = None,
     not_before: datetime = NOW - DAY,
     not_after: datetime = NOW + 3650 * DAY,
 ) -> Ca:
@@ -72,7 +74,9 @@ def make_ca(
     issuer, issuer_key = (parent.certificate.subject, parent.key) if parent else (subject, key)
     builder = _certificate(subject, issuer, key, not_before, not_after)
     builder = builder.add_extension(x509.BasicConstraints(is_ca, path_length if is_ca else None), critical=True)
-    builder = builder.add_extension(key_usage(signs=True, proves=False), critical=True)
+    builder = builder.add_extension(usage or key_usage(signs=True, proves=False), critical=True)
+    if constraints is not None:
+        builder = builder.add_extension(constraints, critical=True)
     if with_key_ids:
         builder = builder.add_extension(_key_id(key), critical=False)
         if parent:
@@ -118,6 +122,9 @@ def make_host(
     usages: Sequence[x509.ObjectIdentifier] | None = (CLIENT, SERVER),
     is_ca: bool = False,
     with_key_ids: bool = True,
+    usage: x509.KeyUsage | None = None,
+    extra: x509.ExtensionType | None = None,
+    signer: ec.EllipticCurvePrivateKey | None = None,
     not_before: datetime = NOW - timedelta(hours=1),
     not_after: datetime = NOW + timedelta(hours=23),
 ) -> Host:
@@ -132,7 +139,9 @@ def make_host(
     names += [x509.DNSName(dns) for dns in dns_names]
     builder = _certificate(subject, issuer, key, not_before, not_after)
     builder = builder.add_extension(x509.BasicConstraints(ca=is_ca, path_length=None), critical=True)
-    builder = builder.add_extension(key_usage(signs=is_ca, proves=True), critical=True)
+    builder = builder.add_extension(usage or key_usage(signs=is_ca, proves=True), critical=True)
+    if extra is not None:
+        builder = builder.add_extension(extra, critical=True)
     if names:
         builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=common_name is None)
     if usages is not None:
@@ -140,7 +149,7 @@ def make_host(
     if with_key_ids:
         builder = builder.add_extension(_key_id(key), critical=False)
         builder = builder.add_extension(_authority_key_id(issuer_key), critical=False)
-    leaf = builder.sign(issuer_key, hashes.SHA256())
+    leaf = builder.sign(signer or issuer_key, hashes.SHA256())
     return Host((leaf, *(ca.chain if ca else ())), key)
 
 

@@ -97,6 +97,15 @@ def test_openssl_alone_accepts_a_ca_as_a_host(site: Site, monkeypatch: pytest.Mo
     assert judged(host.chain, judge).spiffe_id.name == "host-a"
 
 
+@pytest.mark.parametrize("allowed", ["other.example", "td.example"])
+def test_any_chain_with_a_name_constraint_is_refused_even_one_that_allows_the_name(allowed: str, site: Site) -> None:
+    """OpenSSL judges a constraint on URI names, `cryptography` refuses to: the trust domain is our own rule."""
+    constraints = x509.NameConstraints([x509.UniformResourceIdentifier(allowed)], None)
+    constrained = make_ca("constrained", parent=site.ca, constraints=constraints)
+    check = check_of(make_host(constrained).chain, site, [*site.crls, make_crl(constrained)])
+    assert check == (Check.SECOND_VERIFIER if allowed == "td.example" else Check.MALFORMED)
+
+
 # --- CRLs
 
 
