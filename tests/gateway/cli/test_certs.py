@@ -27,10 +27,56 @@ def test_a_ca_is_never_made_over_another(sealane: Sealane, tmp_path: Path) -> No
     ca = tmp_path / "ca"
     sealane("certs", "init", ca, "--trust-domain", "corp.example")
     key = (ca / "ca.key").read_bytes()
-    again = sealane("certs", "init", ca, "--trust-domain", "corp.example")
-    assert again.exit_code == 2
-    assert "is not empty" in only_error_line(again)
+    again = sealane("certs", "init", ca, "--trust-domain", "corp.example", "--json")
+    assert again.exit_code == 0
+    assert last_object(again)["outcome"] == "exists"
+    other = sealane("certs", "init", ca, "--trust-domain", "other.example")
+    assert other.exit_code == 2
+    assert "is not empty" in only_error_line(other)
     assert (ca / "ca.key").read_bytes() == key
+
+
+def test_an_issuing_ca_with_passphrases_and_the_root_offline(sealane: Sealane, tmp_path: Path) -> None:
+    root, issuing, secret = tmp_path / "root", tmp_path / "issuing", tmp_path / "passphrase"
+    secret.write_text("correct horse battery\n")
+    secret.chmod(0o600)
+    assert sealane(
+        "certs", "init", root, "--trust-domain", "corp.example", "--passphrase-file", secret
+    ).exit_code == 0  # fmt: skip
+    refused = sealane("certs", "init-issuing", root, issuing)
+    assert refused.exit_code == 2
+    assert "passphrase" in only_error_line(refused)
+    words = ("certs", "init-issuing", root, issuing, "--root-passphrase-file", secret, "--passphrase-file", secret)
+    assert sealane(*words).exit_code == 0
+    (root / "ca.key").rename(tmp_path / "in-the-safe")
+    issued = sealane("certs", "issue", issuing, "host-a", "--passphrase-file", secret)
+    assert issued.exit_code == 0, issued.output
+    assert (issuing / "hosts/host-a/host.pem").read_text().count("BEGIN CERTIFICATE") == 2
+    assert sealane("certs", "check", issuing).exit_code == 0
+    secret.chmod(0o644)
+    assert sealane("certs", "publish-crl", issuing, "--passphrase-file", secret).exit_code == 2
+
+
+def test_what_is_wrong_in_a_folder_is_said_with_its_remedy(sealane: Sealane, tmp_path: Path) -> None:
+    ca = tmp_path / "ca"
+    sealane("certs", "init", ca, "--trust-domain", "corp.example")
+    (ca / "ca.key").chmod(0o644)
+    found = sealane("certs", "check", ca, "--json")
+    assert found.exit_code == 1
+    (wrong,) = [each for each in last_object(found)["findings"] if each["status"] == "wrong"]
+    assert "ca.key" in wrong["message"]
+    assert wrong["remedy"]
+
+
+def test_a_crl_by_hand_revokes_what_was_issued_by_hand(sealane: Sealane, tmp_path: Path) -> None:
+    ca = tmp_path / "ca"
+    sealane("certs", "init", ca, "--trust-domain", "corp.example")
+    sealane("certs", "issue", ca, "host-a")
+    files = last_object(sealane("certs", "show", ca, "--json"))["files"]
+    (serial,) = [one["serial"] for one in files if one["kind"] == "host"]
+    assert sealane("certs", "publish-crl", ca, "--revoke-serial", serial, "--days", "30").exit_code == 0
+    files = last_object(sealane("certs", "show", ca, "--json"))["files"]
+    assert [one["state"] for one in files if one["kind"] == "host"] == ["revoked"]
 
 
 def test_names_that_are_none_are_refused_in_one_line(sealane: Sealane, tmp_path: Path) -> None:
