@@ -58,7 +58,7 @@ def test_a_socket_that_systemd_holds_is_taken_over_with_what_waits_in_it() -> No
         descriptor = held.fileno()
         command = f"exec env LISTEN_PID=$$ LISTEN_FDS=1 {sys.executable} -c '{program}' 3<&{descriptor}"
         done = subprocess.run(
-            ["sh", "-c", command], pass_fds=(descriptor,), capture_output=True, check=False, timeout=30, text=True
+            ["bash", "-c", command], pass_fds=(descriptor,), capture_output=True, check=False, timeout=30, text=True
         )
     assert done.stdout.strip() == str(port), done.stderr
 
