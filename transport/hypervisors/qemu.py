@@ -15,6 +15,7 @@ from typing import Any, Self
 import msgspec
 import trio
 
+from transport.hypervisors.disks import Disks
 from transport.hypervisors.errors import (
     HypervisorGarbled,
     HypervisorGone,
@@ -109,6 +110,11 @@ class QemuMachine:
     def is_usable(self) -> bool:
         """Whether this conversation can go on. If not, another one may be begun."""
         return self._qmp.is_usable
+
+    @property
+    def disks(self) -> Disks:
+        """The guest's disks, by the same monitor."""
+        return Disks(self._qmp, self._answer_seconds)
 
     async def uuid(self) -> str:
         """The VM's UUID, lower case; all zeros if QEMU was started without one."""

@@ -153,10 +153,17 @@ class QmpSource(_QmpEnd):
         self._paused_late = False
         self._asked_for_post_copy = False
         self._has_switched = False
+        self._has_disks = False
+        self._disks_done = False
 
     def within(self, deadline_seconds: float, how: How) -> Self:
         self._deadline_seconds = deadline_seconds
         self._how = how
+        return self
+
+    def with_disks(self) -> Self:
+        """Its disks move, too."""
+        self._has_disks = True
         return self
 
     async def prepare(self) -> str:
@@ -170,7 +177,14 @@ class QmpSource(_QmpEnd):
 
     def inlets(self, socket_path: Path) -> list[Inlet]:
         self._socket_path = socket_path
-        return [Inlet("memory", listen_unix(socket_path), self._allows)]
+        inlets = [Inlet("memory", listen_unix(socket_path), self._allows)]
+        if self._has_disks:
+            inlets.append(Inlet("disks", listen_unix(self._disks_path), self._allows))
+        return inlets
+
+    @property
+    def _disks_path(self) -> Path:
+        return self._socket_path.with_name("disks.sock")
 
     def _allows(self, local: socket.socket) -> bool:
         """Only the very QEMU whose monitor we hold: another VM of the same user must not send in its name."""
@@ -185,15 +199,23 @@ class QmpSource(_QmpEnd):
             await report(seen)
             await self._steer(machine, seen, trio.current_time() - began, milestones)
 
+        if self._has_disks:
+            # All of them first: memory grows old while they are copied, and alike they stay by themselves.
+            await machine.disks.mirror(self._disks_path, self._settings.bandwidth_bytes_per_second)
+            await machine.disks.wait_ready(self._deadline_seconds)
         await machine.start_migration(self._socket_path)
-        return await machine.wait_migration(
-            deadline_seconds=self._deadline_seconds, on_progress=steer, interval_seconds=_STEER_SECONDS
-        )
+        left = max(1.0, self._deadline_seconds - (trio.current_time() - began))
+        return await machine.wait_migration(deadline_seconds=left, on_progress=steer, interval_seconds=_STEER_SECONDS)
 
     async def _steer(
         self, machine: QemuMachine, seen: MigrationProgress, seconds: float, milestones: Milestones
     ) -> None:
         """Do what is due; see `moving.next_step`. `MigrationFailed` where it is to be given up."""
+        if seen.status == "pre-switchover" and not self._disks_done:
+            self._disks_done = True
+            await machine.disks.finish(self._seconds)
+            await machine.continue_migration()
+            return
         if seen.status == "postcopy-active" and not self._has_switched:
             if await machine.status() in {"running", "paused"}:
                 return  # QEMU says so a moment before it has stopped the guest
@@ -222,6 +244,8 @@ class QmpSource(_QmpEnd):
             while (await machine.progress()).status not in _SETTLED:
                 await machine.cancel()
                 await trio.sleep(0.02)
+            if self._has_disks:
+                await machine.disks.abandon(self._seconds)
         if await machine.status() != "running":
             await machine.resume()
 
@@ -265,17 +289,26 @@ class DestinationEnd(Protocol):
 class QmpDestination(_QmpEnd):
     """A QEMU that loads, and never starts its guest by itself."""
 
+    _has_disks = False
+
+    def with_disks(self) -> Self:
+        """Its disks are filled by the source, too."""
+        self._has_disks = True
+        return self
+
     async def prepare(self, folder: Path) -> str:
         """Hold the guest, let QEMU listen in `folder`; returns the process's identity."""
         machine = await self.machine()
         await machine.hold_incoming()
         await machine.prepare_destination(self._settings)
+        if self._has_disks:
+            await machine.disks.export(folder / "disks.sock")
         await machine.listen_incoming(folder / "memory.sock")
         return self.process
 
-    async def dial(self, port: Port, arrival: Arrival) -> socket.socket:  # noqa: ARG002 - one port only
+    async def dial(self, port: Port, arrival: Arrival) -> socket.socket:
         expected = int(self.process.split(":")[1])
-        return await dial_unix(arrival.folder / "memory.sock", arrival.dial_seconds, lambda pid: pid == expected)
+        return await dial_unix(arrival.folder / f"{port}.sock", arrival.dial_seconds, lambda pid: pid == expected)
 
     async def wait_loaded(self, seconds: float) -> bool:
         """Wait until QEMU has everything (True) or never will (False)."""
@@ -293,6 +326,8 @@ class QmpDestination(_QmpEnd):
 
     async def start_guest(self) -> None:
         machine = await self.machine()
+        if self._has_disks:
+            await machine.disks.close_exports()  # from now on the guest alone writes them
         if await machine.status() != "running":
             await machine.resume()
 

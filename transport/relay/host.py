@@ -135,17 +135,20 @@ class RelayHost:
         if section.kind == "libvirt":
             libvirt_socket = Path(section.libvirt_socket)
             return LibvirtSource(libvirt_socket, vm, limits.hypervisor_seconds, self.qemu_uid, facts)
+        has_disks = "disks" in permit.claims.ports
         settings = MigrationSettings(
             permit.claims.limits.bandwidth_bytes_per_second,
             how.downtime_limit_ms or downtime_limit_ms,
             how.movement,
             how.auto_converge,
             how.post_copy_bytes_per_second,
+            has_disks,
         )
         process = str(facts.get("process", ""))
-        return QmpSource(
+        source = QmpSource(
             template_path(section.qmp_socket, vm), vm, process, settings, limits.hypervisor_seconds
         ).within(seconds, how)
+        return source.with_disks() if has_disks else source
 
     def libvirt_source(self, vm: str, conversation: Conversation) -> LibvirtSource:
         """The end of a session that a client of libvirt drives."""
@@ -174,7 +177,9 @@ class RelayHost:
             )
         settings = MigrationSettings(permit.claims.limits.bandwidth_bytes_per_second, movement=movement)
         process = str(facts.get("process", ""))
-        return QmpDestination(template_path(section.qmp_socket, vm), vm, process, settings, limits.hypervisor_seconds)
+        at = template_path(section.qmp_socket, vm)
+        destination = QmpDestination(at, vm, process, settings, limits.hypervisor_seconds)
+        return destination.with_disks() if "disks" in permit.claims.ports else destination
 
     def _refusing(self, permit: VerifiedPermit) -> Callable[[str, Packet | None], None]:
         source, vm = permit.claims.source, permit.claims.vm

@@ -26,7 +26,7 @@ from transport.errors import OfferRefused, RefusalCode
 
 # What a relay can carry, by hypervisor.kind.
 PORTS_OF_KIND: Final = {
-    "qmp": frozenset({"memory"}),
+    "qmp": frozenset({"disks", "memory"}),
     "sockets": frozenset({"memory"}),
     "libvirt": frozenset({"libvirt", "memory", "disks"}),
 }
