@@ -11,7 +11,7 @@ from tests.transport.relay.conftest import short_path as short_path  # noqa: PLC
 
 pytestmark = pytest.mark.real
 NAMED = {kind.name: kind for kind in KINDS}
-HERE = ("multifd 2, zstd", "post-copy, preempt, capped", "post-copy after 3 passes", "XBZRLE", "auto-converge")
+HERE = ("multifd 2, zstd", "post-copy, preempt, capped", "post-copy after 3 passes", "XBZRLE")
 LATE = ("late: guest paused", "late: cancelled")
 
 
