@@ -143,3 +143,28 @@ def relay_open(
 
     with _relay_errors():
         raise typer.Exit(run_open(config, permit, to, socket))
+
+
+@relay_app.command("pipe")
+def relay_pipe(
+    config: ServeConfigOption,
+    permit: Annotated[Path, typer.Option("--permit", metavar="FILE", help="The permit, as the gateway issued it.")],
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to", metavar="HOST", help="Destination host: its name in the address book, or HOST:PORT of its relay."
+        ),
+    ],
+) -> None:
+    """Carry standard input to the destination's socket, and what comes back to standard output; then exit.
+
+    Says its outcome on stderr. Exits 0 only if all of it arrived and ended in order.
+
+    \b
+    Example:
+      tar -c /srv/vm | sealane relay pipe --config relay.toml --permit permit.jwt --to host-b
+    """
+    from transport.relay.service import run_pipe
+
+    with _relay_errors():
+        raise typer.Exit(run_pipe(config, permit, to))

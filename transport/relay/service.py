@@ -49,6 +49,7 @@ from transport.relay.metrics import metrics_text, serve_metrics
 from transport.relay.news import News
 from transport.relay.operating import Operators, listen_for_operators
 from transport.relay.outgoing import mark_packets
+from transport.relay.piping import pipe
 from transport.relay.receipts import ReceiptFacts
 from transport.relay.refusal_telling import tell_refused_calls
 from transport.relay.source import MigrationOrder, carry_as_source
@@ -353,14 +354,7 @@ def run_open(config_path: Path, permit_path: Path, address: str, socket_path: Pa
     """`sealane relay open`: carry one program's stream under one permit, from `socket_path`. Returns the exit code."""
 
     async def main() -> int:
-        host = open_host(load_relay_config(config_path))
-        known = host.addresses.book.host(address)
-        where = known.addresses[0].address if known is not None else address
-        split_address(where, "--to")
-        try:
-            permit = permit_path.read_text().strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigurationError(f"{permit_path}: {error}") from None
+        host, permit, where = _permitted(config_path, permit_path, address)
 
         async def tell(news: News) -> None:
             if news.state == "running" and news.progress is None:
@@ -371,6 +365,30 @@ def run_open(config_path: Path, permit_path: Path, address: str, socket_path: Pa
         return EXIT_DONE if news.state == "completed" else EXIT_FAILED
 
     return _run(main)
+
+
+def run_pipe(config_path: Path, permit_path: Path, address: str) -> int:
+    """`sealane relay pipe`: standard input and output as one channel; its outcome on stderr. Returns the exit code."""
+
+    async def main() -> int:
+        host, permit, where = _permitted(config_path, permit_path, address)
+        news = await pipe(host, permit, where, (0, 1))
+        print(json.dumps({"outcome": news.state, "message": news.message}), file=sys.stderr, flush=True)
+        return EXIT_DONE if news.state == "completed" else EXIT_FAILED
+
+    return _run(main)
+
+
+def _permitted(config_path: Path, permit_path: Path, address: str) -> tuple[RelayHost, str, str]:
+    """This host, the permit's text, and where its destination's relay listens. ConfigurationError."""
+    host = open_host(load_relay_config(config_path))
+    known = host.addresses.book.host(address)
+    where = known.addresses[0].address if known is not None else address
+    split_address(where, "--to")
+    try:
+        return host, permit_path.read_text().strip(), where
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{permit_path}: {error}") from None
 
 
 def _run(main: Callable[[], Awaitable[int | None]]) -> int:

@@ -34,7 +34,6 @@ from transport.relay.failures import cause_of
 from transport.relay.handover import SourceSession, close_source, exchange_receipts_as_source, settle_source
 from transport.relay.host import RelayHost, now
 from transport.relay.inlets import SourceLanes
-from transport.relay.libvirt_source import LibvirtSource
 from transport.relay.news import News, Tell
 from transport.relay.receipts import ReceiptFacts
 from transport.wire.control import Role
@@ -62,11 +61,11 @@ async def carry_as_source(
     tell: Tell,
     cancelled: trio.Event,
     socket_path: Path | None = None,
-    libvirt: LibvirtSource | None = None,
+    libvirt: SourceEnd | None = None,
 ) -> News:
     """Move one VM, or carry one program's stream; returns the last news, which has been told too.
 
-    `libvirt`: the conversation of a libvirt client that moves the VM itself.
+    `libvirt`: the conversation of a libvirt client that moves the VM itself, or another end than the configured one.
 
     `cancelled` asks to give it up, which is heeded until the guest is handed over. Raises `OfferRefused`,
     `TransportError` or `HypervisorError` only while nothing has been touched; later failures are news.
@@ -87,7 +86,7 @@ class _Way:
     permit: VerifiedPermit
     cancelled: trio.Event
     socket_path: Path | None
-    libvirt: LibvirtSource | None
+    libvirt: SourceEnd | None
 
 
 async def _carry_permitted(host: RelayHost, order: MigrationOrder, way: _Way, entry: Entry, tell: Tell) -> News:

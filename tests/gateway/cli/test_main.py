@@ -99,7 +99,7 @@ def test_the_commands_of_the_design_are_there() -> None:
 
 
 def test_what_reports_something_reports_it_as_json_too() -> None:
-    services = {"gateway serve", "relay serve", "relay open", "audit witness serve"}
+    services = {"gateway serve", "relay serve", "relay open", "relay pipe", "audit witness serve"}
     for words, command in commands():
         options = {option for parameter in command.params for option in parameter.opts}
         assert ("--json" in options) == (words not in services), words
