@@ -265,9 +265,8 @@ class Destination:
                 if port not in session.permit.claims.ports:
                     raise ProtocolViolation(f"port {port} is not the permit's")
                 counts = channels.add(port)
-                # Not the first of the memory: it says at once that QEMU has died.
-                is_first = port == "memory" and sum(each.port == "memory" for each in channels.counts) == 1
-                counts.may_leave = session.end.hands_over and port != "libvirt" and not is_first
+                # Not the first: it says at once that QEMU has died.
+                counts.may_leave = session.end.hands_over and port == "memory" and counts.channel > 0
                 # Dialled here, one after the other, in the order in which S accepted: QEMU counts on it.
                 local = await session.end.dial(
                     port, Arrival(session.folder, limits.dial_seconds, nursery, session.note_loaded)
