@@ -16,6 +16,7 @@ from bench import (
     policy_decisions,
     relay_downtime,
     relay_idle,
+    relay_link,
     relay_migration,
     relay_stream,
     siem_elastic,
@@ -32,6 +33,7 @@ PARTS = {
         "downtime": relay_downtime.measure,
         "libvirt": libvirt_migration.measure,
         "idle": relay_idle.measure,
+        "link": relay_link.measure,
     },
     "policy": {
         "permit": permit_latency.measure,

@@ -12,8 +12,8 @@ import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
@@ -36,8 +36,17 @@ LIFETIME_SECONDS = 600
 SEALANE = (str(Path(sys.executable).with_name("sealane")), "relay")
 
 
-def sealane(site: Path) -> Start:
-    """A pair of relays. Makes the site's keys in `site`, once."""
+Link = Callable[[Path, int], AbstractContextManager[int]]
+
+
+@contextmanager
+def straight(folder: Path, port: int) -> Iterator[int]:  # noqa: ARG001 - a Link
+    """Loopback itself."""
+    yield port
+
+
+def sealane(site: Path, link: Link = straight) -> Start:
+    """A pair of relays. Makes the site's keys in `site`, once. `link`: the port to dial in place of the relay's own."""
     now = datetime.now(UTC)
     layout.init(site, TRUST_DOMAIN, ORIGIN, ["localhost"], ["127.0.0.1"], now)
     for host in ("source", "destination"):
@@ -45,27 +54,39 @@ def sealane(site: Path) -> Start:
 
     @contextmanager
     def start(folder: Path, leave: Path) -> Iterator[Carrier]:
-        port = free_port()
         enter = folder / "enter.sock"
         permit = folder / "permit.jwt"
         permit.write_text(mint_permit(site, int(time.time())))
-        configs = {host: folder / f"{host}.toml" for host in ("source", "destination")}
-        for host, file in configs.items():
-            file.write_text(_configuration(site, host, port, folder, leave))
-        serve = [*SEALANE, "serve", "--config", str(configs["destination"])]
-        with running(serve, folder / "destination.log") as destination:
-            wait_until(lambda: _ready(folder / "destination.log"), "the destination relay's start")
-            to = ("--to", f"127.0.0.1:{port}", "--socket", str(enter))
-            carry = [*SEALANE, "open", "--config", str(configs["source"]), "--permit", str(permit), *to]
+        with destination_relay(site, folder, leave) as (port, pid), link(folder, port) as near:
+            to = ("--to", f"127.0.0.1:{near}", "--socket", str(enter))
+            config = source_config(site, folder, port)
+            carry = [*SEALANE, "open", "--config", str(config), "--permit", str(permit), *to]
             with running(carry, folder / "source.log") as source:
                 wait_until(lambda: _ready(folder / "source.log"), "the source relay's start")
-                yield Carrier(enter, (source.pid, destination.pid))
+                yield Carrier(enter, (source.pid, pid))
                 _require_completed(source, folder / "source.log")
 
     return start
 
 
-def mint_permit(site: Path, now: int) -> str:
+@contextmanager
+def destination_relay(site: Path, folder: Path, leave: Path) -> Iterator[tuple[int, int]]:
+    """Its port and process id; `leave` is where the stream of VM goes."""
+    port, config = free_port(), folder / "destination.toml"
+    config.write_text(_configuration(site, "destination", port, folder, leave))
+    with running([*SEALANE, "serve", "--config", str(config)], folder / "destination.log") as destination:
+        wait_until(lambda: _ready(folder / "destination.log"), "the destination relay's start")
+        yield port, destination.pid
+
+
+def source_config(site: Path, folder: Path, port: int) -> Path:
+    """The configuration file of a source. `port`: the destination's, which it never listens on."""
+    config = folder / "source.toml"
+    config.write_text(_configuration(site, "source", port, folder, folder / VM / "leave.sock"))
+    return config
+
+
+def mint_permit(site: Path, now: int, vm: str = VM) -> str:
     """A permit as a gateway would issue it, with the proof from a log of two entries."""
     permit_key = cast(EllipticCurvePrivateKey, read_private_key(site / "gateway/permit.key"))
     signer = LogSigner(ORIGIN, cast(Ed25519PrivateKey, read_private_key(site / "gateway/log.key")))
@@ -80,7 +101,7 @@ def mint_permit(site: Path, now: int) -> str:
         session_until=now + LIFETIME_SECONDS,
         recover_until=now + LIFETIME_SECONDS,
         migration_id=secrets.token_hex(16),
-        vm=VM,
+        vm=vm,
         source=source,
         destination=destination,
         ports=("memory",),
