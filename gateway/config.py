@@ -176,7 +176,7 @@ class EnrolmentTable(_Table, frozen=True):
 class RevocationTable(_Table, frozen=True):
     """How often running migrations are decided anew, and how long one goes on while nobody can tell."""
 
-    interval_seconds: Annotated[int, Meta(ge=1, le=60)] = 15
+    interval_seconds: Annotated[int, Meta(ge=1, le=30)] = 15
     unknown_grace_seconds: Annotated[int, Meta(ge=0, le=3_600)] = 300
 
 

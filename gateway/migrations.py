@@ -92,6 +92,16 @@ class Migration:
             return replace(self, state=State.FAILED, message="no receipt arrived: look at both hosts before repeating")
         return self
 
+    def may_still_run(self, now: int) -> bool:
+        """Whether its guest may be under way, for all that was heard.
+
+        Silence ends nothing: a relay that took the permit and cannot, or will not, reach us is presumed to have failed
+        (`at`), and moves its guest all the same.
+        """
+        if self.jti is None or self.is_final or now > self.end_until + END_GRACE_SECONDS:
+            return False
+        return self.completed_at is None or now < self.completed_at
+
     def with_progress(
         self, state: State, progress: Mapping[str, Any] | None, message: str | None, now: int
     ) -> Migration:
@@ -128,7 +138,13 @@ class Migration:
         """What a `migration.revoked` record (as JSON) says of it."""
         details = record["details"]
         told = replace(self, obligation=details["obligation"], revoked_because=details["because"])
-        return told.with_cancel_request() if record.get("outcome") == "cancel_requested" else told
+        match record.get("outcome"):
+            case "cancel_requested":
+                return told.with_cancel_request()
+            case "too_late":  # the handover began while the request was being recorded: nobody was asked
+                return replace(told, cancel_requested=False)
+            case _:
+                return told
 
     def restored(self, now: int) -> Migration:
         """As it is after a restart: relays get a moment to say that it has begun, which no record says."""
@@ -184,7 +200,9 @@ class Migrations:
     def put(self, migration: Migration) -> None:
         """Remember it as it is now."""
         self._by_id[migration.migration_id] = migration
-        if migration.vm_uuid is not None and not migration.is_final:
+        current = self._by_id.get(self._active_by_vm.get(migration.vm_uuid or "", ""))
+        is_later = current is None or current.is_final or current.record_index <= migration.record_index
+        if migration.vm_uuid is not None and not migration.is_final and is_later:
             self._active_by_vm[migration.vm_uuid] = migration.migration_id
         elif self._active_by_vm.get(migration.vm_uuid or "") == migration.migration_id:
             del self._active_by_vm[migration.vm_uuid or ""]
@@ -195,6 +213,20 @@ class Migrations:
         for migration_id in self._active_by_vm.values():
             if (found := self.get(migration_id, now)) is not None and not found.is_final:
                 yield found
+
+    def heard(self, migration_id: str) -> Migration | None:
+        """As its relays and receipts told it, nothing presumed from their silence."""
+        return self._by_id.get(migration_id)
+
+    def unsettled(self, now: int) -> list[Migration]:
+        """Those whose guests may be under way, as they were heard; what can run no more is settled on the way."""
+        found = []
+        for migration in list(self._by_id.values()):
+            if migration.may_still_run(now):
+                found.append(migration)
+            elif not migration.is_final and migration.jti is not None:
+                self.put(migration.at(now))
+        return found
 
     def under(self, grant_id: str, now: int) -> Iterator[Migration]:
         """The migrations that were permitted under a breaking of glass."""

@@ -53,6 +53,9 @@ class Reporting:
         migration = await self._of_host(host, migration_id, now)
         if str(host) != migration.source:
             return  # the source drives: only its word moves the state, the destination's is in its receipt
+        heard = self._gate.migrations.heard(migration_id)
+        if heard is not None and heard.may_still_run(now):
+            migration = heard  # it was only presumed to have failed: whoever reports, late as it is, is under way
         updated = migration.with_progress(state, numbers, message, now)
         self._gate.migrations.put(updated)
         self._gate.dispatch.acknowledge(str(host), migration_id, _ALL if state in FINAL else _MIGRATE)

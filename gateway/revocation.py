@@ -52,6 +52,7 @@ def question_again(
         protection=Protection(vm_binding=vm_binding),
         ports=frozenset(standing.ports),
         placement=Provenance(standing.placed_by, 0),  # it was located then, and is there until it is handed over
+        post_copy=standing.post_copy,
     )
     if vm is not None and source is not None:
         # The guest is at its source until it has been handed over, whatever an inventory may place by now.

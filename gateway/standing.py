@@ -20,7 +20,9 @@ class Standing:
     """`person`: as they were known then. `time`: of the decision; a maintenance window that closes revokes nothing.
 
     `obligations`: what the policies that permitted it say of a revocation. `observed`: they did not permit it.
-    `placed_by`: who said where the VM is. `devices`: as its host's relay reported them then.
+    `placed_by`: who said where the VM is. `devices`: as its host's relay reported them then. `post_copy`: whether
+    the guest may come to run at the destination before its memory is there. `opens_libvirt`: it was automatic
+    admission, which asks the policy for opening libvirt beside the move.
     """
 
     person: Person
@@ -32,6 +34,8 @@ class Standing:
     observed: bool
     placed_by: str = "unknown"
     devices: frozenset[str] | None = None
+    post_copy: bool = False
+    opens_libvirt: bool = False
 
 
 def standing_of(record: Mapping[str, Any]) -> Standing | None:
@@ -62,6 +66,8 @@ def standing_of(record: Mapping[str, Any]) -> Standing | None:
             observed=bool(decision.get("observed")),
             placed_by=context.get("placement", {}).get("source", "unknown"),
             devices=_devices(details["policy_entities"]),
+            post_copy=bool(context.get("post_copy", False)),
+            opens_libvirt="asked_by" in details,
         )
     except (KeyError, TypeError, ValueError, FactRefused):
         return None

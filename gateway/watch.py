@@ -1,7 +1,8 @@
 """The watch over running migrations: every some seconds, and at once when something changed, each is decided anew.
 
 One hung directory does not keep the watch from the others: people whose groups it tells wait for it in a place of their
-own, with its deadline. What cannot be known is left alone for a grace, and then taken for a no.
+own, with its deadline. What cannot be known is left alone for a grace, and then taken for a no. Silence of a relay ends
+nothing: a migration is watched until it is known to have ended, or its permit's time is up.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from gateway.deciding import decision_document
 from gateway.errors import GatewayError
 from gateway.gate import Gate
 from gateway.hosts_seen import HostsSeen
-from gateway.migrations import Migration
+from gateway.migrations import Migration, State
 from gateway.observing import is_observable
 from gateway.people import People
 from gateway.recording import Event
@@ -37,6 +38,8 @@ from policy.many_groups import compact_entities
 
 PEOPLE_AT_ONCE: Final = 4  # look-ups in a directory
 PERSON_SECONDS: Final = 25.0  # for one of them, the wait for a turn included
+HEED_SECONDS: Final = 30.0  # a source that goes on for longer after it was asked to end is not asked alone any more
+_CAN_END: Final = frozenset({State.ASSIGNED, State.RUNNING})
 
 log = structlog.get_logger("gateway.alarm")
 
@@ -62,6 +65,8 @@ class Watch:
         self._seen = seen
         self._trust = trust
         self._unknown_since: dict[str, float] = {}
+        self._asked_since: dict[str, float] = {}  # the migrations that are to end
+        self._destinations_told: set[str] = set()
         self.revoked: Counter[str] = Counter()
         self._limiter = trio.CapacityLimiter(PEOPLE_AT_ONCE)
 
@@ -69,6 +74,7 @@ class Watch:
         """For ever. Its first round tells relays again what was asked of them before a restart."""
         self._tell_again()
         while True:
+            begun = trio.current_time()
             try:
                 await self.look(settings.unknown_grace_seconds)
                 if self._gate.break_glass is not None:
@@ -77,33 +83,38 @@ class Watch:
                 log.error("the watch over migrations could not record; it tries again", error=error.detail)
             except Exception:  # noqa: BLE001 - a bug met in one round must end neither the watch nor the gateway
                 log.error("bug: a round of the watch failed; it tries again", traceback=traceback.format_exc())
-            await self._gate.bell.wait(settings.interval_seconds)
+            # From beginning to beginning: a round that a slow directory draws out does not delay the next one as well.
+            await self._gate.bell.wait(max(0.0, begun + settings.interval_seconds - trio.current_time()))
 
     async def look(self, grace_seconds: float) -> None:
         """One round over all running migrations. Errors: LogUnavailable; nothing is done that is not recorded."""
-        by_person: defaultdict[Person, list[Migration]] = defaultdict(list)
-        for migration in list(self._gate.migrations.active(self._now())):
-            if migration.standing is not None:
-                by_person[migration.standing.person].append(migration)
-        gone = self._unknown_since.keys() - {each.migration_id for some in by_person.values() for each in some}
-        for migration_id in gone:
-            del self._unknown_since[migration_id]
+        by_person: defaultdict[Person | None, list[Migration]] = defaultdict(list)
+        unsettled = self._gate.migrations.unsettled(self._now())
+        for migration in unsettled:
+            by_person[migration.standing.person if migration.standing else None].append(migration)
+        self._forget_all_but({each.migration_id for each in unsettled})
         failures: list[GatewayError] = []
         async with trio.open_nursery() as nursery:
             for known, migrations in by_person.items():
                 nursery.start_soon(self._look_at, known, migrations, grace_seconds, failures)
+        self._insist()
         if failures:
             raise failures[0]
 
     async def _look_at(
-        self, known: Person, migrations: Sequence[Migration], grace_seconds: float, failures: list[GatewayError]
+        self, known: Person | None, migrations: Sequence[Migration], grace_seconds: float, failures: list[GatewayError]
     ) -> None:
         """All migrations of one person, as they were known then; they are looked up once."""
         person: Person | Unknown
         try:
-            person = await self._person_now(known)
+            person = (
+                await self._person_now(known) if known is not None else Unknown("its record tells too little of it")
+            )
         except DirectoryUnavailable as error:
             person = Unknown(f"nobody can tell whether the requester still may: {error.detail}")
+        except Exception:  # noqa: BLE001 - a person whom we cannot cope with must not keep the watch from all others
+            log.error("bug: a requester could not be looked up", traceback=traceback.format_exc())
+            person = Unknown("nobody can tell whether the requester still may: looking them up failed")
         for migration in migrations:
             await trio.lowlevel.checkpoint()  # a decision holds the loop for a millisecond, and there may be a thousand
             try:
@@ -132,7 +143,6 @@ class Watch:
     def _judge(self, migration: Migration, person: Person | Unknown) -> Revoked | None:
         """Why it would not be allowed any more; None if it would. Raises Unknown."""
         gate, standing = self._gate, migration.standing
-        assert standing is not None
         if (because := self._of_hosts(migration, gate.clock.wall())) is not None:
             return Revoked(because)
         if migration.break_glass is not None:
@@ -142,7 +152,12 @@ class Watch:
             if problem is not None:
                 return Revoked(f"the broken glass is whole again: {problem}")
         if isinstance(person, Unknown):
-            raise person
+            # Whoever keeps a directory from answering must not escape what is forbidden to them as they were known.
+            revoked = self._of_policy(migration, standing, standing.person) if standing is not None else None
+            if revoked is None:
+                raise person
+            return revoked
+        assert standing is not None  # else there is nobody to look up
         return self._of_policy(migration, standing, person)
 
     def _of_policy(self, migration: Migration, standing: Standing, person: Person) -> Revoked | None:
@@ -150,17 +165,22 @@ class Watch:
         vm, uuid = gate.inventory.vm(migration.vm_uuid or ""), migration.vm_uuid or ""
         hosts = [gate.inventory.host(each or "") for each in (migration.source, migration.destination)]
         if (vm is None or None in hosts) and (why := gate.inventory.why_unknown(uuid)):
+            if person.groups is None:  # a no whatever the inventory may say
+                problem = person.directory.problem if person.directory is not None else "the issuer left them out"
+                return Revoked(f"The requester's groups are not known: {problem}.")
             raise Unknown(f"the inventory is silent: {why}")
         binding = gate.terms.requirements.vm_binding
         question = question_again(standing, person, vm, hosts[0], hosts[1], vm_binding=binding)
         decision = decide(gate.engine, question)
-        if decision.allowed and "libvirt" in standing.ports:
-            # What `automatic_admission` asked beside the move itself.
-            decision = decide(gate.engine, replace(question, action="OpenLibvirt"))
-        if decision.errors:
-            raise Unknown(f"the policy cannot be evaluated: {decision.errors[0]}")
         if decision.allowed or (standing.observed and is_observable(decision)):
-            return None
+            if not standing.opens_libvirt:
+                return None
+            # What `automatic_admission` asked beside the move itself, and what no zone's observation lets through.
+            decision = decide(gate.engine, replace(question, action="OpenLibvirt"))
+            if decision.allowed:
+                return None
+        if decision.errors and not any(reason.effect == "forbid" for reason in decision.reasons):
+            raise Unknown(f"the policy cannot be evaluated: {decision.errors[0]}")
         return Revoked(decision.denied_because, decision)
 
     def _of_hosts(self, migration: Migration, now: datetime) -> str | None:
@@ -171,12 +191,12 @@ class Watch:
 
     async def _revoke(self, migration: Migration, revoked: Revoked) -> None:
         """Record it, then act. Once for each obligation that is stronger than the last one. Errors: LogUnavailable."""
-        assert migration.standing is not None
-        obligation = obligation_of(migration.standing.obligations, revoked.decision)
+        said = migration.standing.obligations if migration.standing is not None else ()
+        obligation = obligation_of(said, revoked.decision)
         if strength(obligation) <= strength(migration.obligation):
             return
-        latest = self._gate.migrations.get(migration.migration_id, self._now())
-        if latest is None or latest.is_final:
+        latest = self._gate.migrations.heard(migration.migration_id)
+        if latest is None or not latest.may_still_run(self._now()):
             return
         effect = effect_of(obligation, latest)
         await self._record(latest, revoked, obligation, effect)
@@ -184,11 +204,14 @@ class Watch:
         what = {"migration_id": migration.migration_id, "vm": migration.vm_name, "because": revoked.because}
         log.critical("a running migration is not allowed any more", alarm=True, effect=effect.value, **what)
         # Progress may have come in while the record was being committed.
-        latest = self._gate.migrations.get(migration.migration_id, self._now()) or latest
+        latest = self._gate.migrations.heard(migration.migration_id) or latest
         latest = replace(latest, obligation=obligation, revoked_because=revoked.because)
         self._gate.migrations.put(latest)
-        if effect is Effect.CANCEL_REQUESTED and not latest.is_final:
-            self._cancel(latest)
+        if effect is Effect.CANCEL_REQUESTED and latest.may_still_run(self._now()):
+            if latest.state in _CAN_END:
+                self._cancel(latest)
+            else:
+                await self._record(latest, revoked, obligation, Effect.TOO_LATE)
 
     async def _record(self, migration: Migration, revoked: Revoked, obligation: str, effect: Effect) -> None:
         try:
@@ -198,13 +221,44 @@ class Watch:
             await self._gate.recorder.append(_event(migration, brief, obligation, effect))
 
     def _cancel(self, migration: Migration) -> None:
-        now = self._now()
+        self._asked_since.setdefault(migration.migration_id, trio.current_time())
         try:
-            ask_for_end(self._gate, migration, now)
-            if self._cannot_hear(migration.source or "") and migration.destination is not None:
-                tell_to_end(self._gate, migration.destination, migration, now)
+            ask_for_end(self._gate, migration, self._now())
         except GatewayError as error:
-            log.error("a relay could not be told to cancel", migration_id=migration.migration_id, error=error.detail)
+            self._could_not_tell(migration, "source", error)
+        self._tell_destination(migration)
+
+    def _tell_destination(self, migration: Migration) -> None:
+        """Once, where the source does not hear us, or does not heed."""
+        latest = self._gate.migrations.heard(migration.migration_id)
+        if latest is None or latest.state not in _CAN_END or latest.destination is None:
+            return
+        lasted = trio.current_time() - self._asked_since.get(latest.migration_id, trio.current_time())
+        is_told = latest.cancel_requested and not self._cannot_hear(latest.source or "") and lasted < HEED_SECONDS
+        if is_told or latest.migration_id in self._destinations_told:
+            return
+        try:
+            tell_to_end(self._gate, latest.destination, latest, self._now())
+            self._destinations_told.add(latest.migration_id)
+        except GatewayError as error:
+            self._could_not_tell(latest, "destination", error)
+
+    def _insist(self) -> None:
+        """Of all that were asked to end and go on: a relay may have become silent, or its queue been full, since."""
+        for migration_id in list(self._asked_since):
+            migration = self._gate.migrations.heard(migration_id)
+            if migration is not None and migration.state in _CAN_END:
+                self._cancel(migration)  # `ask_for_end` asks a source once
+
+    def _could_not_tell(self, migration: Migration, role: str, error: GatewayError) -> None:
+        what = f"the relay at the {role} could not be told to cancel; it is tried again"
+        log.error(what, migration_id=migration.migration_id, error=error.detail)
+
+    def _forget_all_but(self, unsettled: set[str]) -> None:
+        for since in (self._unknown_since, self._asked_since):
+            for migration_id in since.keys() - unsettled:
+                del since[migration_id]
+        self._destinations_told &= unsettled
 
     def _cannot_hear(self, host: str) -> bool:
         """A relay whose certificate was revoked gets no answer from us any more."""
@@ -212,7 +266,7 @@ class Watch:
         return not reachable or self._seen.is_revoked(host, self._trust(), self._gate.clock.wall())
 
     def _tell_again(self) -> None:
-        for migration in list(self._gate.migrations.active(self._now())):
+        for migration in self._gate.migrations.unsettled(self._now()):
             if migration.cancel_requested:
                 self._cancel(replace(migration, cancel_requested=False))
 

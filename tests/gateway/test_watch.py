@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ import trio
 import gateway.config as configuration
 from certs.authority import Authority
 from certs.files import read_certificates
+from gateway.dispatch import Assignment
+from gateway.migrations import State
 from gateway.starter import Site
 from policy.errors import DirectoryUnavailable
 from tests.gateway.break_glass.conftest import Emergency, Hands, person, with_break_glass
@@ -212,7 +215,11 @@ async def test_while_nobody_can_tell_it_goes_on_for_a_grace(watched_site: Site) 
         assert "nobody can tell whether the requester still may" in record["details"]["because"]
 
 
-async def test_one_whose_directory_hangs_does_not_keep_the_watch_from_others(watched_site: Site) -> None:
+async def test_one_whose_directory_hangs_does_not_keep_the_watch_from_others(
+    watched_site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.watch.PERSON_SECONDS", 0.5)
+    edit(watched_site.gateway_config, lambda text: text.replace("grace_seconds = 0", "grace_seconds = 60"))
     with watched_site.people.open("a", encoding="utf-8") as file:
         file.write(person("frida", "Frida Operator", ("operators",)))
     with watched_site.inventory.open("a", encoding="utf-8") as file:
@@ -220,6 +227,7 @@ async def test_one_whose_directory_hangs_does_not_keep_the_watch_from_others(wat
     async with moving(watched_site) as (running, migration_id):
         people, hung = running.gateway.reloader._people, trio.Event()
         real = people.reconsider
+        people.asks_directory = lambda who: who.id.endswith("alice")  # type: ignore[method-assign,assignment]
 
         async def reconsider(who: Any, now: datetime) -> Any:
             if who.id.endswith("alice"):
@@ -328,6 +336,135 @@ async def test_a_grant_whose_move_is_done_has_ended(watched_site: Site) -> None:
                 await trio.sleep(0.05)
         (record,) = await emergency.records("ended")
         assert record["details"]["break_glass"]["because"] == "used"
+
+
+async def test_a_source_that_falls_silent_after_it_was_told_does_not_hide_its_migration(watched_site: Site) -> None:
+    async with moving(watched_site) as (running, migration_id):
+        running.gateway.reloader._gate.relay_silence_seconds = 2
+        edit(running.site.people, lambda text: text.replace('["operators"]', '["guests"]'))
+        await running.gateway.reload()
+        await revoked(running)
+        assert await cancels(running) == [migration_id]  # it takes the order, and is never heard of again
+        with trio.fail_after(10):
+            while await cancels(running, "b") != [migration_id]:
+                await trio.sleep(0.1)
+
+
+async def test_a_source_that_does_not_heed_is_not_asked_alone(
+    watched_site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.watch.HEED_SECONDS", 1.0)
+    async with moving(watched_site) as (running, migration_id):
+        edit(running.site.people, lambda text: text.replace('["operators"]', '["guests"]'))
+        await running.gateway.reload()
+        await revoked(running)
+        await report(running, migration_id)  # as if nothing had been asked
+        with trio.fail_after(8):
+            while await cancels(running, "b") != [migration_id]:
+                await trio.sleep(0.1)
+
+
+async def test_a_full_queue_of_the_source_does_not_save_its_migration(watched_site: Site) -> None:
+    async with moving(watched_site) as (running, migration_id):
+        dispatch = running.gateway.reloader._gate.dispatch
+        source = (
+            "spiffe://" + running.site.inventory.read_text(encoding="utf-8").partition("spiffe://")[2].partition('"')[0]
+        )
+        expires = trio.current_time() + 100
+        others = [
+            Assignment(f"other-{n}", "cancel", {"kind": "cancel", "migration_id": f"other-{n}"}, expires)
+            for n in range(64)
+        ]
+        for each in others:
+            dispatch.assign(source, each)
+        edit(running.site.people, lambda text: text.replace('["operators"]', '["guests"]'))
+        await running.gateway.reload()
+        await revoked(running)
+        with trio.fail_after(8):
+            while await cancels(running, "b") != [migration_id]:
+                await trio.sleep(0.1)
+        for each in others:
+            dispatch.acknowledge(source, each.migration_id, frozenset({"cancel"}))
+        with trio.fail_after(8):
+            while migration_id not in await cancels(running):
+                await trio.sleep(0.1)
+
+
+async def test_a_migration_that_was_only_presumed_to_have_failed_is_watched_on(watched_site: Site) -> None:
+    async with running_gateway(watched_site) as running:
+        migration_id, _ = await running.begin()  # taken, and nothing heard of it
+        migrations = running.gateway.reloader._gate.migrations
+        heard = migrations.heard(migration_id)
+        assert heard is not None
+        migrations.put(replace(heard, begin_until=0))
+        assert replace(heard, begin_until=0).at(heard.decided).state is State.FAILED
+        edit(running.site.people, lambda text: text.replace('["operators"]', '["guests"]'))
+        await running.gateway.reload()
+        (record,) = await revoked(running)
+        assert record["outcome"] == "cancel_requested"
+        assert await cancels(running) == [migration_id]
+        await report(running, migration_id)
+        heard = migrations.heard(migration_id)
+        assert heard is not None
+        assert heard.state is State.RUNNING
+
+
+async def test_a_handover_that_begins_while_the_revocation_is_recorded_is_not_cancelled(watched_site: Site) -> None:
+    async with moving(watched_site) as (running, migration_id):
+        recorder = running.gateway.reloader._gate.recorder
+        real = recorder.append
+
+        async def append(event: Any, *more: Any) -> Any:
+            recorded = await real(event, *more)
+            if event.kind == "migration.revoked":
+                await report(running, migration_id, "handing_over")
+            return recorded
+
+        recorder.append = append  # type: ignore[method-assign,assignment]
+        edit(running.site.people, lambda text: text.replace('["operators"]', '["guests"]'))
+        await running.gateway.reload()
+        records = await revoked(running, 2)
+        assert [record["outcome"] for record in records] == ["cancel_requested", "too_late"]
+        assert await cancels(running) == await cancels(running, "b") == []
+
+
+async def test_who_keeps_the_directory_from_answering_does_not_escape_a_new_forbid(watched_site: Site) -> None:
+    edit(watched_site.gateway_config, lambda text: text.replace("grace_seconds = 0", "grace_seconds = 3600"))
+    async with moving(watched_site) as (running, _):
+
+        async def silent(*_: object) -> Any:
+            raise DirectoryUnavailable("timeout", "no answer within 4 s")
+
+        running.gateway.reloader._people.reconsider = silent  # type: ignore[method-assign,assignment]
+        with (own_bundle(running.site) / "more.cedar").open("w", encoding="utf-8") as file:
+            file.write('@id("freeze") @reason("Nothing moves.") forbid (principal, action, resource);')
+        await running.gateway.reload()
+        (record,) = await revoked(running)
+        assert "Nothing moves" in record["details"]["because"]
+
+
+async def test_a_requester_whom_we_cannot_cope_with_keeps_the_watch_from_nobody_else(watched_site: Site) -> None:
+    with watched_site.people.open("a", encoding="utf-8") as file:
+        file.write(person("frida", "Frida Operator", ("operators",)))
+    with watched_site.inventory.open("a", encoding="utf-8") as file:
+        file.write(SPARE)
+    edit(watched_site.gateway_config, lambda text: text.replace("grace_seconds = 0", "grace_seconds = 3600"))
+    async with moving(watched_site) as (running, _):
+        people = running.gateway.reloader._people
+        real = people.reconsider
+
+        async def reconsider(who: Any, now: datetime) -> Any:
+            if who.id.endswith("alice"):
+                raise RuntimeError("a bug")
+            return await real(who, now)
+
+        people.reconsider = reconsider  # type: ignore[method-assign,assignment]
+        answer = await running.person("frida").post("/v1/migrations", json={"vm": "spare", "destination": "c"})
+        other = answer.json()["migration_id"]
+        edit(running.site.people, lambda text: text.replace('["operators"]', '["guests"]'))
+        await running.gateway.reload()
+        (record,) = await revoked(running)
+        assert record["migration_id"] == other
 
 
 def revoke(site: Site, host: str) -> None:
