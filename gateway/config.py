@@ -174,10 +174,14 @@ class EnrolmentTable(_Table, frozen=True):
 
 
 class RevocationTable(_Table, frozen=True):
-    """How often running migrations are decided anew, and how long one goes on while nobody can tell."""
+    """How often running migrations are decided anew, and how long one goes on while nobody can tell.
+
+    `token_facts_seconds`: how long after a token's end the groups that only it told are believed.
+    """
 
     interval_seconds: Annotated[int, Meta(ge=1, le=30)] = 15
     unknown_grace_seconds: Annotated[int, Meta(ge=0, le=3_600)] = 300
+    token_facts_seconds: Annotated[int, Meta(ge=0, le=86_400)] = 3_600
 
 
 class LimitsTable(_Table, frozen=True):

@@ -63,6 +63,7 @@ def decision_event(
             "policy_entities": compact_entities(decision.entities),
             **({"shadow": dict(decision.otherwise)} if decision.otherwise is not None else {}),
             **({"account": question.person.account} if question.person.account is not None else {}),
+            **({"token_until": question.person.told_until} if question.person.told_until is not None else {}),
             **({"asked_by": asked.host, "on_behalf_of": _on_behalf_of(question.person)} if asked.host else {}),
             **identity_of(question.person),
         },

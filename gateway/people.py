@@ -45,6 +45,7 @@ PRIVILEGED_ACTIONS: Final = frozenset(
         "ExportAudit",
     }
 )
+TOKEN_FACTS_SECONDS: Final = 3_600  # how long what only a token told is believed after its end, of what runs
 MAX_PASSWORD_CHECKS: Final = 2  # at once, each some tenths of a second of CPU
 MAX_PASSWORD_QUEUE: Final = 16
 
@@ -159,6 +160,7 @@ class People:
         self.sealed = sealed
         self.directory = directory
         self.services: Services | None = None  # programs that ask by client certificate
+        self.token_facts_seconds = TOKEN_FACTS_SECONDS
         self._issuers = issuers
         self._recorder = recorder
         self._throttles = throttles
@@ -227,8 +229,8 @@ class People:
     async def reconsider(self, person: Person, now: datetime) -> Person:
         """The person as they are known now, for what they began earlier; nothing cached, nothing recorded.
 
-        Who is gone has unknown groups and the reason. Of an outside issuer's token nothing newer can be had: it stays
-        what it said. Errors: DirectoryUnavailable, where nobody can tell now.
+        Who is gone has unknown groups and the reason. Of an outside issuer's token nothing newer can be had: what it
+        said is believed for `token_facts_seconds` after its end. Errors: DirectoryUnavailable: nobody can tell now.
         """
         if self.directory is not None and self.directory.knows(person):
             return await self.directory.reconsider(person, now)
@@ -249,6 +251,9 @@ class People:
             return service or replace(person, groups=None, directory=_gone("gateway's configuration"))
         if person.authenticated_by != NOT_AUTHENTICATED and person.issuer not in self._issuers:
             return replace(person, groups=None, directory=_gone("configured issuers"))
+        ended = None if person.told_until is None else int(now.timestamp()) - person.told_until
+        if ended is not None and ended > self.token_facts_seconds:
+            raise DirectoryUnavailable("answer", f"the token that told their groups ended {ended} s ago")
         return person
 
     async def sign_in(self, username: str, password: str, now: datetime, address: str) -> IssuedToken:

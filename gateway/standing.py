@@ -55,6 +55,7 @@ def standing_of(record: Mapping[str, Any]) -> Standing | None:
             actor["authenticated_by"],
             details.get("account"),
             actor=program,
+            told_until=_told_until(details),
         )
         return Standing(
             person=person,
@@ -81,6 +82,11 @@ def _as_decided(person: str, entities: Sequence[Mapping[str, Any]]) -> tuple[fro
             groups = frozenset(parent["id"] for parent in entity["parents"]) if known else None
             return groups, entity["attrs"].get("actor")
     return None, None
+
+
+def _told_until(details: Mapping[str, Any]) -> int | None:
+    until = details.get("token_until")
+    return until if type(until) is int else None
 
 
 def _devices(entities: Sequence[Mapping[str, Any]]) -> frozenset[str] | None:

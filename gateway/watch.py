@@ -88,15 +88,17 @@ class Watch:
 
     async def look(self, grace_seconds: float) -> None:
         """One round over all running migrations. Errors: LogUnavailable; nothing is done that is not recorded."""
-        by_person: defaultdict[Person | None, list[Migration]] = defaultdict(list)
+        by_person: defaultdict[tuple[Person, int | None] | None, list[Migration]] = defaultdict(list)
         unsettled = self._gate.migrations.unsettled(self._now())
         for migration in unsettled:
-            by_person[migration.standing.person if migration.standing else None].append(migration)
+            # By two tokens one person is looked up twice: what they told ends at two times.
+            person = migration.standing.person if migration.standing else None
+            by_person[None if person is None else (person, person.told_until)].append(migration)
         self._forget_all_but({each.migration_id for each in unsettled})
         failures: list[GatewayError] = []
         async with trio.open_nursery() as nursery:
             for known, migrations in by_person.items():
-                nursery.start_soon(self._look_at, known, migrations, grace_seconds, failures)
+                nursery.start_soon(self._look_at, known and known[0], migrations, grace_seconds, failures)
         self._insist()
         if failures:
             raise failures[0]

@@ -100,7 +100,8 @@ class Person:
     `shown_groups`: those of them that policies name, where there are too many for a record to write out; else None.
     `actor`: id of the program that acts for the person (RFC 8693), `prior_actors` of those before it, which policies do
     not see. `account`: what the token's account claim says, for issuers whose groups are Active Directory's;
-    `directory`: what that told. `is_program`: it is its own client's token, not a person's.
+    `directory`: what that told. `is_program`: it is its own client's token, not a person's. `told_until`: where a token
+    told who they are, its `exp` in unix seconds; it is of that token and no part of who they are.
     """
 
     id: str
@@ -114,6 +115,7 @@ class Person:
     actor: str | None = None
     prior_actors: tuple[str, ...] = ()
     is_program: bool = False
+    told_until: int | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         check_text("person's issuer", self.issuer)

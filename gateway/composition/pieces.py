@@ -126,6 +126,7 @@ async def make_pieces(
     metrics.add(of_certificates(lambda: days_left(config, reporting.trust.trust, clock.wall())))
     reloader.reload_delivery = delivery.reload
     revocation = config.revocation
+    people.token_facts_seconds = revocation.token_facts_seconds
     background: tuple[Background, ...] = (
         keeping.witnessing.run,
         partial(watch.run, WatchSettings(revocation.interval_seconds, revocation.unknown_grace_seconds)),

@@ -272,6 +272,7 @@ def _person(claims: Mapping[str, Any], settings: IssuerSettings) -> Person:
         groups=_groups(claims, settings),
         authenticated_by=f"{settings.authenticated_by}-client" if is_service else settings.authenticated_by,
         is_program=is_service,
+        told_until=claims["exp"],
         account=account if _is_text(account) else None,
         actor=actor,
         prior_actors=tuple(each for each in before if each is not None),
