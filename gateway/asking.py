@@ -28,6 +28,7 @@ from policy.facts import (
     VmFacts,
     check_text,
 )
+from transport.hypervisors.guests import MAX_DEVICES
 from transport.hypervisors.moving import AS_CONFIGURED, How
 
 log = structlog.get_logger("gateway.asking")
@@ -128,6 +129,8 @@ def _devices_of(location: Location, vm: VmFacts) -> dict[str, Any]:
         return {}
     told = Provenance("report", location.age_seconds or 0)
     devices = frozenset(device if _is_plain(device) else "unreadable" for device in location.devices)
+    if len(location.devices) >= MAX_DEVICES:
+        devices |= {"too-many"}  # the list is cut off: whoever plugs in enough could hide the one that matters
     return {"devices": devices, "provenance": replace(vm.provenance, devices=told)}
 
 

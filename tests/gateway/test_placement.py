@@ -87,6 +87,11 @@ async def test_devices_that_a_relay_reports_decide_and_are_shown_and_recorded(ru
     assert vm["attrs"]["devices"] == told["value"]
     await relay.report(guest(devices=["tpm:emulator"]), full=False)
     assert (await alice.post("/v1/decisions", json=move)).json()["decision"]["allowed"]
+    await relay.report(guest(devices=[f"blocked:{n:02}" for n in range(32)]), full=False)  # what comes after is cut off
+    decision = (await alice.post("/v1/decisions", json=move)).json()["decision"]
+    assert [policy["id"] for policy in decision["policies"]] == ["host-devices-stay"]
+    (told,) = [fact for fact in decision["facts"] if fact["fact"] == "devices"]
+    assert "too-many" in told["value"]
 
 
 @pytest.mark.whole

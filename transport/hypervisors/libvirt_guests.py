@@ -31,6 +31,9 @@ _EVENT_CAME: Final = {
     "Snapshot": Arrival.RESTORED,
 }  # fmt: skip
 _RESTART_SECONDS: Final = 5.0
+# No lifecycle event tells of a device that was plugged in later: each look reads some descriptions anew.
+_DEVICES_SECONDS: Final = 30.0
+_READ_AT_ONCE: Final = 16
 
 
 class LibvirtGuests:
@@ -41,6 +44,7 @@ class LibvirtGuests:
         self._recheck_seconds = recheck_seconds
         self._known: dict[str, Sighting] = {}
         self._came: dict[str, Arrival] = {}  # by name, as events told
+        self._read: dict[str, float] = {}  # by UUID, when its devices were
         self._asked: float | None = None
         self._is_woken = True
         self.hears_events = False
@@ -54,11 +58,13 @@ class LibvirtGuests:
         self._is_woken = False
         try:
             domains = await self._virsh.domains()
-            seen = [await self._sighting(domain) for domain in domains]
+            due = self._due([domain.uuid for domain in domains], now)
+            seen = [await self._sighting(domain, read=domain.uuid in due) for domain in domains]
         except HypervisorError:
             self._is_woken = True
             raise
         self._known = {sighting.uuid: sighting for sighting in seen}
+        self._read = {uuid: now if uuid in due else self._read[uuid] for uuid in self._known}
         self._came.clear()
         self._asked = now
         return seen, list(self._known)
@@ -79,13 +85,19 @@ class LibvirtGuests:
             self.hears_events = False
             await trio.sleep(_RESTART_SECONDS)
 
-    async def _sighting(self, domain: LibvirtDomain) -> Sighting:
+    def _due(self, uuids: list[str], now: float) -> set[str]:
+        """Whose devices are to be read: all that are new, and of the others those that were read longest ago."""
+        old = sorted((self._read[uuid], uuid) for uuid in uuids if uuid in self._read)
+        stale = [uuid for at, uuid in old if now - at >= _DEVICES_SECONDS]
+        return {*stale[:_READ_AT_ONCE], *(uuid for uuid in uuids if uuid not in self._read)}
+
+    async def _sighting(self, domain: LibvirtDomain, *, read: bool) -> Sighting:
         known = self._known.get(domain.uuid)
         presence = presence_of(domain, was_active=known is not None and known.presence is not Presence.ARRIVING)
         came = self._came.get(domain.name) or (_CAME.get(domain.reason) if domain.state == RUNNING else None)
         if came is None and known is not None:
             came = known.arrival
-        devices = known.devices if known is not None else devices_of(await self._virsh.domain_xml(domain.uuid))
+        devices = devices_of(await self._virsh.domain_xml(domain.uuid)) if read or known is None else known.devices
         state = _STATES.get(domain.state, f"state-{domain.state}")
         return Sighting(domain.uuid, presence, state, came, domain.name[:MAX_TEXT], devices)
 

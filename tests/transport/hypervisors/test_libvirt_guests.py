@@ -65,6 +65,23 @@ async def test_without_events_it_is_asked_each_time(libvirtd: Libvirtd) -> None:
         assert (seen.name, seen.run_state, present) == ("web", "running", [VM])
 
 
+async def test_a_device_that_is_plugged_in_later_is_seen(libvirtd: Libvirtd) -> None:
+    """The test's machine takes no host device: its description is real but for that one line."""
+    await libvirtd.start("web", VM)
+    guests = LibvirtGuests(libvirtd.read_only_uri, "virsh", recheck_seconds=1)
+    ((before,), _) = await guests.look(0.0)
+    real = guests._virsh.domain_xml
+
+    async def with_device(uuid: str) -> str:
+        return (await real(uuid)).replace("</devices>", "<hostdev mode='subsystem' type='pci'/></devices>")
+
+    guests._virsh.domain_xml = with_device  # type: ignore[method-assign]
+    ((soon,), _) = await guests.look(10.0)
+    ((later,), _) = await guests.look(31.0)
+    assert (before.devices, soon.devices) == ((), ())  # read at most twice a minute
+    assert later.devices == ("hostdev:pci",)
+
+
 async def test_a_libvirtd_that_is_away_is_an_error_and_no_empty_host(libvirtd: Libvirtd) -> None:
     guests = LibvirtGuests(libvirtd.read_only_uri.replace("libvirt-sock-ro", "nobody"), "virsh", 30)
     with pytest.raises(HypervisorUnreachable):
