@@ -1,9 +1,10 @@
-"""Go's own packages for signed notes and transparency logs (golang.org/x/mod/sumdb) accept our log."""
+"""Tools that we did not write accept our log: Go's own packages (golang.org/x/mod/sumdb), torchwood's tiles client."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -21,6 +22,8 @@ from tests.gateway.conftest import Running
 pytestmark = [pytest.mark.real, pytest.mark.whole]
 
 SOURCES = Path(__file__).parents[1] / "interop_go"
+TILES_SOURCES = Path(__file__).parents[1] / "interop_tiles"
+NEWER_GO = "golang.org/toolchain@v0.0.1-go1.24.13.linux-{arch}/bin/go"  # as deploy/setup.sh fetches it
 SIZE = 256 * 5 + 77
 
 
@@ -33,6 +36,27 @@ def interop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = [go, "build", "-mod=readonly", "-buildvcs=false", "-o", str(program), "."]
     subprocess.run(command, cwd=SOURCES, check=True, timeout=300, env={**os.environ, "GOWORK": "off"})
     return program
+
+
+@pytest.fixture(scope="module")
+def tiles_client(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Go program around torchwood's client, built from sources and the modules that go.sum pins."""
+    program = tmp_path_factory.mktemp("go") / "tiles"
+    command = [newer_go(), "build", "-mod=readonly", "-buildvcs=false", "-o", str(program), "."]
+    environment = {**os.environ, "GOWORK": "off", "GOTOOLCHAIN": "local", "GOROOT": ""}
+    subprocess.run(command, cwd=TILES_SOURCES, check=True, timeout=500, env=environment)
+    return program
+
+
+def newer_go() -> str:
+    """Go 1.24 or newer: the system's, or the one that `make test` has fetched."""
+    asked = subprocess.run(
+        ["go", "env", "GOVERSION", "GOARCH", "GOMODCACHE"],
+        capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    version, arch, cache = asked.stdout.split()
+    found = re.match(r"go1\.(\d+)", version)
+    return "go" if found and int(found[1]) >= 24 else str(Path(cache) / NEWER_GO.format(arch=arch))
 
 
 @pytest.fixture(scope="module")
@@ -108,3 +132,23 @@ async def test_go_accepts_what_a_gateway_serves(interop: Path, running: Running,
         done = await trio.run_process(command, capture_stdout=True, capture_stderr=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["inclusion_proofs"] >= 4
+
+
+async def test_torchwoods_client_of_tlog_tiles_reads_what_a_gateway_serves(
+    tiles_client: Path, running: Running, tmp_path: Path
+) -> None:
+    alice = running.person("alice")
+    for _ in range(260):  # a full bundle, and the next one in part
+        answer = await alice.post("/v1/decisions", json={"vm": "web", "destination": "b"})
+        assert answer.status_code == 200
+    token = tmp_path / "token"
+    token.write_text(running.token("carol"))
+    command = [str(tiles_client), f"{running.url}/v1/log", running.site.vkey, str(token), str(running.site.ca)]
+    with trio.fail_after(60):
+        done = await trio.run_process(command, capture_stdout=True, capture_stderr=True, check=False)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["entries"] == told["size"] > 256
+    command[2] = OTHER_SIGNER.vkey
+    with trio.fail_after(60):
+        assert (await trio.run_process(command, capture_stderr=True, check=False)).returncode == 1
