@@ -137,7 +137,7 @@ async def make_pieces(
         delivery.run,
         desk.tile_reading.run,
         partial(watch_tls_files, config, reloader, gate.dispatch),
-        *(() if office is None else (office.keep_crl_forever,)),
+        *(() if office is None else (office.run,)),
     )
     return Pieces(config, server, reloader, desk, keeping, delivery, gate, placement_watching, background)
 

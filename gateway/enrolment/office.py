@@ -28,8 +28,9 @@ from certs.files import read_crl
 from certs.identity import SpiffeId
 from gateway.asking import decide
 from gateway.deciding import decision_document
-from gateway.enrolment.register import Issued, Register, Token
-from gateway.errors import GatewayError, NotAllowed, NotKnown, OperatorError, RequestRefused, Throttled
+from gateway.enrolment.register import Issued, Note, Register, Spend, Token
+from gateway.enrolment.writer import AuthorityFailed, Writer
+from gateway.errors import GatewayError, NotAllowed, NotKnown, RequestRefused, Throttled
 from gateway.gate import Gate
 from gateway.hosts_seen import HostsSeen
 from gateway.recording import Event, actor_of, host_actor, identity_of
@@ -46,11 +47,6 @@ class EnrolmentRefused(NotAllowed):
 
     code = "enrolment_refused"
     next_step = "ask for a new token: sealane certs token HOST"
-
-
-class AuthorityFailed(OperatorError):
-    code = "authority_failed"
-    next_step = "look at the folder of [enrolment] authority and at the gateway's log"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +88,7 @@ class Office:
         self._failing = Throttle(10, 3.0, monotonic)
         self._renewing = Throttle(6, 300.0, monotonic)
         self._one = trio.CapacityLimiter(1)  # SQLite's and the CRL's only thread
+        self._writer = Writer(register, self._one)
 
     async def new_token(self, person: Person, name: str, minutes: int | None, address: str) -> NewToken:
         """For a host that the inventory lists. Errors: NotAllowed (recorded), NotKnown, RequestRefused."""
@@ -120,8 +117,7 @@ class Office:
             key_sha256 = public_key_sha256(key)
             chain = self._issue(token.host, key, now)
             issued = _issued(token.host, chain)
-            spend = partial(self._register.spend, sha256, key_sha256, issued, int(now.timestamp()))
-            if not await self._in_thread(spend):
+            if not await self._writer.write(Spend(sha256, key_sha256, issued, int(now.timestamp()))):
                 raise EnrolmentRefused("the token was used already, for another key", code="token_used")
         except (CredentialError, EnrolmentRefused, NotKnown, RequestRefused) as error:
             await self._refuse(error, text, address)
@@ -155,7 +151,7 @@ class Office:
         except CredentialError as error:
             raise RequestRefused(str(error)) from error
         chain = self._issue(host.name, key, now)
-        await self._in_thread(self._register.note, _issued(host.name, chain))
+        await self._writer.write(Note(_issued(host.name, chain)))
         details = {"client_address": address, **_certificate_facts(chain[0], public_key_sha256(key))}
         await self._gate.recorder.append(
             Event("host.renewed", "completed", actor=host_actor(str(host)), details=details)
@@ -187,7 +183,13 @@ class Office:
         number = self._gate.minimum_crl_number
         return {"host": str(spiffe_id), "serials": sorted(serials), "crl_number": number}
 
-    async def keep_crl_forever(self) -> None:
+    async def run(self) -> None:
+        """For ever: writes what others wait for, and keeps the CRL fresh."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._writer.run)
+            nursery.start_soon(self._keep_crl_forever)
+
+    async def _keep_crl_forever(self) -> None:
         """Publish the next CRL when half of the time of the last one is over, whatever else happens."""
         while True:
             try:

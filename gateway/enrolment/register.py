@@ -43,6 +43,26 @@ class Issued:
     not_after: int
 
 
+@dataclass(frozen=True, slots=True)
+class Spend:
+    """Use the token for this key and note the certificate.
+
+    For the same key again it succeeds: the answer may have been lost on the way.
+    """
+
+    sha256: bytes
+    key_sha256: bytes
+    issued: Issued
+    now: int
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A renewal."""
+
+    issued: Issued
+
+
 class Register:
     """Not for two threads at once. Times are Unix seconds."""
 
@@ -73,25 +93,12 @@ class Register:
         ).fetchone()
         return None if row is None else Token(*row)
 
-    def spend(self, sha256: bytes, key_sha256: bytes, issued: Issued, now: int) -> bool:
-        """Use the token for this key and note its certificate; False if it is used for another key, or gone.
-
-        For the same key again it succeeds: the answer may have been lost on the way.
-        """
+    def apply(self, steps: Sequence[Spend | Note]) -> list[bool]:
+        """All in one transaction. Of a `Spend` False if the token is used for another key, expired or gone."""
         with self._transaction() as database:
-            changed = database.execute(
-                "UPDATE tokens SET used = ?, key_sha256 = ? WHERE sha256 = ? AND host = ? AND expires > ?"
-                " AND (key_sha256 IS NULL OR key_sha256 = ?)",
-                (now, key_sha256, sha256, issued.host, now, key_sha256),
-            ).rowcount
-            if changed:
-                _insert(database, issued)
-        return bool(changed)
-
-    def note(self, issued: Issued) -> None:
-        """A renewal."""
-        with self._transaction() as database:
-            _insert(database, issued)
+            return [
+                _spend(database, step) if isinstance(step, Spend) else _insert(database, step.issued) for step in steps
+            ]
 
     def valid_serials(self, host: str, now: int) -> list[str]:
         """Of certificates that are neither expired nor revoked."""
@@ -119,5 +126,16 @@ class Register:
         self._database.execute("COMMIT")
 
 
-def _insert(database: sqlite3.Connection, issued: Issued) -> None:
-    database.execute("INSERT INTO certificates VALUES (?, ?, ?, NULL)", (issued.serial, issued.host, issued.not_after))
+def _spend(database: sqlite3.Connection, step: Spend) -> bool:
+    changed = database.execute(
+        "UPDATE tokens SET used = ?, key_sha256 = ? WHERE sha256 = ? AND host = ? AND expires > ?"
+        " AND (key_sha256 IS NULL OR key_sha256 = ?)",
+        (step.now, step.key_sha256, step.sha256, step.issued.host, step.now, step.key_sha256),
+    ).rowcount
+    return bool(changed) and _insert(database, step.issued)
+
+
+def _insert(database: sqlite3.Connection, issued: Issued) -> bool:
+    row = (issued.serial, issued.host, issued.not_after)
+    database.execute("INSERT INTO certificates VALUES (?, ?, ?, NULL)", row)
+    return True
