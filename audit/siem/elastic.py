@@ -17,6 +17,7 @@ from elasticsearch import ApiError, Elasticsearch
 
 from audit.query import Node
 from audit.siem.document import Document
+from audit.siem.elastic_http import AnswerTooLarge
 from audit.siem.elastic_query import query_of
 from audit.siem.mapping import MAPPING
 from audit.siem.reconcile import Held
@@ -29,6 +30,7 @@ OCCUPIED: Final = "another document is there under this id: somebody else wrote 
 _CURABLE: Final = frozenset({"index_closed_exception", "validation_exception", "index_template_missing_exception"})
 _TEMPLATE_PRIORITY: Final = 500
 _PAGE: Final = 1000
+_MOST_PER_ENTRY: Final = 10  # documents; who lays down more than that has made the comparison pointless
 _THREADS: Final = 6
 _PARTS: Final = 3
 _SMALLEST_PART: Final = 100
@@ -93,7 +95,8 @@ class ElasticSink:
     async def read_back(self, start: int, end: int, origin: str) -> Sequence[Held]:
         """What the server holds for entries [start, end) of the log `origin`, by sequence. Raises SinkAway."""
         in_range = [{"range": {"event.sequence": {"gte": start, "lt": end}}}, {"term": {"sealane.origin": origin}}]
-        return await self._call(lambda: list(self.search({"bool": {"filter": in_range}})))
+        most = _MOST_PER_ENTRY * max(_PAGE, end - start)
+        return await self._call(lambda: self._all({"bool": {"filter": in_range}}, most))
 
     async def strangers(self, size: int, origin: str) -> Sequence[Held]:
         """Documents that no entry of ours can account for: without a place in the log, or beyond its end."""
@@ -117,6 +120,13 @@ class ElasticSink:
     async def close(self) -> None:
         await trio.to_thread.run_sync(self._client.close, limiter=self._limiter)
 
+    def _all(self, query: dict[str, Any], most: int) -> list[Held]:
+        """Of a server that never comes to an end, no more than can be held."""
+        found = list(self.search(query, most=most))
+        if len(found) >= most:
+            raise SinkAway(f"Elasticsearch claims {most} documents and more where far fewer can be: look at it")
+        return found
+
     def search(self, query: dict[str, Any], most: int | None = None) -> Iterator[Held]:
         """All hits, page by page, at one moment of the indices. In a worker thread."""
         if not self._client.indices.exists(index=self.pattern, allow_no_indices=False):
@@ -124,20 +134,28 @@ class ElasticSink:
         point = self._client.open_point_in_time(index=self.pattern, keep_alive="1m").body["id"]
         try:
             after: list[Any] | None = None
-            found = 0
+            found, size = 0, _PAGE
             while True:
-                answer = self._client.search(
-                    query=query,
-                    pit={"id": point, "keep_alive": "1m"},
-                    sort=[{"event.sequence": {"order": "asc", "missing": "_last"}}, {"_shard_doc": "asc"}],
-                    size=_PAGE,
-                    search_after=after,
-                    track_total_hits=False,
-                ).body
+                try:
+                    answer = self._client.search(
+                        query=query,
+                        pit={"id": point, "keep_alive": "1m"},
+                        sort=[{"event.sequence": {"order": "asc", "missing": "_last"}}, {"_shard_doc": "asc"}],
+                        size=size,
+                        search_after=after,
+                        track_total_hits=False,
+                    ).body
+                except AnswerTooLarge:
+                    if size == 1:
+                        raise
+                    size = max(1, size // 4)
+                    continue
                 hits = answer["hits"]["hits"]
+                if len(hits) > size:
+                    raise SinkAway("Elasticsearch answers with more documents than were asked for")
                 yield from map(_held, hits)
                 found += len(hits)
-                if len(hits) < _PAGE or (most is not None and found >= most):
+                if len(hits) < size or (most is not None and found >= most):
                     return
                 after = hits[-1]["sort"]
         finally:
@@ -206,6 +224,9 @@ class ElasticSink:
             raise SinkAway(one_line(f"Elasticsearch: {error.message}")) from None
         except elastic_transport.ApiError as error:
             raise SinkAway(one_line(f"Elasticsearch: {error}")) from None
+        except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            # The client types its answers, and no one checks them: what is not there, or is something else, is a lie.
+            raise SinkAway(f"Elasticsearch answers what is no answer to this ({type(error).__name__})") from None
 
 
 def _held(hit: Any) -> Held:

@@ -38,6 +38,8 @@ class LineFileSink:
         self._rotate_bytes = rotate_bytes
         self._keep = keep
         self._one_at_a_time = trio.Lock()
+        self._thread = trio.CapacityLimiter(1)
+        self._began = 0.0
 
     @property
     def name(self) -> str:
@@ -46,8 +48,13 @@ class LineFileSink:
     async def deliver(self, batch: Sequence[Document]) -> Sequence[Refusal]:
         """See `Sink.deliver`."""
         async with self._one_at_a_time:
-            # Not abandoned when cancelled: a second writer beside this thread would mix their lines.
-            await trio.to_thread.run_sync(self._write, batch)
+            if self._thread.borrowed_tokens:
+                seconds = trio.current_time() - self._began
+                raise SinkAway(f"{self._path}: its file system hangs: a write has not ended for {seconds:.0f} s")
+            self._began = trio.current_time()
+            # Where the file system hangs, the thread is left to it: neither a deadline nor our end waits for it. No
+            # second one writes beside it: it holds its place in `_thread`, and the file's lock against another sink.
+            await trio.to_thread.run_sync(self._write, batch, abandon_on_cancel=True, limiter=self._thread)
         return []
 
     async def close(self) -> None:

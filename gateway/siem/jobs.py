@@ -6,11 +6,13 @@ One at a time for each sink. Its state shows in the sink's status, its outcome i
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final, Protocol
 
+import structlog
 import trio
 
 from audit.errors import AuditError
@@ -25,6 +27,8 @@ from gateway.siem.tables import AnySinkTable
 
 _FIRST_RECONCILIATION_SECONDS: Final = 600.0
 _RECORD_LISTED: Final = 20  # a record has to stay small; the status shows more
+
+log = structlog.get_logger("gateway.siem")
 
 
 class Tell(Protocol):
@@ -117,14 +121,20 @@ class Jobs:
         try:
             event = await work(job, table, shipper)
         except (AuditError, trio.TooSlowError) as error:
-            job.state, job.error = "failed", one_line(str(error) or "no answer in time")
-            details = {"sink": job.sink, "from": job.start, "to": job.end, "cause": job.error}
-            kind = "siem.resent" if job.what == "resend" else "siem.reconciled"
-            await self._tell(SinkEvent(kind, details), "failed", job.actor)
+            await self._failed(job, str(error) or "no answer in time")
+        except Exception:  # noqa: BLE001 - an edge: what a receiver answers must not end deliveries, nor the gateway
+            log.error("siem job failed", sink=job.sink, what=job.what, traceback=traceback.format_exc())
+            await self._failed(job, "failed: see the gateway's log")
         else:
             agrees = event.details.get("agrees", True)
             await self._tell(event, "completed" if agrees else "failed", job.actor)
             job.state = "done"
+
+    async def _failed(self, job: Job, cause: str) -> None:
+        job.state, job.error = "failed", one_line(cause)
+        details = {"sink": job.sink, "from": job.start, "to": job.end, "cause": job.error}
+        kind = "siem.resent" if job.what == "resend" else "siem.reconciled"
+        await self._tell(SinkEvent(kind, details), "failed", job.actor)
 
     async def _resend(self, job: Job, table: AnySinkTable, shipper: Shipper) -> SinkEvent:
         job.start = job.start or 0

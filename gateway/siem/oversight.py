@@ -71,11 +71,14 @@ class Oversight:
 
     def _proven(self, name: str, held: Held) -> dict[str, Any]:
         """The record in a document. A permit entry has no signature of its own, but is covered by reconciliation."""
-        original = held.body.get("event", {}).get("original") if isinstance(held.body, dict) else None
-        if original is None and isinstance(held.body, dict) and held.body.get("sealane", {}).get("redacted"):
-            raise RequestRefused(
-                "this sink is denied fields, so that it holds no record whole", next_step="ask the gateway itself"
-            )
+        original: object = None
+        match held.body:  # whatever it holds: it may be anything
+            case {"event": {"original": str(original)}}:
+                pass
+            case {"sealane": {"redacted": _}}:
+                raise RequestRefused(
+                    "this sink is denied fields, so that it holds no record whole", next_step="ask the gateway itself"
+                )
         try:
             entry = str(original).encode()
             read = decode_entry(entry)
@@ -83,9 +86,9 @@ class Oversight:
             read = None
         if isinstance(read, SignedRecord) and read.is_signed_by([self._verifier]):
             return {"index": read.record.sequence, "record": msgspec.json.decode(read.record_bytes)}
-        sequence = held.body["event"].get("sequence") if isinstance(held.body, dict) else None
-        if isinstance(read, PermitEntry) and isinstance(sequence, int):
-            return {"index": sequence, "record": msgspec.json.decode(entry)}
+        match held.body:
+            case {"event": {"sequence": int(sequence)}} if isinstance(read, PermitEntry):
+                return {"index": sequence, "record": msgspec.json.decode(entry)}
         raise SearchUnavailable(
             f"{name} holds at {held.place[:200]} what is no record of this log",
             next_step=f"run `sealane siem reconcile {name}`",

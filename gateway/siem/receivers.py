@@ -10,6 +10,7 @@ from typing import assert_never
 from elasticsearch import Elasticsearch
 
 from audit.siem.elastic import ElasticSink
+from audit.siem.elastic_http import BoundedNode
 from audit.siem.sink import Sink
 from certs.errors import CertificateError
 from certs.files import read_private_key
@@ -43,6 +44,7 @@ def _elasticsearch(table: ElasticsearchTable, path_of: PathOf) -> ElasticSink:
         ssl_context=context,
         # Before the batch's own deadline, so that no thread outlives its task by much. Retrying is the shipper's.
         request_timeout=max(1.0, table.deadline_seconds * 0.9),
+        node_class=BoundedNode,
         max_retries=0,
         retry_on_timeout=False,
     )

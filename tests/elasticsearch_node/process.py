@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from elasticsearch import ApiError, Elasticsearch, TransportError
 
+from audit.siem.elastic_http import BoundedNode
 from certs.authority import Authority
 from certs.files import write_private_key
 
@@ -130,7 +131,12 @@ class ElasticsearchNode:
     def keyed_client(self, key: str, url: str | None = None, seconds: float = 10) -> Elasticsearch:
         """A client with an API key, as a sink has one."""
         return Elasticsearch(
-            url or self.url, api_key=key, ca_certs=str(self.ca), request_timeout=seconds, max_retries=0
+            url or self.url,
+            api_key=key,
+            ca_certs=str(self.ca),
+            request_timeout=seconds,
+            max_retries=0,
+            node_class=BoundedNode,
         )
 
     def make_api_key(self, name: str, indices: str) -> tuple[str, str]:

@@ -4,11 +4,13 @@ import fcntl
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+import trio
 
 from audit.siem.formats import Format, line_of
 from audit.siem.line_file import LineFileSink
@@ -140,3 +142,38 @@ async def test_every_format_can_be_written(tmp_path: Path, form: Format) -> None
     await LineFileSink("file", path, line_of(form), 10**6, 1).deliver(documents(0, 3))
     render = line_of(form)
     assert path.read_bytes().splitlines() == [render(each, 10**6) for each in documents(0, 3)]
+
+
+async def test_a_file_system_that_hangs_holds_one_thread_and_nobody_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, goes_on = tmp_path / "audit.jsonl", threading.Event()
+    real, hung = os.fdatasync, threading.Event()
+
+    def hang(descriptor: int) -> None:
+        hung.set()
+        goes_on.wait(30)
+        real(descriptor)
+
+    monkeypatch.setattr("audit.siem.line_file.os.fdatasync", hang)
+    one, threads = sink(path), threading.active_count()
+    with trio.move_on_after(0.3) as deadline:
+        await one.deliver(documents(0, 2))
+    assert deadline.cancelled_caught
+    assert hung.is_set()
+    for _ in range(20):
+        with pytest.raises(SinkAway, match="its file system hangs"):
+            await one.deliver(documents(0, 2))
+    assert threading.active_count() <= threads + 1
+    with pytest.raises(SinkAway, match="another process writes it"):
+        await sink(path).deliver(documents(0, 2))  # as after a reload: the lock keeps the two apart
+    monkeypatch.undo()
+    goes_on.set()
+    with trio.fail_after(10):
+        while True:
+            try:
+                await one.deliver(documents(0, 2))
+                break
+            except SinkAway:
+                await trio.sleep(0.01)
+    assert bodies(path) == [each.body for each in (*documents(0, 2), *documents(0, 2))]  # twice, and none cut

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from functools import partial
+from typing import Any
 
 import msgspec
 from hypothesis import given
@@ -93,3 +94,22 @@ def test_lists_in_the_answer_are_bounded_and_counts_are_not() -> None:
     findings = Findings(0, 10**6, missing=list(range(5000)))
     document = findings.document()
     assert (document["missing_count"], len(document["missing"])) == (5000, 100)
+
+
+def test_what_nobody_can_encode_is_altered_and_breaks_nothing() -> None:
+    """Elasticsearch keeps a field that its mapping lacks as it came; who may write there can lay down anything."""
+    deep: Any = []
+    for _ in range(100_000):
+        deep = [deep]
+    for odd in (10**30, "\ud800", float("nan"), deep):
+        one = held(ENTRIES[0])
+        one.body["planted"] = odd
+        found = compared([one, *map(held, ENTRIES[1:])])
+        assert [(each.index, each.fields) for each in found.altered] == [(0, ("planted",))]
+
+
+def test_a_document_that_claims_another_form_is_altered() -> None:
+    one = held(ENTRIES[0])
+    one.body["sealane"]["document"] += 1
+    found = compared([one, *map(held, ENTRIES[1:])])
+    assert [each.fields for each in found.altered] == [("sealane.document",)]
