@@ -19,6 +19,7 @@ from bench import (
     relay_link,
     relay_migration,
     relay_stream,
+    siem_backlog,
     siem_elastic,
     siem_rsyslog,
 )
@@ -42,7 +43,7 @@ PARTS = {
     },
     "audit": {"log": audit_log.measure, "asking": audit_asking.measure},
     "certs": {"hosts": certs.measure},
-    "siem": {"rsyslog": siem_rsyslog.measure, "elastic": siem_elastic.measure},
+    "siem": {"rsyslog": siem_rsyslog.measure, "elastic": siem_elastic.measure, "backlog": siem_backlog.measure},
 }
 RESULTS = Path(__file__).parent / "results"
 

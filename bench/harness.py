@@ -220,6 +220,11 @@ def print_rounds(title: str, rounds: Rounds, reference: str) -> None:
     _console.print(table)
 
 
+def tell(progress: str) -> None:
+    """One line of how far a measurement is."""
+    _console.print(f"[dim]{progress}[/dim]")
+
+
 def print_figures(area: str, figures: Mapping[str, float]) -> None:
     """The figures as they stand in the result file."""
     table = Table(title=f"figures of {area}")

@@ -46,7 +46,7 @@ def measure(plan: Plan) -> dict[str, float]:
         site = site_with_vms(folder, 2 * requests + WARM_UP_REQUESTS)
         vms = map(_vm_name, count())
         with gateway(site, folder) as (pid, url), ExitStack() as stack:
-            relay = _SourceRelay(site, url, stack)
+            relay = SourceRelay(site, url, stack)
             person = {"Authorization": f"Bearer {sign_in(site, url)}"}
 
             def ask(client: httpx.Client) -> float:
@@ -101,21 +101,26 @@ def vm_uuid(number: int) -> str:
     return str(UUID(int=number + 1))
 
 
-def site_with_vms(folder: Path, vms: int) -> Site:
+def site_with_vms(folder: Path, vms: int, log_origin: str = "sealane.example/bench") -> Site:
     return lay_out_site(
         folder / "site",
         hosts=[HostPlan(name, f"127.0.0.1:{free_port()}") for name in ("host-a", "host-b")],
         vms=[VmPlan(_vm_name(number), vm_uuid(number), "host-a") for number in range(vms)],
+        log_origin=log_origin,
         now=datetime.now(UTC),
     )
 
 
 @contextmanager
-def gateway(site: Site, folder: Path) -> Iterator[tuple[int, str]]:
+def gateway(site: Site, folder: Path, start_seconds: float = 30.0) -> Iterator[tuple[int, str]]:
     command = [str(Path(sys.executable).with_name("sealane")), "gateway", "serve", "--config", str(site.gateway_config)]
     log = folder / "gateway.log"
     with running(command, log) as process:
-        wait_until(lambda: b'"ready": true' in log.read_bytes() or process.poll() is not None, "the gateway's start")
+        wait_until(
+            lambda: b'"ready": true' in log.read_bytes() or process.poll() is not None,
+            "the gateway's start",
+            start_seconds,
+        )
         ready = [line for line in log.read_bytes().splitlines() if b'"ready": true' in line]
         if not ready:
             raise BenchError("the gateway did not start")
@@ -126,15 +131,15 @@ def trust(site: Site) -> ssl.SSLContext:
     return ssl.create_default_context(cafile=str(site.ca))
 
 
-def sign_in(site: Site, url: str) -> str:
-    body = {"username": "alice", "password": site.passwords["alice"]}
+def sign_in(site: Site, url: str, username: str = "alice") -> str:
+    body = {"username": username, "password": site.passwords[username]}
     answer = httpx.post(f"{url}/v1/token", json=body, verify=trust(site), timeout=TIMEOUT_SECONDS)
     if answer.status_code != 200:
         raise BenchError(f"signing in failed: {answer.text[:500]}")
     return str(answer.json()["access_token"])
 
 
-class _SourceRelay:
+class SourceRelay:
     """A stand-in for the source relay: takes its assignments, and reports that it has begun."""
 
     def __init__(self, site: Site, url: str, stack: ExitStack) -> None:

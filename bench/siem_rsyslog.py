@@ -24,7 +24,7 @@ from audit.siem.shipper import Shipper
 from audit.siem.sink import Sink
 from audit.siem.status import SinkEvent, Terms
 from audit.siem.syslog import SyslogSink
-from bench.harness import BenchError, Plan
+from bench.harness import BenchError, Plan, tell
 from bench.permit_latency import DISK
 from certs.files import write_atomically
 from tests.audit.samples import ORIGIN, entry
@@ -48,6 +48,7 @@ def measure(plan: Plan) -> dict[str, float]:
         for name, found in rates.items():
             with tempfile.TemporaryDirectory(prefix="bench-", dir=DISK) as folder:
                 found.append(size / _seconds(Path(folder), name, Repeated(entries, size)))
+            tell(f"{name}, round {len(found)} of {plan.rounds_to_run}: {found[-1]:,.0f}")
     return {name: statistics.median(found) for name, found in rates.items()} | {
         "rsyslog_entry_bytes": statistics.mean(map(len, entries))
     }
