@@ -45,7 +45,7 @@ def measure(plan: Plan) -> dict[str, float]:
     big = make_log(BIG / ("siem-quick" if plan.quick else "siem"), entries)
     with tempfile.TemporaryDirectory(prefix="bench-", dir=DISK) as name, ExitStack() as stack:
         folder = Path(name)
-        site = site_with_vms(folder, 3 * requests + 1_000, log_origin=ORIGIN)
+        site = site_with_vms(folder, 3 * requests + 5_000, log_origin=ORIGIN)
         _take_log(site, big)
         authority = TestAuthority(_made(folder / "receivers"))
         server = Rsyslog(authority.folder, authority)
