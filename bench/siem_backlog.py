@@ -2,7 +2,8 @@
 who ask for a permit notice while it drains to a real rsyslog by RELP.
 
 The log is made beforehand (`audit_log_maker.py`), the gateway is a process of its own, and another one before it has
-looked at the log for the first time and made the index: that costs memory once, and has nothing to do with receivers. Gateway and rsyslog share the machine.
+looked at the log for the first time and made the index: that costs memory once, and has nothing to do with receivers.
+Gateway and rsyslog share the machine.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@
     line_file.py   a file with rotation
     reconcile_lines.py  the same question of a file of lines · verify_line.py is this one line ours?
     formats/       a document as one line of JSON, CEF, LEEF, OCSF or syslog
-    elastic.py     Elasticsearch: bulk `create` into time-named indices, reading back · elastic_http.py bounds its answers
+    elastic.py     Elasticsearch: bulk into time-named indices, reading back · elastic_http.py bounds its answers
     reconcile.py   does the SIEM hold exactly what the log holds?
     status.py      the bounds of a delivery, and what is known of it
 
