@@ -1,7 +1,7 @@
 """The files of a policy bundle as bytes, and their digest.
 
 ```
-bundle.toml   schema.cedarschema   policies/NAME.cedar   tests/NAME.toml        nothing else
+bundle.toml   schema.cedarschema   policies/NAME.cedar   tests/NAME.yaml        nothing else
 ```
 All files are opened below one directory descriptor and never through a symlink, so that replacing the directory
 meanwhile cannot mix two versions, and a bundle cannot point at a file outside of it. Errors: BundleRefused.
@@ -25,7 +25,7 @@ MANIFEST: Final = "bundle.toml"
 SCHEMA: Final = "schema.cedarschema"
 POLICIES: Final = "policies"
 TESTS: Final = "tests"
-_FOLDERS: Final = {POLICIES: ".cedar", TESTS: ".toml"}
+_FOLDERS: Final = {POLICIES: ".cedar", TESTS: ".yaml"}
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 

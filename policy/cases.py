@@ -1,32 +1,37 @@
-"""A bundle's own tests: TOML tables of made-up people, VMs and hosts, and cases that say what must be decided.
+"""A bundle's own tests in YAML: made-up people, VMs and hosts, and cases that say what must be decided.
 
-```toml
-[people.olga]                                        # tables are shared by all test files of the bundle
-groups = ["S-1-5-21-1-2-3-1104"]                     # or groups_known = false
-[vms.ledger]
-zone = "production"
-classification = "restricted"
-[hosts.fra1]
-zone = "production"
-jurisdiction = "DE"
-site = "fra"
-[[case]]
-name = "production operators move production VMs"
-action = "MigrateVm"
-person = "olga"
-vm = "ledger"
-source = "fra1"
-destination = "fra2"
-expect = "allow"
-by = ["production-operators-move"]                   # optional: exactly these policies determine it
+```yaml
+people:                                              # of all test files of the bundle
+  olga:
+    groups: [S-1-5-21-1-2-3-1104]                    # or groups_known: false
+vms:
+  ledger:
+    zone: production
+    classification: restricted
+hosts:
+  fra1:
+    zone: production
+    jurisdiction: DE
+    site: fra
+cases:
+  - name: production operators move production VMs
+    action: MigrateVm
+    person: olga
+    vm: ledger
+    source: fra1
+    destination: fra2
+    expect: allow
+    by: [production-operators-move]                  # optional: exactly these policies determine it
 ```
-Errors: BundleRefused, naming file and case; the policy author must act.
+The YAML is a strict subset (`policy.yaml_text`). Errors: BundleRefused, naming file, line and case; the policy author
+must act.
 """
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Final, Literal, TypeVar
 
@@ -48,11 +53,13 @@ from policy.facts import (
 )
 from policy.request import entities_of, request_of
 from policy.rules import Rules
+from policy.yaml_text import Document, NotStrict, decode
 
 _NOON: Final = datetime(2026, 1, 5, 12, 0, tzinfo=UTC)  # a Monday; cases that depend on the time state their own
 _VM_NAMESPACE: Final = uuid.UUID("5ea1a9e0-0000-4000-8000-000000000000")
 
 T = TypeVar("T")
+F = TypeVar("F")
 
 
 class PersonTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -119,62 +126,105 @@ class CaseFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     people: dict[str, PersonTable] = {}
     vms: dict[str, VmTable] = {}
     hosts: dict[str, HostTable] = {}
-    case: tuple[Case, ...] = ()
+    cases: tuple[Case, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """All people, VMs and hosts of the test files, by the names that cases use."""
+
+    people: Mapping[str, Person]
+    vms: Mapping[str, VmFacts]
+    hosts: Mapping[str, HostFacts]
+
+
+@dataclass(frozen=True, slots=True)
+class Posed:
+    """A case as a question, and where it stands."""
+
+    file: str
+    line: int
+    case: Case
+    question: Question
 
 
 def run_cases(rules: Rules, texts: Mapping[str, str]) -> int:
-    """Run every case of the test files (name → TOML text); returns how many. The first that fails raises."""
+    """Run every case of the test files (name → YAML text); returns how many. The first that fails raises."""
+    posed = read_cases(texts)
+    for each in posed:
+        decision = evaluate(rules, "", request_of(each.question), entities_of(each.question))
+        if failure := mismatch(each.case, decision):
+            raise BundleRefused(each.file, f"line {each.line}: {failure}")
+    return len(posed)
+
+
+def read_cases(texts: Mapping[str, str]) -> list[Posed]:
+    """All cases of the test files, none of them run. Raises BundleRefused."""
     files = {name: _decode(name, text) for name, text in texts.items()}
-    people = _merge(files, lambda file: file.people)
-    vms = _merge(files, lambda file: file.vms)
-    hosts = _merge(files, lambda file: file.hosts)
-    count = 0
-    for name, file in files.items():
-        for case in file.case:
-            question = _question(name, case, people, vms, hosts)
-            decision = evaluate(rules, "", request_of(question), entities_of(question))
-            _check(name, case, decision)
-            count += 1
-    return count
+    facts = _facts({name: file for name, (file, _) in files.items()})
+    posed = []
+    for name, (file, document) in files.items():
+        for number, case in enumerate(file.cases):
+            line, _ = document.place(f"$.cases[{number}]")
+            posed.append(Posed(name, line, case, _question(name, line, case, facts)))
+    return posed
 
 
-def _decode(name: str, text: str) -> CaseFile:
+def read_facts(texts: Mapping[str, str]) -> Facts:
+    """What the cases speak of, without them. Raises BundleRefused."""
+    return _facts({name: _decode(name, text)[0] for name, text in texts.items()})
+
+
+def _decode(name: str, text: str) -> tuple[CaseFile, Document]:
     try:
-        return msgspec.toml.decode(text, type=CaseFile)
-    except (msgspec.DecodeError, RecursionError) as error:
+        document = decode(text)
+    except NotStrict as error:
         raise BundleRefused(name, str(error)) from error
+    try:
+        return msgspec.convert(document.value, CaseFile), document
+    except msgspec.ValidationError as error:
+        words, _, path = str(error).partition(" - at `")
+        line, column = document.place(path.rstrip("`") or "$")
+        raise BundleRefused(name, f"line {line}, column {column}: {words}") from error
 
 
-def _merge(files: Mapping[str, CaseFile], tables: Callable[[CaseFile], Mapping[str, T]]) -> dict[str, T]:
-    merged: dict[str, T] = {}
+def _facts(files: Mapping[str, CaseFile]) -> Facts:
+    return Facts(
+        _merge(files, lambda file: file.people, _person),
+        _merge(files, lambda file: file.vms, _vm),
+        _merge(files, lambda file: file.hosts, _host),
+    )
+
+
+def _merge(
+    files: Mapping[str, CaseFile], tables: Callable[[CaseFile], Mapping[str, T]], make: Callable[[str, T], F]
+) -> dict[str, F]:
+    merged: dict[str, F] = {}
     for name, file in files.items():
         for key, table in tables(file).items():
             if key in merged:
                 raise BundleRefused(name, f"{key!a} is already defined in another test file")
-            merged[key] = table
+            try:
+                merged[key] = make(key, table)
+            except FactRefused as error:
+                raise BundleRefused(name, f"{key!a}: {error}") from error
     return merged
 
 
-def _question(
-    file: str,
-    case: Case,
-    people: Mapping[str, PersonTable],
-    vms: Mapping[str, VmTable],
-    hosts: Mapping[str, HostTable],
-) -> Question:
-    def of(tables: Mapping[str, T], key: str) -> T:
-        if key not in tables:
-            raise BundleRefused(file, f"case {case.name!a}: {key!a} is not defined in any test file")
-        return tables[key]
+def _question(file: str, line: int, case: Case, facts: Facts) -> Question:
+    def of(made: Mapping[str, F], key: str) -> F:
+        if key not in made:
+            raise BundleRefused(file, f"line {line}: case {case.name!a}: {key!a} is not defined in any test file")
+        return made[key]
 
     def host(key: str | None) -> HostFacts | None:
-        return None if key is None else _host(key, of(hosts, key))
+        return None if key is None else of(facts.hosts, key)
 
     try:
         return Question(
             action=case.action,
-            person=_person(case.person, of(people, case.person)),
-            vm=None if case.vm is None else _vm(case.vm, of(vms, case.vm)),
+            person=of(facts.people, case.person),
+            vm=None if case.vm is None else of(facts.vms, case.vm),
             source=host(case.source),
             destination=host(case.destination),
             context=Context(
@@ -186,10 +236,10 @@ def _question(
                 own_request=case.own_request,
                 placement=Provenance(case.placement_source, case.placement_age_seconds),
             ),
-            requester=None if case.requester is None else _person(case.requester, of(people, case.requester)),
+            requester=None if case.requester is None else of(facts.people, case.requester),
         )
     except FactRefused as error:
-        raise BundleRefused(file, f"case {case.name!a}: {error}") from error
+        raise BundleRefused(file, f"line {line}: case {case.name!a}: {error}") from error
 
 
 def _person(key: str, table: PersonTable) -> Person:
@@ -213,15 +263,17 @@ def _host(key: str, table: HostTable) -> HostFacts:
     return HostFacts(spiffe_id, key, table.site, table.zone, table.jurisdiction, table.address, provenance=told)
 
 
-def _check(file: str, case: Case, decision: Decision) -> None:
+def mismatch(case: Case, decision: Decision) -> str:
+    """What is otherwise than the case expects, in words; "" if nothing is."""
     reasons = {reason.id for reason in decision.reasons}
     outcome = "allow" if decision.allowed else "deny"
     if outcome != case.expect:
         why = f"by {', '.join(sorted(reasons))}" if decision.allowed else decision.denied_because
-        raise BundleRefused(file, f"case {case.name!a} expects {case.expect}, but it is {outcome}: {why}")
+        return f"case {case.name!a} expects {case.expect}, but it is {outcome}: {why}"
     if case.by is not None and set(case.by) != reasons:
         expected, found = (", ".join(sorted(ids)) or "no policy" for ids in (case.by, reasons))
-        raise BundleRefused(file, f"case {case.name!a} expects {expected} to determine it, but it is {found}")
+        return f"case {case.name!a} expects {expected} to determine it, but it is {found}"
+    return ""
 
 
 def probe_questions() -> tuple[Question, ...]:

@@ -26,6 +26,7 @@ from gateway.cli import (
     people,
     placement,
     policy,
+    policy_compare,
     policy_workshop,
     reconcile,
     serve,
@@ -106,8 +107,8 @@ app.add_typer(certs.app, name="certs")
 siem.app.command("reconcile-file")(siem_files.reconcile_file)
 app.add_typer(siem.app, name="siem")
 app.add_typer(people.app, name="people")
-for words, command in policy_workshop.COMMANDS.items():
-    policy.app.command(words)(command)
+for words, policy_command in (policy_workshop.COMMANDS | policy_compare.COMMANDS).items():
+    policy.app.command(words)(policy_command)
 app.add_typer(policy.app, name="policy")
 app.add_typer(session.app, name="session")
 app.add_typer(directory.app, name="directory")

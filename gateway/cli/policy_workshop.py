@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Final
@@ -124,4 +124,82 @@ def _write(directory: Path, files: Mapping[str, str]) -> None:
             raise BadConfiguration(f"{path}: {error.strerror}", REQUESTER, "make the folder writable") from error
 
 
-COMMANDS: Final = {"check": check, "fmt": fmt}
+def new(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A directory that does not exist yet.")],
+    name: Annotated[str, typer.Option("--name", metavar="NAME", help="The bundle's name, for records.")] = "starter",
+    as_json: JsonOption = False,
+) -> None:
+    """Begin a bundle: zones, classification, four eyes, change freeze, data residency, break-glass, unknown requester.
+
+    It passes check, fmt --check and test. Then put your groups' ids in the place of its made-up ones.
+
+    \b
+    Example:
+      sealane policy new policies --name bank
+    """
+    with needs_gateway_extra():
+        from policy.authoring.beginning import begin
+
+    with refusing():
+        files = begin(name)
+    try:
+        directory.mkdir()
+        for path, text in files.items():
+            (directory / path).parent.mkdir(exist_ok=True)
+            (directory / path).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise BadConfiguration(
+            f"{directory}: {error.strerror}", REQUESTER, "name a directory that does not exist yet"
+        ) from error
+    if as_json:
+        print_json({"outcome": "ok", "directory": str(directory), "files": sorted(files)})
+    else:
+        for path in sorted(files):
+            say(f"wrote {directory / path}")
+        say(f"Next: sealane policy test {directory}")
+
+
+def run_cases(
+    directory: BundleArgument,
+    junit: Annotated[
+        Path | None, typer.Option("--junit", metavar="FILE", help="Write the results there, too, as JUnit XML.")
+    ] = None,
+    complete: Annotated[
+        bool, typer.Option("--complete", help="Exit code 1 also if the cases leave a policy or condition unshown.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Run the bundle's own cases, all of them; say why each failed one failed, and what no case shows.
+
+    \b
+    Examples:
+      sealane policy test bank/
+      sealane policy test bank/ --complete --junit results.xml
+    """
+    files = read_bundle(directory)
+    from policy.authoring.testing import run_tests
+
+    with refusing():
+        report = run_tests(files)
+    if junit is not None:
+        _write(junit.parent, {junit.name: report.junit()})
+    failed = report.failed > 0 or (complete and bool(report.gaps))
+    if as_json:
+        import msgspec
+
+        outcome = {"outcome": "failed" if failed else "ok", "failed": report.failed}
+        print_json({**msgspec.to_builtins(report), **outcome})
+    else:
+        for case in report.cases:
+            if case.failure:
+                say(f"FAIL  {case.file}:{case.line}: {case.failure}")
+                for line in case.why:
+                    say(f"      {line}")
+        for gap in report.gaps:
+            say(f"gap   {gap.text()}")
+        say(f"{len(report.cases)} cases, {report.failed} failed; {report.covered} of {report.coverable} outcomes shown")
+    if failed:
+        raise typer.Exit(EXIT_FAULTS)
+
+
+COMMANDS: Final[dict[str, Callable[..., None]]] = {"new": new, "check": check, "fmt": fmt, "test": run_cases}

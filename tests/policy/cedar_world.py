@@ -50,7 +50,7 @@ def files(*policies: str, schema: str = OUR_SCHEMA, tests: str = "", version: in
     """A bundle as `Bundle.from_files` takes it, one file for each policy."""
     made = {MANIFEST: f'name = "made-up"\nversion = {version}\n', SCHEMA: schema}
     made |= {f"policies/{number:03}.cedar": text for number, text in enumerate(policies)}
-    return made | ({"tests/cases.toml": tests} if tests else {})
+    return made | ({"tests/cases.yaml": tests} if tests else {})
 
 
 def bundle(*policies: str) -> Bundle:

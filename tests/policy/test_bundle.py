@@ -31,8 +31,8 @@ def test_the_example_bundle_loads_and_its_tests_cover_every_policy() -> None:
     bank = Bundle.load(BANK)
     assert (bank.name, bank.version) == ("bank", 1)
     assert bank.tests_passed >= 40
-    tested = "".join(path.read_text(encoding="utf-8") for path in (BANK / "tests").glob("*.toml"))
-    assert [policy.id for policy in bank.policies if f'"{policy.id}"' not in tested] == []
+    tested = "".join(path.read_text(encoding="utf-8") for path in (BANK / "tests").glob("*.yaml"))
+    assert [policy.id for policy in bank.policies if policy.id not in tested] == []
 
 
 def test_the_example_bundle_carries_our_schema() -> None:
@@ -168,23 +168,21 @@ def test_a_manifest_with_a_fault_is_refused(manifest: str) -> None:
 
 
 CASE = """
-[people.a]
-[vms.v]
-zone = "test"
-classification = "internal"
-[hosts.h]
-site = "s"
-zone = "test"
-jurisdiction = "DE"
-[[case]]
-name = "a moves v"
-action = "MigrateVm"
-person = "a"
-vm = "v"
-source = "h"
-destination = "h"
-expect = "allow"
-by = ["all"]
+people:
+  a: {}
+vms:
+  v: {zone: test, classification: internal}
+hosts:
+  h: {site: s, zone: test, jurisdiction: DE}
+cases:
+  - name: a moves v
+    action: MigrateVm
+    person: a
+    vm: v
+    source: h
+    destination: h
+    expect: allow
+    by: [all]
 """
 
 
@@ -195,29 +193,31 @@ def test_a_bundle_whose_own_tests_pass_is_loaded() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ('"allow"', '"deny"', "expects deny, but it is allow: by all"),
-        ('["all"]', '["other"]', "expects other to determine it, but it is all"),
-        ('["all"]', "[]", "expects no policy to determine it, but it is all"),
-        ('"MigrateVm"', '"Fly"', "knows no action 'Fly'"),
-        ('vm = "v"', "", "does not know this VM"),
-        ('person = "a"', 'person = "b"', "'b' is not defined"),
-        ("[people.a]", "[people.a]\ngroups_known = false", "groups are not known"),
-        ("[people.a]", '[people.a]\ngroups = ["x"]', "group id"),
-        ("[people.a]", "[people.a]\nadmin = true", "unknown field `admin`"),
-        ('"allow"', '"maybe"', "Invalid enum value 'maybe'"),
-        ("[[case]]", "[case]", "Expected `array`"),
-        ("[people.a]", "[people.a", "line 2"),
-        ('expect = "allow"', 'expect = "allow"\ntime = 2026-01-01T00:00:00', "time zone"),
+        (": allow", ": deny", "line 9: case 'a moves v' expects deny, but it is allow: by all"),
+        ("[all]", "[other]", "expects other to determine it, but it is all"),
+        ("[all]", "[]", "expects no policy to determine it, but it is all"),
+        ("MigrateVm", "Fly", "knows no action 'Fly'"),
+        ("    vm: v\n", "", "does not know this VM"),
+        ("person: a", "person: b", "'b' is not defined"),
+        ("a: {}", "a: {groups_known: false}", "groups are not known"),
+        ("a: {}", "a: {groups: [x]}", "group id"),
+        ("a: {}", "a: {admin: true}", "line 3, column 3: Object contains unknown field `admin`"),
+        (": allow", ": maybe", "line 15, column 13: Invalid enum value 'maybe'"),
+        ("  - name", "  x:\n  - name", "line 9, column 3: Expected `array`"),
+        ("a: {}", "a: {", "is not YAML"),
+        (": allow", ": allow\n    time: 2026-01-01T00:00:00", "time zone"),
+        ("person: a", "person: no", "'no' is not the same in every YAML"),
+        ("person: a", "person: a\n    person: a", "has the key 'person' twice"),
     ],
 )
 def test_a_bundle_whose_own_tests_fail_is_refused(old: str, new: str, words: str) -> None:
     error = refused(files(ALLOW_ALL, tests=CASE.replace(old, new)))
-    assert error.file == "tests/cases.toml"
+    assert error.file == "tests/cases.yaml"
     assert words in error.detail
 
 
 def test_tables_of_one_name_in_two_test_files_are_refused() -> None:
-    assert "already defined" in str(refused(files(ALLOW_ALL, tests=CASE) | {"tests/more.toml": "[people.a]\n"}))
+    assert "already defined" in str(refused(files(ALLOW_ALL, tests=CASE) | {"tests/more.yaml": "people: {a: {}}\n"}))
 
 
 def test_the_digest_is_the_published_one_for_a_known_bundle() -> None:
@@ -260,7 +260,8 @@ def test_a_directory_loads_to_the_same_digest_as_its_texts(tmp_path: Path) -> No
         "policies/sub",
         "policies/a\n.cedar",
         "policies/..cedar",
-        "tests/a.yaml",
+        "tests/a.toml",
+        "tests/a.yml",
     ],
 )
 def test_what_does_not_belong_in_a_bundle_is_refused(tmp_path: Path, stray: str) -> None:
@@ -347,6 +348,6 @@ def test_any_policy_text_is_loaded_or_refused(text: str) -> None:
 @given(st.text(max_size=200))
 def test_any_test_text_is_run_or_refused(text: str) -> None:
     try:
-        run_cases(RULES, {"tests/cases.toml": text})
+        run_cases(RULES, {"tests/cases.yaml": text})
     except BundleRefused:
         return

@@ -1,0 +1,229 @@
+"""`sealane policy explain`, `diff` and `replay`: decisions of made-up and of past requests."""
+
+# Imports wait until they are needed: a relay's host lacks the [gateway] extra.
+# ruff: noqa: PLC0415
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from gateway.cli.errors import REQUESTER, BadConfiguration
+from gateway.cli.moments import parse_moment
+from gateway.cli.options import JsonOption
+from gateway.cli.output import print_json, say
+from gateway.cli.policy_workshop import EXIT_FAULTS, BundleArgument, read_bundle, refusing
+
+if TYPE_CHECKING:
+    from policy.authoring.compare import Asked, Comparison
+
+LogOption = Annotated[
+    Path | None, typer.Option("--log", metavar="DIR", help="The folder of a gateway's log, or a copy of it.")
+]
+SinceOption = Annotated[
+    str, typer.Option("--since", metavar="TIME", help="Records since then: 90d, 12h (ago), 2026-11-22.")
+]
+
+
+def explain(
+    directory: BundleArgument,
+    case: Annotated[str | None, typer.Option("--case", metavar="NAME", help="A case of the bundle's tests.")] = None,
+    record: Annotated[
+        int | None, typer.Option("--record", metavar="N", min=0, help="Entry of the log that holds a decision.")
+    ] = None,
+    log: LogOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Tell of every policy whether it is satisfied by a request, not, or fails, and which facts make it so.
+
+    The request is a case of the bundle's tests, or one of the past: then the bundle may be another than decided it.
+
+    \b
+    Examples:
+      sealane policy explain bank/ --case "restricted VMs stay in their country"
+      sealane policy explain bank/ --log /var/lib/sealane/log --record 17
+    """
+    if (case is None) == (record is None) or (record is not None and log is None):
+        raise BadConfiguration("name --case, or --record and --log", REQUESTER, "see `sealane policy explain --help`")
+    files = read_bundle(directory)
+    from policy.authoring.compare import decide_under, rules_of
+    from policy.authoring.explain import explain as explained
+    from policy.authoring.pieces import Pieces
+
+    with refusing():
+        rules = rules_of(files)
+        asked = _case(files, case) if case is not None else _record(log or Path(), record or 0)
+        explanation = explained(Pieces(rules, files), decide_under(rules, asked))
+    if as_json:
+        import msgspec
+
+        print_json({"outcome": "allowed" if explanation.allowed else "denied", **msgspec.to_builtins(explanation)})
+        return
+    for line in explanation.lines():
+        say(line)
+
+
+def _case(files: dict[str, str], name: str) -> Asked:
+    from policy.authoring.compare import Asked
+    from policy.cases import read_cases
+    from policy.request import entities_of, request_of
+
+    posed = read_cases({path: text for path, text in files.items() if path.startswith("tests/")})
+    found = next((each for each in posed if each.case.name == name), None)
+    if found is None:
+        raise BadConfiguration(f"no case is called {name!a}", REQUESTER, "give its whole name, as tests/ has it")
+    return Asked(f"{found.file}:{found.line}", request_of(found.question), entities_of(found.question))
+
+
+def _record(log: Path, index: int) -> Asked:
+    from gateway.cli.record_folder import FromFolder
+
+    found = _decision(index, FromFolder(log).entry(index).get("record"))
+    if found is None:
+        raise BadConfiguration(f"entry {index} holds no decision", REQUESTER, "`sealane audit query` finds decisions")
+    return found
+
+
+def diff(
+    before: Annotated[Path, typer.Argument(metavar="A", help="A bundle.")],
+    after: Annotated[Path, typer.Argument(metavar="B", help="Another one.")],
+    log: LogOption = None,
+    since: SinceOption = "90d",
+    as_json: JsonOption = False,
+) -> None:
+    """Find requests that two bundles decide differently: of the past (--log), and of a grid over the people, VMs and
+    hosts of their tests.
+
+    Exit code 0: none was found; 1: some were. What was left out of a grid too large is said.
+
+    \b
+    Examples:
+      sealane policy diff bank-7/ bank-8/
+      sealane policy diff bank-7/ bank-8/ --log /var/lib/sealane/log --since 30d --json
+    """
+    one, two = read_bundle(before), read_bundle(after)
+    from policy.authoring.compare import compare, grid, rules_of
+
+    with refusing():
+        rules = rules_of(one), rules_of(two)
+        asked, notes = grid(one, two)
+        past = _Past(log, since) if log is not None else None
+        comparison = compare(*rules, [*asked, *(past.decisions() if past is not None else ())])
+    _tell(comparison, [*notes, *(past.notes() if past is not None else ())], as_json=as_json)
+
+
+def replay(
+    directory: BundleArgument,
+    log: Annotated[Path, typer.Option("--log", metavar="DIR", help="The folder of a gateway's log, or a copy of it.")],
+    since: SinceOption = "90d",
+    as_json: JsonOption = False,
+) -> None:
+    """Decide what a gateway decided, again, under this bundle, and tell where the answer is another one.
+
+    Exit code 0: all answers are as recorded; 1: some are not. A log that does not go back so far says how far it goes.
+
+    \b
+    Example:
+      sealane policy replay bank-8/ --log /var/lib/sealane/log --since 90d
+    """
+    files = read_bundle(directory)
+    from policy.authoring.compare import compare, rules_of
+
+    past = _Past(log, since)
+    with refusing():
+        comparison = compare(None, rules_of(files), past.decisions())
+    _tell(comparison, past.notes(), as_json=as_json)
+
+
+def _tell(comparison: Comparison, notes: list[str], *, as_json: bool) -> None:
+    failed = comparison.differing > 0
+    if as_json:
+        import msgspec
+
+        print_json({"outcome": "differs" if failed else "same", **msgspec.to_builtins(comparison), "notes": notes})
+    else:
+        for each in comparison.differences:
+            say(each.text())
+            if each.after.because:
+                say(f"    {each.after.because}")
+        for note in notes:
+            say(f"note: {note}")
+        say(f"{comparison.compared} requests compared, {comparison.differing} decided differently")
+    if failed:
+        raise typer.Exit(EXIT_FAULTS)
+
+
+class _Past:
+    """The decisions of a log's folder since a time, and what is to be said of them once they were read."""
+
+    def __init__(self, log: Path, since: str) -> None:
+        from gateway.cli.record_folder import FromFolder
+
+        self._log, self._size = log, FromFolder(log).size()
+        self._since = parse_moment(since, datetime.now(UTC), "--since")
+        self._first: str | None = None
+        self._unusable = 0
+
+    def decisions(self) -> Iterator[Asked]:
+        from audit.errors import LogError
+        from audit.reader import LogReader
+
+        try:
+            for index, entry in enumerate(LogReader(self._log).entries(0, self._size)):
+                record = _record_in(entry)
+                if record is None:
+                    continue
+                self._first = self._first or str(record.get("time"))
+                if str(record.get("time")) >= self._since and "policy_request" in record.get("details", {}):
+                    asked = _decision(index, record)
+                    self._unusable += asked is None
+                    if asked is not None:
+                        yield asked
+        except LogError as error:
+            raise BadConfiguration(str(error), REQUESTER, "run `sealane audit verify`") from error
+
+    def notes(self) -> list[str]:
+        """To be asked after the decisions."""
+        notes = []
+        if self._first is None:
+            notes.append("the log holds no record")
+        elif self._first > self._since:
+            notes.append(f"the log begins at {self._first}, later than {self._since}: nothing is known of before")
+        if self._unusable:
+            notes.append(f"{self._unusable} records hold a decision that cannot be made again, and were left out")
+        return notes
+
+
+def _record_in(entry: bytes) -> dict[str, Any] | None:
+    import msgspec
+
+    try:
+        record = msgspec.json.decode(entry).get("record")
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, AttributeError):
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("details"), dict) else None
+
+
+def _decision(index: int, record: Any) -> Asked | None:
+    """The request of a record with what was decided; None if it holds none. An observed yes is the policies' no."""
+    from policy.authoring.compare import Asked, Side
+
+    match record:
+        case {"details": {"policy_request": dict(request), "policy_entities": list(entities), **details}}:
+            pass
+        case _:
+            return None
+    recorded = None
+    match details:
+        case {"decision": {"allowed": bool(allowed), "policies": list(policies), **more}}:
+            names = tuple(str(each.get("id")) for each in policies if isinstance(each, dict))
+            because = str(more.get("denied_because") or "")
+            recorded = Side(allowed and not more.get("observed"), names, because)
+    return Asked(f"record {index}", request, entities, recorded)
+
+
+COMMANDS: Final[dict[str, Callable[..., None]]] = {"explain": explain, "diff": diff, "replay": replay}

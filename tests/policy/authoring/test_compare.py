@@ -1,0 +1,69 @@
+"""Two bundles asked the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from policy.authoring import compare as module
+from policy.authoring.compare import Asked, compare, grid, rules_of
+from policy.bundle_files import read_bundle_files
+from policy.request import entities_of, request_of
+from tests.policy.cedar_world import BANK, files, move
+
+PERMIT = '@id("p") @reason("R.") permit (principal, action == Sealane::Action::"MigrateVm", resource)'
+
+
+def bank() -> dict[str, str]:
+    return read_bundle_files(BANK)
+
+
+def test_a_bundle_differs_from_itself_in_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_GRID", 200)
+    asked, notes = grid(bank(), bank())
+    found = compare(rules_of(bank()), rules_of(bank()), asked)
+    assert found.differing == 0
+    assert found.compared > 200
+    assert "an even sample of 200" in notes[0]
+
+
+def test_a_rule_that_was_loosened_is_found_in_the_grid(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_GRID", 400)
+    path = "policies/zones-and-data.cedar"
+    loose = bank() | {
+        path: bank()[path].replace("context.destination.zone == resource.zone", "true || context.reason_given")
+    }
+    asked, _ = grid(bank(), loose)
+    found = compare(rules_of(bank()), rules_of(loose), asked)
+    assert found.differing > 0
+    assert all("stay-in-zone" in each.before.policies and each.after.allowed for each in found.differences)
+    assert " → allow by " in found.differences[0].text()
+
+
+def test_the_sample_visits_no_place_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_GRID", 97)
+    places = list(module._places(1000))
+    assert len(set(places)) == 97
+    assert max(places) < 1000
+
+
+def test_bundles_without_facts_have_an_empty_grid_and_say_so() -> None:
+    asked, notes = grid(files(PERMIT + ";"))
+    assert asked == []
+    assert "no moves are in the grid" in notes[0]
+
+
+@pytest.mark.parametrize("request_", [{}, {"principal": {"type": "x"}}, {"context": 3}])
+def test_a_damaged_record_is_denied_by_both_and_named_without_its_words(request_: dict[str, object]) -> None:
+    damaged = Asked("record 3", request_, [{"uid": 4}], module.Side(True, ("p",), ""))
+    (difference,) = compare(None, rules_of(files(PERMIT + ";")), [damaged]).differences
+    assert difference.what == "a request that cannot be read"
+
+
+def test_a_name_that_looks_like_cedar_is_a_name(tmp_path: Path) -> None:
+    rules = rules_of(files(PERMIT + ' when { resource.name == "x" };'))
+    asked = Asked("grid", request_of(move()), entities_of(move()))
+    asked.entities[1]["attrs"]["name"] = '"} permit (principal, action, resource); //'
+    assert compare(rules, rules_of(files(PERMIT + ";")), [asked]).differing == 1
+    assert compare(rules, rules, [asked]).differing == 0
