@@ -7,7 +7,7 @@ half-loaded one, so putting it in force (`Engine.swap`) cannot fail. Errors: Bun
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -37,6 +37,7 @@ class Bundle:
     digest: str
     rules: Rules
     tests_passed: int
+    policy_texts: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def policies(self) -> tuple[Policy, ...]:
@@ -57,10 +58,11 @@ class Bundle:
     def from_files(cls, files: Mapping[str, str]) -> Bundle:
         """The same from texts by path, as they come out of `read_bundle_files`. Raises BundleRefused."""
         manifest = decode_manifest(files[MANIFEST])
-        rules = compile_rules(SCHEMA, files[SCHEMA], _below(POLICIES, files))
+        policy_texts = _below(POLICIES, files)
+        rules = compile_rules(SCHEMA, files[SCHEMA], policy_texts)
         check_schema_takes_our_facts(rules)
         tests_passed = run_cases(rules, _below(TESTS, files))
-        return cls(manifest.name, manifest.version, bundle_digest(files), rules, tests_passed)
+        return cls(manifest.name, manifest.version, bundle_digest(files), rules, tests_passed, policy_texts)
 
 
 def decode_manifest(text: str) -> _Manifest:

@@ -86,9 +86,10 @@ class Move(Body):
 
 
 class CheckMove(Move):
-    """`preflight`: also ask both hosts whether the VM can move, if policy allows it."""
+    """`preflight`: also ask both hosts whether the VM can move, if it may. `explain`: tell of every policy."""
 
     preflight: bool = False
+    explain: bool = False
 
 
 class InspectionAnswer(Body):

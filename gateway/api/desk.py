@@ -13,6 +13,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from certs.identity import SpiffeId
 from gateway.enrolment.office import Office
 from gateway.errors import NotKnown
+from gateway.explaining import Explaining
 from gateway.gate import Gate
 from gateway.issuers import Issuers
 from gateway.metrics import Metrics
@@ -42,6 +43,7 @@ class Desk:
     reporting: Reporting
     placement: PlacementWatching
     publishing: Publishing
+    explaining: Explaining
     refused_calls: RefusedCallsOnRecord
     oversight: Oversight
     metrics: Metrics

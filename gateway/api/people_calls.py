@@ -81,7 +81,12 @@ async def check_decision(body: CheckMove, desk: AtDesk, bearer: Bearer, address:
     admission = await check(desk.gate, bearer, asked)
     found = admission.findings
     told = None if found is None else {"can_move": can_move(found), "findings": findings_document(found)}
-    return JsonAnswer({**_document(admission), "preflight": told})
+    document = {**_document(admission), "preflight": told}
+    if (
+        body.explain and admission.decision.request["action"]["id"] != "CheckDecision"
+    ):  # who may not ask is told no more
+        document["explanation"] = await desk.explaining.lines(desk.gate.engine.bundle, admission.decision)
+    return JsonAnswer(document)
 
 
 @router.get("/v1/migrations/{migration_id}", summary="State, progress and receipts of a migration")

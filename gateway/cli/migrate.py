@@ -143,16 +143,18 @@ def migrate(
 def _check(client: GatewayClient, question: dict[str, Any], *, as_json: bool) -> int:
     from gateway.cli import migration_view as view
 
-    answer = client.check({**question, "preflight": True})
+    answer = client.check({**question, "preflight": True, "explain": True})
     decision, found = answer.decision, answer.preflight
     outcome = "denied" if not decision.allowed else "would_deny" if decision.observed else "allowed"
     if decision.allowed and found is not None and not found.can_move:
         outcome = "cannot_move"
     if as_json:
         document = {"outcome": outcome, **view.decision_document(answer)}
-        print_json({**document, "preflight": None if found is None else view.preflight_document(found)})
+        told = None if found is None else view.preflight_document(found)
+        print_json({**document, "preflight": told, "explanation": list(answer.explanation)})
     else:
         view.show_decision(console(), answer, would=True)
+        view.show_explanation(console(), answer)
         if found is not None:
             view.show_preflight(console(), found)
     return 0 if outcome in {"allowed", "would_deny"} else 1

@@ -48,6 +48,12 @@ def show_decision(out: Console, answer: DecisionReply, *, would: bool = False) -
         out.print(Text("  policy bundle ").append_text(plain(decision.bundle_digest[:16])), style="dim")
 
 
+def show_explanation(out: Console, answer: DecisionReply) -> None:
+    """Each policy about the action, satisfied or not and why, as `sealane policy explain` tells it."""
+    for line in answer.explanation[1:]:  # the first is the decision itself
+        out.print(Text("  ").append_text(plain(line)), style="dim", soft_wrap=True)
+
+
 def show_preflight(out: Console, preflight: PreflightReply) -> None:
     """Whether it can move, and what is in the way: "cannot" apart from "may not"."""
     word, style = ("CAN move", "bold green") if preflight.can_move else ("CANNOT move", "bold red")

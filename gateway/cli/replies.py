@@ -133,6 +133,7 @@ class DecisionReply(msgspec.Struct, frozen=True):
     record_index: Count
     migration_id: str | None = None
     preflight: PreflightReply | None = None
+    explanation: tuple[str, ...] = ()
 
 
 class Progress(msgspec.Struct, frozen=True, rename={"pass_number": "pass"}):

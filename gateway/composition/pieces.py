@@ -24,6 +24,7 @@ from gateway.config import GatewayConfig
 from gateway.enrolment.composition import make_office
 from gateway.enrolment.files import Late, days_left, watch_tls_files
 from gateway.errors import StartRefused
+from gateway.explaining import Explaining
 from gateway.gate import Gate
 from gateway.inventories import InventoryNews, open_sources, read_at_start
 from gateway.issuers import Issuers
@@ -105,6 +106,7 @@ async def make_pieces(
         reporting=reporting,
         placement=placement_watching,
         publishing=publishing,
+        explaining=Explaining(),
         refused_calls=RefusedCallsOnRecord(gate),
         oversight=oversight,
         metrics=metrics,
