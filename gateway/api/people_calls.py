@@ -82,9 +82,8 @@ async def check_decision(body: CheckMove, desk: AtDesk, bearer: Bearer, address:
     found = admission.findings
     told = None if found is None else {"can_move": can_move(found), "findings": findings_document(found)}
     document = {**_document(admission), "preflight": told}
-    if (
-        body.explain and admission.decision.request["action"]["id"] != "CheckDecision"
-    ):  # who may not ask is told no more
+    # Who may not ask for decisions was answered about that, and is told no more.
+    if body.explain and admission.decision.request["action"]["id"] != "CheckDecision":
         document["explanation"] = await desk.explaining.lines(desk.gate.engine.bundle, admission.decision)
     return JsonAnswer(document)
 
