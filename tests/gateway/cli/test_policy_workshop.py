@@ -106,7 +106,8 @@ def test_a_diff_finds_what_a_change_lets_through(sealane: Sealane, made: Path, t
 @pytest.mark.parametrize("command", ["check", "fmt", "test", "explain", "diff", "replay"])
 def test_what_is_no_bundle_is_said_in_one_line(sealane: Sealane, tmp_path: Path, command: str) -> None:
     (tmp_path / "empty").mkdir()
-    more = {"explain": ["--case", "x"], "diff": [tmp_path], "replay": ["--log", tmp_path]}.get(command, [])
+    options: dict[str, list[object]] = {"explain": ["--case", "x"], "diff": [tmp_path], "replay": ["--log", tmp_path]}
+    more = options.get(command, [])
     result = sealane("policy", command, tmp_path / "empty", *more)
     assert result.exit_code == 2
     assert "no bundle: bundle.toml: is missing" in only_error_line(result)
