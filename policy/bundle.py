@@ -47,7 +47,7 @@ class Bundle:
     @property
     def named_groups(self) -> frozenset[str]:
         """All groups that decide anything."""
-        return frozenset().union(*(policy.groups for policy in self.policies))
+        return self.rules.named_groups
 
     @classmethod
     def load(cls, directory: Path) -> Bundle:

@@ -8,7 +8,6 @@ must act.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -18,7 +17,7 @@ import msgspec
 
 from policy.facts import ACTIONS, ACTIONS_ON_VMS, SEALED, SEALED_ACTIONS, VM_ACTIONS
 from policy.request import Json, references
-from policy.rules import Policy, Rules
+from policy.rules import GROUP, Policy, Rules
 
 ANY_MOVE: Final = "AnyMove"  # the schema's action group of VM_ACTIONS
 _SHOWN_PERMITS: Final = 5
@@ -108,8 +107,9 @@ def evaluate(rules: Rules, bundle_digest: str, request: Json, entities: list[Jso
     if is_sealed and asked.action.id not in SEALED_ACTIONS:
         return denied("Sealed people break glass, approve it and follow that; sign in as yourself for all else.")
     try:
-        slice_ = cedarpy.Entities.from_json_str(json.dumps(entities), rules.schema)
-        answer = cedarpy.is_authorized(request, rules.policy_set, slice_, rules.schema)
+        context = msgspec.json.encode(request["context"]).decode()
+        slice_ = cedarpy.Entities.from_json_str(_entities_text(rules, context, entities), rules.schema)
+        answer = cedarpy.is_authorized({**request, "context": context}, rules.policy_set, slice_, rules.schema)
     except (ValueError, TypeError, RecursionError) as error:
         return denied(_DOES_NOT_FIT, errors=[_one_line(error)])
     reasons = _reasons(rules, answer.diagnostics.reasons)
@@ -128,6 +128,23 @@ def evaluate(rules: Rules, bundle_digest: str, request: Json, entities: list[Jso
     if reasons:
         return denied_by_policy("Forbidden: " + " ".join(f"{_sentence(r.reason)} ({r.id})" for r in reasons), reasons)
     return denied_by_policy(_nothing_permits(rules, asked, known))
+
+
+def _entities_text(rules: Rules, context: str, entities: list[Json]) -> str:
+    """The entities as JSON without memberships of groups that no policy names: a hundred cost a third of a millisecond.
+
+    Cedar only asks whether somebody is in a group that it is given, and gives none but those that policies name; a fact
+    that were a group could be another, so where one might be, all memberships stay.
+    """
+    kept = [
+        {**entity, "parents": [p for p in entity["parents"] if p["type"] != GROUP or p["id"] in rules.named_groups]}
+        for entity in entities
+    ]
+    text = msgspec.json.encode(kept).decode()
+    memberships = sum(parent["type"] == GROUP for entity in kept for parent in entity["parents"])
+    if GROUP in context or text.count(GROUP) != memberships:
+        return msgspec.json.encode(entities).decode()
+    return text
 
 
 _DOES_NOT_FIT: Final = (

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import cedarpy
@@ -19,6 +19,7 @@ from policy.errors import BundleRefused
 from policy.lint import mixed_words, never_applies
 from policy.source import check_nesting, split_policies
 
+GROUP: Final = "Sealane::Group"
 MAX_REASON: Final = 300
 OBLIGATIONS: Final = ("record", "finish", "cancel")  # of @on_revocation, from the weakest to the strongest
 POLICY_ID: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,98}[A-Za-z0-9])?")
@@ -44,11 +45,19 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """Parsed policies and schema. `policies` is in the order of Cedar's positional ids `policy0`, `policy1`, …"""
+    """Parsed policies and schema. `policies` is in the order of Cedar's positional ids `policy0`, `policy1`, …
+
+    `named_groups`: the ids of all groups that stand in any of them.
+    """
 
     policies: tuple[Policy, ...]
     policy_set: cedarpy.PolicySet
     schema: cedarpy.Schema
+    named_groups: frozenset[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        named: frozenset[str] = frozenset().union(*(policy.groups for policy in self.policies))
+        object.__setattr__(self, "named_groups", named)
 
     def policy(self, cedar_id: str) -> Policy | None:
         """The policy that cedarpy calls `policy<n>`."""
@@ -152,7 +161,7 @@ def _named_groups(parsed: Mapping[str, Any]) -> Iterator[str]:
     while rest:
         value = rest.pop()
         if isinstance(value, dict):
-            if value.get("type") == "Sealane::Group" and isinstance(value.get("id"), str):
+            if value.get("type") == GROUP and isinstance(value.get("id"), str):
                 yield value["id"]
             rest += value.values()
         elif isinstance(value, list):

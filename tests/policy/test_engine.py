@@ -313,3 +313,19 @@ def test_source_and_age_of_a_fact_can_be_asked_for() -> None:
         told = {fact["fact"]: fact for fact in facts_of(decision.request, decision.entities) if fact["of"] == "sandbox"}
         assert (told["host"]["value"], told["host"]["source"]) == ("lab1", placement.source)
         assert told["zone"]["age_seconds"] == 0
+
+
+GROUPS = st.sets(st.sampled_from(["S-1-5-21-1-2-3-1", "S-1-5-21-1-2-3-2", "S-1-5-21-1-2-3-3", "x#Sealane::Group"]))
+
+
+@given(GROUPS, GROUPS)
+def test_memberships_that_no_policy_names_change_nothing(named: set[str], held: set[str]) -> None:
+    texts = [
+        ALLOW_ALL.replace('"all"', f'"p{n}"').replace("principal,", f'principal in Sealane::Group::"{group}",')
+        for n, group in enumerate(sorted(named))
+    ]
+    person = dataclasses.replace(OLGA, groups=frozenset(held))
+    assert bundle(*texts).rules.named_groups == named
+    decision = decide(bundle(*texts), move(person))
+    assert decision.allowed == bool(named & held)
+    assert {each["id"] for each in decision.entities[0]["parents"]} == held  # the record has all of them
