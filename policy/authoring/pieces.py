@@ -79,7 +79,7 @@ class Pieces:
             for index, part in enumerate(each.parts):
                 made[f"{number}.{index}"] = _as_policy(part)
         document = {"staticPolicies": made, "templates": {}, "templateLinks": []}
-        self._set = cedarpy.PolicySet.from_json_str(json.dumps(document))
+        self._set = cedarpy.PolicySet.from_json_str(json.dumps(document), release_gil=True)
 
     def answers(self, decision: Decision) -> list[Answers] | None:
         """For each policy, in order; None if the request is one that Cedar cannot be asked."""
