@@ -109,6 +109,9 @@ def check_prepare(prepare: Prepare, rules: DomainRules) -> DomainIdentity:
     renamed = next((p.value for p in prepare.parameters if p.field == "destination_name"), identity.name)
     if renamed != identity.name:
         raise CallRefused("Sealane: a VM keeps its name; leave --dname away", ErrorCode.ARGUMENT_UNSUPPORTED)
+    if not prepare.cookie:
+        # libvirtd 9.0 dies of it (seen), and every libvirt sends one.
+        raise CallRefused("Sealane: a Prepare without a migration cookie", ErrorCode.ACCESS_DENIED)
     check_cookie(prepare.cookie, identity, rules)
     return identity
 

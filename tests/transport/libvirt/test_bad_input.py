@@ -6,13 +6,15 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.transport.libvirt.hosts import Guest, Pair, wait_for
+from tests.transport.libvirt.hosts import QEMU_UID, Guest, Pair, wait_for
 from tests.transport.libvirt_rpc.samples import call, prepare, prepare_call, xml
 from transport.libvirt_rpc.framing import PacketReader, Status, decode_error
+from transport.libvirt_rpc.migration import PrepareReply
 from transport.libvirt_rpc.procedures import Procedure
 
 pytestmark = [pytest.mark.real, pytest.mark.whole]
@@ -160,3 +162,69 @@ def test_a_full_socket_folder_is_said_and_nothing_moves(pair: Pair) -> None:
     assert "internal" in said
     pair.wait_runs_only(guest, pair.a)
     pair.a.virsh("destroy", guest.name)
+
+
+DIAL = """
+import socket, sys
+s = socket.socket(socket.AF_UNIX)
+s.settimeout(20)
+s.connect(sys.argv[1])
+try:
+    s.sendall(b"QEVM" + bytes(60))
+    print("answered", s.recv(1))
+except OSError as error:
+    print("answered", type(error).__name__)
+"""
+
+
+def domain_and_cookie(pair: Pair, guest: Guest) -> tuple[str, bytes]:
+    """What libvirt itself would send of a guest in Prepare."""
+    code, domain = pair.a.virsh("dumpxml", "--migratable", guest.name)
+    assert code == 0, domain
+    who = f"<name>{guest.name}</name><uuid>{guest.uuid}</uuid>"
+    host = "<hostname>host-a</hostname><hostuuid>11111111-2222-4333-8444-555555555555</hostuuid>"
+    return domain, f"<qemu-migration>{who}{host}</qemu-migration>".encode() + b"\0"
+
+
+def test_a_prepare_without_a_cookie_does_not_end_the_destinations_libvirtd(pair: Pair) -> None:
+    """libvirtd 9.0 dies of it: whoever had one source host could take libvirt from all of its destinations."""
+    guest = pair.guest(pair.a)
+    domain, _ = domain_and_cookie(pair, guest)
+    before = pair.b.libvirtd()
+    assert "without a migration cookie" in error_of(pair, prepare_call(prepare(dom=domain, data=b"")).encode())
+    assert pair.b.libvirtd() == before
+    pair.wait_runs_only(guest, pair.a)
+    pair.a.virsh("destroy", guest.name)
+
+
+def test_the_stream_of_another_vm_does_not_take_the_place_of_the_one_in_prepare(pair: Pair) -> None:
+    """A caller prepares one VM; then another VM's QEMU, which runs as the same user, dials the session's socket."""
+    guest, other = pair.guest(pair.a), pair.guest(pair.a)
+    domain, cookie = domain_and_cookie(pair, guest)
+    reader, replies = PacketReader(), []
+    with socket.socket(socket.AF_UNIX) as caller:
+        caller.settimeout(60)
+        caller.connect(str(pair.a.front))
+        caller.sendall(prepare_call(prepare(dom=domain, data=cookie)).encode())
+        while not replies:
+            replies = reader.feed(caller.recv(65536))
+        assert replies[0].status is Status.OK, decode_error(replies[0].body)[1]
+        path = PrepareReply.decode(replies[0].body).uri.removeprefix("unix://")
+        os.chown(
+            path, QEMU_UID, QEMU_UID
+        )  # as libvirtd does where its QEMU dials itself; else the kernel refuses already
+        as_qemu = ("setpriv", "--reuid=64055", "--clear-groups", sys.executable, "-c", DIAL)
+        dialled = subprocess.run(
+            pair.a.inside(*as_qemu, path),
+            capture_output=True, text=True, timeout=40, check=False,
+        )  # fmt: skip
+    assert dialled.stdout in ("answered b''\n", "answered BrokenPipeError\n", "answered ConnectionResetError\n"), (
+        dialled
+    )
+    relay = pair.a.relay
+    assert relay is not None
+    wait_for(lambda: "session socket dialled by another process" in relay.log.read_text(), "the relay says so")
+    wait_for(lambda: not pair.b.qemus(guest), "what was prepared is gone with its caller")
+    for each in (guest, other):
+        assert pair.running(each) == ["a"]
+        pair.a.virsh("destroy", each.name)
