@@ -13,7 +13,7 @@ import pytest
 
 from tests.transport.libvirt.hosts import QEMU_UID, Guest, Pair, wait_for
 from tests.transport.libvirt_rpc.samples import call, prepare, prepare_call, xml
-from transport.libvirt_rpc.framing import PacketReader, Status, decode_error
+from transport.libvirt_rpc.framing import Packet, PacketReader, Status, decode_error
 from transport.libvirt_rpc.migration import PrepareReply
 from transport.libvirt_rpc.procedures import Procedure
 
@@ -201,7 +201,8 @@ def test_the_stream_of_another_vm_does_not_take_the_place_of_the_one_in_prepare(
     """A caller prepares one VM; then another VM's QEMU, which runs as the same user, dials the session's socket."""
     guest, other = pair.guest(pair.a), pair.guest(pair.a)
     domain, cookie = domain_and_cookie(pair, guest)
-    reader, replies = PacketReader(), []
+    reader = PacketReader()
+    replies: list[Packet] = []
     with socket.socket(socket.AF_UNIX) as caller:
         caller.settimeout(60)
         caller.connect(str(pair.a.front))
@@ -209,7 +210,7 @@ def test_the_stream_of_another_vm_does_not_take_the_place_of_the_one_in_prepare(
         while not replies:
             replies = reader.feed(caller.recv(65536))
         assert replies[0].status is Status.OK, decode_error(replies[0].body)[1]
-        path = PrepareReply.decode(replies[0].body).uri.removeprefix("unix://")
+        path = (PrepareReply.decode(replies[0].body).uri or "").removeprefix("unix://")
         os.chown(
             path, QEMU_UID, QEMU_UID
         )  # as libvirtd does where its QEMU dials itself; else the kernel refuses already
