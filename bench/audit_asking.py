@@ -21,7 +21,7 @@ from audit.query import parse
 from audit.reader import CommittedLog, LogReader
 from audit.verify import Options, verify_log
 from bench.audit_log import BIG, DISK
-from bench.audit_log_maker import CHUNK, ENTRIES, HOSTS, PEOPLE, VMS, bench_signer, make_log
+from bench.audit_log_maker import CHUNK, ENTRIES, HOSTS, PEOPLE, VMS, bench_signer, make_log, telling
 from bench.harness import BenchError, Plan
 
 PAGE = 100
@@ -33,7 +33,7 @@ DAY = 86_400 * 10**6
 def measure(plan: Plan) -> dict[str, float]:
     """Figures verify_*, index_rebuild_per_s, query_*, count_p95_ms and histogram_s."""
     name, entries = ("audit-quick", 10 * CHUNK) if plan.quick else ("audit", ENTRIES)
-    big = make_log(BIG / name, entries)
+    big = make_log(BIG / name, entries, progress=telling(entries))
     figures = _verify(big, sampled=True, name="verify_per_s")
     figures |= _verify(make_log(BIG / "audit-part", FULLY_VERIFIED // (10 if plan.quick else 1)), sampled=False,
                        name="verify_all_signatures_per_s")  # fmt: skip
@@ -56,7 +56,8 @@ def _ask(big: Path, path: Path, queries: int) -> dict[str, float]:
     log = CommittedLog(lines[0], int(lines[1]), reader)
     began = time.perf_counter()
     with Index(path, log.origin) as index:
-        index.rebuild(log)
+        tell = telling(log.size, "making the index")
+        index.rebuild(log, lambda done, _: tell(done))
     figures = {"index_rebuild_per_s": log.size / (time.perf_counter() - began)}
     questions = Questions(path)
     now = datetime.now(UTC)

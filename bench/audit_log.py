@@ -29,7 +29,7 @@ import trio
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from audit.log import Log
-from bench.audit_log_maker import CHUNK, ENTRIES, ORIGIN, Story, bench_signer, make_log
+from bench.audit_log_maker import CHUNK, ENTRIES, ORIGIN, Story, bench_signer, make_log, telling
 from bench.harness import BenchError, Plan, peak_rss_bytes, wait_until
 from bench.peers import free_port, running
 from gateway.clocks import system_clock
@@ -51,7 +51,7 @@ def measure(plan: Plan) -> dict[str, float]:
     sizes = [size for size in GROWTH if not plan.quick or size <= 10 * CHUNK]
     appends = APPENDS // 10 if plan.quick else APPENDS
     name, entries = ("audit-quick", max(sizes)) if plan.quick else ("audit", ENTRIES)
-    big = make_log(BIG / name, entries)
+    big = make_log(BIG / name, entries, progress=telling(entries))
     rounds = [_append_round(appends) for _ in range(plan.rounds_to_run)]
     figures = {name: statistics.median(one[name] for one in rounds) for name in rounds[0]}
     for size in sizes:
@@ -133,7 +133,7 @@ def _clone(big: Path, size: int) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="bench-", dir=DISK) as name:
         have = int((big / "checkpoint").read_text(encoding="utf-8").split("\n")[1])
         if size < have - CHUNK:
-            yield make_log(Path(name), size)
+            yield make_log(Path(name), size, progress=telling(size))
         else:
             clone = Path(name) / "log"
             shutil.copytree(big, clone, copy_function=_link_what_is_full)

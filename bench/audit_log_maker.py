@@ -83,6 +83,19 @@ def make_log(
     return folder / "log"
 
 
+def telling(entries: int, what: str = "making the log") -> Callable[[int], None]:
+    """A progress that says on stderr, every 20 s, how far it is: it lasts minutes."""
+    began = told = time.monotonic()
+
+    def tell(size: int) -> None:
+        nonlocal told
+        if (now := time.monotonic()) - told >= 20:
+            told = now
+            print(f"  {what}: {size} of {entries} entries, {now - began:.0f} s", file=sys.stderr, flush=True)
+
+    return tell
+
+
 def _chunk(number: int) -> list[bytes]:
     first = number * CHUNK
     signer = _signer()
