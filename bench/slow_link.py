@@ -14,6 +14,7 @@ import threading
 import time
 
 CHUNK_BYTES = 128 * 1024
+_SLACK_SECONDS = 0.02
 
 
 class Direction:
@@ -28,7 +29,8 @@ class Direction:
         """Return when so many bytes have gone through."""
         with self._lock:
             now = time.monotonic()
-            self._free_at = max(self._free_at, now) + size_bytes / self._rate
+            # A sleep that lasted a little too long is made up for, or the link would be narrower than it says.
+            self._free_at = max(self._free_at, now - _SLACK_SECONDS) + size_bytes / self._rate
             until = self._free_at
         if until > now:
             time.sleep(until - now)
