@@ -235,6 +235,9 @@ class Watch:
         latest = self._gate.migrations.heard(migration.migration_id)
         if latest is None or latest.state not in _CAN_END or latest.destination is None:
             return
+        is_revoked = self._seen.is_revoked(latest.source or "", self._trust(), self._gate.clock.wall())
+        if latest.standing is not None and latest.standing.post_copy and not is_revoked:
+            return  # only the source knows whether it has switched; a destination that discards then costs the guest
         lasted = trio.current_time() - self._asked_since.get(latest.migration_id, trio.current_time())
         is_told = latest.cancel_requested and not self._cannot_hear(latest.source or "") and lasted < HEED_SECONDS
         if is_told or latest.migration_id in self._destinations_told:

@@ -364,6 +364,26 @@ async def test_a_source_that_does_not_heed_is_not_asked_alone(
                 await trio.sleep(0.1)
 
 
+async def test_where_post_copy_may_come_only_the_source_is_asked(
+    watched_site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.watch.HEED_SECONDS", 0.5)
+    async with moving(watched_site) as (running, migration_id):
+        migrations = running.gateway.reloader._gate.migrations
+        heard = migrations.heard(migration_id)
+        assert heard is not None
+        assert heard.standing is not None
+        migrations.put(replace(heard, standing=replace(heard.standing, post_copy=True)))
+        edit(running.site.people, lambda text: text.replace('["operators"]', '["guests"]'))
+        await running.gateway.reload()
+        await revoked(running)
+        assert await cancels(running) == [migration_id]
+        with trio.fail_after(10):  # told again after five seconds, and some rounds of the watch
+            while await cancels(running) != [migration_id]:
+                await trio.sleep(0.1)
+        assert await cancels(running, "b") == []
+
+
 async def test_a_full_queue_of_the_source_does_not_save_its_migration(watched_site: Site) -> None:
     async with moving(watched_site) as (running, migration_id):
         dispatch = running.gateway.reloader._gate.dispatch
