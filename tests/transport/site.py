@@ -128,6 +128,7 @@ class Site:
                 "hypervisor": hypervisor
                 or {"kind": "sockets", "memory_socket": str(self.folder / "vm" / "{uuid}" / "memory.sock")},
                 "limits": {
+                    "resume_seconds": 0.0,  # what breaks ends: test_resumption.py is about what goes on
                     "settle_retry_seconds": 0.2,
                     "drain_seconds": 5.0,
                     "handshake_seconds": 3.0,

@@ -33,11 +33,14 @@ class Entry:
     progress: MigrationProgress | None = None
     lanes: Callable[[], Sequence[ChannelCounts]] = tuple
     state_of: Callable[[], str] | None = None
+    is_reconnecting: Callable[[], bool] = lambda: False
     _state: str = "running"
     _looked: tuple[float, int] | None = None
 
     @property
     def state(self) -> str:
+        if self.is_reconnecting():
+            return "reconnecting"
         return self.state_of() if self.state_of is not None else self._state
 
     @property

@@ -1,75 +1,146 @@
-"""The channels of one connection while they run: counts for acknowledgements, and who waits for their end."""
+"""The channels of a session: they outlive its connections. And the lanes of one connection, which carry them.
+
+`Channels` knows what has been carried, and says to a new connection from where on each channel is sent again.
+"""
 
 from __future__ import annotations
 
 import socket
+from collections.abc import Mapping
 
 import trio
 
+from transport.errors import ProtocolViolation
 from transport.relay.bandwidth import Pace
 from transport.relay.control import ControlLink
-from transport.relay.lane import ChannelCounts, carry_channel
+from transport.relay.lane import Channel, ChannelCounts, PortName, carry_channel
 from transport.wire.control import Phase, Role
 from transport.wire.frames import LaneOpener, LaneSealer
 from transport.wire.keys import ConnectionKeys, Direction
 from transport.wire.messages import Ack
+from transport.wire.window import ACK_BYTES, ACK_FRAMES, MIN_WINDOW_BYTES, SendWindow
 
 _ACK_PHASES = frozenset({Phase.OPEN, Phase.HANDING_OVER, Phase.SETTLED})
+_WIDE_CHANNELS = 3  # of a session; those that come after them share a link with them, so each needs less
 
 
 class Channels:
-    """All channels of one connection, at either end."""
+    """All channels of one session, at either end. `window_bytes`: what each may have under way."""
 
-    def __init__(self, role: Role, keys: ConnectionKeys) -> None:
-        outward, inward = Direction.SOURCE_TO_DESTINATION, Direction.DESTINATION_TO_SOURCE
+    def __init__(self, role: Role, window_bytes: int) -> None:
+        self._outward, self._inward = Direction.SOURCE_TO_DESTINATION, Direction.DESTINATION_TO_SOURCE
         if role is Role.DESTINATION:
-            outward, inward = inward, outward
-        self._outward, self._inward = outward, inward
-        self._keys = keys
+            self._outward, self._inward = self._inward, self._outward
+        self._window_bytes = window_bytes
+        self.all: list[Channel] = []
         self.counts: list[ChannelCounts] = []
         self.pace: Pace | None = None  # how fast this end may send
-        self._running = 0
-        self._ended = trio.Event()
+        self.is_closed = False
+        self._changed = trio.Event()
+        self._unacknowledged = 0
+        self._unacknowledged_frames = 0
+        self._wrote = trio.Event()
+        self._is_due = trio.Event()
 
-    def add(self, port: str) -> ChannelCounts:
-        """Note the next channel; its number is its place."""
-        counts = ChannelCounts(len(self.counts), port)
+    def add(self, port: PortName, local: socket.socket, *, may_leave: bool = False) -> Channel:
+        """Take `local`, which is ours from now on, as the next channel; its number is its place."""
+        number = len(self.all)
+        size = self._window_bytes if number < _WIDE_CHANNELS else max(MIN_WINDOW_BYTES, self._window_bytes // 4)
+        counts = ChannelCounts(number, port, may_leave)
+        channel = Channel(counts, local, SendWindow(size), self._note_written, pace=self.pace)
+        self.all.append(channel)
         self.counts.append(counts)
-        self._running += 1
-        return counts
+        self.note_change()
+        return channel
 
-    async def carry(self, counts: ChannelCounts, local: socket.socket, lane: socket.socket) -> None:
-        """Carry one channel to its end; see `lane.carry_channel`."""
-        sealer = LaneSealer(self._keys.lane_secret(counts.channel, self._outward))
-        opener = LaneOpener(self._keys.lane_secret(counts.channel, self._inward))
-        await carry_channel(local, lane, sealer, opener, counts, self.pace)
-        self._running -= 1
-        if self._running == 0:
-            self._ended.set()
+    def next(self) -> dict[str, int]:
+        """By channel, the first frame that is not held here: from there on the peer sends again."""
+        return {str(number): channel.arriving.next_seq for number, channel in enumerate(self.all)}
 
-    async def wait_ended(self) -> None:
-        """Until at least one channel was opened and all that were have ended in order."""
-        while not self.counts or self._running:
-            await self._ended.wait()
-            if self._running:
-                self._ended = trio.Event()
+    def rewind(self, following: Mapping[str, int]) -> None:
+        """What the peer holds. A channel that it has never heard of begins at its beginning. `ProtocolViolation`."""
+        if any(count and int(number) >= len(self.all) for number, count in following.items()):
+            raise ProtocolViolation("a channel resumed that was never opened")
+        for number, channel in enumerate(self.all):
+            channel.window.rewind(following.get(str(number), 0))
+        # What was written while no connection was there to say so is said on the next one.
+        self._wrote.set()
+        self._is_due.set()
+
+    async def carry(self, channel: Channel, keys: ConnectionKeys, lane: socket.socket) -> None:
+        """Carry one channel over one lane; see `lane.carry_channel`."""
+        number = channel.counts.channel
+        sealer = LaneSealer(keys.lane_secret(number, self._outward), channel.window.sent)
+        opener = LaneOpener(keys.lane_secret(number, self._inward), channel.arriving.next_seq)
+        await carry_channel(channel, lane, sealer, opener)
+        self.note_change()
+
+    async def wait_more(self, count: int) -> None:
+        """Until there are more than `count` channels."""
+        while len(self.all) <= count:
+            await self._changed.wait()
+
+    async def wait_arrived(self) -> None:
+        """Until at least one channel was opened, and all that were have ended in order at both ends."""
+        while not self.all or not all(channel.has_arrived for channel in self.all):
+            await self._changed.wait()
 
     async def wait_drained(self, seconds: float) -> None:
-        """Until no channel runs, if that happens within `seconds`: what is late counts for the receipt as it is."""
+        """Until no channel runs as far as this end sees, if that happens within `seconds`: what is late counts for the
+        receipt as it is."""
         with trio.move_on_after(seconds):
-            while self._running:
-                self._ended = trio.Event()
-                await self._ended.wait()
+            while not all(channel.has_ended for channel in self.all):
+                await self._changed.wait()
 
     def sent_frames(self) -> dict[str, int]:
-        return {str(c.channel): c.sent_frames for c in self.counts}
+        return {str(number): channel.window.sent for number, channel in enumerate(self.all)}
+
+    def acknowledged(self, written: Mapping[str, int]) -> None:
+        """The peer's word, checked by the order of the control connection and by each window. `ProtocolViolation`."""
+        for number, count in written.items():
+            channel = self.all[int(number)]
+            channel.acknowledge(count)
+            if channel.has_arrived:
+                self.note_change()
 
     async def acknowledge(self, link: ControlLink, interval_seconds: float) -> None:
-        """Tell the peer, again and again, which of its frames have been written to the hypervisor."""
+        """Tell the peer, again and again, which of its frames have been written to the hypervisor.
+
+        Within the interval, and sooner where so much was written that the peer's window may be half empty.
+        """
         told: dict[str, int] = {}
         while True:
-            await trio.sleep(interval_seconds)
-            written = {str(c.channel): c.received_frames for c in self.counts if c.received_frames}
-            if written != told and link.order.phase in _ACK_PHASES:
+            await self._wrote.wait()
+            with trio.move_on_after(interval_seconds):
+                await self._is_due.wait()
+            if link.order.phase not in _ACK_PHASES:
+                await trio.sleep(interval_seconds)
+                continue
+            self._wrote, self._is_due = trio.Event(), trio.Event()
+            self._unacknowledged = self._unacknowledged_frames = 0
+            known = link.order.channels
+            written = {str(c.channel): c.received_frames for c in self.counts[:known] if c.received_frames}
+            if written != told:
                 await link.send(Ack(written))
                 told = written
+
+    def close(self) -> None:
+        """Let go of the hypervisor's connections: nothing of this session is carried any more."""
+        self.is_closed = True
+        for channel in self.all:
+            channel.local.close()
+        self.note_change()
+
+    def note_change(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+    def _note_written(self, size_bytes: int, is_end: bool) -> None:
+        self._unacknowledged += size_bytes
+        self._unacknowledged_frames += 1
+        if not self._wrote.is_set():
+            self._wrote.set()
+        if is_end:
+            self.note_change()
+        if is_end or self._unacknowledged >= ACK_BYTES or self._unacknowledged_frames >= ACK_FRAMES:
+            self._is_due.set()

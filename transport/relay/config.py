@@ -152,6 +152,10 @@ class LimitsSection(_Section, frozen=True):
 
     `bandwidth_bytes_per_second`: of all that this host sends, 0 for no limit. `max_moves`: of how many VMs at once;
     others wait for `queue_seconds`, and no longer than their permits may begin.
+
+    `resume_seconds`: for how long a session whose connection was lost tries to go on over another, 0 for never;
+    `silence_seconds`: after how much silence of the peer a connection counts as lost; `window_bytes`: what each channel
+    may have under way, and keeps until the peer has acknowledged it.
     """
 
     handshake_seconds: Seconds = 10.0
@@ -160,6 +164,9 @@ class LimitsSection(_Section, frozen=True):
     hypervisor_seconds: Seconds = 30.0
     migration_deadline_seconds: Seconds = 3600.0
     settle_retry_seconds: Seconds = 5.0
+    resume_seconds: Annotated[float, Meta(ge=0, le=86400)] = 60.0
+    silence_seconds: Annotated[float, Meta(ge=2, le=300)] = 6.0
+    window_bytes: Annotated[int, Meta(ge=8 << 20, le=256 << 20)] = 16 << 20
     drain_seconds: Seconds = 30.0
     stop_seconds: Seconds = 10.0
     remember_outcome_seconds: Seconds = 30 * 86400.0

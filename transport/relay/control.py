@@ -113,6 +113,7 @@ class ControlLink:
         self._message_seconds = message_seconds
         self.order = ControlOrder(role)
         self.sent_frames: Callable[[], dict[str, int]] = dict
+        self.acknowledged: Callable[[dict[str, int]], None] = lambda _: None
 
     async def send(self, message: Message) -> None:
         self.order.sent(message)
@@ -129,6 +130,7 @@ class ControlLink:
                 self.order.received(message, self.sent_frames())
                 if not isinstance(message, Ack):
                     return message
+                self.acknowledged(message.written)
             data = await self._stream.receive()
             if not data:
                 if self._reader.is_between_messages:

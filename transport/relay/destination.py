@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import socket
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
@@ -31,8 +30,9 @@ from transport.relay.destination_session import OUTCOMES, DestinationSession
 from transport.relay.ends import Arrival, make_session_folder, remove_session_folder
 from transport.relay.failures import cause_of
 from transport.relay.host import RelayHost, now
-from transport.relay.lane import ChannelCounts
+from transport.relay.lane import Channel, PortName
 from transport.relay.listener import LaneDesk
+from transport.relay.live import Live
 from transport.relay.receipts import ReceiptFacts, receipt_sha256, verify_peer_receipt
 from transport.relay.spool import SessionJournal
 from transport.relay.used_permits import SKEW_SECONDS
@@ -51,6 +51,7 @@ class Destination:
         self._nursery = nursery
         self._sessions: dict[SessionKey, DestinationSession] = {}
         self._vms_being_admitted: set[str] = set()
+        self._being_admitted: dict[SessionKey, trio.Event] = {}
 
     async def admit(self, offer: Offer, peer: ControlPeer) -> DestinationSession:
         """The session that this offer begins or comes back to. Raises `OfferRefused`."""
@@ -58,7 +59,11 @@ class Destination:
         if len(offer.permits) != 1:
             raise OfferRefused(RefusalCode.PERMIT_FORMAT, "permits of two sites are not supported yet")
         if offer.purpose == "settle":
-            return self._known(key, offer)
+            session = self._known(key, offer)
+            session.only_settles = True
+            return session
+        if offer.purpose == "resume":
+            return await self._resumed(key, offer)
         permit = self._host.permits.verify(offer.permits[0], source=key[0], destination=self._host.spiffe_id)
         vm = permit.claims.vm
         if key in self._sessions:
@@ -71,27 +76,49 @@ class Destination:
         if len(busy) + len(self._vms_being_admitted) >= self._host.config.limits.max_sessions:
             raise OfferRefused(RefusalCode.BUSY, "this relay carries as many sessions as it may")
         self._vms_being_admitted.add(vm)
+        self._being_admitted[key] = trio.Event()
         try:
             session = await self._begin(key, permit, self._movement(offer))
+            session.attempt = offer.attempt
+            self._sessions[key] = session
         finally:
             self._vms_being_admitted.discard(vm)
-        self._sessions[key] = session
-        session.attempt = offer.attempt
+            self._being_admitted.pop(key).set()
+        self._bring_to_life(session)
         return session
 
-    async def serve(self, session: DestinationSession, link: ControlLink, desk: LaneDesk, peer: ControlPeer) -> None:
-        """Carry one answered connection of `session` until Bye or a break; then see to it that it is settled."""
-        session.facts.peer = peer
-        session.facts.connections += 1
-        said_bye = False
-        with self._host.board.session("destination", session.permit.claims) as entry, trio.CancelScope() as scope:
-            entry.lanes = lambda: session.facts.channels
-            entry.state_of = lambda: session.journal.state
+    def _bring_to_life(self, session: DestinationSession) -> None:
+        channels = Channels(Role.DESTINATION, self._host.config.limits.window_bytes)
+        channels.pace = self._host.pace_of(session.permit)
+        session.facts.channels = channels.counts
+        live = session.live = Live(channels)
+
+        async def run() -> None:
+            with self._host.board.session("destination", session.permit.claims) as entry:
+                entry.lanes = lambda: session.facts.channels
+                entry.state_of = lambda: session.journal.state
+                await live.run()
+
+        self._nursery.start_soon(run)
+
+    async def serve(
+        self, session: DestinationSession, offer: Offer, link: ControlLink, desk: LaneDesk, peer: ControlPeer
+    ) -> None:
+        """Carry one connection of `session` until Bye or a break; then see to it that it is taken up or settled."""
+        said_bye = may_go_on = False
+        with trio.CancelScope() as scope:
             await session.take_connection(scope)
             try:
-                said_bye = await self._carry_until_lost(session, link, desk)
+                if offer.attempt != session.attempt:
+                    return  # a newer one waits for its turn
+                session.facts.peer = peer
+                session.facts.connections += 1
+                if session.only_settles:
+                    session.let_go()
+                said_bye, may_go_on = await self._carry_until_lost(session, offer, link, desk)
             except Exception:
                 # A bug of ours, which our caller logs: the VM must not stay occupied because of it.
+                session.let_go()
                 self._nursery.start_soon(self._after_loss, session, False)
                 raise
             finally:
@@ -99,23 +126,40 @@ class Destination:
         if said_bye and session.has_receipt:
             await self._end(session)
         elif not scope.cancelled_caught:
-            self._nursery.start_soon(self._after_loss, session, said_bye)
+            self._nursery.start_soon(self._after_connection, session, said_bye, may_go_on)
 
-    async def _carry_until_lost(self, session: DestinationSession, link: ControlLink, desk: LaneDesk) -> bool:
-        """Whether it ended with Bye. Raises what is a bug of ours."""
-        said_bye = False
+    async def _carry_until_lost(
+        self, session: DestinationSession, offer: Offer, link: ControlLink, desk: LaneDesk
+    ) -> tuple[bool, bool]:
+        """Whether it ended with Bye, and whether it may go on over another connection. Raises what is a bug of ours."""
+        vm = session.permit.claims.vm
+        said_bye = may_go_on = False
         try:
             with trio.move_on_after(self._seconds_left(session)) as deadline:
-                said_bye = await self._carry(session, link, desk)
+                await self._carry(session, offer, link, desk)
+                said_bye = True
             if deadline.cancelled_caught:
-                log.warning("session past its deadline", vm=session.permit.claims.vm)
+                log.warning("session past its deadline", vm=vm)
                 await _say_cancelled(link, "deadline")
         except (TransportError, HypervisorError, BaseExceptionGroup) as error:
             cause = cause_of(error)
-            log.warning("session broke", vm=session.permit.claims.vm, cause=str(cause))
-            of_hypervisor = isinstance(cause, (HypervisorError, LocalBroken))
-            await _say_cancelled(link, "hypervisor" if of_hypervisor else "broken")
-        return said_bye
+            may_go_on = isinstance(cause, ConnectionBroken) and session.may_go_on and self._resume_seconds(session) > 0
+            log.warning("connection lost" if may_go_on else "session broke", vm=vm, cause=str(cause))
+            if not may_go_on:
+                of_hypervisor = isinstance(cause, (HypervisorError, LocalBroken))
+                await _say_cancelled(link, "hypervisor" if of_hypervisor else "broken")
+        return said_bye, may_go_on
+
+    async def _after_connection(self, session: DestinationSession, said_bye: bool, may_go_on: bool) -> None:
+        if may_go_on and await session.comes_back(self._resume_seconds(session)):
+            return
+        session.let_go()
+        await self._after_loss(session, said_bye)
+
+    def _resume_seconds(self, session: DestinationSession) -> float:
+        """For how long a lost connection may be replaced by another."""
+        left = session.permit.claims.session_until + SKEW_SECONDS - now().timestamp()
+        return max(0.0, min(self._host.config.limits.resume_seconds, left))
 
     @property
     def is_busy(self) -> bool:
@@ -162,7 +206,8 @@ class Destination:
         """How long a connection may take: else a source that goes silent would keep the VM from all others."""
         limits = self._host.config.limits
         left = session.permit.claims.session_until + SKEW_SECONDS - now().timestamp()
-        return max(limits.message_seconds, min(limits.migration_deadline_seconds, left))
+        of_all = limits.migration_deadline_seconds - (trio.current_time() - session.began)
+        return max(limits.message_seconds, min(of_all, left))
 
     def _known(self, key: SessionKey, offer: Offer) -> DestinationSession:
         session = self._sessions.get(key)
@@ -173,7 +218,18 @@ class Destination:
         if offer.attempt <= session.attempt:
             raise OfferRefused(RefusalCode.PROTOCOL, "an attempt that does not increase")
         session.attempt = offer.attempt
-        session.only_settles = True
+        return session
+
+    async def _resumed(self, key: SessionKey, offer: Offer) -> DestinationSession:
+        """The session whose connection S has lost. Neither `exp` nor single use are looked at again, all else is."""
+        if (admission := self._being_admitted.get(key)) is not None:  # S may have lost its Answer before it was given
+            with trio.move_on_after(self._host.config.limits.message_seconds):
+                await admission.wait()
+        session = self._known(key, offer)
+        if not session.may_go_on:
+            raise OfferRefused(RefusalCode.SESSION_UNKNOWN, "the session's channels are gone: it can only be settled")
+        if self._resume_seconds(session) <= 0:
+            raise OfferRefused(RefusalCode.PERMIT_TIMES, "the session is past its permit, or is not to be resumed here")
         return session
 
     def _movement(self, offer: Offer) -> Movement:
@@ -227,23 +283,27 @@ class Destination:
             raise OfferRefused(RefusalCode.INTERNAL, "the relay cannot write its spool") from None
         return session
 
-    async def _carry(self, session: DestinationSession, link: ControlLink, desk: LaneDesk) -> bool:
-        """Answer, and do what S says until Bye (True). Any break raises."""
+    async def _carry(self, session: DestinationSession, offer: Offer, link: ControlLink, desk: LaneDesk) -> None:
+        """Answer, and do what S says until Bye. Any break raises."""
         limits = self._host.config.limits
-        channels = Channels(Role.DESTINATION, desk.keys)
-        channels.pace = self._host.pace_of(session.permit)
-        if not session.facts.channels:
-            session.facts.channels = channels.counts
-        link.sent_frames = channels.sent_frames
-        await link.send(Answer({}, desk.max_channels))
+        live = session.live if session.may_go_on else None
+        channels = live.channels if live is not None else Channels(Role.DESTINATION, limits.window_bytes)
+        if len(offer.next) < len(channels.all):
+            raise ProtocolViolation("a resumption that leaves channels out")
+        channels.rewind(offer.next)
+        link.sent_frames, link.acknowledged = channels.sent_frames, channels.acknowledged
+        await link.send(Answer(channels.next(), desk.max_channels))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(channels.acknowledge, link, limits.ack_interval_seconds)
+            if live is not None:
+                nursery.start_soon(live.watch)
+            for channel in channels.all:
+                nursery.start_soon(self._carry_lane, channels, channel, desk)
             message: Message | None = None
             while not isinstance(message, Bye):
                 message = await link.next()
                 await self._do(message, session, link, desk, channels, nursery)
             nursery.cancel_scope.cancel()
-        return True
 
     async def _do(
         self,
@@ -259,19 +319,8 @@ class Destination:
             return  # it was under way when we chose, and changes nothing
         match message:
             case Open(port=port):
-                if session.only_settles:
-                    # Neither the permit's times nor its use were looked at again, so nothing is carried on it.
-                    raise ProtocolViolation("a channel on a connection that only settles")
-                if port not in session.permit.claims.ports:
-                    raise ProtocolViolation(f"port {port} is not the permit's")
-                counts = channels.add(port)
-                # Not the first: it says at once that QEMU has died.
-                counts.may_leave = session.end.hands_over and port == "memory" and counts.channel > 0
-                # Dialled here, one after the other, in the order in which S accepted: QEMU counts on it.
-                local = await session.end.dial(
-                    port, Arrival(session.folder, limits.dial_seconds, nursery, session.note_loaded)
-                )
-                nursery.start_soon(self._carry_lane, channels, counts, local, desk)
+                channel = await self._open(session, channels, port)
+                nursery.start_soon(self._carry_lane, channels, channel, desk)
             case Handover(post_copy=post_copy):
                 outcome = await self._settle(session, handed_over=True, post_copy=post_copy)
                 log.info("handover", vm=session.permit.claims.vm, outcome=outcome)
@@ -287,6 +336,23 @@ class Destination:
                 await link.send(await session.keep_receipt())
             case Bye():
                 pass
+
+    async def _open(self, session: DestinationSession, channels: Channels, port: PortName) -> Channel:
+        """Dial the hypervisor for the next channel, one after the other, in the order in which S accepted: QEMU counts
+        on it. A connection that is lost meanwhile waits: a hypervisor that was dialled twice would take the second for
+        another channel."""
+        if not session.may_go_on or session.live is None:
+            # Neither the permit's times nor its use were looked at again, so nothing is carried on it.
+            raise ProtocolViolation("a channel on a connection that only settles")
+        if port not in session.permit.claims.ports:
+            raise ProtocolViolation(f"port {port} is not the permit's")
+        nursery = await session.live.nursery()
+        arrival = Arrival(session.folder, self._host.config.limits.dial_seconds, nursery, session.note_loaded)
+        with trio.CancelScope(shield=True):
+            local = await session.end.dial(port, arrival)
+        # Not the first memory channel: it says at once that QEMU has died.
+        may_leave = session.end.hands_over and port == "memory" and bool(channels.all)
+        return channels.add(port, local, may_leave=may_leave)
 
     async def _settle(
         self, session: DestinationSession, *, handed_over: bool, post_copy: bool = False
@@ -310,16 +376,13 @@ class Destination:
             raise outcome
         return outcome
 
-    async def _carry_lane(
-        self, channels: Channels, counts: ChannelCounts, local: socket.socket, desk: LaneDesk
-    ) -> None:
-        with local:
-            lane = None
-            with trio.move_on_after(self._host.config.limits.handshake_seconds):
-                lane = await desk.take(counts.channel)
-            if lane is None:
-                raise ConnectionBroken("a lane that was announced did not come")
-            await channels.carry(counts, local, lane)
+    async def _carry_lane(self, channels: Channels, channel: Channel, desk: LaneDesk) -> None:
+        lane = None
+        with trio.move_on_after(self._host.config.limits.handshake_seconds):
+            lane = await desk.take(channel.counts.channel)
+        if lane is None:
+            raise ConnectionBroken("a lane that was announced did not come")
+        await channels.carry(channel, desk.keys, lane)
 
     async def _after_loss(self, session: DestinationSession, said_bye: bool) -> None:
         """The connection is gone and S may never come back: settle what can be settled without it.
@@ -346,6 +409,7 @@ class Destination:
 
     async def _end(self, session: DestinationSession) -> None:
         """S knows the outcome, or there is none: nothing is owed to anyone any more."""
+        session.let_go()
         await session.end.__aexit__(None, None, None)
         if not session.journal.is_ended:
             await self._host.enter(session.journal, "ended")

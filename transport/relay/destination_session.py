@@ -15,6 +15,7 @@ from policy.permit import VerifiedPermit
 from transport.errors import ProtocolViolation
 from transport.relay.ends import DestinationEnd
 from transport.relay.host import RelayHost, now
+from transport.relay.live import Live
 from transport.relay.receipts import ReceiptFacts, make_receipt, receipt_for_gateway
 from transport.relay.spool import SessionJournal
 from transport.wire.messages import Receipt
@@ -36,9 +37,12 @@ class DestinationSession:
     attempt: int = -1
     has_receipt: bool = False
     only_settles: bool = False
+    live: Live | None = None  # of a session that this very process has admitted
+    began: float = field(default_factory=trio.current_time)
     _settling: trio.Lock = field(default_factory=trio.Lock)
     _connection: trio.CancelScope | None = None
     _connection_closed: trio.Event = field(default_factory=trio.Event)
+    _returned: trio.Event = field(default_factory=trio.Event)
 
     @property
     def is_undecided(self) -> bool:
@@ -94,10 +98,29 @@ class DestinationSession:
             await self._connection_closed.wait()
         self._connection = scope
         self._connection_closed = trio.Event()
+        self._returned.set()
 
     def leave_connection(self) -> None:
         self._connection = None
         self._connection_closed.set()
+        self._returned = trio.Event()
+
+    async def comes_back(self, seconds: float) -> bool:
+        """Whether S has another connection, or makes one within `seconds`."""
+        returned = self._returned
+        with trio.move_on_after(seconds):
+            await returned.wait()
+        return returned.is_set()
+
+    @property
+    def may_go_on(self) -> bool:
+        """Whether another connection can take its channels up."""
+        return self.live is not None and not self.live.is_over and not self.only_settles
+
+    def let_go(self) -> None:
+        """Nothing is carried any more; what is left is to settle it."""
+        if self.live is not None:
+            self.live.end()
 
     async def keep_receipt(self) -> Receipt:
         """Durably keep this session's receipt, as things stand."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -20,10 +20,15 @@ from transport.hypervisors.moving import PLAIN, Movement
 from transport.relay.control import ControlLink, TlsStream
 from transport.relay.host import RelayHost, now
 from transport.relay.outgoing import Leaving, connect, connect_first, routes
+from transport.relay.tcp import notice_silence
 from transport.wire.control import Role
 from transport.wire.keys import ConnectionKeys, exporter_context
 from transport.wire.messages import Answer, Offer, Refusal
 from transport.wire.preface import make_preface
+
+
+class AnswerLost(ConnectionBroken):
+    """The connection broke after the Offer was sent: D may have taken it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +40,7 @@ class SourceConnection:
     keys: ConnectionKeys
     address: tuple[str, int]
     leaving: Leaving
+    answer: Answer
 
     async def open_lane(self, channel: int, seconds: float) -> socket.socket:
         """A TCP connection to D that has said which channel it is; non-blocking."""
@@ -63,10 +69,14 @@ async def offered(  # noqa: PLR0913, PLR0917 - what an Offer says
     address: str,
     session_id: str,
     attempt: int,
-    purpose: Literal["begin", "settle"],
+    purpose: Literal["begin", "resume", "settle"],
     movement: Movement = PLAIN,
+    following: Mapping[str, int] | None = None,
 ) -> AsyncIterator[SourceConnection]:
-    """An answered connection to D; closed at the end of the block. Raises `OfferRefused`, `ConnectionBroken`."""
+    """An answered connection to D; closed at the end of the block. Raises `OfferRefused`, `ConnectionBroken`.
+
+    `following`: of a resumption, the first of D's frames by channel that is not here.
+    """
     limits = host.config.limits
     credentials = host.credentials  # once: a renewal meanwhile must not change by what the keys are derived
     tls = SSL.Connection(client_context(credentials), None)
@@ -74,6 +84,7 @@ async def offered(  # noqa: PLR0913, PLR0917 - what an Offer says
     leaving = host.leaving_by
     ways = routes(address, permit.claims.destination, host.addresses.book)
     sock, where = await connect_first(ways, leaving, limits.dial_seconds)
+    notice_silence(sock, limits.silence_seconds)
     stream = TlsStream(sock, tls)
     link = ControlLink(stream, Role.SOURCE, limits.message_seconds)
     try:
@@ -87,11 +98,15 @@ async def offered(  # noqa: PLR0913, PLR0917 - what an Offer says
         )
         keys = ConnectionKeys(export_secret(tls, context))
         told = movement if movement != PLAIN else msgspec.UNSET
-        await link.send(Offer(1, purpose, (permit.token,), session_id, attempt, movement=told))
-        answer = await link.expect(Answer, Refusal)
+        try:
+            await link.send(Offer(1, purpose, (permit.token,), session_id, attempt, dict(following or {}), told))
+            answer = await link.expect(Answer, Refusal)
+        except ConnectionBroken as broken:
+            raise AnswerLost(str(broken)) from None
         if isinstance(answer, Refusal):
             raise OfferRefused(answer.code, quoted(answer.message))
-        yield SourceConnection(link, peer, keys, where, leaving)
+        assert isinstance(answer, Answer)
+        yield SourceConnection(link, peer, keys, where, leaving, answer)
     finally:
         with trio.CancelScope(shield=True):
             await link.close()

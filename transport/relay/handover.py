@@ -18,7 +18,6 @@ from policy.permit import VerifiedPermit
 from transport.errors import OfferRefused, RefusalCode, TransportError
 from transport.hypervisors.errors import HypervisorError, MigrationCancelled
 from transport.hypervisors.moving import PLAIN, Movement
-from transport.relay.control import ControlLink
 from transport.relay.dialling import offered
 from transport.relay.ends import SourceEnd
 from transport.relay.failures import SessionError, cause_of
@@ -51,6 +50,8 @@ class SourceSession:
     outcome: str = "failed"
     message: str = ""
     was_answered: bool = False
+    is_offered: bool = False  # D may know it, although it has not answered
+    is_reconnecting: bool = False  # its connection was lost and another is being made: nothing but time passes
     _attempt: int = -1
 
     @property
@@ -119,18 +120,14 @@ async def close_source(session: SourceSession, tell: Tell) -> News:
     return news
 
 
-async def exchange_receipts_as_source(
-    session: SourceSession, link: ControlLink, receive: Callable[[], Awaitable[Outcome | Receipt]]
-) -> None:
+async def exchange_receipts_as_source(session: SourceSession, ask: Callable[[Receipt], Awaitable[Receipt]]) -> None:
     """Send ours, take D's. Each end keeps its own in any case: a break here loses only the cross-reference."""
     facts = session.facts
     facts.outcome = _receipt_outcome(session)
-    await link.send(make_receipt(facts, session.host.identity.of_session(facts.own_leaf_sha256), now()))
-    with trio.move_on_after(session.host.config.limits.message_seconds):
-        theirs = await receive()
-        if isinstance(theirs, Receipt) and facts.peer is not None:
-            verify_peer_receipt(theirs, facts.peer)
-            facts.peer_receipt_sha256 = receipt_sha256(theirs)
+    theirs = await ask(make_receipt(facts, session.host.identity.of_session(facts.own_leaf_sha256), now()))
+    if facts.peer is not None:
+        verify_peer_receipt(theirs, facts.peer)
+        facts.peer_receipt_sha256 = receipt_sha256(theirs)
 
 
 def _receipt_outcome(session: SourceSession) -> str:
@@ -212,8 +209,13 @@ async def _settle_with(session: SourceSession, message: Handover | Cancel) -> No
         elif outcome.outcome == "running":
             # D can only have chosen this after a Handover, and this session's was never sent.
             log.error("destination says that it runs a guest that was never handed over", session=session.session_id)
+
+        async def ask(receipt: Receipt) -> Receipt:
+            await link.send(receipt)
+            return await link.expect(Receipt)
+
         try:
-            await exchange_receipts_as_source(session, link, lambda: link.expect(Receipt))
+            await exchange_receipts_as_source(session, ask)
             await link.send(Bye())
         except TransportError as error:
             log.info("receipts were not exchanged", cause=str(error))

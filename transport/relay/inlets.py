@@ -1,7 +1,7 @@
 """Where a source's hypervisor connects, and how each of its connections becomes a channel.
 
-An inlet is one listening socket of one port. Connections of a port are taken one after the other, announced, and their
-lanes opened in that order: QEMU 7.2 knows its channels by order of arrival alone, and concurrent dialling broke 4 of 6
+An inlet is one listening socket of one port. Connections of a port are taken one after the other, and announced in that
+order: QEMU 7.2 knows its channels by order of arrival alone, and concurrent dialling broke 4 of 6
 multifd migrations.
 """
 
@@ -13,17 +13,13 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import structlog
 import trio
 
 from transport.errors import LocalBroken
 from transport.relay.channels import Channels
-from transport.wire.messages import Open
-
-if TYPE_CHECKING:
-    from transport.relay.dialling import SourceConnection
 
 log = structlog.get_logger("sealane.relay")
 Port = Literal["memory", "disks", "libvirt"]
@@ -41,32 +37,19 @@ class Inlet:
 
 
 class SourceLanes:
-    """Opens the channels of one connection, of all ports, each under the permit's limit."""
+    """Takes the hypervisor's connections, of all ports, as channels, under the permit's limit."""
 
-    def __init__(
-        self, connection: SourceConnection, channels: Channels, nursery: trio.Nursery, most: int, dial_seconds: float
-    ) -> None:
-        self._connection = connection
+    def __init__(self, channels: Channels, most: int) -> None:
         self._channels = channels
-        self._nursery = nursery
         self._most = most
-        self._dial_seconds = dial_seconds
-        self._announcing = trio.Lock()  # channels are announced in the order of their numbers
 
     async def open(self, port: Port, local: socket.socket) -> None:
         """Carry `local`, which is ours from now on, as the next channel of `port`."""
-        try:
-            if len(self._channels.counts) >= self._most:
-                raise LocalBroken(f"the hypervisor opened more than the {self._most} channels that are allowed")
-            local.setblocking(False)
-            async with self._announcing:
-                counts = self._channels.add(port)
-                await self._connection.link.send(Open(counts.channel, port))
-            lane = await self._connection.open_lane(counts.channel, self._dial_seconds)
-        except BaseException:
+        if len(self._channels.all) >= self._most:
             local.close()
-            raise
-        self._nursery.start_soon(self._channels.carry, counts, local, lane)
+            raise LocalBroken(f"the hypervisor opened more than the {self._most} channels that are allowed")
+        local.setblocking(False)
+        self._channels.add(port, local)
 
     async def accept_forever(self, inlet: Inlet) -> None:
         while True:

@@ -1,14 +1,19 @@
 """The hot path: bytes between a hypervisor's socket and a lane, sealed one way and opened the other.
 
 What makes it fast (measured, docs/performance.md): buffers allocated once per direction, non-blocking reads until the
-frame is full or the socket empty and only then a wait, sealing into the send buffer, one send per frame, the next
-header taken together with a body. No `bytes` object is made on the way.
+frame is full or the socket empty and only then a wait, sealing into the send buffer out of the window that keeps the
+plaintext, one send per frame, the next header taken together with a body. No `bytes` object is made on the way.
+
+A lane may be lost at any moment, and another takes its place: a `Channel` holds what must outlive it.
 """
 
 from __future__ import annotations
 
+import mmap
 import socket
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
 
 import trio
 
@@ -23,6 +28,7 @@ from transport.wire.frames import (
     LaneSealer,
     ResetCode,
 )
+from transport.wire.window import SendWindow
 
 # A pump that never has to wait must still let others run and notice cancellation.
 _FRAMES_PER_CHECKPOINT = 16
@@ -30,6 +36,9 @@ _FRAMES_PER_CHECKPOINT = 16
 # 1.33 times without it. Only where the last frame was large: a lone request on the way back is never kept waiting.
 _BULK_BYTES = 64 * 1024
 _MORE_SECONDS = 0.001
+
+
+PortName = Literal["memory", "disks", "libvirt"]
 
 
 @dataclass(slots=True)
@@ -41,7 +50,7 @@ class ChannelCounts:
     """
 
     channel: int
-    port: str
+    port: PortName
     may_leave: bool = False
     sent_bytes: int = 0
     received_bytes: int = 0
@@ -49,96 +58,182 @@ class ChannelCounts:
     received_frames: int = 0
 
 
-async def carry_channel(
-    local: socket.socket,
-    lane: socket.socket,
-    sealer: LaneSealer,
-    opener: LaneOpener,
-    counts: ChannelCounts,
-    pace: Pace | None = None,
-) -> None:
-    """Carry both directions until each has ended in order; closes both sockets in any case.
+@dataclass(slots=True)
+class Arriving:
+    """The direction towards the local hypervisor: the frame that is held, and how much of it is written already."""
 
-    Raises `LocalBroken` (a reset frame was sent, or received), `ConnectionBroken`, `ProtocolViolation`.
+    next_seq: int = 0  # the first frame that is not authenticated and held
+    closed_by: FrameType | None = None
+    held: int = 0
+    written: int = 0
+    plaintext: memoryview = field(default_factory=lambda: memoryview(mmap.mmap(-1, MAX_PAYLOAD_BYTES)))
+
+
+@dataclass(slots=True)
+class Channel:
+    """One hypervisor connection: what of it outlives the network's connections. It owns `local`.
+
+    `wrote` is told of each frame that has been written to the hypervisor, so that it is acknowledged.
     """
-    with local, lane:
+
+    counts: ChannelCounts
+    local: socket.socket
+    window: SendWindow
+    wrote: Callable[[int, bool], None]
+    arriving: Arriving = field(default_factory=Arriving)
+    pace: Pace | None = None
+    broke: str = ""
+    last_filled: int = 0
+    _has_room: trio.Event = field(default_factory=trio.Event)
+
+    @property
+    def has_ended(self) -> bool:
+        """Both directions have ended in order as far as this end can see by itself."""
+        return self.window.is_finished and self.arriving.closed_by is FrameType.FIN and not self.arriving.held
+
+    @property
+    def has_arrived(self) -> bool:
+        """As `has_ended`, and the peer has said that it has written everything."""
+        return self.has_ended and self.window.is_acknowledged
+
+    def acknowledge(self, count: int) -> None:
+        self.window.acknowledge(count)
+        self._has_room.set()
+
+    async def room(self) -> memoryview:
+        """Where to read to; waits for the peer's acknowledgements while there is none."""
+        while not (room := self.window.room()):
+            self._has_room = trio.Event()
+            await self._has_room.wait()
+        return room if self.pace is None else room[: self.pace.frame_bytes]
+
+
+async def carry_channel(channel: Channel, lane: socket.socket, sealer: LaneSealer, opener: LaneOpener) -> None:
+    """Carry both directions over `lane`, which is closed in any case, until each has ended in order.
+
+    Raises `LocalBroken` (a reset frame was sent, or received) and `ConnectionBroken`. Whatever raises, and when it is
+    cancelled, `channel` is as it must be to go on over another lane.
+    """
+    with lane:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_seal_direction, local, lane, sealer, counts, pace)
-            nursery.start_soon(_open_direction, lane, local, opener, counts)
+            nursery.start_soon(_seal_direction, channel, lane, sealer)
+            nursery.start_soon(_open_direction, channel, lane, opener)
+    channel.local.close()
 
 
-async def _seal_direction(
-    local: socket.socket, lane: socket.socket, sealer: LaneSealer, counts: ChannelCounts, pace: Pace | None
-) -> None:
-    payload = memoryview(bytearray(MAX_PAYLOAD_BYTES))
+async def _seal_direction(channel: Channel, lane: socket.socket, sealer: LaneSealer) -> None:
+    window, counts, pace = channel.window, channel.counts, channel.pace
     frame = memoryview(bytearray(MAX_FRAME_BYTES))
-    if pace is not None:
-        payload = payload[: pace.frame_bytes]
-    filled = 0
     while True:
-        try:
-            filled = await _fill(local, payload, filled >= _BULK_BYTES)
-        except OSError as error:
-            if not counts.may_leave:
-                await _send_all(lane, frame[: _reset(sealer, frame)])
-                raise LocalBroken(f"the hypervisor's connection broke: {error.strerror}") from None
-            filled = 0
-        if filled == 0:
-            await _send_all(lane, frame[: sealer.seal_into(FrameType.FIN, b"", frame)])
-            counts.sent_frames = sealer.next_seq
-            _shut_down(lane)
-            return
-        size = sealer.seal_into(FrameType.DATA, payload[:filled], frame)
+        due = window.unsent()
+        if due is None:
+            if window.closed_by is not None:
+                break
+            await _read_local(channel)
+            continue
+        size = sealer.seal_into(due[0], due[1], frame)
         # Counted before it is sent: the peer may acknowledge what we have not yet returned from sending.
-        counts.sent_frames = sealer.next_seq
-        counts.sent_bytes += filled
+        window.note_sent()
+        counts.sent_frames = max(counts.sent_frames, window.sent)
         if pace is not None:
             await pace.take(size)
         await _send_all(lane, frame[:size])
         if sealer.next_seq % _FRAMES_PER_CHECKPOINT == 0:
             await trio.lowlevel.checkpoint()
+    if window.closed_by is FrameType.RESET:
+        raise LocalBroken(f"the hypervisor's connection broke: {channel.broke}")
+    _shut_down(lane)
 
 
-async def _open_direction(lane: socket.socket, local: socket.socket, opener: LaneOpener, counts: ChannelCounts) -> None:
+async def _read_local(channel: Channel) -> None:
+    """Read one frame's payload into the window, or note the end there."""
+    room = await channel.room()
+    window = channel.window
+    try:
+        filled = await _fill(channel, room)
+    except OSError as error:
+        if not channel.counts.may_leave:
+            channel.broke = str(error.strerror)
+            window.close(FrameType.RESET, ResetCode.LOCAL_BROKEN.to_bytes(2, "big"))
+            return
+        filled = 0
+    if filled == 0:
+        window.close(FrameType.FIN)
+        return
+    channel.last_filled = filled
+    window.append(FrameType.DATA, filled)
+    channel.counts.sent_bytes += filled
+
+
+async def _open_direction(channel: Channel, lane: socket.socket, opener: LaneOpener) -> None:
+    arriving = channel.arriving
     header = memoryview(bytearray(HEADER_BYTES))
     body = memoryview(bytearray(MAX_FRAME_BYTES))
-    plaintext = memoryview(bytearray(MAX_PAYLOAD_BYTES))
     in_header = 0
-    while opener.closed_by is None:
+    await _write_held(channel)
+    while arriving.closed_by is None:
         in_header += await _receive(lane, header[in_header:], HEADER_BYTES - in_header)
-        due = opener.header(header)
-        filled = await _receive(lane, body[: due + HEADER_BYTES], due)
-        size = opener.open_into(header, body[:due], plaintext)
+        try:
+            due = opener.header(header)
+            filled = await _receive(lane, body[: due + HEADER_BYTES], due)
+            size = opener.open_into(header, body[:due], arriving.plaintext)
+        except ProtocolViolation as violation:
+            raise ConnectionBroken(f"a lane was tampered with: {violation.rule}") from None
+        # From here to the next wait nothing may come in between: the frame is held, and the peer may be told so.
+        arriving.next_seq = opener.next_seq
+        arriving.closed_by = opener.closed_by
+        arriving.held, arriving.written = size, 0
         in_header = filled - due
         header[:in_header] = body[due:filled]
-        if opener.closed_by is FrameType.RESET:
+        if arriving.closed_by is FrameType.RESET:
             raise LocalBroken("the hypervisor's connection broke at the peer")
-        if opener.closed_by is None:
-            await _deliver(local, plaintext[:size], may_leave=counts.may_leave)
-        counts.received_frames = opener.next_seq
-        counts.received_bytes += size
+        if arriving.closed_by is FrameType.FIN:
+            channel.counts.received_frames = arriving.next_seq
+            channel.wrote(0, True)
+            _shut_down(channel.local)
+        else:
+            await _write_held(channel)
         if opener.next_seq % _FRAMES_PER_CHECKPOINT == 0:
             await trio.lowlevel.checkpoint()
     if in_header:
-        raise ProtocolViolation("bytes after fin")
-    _shut_down(local)
+        raise ConnectionBroken("a lane was tampered with: bytes after fin")
 
 
-def _reset(sealer: LaneSealer, frame: memoryview) -> int:
-    return sealer.seal_into(FrameType.RESET, ResetCode.LOCAL_BROKEN.to_bytes(2, "big"), frame)
+async def _write_held(channel: Channel) -> None:
+    """Write the frame that is held to the hypervisor; after a cancellation, what is left of it."""
+    arriving, counts = channel.arriving, channel.counts
+    if not arriving.held:
+        return
+    while arriving.written < arriving.held:
+        try:
+            arriving.written += channel.local.send(arriving.plaintext[arriving.written : arriving.held])
+        except BlockingIOError:
+            await trio.lowlevel.wait_writable(channel.local)
+        except OSError as error:
+            if not counts.may_leave:
+                raise LocalBroken(f"the hypervisor's connection broke: {error.strerror}") from None
+            arriving.written = arriving.held
+    counts.received_frames = arriving.next_seq
+    counts.received_bytes += arriving.held
+    size, arriving.held = arriving.held, 0
+    channel.wrote(size, False)
 
 
-async def _fill(local: socket.socket, buffer: memoryview, is_bulk: bool) -> int:
+async def _fill(channel: Channel, buffer: memoryview) -> int:
     """Read until `buffer` is full or there is nothing more at the moment; 0 is the end of the stream.
 
-    `is_bulk`: the frame before was large, so a moment's wait for the rest of this one is worth it.
+    If the frame before was large, a moment's wait for the rest of this one is worth it. What was read before a wait is
+    noted as pending, where a cancellation cannot lose it.
     """
-    filled = 0
+    local, window = channel.local, channel.window
+    filled = window.pending
+    is_bulk = channel.last_filled >= _BULK_BYTES
     room = len(buffer)
     while filled < room:
         try:
             received = local.recv_into(buffer[filled:])
         except BlockingIOError:
+            window.pending = filled
             if filled and not (is_bulk and filled < room // 2 and await _more_comes(local)):
                 break
             if not filled:
@@ -184,19 +279,6 @@ async def _send_all(lane: socket.socket, data: memoryview) -> None:
             await trio.lowlevel.wait_writable(lane)
         except OSError:
             raise ConnectionBroken("a lane was reset") from None
-
-
-async def _deliver(local: socket.socket, data: memoryview, *, may_leave: bool) -> None:
-    sent = 0
-    while sent < len(data):
-        try:
-            sent += local.send(data[sent:])
-        except BlockingIOError:
-            await trio.lowlevel.wait_writable(local)
-        except OSError as error:
-            if may_leave:
-                return
-            raise LocalBroken(f"the hypervisor's connection broke: {error.strerror}") from None
 
 
 def _shut_down(sock: socket.socket) -> None:

@@ -54,6 +54,7 @@ from transport.relay.receipts import ReceiptFacts
 from transport.relay.refusal_telling import tell_refused_calls
 from transport.relay.source import MigrationOrder, carry_as_source
 from transport.relay.spool import SessionJournal
+from transport.relay.tcp import notice_silence
 from transport.relay.watching import Watch, sources_of
 from transport.relay.wish import NotAdmitted, Wish
 from transport.wire.control import Role
@@ -100,6 +101,7 @@ class Relay:
             peer = accept_peer(tls, credentials, now())
             self._host.identity.require_listed(peer.spiffe_id)
             proven()
+            notice_silence(sock, limits.silence_seconds)
             await self._serve_offer(link, tls, peer, credentials)
         except PeerRefused as refused:
             self._log_refused("", "peer refused", check=refused.check, detail=refused.detail)
@@ -136,7 +138,7 @@ class Relay:
         allowed = session.permit.claims.limits.max_channels
         desk = self.listener.open_desk(keys, min(allowed, self._host.config.limits.max_channels))
         try:
-            await self.destination.serve(session, link, desk, peer)
+            await self.destination.serve(session, offer, link, desk, peer)
         finally:
             self.listener.close_desk(desk)
 

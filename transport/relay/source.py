@@ -20,15 +20,12 @@ from policy.permit import VerifiedPermit
 from transport.errors import (
     ConnectionBroken,
     LocalBroken,
-    PeerCancelled,
     TransportError,
 )
 from transport.hypervisors.errors import HypervisorError, MigrationCancelled
 from transport.hypervisors.migration_progress import MigrationProgress
 from transport.hypervisors.moving import AS_CONFIGURED, How
 from transport.relay.board import Entry
-from transport.relay.channels import Channels
-from transport.relay.dialling import SourceConnection, offered
 from transport.relay.ends import SourceEnd, make_session_folder, remove_session_folder, session_folder
 from transport.relay.failures import cause_of
 from transport.relay.handover import SourceSession, close_source, exchange_receipts_as_source, settle_source
@@ -36,11 +33,11 @@ from transport.relay.host import RelayHost, now
 from transport.relay.inlets import SourceLanes
 from transport.relay.news import News, Tell
 from transport.relay.receipts import ReceiptFacts
+from transport.relay.source_line import SourceLine
 from transport.wire.control import Role
-from transport.wire.messages import Bye, Cancel, Handover, Outcome, Receipt
+from transport.wire.messages import Handover, Outcome, Receipt
 
 log = structlog.get_logger("sealane.relay")
-_ANSWERS_AT_ONCE = 8
 _REVOCABLE = frozenset({"begun", "accepted"})  # the guest was not given away yet
 
 
@@ -96,6 +93,7 @@ async def _carry_permitted(host: RelayHost, order: MigrationOrder, way: _Way, en
     async with host.leaving(permit.claims.vm), new_end as end:
         session = await _begin(host, order, permit, end)
         entry.lanes = lambda: session.facts.channels
+        entry.is_reconnecting = lambda: session.is_reconnecting
         folder = session_folder(host.spool.run_dir, session.session_id)
         try:
             await host.on_disk(make_session_folder, host.spool.run_dir, session.session_id, host.qemu_uid)
@@ -170,44 +168,37 @@ async def _carry_until_cancelled(
 
 
 async def _carry(session: SourceSession, end: SourceEnd, tell: Tell, socket_path: Path) -> None:
-    """Offer, carry, hand over, exchange receipts: all on one connection."""
-    host, permit = session.host, session.permit
-    async with offered(
-        host, permit, session.address, session.session_id, session.next_attempt(), "begin", session.movement
-    ) as connection:
-        session.answered(connection.peer)
-        channels = Channels(Role.SOURCE, connection.keys)
-        session.facts.channels = channels.counts
-        channels.pace = host.pace_of(permit)
-        connection.link.sent_frames = channels.sent_frames
-        answers, heard = trio.open_memory_channel[Outcome | Receipt](_ANSWERS_AT_ONCE)
-        limits = host.config.limits
-        with ExitStack() as listening:
+    """Offer, carry, hand over, exchange receipts: over one connection, or as many as the network needs."""
+    host = session.host
+    line = SourceLine(session)
+    channels = line.channels
+    channels.pace = host.pace_of(session.permit)
+    session.facts.channels = channels.counts
+    with ExitStack() as held:
+        held.callback(channels.close)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(line.run)
             inlets = end.inlets(socket_path)
             for inlet in inlets:
-                listening.enter_context(inlet.listening)
-            async with trio.open_nursery() as nursery:
-                most = min(connection.link.order.max_channels, permit.claims.limits.max_channels)
-                lanes = SourceLanes(connection, channels, nursery, most, limits.dial_seconds)
-                nursery.start_soon(_read_answers, connection, answers)
-                nursery.start_soon(channels.acknowledge, connection.link, limits.ack_interval_seconds)
-                for inlet in inlets:
-                    nursery.start_soon(lanes.accept_forever, inlet)
-                await tell(News("running"))
-                milestones = _Milestones(session, connection, tell, heard)
-                last = await end.migrate(lanes, milestones, lambda seen: tell(News("running", seen)))
-                if end.hands_over:
-                    # Past this point a request to cancel comes too late; every wait has its own deadline.
-                    nursery.cancel_scope.shield = True
-                    if session.journal.state in ("begun", "accepted"):
-                        await _hand_over(session, connection, tell, heard, last)
-                    await channels.wait_drained(limits.drain_seconds)
-                else:
-                    await channels.wait_ended()
-                    session.outcome = "completed"
-                await exchange_receipts_as_source(session, connection.link, heard.receive)
-                await connection.link.send(Bye())
-                nursery.cancel_scope.cancel()
+                held.enter_context(inlet.listening)
+            lanes = SourceLanes(channels, line.most_channels)
+            for inlet in inlets:
+                nursery.start_soon(lanes.accept_forever, inlet)
+            await tell(News("running"))
+            milestones = _Milestones(session, line, tell)
+            last = await end.migrate(lanes, milestones, lambda seen: tell(News("running", seen)))
+            if end.hands_over:
+                # Past this point a request to cancel comes too late; every wait has its own deadline.
+                nursery.cancel_scope.shield = True
+                if session.journal.state in ("begun", "accepted"):
+                    await _hand_over(session, line, tell, last)
+                await channels.wait_drained(host.config.limits.drain_seconds)
+            else:
+                await channels.wait_arrived()
+                session.outcome = "completed"
+            await exchange_receipts_as_source(session, lambda receipt: line.ask(receipt, Receipt))
+            await line.say_bye()
+            nursery.cancel_scope.cancel()
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,53 +206,31 @@ class _Milestones:
     """What the end says of its guest, made durable and passed on."""
 
     session: SourceSession
-    connection: SourceConnection
+    line: SourceLine
     tell: Tell
-    heard: trio.MemoryReceiveChannel[Outcome | Receipt]
 
     async def accepted(self) -> None:
         await self.session.note_accepted()
 
     async def switched(self) -> None:
         with trio.CancelScope(shield=True):  # the point of no return lies behind
-            await _hand_over(self.session, self.connection, self.tell, self.heard, None, post_copy=True)
+            await _hand_over(self.session, self.line, self.tell, None, post_copy=True)
         if self.session.journal.state != "outcome-running":
             raise ConnectionBroken("the destination did not take the guest although it was stopped for post-copy")
 
 
 async def _hand_over(
-    session: SourceSession,
-    connection: SourceConnection,
-    tell: Tell,
-    heard: trio.MemoryReceiveChannel[Outcome | Receipt],
-    last: MigrationProgress | None,
-    *,
-    post_copy: bool = False,
+    session: SourceSession, line: SourceLine, tell: Tell, last: MigrationProgress | None, *, post_copy: bool = False
 ) -> None:
     """Durably give the guest away, then say so, then wait for what D durably chose."""
     began = trio.current_time()
     await session.host.enter(session.journal, "handed-over")
-    await connection.link.send(Handover(post_copy))
-    with trio.move_on_after(session.host.config.limits.message_seconds) as patience:
-        outcome = await heard.receive()
-    if patience.cancelled_caught:
-        raise ConnectionBroken("the destination relay has not said what became of the guest")
-    if not isinstance(outcome, Outcome):
-        raise ConnectionBroken("the destination relay sent a receipt before its outcome")
+    outcome = await line.ask(Handover(post_copy), Outcome)
     handover_ms = math.ceil((trio.current_time() - began) * 1000)
     measured = last.downtime_ms if last else None
     session.facts.downtime_ms = (measured or 0) + handover_ms
     await tell(News("handing_over", last, session.facts.downtime_ms))
     await session.decided(outcome.outcome)
-
-
-async def _read_answers(connection: SourceConnection, answers: trio.MemorySendChannel[Outcome | Receipt]) -> None:
-    while True:
-        match await connection.link.next():
-            case Outcome() | Receipt() as message:
-                await answers.send(message)
-            case Cancel(code=code, reason=reason):
-                raise PeerCancelled(code, reason)
 
 
 def _deadline(host: RelayHost, order: MigrationOrder, permit: VerifiedPermit) -> float:

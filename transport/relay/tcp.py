@@ -33,6 +33,22 @@ def tune_tcp(sock: socket.socket | trio.socket.SocketType) -> None:
             sock.setsockopt(socket.SOL_SOCKET, name, _NEAR_BUFFER_BYTES)
 
 
+def notice_silence(sock: socket.socket | trio.socket.SocketType, seconds: float) -> None:
+    """Of a control connection, which is never full for long: break it once the peer's kernel has been silent so long.
+
+    The whole connection breaks with it, lanes included, and the session goes on over another.
+    """
+    probes = 3
+    each = max(1, round(seconds / (probes + 1)))
+    for name, value in (
+        (socket.TCP_KEEPIDLE, each),
+        (socket.TCP_KEEPINTVL, each),
+        (socket.TCP_KEEPCNT, probes),
+        (socket.TCP_USER_TIMEOUT, round(seconds * 1000)),
+    ):
+        sock.setsockopt(socket.IPPROTO_TCP, name, value)
+
+
 def _round_trip_us(sock: socket.socket | trio.socket.SocketType) -> int:
     """The kernel's own measure of a connected socket (tcpi_rtt of struct tcp_info, linux/tcp.h), microseconds."""
     information = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _RTT_AT + 4)

@@ -102,6 +102,7 @@ class ControlOrder:
         self.phase = Phase.OFFERING
         self.channels = 0
         self.max_channels = 0
+        self._offered = 0
         self._written: dict[Role, dict[str, int]] = {Role.SOURCE: {}, Role.DESTINATION: {}}
         self._receipts: set[Role] = set()
 
@@ -125,8 +126,15 @@ class ControlOrder:
         if following is None:
             raise ProtocolViolation(f"{type(message).__name__} from the {sender.value} while {self.phase.name.lower()}")
         match message:
-            case Answer(max_channels=limit):
+            case Offer(purpose=purpose, next=goes_on):
+                if goes_on and (purpose != "resume" or not _is_prefix(goes_on)):
+                    raise ProtocolViolation("an offer whose channels are not those of a session that goes on")
+                self._offered = len(goes_on)
+            case Answer(max_channels=limit, next=goes_on):
+                if not _is_prefix(goes_on) or len(goes_on) > self._offered:
+                    raise ProtocolViolation("an answer that goes on with channels that were not offered")
                 self.max_channels = limit
+                self.channels = len(goes_on)
             case Open(channel=channel):
                 if channel != self.channels or channel >= self.max_channels:
                     raise ProtocolViolation(f"channel {channel} opened out of order or beyond the limit")
@@ -137,7 +145,7 @@ class ControlOrder:
                 if sender in self._receipts:
                     raise ProtocolViolation("a second receipt")
                 self._receipts.add(sender)
-            case Offer() | Refusal() | Handover() | Outcome() | Cancel() | Bye():
+            case Refusal() | Handover() | Outcome() | Cancel() | Bye():
                 pass
         self.phase = following
 
@@ -149,3 +157,8 @@ class ControlOrder:
             if count < known.get(channel, 0):
                 raise ProtocolViolation("an acknowledgement that falls")
         known.update(written)
+
+
+def _is_prefix(following: dict[str, int]) -> bool:
+    """Whether the channels named are the first ones that were opened, none left out."""
+    return all(str(number) in following for number in range(len(following)))

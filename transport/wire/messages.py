@@ -32,14 +32,17 @@ class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fiel
 
 
 class Offer(_Message, frozen=True, tag="offer"):
-    """S asks D to take a session up. `purpose` is `begin`, or `settle` for the handover of a session that D knows.
+    """S asks D to take a session up. `purpose` is `begin`; `resume` where its connection was lost; `settle` where only
+    the handover of a session that D knows is left to do.
+
+    `next`, of a resumption: by channel that S has opened, the first of D's frames that S does not hold.
 
     `movement`: how S's QEMU sends, where that is not plain pre-copy over one connection. Left out otherwise, so that a
     relay of an earlier version, which knows no other, can take it.
     """
 
     protocol: Literal[1]
-    purpose: Literal["begin", "settle"]
+    purpose: Literal["begin", "resume", "settle"]
     permits: Annotated[tuple[PermitText, ...], Meta(min_length=1, max_length=2)]
     session_id: SessionIdText
     attempt: Annotated[int, Meta(ge=0, lt=1 << 32)]

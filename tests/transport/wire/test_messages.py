@@ -90,7 +90,7 @@ def test_a_message_that_is_not_exactly_one_is_refused(body: bytes) -> None:
     "change",
     [
         {"protocol": 2},
-        {"purpose": "resume"},
+        {"purpose": "resumed"},
         {"permits": []},
         {"permits": ["a", "b", "c"]},
         {"permits": [""]},

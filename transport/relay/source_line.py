@@ -1,0 +1,194 @@
+"""S's connection to D while it lives, and another one when it is lost: neither hypervisor notices more than time.
+
+A connection lives and dies whole: its control connection, its lanes and its keys. What must outlive it stands in
+`Channels`. What is asked of D (`ask`) is asked again on the next connection, so D answers the same question alike.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Literal, TypeVar
+
+import structlog
+import trio
+
+from transport.errors import ConnectionBroken, OfferRefused, PeerCancelled, RefusalCode, TransportError
+from transport.relay.channels import Channels
+from transport.relay.dialling import AnswerLost, SourceConnection, offered
+from transport.relay.failures import SessionError, cause_of
+from transport.relay.handover import SourceSession
+from transport.relay.host import now
+from transport.relay.lane import Channel
+from transport.wire.control import Role
+from transport.wire.messages import Bye, Cancel, Handover, Open, Outcome, Receipt
+
+log = structlog.get_logger("sealane.relay")
+_FIRST_PAUSE_SECONDS = 0.05
+_MAX_PAUSE_SECONDS = 2.0
+_STEADY_SECONDS = 5.0  # a connection that lived for so long was a good one
+A = TypeVar("A", Outcome, Receipt)
+
+
+class SourceLine:
+    """Of one source session. `run` beside whatever uses it."""
+
+    def __init__(self, session: SourceSession) -> None:
+        limits = session.host.config.limits
+        self._session = session
+        self._limits = limits
+        self.channels = Channels(Role.SOURCE, limits.window_bytes)
+        self.most_channels = 0
+        self._connection: SourceConnection | None = None
+        self._generation = 0
+        self._changed = trio.Event()
+        self._answers: dict[type, Outcome | Receipt] = {}
+        self._has_ended = False
+
+    @property
+    def is_connected(self) -> bool:
+        return self._connection is not None
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Connect, and again whenever the connection is lost; started once D has answered for the first time.
+
+        Raises what ended the session: `ConnectionBroken` if D could not be reached again in time.
+        """
+        pause, until = _FIRST_PAUSE_SECONDS, 0.0
+        try:
+            while True:
+                began = trio.current_time()
+                was_answered = self._session.was_answered
+                try:
+                    await self._connect_once(task_status)
+                except (TransportError, BaseExceptionGroup) as error:
+                    cause = cause_of(error)
+                    if not self._may_go_on(cause):
+                        raise cause from None
+                was_lost = self._connection is not None
+                self._connection = None
+                self._note_change()
+                if was_lost or not until:
+                    until = trio.current_time() + self._patience()
+                    log.warning("connection lost", session=self._session.session_id, cause=str(cause))
+                    self._session.is_reconnecting = was_answered or was_lost
+                if was_lost and trio.current_time() - began > _STEADY_SECONDS:
+                    pause = _FIRST_PAUSE_SECONDS
+                if trio.current_time() >= until:
+                    raise cause
+                await trio.sleep(min(pause * random.uniform(0.75, 1.25), max(0.0, until - trio.current_time())))  # noqa: S311
+                pause = min(2 * pause, _MAX_PAUSE_SECONDS)
+        finally:
+            self._has_ended = True
+            self._connection = None
+            self._note_change()
+
+    async def ask(self, message: Handover | Receipt, kind: type[A]) -> A:
+        """D's answer to `message`. `ConnectionBroken` if D gives none although it can be reached, or cannot be."""
+        asked_on = 0
+        with trio.CancelScope() as patience:
+            while not isinstance(answer := self._answers.get(kind), kind):
+                if self._has_ended:
+                    raise ConnectionBroken("the destination relay cannot be reached any more")
+                if self._connection is None:
+                    patience.deadline = float("inf")
+                elif asked_on != self._generation:
+                    asked_on = self._generation
+                    patience.deadline = trio.current_time() + self._limits.message_seconds
+                    try:
+                        await self._connection.link.send(message)
+                    except ConnectionBroken:
+                        pass  # whoever reads from it notices too
+                    continue
+                await self._changed.wait()
+            return answer
+        raise ConnectionBroken("the destination relay has not answered in time")
+
+    async def say_bye(self) -> None:
+        if self._connection is not None:
+            await self._connection.link.send(Bye())
+
+    def _patience(self) -> float:
+        """For how long to try from now on."""
+        left = self._session.permit.claims.session_until - now().timestamp()
+        return max(0.0, min(self._limits.resume_seconds, left))
+
+    def _may_go_on(self, cause: SessionError) -> bool:
+        """Whether another connection may help. What the peer does wrong, or refuses, it would do again."""
+        session = self._session
+        if isinstance(cause, OfferRefused):
+            # D never had our first offer, or another host answers at its address, for now: whoever sits in between
+            # can do that, and must end nobody's session.
+            is_new = not session.was_answered and cause.code in (RefusalCode.SESSION_UNKNOWN, RefusalCode.BUSY)
+            is_another = session.was_answered and cause.code is RefusalCode.PERMIT_PARTIES
+            if is_new and session.is_offered:
+                session.is_offered = False
+                return self._limits.resume_seconds > 0
+            return is_another and self._limits.resume_seconds > 0
+        if not isinstance(cause, ConnectionBroken) or not self._limits.resume_seconds:
+            return False
+        if isinstance(cause, AnswerLost):
+            session.is_offered = True
+        return session.was_answered or session.is_offered
+
+    async def _connect_once(self, task_status: trio.TaskStatus[None]) -> None:
+        """One connection until it is lost, which raises."""
+        session, host = self._session, self._session.host
+        # Once an offer may have reached D, it may know the session: only a session that it does not know begins again.
+        purpose: Literal["begin", "resume"] = "resume" if session.was_answered or session.is_offered else "begin"
+        attempt = session.next_attempt()
+        following = self.channels.next() if purpose == "resume" else {}
+        async with offered(
+            host, session.permit, session.address, session.session_id, attempt, purpose, session.movement, following
+        ) as connection:
+            link = connection.link
+            self.channels.rewind(connection.answer.next)
+            link.sent_frames, link.acknowledged = self.channels.sent_frames, self.channels.acknowledged
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._read, connection)
+                nursery.start_soon(self.channels.acknowledge, link, self._limits.ack_interval_seconds)
+                nursery.start_soon(self._open_lanes, connection, nursery)
+                self._is_answered(connection, task_status)
+
+    def _is_answered(self, connection: SourceConnection, task_status: trio.TaskStatus[None]) -> None:
+        session = self._session
+        is_first = not session.was_answered
+        session.answered(connection.peer)
+        session.is_reconnecting = False
+        self._connection = connection
+        self._generation += 1
+        self._note_change()
+        if is_first:
+            allowed = session.permit.claims.limits.max_channels
+            self.most_channels = min(connection.link.order.max_channels, allowed)
+            task_status.started()
+        else:
+            log.info("session resumed", session=session.session_id, resumptions=session.facts.connections - 1)
+
+    async def _open_lanes(self, connection: SourceConnection, nursery: trio.Nursery) -> None:
+        """Announce channels in the order of their numbers, which is that of their arrival, and open a lane for each."""
+        known = len(connection.answer.next)
+        number = 0
+        while True:
+            await self.channels.wait_more(number)
+            channel = self.channels.all[number]
+            if number >= known:
+                await connection.link.send(Open(number, channel.counts.port))
+            nursery.start_soon(self._carry, connection, channel)
+            number += 1
+
+    async def _carry(self, connection: SourceConnection, channel: Channel) -> None:
+        lane = await connection.open_lane(channel.counts.channel, self._limits.dial_seconds)
+        await self.channels.carry(channel, connection.keys, lane)
+
+    async def _read(self, connection: SourceConnection) -> None:
+        while True:
+            match await connection.link.next():
+                case Outcome() | Receipt() as answer:
+                    self._answers[type(answer)] = answer
+                    self._note_change()
+                case Cancel(code=code, reason=reason):
+                    raise PeerCancelled(code, reason)
+
+    def _note_change(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()

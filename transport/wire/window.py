@@ -1,0 +1,129 @@
+"""What one direction of a channel has sent and may have to send again: a ring of plaintext, until it is acknowledged.
+
+Frames are numbered from 0. `base` ≤ `sent` ≤ `next_seq`: frames below `base` are the peer's for good and their place
+is free; those below `sent` went out on the connection that lives now; those from `sent` on are still to go out. A lost
+connection sets `sent` back (`rewind`), and what goes out again is sealed anew, by another key: no ciphertext is kept,
+so none can be sent twice.
+
+Room is contiguous, so that a hypervisor's bytes are read into their place and sealed from it: nothing is copied.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections import deque
+
+from transport.errors import Misuse, ProtocolViolation
+from transport.wire.frames import MAX_PAYLOAD_BYTES, FrameType
+
+# A peer acknowledges after so much at the latest: a ring of a window may be full four times between two of its timers.
+ACK_BYTES = 4 << 20
+ACK_FRAMES = 1024
+MAX_FRAMES = 4 * ACK_FRAMES  # small frames need more memory for their places than for their bytes
+MIN_WINDOW_BYTES = 2 * ACK_BYTES
+_WORTH_FILLING = 256 * 1024
+
+
+class SendWindow:
+    """`capacity_bytes` are taken from the system as they are used, and from the start again whenever all is empty."""
+
+    __slots__ = ("_buffer", "_capacity", "_frames", "_head", "_room", "acked", "base", "closed_by", "pending", "sent")
+
+    def __init__(self, capacity_bytes: int) -> None:
+        if capacity_bytes < MIN_WINDOW_BYTES:
+            raise Misuse("a window that a peer's acknowledgements could not keep open")
+        self._capacity = capacity_bytes
+        self._buffer = memoryview(mmap.mmap(-1, capacity_bytes))
+        self._frames: deque[tuple[FrameType, int, int]] = deque()  # type, offset, size: of frames from `base` on
+        self._head = self._room = 0
+        self.base = self.acked = self.sent = 0
+        self.pending = 0  # bytes that were read into `room` and are no frame yet
+        self.closed_by: FrameType | None = None
+
+    @property
+    def next_seq(self) -> int:
+        return self.base + len(self._frames)
+
+    @property
+    def is_finished(self) -> bool:
+        """The last frame is out on the connection that lives now."""
+        return self.closed_by is not None and self.sent == self.next_seq
+
+    @property
+    def is_acknowledged(self) -> bool:
+        """The last frame has been written by the peer to its own hypervisor."""
+        return self.closed_by is not None and self.acked == self.next_seq
+
+    def room(self) -> memoryview:
+        """Where the next payload is read to; empty when nothing fits until the peer acknowledges. It stays the same
+        while bytes are pending."""
+        frames = self._frames
+        if self.pending:
+            return self._buffer[self._head : self._head + self._room]
+        if not frames:
+            self._head = 0
+        elif len(frames) >= MAX_FRAMES:
+            return self._buffer[:0]
+        tail = frames[0][1] if frames else self._capacity
+        if frames and self._head > tail:
+            if self._capacity - self._head >= _WORTH_FILLING:
+                tail = self._capacity
+            else:
+                self._head = 0
+        size = min(tail - self._head, MAX_PAYLOAD_BYTES)
+        self._room = size if size >= _WORTH_FILLING else 0
+        return self._buffer[self._head : self._head + self._room]
+
+    def append(self, frame_type: FrameType, size: int) -> None:
+        """The first `size` bytes of `room` are the next frame's payload."""
+        if self.closed_by is not None:
+            raise Misuse("nothing follows fin or reset")
+        self._frames.append((frame_type, self._head, size))
+        self._head += size
+        self.pending = 0
+        if frame_type is not FrameType.DATA:
+            self.closed_by = frame_type
+
+    def close(self, frame_type: FrameType, payload: bytes = b"") -> None:
+        """Fin or reset: it needs no room but its own few bytes, which a full ring has beside it."""
+        if self.closed_by is not None:
+            raise Misuse("nothing follows fin or reset")
+        self._frames.append((frame_type, -int.from_bytes(payload, "big") - 1, len(payload)))
+        self.pending = 0
+        self.closed_by = frame_type
+
+    def unsent(self) -> tuple[FrameType, memoryview | bytes] | None:
+        """The frame numbered `sent`, if there is one; `note_sent` follows."""
+        at = self.sent - self.base
+        frames = self._frames
+        if at >= len(frames):
+            return None
+        frame_type, offset, size = frames[at]
+        if offset < 0:
+            return frame_type, (-offset - 1).to_bytes(size, "big")
+        return frame_type, self._buffer[offset : offset + size]
+
+    def note_sent(self) -> None:
+        self.sent += 1
+
+    def acknowledge(self, count: int) -> None:
+        """The peer has written all frames below `count`. `ProtocolViolation` if it cannot have got them."""
+        if count > self.sent:
+            raise ProtocolViolation("an acknowledgement of frames that were not sent")
+        if count < self.acked:
+            raise ProtocolViolation("an acknowledgement that falls")
+        self.acked = count
+        self._free(count)
+
+    def rewind(self, count: int) -> None:
+        """A new connection: the peer holds all frames below `count`, and the next one is sent first."""
+        if not self.acked <= count <= self.sent or count < self.base:
+            raise ProtocolViolation("a peer that resumes from frames that it cannot lack, or cannot have")
+        self._free(count)
+        self.sent = count
+
+    def _free(self, count: int) -> None:
+        frames = self._frames
+        while self.base < count:
+            frames.popleft()
+            self.base += 1
