@@ -92,6 +92,11 @@ class Channels:
             while not all(channel.has_ended for channel in self.all):
                 await self._changed.wait()
 
+    @property
+    def carried_frames(self) -> int:
+        """That are where they were to go, both ways."""
+        return sum(channel.window.base + channel.arriving.next_seq for channel in self.all)
+
     def sent_frames(self) -> dict[str, int]:
         return {str(number): channel.window.sent for number, channel in enumerate(self.all)}
 

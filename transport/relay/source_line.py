@@ -25,7 +25,6 @@ from transport.wire.messages import Bye, Cancel, Handover, Open, Outcome, Receip
 log = structlog.get_logger("sealane.relay")
 _FIRST_PAUSE_SECONDS = 0.05
 _MAX_PAUSE_SECONDS = 2.0
-_STEADY_SECONDS = 5.0  # a connection that lived for so long was a good one
 A = TypeVar("A", Outcome, Receipt)
 
 
@@ -56,7 +55,7 @@ class SourceLine:
         pause, until = _FIRST_PAUSE_SECONDS, 0.0
         try:
             while True:
-                began = trio.current_time()
+                before = self.channels.carried_frames
                 was_answered = self._session.was_answered
                 try:
                     await self._connect_once(task_status)
@@ -71,7 +70,7 @@ class SourceLine:
                     until = trio.current_time() + self._patience()
                     log.warning("connection lost", session=self._session.session_id, cause=str(cause))
                     self._session.is_reconnecting = was_answered or was_lost
-                if was_lost and trio.current_time() - began > _STEADY_SECONDS:
+                if self.channels.carried_frames > before:  # else a peer that breaks each at once would keep us busy
                     pause = _FIRST_PAUSE_SECONDS
                 if trio.current_time() >= until:
                     raise cause

@@ -1,0 +1,193 @@
+"""A connection that is lost is replaced by another, and neither program at the ends notices more than time."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import random
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from tests.transport.relay.conftest import Pair, host_with, serving, until
+from tests.transport.relay.cutter import Network, network_to
+from tests.transport.relay.test_carriage import VM, dial, listen
+from tests.transport.site import Site
+from transport.relay.config import split_address
+from transport.wire import frames
+
+pytestmark = pytest.mark.whole
+
+LIMITS = {"resume_seconds": 20.0, "silence_seconds": 2.0}
+
+
+@pytest.fixture
+async def pair(site: Site) -> AsyncIterator[Pair]:
+    async with serving(host_with(site, "b", LIMITS)) as (destination, address):
+        yield Pair(site, host_with(site, "a", LIMITS), destination, address)
+
+
+@dataclass
+class Talk:
+    """What two programs have said to each other over one channel, and whether the source's relay calls it whole."""
+
+    forth: bytes
+    back: bytes
+    arrived: dict[str, hashlib._Hash] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=lambda: {"forth": 0, "back": 0})
+    state: str = ""
+
+
+async def talk(
+    pair: Pair, network: Network, path: Path, talk: Talk, disturb: Callable[[Talk], Any], seconds: float = 60
+) -> None:
+    """Say `forth` and `back` at once, both to their ends, while `disturb` does what it likes with the network."""
+    listener = listen(pair.site)
+    pair.address = network.address
+
+    async def one_end(stream: trio.SocketStream, data: bytes, name: str) -> None:
+        digest = talk.arrived[name] = hashlib.sha256()
+
+        async def send() -> None:
+            await stream.send_all(data)
+            await stream.send_eof()
+
+        async with stream, trio.open_nursery() as nursery:
+            nursery.start_soon(send)
+            async for chunk in stream:
+                digest.update(chunk)
+                talk.sizes[name] += len(chunk)
+
+    async def carry() -> None:
+        talk.state = (await pair.carry(pair.site.permit(vm=VM), path)).state
+
+    with trio.fail_after(seconds):
+        async with listener, trio.open_nursery() as disturbing:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(carry)
+                source = await dial(path)
+                destination = await listener.accept()
+                nursery.start_soon(one_end, source, talk.forth, "back")
+                nursery.start_soon(one_end, destination, talk.back, "forth")
+                disturbing.start_soon(disturb, talk)
+            disturbing.cancel_scope.cancel()
+
+
+def is_whole(talk: Talk) -> bool:
+    return (
+        talk.arrived["forth"].digest() == hashlib.sha256(talk.forth).digest()
+        and talk.arrived["back"].digest() == hashlib.sha256(talk.back).digest()
+    )
+
+
+WAYS: dict[str, Callable[[Network], int]] = {
+    "the lane reset": lambda network: network.cut("lane"),
+    "the control connection reset": lambda network: network.cut("control"),
+    "both reset": lambda network: network.cut("lane", "control"),
+    "the lane reset at the source alone": lambda network: network.cut_near("lane"),
+    "all reset at the source alone": lambda network: network.cut_near("lane", "control"),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_stream_goes_on_where_it_was_after_each_kind_of_cut(pair: Pair, short_path: Path, way: str) -> None:
+    said = Talk(random.Random(1).randbytes(24_000_000), random.Random(2).randbytes(3_000_000))
+    cuts = 0
+
+    async def disturb(said: Talk) -> None:
+        nonlocal cuts
+        for share in (0.2, 0.6):
+            await until(lambda share=share: said.sizes["forth"] > share * len(said.forth), 30)  # type: ignore[misc]
+            cuts += bool(WAYS[way](network))
+
+    async with network_to(split_address(pair.address, "relay")) as network:
+        await talk(pair, network, short_path / "in.sock", said, disturb)
+        assert network.controls >= 1 + cuts, "each cut was followed by another connection"
+    assert said.state == "completed"
+    assert is_whole(said)
+    assert cuts == 2
+
+
+async def test_random_cuts_under_load_lose_nothing_and_repeat_no_nonce(
+    pair: Pair, short_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: set[tuple[bytes, bytes]] = set()
+
+    class Watched:
+        """AES-GCM that never lets one nonce seal twice under one key."""
+
+        def __init__(self, key: bytes) -> None:
+            self._key, self._cipher = key, AESGCM(key)
+
+        def encrypt_into(self, nonce: bytes, data: Any, aad: Any, out: Any) -> int:
+            assert (self._key, nonce) not in used, "a nonce repeats"
+            used.add((self._key, nonce))
+            return self._cipher.encrypt_into(nonce, data, aad, out)
+
+        def decrypt_into(self, nonce: bytes, data: Any, aad: Any, out: Any) -> int:
+            return self._cipher.decrypt_into(nonce, data, aad, out)
+
+    monkeypatch.setattr(frames, "AESGCM", Watched)
+    chance = random.Random(7)
+    said = Talk(chance.randbytes(40_000_000), chance.randbytes(8_000_000))
+    cuts = 0
+
+    async def disturb(_: Talk) -> None:
+        nonlocal cuts
+        while cuts < 30:
+            until_bytes = network.forwarded + chance.randrange(1, 1_200_000)
+            await until(lambda until_bytes=until_bytes: network.forwarded >= until_bytes, 30)  # type: ignore[misc]
+            cuts += bool(chance.choice([network.cut, network.cut_near])(*chance.choice(KINDS)))
+
+    async with network_to(split_address(pair.address, "relay")) as network:
+        await talk(pair, network, short_path / "in.sock", said, disturb)
+    assert said.state == "completed"
+    assert is_whole(said)
+    assert cuts >= 20, "few cuts met a connection"
+
+
+KINDS: list[tuple[Any, ...]] = [("lane",), ("control",), ("lane", "control")]
+
+
+async def test_a_network_that_is_away_for_a_while_ends_nothing(pair: Pair, short_path: Path) -> None:
+    said = Talk(random.Random(1).randbytes(20_000_000), b"x")
+
+    async def disturb(said: Talk) -> None:
+        await until(lambda: said.sizes["forth"] > 4_000_000, 30)
+        network.is_down = True
+        network.cut("lane", "control")
+        await trio.sleep(4)  # is what is tested: nothing comes that could be waited for
+        network.is_down = False
+
+    async with network_to(split_address(pair.address, "relay")) as network:
+        await talk(pair, network, short_path / "in.sock", said, disturb)
+    assert said.state == "completed"
+    assert is_whole(said)
+
+
+async def test_a_network_that_does_not_come_back_ends_the_session_when_the_patience_ends(
+    site: Site, short_path: Path
+) -> None:
+    limits = {"resume_seconds": 1.5, "silence_seconds": 2.0}
+    said = Talk(random.Random(1).randbytes(40_000_000), b"x")
+
+    async with serving(host_with(site, "b", limits)) as (destination, address):
+        pair = Pair(site, host_with(site, "a", limits), destination, address)
+        async with network_to(split_address(address, "relay")) as network:
+
+            async def disturb(said: Talk) -> None:
+                await until(lambda: said.sizes["forth"] > 4_000_000, 30)
+                network.is_down = True
+                network.cut("lane", "control")
+
+            with contextlib.suppress(BaseExceptionGroup):  # the programs' sockets break
+                await talk(pair, network, short_path / "in.sock", said, disturb)
+            await until(lambda: pair.news[-1].state == "failed", 20)
+            await until(lambda: not destination.board.entries, 10)
+    assert said.sizes["forth"] < len(said.forth)
+    assert said.state != "completed"
