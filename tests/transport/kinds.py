@@ -13,7 +13,7 @@ import logging
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -186,12 +186,16 @@ async def stage(folder: Path) -> AsyncIterator[Stage]:
 
 
 async def move(
-    kind: Kind, folder: Path, program: str = QEMU, meddle: Callable[[Stage], Awaitable[None]] | None = None
+    kind: Kind,
+    folder: Path,
+    program: str = QEMU,
+    meddle: Callable[[Stage], Awaitable[None]] | None = None,
+    within: Callable[[Path], AbstractAsyncContextManager[Stage]] = stage,
 ) -> str:
-    """One move; words of evidence. `meddle` runs beside it. Raises WrongGuest, and what the parts raise."""
+    """One move; words of evidence. `meddle` runs beside it, `within` is where. Raises WrongGuest, and what the parts raise."""
     layout = GuestLayout.for_memory(kind.memory_mib, kind.hot_mib)
     image = build_boot_image(layout, folder)
-    async with stage(folder) as here:
+    async with within(folder) as here:
         source = await start_qemu(folder / "qa" / VM, VM, memory_mib=kind.memory_mib, image=image, program=program)
         try:
             destination = await start_qemu(

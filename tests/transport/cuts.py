@@ -1,0 +1,68 @@
+"""One real migration whose network is cut at random moments, and what became of it: `python -m bench relay --only cuts`."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from tests.transport.kinds import Kind, Stage, move
+from tests.transport.relay.conftest import host_with, serving, until
+from tests.transport.relay.cutter import Network, network_to
+from tests.transport.site import Site
+from transport.relay.config import split_address
+
+MIB = 1 << 20
+LIMITS = {"resume_seconds": 30.0, "silence_seconds": 2.0}
+KINDS: list[tuple[Any, ...]] = [("lane",), ("control",), ("lane", "control")]
+_BYTES_BETWEEN = 200_000
+_SECONDS_BETWEEN = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Survived:
+    """Of one migration that came to its end with the guest unharmed. A cut may meet a connection that is being made,
+    so there are fewer resumptions than cuts."""
+
+    cuts: int
+    resumptions: int
+    evidence: str
+
+
+async def cuts_survived(folder: Path, kind: Kind, cuts: int, chance: random.Random) -> Survived:
+    """Move a guest as `kind` says, slowly, with so many cuts. Raises `WrongGuest` if it is harmed, or not moved."""
+    slow = replace(kind, bandwidth=24 * MIB, memory_mib=64, hot_mib=min(kind.hot_mib, 4))
+    network: list[Network] = []
+    made = 0
+
+    @asynccontextmanager
+    async def through_network(folder: Path) -> AsyncIterator[Stage]:
+        site = Site.lay_out(folder)
+        source, destination = (
+            host_with(site, name, LIMITS, kind="qmp", qmp_socket=str(folder / f"q{name}" / "{uuid}" / "qmp.sock"))
+            for name in ("a", "b")
+        )
+        async with serving(destination) as (_, address), network_to(split_address(address, "relay")) as between:
+            network.append(between)
+            yield Stage(site, source, between.address)
+
+    async def cut(_: Stage) -> None:
+        nonlocal made
+        between = network[0]
+        while made < cuts:
+            enough = between.forwarded + chance.randrange(1, _BYTES_BETWEEN)
+            with trio.move_on_after(_SECONDS_BETWEEN):
+                await until(lambda enough=enough: between.forwarded >= enough, 2 * _SECONDS_BETWEEN)  # type: ignore[misc]
+            made += bool(chance.choice([between.cut, between.cut_near])(*chance.choice(KINDS)))
+
+    evidence = await move(slow, folder, meddle=cut, within=through_network)
+    (receipt,) = (folder / "relay-a" / "receipts").glob("*-source*")
+    resumptions = json.loads(json.loads(receipt.read_bytes())["receipt"]["body"])["resumptions"]
+    return Survived(made, resumptions, evidence)
+
