@@ -55,7 +55,7 @@ class ChannelCounts(_Strict, frozen=True):
 
 
 class ReceiptBody(_Strict, frozen=True):
-    """What a relay certifies (docs/wire-protocol.md, section 9)."""
+    """What a relay certifies (docs/wire-protocol.md, section 8)."""
 
     version: Literal[1]
     role: Literal["source", "destination"]

@@ -65,4 +65,3 @@ async def cuts_survived(folder: Path, kind: Kind, cuts: int, chance: random.Rand
     (receipt,) = (folder / "relay-a" / "receipts").glob("*-source*")
     resumptions = json.loads(json.loads(receipt.read_bytes())["receipt"]["body"])["resumptions"]
     return Survived(made, resumptions, evidence)
-

@@ -1,4 +1,4 @@
-"""Receipts: what one relay certifies of a session, signed with its host key (docs/wire-protocol.md section 9)."""
+"""Receipts: what one relay certifies of a session, signed with its host key (docs/wire-protocol.md section 8)."""
 
 from __future__ import annotations
 
