@@ -1,4 +1,4 @@
-"""The window against a plain list of frames: whatever is sent, lost and acknowledged when, each frame is what it was."""
+"""The window against a plain list of frames: whatever is sent, lost and acknowledged, each frame is what it was."""
 
 from __future__ import annotations
 
@@ -35,9 +35,8 @@ def test_every_frame_that_may_be_sent_again_is_what_it_was(steps: list[tuple[str
     for what, number in steps:
         match what:
             case "read" if room := window.room():
-                payload = mark(len(frames), min(number, len(room)))
-                room[window.pending : len(payload)] = payload[window.pending :]
-                room[: window.pending] = payload[: window.pending]
+                payload = mark(len(frames), max(window.pending, min(number, len(room))))
+                room[: len(payload)] = payload
                 window.append(FrameType.DATA, len(payload))
                 frames.append(payload)
             case "interrupt" if room := window.room():
