@@ -1,4 +1,4 @@
-"""One real migration whose network is cut at random moments, and what became of it: `python -m bench relay --only cuts`."""
+"""One real migration, its network cut at random moments: `python -m bench relay --only cuts`."""
 
 from __future__ import annotations
 
