@@ -192,7 +192,7 @@ async def move(
     meddle: Callable[[Stage], Awaitable[None]] | None = None,
     within: Callable[[Path], AbstractAsyncContextManager[Stage]] = stage,
 ) -> str:
-    """One move; words of evidence. `meddle` runs beside it, `within` is where. Raises WrongGuest, and its parts do too."""
+    """One move; words of evidence. `meddle` runs beside it, `within` is where. Raises WrongGuest, and more."""
     layout = GuestLayout.for_memory(kind.memory_mib, kind.hot_mib)
     image = build_boot_image(layout, folder)
     async with within(folder) as here:
