@@ -14,6 +14,7 @@ from bench import (
     permit_directory,
     permit_latency,
     policy_decisions,
+    relay_cuts,
     relay_downtime,
     relay_idle,
     relay_link,
@@ -35,6 +36,7 @@ PARTS = {
         "libvirt": libvirt_migration.measure,
         "idle": relay_idle.measure,
         "link": relay_link.measure,
+        "cuts": relay_cuts.measure,
     },
     "policy": {
         "permit": permit_latency.measure,

@@ -21,7 +21,7 @@ from transport.relay.config import split_address
 MIB = 1 << 20
 LIMITS = {"resume_seconds": 30.0, "silence_seconds": 2.0}
 KINDS: list[tuple[Any, ...]] = [("lane",), ("control",), ("lane", "control")]
-_BYTES_BETWEEN = 200_000
+_BYTES_BETWEEN = 100_000
 _SECONDS_BETWEEN = 20.0
 
 

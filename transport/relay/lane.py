@@ -9,7 +9,6 @@ A lane may be lost at any moment, and another takes its place: a `Channel` holds
 
 from __future__ import annotations
 
-import mmap
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -28,7 +27,7 @@ from transport.wire.frames import (
     LaneSealer,
     ResetCode,
 )
-from transport.wire.window import SendWindow
+from transport.wire.window import SendWindow, lazy_buffer
 
 # A pump that never has to wait must still let others run and notice cancellation.
 _FRAMES_PER_CHECKPOINT = 16
@@ -66,7 +65,7 @@ class Arriving:
     closed_by: FrameType | None = None
     held: int = 0
     written: int = 0
-    plaintext: memoryview = field(default_factory=lambda: memoryview(mmap.mmap(-1, MAX_PAYLOAD_BYTES)))
+    plaintext: memoryview = field(default_factory=lambda: lazy_buffer(MAX_PAYLOAD_BYTES))
 
 
 @dataclass(slots=True)
@@ -123,7 +122,7 @@ async def carry_channel(channel: Channel, lane: socket.socket, sealer: LaneSeale
 
 async def _seal_direction(channel: Channel, lane: socket.socket, sealer: LaneSealer) -> None:
     window, counts, pace = channel.window, channel.counts, channel.pace
-    frame = memoryview(bytearray(MAX_FRAME_BYTES))
+    frame = lazy_buffer(MAX_FRAME_BYTES)
     while True:
         due = window.unsent()
         if due is None:
@@ -168,7 +167,7 @@ async def _read_local(channel: Channel) -> None:
 async def _open_direction(channel: Channel, lane: socket.socket, opener: LaneOpener) -> None:
     arriving = channel.arriving
     header = memoryview(bytearray(HEADER_BYTES))
-    body = memoryview(bytearray(MAX_FRAME_BYTES))
+    body = lazy_buffer(MAX_FRAME_BYTES)
     in_header = 0
     await _write_held(channel)
     while arriving.closed_by is None:

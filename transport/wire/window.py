@@ -22,20 +22,40 @@ ACK_FRAMES = 1024
 MAX_FRAMES = 4 * ACK_FRAMES  # small frames need more memory for their places than for their bytes
 MIN_WINDOW_BYTES = 2 * ACK_BYTES
 _WORTH_FILLING = 256 * 1024
+_STEP_BYTES = 2 << 20
+
+
+def lazy_buffer(size_bytes: int) -> memoryview:
+    """Zeros, for which memory is taken from the system as they are written."""
+    return memoryview(mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
 
 
 class SendWindow:
-    """`capacity_bytes` are taken from the system as they are used, and from the start again whenever all is empty."""
+    """A ring of up to `capacity_bytes`. It begins with short laps, in memory that is in the cache and few pages of it;
+    they grow when one was too short for what is under way."""
 
-    __slots__ = ("_buffer", "_capacity", "_frames", "_head", "_room", "acked", "base", "closed_by", "pending", "sent")
+    __slots__ = (
+        "_buffer",
+        "_capacity",
+        "_frames",
+        "_head",
+        "_lap",
+        "_room",
+        "acked",
+        "base",
+        "closed_by",
+        "pending",
+        "sent",
+    )
 
     def __init__(self, capacity_bytes: int) -> None:
         if capacity_bytes < MIN_WINDOW_BYTES:
             raise Misuse("a window that a peer's acknowledgements could not keep open")
         self._capacity = capacity_bytes
-        self._buffer = memoryview(mmap.mmap(-1, capacity_bytes))
+        self._buffer = lazy_buffer(capacity_bytes)
         self._frames: deque[tuple[FrameType, int, int]] = deque()  # type, offset, size: of frames from `base` on
         self._head = self._room = 0
+        self._lap = MIN_WINDOW_BYTES
         self.base = self.acked = self.sent = 0
         self.pending = 0  # bytes that were read into `room` and are no frame yet
         self.closed_by: FrameType | None = None
@@ -64,13 +84,16 @@ class SendWindow:
             self._head = 0
         elif len(frames) >= MAX_FRAMES:
             return self._buffer[:0]
-        tail = frames[0][1] if frames else self._capacity
-        if frames and self._head > tail:
-            if self._capacity - self._head >= _WORTH_FILLING:
-                tail = self._capacity
-            else:
-                self._head = 0
-        size = min(tail - self._head, MAX_PAYLOAD_BYTES)
+        end = self._lap
+        if frames and self._head <= (tail := frames[0][1]):
+            end = tail
+            if end - self._head < _WORTH_FILLING:
+                self._lap = min(self._capacity, self._lap + _STEP_BYTES)
+        elif end - self._head < _WORTH_FILLING and frames and tail >= _WORTH_FILLING:
+            self._head, end = 0, tail
+        elif end - self._head < _WORTH_FILLING:
+            end = self._lap = min(self._capacity, self._lap + _STEP_BYTES)
+        size = min(end - self._head, MAX_PAYLOAD_BYTES)
         self._room = size if size >= _WORTH_FILLING else 0
         return self._buffer[self._head : self._head + self._room]
 
