@@ -132,7 +132,8 @@ class Driver:
         *,
         session_id: str | None = None,
         attempt: int = 0,
-        purpose: Literal["begin", "settle"] = "begin",
+        purpose: Literal["begin", "resume", "settle"] = "begin",
+        following: dict[str, int] | None = None,
     ) -> Message | None:
         """Offer `permit`, derive this connection's keys, and return what the relay says to it."""
         self.session_id = session_id or self.session_id
@@ -145,7 +146,7 @@ class Driver:
             attempt,
         )
         self.keys = ConnectionKeys(export_secret(conversation.tls, context))
-        await self.send(Offer(1, purpose, (permit,), self.session_id, attempt))
+        await self.send(Offer(1, purpose, (permit,), self.session_id, attempt, following or {}))
         return await self.hear()
 
     async def lane(self, channel: int) -> trio.SocketStream:

@@ -1,7 +1,7 @@
 """The order of the control connection: every (phase, sender, message) against the table, and what messages claim."""
 
 import itertools
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 
@@ -100,3 +100,31 @@ def test_a_second_receipt_is_refused() -> None:
     order.received(Receipt("{}", ""))
     with pytest.raises(ProtocolViolation):
         order.received(Receipt("{}", ""))
+
+
+@pytest.mark.parametrize(
+    ("purpose", "following"),
+    [("begin", {"0": 1}), ("settle", {"0": 1}), ("resume", {"1": 1}), ("resume", {"0": 1, "2": 1})],
+)
+def test_only_a_resumption_names_channels_and_leaves_none_out(purpose: Any, following: dict[str, int]) -> None:
+    order = ControlOrder(Role.DESTINATION)
+    with pytest.raises(ProtocolViolation):
+        order.received(Offer(1, purpose, ("p",), SESSION, 1, following))
+
+
+@pytest.mark.parametrize("following", [{"0": 0, "1": 0, "2": 0}, {"1": 0}], ids=str)
+def test_an_answer_goes_on_with_the_first_of_the_channels_that_were_offered(following: dict[str, int]) -> None:
+    order = ControlOrder(Role.SOURCE)
+    order.sent(Offer(1, "resume", ("p",), SESSION, 1, {"0": 0, "1": 0}))
+    with pytest.raises(ProtocolViolation):
+        order.received(Answer(following, 8))
+
+
+def test_channels_that_the_answer_does_not_know_are_opened_again_by_their_numbers() -> None:
+    order = ControlOrder(Role.DESTINATION)
+    order.received(Offer(1, "resume", ("p",), SESSION, 1, {"0": 0, "1": 0}))
+    order.sent(Answer({"0": 7}, 8))
+    with pytest.raises(ProtocolViolation):
+        order.received(Open(0, "memory"))
+    order.received(Open(1, "memory"))
+    order.received(Ack({"0": 3, "1": 0}), {"0": 3, "1": 0})
