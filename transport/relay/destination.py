@@ -102,16 +102,24 @@ class Destination:
         self._nursery.start_soon(run)
 
     async def serve(
-        self, session: DestinationSession, offer: Offer, link: ControlLink, desk: LaneDesk, peer: ControlPeer
+        self,
+        session: DestinationSession,
+        offer: Offer,
+        link: ControlLink,
+        desk: LaneDesk,
+        ends: tuple[ControlPeer, bytes],
     ) -> None:
-        """Carry one connection of `session` until Bye or a break; then see to it that it is taken up or settled."""
+        """Carry one connection of `session` until Bye or a break; then see to it that it is taken up or settled.
+
+        `ends`: the peer, and SHA-256 of the certificate that this host has shown it.
+        """
         said_bye = may_go_on = False
         with trio.CancelScope() as scope:
             await session.take_connection(scope)
             try:
                 if offer.attempt != session.attempt:
                     return  # a newer one waits for its turn
-                session.facts.peer = peer
+                session.facts.peer, session.facts.own_leaf_sha256 = ends
                 session.facts.connections += 1
                 if session.only_settles:
                     session.let_go()

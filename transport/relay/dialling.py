@@ -41,6 +41,7 @@ class SourceConnection:
     address: tuple[str, int]
     leaving: Leaving
     answer: Answer
+    own_leaf_sha256: bytes
 
     async def open_lane(self, channel: int, seconds: float) -> socket.socket:
         """A TCP connection to D that has said which channel it is; non-blocking."""
@@ -106,7 +107,7 @@ async def offered(  # noqa: PLR0913, PLR0917 - what an Offer says
         if isinstance(answer, Refusal):
             raise OfferRefused(answer.code, quoted(answer.message))
         assert isinstance(answer, Answer)
-        yield SourceConnection(link, peer, keys, where, leaving, answer)
+        yield SourceConnection(link, peer, keys, where, leaving, answer, local_leaf_sha256(credentials))
     finally:
         with trio.CancelScope(shield=True):
             await link.close()

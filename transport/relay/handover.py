@@ -71,9 +71,11 @@ class SourceSession:
         """D has all of the guest, and whoever moves it here is about to hear so: durable before they do."""
         await self.host.enter(self.journal, "accepted")
 
-    def answered(self, peer: ControlPeer) -> None:
+    def answered(self, peer: ControlPeer, own_leaf_sha256: bytes) -> None:
+        """`own_leaf_sha256`: of the certificate on this very connection, by whose key the peer knows a receipt."""
         self.was_answered = True
         self.facts.peer = peer
+        self.facts.own_leaf_sha256 = own_leaf_sha256
         self.facts.connections += 1
 
     def fail(self, cause: SessionError) -> None:
@@ -198,7 +200,7 @@ async def _settle_with(session: SourceSession, message: Handover | Cancel) -> No
     async with offered(
         session.host, session.permit, session.address, session.session_id, attempt, "settle"
     ) as connection:
-        session.answered(connection.peer)
+        session.answered(connection.peer, connection.own_leaf_sha256)
         link = connection.link
         await link.send(message)
         outcome = await link.expect(Outcome)

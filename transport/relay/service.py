@@ -138,7 +138,7 @@ class Relay:
         allowed = session.permit.claims.limits.max_channels
         desk = self.listener.open_desk(keys, min(allowed, self._host.config.limits.max_channels))
         try:
-            await self.destination.serve(session, offer, link, desk, peer)
+            await self.destination.serve(session, offer, link, desk, (peer, local_leaf_sha256(credentials)))
         finally:
             self.listener.close_desk(desk)
 

@@ -151,7 +151,7 @@ class SourceLine:
     def _is_answered(self, connection: SourceConnection, task_status: trio.TaskStatus[None]) -> None:
         session = self._session
         is_first = not session.was_answered
-        session.answered(connection.peer)
+        session.answered(connection.peer, connection.own_leaf_sha256)
         session.is_reconnecting = False
         self._connection = connection
         self._generation += 1

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import random
+import sys
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 import trio
@@ -32,6 +34,12 @@ async def pair(site: Site) -> AsyncIterator[Pair]:
         yield Pair(site, host_with(site, "a", LIMITS), destination, address)
 
 
+class Reached(Protocol):
+    """Where the destination relay is reached."""
+
+    address: str
+
+
 @dataclass
 class Talk:
     """What two programs have said to each other over one channel, and whether the source's relay calls it whole."""
@@ -44,7 +52,7 @@ class Talk:
 
 
 async def talk(
-    pair: Pair, network: Network, path: Path, talk: Talk, disturb: Callable[[Talk], Any], seconds: float = 60
+    pair: Pair, network: Reached, path: Path, talk: Talk, disturb: Callable[[Talk], Any], seconds: float = 60
 ) -> None:
     """Say `forth` and `back` at once, both to their ends, while `disturb` does what it likes with the network."""
     listener = listen(pair.site)
@@ -83,6 +91,16 @@ def is_whole(talk: Talk) -> bool:
         talk.arrived["forth"].digest() == hashlib.sha256(talk.forth).digest()
         and talk.arrived["back"].digest() == hashlib.sha256(talk.back).digest()
     )
+
+
+@pytest.mark.parametrize("what", ["silent", "moved"])
+async def test_silence_is_noticed_and_another_address_of_the_source_is_taken(what: str) -> None:
+    """In a namespace of its own: the network goes down for 8 s without a word, or S gets another address."""
+    command = ["unshare", "-n", sys.executable, "-m", "tests.transport.relay.silence", what]
+    with trio.fail_after(60):
+        ran = await trio.run_process(command, capture_stdout=True)
+    told = json.loads(ran.stdout.splitlines()[-1])
+    assert (told["state"], told["is_whole"], told["resumptions"]) == ("completed", True, 1)
 
 
 WAYS: dict[str, Callable[[Network], int]] = {

@@ -1,0 +1,81 @@
+"""A stream between two relays in a network namespace of its own, which goes silent, or whose addresses change.
+
+`unshare -n python -m tests.transport.relay.silence silent|moved`: prints one JSON object.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import msgspec
+import trio
+
+from tests.transport.relay.conftest import Pair, serving, until
+from tests.transport.relay.test_resumption import Talk, is_whole, talk
+from tests.transport.site import Site
+from transport.relay.config import RelayConfig
+from transport.relay.host import open_host
+
+SILENT_SECONDS = 8.0
+LIMITS = {"resume_seconds": 40.0, "silence_seconds": 2.0}
+
+
+def ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, timeout=10)
+
+
+def at(config: RelayConfig, listen: str) -> RelayConfig:
+    limits = msgspec.structs.replace(config.limits, **LIMITS)
+    return msgspec.structs.replace(config, limits=limits, relay=msgspec.structs.replace(config.relay, listen=listen))
+
+
+def goes_through(own: str) -> None:
+    """S reaches D from its own address `own`, and has no other."""
+    ip("route", "replace", "local", "10.9.0.2", "dev", "lo", "table", "local", "src", own)
+
+
+class Where:
+    """All that `talk` asks of a network."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+
+
+async def main(what: str) -> None:
+    ip("link", "set", "lo", "up")
+    for own in ("10.9.0.1", "10.9.0.2", "10.9.0.3"):
+        ip("addr", "add", f"{own}/32", "dev", "lo")
+    goes_through("10.9.0.1")
+    said = Talk(random.Random(1).randbytes(60_000_000), random.Random(2).randbytes(1_000_000))
+
+    async def disturb(said: Talk) -> None:
+        await until(lambda: said.sizes["forth"] > 8_000_000, 30)
+        if what == "silent":
+            ip("link", "set", "lo", "down")
+            await trio.sleep(SILENT_SECONDS)
+            ip("link", "set", "lo", "up")
+        for own in ("10.9.0.1", "10.9.0.2", "10.9.0.3"):
+            subprocess.run(["ip", "addr", "add", f"{own}/32", "dev", "lo"], check=False, stderr=subprocess.DEVNULL)
+        goes_through("10.9.0.3")
+        ip("addr", "del", "10.9.0.1/32", "dev", "lo")
+
+    with tempfile.TemporaryDirectory(prefix="sl") as name:
+        folder = Path(name)
+        site = Site.lay_out(folder)
+        async with serving(open_host(at(site.relay_config("b"), "10.9.0.2:0"))) as (destination, address):
+            pair = Pair(site, open_host(at(site.relay_config("a"), "10.9.0.1:0")), destination, address)
+            began = trio.current_time()
+            await talk(pair, Where(address), folder / "in.sock", said, disturb)
+            (receipt,) = pair.source.spool.receipts()
+            body = json.loads(json.loads(receipt.read_bytes())["receipt"]["body"])
+    told = {"state": said.state, "is_whole": is_whole(said), "resumptions": body["resumptions"]}
+    print(json.dumps(told | {"seconds": round(trio.current_time() - began, 1)}))
+
+
+if __name__ == "__main__":
+    trio.run(main, sys.argv[1])
