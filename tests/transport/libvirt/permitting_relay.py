@@ -107,7 +107,7 @@ async def main(folder: Path, name: str, destination: str, listen: str, sections:
         )  # fmt: skip
         return Migrate(uuid.uuid4().hex, permit, destination, 600, 300)
 
-    async def poll_orders(_link: GatewayLink, take: Callable[[Migrate], Awaitable[None]]) -> None:
+    async def poll_orders(_link: GatewayLink, take: Callable[[Migrate], Awaitable[None]], *_more: object) -> None:
         """As if the gateway had ordered what SITE/order-NAME.json says."""
         path = folder / f"order-{name}.json"
         while True:
