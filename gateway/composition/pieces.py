@@ -22,7 +22,7 @@ from gateway.composition.people import make_directory, make_issuers, make_people
 from gateway.composition.telling import health_document, make_metrics
 from gateway.config import GatewayConfig
 from gateway.enrolment.composition import make_office
-from gateway.enrolment.files import Late, days_left, watch_tls_files
+from gateway.enrolment.files import Late, days_left, tls_marks, watch_tls_files
 from gateway.errors import StartRefused
 from gateway.explaining import Explaining
 from gateway.gate import Gate
@@ -67,6 +67,7 @@ async def make_pieces(
     config: GatewayConfig, stack: AsyncExitStack, clock: Clock, open_log: Callable[[], Log] | None
 ) -> Pieces:
     """Errors: GatewayError, each naming what to correct. What must be closed is closed by `stack`."""
+    tls_at_start = tls_marks(config)
     keeping = await open_log_keeping(config, stack, clock, open_log)
     committer, recorder, origin = keeping.committer, keeping.recorder, keeping.signer.origin
     index = stack.enter_context(_index(config.path(config.gateway.state_dir) / "index.sqlite", origin))
@@ -138,7 +139,7 @@ async def make_pieces(
         desk.refused_calls.run,
         delivery.run,
         desk.tile_reading.run,
-        partial(watch_tls_files, config, reloader, gate.dispatch),
+        partial(watch_tls_files, config, tls_at_start, reloader, gate.dispatch),
         *(() if office is None else (office.run,)),
     )
     return Pieces(config, server, reloader, desk, keeping, delivery, gate, placement_watching, background)

@@ -47,15 +47,19 @@ def days_left(config: GatewayConfig, trust: Trust, now: datetime) -> dict[str, f
     return {what: (min(moments) - now) / timedelta(days=1) for what, moments in ends.items() if moments}
 
 
-async def watch_tls_files(config: GatewayConfig, reloader: Reloader, dispatch: Dispatch) -> None:
-    """For ever. A certificate without its key, or half a file, is refused and tried again at the next look."""
+def tls_marks(config: GatewayConfig) -> Marks:
+    """To be taken before the files are read: what changes in between must be noticed."""
     tls = config.tls
-    paths = [config.path(name) for name in (tls.certificate, tls.private_key, tls.client_trust_bundle, *tls.crls)]
-    in_force = await trio.to_thread.run_sync(marks_of, paths)
+    names = (tls.certificate, tls.private_key, tls.client_trust_bundle, *tls.crls)
+    return marks_of(config.path(name) for name in names)
+
+
+async def watch_tls_files(config: GatewayConfig, in_force: Marks, reloader: Reloader, dispatch: Dispatch) -> None:
+    """For ever. A certificate without its key, or half a file, is refused and tried again at the next look."""
     refused: Marks | None = None
     while True:
         await trio.sleep(LOOK_SECONDS)
-        found = await trio.to_thread.run_sync(marks_of, paths)
+        found = await trio.to_thread.run_sync(tls_marks, config)
         if found == in_force:
             continue
         try:

@@ -37,12 +37,11 @@ class Identity:
 
     section: IdentitySection
     credentials: HostCredentials
+    marks: Marks = ()
     context: SSL.Context = field(init=False)
-    marks: Marks = field(init=False)
     _former: dict[bytes, HostCredentials] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.marks = marks_of(self.files)
         # Made once: filling one with a long CRL costs milliseconds and megabytes; strangers would choose how often.
         self.context = server_context(self.credentials)
         self._former = {local_leaf_sha256(self.credentials): self.credentials}
@@ -50,14 +49,14 @@ class Identity:
     @classmethod
     def open(cls, section: IdentitySection, now: datetime) -> Identity:
         """Raises `CertificateError`: a file that cannot do its part fails at the start."""
+        marks = marks_of(_files(section))  # before they are read: what changes in between must be noticed
         credentials = _load(section)
         credentials.require_usable(now)
-        return cls(section, credentials)
+        return cls(section, credentials, marks=marks)
 
     @property
     def files(self) -> list[Path]:
-        section = self.section
-        return [Path(name) for name in (section.certificate, section.private_key, section.trust_bundle, *section.crls)]
+        return _files(self.section)
 
     def of_session(self, leaf_sha256: bytes) -> HostCredentials:
         """The credentials whose certificate a session began with; today's if that is too long ago."""
@@ -105,6 +104,10 @@ def keep_crls(folder: Path, texts: list[str]) -> int:
         write_atomically(file, crl.public_bytes(Encoding.PEM))
         taken += 1
     return taken
+
+
+def _files(section: IdentitySection) -> list[Path]:
+    return [Path(name) for name in (section.certificate, section.private_key, section.trust_bundle, *section.crls)]
 
 
 def _load(section: IdentitySection) -> HostCredentials:
