@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from gateway.api import (
     audit_calls,
     break_glass_calls,
+    drain_calls,
     enrolment_calls,
     inventory_calls,
     people_calls,
@@ -45,6 +46,7 @@ def create_app(desk: Desk, request_seconds: float) -> Any:
         people_calls,
         break_glass_calls,
         enrolment_calls,
+        drain_calls,
         inventory_calls,
         placement_calls,
         policy_calls,

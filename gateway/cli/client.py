@@ -23,6 +23,7 @@ from gateway.cli.errors import DEVELOPERS, OPERATOR, REQUESTER, BadConfiguration
 from gateway.cli.replies import (
     CheckpointReply,
     DecisionReply,
+    DrainReply,
     EnrolmentTokenReply,
     ErrorReply,
     GrantReply,
@@ -98,6 +99,10 @@ class GatewayClient:
     def check(self, body: Mapping[str, Any]) -> DecisionReply:
         """The decision alone: no permit, nothing moves, but the question is recorded."""
         return _decode(self._ask("POST", "/v1/decisions", body=body), DecisionReply)
+
+    def check_drain(self, body: Mapping[str, Any]) -> DrainReply:
+        """Which VMs of a host may go where; nothing moves."""
+        return _decode(self._ask("POST", "/v1/drain/check", body=body), DrainReply)
 
     def migration(self, migration_id: str) -> MigrationReply:
         """State, progress and receipts."""

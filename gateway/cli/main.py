@@ -18,6 +18,7 @@ from gateway.cli import (
     directory,
     doctor,
     document_check,
+    drain,
     enrolment,
     inventory,
     login,
@@ -115,6 +116,7 @@ app.add_typer(directory.app, name="directory")
 app.add_typer(inventory.app, name="inventory")
 app.add_typer(serve.gateway_app, name="gateway")
 app.add_typer(serve.relay_app, name="relay")
+app.command("drain")(drain.drain)
 app.command("doctor")(doctor.doctor)
 app.command("hosts")(placement.hosts)
 app.command("vms")(placement.vms)

@@ -136,6 +136,36 @@ class DecisionReply(msgspec.Struct, frozen=True):
     explanation: tuple[str, ...] = ()
 
 
+class VmName(msgspec.Struct, frozen=True):
+    uuid: str
+    name: str
+
+
+class RefusedThere(msgspec.Struct, frozen=True):
+    because: str
+    hosts: tuple[str, ...]
+
+
+class ProspectsReply(msgspec.Struct, frozen=True):
+    """One VM of a host that is to be emptied. destinations: where it may go, best first."""
+
+    vm: VmName
+    destinations: tuple[str, ...]
+    refused: tuple[RefusedThere, ...]
+    cannot: str | None = None
+
+
+class DrainReply(msgspec.Struct, frozen=True):
+    """POST /v1/drain/check."""
+
+    host: str
+    vms: Count
+    may_move: Count
+    hosts: Count
+    prospects: tuple[ProspectsReply, ...]
+    record_index: Count
+
+
 class Progress(msgspec.Struct, frozen=True, rename={"pass_number": "pass"}):
     """Bytes and bytes per second as QEMU counts them; pass: of the pre-copy, from 1."""
 

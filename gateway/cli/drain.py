@@ -1,0 +1,248 @@
+"""`sealane drain`: empty a host. First which VMs may go where, then a queue that carries it out and a report."""
+
+# A command's parameters are its options.
+# Imports wait until they are needed: a relay's host lacks the [gateway] extra.
+# ruff: noqa: PLR0913, PLR0917, PLC0415
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gateway.cli.credentials import token_of
+from gateway.cli.errors import CommandError
+from gateway.cli.options import CaOption, GatewayOption, JsonOption, TokenFileOption
+from gateway.cli.output import print_json, say
+from gateway.cli.placement import complete_host
+from gateway.cli.settings import resolve
+
+if TYPE_CHECKING:
+    from gateway.cli.client import GatewayClient
+    from gateway.cli.replies import DrainReply, ProspectsReply
+
+POLL_SECONDS = 1.0
+SHOWN_DESTINATIONS = 5
+
+
+def drain(
+    host: Annotated[
+        str, typer.Argument(metavar="HOST", help="The host to empty: name or SPIFFE id.", autocompletion=complete_host)
+    ],
+    check: Annotated[bool, typer.Option("--check", help="Only show which VMs may go where. Nothing moves.")] = False,
+    to: Annotated[
+        list[str] | None,
+        typer.Option("--to", metavar="HOST", help="Only to this host; repeat it. Default: all others."),
+    ] = None,
+    reason: Annotated[
+        str | None, typer.Option("--reason", metavar="TEXT", help="Why, e.g. a ticket; recorded with each move.")
+    ] = None,
+    at_once: Annotated[
+        int, typer.Option("--at-once", min=1, max=64, help="Migrations at the same time, from this host.")
+    ] = 2,
+    per_destination: Annotated[
+        int, typer.Option("--per-destination", min=1, max=64, help="Of them at most so many to one host.")
+    ] = 1,
+    tries: Annotated[int, typer.Option("--tries", min=1, max=10, help="Destinations to try for each VM.")] = 3,
+    gateway: GatewayOption = None,
+    ca: CaOption = None,
+    token_file: TokenFileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Move every VM of a host elsewhere, as far as policy allows it, and report what came of each.
+
+    Each move is asked for, decided and recorded like any other. One that fails, or is not allowed any more, is tried at
+    the next destination. Ctrl-C begins no more moves and waits for those under way. Exit code 0 when the host is
+    empty (with --check: every VM may go somewhere), else 1.
+
+    \b
+    Examples:
+      sealane drain host-a --check
+      sealane drain host-a --to host-b --to host-c --reason CHG-1042
+    """
+    from gateway.cli.client import GatewayClient
+
+    settings = resolve(gateway, ca, token_file, Path.home())
+    body: dict[str, Any] = {"host": host, **({"to": to} if to else {}), **({"reason": reason} if reason else {})}
+    with GatewayClient(settings, token_of(settings, int(time.time()))) as client:
+        found = client.check_drain(body)
+        if check:
+            _show(found, as_json=as_json)
+            raise typer.Exit(0 if all(each.destinations and not each.cannot for each in found.prospects) else 1)
+        tell: Callable[[str], None] = (lambda _: None) if as_json else say
+        queue = Queue(client, found.prospects, reason, at_once, per_destination, tries, tell)
+        try:
+            queue.run(time.sleep)
+        except KeyboardInterrupt:
+            tell("No more moves are begun; waiting for those under way (Ctrl-C again leaves them alone).")
+            queue.stop()
+            queue.run(time.sleep)
+    _report(queue, found.host, as_json=as_json)
+    raise typer.Exit(0 if all(move.outcome == "moved" for move in queue.moves) else 1)
+
+
+@dataclass(slots=True)
+class Move:
+    """One VM on its way. `because`: why it is still there."""
+
+    prospects: ProspectsReply
+    destinations: deque[str]
+    outcome: str = "waiting"
+    destination: str | None = None
+    migration_id: str | None = None
+    because: str = ""
+    tried: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return self.prospects.vm.name
+
+
+class Queue:
+    """Carries moves out: `at_once` at a time, `per_destination` to one host, the next destination where one fails."""
+
+    def __init__(
+        self,
+        client: GatewayClient,
+        found: tuple[ProspectsReply, ...],
+        reason: str | None,
+        at_once: int,
+        per_destination: int,
+        tries: int,
+        tell: Callable[[str], None],
+    ) -> None:
+        self._client = client
+        self._reason = reason
+        self._at_once = at_once
+        self._per_destination = per_destination
+        self._tell = tell
+        self.moves = [Move(each, deque(each.destinations[:tries])) for each in found]
+        for move in self.moves:
+            if move.prospects.cannot is not None or not move.destinations:
+                self._end(move, "stays", _why_not(move.prospects))
+
+    def stop(self) -> None:
+        """Begin no more."""
+        for move in self.moves:
+            if move.outcome == "waiting":
+                self._end(move, "stays", "not begun: interrupted")
+
+    def run(self, sleep: Callable[[float], None]) -> None:
+        """Until every move has ended."""
+        while True:
+            self._begin_some()
+            if not any(move.outcome in {"waiting", "moving"} for move in self.moves):
+                return
+            sleep(POLL_SECONDS)
+            for move in self.moves:
+                if move.outcome == "moving":
+                    self._look(move)
+
+    def _begin_some(self) -> None:
+        moving = Counter(move.destination for move in self.moves if move.outcome == "moving")
+        for move in self.moves:
+            if moving.total() >= self._at_once:
+                return
+            if move.outcome != "waiting":
+                continue
+            free = [each for each in move.destinations if moving[each] < self._per_destination]
+            if free and self._begin(move, free[0]):
+                moving[free[0]] += 1
+
+    def _begin(self, move: Move, destination: str) -> bool:
+        move.destinations.remove(destination)
+        move.tried.append(destination)
+        question = {"vm": move.prospects.vm.uuid, "destination": destination}
+        if self._reason is not None:
+            question["reason"] = self._reason
+        try:
+            reply = self._client.request_migration(question)
+        except CommandError as error:
+            self._failed(move, destination, error.what)
+            return False
+        if not reply.decision.allowed or reply.migration_id is None:
+            self._failed(move, destination, reply.decision.denied_because or "denied")
+            return False
+        move.outcome, move.destination, move.migration_id = "moving", destination, reply.migration_id
+        self._tell(f"{move.name}: moving to {destination} ({reply.migration_id})")
+        return True
+
+    def _look(self, move: Move) -> None:
+        assert move.migration_id is not None
+        try:
+            state = self._client.migration(move.migration_id)
+        except CommandError as error:
+            move.because = error.what  # asked again: the migration goes on without us
+            return
+        if state.outcome is None:
+            return
+        if state.outcome == "completed":
+            self._end(move, "moved", "")
+        else:
+            self._failed(move, move.destination or "", state.message or state.outcome)
+
+    def _failed(self, move: Move, destination: str, because: str) -> None:
+        self._tell(f"{move.name}: not to {destination}: {because}")
+        move.destination = None
+        if move.destinations:
+            move.outcome, move.because = "waiting", because
+        else:
+            self._end(move, "stays", because)
+
+    def _end(self, move: Move, outcome: str, because: str) -> None:
+        move.outcome, move.because = outcome, because
+        if outcome == "moved":
+            self._tell(f"{move.name}: moved to {move.destination}")
+
+
+def _why_not(found: ProspectsReply) -> str:
+    if found.cannot is not None:
+        return found.cannot
+    return "; ".join(f"{_some(each.hosts)}: {each.because}" for each in found.refused) or "there is nowhere to go"
+
+
+def _some(hosts: tuple[str, ...]) -> str:
+    more = f" and {len(hosts) - SHOWN_DESTINATIONS} more" if len(hosts) > SHOWN_DESTINATIONS else ""
+    return ", ".join(hosts[:SHOWN_DESTINATIONS]) + more
+
+
+def _show(found: DrainReply, *, as_json: bool) -> None:
+    import msgspec
+
+    if as_json:
+        print_json(msgspec.to_builtins(found))
+        return
+    for each in found.prospects:
+        where = "cannot move" if each.cannot else _some(each.destinations) or "may go nowhere"
+        say(f"{each.vm.name:<24} {where}")
+        if each.cannot:
+            say(f"  {each.cannot}")
+        for reason in each.refused:
+            say(f"  not to {_some(reason.hosts)}: {reason.because}")
+    say(f"{found.may_move} of {found.vms} VMs of {found.host} may go somewhere (record {found.record_index}).")
+
+
+def _report(queue: Queue, host: str, *, as_json: bool) -> None:
+    stay = [move for move in queue.moves if move.outcome != "moved"]
+    if as_json:
+        moves = [
+            {
+                "vm": move.name,
+                "outcome": move.outcome,
+                "destination": move.destination,
+                "migration_id": move.migration_id,
+                "tried": move.tried,
+                "because": move.because or None,
+            }
+            for move in queue.moves
+        ]
+        print_json({"host": host, "outcome": "empty" if not stay else "not_empty", "moves": moves})
+        return
+    say(f"{host}: {len(queue.moves) - len(stay)} of {len(queue.moves)} VMs moved.")
+    for move in stay:
+        say(f"  {move.name} stays: {move.because}")

@@ -1,0 +1,143 @@
+"""Which VMs of a host may go where: what `sealane drain HOST --check` shows, and what its execution goes by.
+
+Each pair of VM and destination is decided as a migration would be, with the facts of now. Nothing moves and nothing is
+promised: each move is asked for, decided and recorded by itself later.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Final
+
+import trio
+
+from gateway.asking import Asked, Facts, collect_facts, decide
+from gateway.deciding import decision_document
+from gateway.errors import NotAllowed, NotKnown, RequestRefused
+from gateway.gate import Gate
+from gateway.recording import Event, actor_of, identity_of
+from policy.facts import Context, HostFacts, Person, Question, VmFacts
+
+MAX_PAIRS: Final = 50_000
+DECISIONS_AT_ONCE: Final = 4  # between which others get their turn: some milliseconds
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """Who wants `host` emptied. `to`: only to these hosts; empty: to any. Names as they were said."""
+
+    person: Person
+    host: str
+    to: Sequence[str]
+    reason: str | None
+    address: str
+    now: datetime
+
+
+@dataclass(slots=True)
+class Prospects:
+    """One VM. `may`: destinations, best first. `refused`: hosts by the reason why not. `cannot`: why it cannot move."""
+
+    vm: VmFacts
+    may: list[HostFacts] = field(default_factory=list)
+    refused: dict[str, list[str]] = field(default_factory=dict)
+    cannot: str | None = None
+
+    def document(self) -> dict[str, Any]:
+        return {
+            "vm": {"uuid": self.vm.uuid, "name": self.vm.name},
+            "destinations": [host.name for host in self.may],
+            "refused": [{"because": because, "hosts": hosts} for because, hosts in self.refused.items()],
+            "cannot": self.cannot,
+        }
+
+
+async def prospects(gate: Gate, wish: Wish) -> dict[str, Any]:
+    """The whole answer, recorded. Errors: NotAllowed (recorded), NotKnown, RequestRefused, LogUnavailable."""
+    person = wish.person
+    may_ask = decide(gate.engine, Question("CheckDecision", person, None, None, None, Context(time=wish.now)))
+    asked = {"host": wish.host, "to": list(wish.to)}
+    facts = {"client_address": wish.address, "asked": asked, **identity_of(person)}
+    if not may_ask.allowed:
+        denied = {**facts, "decision": decision_document(may_ask)}
+        await gate.recorder.append(Event("drain.check", "denied", actor=actor_of(person), details=denied))
+        raise NotAllowed(f"asking what would be decided is denied: {may_ask.denied_because}")
+    source, hosts = _hosts(gate, wish.host, wish.to)
+    vms = _vms_on(gate, source)
+    if len(vms) * len(hosts) > MAX_PAIRS:
+        raise RequestRefused(f"{len(vms)} VMs and {len(hosts)} hosts are above {MAX_PAIRS} pairs: name fewer with --to")
+    found = [await _prospects_of(gate, wish, vm, hosts) for vm in vms]
+    _spread(found, source)
+    counts = {"vms": len(found), "may_move": sum(bool(each.may) for each in found), "hosts": len(hosts)}
+    event = Event("drain.check", "completed", actor=actor_of(person), details={**facts, **counts})
+    recorded = await gate.recorder.append(event)
+    documents = [each.document() for each in found]
+    return {"host": source.name, **counts, "prospects": documents, "record_index": recorded.index}
+
+
+def _hosts(gate: Gate, name: str, to: Sequence[str]) -> tuple[HostFacts, list[HostFacts]]:
+    source = gate.inventory.host(name)
+    if source is None:
+        raise NotKnown(f"the inventory knows no host {name}")
+    named = [gate.inventory.host(each) for each in to]
+    for wanted, found in zip(to, named, strict=True):
+        if found is None:
+            raise NotKnown(f"the inventory knows no host {wanted}")
+    chosen = [each for each in named if each is not None] if to else list(gate.inventory.hosts.values())
+    others = {each.spiffe_id: each for each in chosen if each.spiffe_id != source.spiffe_id}
+    if not others:
+        raise RequestRefused("there is no other host to move to")
+    return source, sorted(others.values(), key=lambda host: host.name)
+
+
+def _vms_on(gate: Gate, host: HostFacts) -> list[VmFacts]:
+    there = [vm for vm in gate.inventory.vms.values() if gate.placement.host_of(vm, gate.inventory) == host]
+    return sorted(there, key=lambda vm: vm.name)
+
+
+async def _prospects_of(gate: Gate, wish: Wish, vm: VmFacts, hosts: list[HostFacts]) -> Prospects:
+    found = Prospects(vm)
+    for number, host in enumerate(hosts):
+        if number % DECISIONS_AT_ONCE == 0:
+            await trio.lowlevel.checkpoint()
+        facts = collect_facts(
+            gate, wish.person, Asked(vm.uuid, host.spiffe_id, wish.reason, (), wish.address), wish.now
+        )
+        decision = decide(gate.engine, facts.question)
+        if not decision.allowed:
+            found.refused.setdefault(decision.denied_because, []).append(host.name)
+        elif not gate.dispatch.is_reachable(host.spiffe_id, gate.relay_silence_seconds):
+            found.refused.setdefault("its relay has not been heard of lately", []).append(host.name)
+        else:
+            found.may.append(host)
+        found.cannot = _obstacle(gate, facts, wish.now)
+    return found
+
+
+def _obstacle(gate: Gate, facts: Facts, now: datetime) -> str | None:
+    """What keeps the VM where it is, whatever the destination. That *devices* do, its host knows: `migrate --check`."""
+    assert facts.vm is not None
+    if facts.location.problem is not None:
+        return facts.location.detail
+    if not facts.relay_reachable:
+        return "the relay on its host has not been heard of lately"
+    if gate.migrations.active_of(facts.vm.uuid, int(now.timestamp())) is not None:
+        return "it is being migrated"
+    return None
+
+
+def _spread(found: list[Prospects], source: HostFacts) -> None:
+    """Rank: what is most like the source comes first, and of those where the fewest others were sent."""
+    sent: Counter[str] = Counter()
+
+    def unlikeness(host: HostFacts) -> int:
+        pairs = ((host.zone, source.zone), (host.jurisdiction, source.jurisdiction), (host.site, source.site))
+        return sum(mine != theirs for mine, theirs in pairs)
+
+    for each in found:
+        each.may.sort(key=lambda host: (unlikeness(host), sent[host.name], host.name))
+        if each.may and each.cannot is None:
+            sent[each.may[0].name] += 1

@@ -1,0 +1,145 @@
+"""Emptying a host: which VMs may go where, in which order, and why others may not; then the queue that does it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from gateway.cli.drain import Queue
+from gateway.cli.errors import Unreachable
+from gateway.cli.replies import DecisionReply, DrainReply, MigrationReply, ProspectsReply
+from tests.gateway.conftest import Running
+from tests.gateway.test_placement import Relay, guest
+
+
+async def check(running: Running, who: str = "alice", **body: Any) -> Any:
+    return await running.person(who).post("/v1/drain/check", json={"host": "a", **body})
+
+
+@pytest.mark.whole
+async def test_a_vm_may_go_where_a_migration_would_be_allowed_and_its_relay_answers(running: Running) -> None:
+    for host in ("a", "b"):
+        await running.poll(host)
+    answer = await check(running)
+    assert answer.status_code == 200, answer.text
+    (web,) = answer.json()["prospects"]
+    assert web["vm"]["name"] == "web"
+    assert (web["destinations"], web["cannot"]) == (["b"], None)
+    refused = {host: each["because"] for each in web["refused"] for host in each["hosts"]}
+    assert refused["c"] == "its relay has not been heard of lately"
+    assert set(refused) == {"c", "prod"}
+    (record,) = await running.records("drain.check")
+    assert (record["outcome"], record["details"]["vms"], record["details"]["may_move"]) == ("completed", 1, 1)
+    assert await running.records("migration.decision") == []
+
+
+@pytest.mark.whole
+async def test_what_keeps_a_vm_where_it_is_is_said_for_it_and_devices_decide(running: Running) -> None:
+    await running.poll("b")
+    (web,) = (await check(running)).json()["prospects"]
+    assert web["cannot"] == "the relay on its host has not been heard of lately"
+    await running.poll("a")
+    await Relay(running, "a").report(guest(devices=["hostdev:pci"]))
+    (web,) = (await check(running, to=["b"])).json()["prospects"]
+    assert web["destinations"] == []
+    assert "holds a device of its host" in web["refused"][0]["because"]
+
+
+@pytest.mark.whole
+async def test_who_may_not_ask_learns_nothing_and_unknown_hosts_are_named(running: Running) -> None:
+    assert (await check(running, "bob")).status_code == 403
+    (record,) = await running.records("drain.check")
+    assert record["outcome"] == "denied"
+    for body in ({"host": "nowhere"}, {"to": ["b", "nowhere"]}):
+        answer = await check(running, **body)
+        assert (answer.status_code, "nowhere" in answer.json()["error"]["message"]) == (404, True)
+    assert (await check(running, to=["a"])).status_code == 400
+
+
+def found(*vms: tuple[str, list[str]], cannot: str | None = None) -> tuple[ProspectsReply, ...]:
+    prospects = [
+        {"vm": {"uuid": name, "name": name}, "destinations": to, "refused": [], "cannot": cannot} for name, to in vms
+    ]
+    reply = {"host": "a", "vms": 1, "may_move": 1, "hosts": 1, "prospects": prospects, "record_index": 0}
+    return msgspec.convert(reply, DrainReply).prospects
+
+
+def ignore(_: object) -> None:
+    """Nobody is told, and nobody waits."""
+
+
+class Site:
+    """A gateway as the queue sees it; `fates`: what becomes of a VM at a destination."""
+
+    def __init__(self, **fates: str) -> None:
+        self.fates = fates
+        self.asked: list[tuple[str, str]] = []
+        self.moving: list[tuple[str, str]] = []
+        self.most: dict[str, int] = {}
+
+    def request_migration(self, body: dict[str, Any]) -> DecisionReply:
+        move = (body["vm"], body["destination"])
+        self.asked.append(move)
+        fate = self.fates.get("_".join(move), "completed")
+        if fate == "unreachable":
+            raise Unreachable("no answer", "operator", "wait")
+        allowed = fate != "denied"
+        if allowed:
+            self.moving.append(move)
+            here = sum(each[1] == move[1] for each in self.moving)
+            self.most[move[1]] = max(self.most.get(move[1], 0), here)
+            self.most["all"] = max(self.most.get("all", 0), len(self.moving))
+        decision: dict[str, Any] = {
+            "allowed": allowed,
+            "denied_because": None if allowed else "a policy",
+            "policies": [],
+            "errors": [],
+        }
+        reply = {"decision": {**decision, "bundle_digest": "0"}, "record_index": 1, "migration_id": "_".join(move)}
+        return msgspec.convert(reply, DecisionReply)
+
+    def migration(self, migration_id: str) -> MigrationReply:
+        self.moving.remove(tuple(migration_id.split("_")))  # type: ignore[arg-type]
+        fate = self.fates.get(migration_id, "completed")
+        return MigrationReply(migration_id, fate, outcome=fate, message=None if fate == "completed" else "it broke")
+
+
+def run(site: Site, prospects: tuple[ProspectsReply, ...], *, at_once: int = 2, each: int = 1, tries: int = 3) -> Queue:
+    queue = Queue(site, prospects, None, at_once, each, tries, ignore)  # type: ignore[arg-type]
+    queue.run(ignore)
+    return queue
+
+
+def test_the_queue_keeps_its_limits_and_moves_all() -> None:
+    site = Site()
+    queue = run(site, found(*[(f"vm{n}", ["b", "c"]) for n in range(7)]), at_once=2, each=1)
+    assert {move.outcome for move in queue.moves} == {"moved"}
+    assert site.most == {"b": 1, "c": 1, "all": 2}
+    site = Site()
+    run(site, found(*[(f"vm{n}", ["b"]) for n in range(7)]), at_once=5, each=3)
+    assert site.most == {"b": 3, "all": 3}
+
+
+def test_what_fails_or_is_denied_or_unreachable_is_tried_elsewhere_and_then_stays() -> None:
+    site = Site(vm1_b="failed", vm2_b="denied", vm3_b="unreachable", vm3_c="failed", vm3_d="completed")
+    queue = run(site, found(("vm1", ["b", "c"]), ("vm2", ["b", "c"]), ("vm3", ["b", "c", "d"])), at_once=1, tries=2)
+    outcomes = {move.name: (move.outcome, move.destination, move.tried) for move in queue.moves}
+    assert outcomes["vm1"] == ("moved", "c", ["b", "c"])
+    assert outcomes["vm2"] == ("moved", "c", ["b", "c"])
+    assert outcomes["vm3"] == ("stays", None, ["b", "c"])
+
+
+def test_what_cannot_move_is_not_asked_for_and_an_interrupt_begins_no_more() -> None:
+    site = Site()
+    queue = run(site, found(("vm1", ["b"]), cannot="it runs on two hosts at once"))
+    assert (site.asked, queue.moves[0].outcome) == ([], "stays")
+    queue = Queue(site, found(("vm1", ["b"]), ("vm2", ["b"])), None, 1, 1, 1, ignore)  # type: ignore[arg-type]
+    queue._begin_some()
+    queue.stop()
+    queue.run(ignore)
+    assert [(move.outcome, move.because) for move in queue.moves] == [
+        ("moved", ""),
+        ("stays", "not begun: interrupted"),
+    ]
