@@ -15,11 +15,10 @@ from typing import Any, Final
 import cedarpy
 import msgspec
 
-from policy.facts import ACTIONS, ACTIONS_ON_VMS, SEALED, SEALED_ACTIONS, VM_ACTIONS
+from policy.facts import ACTIONS, ACTIONS_ON_VMS, SEALED, SEALED_ACTIONS
 from policy.request import Json, references
-from policy.rules import GROUP, Policy, Rules
+from policy.rules import GROUP, Rules
 
-ANY_MOVE: Final = "AnyMove"  # the schema's action group of VM_ACTIONS
 _SHOWN_PERMITS: Final = 5
 
 
@@ -191,7 +190,7 @@ def _nothing_permits(rules: Rules, asked: _Request, known: Mapping[tuple[str, st
     if action in ACTIONS_ON_VMS:
         vm = known[asked.resource.type, asked.resource.id]
         about = f" of VM {vm.get('name')} (zone {vm.get('zone')}, classification {vm.get('classification')})"
-    permits = [policy for policy in rules.policies if policy.effect == "permit" and _covers(policy, action)]
+    permits = rules.permits.get(action, ())
     if not permits:
         return f"No policy permits {action} to anyone: the policy author must add one if it should be possible."
     shown = " ".join(f"{_sentence(policy.reason)} ({policy.id})" for policy in permits[:_SHOWN_PERMITS])
@@ -200,10 +199,6 @@ def _nothing_permits(rules: Rules, asked: _Request, known: Mapping[tuple[str, st
         f"No policy permits {action}{about} by {person}. What does permit {action}: {shown}{more}"
         " Ask for the role that this needs, or the policy author for a policy."
     )
-
-
-def _covers(policy: Policy, action: str) -> bool:
-    return not policy.actions or action in policy.actions or (action in VM_ACTIONS and ANY_MOVE in policy.actions)
 
 
 def _sentence(reason: str) -> str:

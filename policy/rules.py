@@ -16,9 +16,11 @@ from typing import Any, Final
 import cedarpy
 
 from policy.errors import BundleRefused
+from policy.facts import ACTIONS, VM_ACTIONS
 from policy.lint import mixed_words, never_applies
 from policy.source import check_nesting, split_policies
 
+ANY_MOVE: Final = "AnyMove"  # the schema's action group of VM_ACTIONS
 GROUP: Final = "Sealane::Group"
 MAX_REASON: Final = 300
 OBLIGATIONS: Final = ("record", "finish", "cancel")  # of @on_revocation, from the weakest to the strongest
@@ -47,17 +49,21 @@ class Policy:
 class Rules:
     """Parsed policies and schema. `policies` is in the order of Cedar's positional ids `policy0`, `policy1`, …
 
-    `named_groups`: the ids of all groups that stand in any of them.
+    `named_groups`: the ids of all groups that stand in any of them. `permits`: by action, those that could permit it.
     """
 
     policies: tuple[Policy, ...]
     policy_set: cedarpy.PolicySet
     schema: cedarpy.Schema
     named_groups: frozenset[str] = field(init=False)
+    permits: Mapping[str, tuple[Policy, ...]] = field(init=False)
 
     def __post_init__(self) -> None:
         named: frozenset[str] = frozenset().union(*(policy.groups for policy in self.policies))
         object.__setattr__(self, "named_groups", named)
+        permits = [policy for policy in self.policies if policy.effect == "permit"]
+        by_action = {action: tuple(policy for policy in permits if _covers(policy, action)) for action in ACTIONS}
+        object.__setattr__(self, "permits", by_action)
 
     def policy(self, cedar_id: str) -> Policy | None:
         """The policy that cedarpy calls `policy<n>`."""
@@ -69,6 +75,10 @@ class Rules:
     def without_policies(self) -> Rules:
         """The schema alone."""
         return Rules((), cedarpy.PolicySet.from_str(""), self.schema)
+
+
+def _covers(policy: Policy, action: str) -> bool:
+    return not policy.actions or action in policy.actions or (action in VM_ACTIONS and ANY_MOVE in policy.actions)
 
 
 def compile_rules(schema_file: str, schema_text: str, policy_texts: Mapping[str, str]) -> Rules:
