@@ -41,7 +41,7 @@ class Scene:
     async def carry(self, cancelled: trio.Event | None = None, how: How | None = None) -> News:
         order = MigrationOrder(self.here.site.permit(vm=VM, ports=PORTS), self.here.address, how=how or How())
         asked_to_end = trio.Event() if cancelled is None else cancelled
-        with trio.fail_after(60):
+        with trio.fail_after(180):
             return await carry_as_source(self.here.source, order, self.here.tell, asked_to_end)
 
 

@@ -358,8 +358,9 @@ class Destination:
         arrival = Arrival(session.folder, self._host.config.limits.dial_seconds, nursery, session.note_loaded)
         with trio.CancelScope(shield=True):
             local = await session.end.dial(port, arrival)
-        # Not the first memory channel: it says at once that QEMU has died.
-        may_leave = session.end.hands_over and port == "memory" and bool(channels.all)
+        # Not the first memory channel: it says at once that QEMU has died. Disks may come before it.
+        is_further = any(each.port == port for each in channels.counts)
+        may_leave = session.end.hands_over and port == "memory" and is_further
         return channels.add(port, local, may_leave=may_leave)
 
     async def _settle(
