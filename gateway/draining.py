@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final
 
@@ -19,9 +19,11 @@ from gateway.deciding import decision_document
 from gateway.errors import NotAllowed, NotKnown, RequestRefused
 from gateway.gate import Gate
 from gateway.recording import Event, actor_of, identity_of
+from policy.engine import Decision
 from policy.facts import Context, HostFacts, Person, Question, VmFacts
 
 MAX_PAIRS: Final = 50_000
+_NO_VM: Final = "00000000-0000-0000-0000-000000000000"
 DECISIONS_AT_ONCE: Final = 4  # between which others get their turn: some milliseconds
 
 
@@ -69,7 +71,8 @@ async def prospects(gate: Gate, wish: Wish) -> dict[str, Any]:
     vms = _vms_on(gate, source)
     if len(vms) * len(hosts) > MAX_PAIRS:
         raise RequestRefused(f"{len(vms)} VMs and {len(hosts)} hosts are above {MAX_PAIRS} pairs: name fewer with --to")
-    found = [await _prospects_of(gate, wish, vm, hosts) for vm in vms]
+    answers = _Answers(gate)
+    found = [await _prospects_of(gate, wish, vm, hosts, answers) for vm in vms]
     _spread(found, source)
     counts = {"vms": len(found), "may_move": sum(bool(each.may) for each in found), "hosts": len(hosts)}
     event = Event("drain.check", "completed", actor=actor_of(person), details={**facts, **counts})
@@ -98,7 +101,33 @@ def _vms_on(gate: Gate, host: HostFacts) -> list[VmFacts]:
     return sorted(there, key=lambda vm: vm.name)
 
 
-async def _prospects_of(gate: Gate, wish: Wish, vm: VmFacts, hosts: list[HostFacts]) -> Prospects:
+class _Answers:
+    """Decisions, each made once for VMs that differ in name and UUID alone, where no policy tells those apart."""
+
+    def __init__(self, gate: Gate) -> None:
+        self._engine = gate.engine
+        self._bundle = gate.engine.bundle
+        self._known: dict[Any, Decision] = {}
+
+    def decide(self, facts: Facts) -> Decision:
+        question = facts.question
+        assert question.vm is not None
+        if self._engine.bundle is not self._bundle:  # another one was published meanwhile
+            self._bundle, self._known = self._engine.bundle, {}
+        if self._bundle.rules.tell_vms_apart:
+            return decide(self._engine, question)
+        nameless = replace(question.vm, uuid=_NO_VM, name="-")
+        destination = question.destination.spiffe_id if question.destination else None
+        alike = (nameless, nameless.provenance, destination, question.context)
+        if (known := self._known.get(alike)) is None:
+            known = decide(self._engine, question)
+            if question.vm.uuid in known.denied_because or question.vm.name in known.denied_because:
+                return known
+            self._known[alike] = known
+        return known
+
+
+async def _prospects_of(gate: Gate, wish: Wish, vm: VmFacts, hosts: list[HostFacts], answers: _Answers) -> Prospects:
     found = Prospects(vm)
     for number, host in enumerate(hosts):
         if number % DECISIONS_AT_ONCE == 0:
@@ -106,7 +135,7 @@ async def _prospects_of(gate: Gate, wish: Wish, vm: VmFacts, hosts: list[HostFac
         facts = collect_facts(
             gate, wish.person, Asked(vm.uuid, host.spiffe_id, wish.reason, (), wish.address), wish.now
         )
-        decision = decide(gate.engine, facts.question)
+        decision = answers.decide(facts)
         if not decision.allowed:
             found.refused.setdefault(decision.denied_because, []).append(host.name)
         elif not gate.dispatch.is_reachable(host.spiffe_id, gate.relay_silence_seconds):

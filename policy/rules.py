@@ -22,6 +22,7 @@ from policy.source import check_nesting, split_policies
 
 ANY_MOVE: Final = "AnyMove"  # the schema's action group of VM_ACTIONS
 GROUP: Final = "Sealane::Group"
+VM: Final = "Sealane::Vm"
 MAX_REASON: Final = 300
 OBLIGATIONS: Final = ("record", "finish", "cancel")  # of @on_revocation, from the weakest to the strongest
 POLICY_ID: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,98}[A-Za-z0-9])?")
@@ -33,6 +34,7 @@ class Policy:
 
     `on_revocation`: what becomes of a running migration that it permitted, or now forbids; None if it does not say.
     `is_baseline`: a forbid that holds in observed zones, too. `groups`: the ids of all groups that it names.
+    `tells_vms_apart`: it names a VM, or asks for some name: it may answer differently for two VMs of equal facts.
     """
 
     id: str
@@ -43,6 +45,7 @@ class Policy:
     on_revocation: str | None = None
     is_baseline: bool = False
     groups: frozenset[str] = frozenset()
+    tells_vms_apart: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,11 @@ class Rules:
     schema: cedarpy.Schema
     named_groups: frozenset[str] = field(init=False)
     permits: Mapping[str, tuple[Policy, ...]] = field(init=False)
+
+    @property
+    def tell_vms_apart(self) -> bool:
+        """Whether two VMs that differ in name and UUID alone may be decided differently."""
+        return any(policy.tells_vms_apart for policy in self.policies)
 
     def __post_init__(self) -> None:
         named: frozenset[str] = frozenset().union(*(policy.groups for policy in self.policies))
@@ -162,17 +170,26 @@ def read_policy(file: str, number: int, parsed: Mapping[str, Any]) -> Policy:
         obligation,
         baseline is not None,
         frozenset(_named_groups(parsed)),
+        any(_names_a_vm(part) for part in _parts(parsed)),
     )
 
 
 def _named_groups(parsed: Mapping[str, Any]) -> Iterator[str]:
     """The ids of all groups that stand in a policy, in its scope or its conditions."""
+    return (part["id"] for part in _parts(parsed) if part.get("type") == GROUP and isinstance(part.get("id"), str))
+
+
+def _names_a_vm(part: Mapping[str, Any]) -> bool:
+    return part.get("type") == VM or part.get("attr") == "name"
+
+
+def _parts(parsed: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Every JSON object in a policy."""
     rest: list[Any] = [parsed]  # no recursion: conditions nest deeper than Python's stack
     while rest:
         value = rest.pop()
         if isinstance(value, dict):
-            if value.get("type") == GROUP and isinstance(value.get("id"), str):
-                yield value["id"]
+            yield value
             rest += value.values()
         elif isinstance(value, list):
             rest += value

@@ -10,7 +10,8 @@ import pytest
 from gateway.cli.drain import Queue
 from gateway.cli.errors import Unreachable
 from gateway.cli.replies import DecisionReply, DrainReply, MigrationReply, ProspectsReply
-from tests.gateway.conftest import Running
+from gateway.starter import Site
+from tests.gateway.conftest import UUID_WEB, Running, running_gateway
 from tests.gateway.test_placement import Relay, guest
 
 
@@ -58,6 +59,33 @@ async def test_who_may_not_ask_learns_nothing_and_unknown_hosts_are_named(runnin
     assert (await check(running, to=["a"])).status_code == 400
 
 
+@pytest.mark.whole
+async def test_a_policy_that_names_one_vm_holds_for_it_alone(site: Site) -> None:
+    """Equal facts are decided once, but not where a policy can tell two VMs apart."""
+    twin = UUID_WEB.replace("1", "2")
+    text = site.inventory.read_text()
+    entry = text[text.index("[[vms]]") :].partition("\n\n")[0]
+    assert UUID_WEB in entry
+    site.inventory.write_text(text + "\n" + entry.replace(UUID_WEB, twin).replace('"web"', '"web-2"') + "\n")
+    for only, names in (
+        ("", {"web", "web-2"}),
+        (f'resource == Sealane::Vm::"{UUID_WEB}"', {"web-2"}),
+        ('resource.name == "web"', {"web-2"}),
+    ):
+        policy = site.directory / "bundle" / "policies" / "one.cedar"
+        if only:
+            policy.write_text(
+                '@id("one-vm-stays")\n@reason("That one stays.")\nforbid (principal, action, resource) '
+                f"when {{ resource is Sealane::Vm && {only} }};\n"
+            )
+        async with running_gateway(site) as running:
+            for host in ("a", "b"):
+                await running.poll(host)
+            prospects = (await check(running)).json()["prospects"]
+            assert {each["vm"]["name"] for each in prospects if each["destinations"] == ["b"]} == names
+        policy.unlink(missing_ok=True)
+
+
 def found(*vms: tuple[str, list[str]], cannot: str | None = None) -> tuple[ProspectsReply, ...]:
     prospects = [
         {"vm": {"uuid": name, "name": name}, "destinations": to, "refused": [], "cannot": cannot} for name, to in vms
@@ -70,7 +98,7 @@ def ignore(_: object) -> None:
     """Nobody is told, and nobody waits."""
 
 
-class Site:
+class Moves:
     """A gateway as the queue sees it; `fates`: what becomes of a VM at a destination."""
 
     def __init__(self, **fates: str) -> None:
@@ -106,25 +134,27 @@ class Site:
         return MigrationReply(migration_id, fate, outcome=fate, message=None if fate == "completed" else "it broke")
 
 
-def run(site: Site, prospects: tuple[ProspectsReply, ...], *, at_once: int = 2, each: int = 1, tries: int = 3) -> Queue:
-    queue = Queue(site, prospects, None, at_once, each, tries, ignore)  # type: ignore[arg-type]
+def run(
+    moves: Moves, prospects: tuple[ProspectsReply, ...], *, at_once: int = 2, each: int = 1, tries: int = 3
+) -> Queue:
+    queue = Queue(moves, prospects, None, at_once, each, tries, ignore)  # type: ignore[arg-type]
     queue.run(ignore)
     return queue
 
 
 def test_the_queue_keeps_its_limits_and_moves_all() -> None:
-    site = Site()
-    queue = run(site, found(*[(f"vm{n}", ["b", "c"]) for n in range(7)]), at_once=2, each=1)
+    moves = Moves()
+    queue = run(moves, found(*[(f"vm{n}", ["b", "c"]) for n in range(7)]), at_once=2, each=1)
     assert {move.outcome for move in queue.moves} == {"moved"}
-    assert site.most == {"b": 1, "c": 1, "all": 2}
-    site = Site()
-    run(site, found(*[(f"vm{n}", ["b"]) for n in range(7)]), at_once=5, each=3)
-    assert site.most == {"b": 3, "all": 3}
+    assert moves.most == {"b": 1, "c": 1, "all": 2}
+    moves = Moves()
+    run(moves, found(*[(f"vm{n}", ["b"]) for n in range(7)]), at_once=5, each=3)
+    assert moves.most == {"b": 3, "all": 3}
 
 
 def test_what_fails_or_is_denied_or_unreachable_is_tried_elsewhere_and_then_stays() -> None:
-    site = Site(vm1_b="failed", vm2_b="denied", vm3_b="unreachable", vm3_c="failed", vm3_d="completed")
-    queue = run(site, found(("vm1", ["b", "c"]), ("vm2", ["b", "c"]), ("vm3", ["b", "c", "d"])), at_once=1, tries=2)
+    moves = Moves(vm1_b="failed", vm2_b="denied", vm3_b="unreachable", vm3_c="failed", vm3_d="completed")
+    queue = run(moves, found(("vm1", ["b", "c"]), ("vm2", ["b", "c"]), ("vm3", ["b", "c", "d"])), at_once=1, tries=2)
     outcomes = {move.name: (move.outcome, move.destination, move.tried) for move in queue.moves}
     assert outcomes["vm1"] == ("moved", "c", ["b", "c"])
     assert outcomes["vm2"] == ("moved", "c", ["b", "c"])
@@ -132,10 +162,10 @@ def test_what_fails_or_is_denied_or_unreachable_is_tried_elsewhere_and_then_stay
 
 
 def test_what_cannot_move_is_not_asked_for_and_an_interrupt_begins_no_more() -> None:
-    site = Site()
-    queue = run(site, found(("vm1", ["b"]), cannot="it runs on two hosts at once"))
-    assert (site.asked, queue.moves[0].outcome) == ([], "stays")
-    queue = Queue(site, found(("vm1", ["b"]), ("vm2", ["b"])), None, 1, 1, 1, ignore)  # type: ignore[arg-type]
+    moves = Moves()
+    queue = run(moves, found(("vm1", ["b"]), cannot="it runs on two hosts at once"))
+    assert (moves.asked, queue.moves[0].outcome) == ([], "stays")
+    queue = Queue(moves, found(("vm1", ["b"]), ("vm2", ["b"])), None, 1, 1, 1, ignore)  # type: ignore[arg-type]
     queue._begin_some()
     queue.stop()
     queue.run(ignore)
