@@ -74,7 +74,7 @@ def rename_group(folder: Path, old: str, new: str) -> None:
         shutil.copytree(bundle, folder / "bundle")
         bundle = folder / "bundle"
     changed = 0
-    for file in [*bundle.rglob("*.cedar"), *bundle.rglob("*.toml")]:
+    for file in [each for kind in ("cedar", "toml", "yaml") for each in bundle.rglob(f"*.{kind}")]:
         text = file.read_text(encoding="utf-8")
         changed += text.count(old)
         file.write_text(text.replace(old, new), encoding="utf-8")
