@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import msgspec
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from gateway.address_book import address_book
@@ -20,7 +22,7 @@ from gateway.api.bodies import (
     RefusalReport,
     Renewal,
 )
-from gateway.api.desk import Address, AtDesk, Relay, office_of
+from gateway.api.desk import Address, AtDesk, Relay, host_of, office_of
 from gateway.asking import Asked
 from gateway.automatic_admission import admit_for_host
 from gateway.errors import RequestRefused
@@ -49,8 +51,10 @@ async def trust(body: KnownTrust, desk: AtDesk, host: Relay) -> Response:  # noq
 
 
 @router.post("/v1/relay/renewal", summary="Another certificate for this host")
-async def renewal(body: Renewal, desk: AtDesk, host: Relay, address: Address) -> Response:
-    return JsonAnswer(await office_of(desk).renew(host, body.request.encode(), address))
+async def renewal(body: Renewal, desk: AtDesk, request: Request, address: Address) -> Response:
+    """Whose certificate it is, is judged in the same step in which the office looks for revocations under way."""
+    judge = partial(host_of, desk, request)
+    return JsonAnswer(await office_of(desk).renew(judge, body.request.encode(), address))
 
 
 @router.post("/v1/relay/progress", status_code=204, summary="How far a migration of this host is")

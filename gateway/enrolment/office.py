@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 import sqlite3
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -89,6 +90,8 @@ class Office:
         self._renewing = Throttle(6, 300.0, monotonic)
         self._one = trio.CapacityLimiter(1)  # SQLite's and the CRL's only thread
         self._writer = Writer(register, self._one)
+        self._revocations: Counter[str] = Counter()
+        self._revoking: Counter[str] = Counter()
 
     async def new_token(self, person: Person, name: str, minutes: int | None, address: str) -> NewToken:
         """For a host that the inventory lists. Errors: NotAllowed (recorded), NotKnown, RequestRefused."""
@@ -113,6 +116,7 @@ class Office:
             sha256, token = await self._token(text, int(now.timestamp()))
             spiffe_id = self._spiffe_id(token.host)
             facts = self._listed(spiffe_id)
+            revocations = self._revocations_of(token.host)
             key = requested_key(request)
             key_sha256 = public_key_sha256(key)
             chain = self._issue(token.host, key, now)
@@ -130,6 +134,7 @@ class Office:
         }
         event = Event("host.enrolled", "completed", actor=host_actor(str(spiffe_id)), details=details)
         await self._gate.recorder.append(event)
+        self._require_not_revoked_since(revocations, token.host)
         log.info("host enrolled", host=str(spiffe_id), serial=issued.serial)
         return {
             "host": str(spiffe_id),
@@ -139,8 +144,13 @@ class Office:
             **self.terms.pinned,
         }
 
-    async def renew(self, host: SpiffeId, request: bytes, address: str) -> dict[str, Any]:
-        """Another certificate for the host that asks, whose own one was judged just now. Errors: RequestRefused, …"""
+    async def renew(self, judge: Callable[[], Awaitable[SpiffeId]], request: bytes, address: str) -> dict[str, Any]:
+        """Another certificate for the host that asks. `judge`: who that is, by its certificate, now; it must not wait.
+
+        Errors: what `judge` raises, RequestRefused, Throttled, EnrolmentRefused, AuthorityFailed.
+        """
+        host = await judge()
+        revocations = self._revocations_of(host.name)
         if host.trust_domain != self._authority.trust_domain:
             raise RequestRefused("this authority does not issue for that trust domain")
         if not self._renewing.admits(str(host)):
@@ -156,6 +166,7 @@ class Office:
         await self._gate.recorder.append(
             Event("host.renewed", "completed", actor=host_actor(str(host)), details=details)
         )
+        self._require_not_revoked_since(revocations, host.name)
         return {"certificate": _pem(chain)}
 
     async def revoke(self, person: Person, name: str, reason: str, address: str) -> dict[str, Any]:
@@ -164,9 +175,17 @@ class Office:
         Errors: NotAllowed (recorded), NotKnown where there is nothing to revoke, AuthorityFailed.
         """
         now = self._gate.clock.wall()
-        seconds = int(now.timestamp())
         spiffe_id = self._spiffe_id(name)
         event = await self._permitted("RevokeHost", "host.revoked", person, spiffe_id, reason, now, address)
+        self._revocations[name] += 1
+        self._revoking[name] += 1
+        try:
+            return await self._revoke_host(event, spiffe_id, now)
+        finally:
+            self._revoking[name] -= 1
+
+    async def _revoke_host(self, event: Event, spiffe_id: SpiffeId, now: datetime) -> dict[str, Any]:
+        name, seconds = spiffe_id.name, int(now.timestamp())
         serials = set(await self._in_thread(self._register.valid_serials, name, seconds))
         if (shown := self._seen.certificate(str(spiffe_id))) is not None and self._is_ours(shown):
             serials.add(f"{shown.serial_number:x}")  # one that was issued by hand
@@ -214,6 +233,17 @@ class Office:
         await self._publish()
         self._gate.bell.ring()
         self._gate.dispatch.wake_all()
+
+    def _revocations_of(self, name: str) -> int:
+        """How often the host was revoked; to compare at the end. Errors: EnrolmentRefused while it is being revoked."""
+        if self._revoking[name]:
+            raise EnrolmentRefused("the host is being revoked", code="being_revoked")
+        return self._revocations[name]
+
+    def _require_not_revoked_since(self, revocations: int, name: str) -> None:
+        """Else a certificate that is made while serials are collected would outlive the revocation: it stays here."""
+        if self._revocations[name] != revocations:
+            raise EnrolmentRefused("the host was revoked meanwhile", code="being_revoked")
 
     async def _token(self, text: str, now: int) -> tuple[bytes, Token]:
         sha256 = EnrolmentToken.parse(text).sha256()

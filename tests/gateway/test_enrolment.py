@@ -173,6 +173,51 @@ async def test_a_revocation_takes_the_waiting_token_with_it(site: Site) -> None:
         assert (await enrol(client, token, key)).status_code == 403
 
 
+async def test_a_running_migration_of_a_revoked_host_is_ended_as_policies_say(site: Site) -> None:
+    async with enrolling(site) as running:
+        await running.poll("b")  # so that its certificate, made by hand, is known
+        migration_id, _ = await running.begin()
+        assert (
+            await running.person(OFFICER).post("/v1/hosts/b/revocation", json={"reason": "lost"})
+        ).status_code == 200
+        with trio.fail_after(30):
+            while not (revoked := await running.records("migration.revoked")):
+                await trio.sleep(0.05)
+        assert revoked[0]["migration_id"] == migration_id
+        assert "b" in str(revoked[0]["details"])
+
+
+async def test_a_renewal_that_is_under_way_during_a_revocation_gives_nothing_that_outlives_it(
+    site: Site, tmp_path: Path
+) -> None:
+    """A host that renews all the time while it is revoked would else get a serial that nobody collected."""
+    async with enrolling(site) as running, stranger(running, site) as client:
+        key = new_key()
+        given = (await enrol(client, await token_of(running), key)).json()
+        host = as_host(running, tmp_path / "b", key, given["certificate"])
+        certificates: list[str] = []
+        over = trio.Event()
+
+        async def renew_all_the_time() -> None:
+            while not over.is_set():
+                answer = await host.post("/v1/relay/renewal", json={"request": request_of(key)})
+                if answer.status_code == 200:
+                    certificates.append(answer.json()["certificate"])
+                elif answer.status_code == 403:
+                    return
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(4):
+                nursery.start_soon(renew_all_the_time)
+            revoked = await running.person(OFFICER).post("/v1/hosts/b/revocation", json={"reason": "stolen"})
+            assert revoked.status_code == 200
+            over.set()
+        crl = x509.load_pem_x509_crl((site.certs / "crl.pem").read_bytes())
+        for text in certificates:
+            serial = x509.load_pem_x509_certificate(text.encode()).serial_number
+            assert crl.get_revoked_certificate_by_serial_number(serial) is not None
+
+
 async def test_a_gateway_without_the_table_enrols_nobody(running: Running) -> None:
     answer = await running.person("alice").post("/v1/enrolment/tokens", json={"host": "b"})
     assert answer.status_code == 404

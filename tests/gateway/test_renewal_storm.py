@@ -35,7 +35,8 @@ def test_hosts_that_were_enrolled_at_once_do_not_come_back_at_once(site: Site) -
 
 async def decisions(running: Running, until: trio.Event, at_most: int) -> list[float]:
     """Seconds of each, one after the other."""
-    alice, took = running.person("alice"), []
+    alice = running.person("alice")
+    took: list[float] = []
     while not until.is_set() and len(took) < at_most:
         began = time.perf_counter()
         answer = await alice.post("/v1/decisions", json={"vm": "web", "destination": "b"})
@@ -59,7 +60,11 @@ async def test_admissions_are_not_held_up_by_a_thousand_renewals(site: Site) -> 
 
         async def renew(n: int) -> None:
             await trio.sleep(HOUR_SECONDS * n / RELAYS)
-            await office.renew(SpiffeId(site.trust_domain, f"host-{n}"), request, "127.0.0.1")
+
+            async def judge() -> SpiffeId:
+                return SpiffeId(site.trust_domain, f"host-{n}")
+
+            await office.renew(judge, request, "127.0.0.1")
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(watch)
