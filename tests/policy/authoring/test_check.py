@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from policy.authoring.check import check_bundle
 from policy.authoring.findings import Finding
+from policy.bundle import Bundle
 from policy.bundle_files import read_bundle_files
+from policy.errors import BundleRefused
 from tests.policy.cedar_world import BANK, OUR_SCHEMA, files
 
 HEAD = '@id("p") @reason("Why.")\n'
@@ -107,3 +111,22 @@ def test_a_schema_that_is_broken_or_of_another_sealane_is_found() -> None:
 
 def test_a_thousand_faults_are_told_in_part() -> None:
     assert len(found("\n".join(MOVE.replace("Migrate", "M") + ";" for _ in range(1000)))) == 200
+
+
+TOKENS = st.sampled_from(
+    ["permit", "forbid", "(", ")", "{", "}", "[", "]", "principal", "action", "resource", "context", ",", ";", "when",
+     "unless", "true", "false", "&&", "||", "!", "==", "!=", ".", "has", "in", "zone", '"a"', "1", "@id", '("p")', "\n",
+     '@id("p") @reason("R.") permit (principal, action, resource)', "//", "?principal", '"', "\\", "Sealane::Group::"]
+)  # fmt: skip
+
+
+@given(st.lists(TOKENS, max_size=25))
+def test_whatever_has_no_error_is_loaded_and_whatever_is_loaded_has_none_of_cedars(tokens: list[str]) -> None:
+    text = " ".join(tokens)
+    errors = {each.rule for each in found(text) if each.severity == "error"}
+    try:
+        Bundle.from_files(files(text))
+    except BundleRefused:
+        assert errors
+    else:
+        assert errors <= {"name-for-sid", "name-for-id", "never-applies"}  # ours alone
