@@ -1,4 +1,8 @@
-"""Policies as Cedar's own formatter lays them out, comments kept. A second run changes nothing."""
+"""Policies as Cedar's own formatter lays them out, comments kept. A second run changes nothing.
+
+The formatter (4.14) goes to and fro between two layouts of a few expressions, so it is run twice: either of the two
+then stays as it is, and an editor that runs it once makes nothing that `fmt --check` objects to.
+"""
 
 from __future__ import annotations
 
