@@ -1,7 +1,7 @@
 """The file CA: one P-256 CA in a folder, a root or below one. Its CRL file is its only state, so nothing can disagree.
 
 ca.pem    certificate; its URI name `spiffe://<trust domain>` says which trust domain it speaks for
-ca.key    private key, 0600, in the clear or with a passphrase
+ca.key    private key, 0600, in the clear or with a passphrase, or the name of one in a token (`certs.pkcs11`)
 crl.pem   what is revoked, under a number that only grows
 root.pem  of an issuing CA only: the root above it, its CRL `root-crl.pem` as it was last brought here, and both CAs
           in `bundle.pem`
@@ -26,8 +26,16 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from certs.errors import CredentialError, IdentityError
-from certs.files import read_certificates, read_crl, read_private_key, write_atomically, write_private_key
+from certs.files import (
+    MAX_KEY_BYTES,
+    read_certificates,
+    read_crl,
+    read_private,
+    write_atomically,
+    write_private_key,
+)
 from certs.identity import ServiceId, SpiffeId, require_trust_domain
+from certs.pkcs11 import signing_key, token_key
 from certs.verification import crl_number_of
 
 CA_LIFETIME = timedelta(days=3652)
@@ -57,13 +65,23 @@ class Authority:
     def crl_file(self) -> Path:
         return self.directory / "crl.pem"
 
+    def read_published(self) -> x509.CertificateRevocationList:
+        """Its newest CRL. Raises `CredentialError`."""
+        return read_crl(self.crl_file)
+
     @classmethod
-    def create(cls, directory: Path, trust_domain: str, now: datetime, passphrase: bytes | None = None) -> Authority:
+    def create(
+        cls,
+        directory: Path,
+        trust_domain: str,
+        now: datetime,
+        passphrase: bytes | None = None,
+        token_file: Path | None = None,
+    ) -> Authority:
         """A new CA with an empty CRL, number 1. Raises `KeyFileError` if the folder holds a CA already."""
         require_trust_domain(trust_domain)
-        key = ec.generate_private_key(ec.SECP256R1())
+        key = _new_key(directory / "ca.key", passphrase, token_file)
         certificate = _root(key, trust_domain, now)
-        write_private_key(directory / "ca.key", key, passphrase)
         write_atomically(directory / "ca.pem", certificate.public_bytes(Encoding.PEM))
         authority = cls(directory, certificate, trust_domain, key)
         authority._write_crl({}, 1, now, CRL_LIFETIME)
@@ -75,6 +93,7 @@ class Authority:
         now: datetime,
         lifetime: timedelta = ISSUING_LIFETIME,
         passphrase: bytes | None = None,
+        token_file: Path | None = None,
     ) -> Authority:
         """A CA below this root, in an empty folder: it issues hosts, and its key may be where the root's must not.
 
@@ -82,9 +101,8 @@ class Authority:
         """
         if not self.is_root:
             raise CredentialError(self.directory / "ca.pem", "is no root", "make issuing CAs with the root")
-        key = ec.generate_private_key(ec.SECP256R1())
+        key = _new_key(directory / "ca.key", passphrase, token_file)
         certificate = self._issue_authority(key, now, lifetime)
-        write_private_key(directory / "ca.key", key, passphrase)
         write_atomically(directory / "ca.pem", certificate.public_bytes(Encoding.PEM))
         issuing = Authority(directory, certificate, self.trust_domain, key)
         issuing._write_crl({}, 1, now, CRL_LIFETIME)
@@ -100,7 +118,7 @@ class Authority:
         """Raises `KeyFileError` or `CredentialError`."""
         path = directory / "ca.pem"
         certificate = read_certificates(path)[0]
-        key = read_private_key(directory / "ca.key", passphrase)
+        key = signing_key(directory / "ca.key", passphrase)
         if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
             raise CredentialError(path, "does not belong to ca.key", "restore both from one backup")
         authority = cls(directory, certificate, _trust_domain_in(certificate, path), key)
@@ -242,6 +260,20 @@ class Authority:
 def _root(key: ec.EllipticCurvePrivateKey, trust_domain: str, now: datetime) -> x509.Certificate:
     name = _authority_name("host CA", key)
     return _authority(name, name, key, trust_domain, now, now + CA_LIFETIME, path_length=1).sign(key, hashes.SHA256())
+
+
+def _new_key(path: Path, passphrase: bytes | None, token_file: Path | None) -> ec.EllipticCurvePrivateKey:
+    """A key in a file of its own; or `path` names the one that `token_file` names, which is in its token already."""
+    if token_file is None:
+        key = ec.generate_private_key(ec.SECP256R1())
+        write_private_key(path, key, passphrase)
+        return key
+    named = read_private(token_file, MAX_KEY_BYTES)
+    found = token_key(token_file, named)
+    if path.exists():
+        raise CredentialError(path, "exists", "move the old key away first if it is no longer needed")
+    write_atomically(path, named, 0o600)
+    return found
 
 
 def _authority_name(kind: str, key: ec.EllipticCurvePrivateKey) -> x509.Name:

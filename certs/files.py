@@ -48,7 +48,7 @@ def read_private_key(path: Path, passphrase: bytes | None = None) -> PrivateKeyT
     What is checked is what was opened, so that nothing can be swapped in between; O_NONBLOCK, so that a pipe
     laid in its place is refused and not waited for. Raises `KeyFileError`.
     """
-    data = _read_private(path, MAX_KEY_BYTES)
+    data = read_private(path, MAX_KEY_BYTES)
     begins = _PKCS8 if passphrase is None else _ENCRYPTED
     if not data.lstrip().startswith(begins):
         wanted, remedy = (
@@ -66,7 +66,7 @@ def read_private_key(path: Path, passphrase: bytes | None = None) -> PrivateKeyT
 
 def read_passphrase(path: Path) -> bytes:
     """The one line of a file that only its owner can read (a systemd credential is one). Raises `KeyFileError`."""
-    passphrase = _read_private(path, 4096).removesuffix(b"\n")
+    passphrase = read_private(path, 4096).removesuffix(b"\n")
     if len(passphrase) < MIN_PASSPHRASE_BYTES or b"\n" in passphrase:
         raise KeyFileError(
             path, f"is not one line of at least {MIN_PASSPHRASE_BYTES} characters", "write a long passphrase into it"
@@ -74,7 +74,8 @@ def read_passphrase(path: Path) -> bytes:
     return passphrase
 
 
-def _read_private(path: Path, limit_bytes: int) -> bytes:
+def read_private(path: Path, limit_bytes: int) -> bytes:
+    """What is in a file that only its owner can read. Raises `KeyFileError`."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:

@@ -62,10 +62,11 @@ def init(  # noqa: PLR0913, PLR0917 - what differs between sites
     gateway_ips: Sequence[str],
     now: datetime,
     passphrase: bytes | None = None,
+    token_file: Path | None = None,
 ) -> bool:
     """Make `directory`, whole or not at all; False if a CA of this trust domain is there: it is never touched.
 
-    `passphrase`: of the CA's key alone. Raises `CertificateError`.
+    `passphrase`, `token_file`: of the CA's key alone. Raises `CertificateError`.
     """
     directory = directory.resolve()
     if (directory / "ca.pem").exists() and trust_domain_of(directory / "ca.pem") == trust_domain:
@@ -78,7 +79,7 @@ def init(  # noqa: PLR0913, PLR0917 - what differs between sites
     staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
     try:
         staging.chmod(0o755)
-        authority = Authority.create(staging, trust_domain, now, passphrase)
+        authority = Authority.create(staging, trust_domain, now, passphrase, token_file)
         gateway = staging / "gateway"
         gateway.mkdir()
         (staging / "hosts").mkdir()
@@ -103,7 +104,12 @@ def init(  # noqa: PLR0913, PLR0917 - what differs between sites
 
 
 def init_issuing(
-    root: Path, directory: Path, now: datetime, passphrase: bytes | None = None, own_passphrase: bytes | None = None
+    root: Path,
+    directory: Path,
+    now: datetime,
+    passphrase: bytes | None = None,
+    own_passphrase: bytes | None = None,
+    token_file: Path | None = None,
 ) -> bool:
     """Make an issuing CA below `root` in `directory`; False if one is there. `own_passphrase` is of the new key.
 
@@ -114,7 +120,7 @@ def init_issuing(
         Authority.load(directory, own_passphrase)
         return False
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    Authority.load(root, passphrase).create_issuing(directory, now, passphrase=own_passphrase)
+    Authority.load(root, passphrase).create_issuing(directory, now, passphrase=own_passphrase, token_file=token_file)
     return True
 
 

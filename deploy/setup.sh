@@ -25,12 +25,14 @@ libvirt="libvirtd=libvirt-daemon virsh=libvirt-clients ip=iproute2 unshare=util-
 libvirt="$libvirt /usr/lib/$(uname -m)-linux-gnu/libvirt/connection-driver/libvirt_driver_qemu.so=libvirt-daemon-driver-qemu"
 # What the packages of this project are checked by: units, AppArmor profile, SELinux module.
 packaging="dpkg-deb=dpkg systemd-analyze=systemd apparmor_parser=apparmor checkmodule=checkpolicy semodule_package=semodule-utils"
+# Keys in PKCS#11 tokens.
+tokens="softhsm2-util=softhsm2 pkcs11-tool=opensc"
 # A library that makes system calls fail, for the log's tests (tests/gateway/faulty_disk.c).
 compiler="gcc=gcc /usr/include/stdio.h=libc6-dev"
 case $goal in
 check) tools="" ;;
 demo) tools=$guests ;;
-test) tools="$guests $directory $issuer $receivers $search $libvirt $packaging $compiler $outsiders socat=socat" ;;
+test) tools="$guests $directory $issuer $receivers $search $libvirt $packaging $compiler $outsiders $tokens socat=socat" ;;
 bench) tools="$guests $libvirt $directory $receivers $search haproxy=haproxy stunnel4=stunnel4 socat=socat" ;;
 *) die "unknown goal '$goal': use check, demo, test or bench" ;;
 esac

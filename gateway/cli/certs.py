@@ -30,6 +30,12 @@ PassphraseOption = Annotated[
     Path | None,
     typer.Option("--passphrase-file", metavar="FILE", help="Where the passphrase of the CA's key is, mode 0600."),
 ]
+TokenOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--pkcs11", metavar="FILE", help="TOML naming the CA's key in a PKCS#11 token, instead of a new file."
+    ),
+]
 DirectoryArgument = Annotated[Path, typer.Argument(metavar="DIR", help="The CA's folder.")]
 
 
@@ -73,6 +79,7 @@ def init(  # noqa: PLR0913, PLR0917 - its options
         typer.Option("--ip", metavar="ADDRESS", help="IP address of the gateway; repeat it. Default: 127.0.0.1."),
     ] = None,
     passphrase_file: PassphraseOption = None,
+    pkcs11: TokenOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make a CA, the gateway's TLS certificate and its permit and log keys. Run again, it changes nothing.
@@ -88,7 +95,7 @@ def init(  # noqa: PLR0913, PLR0917 - its options
     origin = log_origin or f"{trust_domain}/audit"
     with _said_plainly():
         made = layout.init(
-            directory, trust_domain, origin, names, addresses, datetime.now(UTC), _passphrase(passphrase_file)
+            directory, trust_domain, origin, names, addresses, datetime.now(UTC), _passphrase(passphrase_file), pkcs11
         )
     if as_json:
         outcome = "created" if made else "exists"
@@ -114,6 +121,7 @@ def init_issuing(
         typer.Option("--root-passphrase-file", metavar="FILE", help="Where the passphrase of the root's key is."),
     ] = None,
     passphrase_file: PassphraseOption = None,
+    pkcs11: TokenOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make a CA below the root, which issues and revokes hosts; the root's key may then go offline.
@@ -128,7 +136,7 @@ def init_issuing(
 
     with _said_plainly():
         own = _passphrase(passphrase_file)
-        made = layout.init_issuing(root, directory, datetime.now(UTC), _passphrase(root_passphrase_file), own)
+        made = layout.init_issuing(root, directory, datetime.now(UTC), _passphrase(root_passphrase_file), own, pkcs11)
     if as_json:
         print_json({"outcome": "created" if made else "exists", "directory": str(directory), "root": str(root)})
     elif made:
@@ -241,7 +249,7 @@ def check(directory: DirectoryArgument, as_json: JsonOption = False) -> None:
 
     now = datetime.now(UTC)
     found = [
-        *(key_finding(path) for path in sorted(directory.glob("**/*.key")) if not _is_encrypted(path)),
+        *(key_finding(path) for path in sorted(directory.glob("**/*.key")) if not _is_elsewhere(path)),
         *(
             each
             for path in sorted(directory.glob("**/*.pem"))
@@ -263,8 +271,9 @@ def check(directory: DirectoryArgument, as_json: JsonOption = False) -> None:
         raise typer.Exit(1)
 
 
-def _is_encrypted(path: Path) -> bool:
-    return path.read_bytes().lstrip().startswith(b"-----BEGIN ENCRYPTED")
+def _is_elsewhere(path: Path) -> bool:
+    """With a passphrase, or in a token: whether it can be used is shown by using it."""
+    return not path.read_bytes().lstrip().startswith(b"-----BEGIN PRIVATE")
 
 
 @app.command("show")

@@ -89,6 +89,7 @@ class Office:
         self._failing = Throttle(10, 3.0, monotonic)
         self._renewing = Throttle(6, 300.0, monotonic)
         self._one = trio.CapacityLimiter(1)  # SQLite's and the CRL's only thread
+        self._signing = trio.CapacityLimiter(2)
         self._writer = Writer(register, self._one)
         self._revocations: Counter[str] = Counter()
         self._revoking: Counter[str] = Counter()
@@ -119,7 +120,7 @@ class Office:
             revocations = self._revocations_of(token.host)
             key = requested_key(request)
             key_sha256 = public_key_sha256(key)
-            chain = self._issue(token.host, key, now)
+            chain = await self._issue(token.host, key, now)
             issued = _issued(token.host, chain)
             if not await self._writer.write(Spend(sha256, key_sha256, issued, int(now.timestamp()))):
                 raise EnrolmentRefused("the token was used already, for another key", code="token_used")
@@ -160,7 +161,7 @@ class Office:
             key = requested_key(request)
         except CredentialError as error:
             raise RequestRefused(str(error)) from error
-        chain = self._issue(host.name, key, now)
+        chain = await self._issue(host.name, key, now)
         await self._writer.write(Note(_issued(host.name, chain)))
         details = {"client_address": address, **_certificate_facts(chain[0], public_key_sha256(key))}
         await self._gate.recorder.append(
@@ -301,9 +302,11 @@ class Office:
             )
         return facts
 
-    def _issue(self, name: str, key: Any, now: datetime) -> list[x509.Certificate]:
+    async def _issue(self, name: str, key: Any, now: datetime) -> list[x509.Certificate]:
         try:
-            return self._authority.issue_host(name, key, now, self.terms.host_lifetime)
+            # In a thread: a key in a token takes its time.
+            issue = partial(self._authority.issue_host, name, key, now, self.terms.host_lifetime)
+            return await trio.to_thread.run_sync(issue, limiter=self._signing)
         except CertificateError as error:
             log.error("no certificate can be issued", error=str(error))
             raise AuthorityFailed("the certificate authority cannot issue now") from error

@@ -1,0 +1,158 @@
+"""Keys that never leave a PKCS#11 token, used through OpenSC's `pkcs11-tool`: no native module in our processes.
+
+A key is named by a TOML file of mode 0600 in the place of the key's own:
+
+    module = "/usr/lib/softhsm/libsofthsm2.so"
+    token = "sealane"                  # label of the token
+    id = "01"                          # CKA_ID of the key pair, hex
+    pin_file = "/etc/sealane/pin"      # one line, 0600
+
+P-256 only, what `certs.authority` signs with. A signature costs a process and a login, some tens of milliseconds.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final, NoReturn
+
+import msgspec
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
+from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
+from cryptography.hazmat.primitives.serialization import load_der_public_key
+from msgspec import Meta
+
+from certs.errors import UNREADABLE, KeyFileError
+from certs.files import MAX_KEY_BYTES, read_private, read_private_key
+
+TOOL: Final = "pkcs11-tool"
+SECONDS: Final = 20.0
+_PIN_VARIABLE: Final = "SEALANE_PKCS11_PIN"
+
+
+class TokenTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    module: Annotated[str, Meta(pattern=r"^/[!-~]+\Z", max_length=1024)]
+    token: Annotated[str, Meta(pattern=r"^[^\-\x00-\x1f][^\x00-\x1f]{0,31}\Z")]
+    id: Annotated[str, Meta(pattern=r"^([0-9a-f]{2}){1,32}\Z")]
+    pin_file: Annotated[str, Meta(pattern=r"^/[^\x00-\x1f]+\Z", max_length=1024)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Token:
+    path: Path
+    table: TokenTable
+    pin: str
+
+    def run(self, *arguments: str, output: Path) -> None:
+        """Raises `KeyFileError`. The PIN goes by the environment: every user of the machine can read arguments."""
+        table = self.table
+        command = [TOOL, "--module", table.module, "--token-label", table.token, "--id", table.id]
+        command += ["--output-file", str(output), *arguments]
+        environment = {**os.environ, _PIN_VARIABLE: self.pin}
+        try:
+            done = subprocess.run(command, env=environment, capture_output=True, timeout=SECONDS, check=False)
+        except FileNotFoundError:
+            raise KeyFileError(self.path, f"{TOOL} is not installed", "install OpenSC") from None
+        except subprocess.TimeoutExpired:
+            raise KeyFileError(self.path, "the token does not answer", "look at the PKCS#11 module") from None
+        if done.returncode != 0 or not output.exists() or output.stat().st_size == 0:
+            raise KeyFileError(self.path, "the token has not done it", "check module, token label, id and PIN")
+
+
+class TokenKey(ec.EllipticCurvePrivateKey):
+    """A private key on P-256 that only its token has."""
+
+    def __init__(self, token: _Token, public: ec.EllipticCurvePublicKey) -> None:
+        self._token = token
+        self._public = public
+
+    def sign(self, data: Any, signature_algorithm: ec.EllipticCurveSignatureAlgorithm) -> bytes:
+        """DER, as `cryptography` gives it; verified here, so that a broken token cannot make us publish nonsense."""
+        algorithm = signature_algorithm.algorithm
+        digest = bytes(data) if isinstance(algorithm, Prehashed) else _digest(bytes(data), algorithm)
+        with tempfile.TemporaryDirectory(prefix="sealane-sign-") as folder:
+            given, made = Path(folder, "digest"), Path(folder, "signature")
+            given.write_bytes(digest)
+            self._token.run(
+                "--sign", "--mechanism", "ECDSA", "--signature-format", "openssl", "--login",
+                "--pin", f"env:{_PIN_VARIABLE}", "--input-file", str(given), output=made,
+            )  # fmt: skip
+            signature = made.read_bytes()
+        try:
+            self._public.verify(signature, bytes(data), signature_algorithm)
+        except InvalidSignature:
+            raise KeyFileError(self._token.path, "the token signs with another key", "look at its objects") from None
+        return signature
+
+    def public_key(self) -> ec.EllipticCurvePublicKey:
+        return self._public
+
+    @property
+    def curve(self) -> ec.EllipticCurve:
+        return self._public.curve
+
+    @property
+    def key_size(self) -> int:
+        return self._public.key_size
+
+    def exchange(self, algorithm: Any, peer_public_key: Any) -> NoReturn:  # noqa: ARG002 - the base's
+        raise TypeError("this key signs and does nothing else")
+
+    def private_numbers(self) -> NoReturn:
+        raise TypeError("this key does not leave its token")
+
+    def private_bytes(self, encoding: Any, format: Any, encryption_algorithm: Any) -> NoReturn:  # noqa: A002, ARG002 - the base's
+        raise TypeError("this key does not leave its token")
+
+    def __copy__(self) -> TokenKey:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> TokenKey:
+        return self
+
+
+def signing_key(path: Path, passphrase: bytes | None = None) -> PrivateKeyTypes:
+    """The key of a file, or the one of a token that the file names. Raises `KeyFileError`."""
+    data = read_private(path, MAX_KEY_BYTES)
+    if data.lstrip().startswith(b"-----BEGIN"):
+        return read_private_key(path, passphrase)
+    return token_key(path, data)
+
+
+def token_key(path: Path, data: bytes) -> TokenKey:
+    """The key that the TOML `data` of `path` names. Raises `KeyFileError`."""
+    try:
+        table = msgspec.convert(tomllib.loads(data.decode()), TokenTable)
+    except (msgspec.ValidationError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise KeyFileError(path, f"does not name a PKCS#11 key: {error}", "correct it") from None
+    token = _Token(path, table, _pin(Path(table.pin_file)))
+    with tempfile.TemporaryDirectory(prefix="sealane-key-") as folder:
+        made = Path(folder, "public")
+        token.run("--read-object", "--type", "pubkey", output=made)
+        try:
+            public = load_der_public_key(made.read_bytes())
+        except UNREADABLE:
+            raise KeyFileError(path, "the token's public key cannot be read", "make an EC P-256 pair") from None
+    if not isinstance(public, ec.EllipticCurvePublicKey) or not isinstance(public.curve, ec.SECP256R1):
+        raise KeyFileError(path, "the token's key is not EC P-256", "make such a pair in the token")
+    return TokenKey(token, public)
+
+
+def _pin(path: Path) -> str:
+    pin = read_private(path, 256).removesuffix(b"\n")
+    if not 4 <= len(pin) <= 64 or not pin.isascii() or not pin.decode().isprintable():
+        raise KeyFileError(path, "does not hold a PIN on one line", "write it there")
+    return pin.decode()
+
+
+def _digest(data: bytes, algorithm: hashes.HashAlgorithm) -> bytes:
+    context = hashes.Hash(algorithm)
+    context.update(data)
+    return context.finalize()
