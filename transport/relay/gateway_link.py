@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import ssl
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from dataclasses import replace
 from typing import Annotated
 
@@ -119,6 +120,21 @@ class NewsDesk:
             self._latest = None
             await self._link.tell(self._migration_id, news)
         self._is_telling = False
+
+
+class _Whole(httpx.AsyncByteStream):
+    """A body in one piece. httpx's own is a generator, which is left behind where the request is cut off within it."""
+
+    def __init__(self, body: bytes) -> None:
+        self._body: list[bytes] = [body]
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if not self._body:
+            raise StopAsyncIteration
+        return self._body.pop()
 
 
 class GatewayLink:
@@ -306,7 +322,9 @@ class GatewayLink:
         answer = bytearray()
         try:
             headers = {"content-type": "application/json"}
-            async with self._client.stream("POST", path, content=body, headers=headers) as response:
+            request = self._client.build_request("POST", path, content=body, headers=headers)
+            request.stream = _Whole(body)
+            async with aclosing(await self._client.send(request, stream=True)) as response:
                 if response.status_code in _NEVER:
                     raise GatewayRefuses(f"{path}: the gateway answers {response.status_code}", response.status_code)
                 if response.status_code // 100 != 2:
