@@ -166,7 +166,7 @@ if [ "$goal" = test ]; then
         newer=golang.org/toolchain@v0.0.1-go1.24.13.linux-$arch
         newer_go=$(go env GOMODCACHE)/$newer/bin/go
         if [ ! -x "$newer_go" ]; then
-            say "fetching Go 1.24 for the client of tests/interop_tiles (75 MB, once)"
+            say "fetching Go 1.24 for tests/interop_tiles and tests/interop (75 MB, once)"
             (cd / && GO111MODULE=on GOFLAGS= go mod download "$newer" >&2) || die "go could not fetch $newer: check the network or GOPROXY"
             chmod +x "$(dirname "$newer_go")"/* "$(dirname "$newer_go")"/../pkg/tool/*/*
         fi

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -18,12 +17,12 @@ from audit.tiles import TILE_WIDTH, number_path, tile_path
 from tests.audit.disks import FastDisk
 from tests.audit.samples import OTHER_SIGNER, SIGNER, one, with_permit
 from tests.gateway.conftest import Running
+from tests.go_tools import run_go
 
 pytestmark = [pytest.mark.real, pytest.mark.whole]
 
 SOURCES = Path(__file__).parents[1] / "interop_go"
 TILES_SOURCES = Path(__file__).parents[1] / "interop_tiles"
-NEWER_GO = "golang.org/toolchain@v0.0.1-go1.24.13.linux-{arch}/bin/go"  # as deploy/setup.sh fetches it
 SIZE = 256 * 5 + 77
 
 
@@ -42,21 +41,8 @@ def interop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiles_client(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The Go program around torchwood's client, built from sources and the modules that go.sum pins."""
     program = tmp_path_factory.mktemp("go") / "tiles"
-    command = [newer_go(), "build", "-mod=readonly", "-buildvcs=false", "-o", str(program), "."]
-    environment = {**os.environ, "GOWORK": "off", "GOTOOLCHAIN": "local", "GOROOT": ""}
-    subprocess.run(command, cwd=TILES_SOURCES, check=True, timeout=500, env=environment)
+    run_go(TILES_SOURCES, "build", "-mod=readonly", "-buildvcs=false", "-o", str(program), ".")
     return program
-
-
-def newer_go() -> str:
-    """Go 1.24 or newer: the system's, or the one that `make test` has fetched."""
-    asked = subprocess.run(
-        ["go", "env", "GOVERSION", "GOARCH", "GOMODCACHE"],
-        capture_output=True, text=True, check=True, timeout=60,
-    )  # fmt: skip
-    version, arch, cache = asked.stdout.split()
-    found = re.match(r"go1\.(\d+)", version)
-    return "go" if found and int(found[1]) >= 24 else str(Path(cache) / NEWER_GO.format(arch=arch))
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,3 @@
+module sealane.example/interop
+
+go 1.24.0
