@@ -20,8 +20,7 @@ var (
 	codeText    = regexp.MustCompile(`^[a-z_]{1,40}$`)
 )
 
-// message is a control message whose members are what the document allows for its type: exactly one of each kind of
-// value is meaningful, by kind.
+// message is a control message whose members are what the document allows for its type.
 type message struct {
 	kind    string
 	members map[string]any // strings, json.Numbers, bools, slices and maps, as decoded

@@ -267,9 +267,9 @@ func (s *session) runLane() error {
 	if _, err := connection.Write(bytes.Join(frames, nil)); err != nil {
 		return err
 	}
-	_, err := io.Copy(io.Discard, connection) // S closes it when the session is over
-	if err != nil && !errors.Is(err, net.ErrClosed) {
-		return nil // what was to come has come: its end is the control connection's business
+	// S closes the lane when the session is over; until then nothing may follow its fin.
+	if n, _ := connection.Read(make([]byte, 1)); n > 0 {
+		return violation("bytes after fin")
 	}
 	return nil
 }
