@@ -47,6 +47,16 @@ class Whole:
         said = self.sealane("login", "--user", username, "--password-file", str(password))
         assert said["outcome"] != "error", said
 
+    def wait_settled(self) -> None:
+        """Until the gateway waits no more for the receipt of host b, which cannot reach it."""
+        asked = [str(SEALANE), "audit", "query", "kind:migration.decision outcome:allowed", "--log", str(self.site.log)]
+        done = subprocess.run([*asked, "--format", "jsonl"], capture_output=True, text=True, timeout=60, check=False)
+        for line in done.stdout.splitlines():
+            found = json.loads(line)
+            migration = str(found.get("record", found)["migration_id"])
+            is_over = lambda of=migration: self.sealane("migration", "show", of)["outcome"] is not None  # noqa: E731
+            wait_for(is_over, "the end of an earlier migration")
+
 
 def relay_toml(site: Site, host: Host) -> str:
     plain = site.relay_config(host.name).read_text()
@@ -180,11 +190,14 @@ def test_the_gateway_is_away_and_the_caller_hears_so(whole: Whole) -> None:
 def test_the_front_leads_to_the_hosts_of_the_address_book(whole: Whole) -> None:
     """Nobody wrote host b into host a's file: its socket and its loopback address come from the gateway's inventory."""
     pair = whole.pair
-    said = (pair.a.base / "front" / "hosts").read_text()
+    hosts = pair.a.base / "front" / "hosts"
+    wait_for(hosts.exists, "the address book of the gateway")
+    said = hosts.read_text()
     address = next(line.split()[0] for line in said.splitlines() if line.endswith(" b"))
     assert not (pair.a.base / "front" / "a").exists()
     guest = pair.guest(pair.a, known=WEB)
     whole.sign_in("alice")
+    whole.wait_settled()
     announced = whole.sealane(
         "session", "start", "web", "--reason", "CHG-9", "--socket", str(pair.a.base / "session.sock")
     )
@@ -201,6 +214,7 @@ def test_sealane_migrate_moves_a_domain_by_its_name_and_shows_its_receipt(whole:
     pair = whole.pair
     guest = pair.guest(pair.a, known=WEB)
     whole.sign_in("alice")
+    whole.wait_settled()
     wait_for(lambda: is_reported(whole, "a"), "the gateway knows from the relay that libvirt of host a has it")
     said = whole.sealane("migrate", "web", "--to", "b", "--reason", "CHG-10")
     assert said["outcome"] == "completed", said
@@ -252,6 +266,7 @@ def test_a_source_relay_that_was_taken_over_gains_nothing_and_is_on_record(whole
         program = [sys.executable, "-c", HOSTILE, LEDGER.uuid, WEB.uuid, "relay", "serve", "--config", config]
         hostile = run_service(stack, pair.b, log, program)
         whole.sign_in("alice")
+        whole.wait_settled()
         wait_for(lambda: is_reported(whole, "b"), "the gateway knows that host b has it")
         socket = str(pair.b.base / "session.sock")
         said = whole.sealane("session", "start", WEB.uuid, "--reason", "CHG-11", "--socket", socket)
