@@ -115,10 +115,9 @@ class Destination:
         """
         said_bye = may_go_on = False
         with trio.CancelScope() as scope:
-            await session.take_connection(scope)
+            if not await session.take_connection(scope, offer.attempt):
+                return
             try:
-                if offer.attempt != session.attempt:
-                    return  # a newer one waits for its turn
                 session.facts.peer, session.facts.own_leaf_sha256 = ends
                 session.facts.connections += 1
                 if session.only_settles:

@@ -91,14 +91,20 @@ class DestinationSession:
                 raise ProtocolViolation("the guest came after its session had been settled")
             await self.host.enter(self.journal, "loaded", **facts)
 
-    async def take_connection(self, scope: trio.CancelScope) -> None:
-        """The session's older connection, if any, is closed and all of its tasks have ended when this returns."""
-        while self._connection is not None:  # again, if another newer connection was quicker
+    async def take_connection(self, scope: trio.CancelScope, attempt: int) -> bool:
+        """The session's older connection, if any, is closed and all of its tasks have ended when this returns.
+
+        False, and nothing was touched, where a newer attempt is there: an older one that comes late ends no newer one.
+        """
+        while attempt == self.attempt and self._connection is not None:
             self._connection.cancel()
             await self._connection_closed.wait()
+        if attempt != self.attempt:
+            return False
         self._connection = scope
         self._connection_closed = trio.Event()
         self._returned.set()
+        return True
 
     def leave_connection(self) -> None:
         self._connection = None
