@@ -52,7 +52,7 @@ class Talk:
 
 
 async def talk(
-    pair: Pair, network: Reached, path: Path, talk: Talk, disturb: Callable[[Talk], Any], seconds: float = 60
+    pair: Pair, network: Reached, path: Path, talk: Talk, disturb: Callable[[Talk], Any], seconds: float = 90
 ) -> None:
     """Say `forth` and `back` at once, both to their ends, while `disturb` does what it likes with the network."""
     listener = listen(pair.site)
@@ -120,7 +120,7 @@ async def test_a_stream_goes_on_where_it_was_after_each_kind_of_cut(pair: Pair, 
     async def disturb(said: Talk) -> None:
         nonlocal cuts
         for share in (0.2, 0.6):
-            await until(lambda share=share: said.sizes["forth"] > share * len(said.forth), 30)  # type: ignore[misc]
+            await until(lambda share=share: said.sizes["forth"] > share * len(said.forth), 80)  # type: ignore[misc]
             cuts += bool(WAYS[way](network))
 
     async with network_to(split_address(pair.address, "relay")) as network:
