@@ -18,6 +18,7 @@ import trio
 
 from transport.errors import ConnectionBroken, LocalBroken, ProtocolViolation
 from transport.relay.bandwidth import Pace
+from transport.relay.tcp import is_broken
 from transport.wire.frames import (
     HEADER_BYTES,
     MAX_FRAME_BYTES,
@@ -35,6 +36,8 @@ _FRAMES_PER_CHECKPOINT = 16
 # 1.33 times without it. Only where the last frame was large: a lone request on the way back is never kept waiting.
 _BULK_BYTES = 64 * 1024
 _MORE_SECONDS = 0.001
+_WATCH_SECONDS = 1.0
+_HELD_SECONDS = 10.0
 
 
 PortName = Literal["memory", "disks", "libvirt"]
@@ -83,7 +86,7 @@ class Channel:
     pace: Pace | None = None
     broke: str = ""
     last_filled: int = 0
-    _has_room: trio.Event = field(default_factory=trio.Event)
+    _was_acknowledged: trio.Event = field(default_factory=trio.Event)
 
     @property
     def has_ended(self) -> bool:
@@ -97,13 +100,17 @@ class Channel:
 
     def acknowledge(self, count: int) -> None:
         self.window.acknowledge(count)
-        self._has_room.set()
+        self._was_acknowledged.set()
+
+    async def wait_acknowledged(self) -> None:
+        """Until the peer acknowledges something."""
+        self._was_acknowledged = trio.Event()
+        await self._was_acknowledged.wait()
 
     async def room(self) -> memoryview:
         """Where to read to; waits for the peer's acknowledgements while there is none."""
         while not (room := self.window.room()):
-            self._has_room = trio.Event()
-            await self._has_room.wait()
+            await self.wait_acknowledged()
         return room if self.pace is None else room[: self.pace.frame_bytes]
 
 
@@ -115,9 +122,46 @@ async def carry_channel(channel: Channel, lane: socket.socket, sealer: LaneSeale
     """
     with lane:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_seal_direction, channel, lane, sealer)
+            nursery.start_soon(_seal_watched, channel, lane, sealer)
             nursery.start_soon(_open_direction, channel, lane, opener)
+        await _until_held(channel, lane)
     channel.local.close()
+
+
+async def _until_held(channel: Channel, lane: socket.socket) -> None:
+    """Both directions have ended, but what was sent last may be lost on its way yet: nobody else would notice.
+
+    A peer that says nothing for `_HELD_SECONDS` is asked on another connection, whose Answer tells what it holds.
+    """
+    window = channel.window
+    while not window.is_held:
+        known = window.base
+        with trio.move_on_after(_HELD_SECONDS) as patience:
+            while window.base == known:
+                if is_broken(lane):
+                    raise ConnectionBroken("a lane was reset")
+                with trio.move_on_after(_WATCH_SECONDS):
+                    await channel.wait_acknowledged()
+        if patience.cancelled_caught:
+            raise ConnectionBroken("the peer does not say that it has the last frames of a lane")
+
+
+async def _seal_watched(channel: Channel, lane: socket.socket, sealer: LaneSealer) -> None:
+    """Seal, and notice a lane that was reset also while there is nothing to read from it and no room to send.
+
+    Then the peer, whose end may be half open, waits for frames and this end for acknowledgements, for ever.
+    """
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_watch, lane)
+        await _seal_direction(channel, lane, sealer)
+        nursery.cancel_scope.cancel()
+
+
+async def _watch(lane: socket.socket) -> None:
+    """`ConnectionBroken` once the kernel has given the lane up."""
+    while not is_broken(lane):
+        await trio.sleep(_WATCH_SECONDS)
+    raise ConnectionBroken("a lane was reset")
 
 
 async def _seal_direction(channel: Channel, lane: socket.socket, sealer: LaneSealer) -> None:

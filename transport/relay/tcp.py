@@ -53,3 +53,8 @@ def _round_trip_us(sock: socket.socket | trio.socket.SocketType) -> int:
     """The kernel's own measure of a connected socket (tcpi_rtt of struct tcp_info, linux/tcp.h), microseconds."""
     information = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _RTT_AT + 4)
     return int.from_bytes(information[_RTT_AT : _RTT_AT + 4], sys.byteorder)
+
+
+def is_broken(sock: socket.socket) -> bool:
+    """Whether the connection was reset or timed out, without reading from it or writing to it."""
+    return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0

@@ -70,6 +70,11 @@ class SendWindow:
         return self.closed_by is not None and self.sent == self.next_seq
 
     @property
+    def is_held(self) -> bool:
+        """Nothing is left that might have to be sent again."""
+        return not self._frames
+
+    @property
     def is_acknowledged(self) -> bool:
         """The last frame has been written by the peer to its own hypervisor."""
         return self.closed_by is not None and self.acked == self.next_seq

@@ -21,6 +21,7 @@ from tests.transport.relay.cutter import Network, network_to
 from tests.transport.relay.test_carriage import VM, dial, listen
 from tests.transport.site import Site
 from transport.relay.config import split_address
+from transport.relay.news import News
 from transport.wire import frames
 
 pytestmark = pytest.mark.whole
@@ -129,6 +130,38 @@ async def test_a_stream_goes_on_where_it_was_after_each_kind_of_cut(pair: Pair, 
     assert said.state == "completed"
     assert is_whole(said)
     assert cuts == 2
+
+
+async def test_what_was_sent_last_and_lost_on_its_way_is_sent_again(
+    pair: Pair, short_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The source has sent all and heard all; what is still under way goes, and the destination hears of nothing."""
+    monkeypatch.setattr("transport.relay.lane._HELD_SECONDS", 0.5)
+    data, path, ended = random.Random(3).randbytes(3_000_000), short_path / "in.sock", trio.Event()
+    news: list[News] = []
+
+    async def carry() -> None:
+        news.append(await pair.carry(pair.site.permit(vm=VM), path))
+
+    async def send(stream: trio.SocketStream) -> None:
+        await stream.send_all(data)
+        await stream.send_eof()
+        assert await stream.receive_some(1) == b""  # the other direction has ended before
+        ended.set()
+
+    with trio.fail_after(60):
+        async with network_to(split_address(pair.address, "relay")) as network, listen(pair.site) as listener:
+            pair.address = network.address
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(carry)
+                async with await dial(path) as source, await listener.accept() as destination:
+                    await destination.send_eof()
+                    nursery.start_soon(send, source)
+                    await ended.wait()
+                    assert network.cut_near("lane") == 1
+                    assert b"".join([chunk async for chunk in destination]) == data
+            assert network.controls >= 2
+    assert news[0].state == "completed"
 
 
 async def test_random_cuts_under_load_lose_nothing_and_repeat_no_nonce(
