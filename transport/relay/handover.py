@@ -8,84 +8,26 @@ after D's durable `discarded`; S ends its hypervisor only after D's durable `run
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 
 import structlog
 import trio
 
-from certs.tls import ControlPeer
-from policy.permit import VerifiedPermit
 from transport.errors import OfferRefused, RefusalCode, TransportError
-from transport.hypervisors.errors import HypervisorError, MigrationCancelled
-from transport.hypervisors.moving import PLAIN, Movement
+from transport.hypervisors.errors import HypervisorError
 from transport.relay.dialling import offered
 from transport.relay.ends import SourceEnd
-from transport.relay.failures import SessionError, cause_of
-from transport.relay.host import RelayHost, now
+from transport.relay.failures import cause_of
+from transport.relay.host import now
 from transport.relay.news import News, Tell
 from transport.relay.receipts import (
-    ReceiptFacts,
     make_receipt,
     receipt_for_gateway,
-    receipt_sha256,
-    verify_peer_receipt,
 )
-from transport.relay.spool import SessionJournal
+from transport.relay.source_session import SourceSession, exchange_receipts_as_source
 from transport.wire.messages import Bye, Cancel, Handover, Outcome, Receipt
 
 log = structlog.get_logger("sealane.relay")
 _MAX_PAUSE_SECONDS = 60.0
-
-
-@dataclass(slots=True)
-class SourceSession:
-    """What S knows of one session while it runs. Its journal holds what must outlive the process."""
-
-    host: RelayHost
-    permit: VerifiedPermit
-    address: str
-    journal: SessionJournal
-    facts: ReceiptFacts
-    movement: Movement = PLAIN
-    outcome: str = "failed"
-    message: str = ""
-    was_answered: bool = False
-    is_offered: bool = False  # D may know it, although it has not answered
-    is_reconnecting: bool = False  # its connection was lost and another is being made: nothing but time passes
-    _attempt: int = -1
-
-    @property
-    def session_id(self) -> str:
-        return str(self.journal.facts["session_id"])
-
-    def next_attempt(self) -> int:
-        """Strictly increasing over the session's connections, restarts included: seconds since the epoch for those."""
-        self._attempt = self._attempt + 1 if self._attempt >= 0 or not self.is_recovered else int(now().timestamp())
-        return self._attempt
-
-    @property
-    def is_recovered(self) -> bool:
-        return self.journal.facts.get("recovered") is True
-
-    async def note_accepted(self) -> None:
-        """D has all of the guest, and whoever moves it here is about to hear so: durable before they do."""
-        await self.host.enter(self.journal, "accepted")
-
-    def answered(self, peer: ControlPeer, own_leaf_sha256: bytes) -> None:
-        """`own_leaf_sha256`: of the certificate on this very connection, by whose key the peer knows a receipt."""
-        self.was_answered = True
-        self.facts.peer = peer
-        self.facts.own_leaf_sha256 = own_leaf_sha256
-        self.facts.connections += 1
-
-    def fail(self, cause: SessionError) -> None:
-        self.outcome = "cancelled" if isinstance(cause, MigrationCancelled) else "failed"
-        self.message = str(cause)
-        log.warning("session broke", session=self.session_id, vm=self.permit.claims.vm, cause=str(cause))
-
-    async def decided(self, outcome: str) -> None:
-        """Durably note what D chose."""
-        await self.host.enter(self.journal, f"outcome-{outcome}")
 
 
 async def settle_source(session: SourceSession, end: SourceEnd, tell: Tell) -> None:
@@ -120,20 +62,6 @@ async def close_source(session: SourceSession, tell: Tell) -> News:
     news = News(session.outcome, None, session.facts.downtime_ms, session.message)
     await tell(news)
     return news
-
-
-async def exchange_receipts_as_source(session: SourceSession, ask: Callable[[Receipt], Awaitable[Receipt]]) -> None:
-    """Send ours, take D's. Each end keeps its own in any case: a break here loses only the cross-reference."""
-    facts = session.facts
-    facts.outcome = _receipt_outcome(session)
-    theirs = await ask(make_receipt(facts, session.host.identity.of_session(facts.own_leaf_sha256), now()))
-    if facts.peer is not None:
-        verify_peer_receipt(theirs, facts.peer)
-        facts.peer_receipt_sha256 = receipt_sha256(theirs)
-
-
-def _receipt_outcome(session: SourceSession) -> str:
-    return "completed" if session.journal.state == "outcome-running" else session.outcome
 
 
 async def _give_up_or_away(session: SourceSession, end: SourceEnd) -> None:

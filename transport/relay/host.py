@@ -31,22 +31,16 @@ from transport.relay.bandwidth import HostBandwidth, Pace
 from transport.relay.board import Board
 from transport.relay.caller import Conversation
 from transport.relay.config import LimitsSection, RelayConfig
-from transport.relay.ends import (
-    DestinationEnd,
-    QmpDestination,
-    QmpSource,
-    SocketDestination,
-    SocketSource,
-    SourceEnd,
-    template_path,
-)
+from transport.relay.ends import DestinationEnd, SourceEnd, template_path
 from transport.relay.identity import Identity
 from transport.relay.libvirt_destination import LibvirtDestination
 from transport.relay.libvirt_source import LibvirtSource
 from transport.relay.outgoing import Leaving, leaving_of
 from transport.relay.permits import PORTS_OF_KIND, PermitDesk
 from transport.relay.places import Places
+from transport.relay.qmp_ends import QmpDestination, QmpSource
 from transport.relay.refused_calls import RefusedCalls, refused_call
+from transport.relay.socket_ends import SocketDestination, SocketSource
 from transport.relay.spool import SessionJournal, Spool
 from transport.relay.used_permits import UsedPermits
 

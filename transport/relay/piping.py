@@ -9,10 +9,11 @@ from pathlib import Path
 import trio
 
 from transport.hypervisors.migration_progress import MigrationProgress
-from transport.relay.ends import Milestones, Report, SocketSource
+from transport.relay.ends import Milestones, Report
 from transport.relay.host import RelayHost
 from transport.relay.inlets import Inlet, SourceLanes
 from transport.relay.news import News
+from transport.relay.socket_ends import SocketSource
 from transport.relay.source import MigrationOrder, carry_as_source
 
 _CHUNK_BYTES = 256 * 1024

@@ -38,7 +38,7 @@ from transport.relay.destination import Destination
 from transport.relay.failures import cause_of
 from transport.relay.fronting import announced_at, start_front
 from transport.relay.gateway_link import Assignment, CancelMigration, GatewayLink, Inspect, Migrate, NewsDesk
-from transport.relay.handover import SourceSession, close_source, settle_source
+from transport.relay.handover import close_source, settle_source
 from transport.relay.host import RelayHost, now, open_host
 from transport.relay.identity_keeping import IdentityKeeper
 from transport.relay.inlets import listen_tcp
@@ -53,6 +53,7 @@ from transport.relay.piping import pipe
 from transport.relay.receipts import ReceiptFacts
 from transport.relay.refusal_telling import tell_refused_calls
 from transport.relay.source import MigrationOrder, carry_as_source
+from transport.relay.source_session import SourceSession
 from transport.relay.spool import SessionJournal
 from transport.relay.tcp import notice_silence
 from transport.relay.watching import Watch, sources_of

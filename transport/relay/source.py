@@ -28,12 +28,13 @@ from transport.hypervisors.moving import AS_CONFIGURED, How
 from transport.relay.board import Entry
 from transport.relay.ends import SourceEnd, make_session_folder, remove_session_folder, session_folder
 from transport.relay.failures import cause_of
-from transport.relay.handover import SourceSession, close_source, exchange_receipts_as_source, settle_source
+from transport.relay.handover import close_source, settle_source
 from transport.relay.host import RelayHost, now
 from transport.relay.inlets import SourceLanes
 from transport.relay.news import News, Tell
 from transport.relay.receipts import ReceiptFacts
 from transport.relay.source_line import SourceLine
+from transport.relay.source_session import SourceSession, exchange_receipts_as_source
 from transport.wire.control import Role
 from transport.wire.messages import Handover, Outcome, Receipt
 

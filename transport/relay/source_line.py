@@ -16,9 +16,9 @@ from transport.errors import ConnectionBroken, OfferRefused, PeerCancelled, Refu
 from transport.relay.channels import Channels
 from transport.relay.dialling import AnswerLost, SourceConnection, offered
 from transport.relay.failures import SessionError, cause_of
-from transport.relay.handover import SourceSession
 from transport.relay.host import now
 from transport.relay.lane import Channel
+from transport.relay.source_session import SourceSession
 from transport.wire.control import Role
 from transport.wire.messages import Bye, Cancel, Handover, Open, Outcome, Receipt
 

@@ -25,13 +25,16 @@ from transport.hypervisors.qemu import MigrationSettings
 from transport.hypervisors.qmp import QmpConnection
 from transport.relay.control import ControlLink
 from transport.relay.dialling import offered
-from transport.relay.ends import Milestones, QmpSource, Report, SocketSource, SourceEnd
-from transport.relay.handover import SourceSession, close_source, settle_source
+from transport.relay.ends import Milestones, Report, SourceEnd
+from transport.relay.handover import close_source, settle_source
 from transport.relay.host import RelayHost, now
 from transport.relay.inlets import SourceLanes, listen_unix
 from transport.relay.news import News, Tell
 from transport.relay.outgoing import Leaving, connect
+from transport.relay.qmp_ends import QmpSource
 from transport.relay.receipts import ReceiptFacts
+from transport.relay.socket_ends import SocketSource
+from transport.relay.source_session import SourceSession
 from transport.relay.spool import Spool
 from transport.wire.control import Role
 from transport.wire.messages import Bye, Cancel, Message, Open

@@ -1,0 +1,266 @@
+"""The ends of sessions whose QEMUs the relay drives by QMP: it knows the VM's UUID, and hands the guest over."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Literal, Self
+
+import structlog
+import trio
+
+from transport.errors import LocalBroken
+from transport.hypervisors.errors import (
+    HypervisorError,
+    HypervisorGone,
+    HypervisorTimeout,
+    HypervisorUnreachable,
+    MigrationFailed,
+)
+from transport.hypervisors.migration_progress import MigrationProgress
+from transport.hypervisors.moving import How, Step, next_step
+from transport.hypervisors.process import is_gone, process_identity
+from transport.hypervisors.qemu import MigrationSettings, QemuMachine
+from transport.relay.ends import Arrival, Milestones, Report, Whereabouts
+from transport.relay.inlets import Inlet, Port, SourceLanes, listen_unix, peer_process
+from transport.relay.local_dial import dial_unix
+
+log = structlog.get_logger("sealane.relay")
+_STEER_SECONDS = 0.1
+_SETTLED = frozenset({"none", "completed", "failed", "cancelled"})
+
+
+class _QmpEnd:
+    """One VM's monitor, opened when it is first needed."""
+
+    vm_binding: Literal["uuid", "none"] = "uuid"
+    hands_over = True
+
+    def __init__(self, qmp_socket: Path, vm: str, process: str, settings: MigrationSettings, seconds: float) -> None:
+        self._qmp_socket = qmp_socket
+        self._vm = vm
+        self._settings = settings
+        self._seconds = seconds
+        self._machine: QemuMachine | None = None
+        self.process = process
+        self.facts: dict[str, object] = {}
+
+    async def machine(self) -> QemuMachine:
+        """The VM, checked to be the permit's and, once it is known, to be still the same process."""
+        if self._machine is not None and not self._machine.is_usable:
+            # Kept, it would raise for ever: a guest that is to be started or resumed would stay paused.
+            spoilt, self._machine = self._machine, None
+            await spoilt.aclose()
+        if self._machine is None:
+            machine = await QemuMachine.connect(self._qmp_socket, answer_seconds=self._seconds)
+            try:
+                await machine.require_uuid(self._vm)
+                found = process_identity(machine.peer.pid)
+                if not found:
+                    raise HypervisorGone(f"the process behind {self._qmp_socket} has ended")
+                if self.process and found != self.process:
+                    raise HypervisorGone("another process of this VM than the session's listens on its monitor")
+            except BaseException:
+                await machine.aclose()
+                raise
+            self.process = found
+            self._machine = machine
+        return self._machine
+
+    async def is_gone(self) -> bool:
+        """Whether the process that the session began with has ended: the kernel's word, not a socket's."""
+        return bool(self.process) and is_gone(self.process)
+
+    async def whereabouts(self, *, accepted: bool) -> Whereabouts:  # noqa: ARG002 - nobody else drives this QEMU
+        return "gone" if await self.is_gone() else "here"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._machine is not None:
+            machine, self._machine = self._machine, None
+            await machine.aclose()
+
+
+class QmpSource(_QmpEnd):
+    """A QEMU that sends."""
+
+    def __init__(self, qmp_socket: Path, vm: str, process: str, settings: MigrationSettings, seconds: float) -> None:
+        super().__init__(qmp_socket, vm, process, settings, seconds)
+        self._deadline_seconds = 0.0
+        self._how = How()
+        self._socket_path = Path()
+        self._paused_late = False
+        self._asked_for_post_copy = False
+        self._has_switched = False
+        self._has_disks = False
+        self._disks_done = False
+
+    def within(self, deadline_seconds: float, how: How) -> Self:
+        self._deadline_seconds = deadline_seconds
+        self._how = how
+        return self
+
+    def with_disks(self) -> Self:
+        """Its disks move, too."""
+        self._has_disks = True
+        return self
+
+    async def prepare(self) -> str:
+        """Check that a guest of this UUID runs here and set QEMU up; returns the process's identity."""
+        machine = await self.machine()
+        if (found := await machine.status()) != "running":
+            # The handover ends with the guest running at one of two places: one that was paused would be woken up.
+            raise LocalBroken(f"the VM is {found}; only a running guest can be moved: continue it first")
+        await machine.prepare_source(self._settings)
+        return self.process
+
+    def inlets(self, socket_path: Path) -> list[Inlet]:
+        self._socket_path = socket_path
+        inlets = [Inlet("memory", listen_unix(socket_path), self._allows)]
+        if self._has_disks:
+            inlets.append(Inlet("disks", listen_unix(self._disks_path), self._allows))
+        return inlets
+
+    @property
+    def _disks_path(self) -> Path:
+        return self._socket_path.with_name("disks.sock")
+
+    def _allows(self, local: socket.socket) -> bool:
+        """Only the very QEMU whose monitor we hold: another VM of the same user must not send in its name."""
+        return self._machine is not None and peer_process(local)[1] == self._machine.peer.pid
+
+    async def migrate(self, lanes: SourceLanes, milestones: Milestones, report: Report) -> MigrationProgress | None:  # noqa: ARG002
+        """Let QEMU send all of the guest to the inlet; returns when it has, with the guest stopped."""
+        machine = await self.machine()
+        began = trio.current_time()
+
+        async def steer(seen: MigrationProgress) -> None:
+            await report(seen)
+            await self._steer(machine, seen, trio.current_time() - began, milestones)
+
+        if self._has_disks:
+            # All of them first: memory grows old while they are copied, and alike they stay by themselves.
+            await machine.disks.mirror(self._disks_path, self._settings.bandwidth_bytes_per_second)
+            await machine.disks.wait_ready(self._deadline_seconds)
+        await machine.start_migration(self._socket_path)
+        left = max(1.0, self._deadline_seconds - (trio.current_time() - began))
+        return await machine.wait_migration(deadline_seconds=left, on_progress=steer, interval_seconds=_STEER_SECONDS)
+
+    async def _steer(
+        self, machine: QemuMachine, seen: MigrationProgress, seconds: float, milestones: Milestones
+    ) -> None:
+        """Do what is due; see `moving.next_step`. `MigrationFailed` where it is to be given up."""
+        if seen.status == "pre-switchover" and not self._disks_done:
+            self._disks_done = True
+            await machine.disks.finish(self._seconds)
+            await machine.continue_migration()
+            return
+        if seen.status == "postcopy-active" and not self._has_switched:
+            if await machine.status() in {"running", "paused"}:
+                return  # QEMU says so a moment before it has stopped the guest
+            self._has_switched = True
+            await milestones.switched()
+            return
+        match next_step(self._how, seen, seconds):
+            case Step.POST_COPY if not self._asked_for_post_copy:
+                self._asked_for_post_copy = True
+                log.info("switching to post-copy", vm=self._vm, passes=seen.passes, seconds=round(seconds, 1))
+                await machine.start_post_copy()
+            case Step.PAUSE if not self._paused_late:
+                self._paused_late = True
+                log.warning("guest paused: it did not converge in time", vm=self._vm, seconds=round(seconds, 1))
+                await machine.stop_guest()
+            case Step.CANCEL:
+                allowed = self._how.converge_within_seconds
+                raise MigrationFailed(f"it did not converge within {allowed:g} s, and was given up as was asked for")
+            case _:
+                pass
+
+    async def resume_guest(self) -> None:
+        """End a migration that is under way, and see the guest running here. The session must not be handed over."""
+        machine = await self.machine()
+        with trio.fail_after(self._seconds):
+            while (await machine.progress()).status not in _SETTLED:
+                await machine.cancel()
+                await trio.sleep(0.02)
+            if self._has_disks:
+                await machine.disks.abandon(self._seconds)
+        if await machine.status() != "running":
+            await machine.resume()
+
+    async def release(self) -> None:
+        """End the QEMU that has handed its guest over."""
+        if await self.is_gone():
+            return
+        try:
+            machine = await self.machine()
+            if (status := (await machine.progress()).status).startswith("postcopy"):
+                # The guest runs at the destination, and the rest of its memory is here and nowhere else.
+                raise LocalBroken(f"post-copy is not over ({status}): this QEMU still holds memory of the guest")
+            await machine.quit(deadline_seconds=self._seconds)
+        except (HypervisorGone, HypervisorUnreachable):
+            if not await self.is_gone():
+                raise
+
+
+class QmpDestination(_QmpEnd):
+    """A QEMU that loads, and never starts its guest by itself."""
+
+    _has_disks = False
+
+    def with_disks(self) -> Self:
+        """Its disks are filled by the source, too."""
+        self._has_disks = True
+        return self
+
+    async def prepare(self, folder: Path) -> str:
+        """Hold the guest, let QEMU listen in `folder`; returns the process's identity."""
+        machine = await self.machine()
+        await machine.hold_incoming()
+        await machine.prepare_destination(self._settings)
+        if self._has_disks:
+            await machine.disks.export(folder / "disks.sock")
+        await machine.listen_incoming(folder / "memory.sock")
+        return self.process
+
+    async def dial(self, port: Port, arrival: Arrival) -> socket.socket:
+        expected = int(self.process.split(":")[1])
+        return await dial_unix(arrival.folder / f"{port}.sock", arrival.dial_seconds, lambda pid: pid == expected)
+
+    async def wait_loaded(self, seconds: float) -> bool:
+        """Wait until QEMU has everything (True) or never will (False)."""
+        if await self.is_gone():
+            return False
+        try:
+            await (await self.machine()).wait_incoming(deadline_seconds=seconds)
+        except HypervisorError:
+            return False
+        return True
+
+    def begin_post_copy(self) -> bool:
+        """Whether this session's QEMU was told that post-copy may come."""
+        return self._settings.movement.post_copy
+
+    async def start_guest(self) -> None:
+        machine = await self.machine()
+        if self._has_disks:
+            await machine.disks.close_exports()  # from now on the guest alone writes them
+        if await machine.status() != "running":
+            await machine.resume()
+
+    async def discard(self) -> None:
+        """End QEMU; returns when its process is gone, by SIGKILL if it must be. Raises `HypervisorError` otherwise."""
+        if await self.is_gone():
+            return
+        try:
+            machine = await self.machine()
+        except (HypervisorGone, HypervisorUnreachable):
+            if await self.is_gone():
+                return
+            raise
+        try:
+            await machine.quit(deadline_seconds=self._seconds)
+        except HypervisorTimeout:
+            await machine.kill()
