@@ -11,6 +11,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from certs.errors import UNREADABLE, CredentialError, IdentityError, KeyFileError, PeerRefused
+from certs.federation import ForeignTrust
 from certs.files import read_certificates, read_crls, read_private_key
 from certs.identity import SpiffeId, spiffe_id_of
 from certs.verification import Trust, crl_number_of, hosts_crl_number, verify_chain
@@ -24,6 +25,7 @@ class HostCredentials:
     private_key: ec.EllipticCurvePrivateKey = field(repr=False)
     trust_anchors: tuple[x509.Certificate, ...]
     crls: tuple[x509.CertificateRevocationList, ...]
+    foreign: tuple[ForeignTrust, ...] = ()  # other sites, each for its own trust domain
 
     @property
     def spiffe_id(self) -> SpiffeId:
@@ -32,6 +34,12 @@ class HostCredentials:
     @property
     def trust(self) -> Trust:
         return Trust(self.trust_anchors, self.crls)
+
+    def trust_of(self, trust_domain: str) -> Trust | None:
+        """By what hosts of this trust domain are judged: ours, or another site's. None: by nothing."""
+        if trust_domain == self.spiffe_id.trust_domain:
+            return self.trust
+        return next((each.trust for each in self.foreign if each.trust_domain == trust_domain), None)
 
     @property
     def crl_number(self) -> int:

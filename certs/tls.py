@@ -21,9 +21,9 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from OpenSSL import SSL, crypto
 
 from certs.credentials import HostCredentials
-from certs.errors import UNREADABLE, Check, NotAccepted, PeerRefused
-from certs.identity import SpiffeId
-from certs.verification import MAX_INTERMEDIATES, refusal_by_openssl, verify_chain
+from certs.errors import UNREADABLE, Check, IdentityError, NotAccepted, PeerRefused
+from certs.identity import SpiffeId, spiffe_id_of
+from certs.verification import MAX_INTERMEDIATES, Trust, refusal_by_openssl, verify_chain
 
 __all__ = [
     "ALPN",
@@ -137,7 +137,8 @@ def accept_peer(connection: SSL.Connection, credentials: HostCredentials, now: d
         raise PeerRefused(Check.RESUMPTION, "no certificate was verified in this handshake")
     if verdict:
         raise refusal_by_openssl(verdict, f"OpenSSL error {verdict} in the handshake")
-    chain = verify_chain(presented, credentials.trust, credentials.spiffe_id.trust_domain, now)
+    trust, trust_domain = _judged_by(presented[0], credentials)
+    chain = verify_chain(presented, trust, trust_domain, now)
     ledger.accepted.add(connection)
     leaf_der, *_ = chain_der = tuple(certificate.public_bytes(Encoding.DER) for certificate in chain.path)
     return ControlPeer(
@@ -150,6 +151,17 @@ def accept_peer(connection: SSL.Connection, credentials: HostCredentials, now: d
         cipher=connection.get_cipher_name() or "",
         crl_number=chain.crl_number,
     )
+
+
+def _judged_by(leaf: x509.Certificate, credentials: HostCredentials) -> tuple[Trust, str]:
+    """The roots that may vouch for the trust domain that the leaf names: no site's roots vouch for another's hosts."""
+    own = credentials.spiffe_id.trust_domain
+    try:
+        named = spiffe_id_of(leaf).trust_domain
+    except IdentityError:
+        named = own  # verify_chain says what is wrong with it
+    trust = credentials.trust_of(named)
+    return (credentials.trust, own) if trust is None else (trust, named)
 
 
 def local_leaf_sha256(credentials: HostCredentials) -> bytes:
@@ -186,7 +198,9 @@ def _context(credentials: HostCredentials) -> SSL.Context:
     store = context.get_cert_store()
     if store is None:
         raise AssertionError("a new context has a store")
-    credentials.trust.fill(store)
+    # One store for the handshake, in which any of the roots will do; `accept_peer` asks those of the peer's own site.
+    for trust in (credentials.trust, *(each.trust for each in credentials.foreign)):
+        trust.fill(store)
     ledger = _Ledger()
     context.set_app_data(ledger)
     context.set_verify_depth(MAX_INTERMEDIATES)

@@ -16,7 +16,7 @@ import base64
 import binascii
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Final, Literal, cast
 
 import msgspec
@@ -151,6 +151,7 @@ class VerifiedPermit:
     claims: PermitClaims
     proof: PermitProof
     key_id: str
+    other: VerifiedPermit | None = None  # the other site's, of the same migration (`paired`)
 
 
 def permit_entry(claims: PermitClaims, decision_index: int, decision_leaf_hash: bytes) -> bytes:
@@ -257,6 +258,48 @@ def check_ports(claims: PermitClaims, ports: Iterable[str]) -> None:
     for port in ports:
         if port not in claims.ports:
             raise PermitRefused("ports", "a port that the permit does not open")
+
+
+def trust_domain_of(host: str) -> str:
+    """Of a host's SPIFFE id in its canonical form, as claims have it."""
+    return host.removeprefix("spiffe://").partition("/")[0]
+
+
+def paired(own: VerifiedPermit, other: VerifiedPermit) -> VerifiedPermit:
+    """`own` with the other site's permit of the same migration: what is left to begin is what both allow.
+
+    Both are verified. Raises PermitRefused where they are not of one migration, or one gateway signed both. Begin and
+    single use go by each permit's own `exp`.
+    """
+    ours, theirs = own.claims, other.claims
+    if own.key_id == other.key_id:
+        raise PermitRefused("signature", "one gateway has signed both permits")
+    same: tuple[tuple[str, Any, Any], ...] = (
+        ("vm", ours.vm, theirs.vm),
+        ("source", ours.source, theirs.source),
+        ("destination", ours.destination, theirs.destination),
+        ("ports", ours.ports, theirs.ports),
+        ("claims", (ours.migration_id, ours.seal), (theirs.migration_id, theirs.seal)),
+    )
+    for check, mine, of_other in same:
+        if mine != of_other:
+            raise PermitRefused(cast(Any, check), "the two sites' permits are not of one migration")
+    rates = [each.limits.bandwidth_bytes_per_second for each in (ours, theirs)]
+    needs = ours.requirements, theirs.requirements
+    claims = msgspec.structs.replace(
+        ours,
+        session_until=min(ours.session_until, theirs.session_until),
+        recover_until=min(ours.recover_until, theirs.recover_until),
+        limits=Limits(
+            min(ours.limits.max_channels, theirs.limits.max_channels), min((rate for rate in rates if rate), default=0)
+        ),
+        requirements=Requirements(
+            content_digest=any(each.content_digest for each in needs),
+            stream_inspection=any(each.stream_inspection for each in needs),
+            vm_binding=any(each.vm_binding for each in needs),
+        ),
+    )
+    return replace(own, claims=claims, other=other)
 
 
 def _pinned_key(token: UnverifiedToken, keys: Sequence[PermitKey]) -> PermitKey:

@@ -97,6 +97,7 @@ async def until(happened: Callable[[], Any], seconds: float = 20) -> Any:
 def desk(running: Running, keys: list[CosignerKey], required: int) -> PermitDesk:
     gateway = running.site.certs / "gateway"
     return PermitDesk(
+        trust_domain=running.site.trust_domain,
         permit_keys=(PermitKey.from_pem((gateway / "permit.pub").read_bytes()),),
         log_verifiers=(LogVerifier.parse(running.site.vkey),),
         witness_keys=tuple(keys),

@@ -82,7 +82,7 @@ func (s *session) refusal() string {
 	switch {
 	case s.offer.text("purpose") != "begin":
 		return "session_unknown"
-	case len(s.offer.permits()) != 1 || len(s.offer.counts("next")) != 0:
+	case len(s.offer.counts("next")) != 0:
 		return "protocol"
 	case p.Aud != s.host.id:
 		return "permit_audience"
@@ -90,6 +90,8 @@ func (s *session) refusal() string {
 		return "permit_times"
 	case p.Source != s.source.id || p.Destination != s.host.id:
 		return "permit_parties"
+	case len(s.offer.permits()) != 1: // no other site is pinned here, so there is nothing that two could be for
+		return "permit_format"
 	case moves:
 		return "hypervisor"
 	}
@@ -116,7 +118,8 @@ func (s *session) begin() (err error) {
 	if s.offer.kind != "offer" {
 		return violation("no offer")
 	}
-	s.token = s.offer.permits()[0]
+	permits := s.offer.permits()
+	s.token = permits[len(permits)-1] // of two the destination's own gateway's is the second
 	if s.permit, err = readPermit(s.token); err != nil {
 		return s.refuse("permit_format")
 	}

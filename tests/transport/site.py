@@ -40,26 +40,29 @@ class Site:
     folder: Path
     log: Log
     permit_key: ec.EllipticCurvePrivateKey
+    domain: str = DOMAIN
 
     @classmethod
-    def lay_out(cls, folder: Path, hosts: tuple[str, ...] = ("a", "b")) -> Site:
+    def lay_out(
+        cls, folder: Path, hosts: tuple[str, ...] = ("a", "b"), domain: str = DOMAIN, origin: str = ORIGIN
+    ) -> Site:
         certs = folder / "certs"
         now = datetime.now(UTC)
-        layout.init(certs, DOMAIN, ORIGIN, ["localhost"], ["127.0.0.1"], now)
+        layout.init(certs, domain, origin, ["localhost"], ["127.0.0.1"], now)
         for name in hosts:
             layout.issue_host(certs, name, now)
         log_key = read_private_key(certs / "gateway" / "log.key")
         permit_key = read_private_key(certs / "gateway" / "permit.key")
         assert isinstance(log_key, ed25519.Ed25519PrivateKey)
         assert isinstance(permit_key, ec.EllipticCurvePrivateKey)
-        return cls(folder, Log.open(folder / "log", LogSigner(ORIGIN, log_key)), permit_key)
+        return cls(folder, Log.open(folder / "log", LogSigner(origin, log_key)), permit_key, domain)
 
     @property
     def certs(self) -> Path:
         return self.folder / "certs"
 
     def spiffe(self, name: str) -> str:
-        return f"spiffe://{DOMAIN}/host/{name}"
+        return f"spiffe://{self.domain}/host/{name}"
 
     def claims(self, **changes: Any) -> PermitClaims:
         now = int(time.time())

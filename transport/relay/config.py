@@ -59,6 +59,20 @@ class GatewaySection(_Section, frozen=True):
     witnesses_required: Annotated[int, Meta(ge=0, le=16)] = 0
 
 
+class SiteSection(_Section, frozen=True):
+    """Another site with which VMs are exchanged, in both directions. All of it is that site's and holds for it alone.
+
+    `bundle`: its roots, a SPIFFE bundle or a PEM file. `crls`: files, or a folder of them, which this relay keeps by
+    its gateway where `identity.from_gateway` is true. `permit_keys`, `log_keys`: files, pinned as those of [gateway].
+    """
+
+    trust_domain: Annotated[str, Meta(min_length=1, max_length=255)]
+    bundle: str
+    crls: Annotated[list[str], Meta(min_length=1)]
+    permit_keys: Annotated[list[str], Meta(min_length=1)]
+    log_keys: Annotated[list[str], Meta(min_length=1)]
+
+
 class HypervisorSection(_Section, frozen=True):
     """`{uuid}` in a path stands for the permit's VM and is the only thing that varies in it.
 
@@ -198,6 +212,7 @@ class RelayConfig(_Section, frozen=True):
     front: FrontSection = FrontSection()
     metrics: MetricsSection = MetricsSection()
     limits: LimitsSection = LimitsSection()
+    sites: Annotated[list[SiteSection], Meta(max_length=64)] = []
 
 
 def load_relay_config(path: Path) -> RelayConfig:
@@ -213,6 +228,8 @@ def load_relay_config(path: Path) -> RelayConfig:
     if config.identity.from_gateway and len(config.identity.crls) != 1:
         raise ConfigurationError(f"{path}: identity.crls must be one folder where from_gateway is true")
     _check_front(path, config)
+    if len({site.trust_domain for site in config.sites}) != len(config.sites):
+        raise ConfigurationError(f"{path}: [[sites]]: each trust domain once")
     split_address(config.relay.listen, f"{path}: relay.listen")
     _check_metrics(path, config.metrics)
     if not config.gateway.url.startswith("https://"):
@@ -340,4 +357,14 @@ def _resolved(config: RelayConfig, folder: Path) -> RelayConfig:
             session_socket=at(front.session_socket),
             token_file=at(front.token_file),
         ),
+        sites=[
+            SiteSection(
+                trust_domain=site.trust_domain,
+                bundle=at(site.bundle),
+                crls=[at(crl) for crl in site.crls],
+                permit_keys=[at(key) for key in site.permit_keys],
+                log_keys=[at(key) for key in site.log_keys],
+            )
+            for site in config.sites
+        ],
     )

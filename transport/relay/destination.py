@@ -33,6 +33,7 @@ from transport.relay.host import RelayHost, now
 from transport.relay.lane import Channel, PortName
 from transport.relay.listener import LaneDesk
 from transport.relay.live import Live
+from transport.relay.permits import other_in_journal, permits_in_offer
 from transport.relay.receipts import ReceiptFacts, receipt_sha256, verify_peer_receipt
 from transport.relay.spool import SessionJournal
 from transport.relay.used_permits import SKEW_SECONDS
@@ -56,15 +57,14 @@ class Destination:
     async def admit(self, offer: Offer, peer: ControlPeer) -> DestinationSession:
         """The session that this offer begins or comes back to. Raises `OfferRefused`."""
         key = (str(peer.spiffe_id), offer.session_id)
-        if len(offer.permits) != 1:
-            raise OfferRefused(RefusalCode.PERMIT_FORMAT, "permits of two sites are not supported yet")
         if offer.purpose == "settle":
             session = self._known(key, offer)
             session.only_settles = True
             return session
         if offer.purpose == "resume":
             return await self._resumed(key, offer)
-        permit = self._host.permits.verify(offer.permits[0], source=key[0], destination=self._host.spiffe_id)
+        own, other = offer.permits[-1], offer.permits[0] if len(offer.permits) > 1 else None
+        permit = self._host.permits.verify(own, other, source=key[0], destination=self._host.spiffe_id)
         vm = permit.claims.vm
         if key in self._sessions:
             raise OfferRefused(RefusalCode.SESSION_KNOWN, "a session of this name exists")
@@ -220,7 +220,7 @@ class Destination:
         session = self._sessions.get(key)
         if session is None:
             raise OfferRefused(RefusalCode.SESSION_UNKNOWN, "no session of this name and host is known here")
-        if offer.permits[0] != session.permit.token:
+        if offer.permits != permits_in_offer(session.permit, Role.DESTINATION):
             raise OfferRefused(RefusalCode.SESSION_UNKNOWN, "the session was begun under another permit")
         if offer.attempt <= session.attempt:
             raise OfferRefused(RefusalCode.PROTOCOL, "an attempt that does not increase")
@@ -256,7 +256,9 @@ class Destination:
         name = hashlib.sha256("\0".join(key).encode()).hexdigest()[:32]
         started = now()
         try:
-            await host.on_disk(host.used_permits.use, permit.key_id, claims.jti, claims.exp, int(started.timestamp()))
+            both = [permit] if permit.other is None else [permit, permit.other]
+            uses = [(each.key_id, each.claims.jti, each.claims.exp) for each in both]
+            await host.on_disk(host.used_permits.use_all, uses, int(started.timestamp()))
             folder = await host.on_disk(make_session_folder, host.spool.run_dir, name, host.qemu_uid)
             journal = await host.on_disk(
                 host.spool.begin,
@@ -265,6 +267,7 @@ class Destination:
                 session_id=key[1],
                 source=key[0],
                 permit=permit.token,
+                **other_in_journal(permit),
                 folder=str(folder),
                 started_at=started.isoformat(),
             )

@@ -20,6 +20,7 @@ from transport.hypervisors.moving import PLAIN, Movement
 from transport.relay.control import ControlLink, TlsStream
 from transport.relay.host import RelayHost, now
 from transport.relay.outgoing import Leaving, connect, connect_first, routes
+from transport.relay.permits import permits_in_offer
 from transport.relay.tcp import notice_silence
 from transport.wire.control import Role
 from transport.wire.keys import ConnectionKeys, exporter_context
@@ -79,6 +80,7 @@ async def offered(  # noqa: PLR0913, PLR0917 - what an Offer says
     `following`: of a resumption, the first of D's frames by channel that is not here.
     """
     limits = host.config.limits
+    tokens = permits_in_offer(permit, Role.SOURCE)
     credentials = host.credentials  # once: a renewal meanwhile must not change by what the keys are derived
     tls = SSL.Connection(client_context(credentials), None)
     tls.set_connect_state()
@@ -91,7 +93,7 @@ async def offered(  # noqa: PLR0913, PLR0917 - what an Offer says
     try:
         peer = await _require_destination(host, stream, permit, credentials)
         context = exporter_context(
-            [permit.token],
+            tokens,
             local_leaf_sha256(credentials),
             peer.leaf_sha256,
             bytes.fromhex(session_id),
@@ -100,7 +102,7 @@ async def offered(  # noqa: PLR0913, PLR0917 - what an Offer says
         keys = ConnectionKeys(export_secret(tls, context))
         told = movement if movement != PLAIN else msgspec.UNSET
         try:
-            await link.send(Offer(1, purpose, (permit.token,), session_id, attempt, dict(following or {}), told))
+            await link.send(Offer(1, purpose, tokens, session_id, attempt, dict(following or {}), told))
             answer = await link.expect(Answer, Refusal)
         except ConnectionBroken as broken:
             raise AnswerLost(str(broken)) from None

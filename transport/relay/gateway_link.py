@@ -51,6 +51,7 @@ class Migrate(_Assignment, frozen=True, tag="migrate"):
     deadline_seconds: Annotated[float, Meta(gt=0)]
     downtime_limit_ms: Annotated[int, Meta(ge=1, le=60_000)]
     how: How = How()
+    other_permit: Annotated[str, Meta(max_length=16 * 1024)] | None = None  # of the destination's site
 
 
 class CancelMigration(_Assignment, frozen=True, tag="cancel"):

@@ -30,13 +30,13 @@ from transport.relay.address_book import AddressBookFile
 from transport.relay.bandwidth import HostBandwidth, Pace
 from transport.relay.board import Board
 from transport.relay.caller import Conversation
-from transport.relay.config import LimitsSection, RelayConfig
+from transport.relay.config import LimitsSection, RelayConfig, SiteSection
 from transport.relay.ends import DestinationEnd, SourceEnd, template_path
 from transport.relay.identity import Identity
 from transport.relay.libvirt_destination import LibvirtDestination
 from transport.relay.libvirt_source import LibvirtSource
 from transport.relay.outgoing import Leaving, leaving_of
-from transport.relay.permits import PORTS_OF_KIND, PermitDesk
+from transport.relay.permits import PORTS_OF_KIND, PermitDesk, SitePins
 from transport.relay.places import Places
 from transport.relay.qmp_ends import QmpDestination, QmpSource
 from transport.relay.refused_calls import RefusedCalls, refused_call
@@ -196,12 +196,26 @@ def _witness_keys(files: Sequence[str]) -> Iterator[CosignerKey]:
         yield from (CosignerKey.parse(line) for line in Path(name).read_text("ascii").splitlines() if line.strip())
 
 
+def _permit_keys(files: Sequence[str]) -> tuple[PermitKey, ...]:
+    return tuple(PermitKey.from_pem(Path(name).read_bytes()) for name in files)
+
+
+def _log_keys(files: Sequence[str]) -> tuple[LogVerifier, ...]:
+    return tuple(LogVerifier.parse(Path(name).read_text()) for name in files)
+
+
+def _pins_of(site: SiteSection, identity: Identity) -> SitePins:
+    number = partial(identity.foreign_crl_number, site.trust_domain)
+    return SitePins(_permit_keys(site.permit_keys), _log_keys(site.log_keys), number)
+
+
 def open_host(config: RelayConfig) -> RelayHost:
     """Read every file that the configuration names; a bad one fails here, not at the first migration."""
     try:
-        identity = Identity.open(config.identity, now())
-        keys = tuple(PermitKey.from_pem(Path(name).read_bytes()) for name in config.gateway.permit_keys)
-        logs = tuple(LogVerifier.parse(Path(name).read_text()) for name in config.gateway.log_keys)
+        identity = Identity.open(config.identity, now(), tuple(config.sites))
+        keys = _permit_keys(config.gateway.permit_keys)
+        logs = _log_keys(config.gateway.log_keys)
+        sites = {site.trust_domain: _pins_of(site, identity) for site in config.sites}
         witnesses = tuple(_witness_keys(config.gateway.witness_keys))
         required = config.gateway.witnesses_required
     except (CertificateError, AuditError) as error:
@@ -214,6 +228,8 @@ def open_host(config: RelayConfig) -> RelayHost:
     qemu_uid = _qemu_uid(section.qemu_user) if section.kind == "libvirt" else -1
     run_dir = Path(section.socket_dir) if section.kind == "libvirt" else None
     desk = PermitDesk(
+        trust_domain=identity.credentials.spiffe_id.trust_domain,
+        sites=sites,
         permit_keys=keys,
         log_verifiers=logs,
         can_bind_vm=section.kind != "sockets",

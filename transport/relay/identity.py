@@ -7,7 +7,7 @@ takes `context` and `credentials` in one step, so that both ends derive their ke
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Final
@@ -20,11 +20,12 @@ from OpenSSL import SSL
 from certs.changes import Marks, marks_of
 from certs.credentials import HostCredentials
 from certs.errors import UNREADABLE, Check, CredentialError, PeerRefused
+from certs.federation import load_foreign
 from certs.files import read_crl, write_atomically
 from certs.identity import SpiffeId
 from certs.tls import local_leaf_sha256, server_context
 from certs.verification import crl_number_of
-from transport.relay.config import IdentitySection
+from transport.relay.config import IdentitySection, SiteSection
 
 _REMEMBERED: Final = 8  # certificates of sessions that may still run
 MAX_CRLS: Final = 16
@@ -38,6 +39,7 @@ class Identity:
     section: IdentitySection
     credentials: HostCredentials
     marks: Marks = ()
+    sites: tuple[SiteSection, ...] = ()
     context: SSL.Context = field(init=False)
     _former: dict[bytes, HostCredentials] = field(init=False)
 
@@ -47,16 +49,16 @@ class Identity:
         self._former = {local_leaf_sha256(self.credentials): self.credentials}
 
     @classmethod
-    def open(cls, section: IdentitySection, now: datetime) -> Identity:
+    def open(cls, section: IdentitySection, now: datetime, sites: tuple[SiteSection, ...] = ()) -> Identity:
         """Raises `CertificateError`: a file that cannot do its part fails at the start."""
-        marks = marks_of(_files(section))  # before they are read: what changes in between must be noticed
-        credentials = _load(section)
+        marks = marks_of(_files(section, sites))  # before they are read: what changes in between must be noticed
+        credentials = _load(section, sites)
         credentials.require_usable(now)
-        return cls(section, credentials, marks=marks)
+        return cls(section, credentials, marks, sites)
 
     @property
     def files(self) -> list[Path]:
-        return _files(self.section)
+        return _files(self.section, self.sites)
 
     def of_session(self, leaf_sha256: bytes) -> HostCredentials:
         """The credentials whose certificate a session began with; today's if that is too long ago."""
@@ -69,7 +71,7 @@ class Identity:
         do, even if they revoke this very host: an identity is not kept alive by refusing to hear of its end.
         """
         marks = marks_of(self.files)
-        fresh = _load(self.section)
+        fresh = _load(self.section, self.sites)
         try:
             fresh.require_usable(now)
         except CredentialError as error:
@@ -85,6 +87,18 @@ class Identity:
         """Raises `PeerRefused` for a host that `[identity] peers` does not name; without the list every host passes."""
         if self.section.peers and str(peer) not in self.section.peers:
             raise PeerRefused(Check.NOT_LISTED, f"{peer} is not among identity.peers")
+
+    def foreign_crl_number(self, trust_domain: str) -> int:
+        """Of the CRL of another site's hosts, as it is now; -1 for a site that is none."""
+        found = (each for each in self.credentials.foreign if each.trust_domain == trust_domain)
+        return next((each.crl_number for each in found), -1)
+
+    def keep_foreign_crls(self, trust_domain: str, texts: list[str]) -> int:
+        """As `keep_crls`, for another site that is configured; what is told of others is left."""
+        site = next((each for each in self.sites if each.trust_domain == trust_domain), None)
+        if site is None or len(site.crls) != 1 or not Path(site.crls[0]).is_dir():
+            return 0
+        return keep_crls(Path(site.crls[0]), texts)
 
     def keep_crls(self, texts: list[str]) -> int:
         """Put newer CRLs into the folder of `crls`; how many were newer. Raises `CredentialError`."""
@@ -106,17 +120,23 @@ def keep_crls(folder: Path, texts: list[str]) -> int:
     return taken
 
 
-def _files(section: IdentitySection) -> list[Path]:
-    return [Path(name) for name in (section.certificate, section.private_key, section.trust_bundle, *section.crls)]
+def _files(section: IdentitySection, sites: tuple[SiteSection, ...]) -> list[Path]:
+    own = (section.certificate, section.private_key, section.trust_bundle, *section.crls)
+    return [Path(name) for name in (*own, *(name for site in sites for name in (site.bundle, *site.crls)))]
 
 
-def _load(section: IdentitySection) -> HostCredentials:
-    return HostCredentials.load(
+def _load(section: IdentitySection, sites: tuple[SiteSection, ...]) -> HostCredentials:
+    credentials = HostCredentials.load(
         Path(section.certificate),
         Path(section.private_key),
         Path(section.trust_bundle),
         [Path(crl) for crl in section.crls],
     )
+    own = credentials.spiffe_id.trust_domain
+    foreign = tuple(
+        load_foreign(site.trust_domain, Path(site.bundle), [Path(crl) for crl in site.crls], own) for site in sites
+    )
+    return replace(credentials, foreign=foreign)
 
 
 def _numbered(text: str) -> tuple[x509.CertificateRevocationList, int]:

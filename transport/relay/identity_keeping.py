@@ -32,6 +32,7 @@ class _Trust(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     version: Annotated[str, Meta(max_length=64)]
     roots: str
     crls: Annotated[list[str], Meta(max_length=16)]
+    foreign_crls: Annotated[dict[str, list[str]], Meta(max_length=64)] = {}  # of other sites, by trust domain
 
 
 class _Renewed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -97,7 +98,10 @@ class IdentityKeeper:
         told = _decode_trust(await self._link.ask("/v1/relay/trust", {}, _MAX_TRUST_BYTES))
         if told is None:
             return
-        if await self._host.on_disk(self._host.identity.keep_crls, told.crls):
+        taken = await self._host.on_disk(self._host.identity.keep_crls, told.crls)
+        for trust_domain, crls in told.foreign_crls.items():
+            taken += await self._host.on_disk(self._host.identity.keep_foreign_crls, trust_domain, crls)
+        if taken:
             await self._take_files(now())
         self._trust_version = told.version
 

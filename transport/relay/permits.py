@@ -1,12 +1,14 @@
-"""Whether an Offer's permit is good, in the order of docs/wire-protocol.md section 2; the first failure ends it.
+"""Whether an Offer's permits are good, in the order of docs/wire-protocol.md section 2; the first failure ends it.
 
 Both relays run all of it offline against what the configuration pins. Single use (`used_permits`) comes last, at D.
+Between hosts of two sites there are two permits, the source's gateway's and the destination's; each is held against the
+keys pinned for its own site.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 from audit.checkpoint import LogVerifier, open_checkpoint
@@ -19,10 +21,13 @@ from policy.permit import (
     VerifiedPermit,
     check_parties,
     check_times,
+    paired,
     proof_entry,
+    trust_domain_of,
     verify_permit,
 )
 from transport.errors import OfferRefused, RefusalCode
+from transport.wire.control import Role
 
 # What a relay can carry, by hypervisor.kind.
 PORTS_OF_KIND: Final = {
@@ -46,9 +51,22 @@ _CODES = {
 
 
 @dataclass(frozen=True, slots=True)
-class PermitDesk:
-    """What this relay pins and can do. `crl_number`: the lowest CRL number that it holds; `clock`: unix seconds."""
+class SitePins:
+    """What this relay pins of another site. `crl_number`: of the CRL of that site's hosts that it holds."""
 
+    permit_keys: tuple[PermitKey, ...]
+    log_verifiers: tuple[LogVerifier, ...]
+    crl_number: Callable[[], int]
+
+
+@dataclass(frozen=True, slots=True)
+class PermitDesk:
+    """What this relay pins and can do. `crl_number`: the lowest CRL number that it holds; `clock`: unix seconds.
+
+    `sites`: other sites, by trust domain.
+    """
+
+    trust_domain: str
     permit_keys: tuple[PermitKey, ...]
     log_verifiers: tuple[LogVerifier, ...]
     witness_keys: tuple[CosignerKey, ...]
@@ -57,42 +75,88 @@ class PermitDesk:
     crl_number: Callable[[], int]
     clock: Callable[[], int]
     supported_ports: frozenset[str] = PORTS_OF_KIND["qmp"]
+    sites: Mapping[str, SitePins] = field(default_factory=dict)
 
     def verify(
-        self, token: str, *, source: str | None, destination: str | None, settling: bool = False
+        self, token: str, other: str | None = None, *, source: str | None, destination: str | None
     ) -> VerifiedPermit:
-        """The permit, if it is good between these two SPIFFE ids. Raises `OfferRefused`.
+        """The permit of this site's gateway, if it is good between these two SPIFFE ids. Raises `OfferRefused`.
 
         At S, before it has dialled, `destination` is None: the permit itself says where to go, and the peer's
-        certificate is held against it after the handshake. A session that is settled only ends what was begun:
-        its times are not looked at, or a guest would be left paused for ever.
+        certificate is held against it after the handshake. `other`: the other site's permit, which must be there where
+        a host of another site takes part, and must not where none does.
         """
         try:
             permit = verify_permit(token, self.permit_keys)
-            claims = permit.claims
-            if claims.aud != claims.destination:
-                raise PermitRefused("audience", "audience and destination differ")
-            if not settling:
-                check_times(claims, self.clock())
-            check_parties(claims, source or claims.source, destination or claims.destination)
+            self._check_claims(permit, source, destination)
+            site = self._other_site(permit)
+            if (site is None) != (other is None):
+                what = "the other site's permit is missing" if other is None else "a second permit within one site"
+                raise PermitRefused("form", what)
         except PermitRefused as refused:
-            code = _CODES.get(refused.check, RefusalCode.PERMIT_FORMAT)
-            raise OfferRefused(code, refused.detail) from None
-        if not set(claims.ports) <= self.supported_ports:
+            raise _refused(refused) from None
+        if not set(permit.claims.ports) <= self.supported_ports:
             able = ", ".join(sorted(self.supported_ports))
             raise OfferRefused(RefusalCode.PERMIT_PORTS, f"this relay carries these ports only: {able}")
-        self._check_proof(permit)
-        self._check_requirements(permit)
-        return permit
+        self._check_proof(permit, self.log_verifiers, self.witness_keys, self.witnesses_required)
+        self._check_requirements(permit, self.crl_number)
+        if site is None or other is None:
+            return permit
+        return self._with_other(permit, other, site)
 
-    def _check_proof(self, permit: VerifiedPermit) -> None:
+    def _with_other(self, permit: VerifiedPermit, token: str, site: SitePins) -> VerifiedPermit:
+        """Everything again, by what is pinned for the other site; then that both are of one migration."""
+        try:
+            other = verify_permit(token, site.permit_keys)
+            self._check_claims(other, permit.claims.source, permit.claims.destination)
+            pair = paired(permit, other)
+        except PermitRefused as refused:
+            raise _refused(refused, "of the other site's permit: ") from None
+        self._check_proof(other, site.log_verifiers, (), 0)
+        self._check_requirements(other, site.crl_number)
+        return pair
+
+    def _check_claims(self, permit: VerifiedPermit, source: str | None, destination: str | None) -> None:
+        claims = permit.claims
+        if claims.aud != claims.destination:
+            raise PermitRefused("audience", "audience and destination differ")
+        check_times(claims, self.clock())
+        check_parties(claims, source or claims.source, destination or claims.destination)
+
+    def reopen(self, token: str, other: str | None) -> VerifiedPermit:
+        """The permits of a session that this relay has begun: its end is owed whatever the time is. `PermitRefused`."""
+        permit = verify_permit(token, self.permit_keys)
+        if other is None:
+            return permit
+        site = self._other_site(permit)
+        return paired(permit, verify_permit(other, site.permit_keys if site is not None else ()))
+
+    def _other_site(self, permit: VerifiedPermit) -> SitePins | None:
+        """Which other site takes part, None for none. PermitRefused: neither host is ours, or the other is unknown."""
+        domains = {trust_domain_of(permit.claims.source), trust_domain_of(permit.claims.destination)}
+        if self.trust_domain not in domains:
+            raise PermitRefused("destination", "neither host is of this site")
+        others = domains - {self.trust_domain}
+        if not others:
+            return None
+        if (site := self.sites.get(name := others.pop())) is None:
+            raise PermitRefused("destination", f"no site {name} stands in this relay's [[sites]]")
+        return site
+
+    def _check_proof(
+        self,
+        permit: VerifiedPermit,
+        logs: tuple[LogVerifier, ...],
+        witness_keys: tuple[CosignerKey, ...],
+        witnesses_required: int,
+    ) -> None:
         """The permit's own entry must be in a pinned log: proof of a denial or of a sibling proves nothing."""
         proof = permit.proof
         try:
-            checkpoint = open_checkpoint(proof.checkpoint, self.log_verifiers)
-            witnesses = cosigners_of(cosignatures(proof.checkpoint, self.witness_keys))
-            if len(witnesses) < self.witnesses_required:
-                raise CheckpointError(f"{len(witnesses)} of {self.witnesses_required} required witnesses cosigned it")
+            checkpoint = open_checkpoint(proof.checkpoint, logs)
+            witnesses = cosigners_of(cosignatures(proof.checkpoint, witness_keys))
+            if len(witnesses) < witnesses_required:
+                raise CheckpointError(f"{len(witnesses)} of {witnesses_required} required witnesses cosigned it")
             leaf = leaf_hash(proof_entry(permit))
             verify_inclusion(leaf, proof.index, checkpoint.size, proof.path_hashes(), checkpoint.root)
         except (CheckpointError, ProofError) as error:
@@ -100,7 +164,7 @@ class PermitDesk:
         if proof.decision_index >= proof.index:
             raise OfferRefused(RefusalCode.PERMIT_PROOF, "the decision does not come before the permit's entry")
 
-    def _check_requirements(self, permit: VerifiedPermit) -> None:
+    def _check_requirements(self, permit: VerifiedPermit, crl_number: Callable[[], int]) -> None:
         """What the policy requires and this relay cannot do is a refusal, never left out in silence."""
         claims = permit.claims
         wanted = claims.requirements
@@ -108,8 +172,25 @@ class PermitDesk:
             (wanted.content_digest, "content digests"),
             (wanted.stream_inspection, "stream inspection"),
             (wanted.vm_binding and not self.can_bind_vm, "checking the VM's UUID (hypervisor kind qmp)"),
-            (claims.minimum_crl_number > self.crl_number(), "a newer CRL than this relay holds"),
+            (claims.minimum_crl_number > crl_number(), "a newer CRL than this relay holds"),
         )
         for is_unmet, what in unmet:
             if is_unmet:
                 raise OfferRefused(RefusalCode.PERMIT_REQUIREMENTS, f"the permit requires {what}")
+
+
+def permits_in_offer(permit: VerifiedPermit, role: Role) -> tuple[str, ...]:
+    """The texts as an Offer has them: the source's gateway's first, then the destination's. `role`: this relay's."""
+    if permit.other is None:
+        return (permit.token,)
+    own_first = (permit.token, permit.other.token)
+    return own_first if role is Role.SOURCE else own_first[::-1]
+
+
+def other_in_journal(permit: VerifiedPermit) -> dict[str, str]:
+    """What a session's journal says of the other site's permit, beside `permit`."""
+    return {} if permit.other is None else {"other_permit": permit.other.token}
+
+
+def _refused(refused: PermitRefused, whose: str = "") -> OfferRefused:
+    return OfferRefused(_CODES.get(refused.check, RefusalCode.PERMIT_FORMAT), whose + refused.detail)

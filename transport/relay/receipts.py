@@ -121,7 +121,15 @@ def _body(facts: ReceiptFacts, ended: datetime) -> dict[str, Any]:
         "checkpoint": facts.permit.proof.checkpoint,
         "peer_receipt_sha256": facts.peer_receipt_sha256,
         "content_digests": None,
+        **_of_other_site(facts.permit),
     }
+
+
+def _of_other_site(permit: VerifiedPermit) -> dict[str, str]:
+    """Only in a session of two sites: `jti`, `permit_sha256` and `checkpoint` are of the receipt's own site."""
+    if permit.other is None:
+        return {}
+    return {"other_permit_sha256": hashlib.sha256(permit.other.token.encode()).hexdigest()}
 
 
 def _rfc3339(moment: datetime) -> str:

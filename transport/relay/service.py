@@ -21,7 +21,7 @@ from OpenSSL import SSL
 from certs.errors import PeerRefused
 from certs.tls import ControlPeer, HostCredentials, accept_peer, export_secret, local_leaf_sha256
 from policy.errors import PermitRefused
-from policy.permit import VerifiedPermit, verify_permit
+from policy.permit import VerifiedPermit
 from transport.errors import (
     ConfigurationError,
     ConnectionBroken,
@@ -184,7 +184,11 @@ class Relay:
         self._cancels.setdefault(permitted.migration_id, trio.Event())
         tell = NewsDesk(self._link, permitted.migration_id, self._nursery).tell
         order = MigrationOrder(
-            permitted.permit, permitted.destination_address, permitted.downtime_limit_ms, permitted.deadline_seconds
+            permitted.permit,
+            permitted.destination_address,
+            permitted.downtime_limit_ms,
+            permitted.deadline_seconds,
+            other_permit=permitted.other_permit,
         )
         end = self._host.libvirt_source(wish.vm, conversation)
         try:
@@ -219,6 +223,7 @@ class Relay:
             assignment.downtime_limit_ms,
             assignment.deadline_seconds,
             assignment.how,
+            assignment.other_permit,
         )
         try:
             if self._host.config.hypervisor.kind == "libvirt":
@@ -289,7 +294,8 @@ def drain(host: RelayHost) -> None:
 def _permit_of(host: RelayHost, journal: SessionJournal) -> VerifiedPermit:
     """The permit of a journal, its signature checked again: a pinned key that went away is the operator's to decide."""
     try:
-        return verify_permit(str(journal.facts["permit"]), host.permits.permit_keys)
+        other = journal.facts.get("other_permit")
+        return host.permits.reopen(str(journal.facts["permit"]), None if other is None else str(other))
     except PermitRefused as refused:
         raise SpoolFailed(f"{journal.path}: its permit is not accepted any more ({refused.detail})") from None
 

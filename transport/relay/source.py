@@ -32,6 +32,7 @@ from transport.relay.handover import close_source, settle_source
 from transport.relay.host import RelayHost, now
 from transport.relay.inlets import SourceLanes
 from transport.relay.news import News, Tell
+from transport.relay.permits import other_in_journal
 from transport.relay.receipts import ReceiptFacts
 from transport.relay.source_line import SourceLine
 from transport.relay.source_session import SourceSession, exchange_receipts_as_source
@@ -51,6 +52,7 @@ class MigrationOrder:
     downtime_limit_ms: int = 300
     deadline_seconds: float = math.inf
     how: How = AS_CONFIGURED
+    other_permit: str | None = None  # of the destination's site, where that is another
 
 
 async def carry_as_source(
@@ -68,7 +70,7 @@ async def carry_as_source(
     `cancelled` asks to give it up, which is heeded until the guest is handed over. Raises `OfferRefused`,
     `TransportError` or `HypervisorError` only while nothing has been touched; later failures are news.
     """
-    permit = host.permits.verify(order.permit, source=host.spiffe_id, destination=None)
+    permit = host.permits.verify(order.permit, order.other_permit, source=host.spiffe_id, destination=None)
     claims = permit.claims
     patience = min(host.config.limits.queue_seconds, max(0.0, claims.exp - now().timestamp()))
     async with host.board.places.place(claims.migration_id, claims.vm, patience, cancelled):
@@ -134,6 +136,7 @@ async def _begin(host: RelayHost, order: MigrationOrder, permit: VerifiedPermit,
         session_id=session_id,
         vm=permit.claims.vm,
         permit=permit.token,
+        **other_in_journal(permit),
         address=order.address,
         process=process,
         started=facts.started.isoformat(),

@@ -8,7 +8,7 @@ back brings no used permit to life again.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -32,14 +32,22 @@ class UsedPermits:
             store.execute("INSERT OR IGNORE INTO purged VALUES (1, 0)")
 
     def use(self, key_id: str, jti: str, exp: int, now: int) -> None:
-        """Durably note the use; `OfferRefused` if it was used before, or is older than what is still remembered."""
+        """`use_all` of one permit."""
+        self.use_all([(key_id, jti, exp)], now)
+
+    def use_all(self, permits: Sequence[tuple[str, str, int]], now: int) -> None:
+        """Durably note the use of permits (key id, jti, exp), of all or of none.
+
+        `OfferRefused` if one was used before, or is older than what is still remembered.
+        """
         with self._transaction() as store:
             (until,) = store.execute("SELECT until FROM purged").fetchone()
-            if exp <= until:
-                raise OfferRefused(RefusalCode.PERMIT_REPLAYED, "the permit is older than what this host remembers")
-            if store.execute("SELECT 1 FROM used WHERE key_id = ? AND jti = ?", (key_id, jti)).fetchone():
-                raise OfferRefused(RefusalCode.PERMIT_REPLAYED, "the permit was used before")
-            store.execute("INSERT INTO used VALUES (?, ?, ?)", (key_id, jti, exp))
+            for key_id, jti, exp in permits:
+                if exp <= until:
+                    raise OfferRefused(RefusalCode.PERMIT_REPLAYED, "the permit is older than what this host remembers")
+                if store.execute("SELECT 1 FROM used WHERE key_id = ? AND jti = ?", (key_id, jti)).fetchone():
+                    raise OfferRefused(RefusalCode.PERMIT_REPLAYED, "the permit was used before")
+                store.execute("INSERT INTO used VALUES (?, ?, ?)", (key_id, jti, exp))
             forget = now - SKEW_SECONDS
             if store.execute("DELETE FROM used WHERE exp < ?", (forget,)).rowcount:
                 store.execute("UPDATE purged SET until = max(until, ?)", (forget - 1,))

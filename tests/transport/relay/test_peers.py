@@ -81,7 +81,9 @@ class LoosePeer:
 def with_credentials(site: Site, name: str, judge: chains.Site, host: str) -> RelayHost:
     """The relay host `name` of the transport's site under another PKI, whose bad certificates we have."""
     made = host_with(site, name, {"message_seconds": 1.0})
-    return replace(made, identity=Identity(made.config.identity, judge.credentials(host), marks=made.identity.marks))
+    identity = Identity(made.config.identity, judge.credentials(host), marks=made.identity.marks)
+    permits = replace(made.permits, trust_domain=identity.credentials.spiffe_id.trust_domain)
+    return replace(made, identity=identity, permits=permits)
 
 
 @asynccontextmanager
