@@ -19,24 +19,23 @@ from audit import merkle, tiles
 from audit.checkpoint import Checkpoint, LogSigner, open_checkpoint, sign_checkpoint
 from audit.disk import Disk
 from audit.errors import CheckpointError, EntryPruned, LogDamaged, LogFailed, LogTruncated, RecordError, RecordInvalid
+from audit.group import Draft, require_draft, sign_drafts
 from audit.proof import leaf_hash
 from audit.pruned import Pruned
 from audit.store import Store
 from audit.tiles import TILE_WIDTH
 
-EntryBuilder = Callable[[int], Sequence[bytes]]  # (index of its first entry) -> its entries, at least one
+EntryBuilder = Callable[[int], Sequence[Draft]]  # (index of its first entry) -> its entries, at least one
 
 
-def build_entries(build: EntryBuilder, index: int) -> Sequence[bytes]:
+def build_entries(build: EntryBuilder, index: int) -> Sequence[Draft]:
     """What `build` makes of its first index, if it may go into a log. Raises RecordError, and what `build` raises."""
-    group = build(index)
-    if not group:
+    drafts = build(index)
+    if not drafts:
         raise RecordInvalid("a builder gave no entry")
-    for entry in group:
-        if not entry:
-            raise RecordInvalid("a builder gave an empty entry")
-        tiles.require_fits(entry)
-    return group
+    for draft in drafts:
+        require_draft(draft)
+    return drafts
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +49,19 @@ class Commit:
     """Index of the first entry of each builder, in their order."""
     _growth: merkle.Growth = field(repr=False)
 
+    def leaf_hash(self, index: int) -> bytes:
+        """Of an entry that this commit appended."""
+        self._require_own(index)
+        return self._growth.leaves[index - self._growth.old_size]
+
     def inclusion_path(self, index: int) -> list[bytes]:
         """RFC 6962 audit path, in the tree of `size`, of an entry that this commit appended."""
+        self._require_own(index)
+        return merkle.inclusion_path(index, self.size, self._growth.subtree)
+
+    def _require_own(self, index: int) -> None:
         if not self._growth.old_size <= index < self.size:
             raise IndexError(f"entry {index} is not of this commit")
-        return merkle.inclusion_path(index, self.size, self._growth.subtree)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +140,11 @@ class Log:
         """The log's origin, as in its checkpoints."""
         return self._signer.origin
 
+    @property
+    def signer(self) -> LogSigner:
+        """Who signs its checkpoints, and records before they are committed."""
+        return self._signer
+
     def append(self, builders: Sequence[EntryBuilder]) -> Commit:
         """Commit the entries of all `builders`, in order, as one group; durable on return.
 
@@ -141,15 +153,14 @@ class Log:
         not known whether the group is in the log; reopen.
         """
         self._require_working()
-        index, first_index, entries = self._size, [], list[bytes]()
+        first_index, drafts = [], list[Draft]()
         for build in builders:
-            first_index.append(index)
-            entries += build_entries(build, index)
-            index = self._size + len(entries)
-        return self.commit(entries, first_index)
+            first_index.append(self._size + len(drafts))
+            drafts += build_entries(build, first_index[-1])
+        return self.commit(sign_drafts(drafts, self._signer), first_index)
 
     def commit(self, entries: Sequence[bytes], first_index: Sequence[int]) -> Commit:
-        """Commit entries that `build_entries` made for this size of the log; `first_index` of each builder.
+        """Commit signed entries that were built for this size of the log; `first_index` of each builder.
 
         Raises RecordInvalid for none; else as `append`.
         """

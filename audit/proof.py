@@ -40,15 +40,28 @@ def verify_inclusion(leaf: bytes, index: int, tree_size: int, path: Sequence[byt
 
     Raises ProofError when it is not, or when anything is malformed.
     """
+    _require_hashes(root)
+    if not hmac.compare_digest(root_of_path(leaf, index, tree_size, path), root):
+        raise ProofError(f"entry {index} is not in the tree of size {tree_size} with this root")
+
+
+def root_of_path(leaf: bytes, index: int, tree_size: int, path: Sequence[bytes]) -> bytes:
+    """The root of the tree of `tree_size` leaves in which `leaf` is at `index`, if `path` is its path there.
+
+    Raises ProofError when there can be no such tree, or when anything is malformed.
+    """
+    _require_length(path, path_length(index, tree_size))
+    _require_hashes(leaf, *path)
+    inner, _ = _decompose(index, tree_size)
+    return _fold_right(_fold(leaf, path[:inner], index), path[inner:])
+
+
+def path_length(index: int, tree_size: int) -> int:
+    """How many hashes the path of the leaf at `index` has in a tree of `tree_size`. Raises ProofError: no such leaf."""
     _require_size("tree size", tree_size)
     if not 0 <= index < tree_size:
         raise ProofError(f"index {index} is not in a tree of size {tree_size}")
-    _require_hashes(leaf, root, *path)
-    inner, border = _decompose(index, tree_size)
-    _require_length(path, inner + border)
-    found = _fold_right(_fold(leaf, path[:inner], index), path[inner:])
-    if not hmac.compare_digest(found, root):
-        raise ProofError(f"entry {index} is not in the tree of size {tree_size} with this root")
+    return sum(_decompose(index, tree_size))
 
 
 def verify_consistency(old_size: int, old_root: bytes, new_size: int, new_root: bytes, path: Sequence[bytes]) -> None:

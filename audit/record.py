@@ -1,12 +1,14 @@
 """Entries of the log: signed records and permit entries, in one canonical form.
 
-    record entry  {"key": <key id hex>, "record": {…}, "signature": <base64 Ed25519>}
+    record entry  {"group": GROUP, "key": <key id hex>, "record": {…}, "signature": <base64 Ed25519>}
+                  GROUP: {"index": i, "path": <base64>, "salt": <base64>, "size": n}; absent where it is signed alone
     permit entry  {"claims": {…}, "decision": {"index": i, "leaf_hash": <base64>}, "kind": "sealane-permit"}
 
 Canonical JSON: UTF-8, keys sorted by code point, no spaces, no floats, nothing escaped that need not be. What
-is signed is RECORD_CONTEXT ‖ canonical record: the context keeps a record's signature from ever passing for
-that of a checkpoint, which the same key signs. A permit entry is not signed by itself: the log's checkpoint
-covers it, and relays check its inclusion. Reading is strict: an entry that does not encode back to exactly
+is signed is RECORD_CONTEXT ‖ canonical record, or, of records that were committed together, GROUP_CONTEXT ‖ size ‖
+root of the tree that `path` leads to (`group.py` makes it): the contexts keep these signatures from ever passing for
+each other or for that of a checkpoint, which the same key signs. A permit entry is not signed by itself: the log's
+checkpoint covers it, and relays check its inclusion. Reading is strict: an entry that does not encode back to exactly
 the same bytes is refused, so there is one spelling of each entry.
 """
 
@@ -21,10 +23,15 @@ from typing import Annotated, Any
 import msgspec
 
 from audit.checkpoint import LogVerifier
-from audit.errors import RecordInvalid, RecordTooLarge
+from audit.errors import ProofError, RecordInvalid, RecordTooLarge
+from audit.proof import HASH_BYTES, leaf_hash, path_length, root_of_path
 
 MAX_ENTRY_BYTES = 60 * 1024  # under the u16 length prefix of C2SP entry bundles, with room for SIEM envelopes
+MAX_RECORD_BYTES = MAX_ENTRY_BYTES - 1024  # of a record: with the longest path, its entry still fits
 RECORD_CONTEXT = b"sealane audit record v1\n"
+GROUP_CONTEXT = b"sealane audit group v1\n"
+MAX_GROUP = 256  # records of one group; a path of it is eight hashes at most
+SALT_BYTES = 16
 PERMIT_KIND = "sealane-permit"
 CLOCK_STEP_KIND = "clock-step"  # a record of this kind says that the wall clock was stepped before it
 
@@ -84,17 +91,46 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 
 @dataclass(frozen=True, slots=True)
+class Group:
+    """Where a record stands among the `size` that were signed together. `path`: hashes from its leaf up, joined.
+
+    Made from what was read, its form was checked.
+    """
+
+    index: int
+    size: int
+    salt: bytes
+    path: bytes
+
+    @staticmethod
+    def message(size: int, root: bytes) -> bytes:
+        """What is signed of a group."""
+        return GROUP_CONTEXT + size.to_bytes(2, "big") + root
+
+    def message_of(self, record_bytes: bytes) -> bytes:
+        """What must have been signed, if the record is where it says."""
+        path = [self.path[start : start + HASH_BYTES] for start in range(0, len(self.path), HASH_BYTES)]
+        return self.message(self.size, root_of_path(leaf_hash(self.salt + record_bytes), self.index, self.size, path))
+
+
+@dataclass(frozen=True, slots=True)
 class SignedRecord:
-    """A record entry as read. Its signature is not verified yet: `is_signed_by`."""
+    """A record entry as read. Its signature is not verified yet: `is_signed_by`. `group`: None if signed alone."""
 
     record: Record
     record_bytes: bytes
     signature: bytes
     key_id: str
+    group: Group | None = None
+
+    @property
+    def message(self) -> bytes:
+        """What its signature must be over."""
+        return RECORD_CONTEXT + self.record_bytes if self.group is None else self.group.message_of(self.record_bytes)
 
     def is_signed_by(self, verifiers: Sequence[LogVerifier]) -> bool:
         """Whether one of `verifiers` signed it, for its own origin."""
-        message = RECORD_CONTEXT + self.record_bytes
+        message = self.message
         return any(
             one.key_id.hex() == self.key_id
             and one.origin == self.record.origin
@@ -115,10 +151,18 @@ class PermitEntry:
 Entry = SignedRecord | PermitEntry
 
 
+class _Group(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    index: Annotated[int, msgspec.Meta(ge=0, lt=MAX_GROUP)]
+    path: str
+    salt: str
+    size: Annotated[int, msgspec.Meta(ge=2, le=MAX_GROUP)]  # alone, a record is signed as itself: one spelling
+
+
 class _RecordEnvelope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     key: str
     record: msgspec.Raw
     signature: str
+    group: _Group | msgspec.UnsetType = msgspec.UNSET
 
 
 class _Decision(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -138,25 +182,38 @@ _permit_envelope_decoder = msgspec.json.Decoder(_PermitEnvelope)
 
 
 def encode_entry(record: Record, sign: Callable[[bytes], bytes], key_id: str) -> bytes:
-    """The canonical signed entry of `record`. Raises RecordInvalid, or RecordTooLarge over 60 KiB.
+    """The canonical entry of `record`, signed alone. Raises RecordInvalid, or RecordTooLarge.
 
     `sign` gives the Ed25519 signature (64 bytes) of the key that `key_id` names (`LogSigner.sign`, `.key_id`).
     """
+    return signed_entry(canonical_record(record), sign, key_id)
+
+
+def canonical_record(record: Record) -> bytes:
+    """What is signed of `record`. Raises RecordInvalid, or RecordTooLarge over MAX_RECORD_BYTES."""
     _require_plain(record.details)
     parse_time(record.time)
     record_bytes = _canonical(record)
-    if len(record_bytes) > MAX_ENTRY_BYTES:  # before paying for the signature
-        raise RecordTooLarge(len(record_bytes), MAX_ENTRY_BYTES)
+    if len(record_bytes) > MAX_RECORD_BYTES:
+        raise RecordTooLarge(len(record_bytes), MAX_RECORD_BYTES)
     _decode_struct(record_bytes)  # constructing a Struct checks no types: never write what we would not read
-    envelope = _RecordEnvelope(
-        key=key_id,
-        record=msgspec.Raw(record_bytes),
-        signature=base64.b64encode(sign(RECORD_CONTEXT + record_bytes)).decode(),
+    return record_bytes
+
+
+def signed_entry(record_bytes: bytes, sign: Callable[[bytes], bytes], key_id: str) -> bytes:
+    """The entry of a canonical record that is signed alone."""
+    return _envelope(record_bytes, sign(RECORD_CONTEXT + record_bytes), key_id)
+
+
+def grouped_entry(record_bytes: bytes, group: Group, signature: bytes, key_id: str) -> bytes:
+    """The entry of a canonical record whose group has `signature`."""
+    place = _Group(
+        index=group.index,
+        path=base64.b64encode(group.path).decode(),
+        salt=base64.b64encode(group.salt).decode(),
+        size=group.size,
     )
-    entry = msgspec.json.encode(envelope, order="sorted")
-    if len(entry) > MAX_ENTRY_BYTES:
-        raise RecordTooLarge(len(entry), MAX_ENTRY_BYTES)
-    return entry
+    return _envelope(record_bytes, signature, key_id, place)
 
 
 def decode_entry(entry: bytes) -> Entry:
@@ -184,6 +241,13 @@ def parse_time(text: str) -> datetime:
         raise RecordInvalid(f"a record's time {text} does not exist") from error
 
 
+def _envelope(
+    record_bytes: bytes, signature: bytes, key_id: str, group: _Group | msgspec.UnsetType = msgspec.UNSET
+) -> bytes:
+    envelope = _RecordEnvelope(key_id, msgspec.Raw(record_bytes), base64.b64encode(signature).decode(), group)
+    return msgspec.json.encode(envelope, order="sorted")
+
+
 def _decode_signed(entry: bytes) -> SignedRecord:
     try:
         envelope = _record_envelope_decoder.decode(entry)
@@ -194,9 +258,21 @@ def _decode_signed(entry: bytes) -> SignedRecord:
     signature = _decode_base64(envelope.signature)
     if len(signature) != 64:
         raise RecordInvalid("a record's signature is not 64 bytes")
+    group = None if envelope.group is msgspec.UNSET else _decode_group(envelope.group)
     if msgspec.json.encode(envelope, order="sorted") != entry:
         raise RecordInvalid("a record entry is not in canonical form")
-    return SignedRecord(record, record_bytes, signature, envelope.key)
+    return SignedRecord(record, record_bytes, signature, envelope.key, group)
+
+
+def _decode_group(place: _Group) -> Group:
+    group = Group(place.index, place.size, _decode_base64(place.salt), _decode_base64(place.path))
+    try:
+        hashes = path_length(group.index, group.size)
+    except ProofError as error:
+        raise RecordInvalid(f"a record has no such place in its group: {error}") from error
+    if len(group.salt) != SALT_BYTES or len(group.path) != HASH_BYTES * hashes:
+        raise RecordInvalid("a record's place in its group is malformed")
+    return group
 
 
 def _decode_record(record_bytes: bytes) -> Record:

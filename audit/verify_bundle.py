@@ -15,6 +15,7 @@ from cryptography import x509
 
 from audit import verify_entry, verify_receipt
 from audit.verify_cosignature import cosigned_at, read_witness
+from audit.verify_group import Signatures
 from audit.verify_range import MAX_PROBLEMS, Problem, add
 from audit.verify_tree import Accumulator, Note, exact_base64, hash_children, hash_leaf, read_note, read_vkey
 
@@ -72,6 +73,7 @@ class BundleCheck:
         self.verdict = BundleVerdict()
         self._file = file
         self._keys = [read_vkey(vkey) for vkey in vkeys]
+        self._signatures = Signatures(self._keys)
         self._witnesses = [read_witness(vkey) for vkey in witnesses]
         self._authorities: Sequence[x509.Certificate] = (
             verify_receipt.read_authorities(authorities) if authorities else ()
@@ -172,7 +174,7 @@ class BundleCheck:
             self._previous = None
             return
         sound = True
-        for fault in verify_entry.record_faults(value, entry, index, note.origin, self._keys):
+        for fault in verify_entry.record_faults(value, entry, index, note.origin, self._signatures):
             self._report(index, fault)
             sound = False
         record = value.get("record")

@@ -6,14 +6,15 @@ is written down here a second time.
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, Final
 
-from audit.verify_tree import PinnedKey, exact_base64
+from audit.verify_group import Signatures
+from audit.verify_tree import exact_base64
 
 ENTRY_LIMIT = 61440
-SIGNED_PREFIX = b"sealane audit record v1\n"
 
 _RECORD_KEYS = frozenset(
     [
@@ -34,6 +35,7 @@ _RECORD_KEYS = frozenset(
         "details",
     ]
 )
+_KEYS_OF_2 = _RECORD_KEYS | {"clock_error_us"}
 PERMITTING: Final = frozenset({"allowed", "would_deny"})  # the latter in zones that are being observed
 _ACTOR_KEYS = frozenset({"id", "name", "authenticated_by", "issuer", "groups"})
 _TIME_FORM = re.compile(r"\d\d\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\.\d\d\d\d\d\dZ", re.ASCII)
@@ -70,7 +72,7 @@ def record_faults(
     entry: bytes,
     index: int,
     origin: str,
-    keys: Sequence[PinnedKey],
+    signatures: Signatures,
     *,
     signature: bool = True,
 ) -> Iterator[str]:
@@ -79,16 +81,20 @@ def record_faults(
     Without `signature` that of the record is not checked: the tree's, which covers the record, then stands for it.
     """
     record = value.get("record")
-    if set(value) != {"key", "record", "signature"} or not isinstance(record, dict):
+    if set(value) - {"group"} != {"key", "record", "signature"} or not isinstance(record, dict):
         yield "it is neither a record nor a permit entry"
         return
-    yield from _signature_faults(value, entry, origin, keys, signature=signature)
+    candidates = signatures.candidates(origin, value["key"])
+    if not candidates:
+        yield f"it is signed with key {str(value['key'])[:64]!r}, which was not given"
+    elif fault := signatures.fault(value, entry, candidates, check=signature):
+        yield fault
     version = record.get("version")
     if type(version) is not int or version not in {1, 2}:
         yield f"its version {version!r} is unknown"
         return
-    expected = _RECORD_KEYS if version == 1 else _RECORD_KEYS | {"clock_error_us"}
-    if set(record) != expected:
+    expected = _RECORD_KEYS if version == 1 else _KEYS_OF_2
+    if record.keys() != expected:
         yield f"its fields are not those of a record: {sorted(set(record) ^ expected)}"
         return
     if record["sequence"] != index or isinstance(record["sequence"], bool):
@@ -133,35 +139,15 @@ def permit_faults(
 def time_of(record: Mapping[str, Any]) -> datetime | None:
     """The wall-clock time of a record, or None if it is malformed."""
     text = record.get("time")
-    if not isinstance(text, str) or not _TIME_FORM.fullmatch(text):
-        return None
+    return _moment(text) if isinstance(text, str) else None
+
+
+@lru_cache(4)  # each is asked for by itself, and beside the record after it
+def _moment(text: str) -> datetime | None:
     try:
-        return datetime.fromisoformat(text)
+        return datetime.fromisoformat(text) if _TIME_FORM.fullmatch(text) else None
     except ValueError:
         return None
-
-
-def _signature_faults(
-    value: Mapping[str, Any], entry: bytes, origin: str, keys: Sequence[PinnedKey], *, signature: bool
-) -> Iterator[str]:
-    candidates = [key for key in keys if key.name == origin and key.key_id.hex() == value["key"]]
-    if not candidates:
-        yield f"it is signed with key {str(value['key'])[:64]!r}, which was not given"
-        return
-    try:
-        blob = exact_base64(value["signature"]) if isinstance(value["signature"], str) else b""
-    except ValueError:
-        blob = b""
-    if len(blob) != 64 or (
-        signature and not any(key.verifies(SIGNED_PREFIX + _record_in(entry), blob) for key in candidates)
-    ):
-        yield "its signature is wrong"
-
-
-def _record_in(entry: bytes) -> bytes:
-    """The canonical record within a canonical entry: {"key":"…","record":…,"signature":"…"}, in this order."""
-    start = entry.index(b',"record":') + len(b',"record":')  # a key id holds no quote, or no given key has it
-    return entry[start : entry.rindex(b',"signature":')]
 
 
 def _shape_faults(record: Mapping[str, Any]) -> Iterator[str]:
@@ -197,4 +183,5 @@ def _refuse_number(text: str) -> object:
 
 
 _decode = json.JSONDecoder(parse_float=_refuse_number, parse_constant=_refuse_number).decode
-_encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode
+# What was decoded holds no circles to look for.
+_encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, check_circular=False).encode

@@ -13,7 +13,8 @@ from typing import Any
 from cryptography import x509
 
 from audit import verify_entry, verify_receipt
-from audit.verify_tree import Accumulator, PinnedKey, file_of, hash_leaf, read_frames, read_vkey
+from audit.verify_group import Signatures
+from audit.verify_tree import Accumulator, file_of, hash_leaf, read_frames, read_vkey
 
 WIDTH = 256
 MAX_PROBLEMS = 1000
@@ -92,13 +93,13 @@ class Found:
 
 def check_range(job: Job) -> Found:
     """Check all entries of the range by themselves and against their neighbours and hash tiles. Raises OSError."""
-    return _Range(job, [read_vkey(vkey) for vkey in job.vkeys]).run()
+    return _Range(job, Signatures([read_vkey(vkey) for vkey in job.vkeys])).run()
 
 
 @dataclass(slots=True)
 class _Range:
     job: Job
-    keys: Sequence[PinnedKey]
+    signatures: Signatures
     found: Found = field(default_factory=Found)
     _authorities: Sequence[x509.Certificate] = ()
     _last_record: Mapping[str, Any] | None = None
@@ -211,7 +212,9 @@ class _Range:
         else:
             self.found.records += 1
             self.found.signatures += signature
-            faults = verify_entry.record_faults(value, entry, index, self.job.origin, self.keys, signature=signature)
+            faults = verify_entry.record_faults(
+                value, entry, index, self.job.origin, self.signatures, signature=signature
+            )
             record = value["record"] if isinstance(value.get("record"), dict) else None
         sound = True
         for fault in faults:

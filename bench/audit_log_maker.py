@@ -1,12 +1,13 @@
 """Makes big logs to measure with: years of a site's life, signed entry by entry, in the log's own format.
 
-    python -m bench.audit_log_maker DIR [--entries 5000000] [--workers 2]
+    python -m bench.audit_log_maker DIR [--entries 5000000] [--workers 2] [--alone]
 
     DIR/log         a log that `sealane audit verify` accepts        DIR/log.vkey    the key to verify it with
 
 Run again it goes on from where it was, so it may be stopped at any time, and a longer log starts with the same entries
 as a shorter one: each follows from its index alone. The key is made up and public: such a log proves nothing. Entries
-are written by the real `Log`, without the fsyncs; workers encode and sign.
+are written by the real `Log`, without the fsyncs; workers encode and sign. TOGETHER of them are signed together, as
+where many wait for the log at once; with `--alone` each record by itself, as where nobody else does.
 
 The life of a site comes in episodes of EPISODE entries: an allowed decision, its permit, the receipts of both hosts,
 somebody's denied decision, a reading of the log, a check, a heartbeat. Receipts are unsigned: hosts have no keys here.
@@ -18,11 +19,12 @@ import argparse
 import base64
 import hashlib
 import multiprocessing
+import random
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
@@ -32,13 +34,14 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from audit.checkpoint import LogSigner
 from audit.disk import Disk
+from audit.group import After, Draft, Unsigned, sign_drafts
 from audit.log import Log
-from audit.proof import leaf_hash
-from audit.record import PERMIT_KIND, Actor, Record, Vm, encode_entry, format_time
+from audit.record import PERMIT_KIND, Actor, Record, Vm, format_time
 
 ORIGIN: Final = "bench.example/audit"
 ENTRIES: Final = 5_000_000
 EPISODE: Final = 8
+TOGETHER: Final = 64  # entries of one commit of a gateway under load: eight episodes
 CHUNK: Final = 8_192  # entries of one commit and of one task of a worker: whole episodes, whole bundles
 START: Final = datetime(2025, 12, 10, tzinfo=UTC)
 SPACING: Final = timedelta(seconds=6)  # five million entries are 347 days
@@ -63,7 +66,12 @@ def bench_signer() -> LogSigner:
 
 
 def make_log(
-    folder: Path, entries: int = ENTRIES, *, workers: int = 2, progress: Callable[[int], None] | None = None
+    folder: Path,
+    entries: int = ENTRIES,
+    *,
+    alone: bool = False,
+    workers: int = 2,
+    progress: Callable[[int], None] | None = None,
 ) -> Path:
     """Make or continue `folder`/log up to `entries` (rounded up to whole chunks); returns the log's folder.
 
@@ -76,7 +84,7 @@ def make_log(
         todo = range(log.size // CHUNK, -(-entries // CHUNK))
         # Not forked: a worker must not hold the log's lock.
         with multiprocessing.get_context("spawn").Pool(workers) as pool:
-            for chunk in pool.imap(_chunk, todo):
+            for chunk in pool.imap(partial(_chunk, together=1 if alone else TOGETHER), todo):
                 log.append([lambda _first, chunk=chunk: chunk])  # type: ignore[misc]
                 if progress is not None:
                     progress(log.size)
@@ -96,12 +104,19 @@ def telling(entries: int, what: str = "making the log") -> Callable[[int], None]
     return tell
 
 
-def _chunk(number: int) -> list[bytes]:
+def _chunk(number: int, together: int) -> list[bytes]:
     first = number * CHUNK
-    signer = _signer()
-    return [
-        entry for episode in range(first // EPISODE, (first + CHUNK) // EPISODE) for entry in _episode(episode, signer)
-    ]
+    episodes = range(first // EPISODE, (first + CHUNK) // EPISODE)
+    drafts = [draft for episode in episodes for draft in _episode(episode)]
+    entries: list[bytes] = []
+    while len(entries) < len(drafts):
+        start = len(entries)
+        end = start + together
+        while end < len(drafts) and isinstance(drafts[end], After):
+            end += 1
+        salts = random.Random(first + start)
+        entries += sign_drafts(drafts[start:end], _signer(), salts.randbytes)
+    return entries
 
 
 @cache
@@ -109,28 +124,29 @@ def _signer() -> LogSigner:
     return bench_signer()
 
 
-def _episode(number: int, signer: LogSigner) -> Iterator[bytes]:
+def _episode(number: int) -> Iterator[Draft]:
     """The entries of episode `number`, in order."""
     first = number * EPISODE
     luck = hashlib.sha256(number.to_bytes(8)).digest()
     story = Story(first, luck)
 
-    def signed(offset: int, kind: str, **fields: Any) -> bytes:
+    def record(offset: int, kind: str, **fields: Any) -> Draft:
         index = first + offset
-        record = Record(
-            version=2,
-            clock_error_us=2_000 + index % 997,
-            kind=kind,
-            origin=ORIGIN,
-            sequence=index,
-            boot_id=hashlib.sha256(ORIGIN.encode()).hexdigest()[:32],
-            time=_time(index),
-            monotonic_ns=index * SPACING // timedelta(microseconds=1) * 1000,
-            **fields,
+        return Unsigned.of(
+            Record(
+                version=2,
+                clock_error_us=2_000 + index % 997,
+                kind=kind,
+                origin=ORIGIN,
+                sequence=index,
+                boot_id=hashlib.sha256(ORIGIN.encode()).hexdigest()[:32],
+                time=_time(index),
+                monotonic_ns=index * SPACING // timedelta(microseconds=1) * 1000,
+                **fields,
+            )
         )
-        return encode_entry(record, signer.sign, signer.key_id)
 
-    decision = signed(
+    yield record(
         0,
         "migration.decision",
         outcome="allowed",
@@ -139,11 +155,10 @@ def _episode(number: int, signer: LogSigner) -> Iterator[bytes]:
         **story.parties,
         details=story.decision(allowed=True),
     )
-    yield decision
-    yield story.permit(decision)
+    yield After(story.permit)
     for offset, role, outcome in ((2, "source", "handed-over"), (3, "destination", "running")):
         actor = Actor(story.hosts[offset - 2], story.hosts[offset - 2].rpartition("/")[2], "client-certificate")
-        yield signed(
+        yield record(
             offset,
             "migration.receipt",
             outcome=outcome,
@@ -151,7 +166,7 @@ def _episode(number: int, signer: LogSigner) -> Iterator[bytes]:
             **story.parties,
             details=story.receipt(role, outcome),
         )
-    yield signed(
+    yield record(
         4,
         "migration.decision",
         outcome="denied",
@@ -159,14 +174,14 @@ def _episode(number: int, signer: LogSigner) -> Iterator[bytes]:
         **story.refused,
         details=story.decision(allowed=False),
     )
-    yield signed(
+    yield record(
         5,
         "audit.read",
         outcome="allowed",
         actor=_person(luck[11]),
         details={"client_address": story.address, "read": {"records": {"vm": _vm(luck[12]).name, "limit": 50}}},
     )
-    yield signed(
+    yield record(
         6,
         "decision.check",
         outcome="allowed",
@@ -174,7 +189,7 @@ def _episode(number: int, signer: LogSigner) -> Iterator[bytes]:
         **(story.parties | {"migration_id": None}),
         details=story.decision(allowed=True),
     )
-    yield signed(7, "heartbeat")
+    yield record(7, "heartbeat")
 
 
 class Story:
@@ -214,7 +229,7 @@ class Story:
             "not_admitted": None,
         }
 
-    def permit(self, decision: bytes) -> bytes:
+    def permit(self, decision_leaf_hash: bytes) -> bytes:
         issued = int((START + self.first * SPACING).timestamp())
         claims = {
             "iss": "gateway",
@@ -236,7 +251,7 @@ class Story:
             "bundle": hashlib.sha256(bytes([self.luck[15] % 3])).hexdigest(),
             "seal": "sealane",
         }
-        link = {"index": self.first, "leaf_hash": base64.b64encode(leaf_hash(decision)).decode()}
+        link = {"index": self.first, "leaf_hash": base64.b64encode(decision_leaf_hash).decode()}
         return msgspec.json.encode({"kind": PERMIT_KIND, "decision": link, "claims": claims}, order="sorted")
 
     def receipt(self, role: str, outcome: str) -> dict[str, Any]:
@@ -296,13 +311,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--entries", type=int, default=ENTRIES)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--alone", action="store_true", help="each record signed by itself")
     options = parser.parse_args(arguments)
     started = time.monotonic()
 
     def tell(size: int) -> None:
         print(f"\r{size} entries, {time.monotonic() - started:.0f} s", end="", file=sys.stderr, flush=True)
 
-    log = make_log(options.folder, options.entries, workers=options.workers, progress=tell)
+    log = make_log(options.folder, options.entries, alone=options.alone, workers=options.workers, progress=tell)
     print(f"\n{log}", file=sys.stderr)
 
 

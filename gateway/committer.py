@@ -17,8 +17,9 @@ from typing import Final, Protocol, TypeVar
 import structlog
 import trio
 
-from audit.checkpoint import Checkpoint
+from audit.checkpoint import Checkpoint, LogSigner
 from audit.errors import LogDamaged, LogError
+from audit.group import Draft, sign_drafts
 from audit.log import Commit, EntryBuilder, Log, Recovery, build_entries
 from gateway.errors import LogUnavailable, Overloaded
 
@@ -66,22 +67,23 @@ class _Waiter:
 
 @dataclass(slots=True)
 class _Group:
-    """Waiters with their entries, for the place in the log that begins at `start`."""
+    """Waiters with their entries, for the place in the log that begins at `start`; signed together, at last."""
 
     start: int
     waiters: list[_Waiter] = field(default_factory=list)
+    drafts: list[Draft] = field(default_factory=list)
     entries: list[bytes] = field(default_factory=list)
     first_index: list[int] = field(default_factory=list)
     refused: list[tuple[_Waiter, Exception]] = field(default_factory=list)
 
     @property
     def end(self) -> int:
-        return self.start + len(self.entries)
+        return self.start + len(self.drafts)
 
-    def add(self, waiter: _Waiter, entries: Sequence[bytes]) -> None:
+    def add(self, waiter: _Waiter, drafts: Sequence[Draft]) -> None:
         self.first_index.append(self.end)
         self.waiters.append(waiter)
-        self.entries += entries
+        self.drafts += drafts
 
     def tell_refused(self) -> None:
         for waiter, error in self.refused:
@@ -99,6 +101,7 @@ class Committer:
         self._one_builder = threading.Lock()  # building anew happens in the log's thread
         self._send, self._receive = trio.open_memory_channel[_Waiter](queue)
         self._log: Log | None = None
+        self._signer: LogSigner | None = None
         self._broken = trio.Event()
         self._failed_at = 0.0
         self._attempts = 0
@@ -112,7 +115,7 @@ class Committer:
     async def open(self) -> None:
         """Open the log for the first time. Errors: LogError, OSError (the gateway does not start)."""
         self._log = await trio.to_thread.run_sync(self._open_log, limiter=self._limiter)
-        self.recovery = self._log.recovery
+        self._signer, self.recovery = self._log.signer, self._log.recovery
         self._remember(self._log.size, self._log.root_at(self._log.size), self._log.origin)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -200,11 +203,16 @@ class Committer:
         with self._one_builder:
             for waiter in waiters:
                 try:
-                    entries = build_entries(waiter.builder, group.end)
+                    drafts = build_entries(waiter.builder, group.end)
                 except Exception as error:  # noqa: BLE001 - told to the waiter whose builder raised it
                     group.refused.append((waiter, error))
                 else:
-                    group.add(waiter, entries)
+                    group.add(waiter, drafts)
+        assert self._signer is not None
+        try:
+            group.entries = sign_drafts(group.drafts, self._signer)
+        except Exception as error:  # noqa: BLE001 - told to all whose records would have been signed
+            return _Group(start, refused=[*group.refused, *((waiter, error) for waiter in group.waiters)])
         return group
 
     async def _commit(self, group: _Group) -> None:

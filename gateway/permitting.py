@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import trio
@@ -16,7 +17,7 @@ from gateway.dispatch import Assignment, QueueFull
 from gateway.errors import RelayUnreachable
 from gateway.gate import Gate
 from gateway.migrations import Migration, State
-from gateway.recording import Event, Recorded, document_of
+from gateway.recording import EntryAfter, Event, Recorded, document_of
 from gateway.standing import standing_of
 from gateway.witnessing import Witnessing
 from policy.engine import Decision
@@ -62,11 +63,11 @@ def _limits(limits: Limits, wish: int) -> Limits:
     return Limits(limits.max_channels, bandwidth)
 
 
-def permit_entry_after(claims: PermitClaims | None) -> Callable[[int, bytes], Sequence[bytes]] | None:
+def permit_entry_after(claims: PermitClaims | None) -> EntryAfter | None:
     """The permit entry that follows the decision record in the same commit."""
     if claims is None:
         return None
-    return lambda index, leaf_hash: [permit_entry(claims, index, leaf_hash)]
+    return partial(permit_entry, claims)
 
 
 def sealed_permit(

@@ -1,23 +1,24 @@
-"""Records of what the gateway does: one place that stamps them (sequence, boot, times), signs and hands them on."""
+"""Records of what the gateway does: one place that stamps them (sequence, boot, times) and hands them on."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Final
 
 from audit.checkpoint import LogSigner
+from audit.group import After, Draft, Unsigned
 from audit.log import Commit, EntryBuilder, Recovery
-from audit.proof import leaf_hash
-from audit.record import CLOCK_STEP_KIND, Actor, Record, Vm, encode_entry, format_time
+from audit.record import CLOCK_STEP_KIND, Actor, Record, Vm, format_time
 from gateway.committer import Committer, Outage
 from policy.facts import Person
 from policy.many_groups import MANY, compact_ids, digest_of_ids
 
 CLOCK_STEP_MS: Final = 500
 
-EntriesAfter = Callable[[int, bytes], Sequence[bytes]]
+EntryAfter = Callable[[int, bytes], bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ class Recorded:
 
 
 class Recorder:
-    """Stamps and signs events with the log's key and appends them."""
+    """Stamps events and appends them; those of one commit are signed together."""
 
     def __init__(self, committer: Committer, signer: LogSigner, boot_id: str, clock: Clock) -> None:
         self._committer = committer
@@ -63,22 +64,20 @@ class Recorder:
         self._clock = clock
         self._latest: tuple[datetime, int] | None = None
 
-    async def append(self, event: Event, entries_after: EntriesAfter | None = None) -> Recorded:
-        """Commit the record, and in the same commit what `entries_after(index, leaf_hash)` makes of it.
+    async def append(self, event: Event, entry_after: EntryAfter | None = None) -> Recorded:
+        """Commit the record, and right after it, in the same commit, what `entry_after(index, leaf_hash)` makes of it.
 
-        Errors: LogUnavailable, Overloaded, audit's RecordError, and what `entries_after` raises; nothing logged then.
+        Errors: LogUnavailable, Overloaded, audit's RecordError, and what `entry_after` raises; nothing logged then.
         """
-        built: tuple[int, bytes] | None = None
+        index = 0
 
-        def build(first_index: int) -> Sequence[bytes]:
-            nonlocal built
-            entries, index = self._stamped(event, first_index)
-            built = index, leaf_hash(entries[-1])
-            return [*entries, *(entries_after(*built) if entries_after else ())]
+        def build(first_index: int) -> Sequence[Draft]:
+            nonlocal index
+            drafts, index = self._stamped(event, first_index)
+            return drafts if entry_after is None else [*drafts, After(partial(entry_after, index))]
 
         committed = await self._committer.append(build)
-        assert built is not None
-        return Recorded(*built, committed.commit)
+        return Recorded(index, committed.commit.leaf_hash(index), committed.commit)
 
     def of_outage(self, outage: Outage) -> EntryBuilder:
         """The record that the log failed and works again, for `Committer.announce`."""
@@ -90,17 +89,17 @@ class Recorder:
         }
         return lambda first_index: self._stamped(Event("log.recovered", details=details), first_index)[0]
 
-    def _stamped(self, event: Event, first_index: int) -> tuple[list[bytes], int]:
-        """The record's entry, last, and its index; before it one of a clock that was stepped."""
+    def _stamped(self, event: Event, first_index: int) -> tuple[list[Draft], int]:
+        """The record, last, and its index; before it one of a clock that was stepped."""
         # In the log's thread: times rise with the sequence, whoever was faster on the way.
         now, ticks = self._clock.wall(), self._clock.monotonic_ns()
-        entries = []
+        drafts: list[Draft] = []
         if (step_ms := self._step_ms(now, ticks)) is not None:
             step = Event(CLOCK_STEP_KIND, details={"step_ms": step_ms})
-            entries.append(self._encode(step, first_index, now, ticks))
+            drafts.append(self._draft(step, first_index, now, ticks))
         self._latest = now, ticks
-        index = first_index + len(entries)
-        return [*entries, self._encode(event, index, now, ticks)], index
+        index = first_index + len(drafts)
+        return [*drafts, self._draft(event, index, now, ticks)], index
 
     def _step_ms(self, now: datetime, ticks: int) -> int | None:
         """By how much the wall clock was stepped since the last record, if it was: auditors must be told."""
@@ -113,7 +112,7 @@ class Recorder:
         is_step = abs(step_ms) > CLOCK_STEP_MS + abs(elapsed_ms) // 1000
         return step_ms if is_step or now < before else None
 
-    def _encode(self, event: Event, index: int, now: datetime, ticks: int) -> bytes:
+    def _draft(self, event: Event, index: int, now: datetime, ticks: int) -> Unsigned:
         record = Record(
             version=2,
             clock_error_us=self._clock.error_us(),
@@ -132,7 +131,7 @@ class Recorder:
             reason=event.reason,
             details=dict(event.details),
         )
-        return encode_entry(record, self._signer.sign, self._signer.key_id)
+        return Unsigned.of(record)
 
 
 def document_of(event: Event) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from audit.siem.document import DOCUMENT_VERSION, LogEntry, document_id, documen
 from audit.siem.mapping import REDACTABLE
 from audit.siem.reconcile import differing_fields
 from audit.verify_entry import Malformed, parse, record_faults
+from audit.verify_group import Signatures
 from audit.verify_tree import PinnedKey
 
 MAX_DOCUMENT_BYTES: Final = 1024 * 1024
@@ -99,7 +100,7 @@ def _check_original(original: str, logged: bytes | None, keys: Sequence[PinnedKe
         if logged is None:
             verdict.unproven.append("it is a permit entry, which bears no signature of its own: give the log (--log)")
     else:
-        verdict.faults += record_faults(value, entry, verdict.index, verdict.origin, keys)
+        verdict.faults += record_faults(value, entry, verdict.index, verdict.origin, Signatures(keys))
         record = value.get("record")
         verdict.record = dict(record) if isinstance(record, dict) else None
 

@@ -9,6 +9,7 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from audit.checkpoint import LogSigner
+from audit.group import After, Draft, Unsigned
 from audit.log import EntryBuilder
 from audit.proof import leaf_hash
 from audit.record import Actor, Record, Vm, encode_entry
@@ -46,6 +47,10 @@ def entry(sequence: int, signer: LogSigner = SIGNER, **changes: Any) -> bytes:
 
 def permit(decision_index: int, decision: bytes, **changes: Any) -> bytes:
     """What policy/permit.py makes, as far as the log knows it."""
+    return permit_of(decision_index, leaf_hash(decision), **changes)
+
+
+def permit_of(decision_index: int, decision_leaf_hash: bytes, **changes: Any) -> bytes:
     claims = {
         "jti": f"j-{decision_index}",
         "migration_id": f"m-{decision_index}",
@@ -53,7 +58,7 @@ def permit(decision_index: int, decision: bytes, **changes: Any) -> bytes:
         "source": SOURCE,
         "destination": DESTINATION,
     } | changes
-    link = {"index": decision_index, "leaf_hash": base64.b64encode(leaf_hash(decision)).decode()}
+    link = {"index": decision_index, "leaf_hash": base64.b64encode(decision_leaf_hash).decode()}
     document = {"kind": "sealane-permit", "decision": link, "claims": claims}
     return msgspec.json.encode(document, order="sorted")
 
@@ -69,6 +74,16 @@ def with_permit(index: int) -> Sequence[bytes]:
     """A builder of an allowing decision and its permit."""
     decision = entry(index)
     return [decision, permit(index, decision)]
+
+
+def drafted(index: int) -> Sequence[Draft]:
+    """A builder of one record, to be signed with those beside it."""
+    return [Unsigned.of(record(index))]
+
+
+def drafted_with_permit(index: int) -> Sequence[Draft]:
+    """A builder of an allowing decision, to be signed with those beside it, and its permit."""
+    return [Unsigned.of(record(index)), After(lambda leaf: permit_of(index, leaf))]
 
 
 def raw(*entries: bytes) -> EntryBuilder:

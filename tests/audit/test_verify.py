@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from hypothesis import strategies as st
 import audit
 from audit.checkpoint import Checkpoint, LogSigner, read_note, sign_checkpoint
 from audit.cosignature import Cosigner
+from audit.group import After, Draft, Unsigned
 from audit.log import EntryBuilder, Log
 from audit.verify import Options, Verdict, verify_log
 from tests.audit.disks import FastDisk
@@ -35,9 +37,12 @@ from tests.audit.samples import (
     SIGNER,
     SOURCE,
     VM_ID,
+    drafted,
+    drafted_with_permit,
     entry,
     one,
     permit,
+    permit_of,
     raw,
     record,
     with_permit,
@@ -77,18 +82,18 @@ def flipped(path: Path, position: int, bit: int = 0) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def long_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """260 entries: a sealed bundle, and a tail."""
+    """260 entries: a sealed bundle, and a tail; every other commit's records signed together."""
     directory = tmp_path_factory.mktemp("long") / "log"
     with Log.open(directory, SIGNER, disk=FastDisk()) as log:
-        for _ in range(26):
-            log.append([with_permit] * 5)
+        for number in range(26):
+            log.append([drafted_with_permit if number % 2 else with_permit] * 5)
     with Log.open(directory, SIGNER, disk=FastDisk()):
         return directory
 
 
 def test_the_verifier_shares_no_code_with_the_writer() -> None:
     folder = Path(audit.__file__).parent
-    parts = ("tree", "entry", "range", "receipt", "cosignature")
+    parts = ("tree", "entry", "group", "range", "receipt", "cosignature")
     own = {"audit", *(f"audit.verify_{part}" for part in parts)}
     for name in ("verify.py", *(f"verify_{part}.py" for part in parts)):
         for node in ast.walk(ast.parse((folder / name).read_text())):
@@ -121,7 +126,9 @@ def test_an_empty_log_is_sound(tmp_path: Path) -> None:
 @given(
     st.lists(
         st.lists(
-            st.tuples(st.booleans(), st.dictionaries(st.text(), json_values, max_size=2), st.text(max_size=9)),
+            st.tuples(
+                st.booleans(), st.booleans(), st.dictionaries(st.text(), json_values, max_size=2), st.text(max_size=9)
+            ),
             min_size=1,
             max_size=9,
         ),
@@ -130,12 +137,15 @@ def test_an_empty_log_is_sound(tmp_path: Path) -> None:
     st.sampled_from([0, 0, 0, 253]),
 )
 def test_writer_and_verifier_agree(
-    tmp_path_factory: pytest.TempPathFactory, groups: list[list[tuple[bool, dict[str, Any], str]]], start: int
+    tmp_path_factory: pytest.TempPathFactory, groups: list[list[tuple[bool, bool, dict[str, Any], str]]], start: int
 ) -> None:
     directory = tmp_path_factory.mktemp("agree")
 
-    def builder(permitted: bool, details: dict[str, Any], reason: str) -> EntryBuilder:
-        def build(index: int) -> Sequence[bytes]:
+    def builder(alone: bool, permitted: bool, details: dict[str, Any], reason: str) -> EntryBuilder:
+        def build(index: int) -> Sequence[Draft]:
+            if not alone:
+                draft = Unsigned.of(record(index, details=details, reason=reason))
+                return [draft, After(partial(permit_of, index, note=reason))] if permitted else [draft]
             decision = entry(index, details=details, reason=reason)
             return [decision, permit(index, decision, note=reason)] if permitted else [decision]
 
@@ -152,9 +162,10 @@ def test_writer_and_verifier_agree(
     assert (verdict.size, verdict.root) == (size, root)
 
 
-def test_every_flipped_byte_of_a_small_log_is_found(tmp_path: Path) -> None:
+@pytest.mark.parametrize("together", [False, True])
+def test_every_flipped_byte_of_a_small_log_is_found(together: bool, tmp_path: Path) -> None:
     small = entry(0, actor=None, details={}, reason=None)
-    written(tmp_path, raw(small, permit(0, small)))
+    written(tmp_path, *([drafted_with_permit, drafted] if together else [raw(small, permit(0, small))]))
     for path in (tmp_path / "checkpoint", tmp_path / "tail" / "0"):
         for position in range(path.stat().st_size):
             with flipped(path, position, position % 8):

@@ -210,7 +210,7 @@ async def test_a_decision_that_does_not_fit_into_a_record_permits_nothing_and_is
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await running.poll("a")
-    monkeypatch.setattr("audit.record.MAX_ENTRY_BYTES", 2000)
+    monkeypatch.setattr("audit.record.MAX_RECORD_BYTES", 2000)
     answer = await running.person("alice").post("/v1/migrations", json={"vm": "web", "destination": "b"})
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "too_large_to_record")
     monkeypatch.undo()

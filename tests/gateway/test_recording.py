@@ -8,7 +8,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from audit.checkpoint import LogSigner
+from audit.group import sign_drafts
 from audit.log import Commit
+from audit.merkle import Growth
 from audit.proof import leaf_hash
 from audit.record import SignedRecord, decode_entry
 from gateway.committer import Committed, Committer
@@ -26,8 +28,9 @@ class Kept(Committer):
 
     async def append(self, builder):  # type: ignore[no-untyped-def]
         index = len(self.entries)
-        self.entries += builder(index)
-        return Committed(index, Commit.__new__(Commit))
+        self.entries += sign_drafts(builder(index), SIGNER)
+        leaves = [leaf_hash(entry) for entry in self.entries[index:]]
+        return Committed(index, Commit("", len(self.entries), b"", (index,), Growth(index, {}, leaves)))
 
     def records(self) -> list[SignedRecord]:
         return [entry for entry in map(decode_entry, self.entries) if isinstance(entry, SignedRecord)]
@@ -72,9 +75,9 @@ async def test_what_follows_a_record_is_told_its_index_and_leaf(kept: Kept, cloc
     await recorder.append(Event("heartbeat"))
     told: list[tuple[int, bytes]] = []
 
-    def after(index: int, leaf: bytes) -> list[bytes]:
+    def after(index: int, leaf: bytes) -> bytes:
         told.append((index, leaf))
-        return [b"entry"]
+        return b"entry"
 
     recorded = await recorder.append(Event("migration.decision"), after)
     assert told == [(recorded.index, recorded.leaf_hash)]

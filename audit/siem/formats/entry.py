@@ -1,6 +1,6 @@
 """The log's own entry in one line, beside what a receiver indexes it by:
 
-    {"hash":"<leaf hash, hex>","id":"<event id>","sequence":<index>,"entry":{"key":…,"record":{…},"signature":…}}
+    {"hash":"<leaf hash, hex>","id":"<event id>","sequence":<index>,"entry":{"key":…,"record":{…},…}}
 
 The entry is canonical JSON, so it is put there as it is; only what is not ASCII is escaped. Whoever reads it decodes
 it and encodes it again, canonically, and has the log's bytes: `parse.py`.

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
+from audit.group import sign_records
+from audit.record import canonical_record
 from audit.siem.document import LogEntry
 from audit.siem.sink import SinkError
-from tests.audit.samples import ORIGIN, entry, permit
+from tests.audit.samples import ORIGIN, SIGNER, entry, permit, record
 
 
 def log_entry(index: int, **changes: Any) -> LogEntry:
     return LogEntry(ORIGIN, index, entry(index, **changes))
+
+
+def entry_of_group(index: int) -> LogEntry:
+    """Of three records that were committed, and signed, together."""
+    records = [canonical_record(record(index + each)) for each in range(3)]
+    return LogEntry(ORIGIN, index, sign_records(records, SIGNER)[0])
 
 
 def permit_entry(index: int) -> LogEntry:

@@ -13,7 +13,7 @@ from audit.siem.document import LogEntry, document_of
 from audit.siem.verify_document import verify_document
 from audit.verify_tree import read_vkey
 from tests.audit.samples import OTHER_SIGNER, SIGNER, entry
-from tests.audit.siem.entries import log_entry, permit_entry
+from tests.audit.siem.entries import entry_of_group, log_entry, permit_entry
 
 KEYS = [read_vkey(SIGNER.verifier.vkey)]
 ENTRIES = [log_entry(0), log_entry(1), permit_entry(2)]
@@ -44,6 +44,14 @@ def test_a_document_verifies_alone_and_as_a_search_hit() -> None:
         verify_document(json.dumps({"_id": ENTRIES[1].id, "_source": BODY}, indent=2).encode(), KEYS).outcome
         == "verified"
     )
+
+
+def test_a_document_of_a_record_that_was_signed_with_others_verifies_alone() -> None:
+    entry = entry_of_group(1)
+    assert verify_document(msgspec.json.encode(document_of(entry).body), KEYS).outcome == "verified"
+    moved = entry.entry.replace(b'"index":0', b'"index":1')
+    verdict = verify_document(msgspec.json.encode(document_of(LogEntry(entry.origin, 1, moved)).body), KEYS)
+    assert (verdict.outcome, verdict.faults) == ("refused", ["its signature is wrong"])
 
 
 def test_with_the_log_it_is_also_known_to_be_there() -> None:

@@ -12,7 +12,7 @@ from audit.siem.formats.syslog import header
 from audit.siem.verify_line import verify_stored
 from audit.verify_tree import read_vkey
 from tests.audit.samples import OTHER_SIGNER, SIGNER
-from tests.audit.siem.entries import log_entry, permit_entry
+from tests.audit.siem.entries import entry_of_group, log_entry, permit_entry
 from tests.audit.siem.hostile import hostile_entries
 
 KEYS = [read_vkey(SIGNER.vkey)]
@@ -31,6 +31,11 @@ def test_each_line_verifies_alone_unless_it_lacks_its_original(entry: LogEntry, 
     assert verdict.outcome == ("unproven" if b"SealaneOmitted" in line(form, entry) else "verified")
 
 
+@pytest.mark.parametrize("form", Format)
+def test_a_line_of_a_record_that_was_signed_with_others_verifies_alone(form: Format) -> None:
+    assert verify_stored(line(form, entry_of_group(7)), KEYS).outcome == "verified"
+
+
 def test_a_syslog_header_before_it_and_json_written_anew_do_not_matter() -> None:
     entry = log_entry(7)
     assert verify_stored(header(document_of(entry), "gw") + line(Format.CEF, entry) + b"\n", KEYS).outcome == "verified"
@@ -41,7 +46,7 @@ def test_a_syslog_header_before_it_and_json_written_anew_do_not_matter() -> None
 
 @given(st.sampled_from(Format), st.data())
 def test_one_byte_changed_anywhere_is_no_longer_verified(form: Format, data: st.DataObject) -> None:
-    changed = bytearray(line(form, log_entry(7)))
+    changed = bytearray(line(form, data.draw(st.sampled_from([log_entry(7), entry_of_group(7)]))))
     at = data.draw(st.integers(0, len(changed) - 1))
     changed[at] = data.draw(st.integers(0x20, 0x7E).filter(lambda byte: byte != changed[at]))
     assert verify_stored(bytes(changed), KEYS).outcome != "verified"
