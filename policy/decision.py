@@ -17,7 +17,8 @@ import msgspec
 
 from policy.facts import ACTIONS, ACTIONS_ON_VMS, SEALED, SEALED_ACTIONS
 from policy.request import Json, references
-from policy.rules import GROUP, Rules
+from policy.rules import Rules
+from policy.selection import GROUP, Selected, Uid
 
 _SHOWN_PERMITS: Final = 5
 
@@ -56,22 +57,17 @@ class Decision:
     otherwise: Mapping[str, Any] | None = None
 
 
-class _Uid(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    type: str
-    id: str
-
-
 class _Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    principal: _Uid
-    action: _Uid
-    resource: _Uid
+    principal: Uid
+    action: Uid
+    resource: Uid
     context: dict[str, Any]
 
 
 class _Entity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    uid: _Uid
+    uid: Uid
     attrs: dict[str, Any]
-    parents: list[_Uid]
+    parents: list[Uid]
 
 
 def evaluate(rules: Rules, bundle_digest: str, request: Json, entities: list[Json]) -> Decision:
@@ -85,7 +81,8 @@ def evaluate(rules: Rules, bundle_digest: str, request: Json, entities: list[Jso
 
     try:
         asked = msgspec.convert(request, _Request)
-        known = {(e.uid.type, e.uid.id): e.attrs for e in msgspec.convert(entities, list[_Entity])}
+        slice_ = {(e.uid.type, e.uid.id): e for e in msgspec.convert(entities, list[_Entity])}
+        known = {uid: entity.attrs for uid, entity in slice_.items()}
         unknown = [
             (where, kind)
             for where, kind, name in references(request)
@@ -106,13 +103,11 @@ def evaluate(rules: Rules, bundle_digest: str, request: Json, entities: list[Jso
     if is_sealed and asked.action.id not in SEALED_ACTIONS:
         return denied("Sealed people break glass, approve it and follow that; sign in as yourself for all else.")
     try:
-        context = msgspec.json.encode(request["context"]).decode()
-        slice_ = cedarpy.Entities.from_json_str(_entities_text(rules, context, entities), rules.schema)
-        answer = cedarpy.is_authorized({**request, "context": context}, rules.policy_set, slice_, rules.schema)
+        selected, answer = _ask(rules, asked, slice_, request, entities)
     except (ValueError, TypeError, RecursionError) as error:
         return denied(_DOES_NOT_FIT, errors=[_one_line(error)])
-    reasons = _reasons(rules, answer.diagnostics.reasons)
-    errors = [_name_policies(rules, error) for error in answer.diagnostics.errors]
+    reasons = _reasons(selected, answer.diagnostics.reasons)
+    errors = [_name_policies(selected, error) for error in answer.diagnostics.errors]
     if answer.decision is cedarpy.Decision.NoDecision:
         return denied(_DOES_NOT_FIT, errors=errors or ["Cedar gave no decision"])
     if errors:
@@ -127,6 +122,22 @@ def evaluate(rules: Rules, bundle_digest: str, request: Json, entities: list[Jso
     if reasons:
         return denied_by_policy("Forbidden: " + " ".join(f"{_sentence(r.reason)} ({r.id})" for r in reasons), reasons)
     return denied_by_policy(_nothing_permits(rules, asked, known))
+
+
+def _ask(
+    rules: Rules, asked: _Request, slice_: Mapping[tuple[str, str], _Entity], request: Json, entities: list[Json]
+) -> tuple[Selected, cedarpy.AuthzResult]:
+    """The answer, and the policies by whose numbers it speaks. Raises what Cedar raises for facts that do not fit."""
+    person = slice_[asked.principal.type, asked.principal.id]
+    kinds = {kind for kind, _ in slice_}
+    selected, to_learn = rules.selections.select(asked.principal, person.parents, asked.action, kinds)
+    context = msgspec.json.encode(request["context"]).decode()
+    facts = cedarpy.Entities.from_json_str(_entities_text(rules, context, entities), rules.schema)
+    put = {**request, "context": context}
+    answer = cedarpy.is_authorized(put, selected.policy_set, facts, rules.schema)
+    if to_learn is not None:
+        rules.selections.learn(to_learn, put, facts, rules.schema)
+    return selected, answer
 
 
 def _entities_text(rules: Rules, context: str, entities: list[Json]) -> str:
@@ -151,19 +162,19 @@ _DOES_NOT_FIT: Final = (
 )
 
 
-def _reasons(rules: Rules, cedar_ids: Sequence[str]) -> tuple[PolicyReason, ...]:
-    policies = sorted((p for p in map(rules.policy, cedar_ids) if p), key=lambda policy: policy.id)
+def _reasons(selected: Selected, cedar_ids: Sequence[str]) -> tuple[PolicyReason, ...]:
+    policies = sorted((p for p in map(selected.policy, cedar_ids) if p), key=lambda policy: policy.id)
     return tuple(
         PolicyReason(policy.id, policy.effect, policy.reason, policy.on_revocation, policy.is_baseline)
         for policy in policies
     )
 
 
-def _name_policies(rules: Rules, error: str) -> str:
+def _name_policies(selected: Selected, error: str) -> str:
     """Cedar says "error while evaluating policy `policy3`: …"; people know the policy by its @id."""
     head, _, rest = error.partition("`")
     cedar_id, _, tail = rest.partition("`")
-    policy = rules.policy(cedar_id)
+    policy = selected.policy(cedar_id)
     return _one_line(f"{head}`{policy.id}`{tail}" if policy else error)
 
 

@@ -18,10 +18,10 @@ import cedarpy
 from policy.errors import BundleRefused
 from policy.facts import ACTIONS, VM_ACTIONS
 from policy.lint import mixed_words, never_applies
+from policy.selection import GROUP, Scope, Selected, Selections, scope_of
 from policy.source import check_nesting, split_policies
 
 ANY_MOVE: Final = "AnyMove"  # the schema's action group of VM_ACTIONS
-GROUP: Final = "Sealane::Group"
 VM: Final = "Sealane::Vm"
 MAX_REASON: Final = 300
 OBLIGATIONS: Final = ("record", "finish", "cancel")  # of @on_revocation, from the weakest to the strongest
@@ -50,16 +50,19 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """Parsed policies and schema. `policies` is in the order of Cedar's positional ids `policy0`, `policy1`, …
+    """Parsed policies and schema. `selections`: the policies as Cedar is asked about them.
 
     `named_groups`: the ids of all groups that stand in any of them. `permits`: by action, those that could permit it.
     """
 
-    policies: tuple[Policy, ...]
-    policy_set: cedarpy.PolicySet
+    selections: Selections
     schema: cedarpy.Schema
     named_groups: frozenset[str] = field(init=False)
     permits: Mapping[str, tuple[Policy, ...]] = field(init=False)
+
+    @property
+    def policies(self) -> tuple[Policy, ...]:
+        return self.selections.everything.policies
 
     @property
     def tell_vms_apart(self) -> bool:
@@ -73,16 +76,21 @@ class Rules:
         by_action = {action: tuple(policy for policy in permits if _covers(policy, action)) for action in ACTIONS}
         object.__setattr__(self, "permits", by_action)
 
-    def policy(self, cedar_id: str) -> Policy | None:
-        """The policy that cedarpy calls `policy<n>`."""
-        number = cedar_id.removeprefix("policy")
-        if not number.isdecimal() or int(number) >= len(self.policies):
-            return None
-        return self.policies[int(number)]
-
     def without_policies(self) -> Rules:
         """The schema alone."""
-        return Rules((), cedarpy.PolicySet.from_str(""), self.schema)
+        return no_rules(self.schema)
+
+
+def no_rules(schema: cedarpy.Schema) -> Rules:
+    """A schema alone."""
+    return Rules(Selections(Selected((), cedarpy.PolicySet.from_str("")), (), ()), schema)
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    policy: Policy
+    text: str
+    scope: Scope
 
 
 def _covers(policy: Policy, action: str) -> bool:
@@ -92,22 +100,24 @@ def _covers(policy: Policy, action: str) -> bool:
 def compile_rules(schema_file: str, schema_text: str, policy_texts: Mapping[str, str]) -> Rules:
     """Parse and check everything; `policy_texts` is file name → Cedar text. Raises BundleRefused."""
     schema = compile_schema(schema_file, schema_text)
-    policies: list[Policy] = []
+    found: list[_Read] = []
     seen: dict[str, str] = {}
     for file in sorted(policy_texts):
-        for policy in _compile_file(file, policy_texts[file], schema):
-            if policy.id in seen:
-                raise BundleRefused(file, f'@id("{policy.id}") is already used in {seen[policy.id]}: choose another')
-            seen[policy.id] = file
-            policies.append(policy)
+        for each in _compile_file(file, policy_texts[file], schema):
+            name = each.policy.id
+            if name in seen:
+                raise BundleRefused(file, f'@id("{name}") is already used in {seen[name]}: choose another')
+            seen[name] = file
+            found.append(each)
     # One text, so that Cedar numbers the policies through; each file has been parsed alone, so none can begin
     # inside another. A line feed ends a comment on a file's last line.
     policy_set = cedarpy.PolicySet.from_str(
         "\n".join(policy_texts[file] for file in sorted(policy_texts)), release_gil=True
     )
-    if len(policy_set) != len(policies):
+    if len(policy_set) != len(found):
         raise BundleRefused("", "the files together hold other policies than one by one: a defect of ours, report it")
-    return Rules(tuple(policies), policy_set, schema)
+    everything = Selected(tuple(each.policy for each in found), policy_set)
+    return Rules(Selections(everything, [each.text for each in found], [each.scope for each in found]), schema)
 
 
 def compile_schema(file: str, text: str) -> cedarpy.Schema:
@@ -120,23 +130,25 @@ def compile_schema(file: str, text: str) -> cedarpy.Schema:
         raise BundleRefused(file, _one_line(error)) from error
 
 
-def _compile_file(file: str, text: str, schema: cedarpy.Schema) -> list[Policy]:
+def _compile_file(file: str, text: str, schema: cedarpy.Schema) -> list[_Read]:
     check_nesting(file, text)
+    pieces = [piece.text for piece in split_policies(text)]
     try:
-        parsed = [json.loads(cedarpy.policies_to_json_str(piece.text)) for piece in split_policies(text)]
+        parsed = [json.loads(cedarpy.policies_to_json_str(piece)) for piece in pieces]
     except ValueError as error:
         raise BundleRefused(file, f"is not Cedar: {_one_line(error)}") from error
     except RecursionError:
         raise BundleRefused(file, "has a chain of operators too long to read: split the policy") from None
     if any(each["templates"] for each in parsed):
         raise BundleRefused(file, "holds a template (?principal or ?resource), which nothing would ever link")
-    policies = [read_policy(file, number, each["staticPolicies"]["policy0"]) for number, each in enumerate(parsed)]
+    only = [each["staticPolicies"]["policy0"] for each in parsed]
+    policies = [read_policy(file, number, each) for number, each in enumerate(only)]
     if (word := next(mixed_words(text), None)) is not None:
         raise BundleRefused(file, f"the word {word!a} mixes alphabets, and equals no fact: write it in one")
     verdict = cedarpy.validate_policies(text, schema, release_gil=True)
     if not verdict.validation_passed:
         raise BundleRefused(file, _schema_violation(verdict.errors, policies))
-    return policies
+    return [_Read(policy, text, scope_of(each)) for policy, text, each in zip(policies, pieces, only, strict=True)]
 
 
 def read_policy(file: str, number: int, parsed: Mapping[str, Any]) -> Policy:

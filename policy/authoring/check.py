@@ -20,7 +20,7 @@ from policy.bundle import check_schema_takes_our_facts, decode_manifest
 from policy.bundle_files import MANIFEST, POLICIES, SCHEMA
 from policy.errors import BundleRefused
 from policy.lint import mixed_words
-from policy.rules import Policy, Rules, compile_schema, read_policy
+from policy.rules import Policy, compile_schema, no_rules, read_policy
 from policy.source import Piece, check_nesting, find_word, first_bad_token, line_and_column, split_policies
 
 MAX_FINDINGS: Final = 200
@@ -49,7 +49,7 @@ def check_bundle(files: Mapping[str, str]) -> list[Finding]:
     schema: cedarpy.Schema | None = None
     try:
         schema = compile_schema(SCHEMA, files[SCHEMA])
-        check_schema_takes_our_facts(Rules((), cedarpy.PolicySet.from_str(""), schema))
+        check_schema_takes_our_facts(no_rules(schema))
     except BundleRefused as error:
         findings.append(_refusal(error, files[SCHEMA], "`sealane policy new` writes the schema of this Sealane"))
     read: list[_Read] = []
