@@ -6,6 +6,7 @@ Nothing that was said is a fact: the inventory, the log and the relays say what 
 from __future__ import annotations
 
 import traceback
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final
@@ -75,6 +76,7 @@ class Facts:
     relay_reachable: bool
     location: Location
     grant_seconds: int | None = None
+    site: Mapping[str, Any] | None = None  # for the record, where another site takes part: which, and in what role
 
 
 async def make_known(gate: Gate, asked: Asked) -> None:

@@ -17,6 +17,7 @@ from gateway.errors import ConfigRefused
 from gateway.issuers import IssuerTable, settings_of
 from gateway.services import ServiceTable, people_of
 from gateway.siem.tables import SiemTable
+from gateway.sites.settings import SiteTable
 from policy.identity.directory_settings import DirectorySettings
 from policy.sources.settings import InventorySettings
 from transport.hypervisors.moving import AS_CONFIGURED, How
@@ -223,6 +224,7 @@ class GatewayConfig(_Table, frozen=True):
     limits: LimitsTable = LimitsTable()
     siem: SiemTable = SiemTable()
     metrics: MetricsTable | None = None
+    sites: Annotated[tuple[SiteTable, ...], Meta(max_length=64)] = ()
     directory: Path = Path()
 
     def path(self, name: str) -> Path:
@@ -285,6 +287,9 @@ def _check(config: GatewayConfig, path: Path) -> None:
         raise ConfigRefused(path, "witnessing.required", "is more than there are [[witnesses]]")
     if config.permits.recover_seconds < config.permits.session_seconds:
         raise ConfigRefused(path, "permits.recover_seconds", "is shorter than `session_seconds`")
+    for what, names in (("name", [s.name for s in config.sites]), ("domain", [s.trust_domain for s in config.sites])):
+        if len(set(names)) != len(names):
+            raise ConfigRefused(path, "sites", f"two sites have the same {what}")
     if config.limits.relay_silence_seconds <= config.limits.poll_seconds:
         raise ConfigRefused(path, "limits.relay_silence_seconds", "must be longer than `poll_seconds`")
 

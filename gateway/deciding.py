@@ -65,6 +65,7 @@ def decision_event(
             **({"account": question.person.account} if question.person.account is not None else {}),
             **({"token_until": question.person.told_until} if question.person.told_until is not None else {}),
             **({"asked_by": asked.host, "on_behalf_of": _on_behalf_of(question.person)} if asked.host else {}),
+            **({"site": dict(facts.site)} if facts.site is not None else {}),
             **identity_of(question.person),
         },
     )

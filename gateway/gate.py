@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from gateway.break_glass.glass import BreakGlass
     from gateway.observing import Observation
     from gateway.shadowing import Shadow
+    from gateway.sites.settings import Sites
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ class PermitTerms:
 class Gate:
     """All that admission works with. `minimum_crl_number` is replaced at a reload; `sources` keep themselves fresh.
 
-    `break_glass`, `observation`, `shadow`: None where the site does not have it. `time`: for what must end in time.
+    `break_glass`, `observation`, `shadow`, `sites`: None where there is none. `time`: for what must end in time.
     `preflight_first`: whether hosts are asked if the VM can move, before a permit is given.
     `bell`: rings when something changed that running migrations stand on.
     """
@@ -73,6 +74,8 @@ class Gate:
     break_glass: BreakGlass | None = None
     observation: Observation | None = None
     shadow: Shadow | None = None
+    sites: Sites | None = None
+    own_trust_domain: str = ""
 
     @property
     def inventory(self) -> Inventory:

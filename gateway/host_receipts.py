@@ -69,6 +69,8 @@ def compare_receipts(records: Iterable[Numbered], now: int) -> Report:
     for index, record in records:
         migration_id, details = record.get("migration_id") or "", record.get("details") or {}
         if record["kind"] == "migration.decision" and isinstance(permit := details.get("permit"), Mapping):
+            if (details.get("site") or {}).get("role"):
+                continue  # the other half is in another site's log: `sealane audit reconcile sites`
             cases[migration_id] = _Case(index, record, int(permit["session_until"]) + GRACE_SECONDS)
         elif record["kind"] == "migration.receipt" and migration_id in cases:
             cases[migration_id].receipts.append(details)
@@ -120,10 +122,10 @@ def _differences(receipts: list[Mapping[str, Any]]) -> Iterator[str]:
         if (held := one.get("peer_receipt_sha256")) is not None and held != other.get("body_sha256"):
             yield f"the {role} got another receipt from its peer than the gateway did"
     if outcomes[0] in _ARRIVED and outcomes[1] in _ARRIVED:
-        yield from _different_counts(source, destination)
+        yield from different_counts(source, destination)
 
 
-def _different_counts(source: Mapping[str, Any], destination: Mapping[str, Any]) -> Iterator[str]:
+def different_counts(source: Mapping[str, Any], destination: Mapping[str, Any]) -> Iterator[str]:
     """What one end sent, the other received: bytes and frames, channel by channel."""
     ours, theirs = ({one["channel"]: one for one in body.get("channels", ())} for body in (source, destination))
     if set(ours) != set(theirs):

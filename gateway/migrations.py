@@ -77,6 +77,7 @@ class Migration:
     standing: Standing | None = None
     obligation: str | None = None
     revoked_because: str | None = None
+    site_role: str | None = None  # of this site, where another one takes part: source or destination
 
     @property
     def is_final(self) -> bool:
@@ -91,6 +92,10 @@ class Migration:
         if not self.is_final and now > self.end_until + END_GRACE_SECONDS:
             return replace(self, state=State.FAILED, message="no receipt arrived: look at both hosts before repeating")
         return self
+
+    def expecting_silence(self) -> Migration:
+        """The same; that something has begun to arrive from another site nobody tells us: our host's receipt does."""
+        return replace(self, begin_until=self.end_until) if self.site_role == "destination" else self
 
     def may_still_run(self, now: int) -> bool:
         """Whether its guest may be under way, for all that was heard.
@@ -158,8 +163,13 @@ class Migration:
         return replace(self, state=State.HANDING_OVER, completed_at=until)
 
     def certified_host(self) -> str | None:
-        """The destination, once it certified that the guest runs there."""
+        """The destination, once it certified that the guest runs there.
+
+        Of a guest that left for another site its source certifies that: no receipt of the destination comes to us.
+        """
         running = any(r.role == "destination" and r.outcome in {"running", "completed"} for r in self.receipts)
+        if self.site_role == "source":
+            running = any(r.role == "source" and r.outcome == "completed" for r in self.receipts)
         return self.destination if running else None
 
 
@@ -263,7 +273,8 @@ def from_decision(index: int, record: Mapping[str, Any]) -> Migration:
         message=details.get("not_admitted"),
         break_glass=details.get("asked", {}).get("break_glass"),
         standing=standing_of(record),
-    )
+        site_role=(details.get("site") or {}).get("role"),
+    ).expecting_silence()
 
 
 def receipt_on_file(index: int, record: Mapping[str, Any]) -> ReceiptOnFile:

@@ -96,7 +96,8 @@ def sealed_permit(
         permit_sha256=hashlib.sha256(token.encode()).hexdigest(),
         break_glass=facts.asked.break_glass,
         standing=standing_of(document_of(event)),
-    )
+        site_role=str(facts.site["role"]) if facts.site is not None else None,
+    ).expecting_silence()
     document = {
         "kind": "migrate",
         "migration_id": claims.migration_id,

@@ -6,7 +6,7 @@ Reading records is an action of its own (ReadAudit), and itself recorded, refuse
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final
 
@@ -21,7 +21,7 @@ from gateway.committer import Committer
 from gateway.deciding import decision_document
 from gateway.errors import NotAllowed, NotKnown
 from gateway.gate import Gate
-from gateway.migrations import Migration, from_decision, receipt_on_file
+from gateway.migrations import Migration, State, from_decision, receipt_on_file
 from gateway.recording import Event, actor_of, identity_of
 from gateway.searching import Search
 from policy.engine import Decision
@@ -37,6 +37,7 @@ RESTORED_KINDS: Final = (
     "migration.receipt",
     "migration.cancel_requested",
     "migration.revoked",
+    "migration.other_site",
 )
 
 
@@ -185,6 +186,9 @@ def derive(records: Sequence[tuple[int, Mapping[str, Any]]]) -> dict[str, Migrat
             found[migration_id] = migration.with_receipt(receipt_on_file(index, record), _seconds(record))
         elif kind == "migration.cancel_requested" and record.get("outcome") == "allowed":
             found[migration_id] = migration.with_cancel_request()
+        elif kind == "migration.other_site" and record.get("outcome") != "allowed":
+            because = str(record["details"].get("because", ""))[:500]
+            found[migration_id] = replace(migration, state=State.FAILED, message=because)
         elif kind == "migration.revoked":
             found[migration_id] = migration.with_revocation(record)
     return found

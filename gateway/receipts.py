@@ -79,7 +79,7 @@ class ReceiptBody(_Strict, frozen=True):
     checkpoint: Annotated[str, Meta(max_length=4096)]
     peer_receipt_sha256: Hex | None
     content_digests: dict[str, str] | None
-    other_permit_sha256: Hex | None = None  # of the other site's, where two sites took part
+    other_permit_sha256: Hex | msgspec.UnsetType = msgspec.UNSET  # of the other site's, where two sites took part
 
 
 @dataclass(frozen=True, slots=True)

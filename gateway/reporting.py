@@ -35,15 +35,17 @@ class Reporting:
     """`trust` is replaced as a whole at a reload; `told` is what relays hear of it."""
 
     def __init__(self, gate: Gate, reading: Reading, trust: HostTrust) -> None:
+        self._gate = gate
         self.put_in_force(trust)
         self.seen = HostsSeen()
-        self._gate = gate
         self._reading = reading
         self._receipts = trio.Lock()
 
     def put_in_force(self, trust: HostTrust) -> None:
         self.trust = trust
-        self.told = told_trust(trust.trust)
+        sites = self._gate.sites.by_domain.values() if self._gate.sites is not None else ()
+        foreign = {site.trust_domain: texts for site in sites if (texts := site.crl_texts())}
+        self.told = told_trust(trust.trust, foreign)
 
     async def progress(
         self, host: SpiffeId, migration_id: str, state: State, numbers: Mapping[str, Any], message: str | None

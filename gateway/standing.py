@@ -6,12 +6,13 @@ Made of the decision's record alone, also when it has just been made, so that a 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from gateway.sites.told import host_of_entity, vm_of_entity
 from policy.errors import FactRefused
-from policy.facts import Person
+from policy.facts import HostFacts, Person, VmFacts
 from policy.many_groups import expand_entities
 
 
@@ -22,7 +23,8 @@ class Standing:
     `obligations`: what the policies that permitted it say of a revocation. `observed`: they did not permit it.
     `placed_by`: who said where the VM is. `devices`: as its host's relay reported them then. `post_copy`: whether
     the guest may come to run at the destination before its memory is there. `opens_libvirt`: it was automatic
-    admission, which asks the policy for opening libvirt beside the move.
+    admission, which asks the policy for opening libvirt beside the move. `told_*`: what another site said of what our
+    inventory does not know, where one took part.
     """
 
     person: Person
@@ -36,6 +38,8 @@ class Standing:
     devices: frozenset[str] | None = None
     post_copy: bool = False
     opens_libvirt: bool = False
+    told_hosts: Mapping[str, HostFacts] = field(default_factory=dict, hash=False)
+    told_vm: VmFacts | None = None
 
 
 def standing_of(record: Mapping[str, Any]) -> Standing | None:
@@ -69,9 +73,17 @@ def standing_of(record: Mapping[str, Any]) -> Standing | None:
             devices=_devices(details["policy_entities"]),
             post_copy=bool(context.get("post_copy", False)),
             opens_libvirt="asked_by" in details,
+            **(_told_by_site(details["policy_entities"]) if details.get("site") else {}),
         )
     except (KeyError, TypeError, ValueError, FactRefused):
         return None
+
+
+def _told_by_site(entities: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    of_kind = {kind: [e for e in entities if e["uid"]["type"] == f"Sealane::{kind}"] for kind in ("Host", "Vm")}
+    hosts = [host for entity in of_kind["Host"] if (host := host_of_entity(entity)) is not None]
+    vms = [vm for entity in of_kind["Vm"] if (vm := vm_of_entity(entity)) is not None]
+    return {"told_hosts": {host.spiffe_id: host for host in hosts}, "told_vm": vms[0] if vms else None}
 
 
 def _as_decided(person: str, entities: Sequence[Mapping[str, Any]]) -> tuple[frozenset[str] | None, str | None]:

@@ -33,7 +33,7 @@ from gateway.relays import HostTrust
 from gateway.revocation import Effect, Revoked, effect_of, obligation_of, question_again, strength
 from gateway.standing import Standing
 from policy.errors import DirectoryUnavailable
-from policy.facts import Person
+from policy.facts import FROM_SITE, Person
 from policy.many_groups import compact_entities
 
 PEOPLE_AT_ONCE: Final = 4  # look-ups in a directory
@@ -134,6 +134,8 @@ class Watch:
 
     async def _person_now(self, person: Person) -> Person:
         """Errors: DirectoryUnavailable."""
+        if person.authenticated_by == FROM_SITE:
+            return person  # nobody here can look them up; our policies decide on them anew, theirs do so there
         if not self._people.asks_directory(person):
             return await self._people.reconsider(person, self._gate.clock.wall())
         # However many wait for a directory that hangs: each has an answer of some kind when its time is up.
@@ -164,8 +166,10 @@ class Watch:
 
     def _of_policy(self, migration: Migration, standing: Standing, person: Person) -> Revoked | None:
         gate = self._gate
-        vm, uuid = gate.inventory.vm(migration.vm_uuid or ""), migration.vm_uuid or ""
-        hosts = [gate.inventory.host(each or "") for each in (migration.source, migration.destination)]
+        uuid = migration.vm_uuid or ""
+        vm = gate.inventory.vm(uuid) or standing.told_vm
+        both = (migration.source or "", migration.destination or "")
+        hosts = [gate.inventory.host(each) or standing.told_hosts.get(each) for each in both]
         if (vm is None or None in hosts) and (why := gate.inventory.why_unknown(uuid)):
             if person.groups is None:  # a no whatever the inventory may say
                 problem = person.directory.problem if person.directory is not None else "the issuer left them out"

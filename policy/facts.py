@@ -32,6 +32,7 @@ SEALED_ACTIONS: Final = frozenset(
 
 NOT_AUTHENTICATED: Final = "nobody"  # Person.authenticated_by of a request that names nobody
 CLIENT_CERTIFICATE: Final = "client-certificate"  # Person.authenticated_by of a program that is known by its own
+FROM_SITE: Final = "site"  # Person.authenticated_by of somebody for whom another site's gateway vouches
 SEALED: Final = "sealed"  # Person.authenticated_by of somebody of the sealed file, for when the directory is down
 MAX_TEXT: Final = 1024
 MAX_GROUPS: Final = 2000

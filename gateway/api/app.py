@@ -22,6 +22,7 @@ from gateway.api import (
     reconcile_calls,
     relay_calls,
     siem_calls,
+    site_calls,
     tile_calls,
 )
 from gateway.api.answers import JsonAnswer, error_answer, error_document
@@ -55,6 +56,7 @@ def create_app(desk: Desk, request_seconds: float) -> Any:
         reconcile_calls,
         relay_calls,
         siem_calls,
+        site_calls,
     ):
         app.include_router(calls.router)
     app.add_exception_handler(GatewayError, _answer_gateway_error)

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
+from audit.checkpoint import LogVerifier
 from certs.identity import SpiffeId
 from gateway.enrolment.office import Office
 from gateway.errors import NotKnown
@@ -47,6 +48,7 @@ class Desk:
     refused_calls: RefusedCallsOnRecord
     oversight: Oversight
     metrics: Metrics
+    log_verifier: LogVerifier
     health: Callable[[], dict[str, Any]]
     poll_seconds: int
 

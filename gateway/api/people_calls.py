@@ -18,6 +18,7 @@ from gateway.deciding import decision_document
 from gateway.errors import NotKnown, RequestRefused
 from gateway.migrations import Migration
 from gateway.preflight import can_move, findings_document
+from gateway.sites.leaving import admit_to_site
 from policy.request import facts_of
 
 router = APIRouter()
@@ -68,7 +69,13 @@ async def sign_in(body: SignIn, desk: AtDesk, address: Address) -> Response:
 @router.post("/v1/migrations", status_code=201, summary="Move a VM, if policy allows it")
 async def request_migration(body: Move, desk: AtDesk, bearer: Bearer, address: Address) -> Response:
     """201: recorded, and the source relay has its permit. 403: denied and recorded. 409, 503: allowed, but not now."""
-    admission = await admit(desk.gate, bearer, _asked(desk, body, address))
+    asked = _asked(desk, body, address)
+    sites = desk.gate.sites
+    site = sites.of_host(asked.destination) if sites is not None else None
+    if site is None:
+        admission = await admit(desk.gate, bearer, asked)
+    else:
+        admission = await admit_to_site(desk.gate, site, bearer, asked)
     document = {"migration_id": admission.migration_id, **_document(admission)}
     if admission.obstacle is not None:
         return JsonAnswer({**error_document(admission.obstacle), **document}, admission.obstacle.status)

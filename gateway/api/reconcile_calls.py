@@ -12,9 +12,12 @@ from audit.errors import RecordInvalid
 from audit.record import parse_time
 from gateway.api.answers import JsonAnswer
 from gateway.api.desk import Address, Asking, AtDesk
-from gateway.errors import RequestRefused
+from gateway.errors import NotKnown, RequestRefused
 from gateway.host_receipts import MAX_RECORDED_FINDINGS, compare_receipts
 from gateway.recording import Event, actor_of
+from gateway.sites.peer import ask_records
+from gateway.sites.reconcile import KINDS as SITE_KINDS
+from gateway.sites.reconcile import compare_sites, shared_with
 
 router = APIRouter()
 KINDS = ("migration.decision", "migration.receipt")
@@ -47,6 +50,37 @@ async def reconcile_hosts(span: Span, desk: AtDesk, person: Asking, address: Add
         actor=actor_of(person),
         details=details | {"findings": [_short(one) for one in findings[:MAX_RECORDED_FINDINGS]]},
     )
+    recorded = await desk.gate.recorder.append(event)
+    return JsonAnswer({**details, "findings": findings, "record_index": recorded.index})
+
+
+class SiteSpan(Span):
+    """With which other site, by its name in the configuration."""
+
+    site: Annotated[str, Field(min_length=1, max_length=64)]
+
+
+@router.post("/v1/reconcile/sites", summary="What this log and another site's say of the migrations between both")
+async def reconcile_sites(span: SiteSpan, desk: AtDesk, person: Asking, address: Address) -> Response:
+    """Needs ReadAudit. The other gateway is asked for its half; what was found goes on record as `audit.reconciled`."""
+    try:
+        parse_time(span.since)
+    except RecordInvalid as error:
+        raise RequestRefused("since must be like 2026-11-22T21:42:21.123456Z") from error
+    asked = {"reconcile_sites": {"since": span.since, "site": span.site}}
+    await desk.reading.require_read_audit(person, desk.now(), address, asked, recorded=True)
+    sites = desk.gate.sites.by_domain.values() if desk.gate.sites is not None else ()
+    site = next((each for each in sites if each.name == span.site), None)
+    if site is None:
+        raise NotKnown(f"no site {span.site} is configured", next_step="see [[sites]] of the gateway's configuration")
+    theirs = await ask_records(desk.gate, site, span.since)
+    ours = shared_with(site.trust_domain, await desk.reading.records_since(SITE_KINDS, span.since))
+    report = compare_sites(ours, theirs.records, int(desk.now().timestamp()))
+    findings = [one.document() for one in report.findings]
+    details = {"what": "sites", "site": site.name, "log": theirs.log, "since": span.since, "counts": report.counts()}
+    shown = [{**_short(one), "other_record": one["other_record"]} for one in findings[:MAX_RECORDED_FINDINGS]]
+    outcome = "failed" if findings else "completed"
+    event = Event("audit.reconciled", outcome, actor=actor_of(person), details=details | {"findings": shown})
     recorded = await desk.gate.recorder.append(event)
     return JsonAnswer({**details, "findings": findings, "record_index": recorded.index})
 

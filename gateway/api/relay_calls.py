@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import msgspec
 from fastapi import APIRouter, Request
@@ -47,7 +48,10 @@ async def trust(body: KnownTrust, desk: AtDesk, host: Relay) -> Response:  # noq
     told = desk.reporting.told
     if body.known_version == told.version:
         return JsonAnswer(None)
-    return JsonAnswer({"version": told.version, "roots": told.roots, "crls": told.crls})
+    document: dict[str, Any] = {"version": told.version, "roots": told.roots, "crls": told.crls}
+    if told.foreign_crls:  # left out otherwise: a relay of an earlier version knows nothing of it
+        document["foreign_crls"] = told.foreign_crls
+    return JsonAnswer(document)
 
 
 @router.post("/v1/relay/renewal", summary="Another certificate for this host")

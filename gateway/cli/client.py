@@ -81,6 +81,10 @@ class GatewayClient:
         """Where people sign in."""
         return _decode(self._ask("GET", "/v1/identity"), IdentityReply)
 
+    def site(self) -> dict[str, Any]:
+        """What other sites pin and trust of the gateway's."""
+        return _decode(self._ask("GET", "/v1/site"), dict[str, Any])
+
     def whoami(self) -> WhoamiReply:
         """Who the token's holder is to the gateway."""
         return _decode(self._ask("GET", "/v1/whoami"), WhoamiReply)
@@ -191,6 +195,10 @@ class GatewayClient:
     def reconcile_hosts(self, since: str) -> dict[str, Any]:
         """What the receipts of both hosts say of each migration since then; the gateway records it."""
         return _decode(self._ask("POST", "/v1/reconcile/hosts", body={"since": since}), dict[str, Any])
+
+    def reconcile_sites(self, site: str, since: str) -> dict[str, Any]:
+        """What this gateway's log and another site's say of the migrations between both; recorded."""
+        return _decode(self._ask("POST", "/v1/reconcile/sites", body={"site": site, "since": since}), dict[str, Any])
 
     def policy(self) -> dict[str, Any]:
         """The policy in force, earlier versions, and the candidate that is tried."""

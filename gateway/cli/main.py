@@ -34,6 +34,7 @@ from gateway.cli import (
     session,
     siem,
     siem_files,
+    sites,
     whoami,
     witness,
 )
@@ -108,6 +109,7 @@ app.add_typer(certs.app, name="certs")
 siem.app.command("reconcile-file")(siem_files.reconcile_file)
 app.add_typer(siem.app, name="siem")
 app.add_typer(people.app, name="people")
+app.add_typer(sites.app, name="sites")
 for words, policy_command in (policy_workshop.COMMANDS | policy_compare.COMMANDS).items():
     policy.app.command(words)(policy_command)
 app.add_typer(policy.app, name="policy")

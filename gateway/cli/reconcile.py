@@ -1,7 +1,8 @@
 """`sealane audit reconcile`: hold what others certified against the log."""
 
 # Imports wait until they are needed: a relay's host lacks the [gateway] extra.
-# ruff: noqa: PLC0415
+# A command's parameters are its options.
+# ruff: noqa: PLC0415, PLR0913, PLR0917
 
 from __future__ import annotations
 
@@ -13,17 +14,13 @@ from typing import Annotated, Any
 
 import typer
 
+from gateway.cli.errors import REQUESTER, BadConfiguration
 from gateway.cli.moments import parse_moment
 from gateway.cli.options import CaOption, GatewayOption, JsonOption, TokenFileOption
 from gateway.cli.output import console, print_json
 from gateway.cli.terminal import harmless
 
 app = typer.Typer(help="Hold what hosts certified against the log.", no_args_is_help=True, rich_markup_mode=None)
-
-
-@app.callback()
-def _reconcile() -> None:
-    """Keeps `hosts` a subcommand while it is the only one."""
 
 
 @app.command("hosts")
@@ -74,13 +71,90 @@ def hosts(
     raise typer.Exit(1 if document["findings"] else 0)
 
 
-def _from_folder(log: Path, since: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+@app.command("sites")
+def sites(
+    site: Annotated[
+        str | None, typer.Argument(metavar="SITE", help="The other site, by its name in the gateway's [[sites]].")
+    ] = None,
+    since: Annotated[
+        str, typer.Option("--since", metavar="TIME", help="Decisions from then on: 30d, 2026-11-01 …")
+    ] = "30d",
+    log: Annotated[
+        Path | None, typer.Option("--log", metavar="DIR", help="One site's log as a folder, with --other-log.")
+    ] = None,
+    other_log: Annotated[
+        Path | None, typer.Option("--other-log", metavar="DIR", help="The other site's log as a folder.")
+    ] = None,
+    gateway: GatewayOption = None,
+    ca: CaOption = None,
+    token_file: TokenFileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Hold two sites' logs against each other: decisions, permits and receipts of the migrations between them.
+
+    Asked of a gateway, it fetches the other's half and puts the result on record (audit.reconciled). Verify both
+    folders first (`sealane audit verify`). Exits 1 if anything is missing in one log or differs.
+
+    \b
+    Examples:
+      sealane audit reconcile sites east --since 7d
+      sealane audit reconcile sites --log /mnt/west/log --other-log /mnt/east/log
+    """
+    moment = parse_moment(since, datetime.now(UTC), "--since")
+    if (log is None) != (other_log is None) or (log is None) == (site is None):
+        raise BadConfiguration(
+            "name the other site, or two folders", REQUESTER, "give SITE, or --log and --other-log, not both"
+        )
+    if log is not None and other_log is not None:
+        document = _of_folders(log, other_log, moment)
+    else:
+        from gateway.cli.client import GatewayClient
+        from gateway.cli.credentials import token_of
+        from gateway.cli.settings import resolve
+
+        settings = resolve(gateway, ca, token_file, Path.home())
+        with GatewayClient(settings, token_of(settings, int(time.time()))) as client:
+            document = client.reconcile_sites(str(site), moment)
+    if as_json:
+        print_json(document)
+    else:
+        _show_sites(document)
+    raise typer.Exit(1 if document["findings"] else 0)
+
+
+def _of_folders(log: Path, other_log: Path, moment: str) -> dict[str, Any]:
+    from gateway.sites.reconcile import KINDS, compare_sites, halves_between
+
+    ours, theirs = (list(_from_folder(folder, moment, KINDS)) for folder in (log, other_log))
+    report = compare_sites(*halves_between(ours, theirs), int(time.time()))
+    return {
+        "what": "sites",
+        "since": moment,
+        "counts": report.counts(),
+        "findings": [one.document() for one in report.findings],
+    }
+
+
+def _show_sites(document: Mapping[str, Any]) -> None:
+    out = console()
+    for one in document["findings"]:
+        where = f"record {one['record']}, theirs {one['other_record']}"
+        out.print(f"{one['what']:>13}  {harmless(str(one['migration_id']))}  {where}", markup=False)
+        for why in one["why"]:
+            out.print(f"        {harmless(why)}", markup=False)
+    told = ", ".join(f"{count} {what}" for what, count in document["counts"].items())
+    out.print(told + (f"; on record as {document['record_index']}" if "record_index" in document else ""), markup=False)
+
+
+def _from_folder(
+    log: Path, since: str, kinds: tuple[str, ...] = ("migration.decision", "migration.receipt")
+) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """Oldest first; a folder is read page by page, newest first."""
     from gateway.cli.record_folder import FromFolder
     from gateway.cli.record_source import Question, read_pages
 
     source = FromFolder(log)
-    for kind in ("migration.decision", "migration.receipt"):
+    for kind in kinds:
         found = read_pages(source, Question(terms={"kind": kind, "since": since}), limit=10**9)
         yield from ((one.index, one.record) for one in found.records)
 

@@ -19,6 +19,7 @@ from gateway.break_glass.composition import make_break_glass
 from gateway.composition.gate import make_gate
 from gateway.composition.key_files import tls_files
 from gateway.composition.people import make_directory, make_issuers, make_people
+from gateway.composition.sites import open_sites
 from gateway.composition.telling import health_document, make_metrics
 from gateway.config import GatewayConfig
 from gateway.enrolment.composition import make_office
@@ -42,6 +43,7 @@ from gateway.searching import Search
 from gateway.services import Services
 from gateway.siem.delivery import CommittedEntries, Delivery
 from gateway.siem.oversight import Oversight
+from gateway.sites.publishing import keep_crls_fresh
 from gateway.tile_reading import TileReading
 from gateway.watch import Watch, WatchSettings
 
@@ -75,6 +77,7 @@ async def make_pieces(
     sources = await open_sources(config, stack)
     await read_at_start(sources)
     gate, trust = make_gate(config, people, sources, keeping, clock)
+    other_sites = await open_sites(config, gate, keeping, stack)
     sources.on_news = InventoryNews(recorder, gate.placement, gate.bell).tell
     search = Search(index, origin, committer, config.path(config.log.directory))
     stack.callback(search.close)
@@ -111,6 +114,7 @@ async def make_pieces(
         refused_calls=RefusedCallsOnRecord(gate),
         oversight=oversight,
         metrics=metrics,
+        log_verifier=keeping.signer.verifier,
         health=health,
         poll_seconds=config.limits.poll_seconds,
     )
@@ -141,6 +145,7 @@ async def make_pieces(
         desk.tile_reading.run,
         partial(watch_tls_files, config, tls_at_start, reloader, gate.dispatch),
         *(() if office is None else (office.run,)),
+        *((partial(keep_crls_fresh, other_sites, reloader.reload_tls),) if other_sites else ()),
     )
     return Pieces(config, server, reloader, desk, keeping, delivery, gate, placement_watching, background)
 

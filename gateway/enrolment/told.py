@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cryptography.hazmat.primitives.serialization import Encoding
 
@@ -17,10 +17,13 @@ class ToldTrust:
     version: str
     roots: str
     crls: tuple[str, ...]
+    foreign_crls: dict[str, list[str]] = field(default_factory=dict)
 
 
-def told_trust(trust: Trust) -> ToldTrust:
+def told_trust(trust: Trust, foreign_crls: dict[str, list[str]]) -> ToldTrust:
+    """`foreign_crls`: of other sites, by trust domain."""
     roots = "".join(anchor.public_bytes(Encoding.PEM).decode() for anchor in trust.anchors)
     crls = tuple(sorted(crl.public_bytes(Encoding.PEM).decode() for crl in newest_crls(trust.crls)))
-    version = hashlib.sha256("\0".join((roots, *crls)).encode()).hexdigest()
-    return ToldTrust(version, roots, crls)
+    foreign = [text for domain, texts in sorted(foreign_crls.items()) for text in (domain, *texts)]
+    version = hashlib.sha256("\0".join((roots, *crls, *foreign)).encode()).hexdigest()
+    return ToldTrust(version, roots, crls, foreign_crls)

@@ -116,6 +116,18 @@ class PermitDesk:
         self._check_requirements(other, site.crl_number)
         return pair
 
+    def verify_other(self, token: str, trust_domain: str) -> VerifiedPermit:
+        """Another site's permit by itself, by what is pinned for that site. Raises `OfferRefused`."""
+        if (site := self.sites.get(trust_domain)) is None:
+            raise OfferRefused(RefusalCode.PERMIT_PARTIES, f"no site {trust_domain} is configured")
+        try:
+            permit = verify_permit(token, site.permit_keys)
+            self._check_claims(permit, None, None)
+        except PermitRefused as refused:
+            raise _refused(refused) from None
+        self._check_proof(permit, site.log_verifiers, (), 0)
+        return permit
+
     def _check_claims(self, permit: VerifiedPermit, source: str | None, destination: str | None) -> None:
         claims = permit.claims
         if claims.aud != claims.destination:

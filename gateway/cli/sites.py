@@ -1,0 +1,127 @@
+"""`sealane sites trust`: lay down what this site's gateway and relays pin and trust of another one."""
+
+# Imports wait until they are needed: a relay's host lacks the [gateway] extra.
+# ruff: noqa: PLC0415
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gateway.cli.errors import OPERATOR, BadConfiguration, Unreachable
+from gateway.cli.options import CaOption, JsonOption
+from gateway.cli.output import print_json, say
+from gateway.cli.settings import resolve
+
+if TYPE_CHECKING:
+    from gateway.sites.publishing import SiteDocument
+
+app = typer.Typer(
+    help="Other sites with which VMs are exchanged: docs/sites.md.", no_args_is_help=True, rich_markup_mode=None
+)
+
+
+@app.callback()
+def _sites() -> None:
+    """Keeps `sites trust` two words with only one command below it."""
+
+
+@app.command()
+def trust(
+    url: Annotated[str, typer.Argument(metavar="URL", help="The other site's gateway, https://HOST[:PORT].")],
+    to: Annotated[
+        Path, typer.Option("--to", metavar="DIR", help="Folder for its bundle, CRLs and keys; made if it is not there.")
+    ],
+    ca: CaOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Fetch roots, CRLs, permit keys and log keys of another site, and show their digests to compare by telephone.
+
+    The same folder serves [[sites]] of gateway.toml and of each relay.toml. Run again after that site has rolled a
+    root or a key over; CRLs are then kept by the gateway.
+
+    \b
+    Example:
+      sealane sites trust https://gateway.east.example:8443 --ca east-ca.pem --to /etc/sealane/sites/east
+    """
+    import msgspec
+
+    from certs.errors import CertificateError
+    from gateway.cli.client import GatewayClient
+    from gateway.sites.publishing import SiteDocument
+
+    settings = resolve(url, ca, None, Path.home())
+    with GatewayClient(settings) as client:
+        answer = client.site()
+    try:
+        document = msgspec.convert(answer, SiteDocument)
+        digests = lay_down(document, to)
+    except (msgspec.ValidationError, CertificateError, ValueError) as error:
+        raise Unreachable(
+            f"{url} says nothing of its site that can be used: {error}", OPERATOR, "check URL and version"
+        ) from error
+    except OSError as error:
+        raise BadConfiguration(f"{to}: {error.strerror}", OPERATOR, "check the folder") from error
+    told: dict[str, Any] = {"trust_domain": document.trust_domain, "folder": str(to), "sha256": digests}
+    if as_json:
+        print_json(told)
+        return
+    say(f"{document.trust_domain}: written to {to}. Compare these with the operators of that site before you use it:")
+    for name, digest in digests.items():
+        say(f"  {name}  {digest}")
+    for line in _tables(document, to):
+        say(line)
+
+
+def lay_down(document: SiteDocument, folder: Path) -> dict[str, str]:
+    """Write the folder; SHA-256 of what is pinned, by file. Raises CertificateError, ValueError, OSError."""
+    from audit.checkpoint import LogVerifier
+    from certs.federation import parse_bundle
+    from certs.files import write_atomically
+    from policy.permit import PermitKey
+    from transport.relay.identity import keep_crls
+
+    bundle = json.dumps(document.bundle, indent=1, sort_keys=True).encode()
+    roots = parse_bundle(bundle, document.trust_domain)
+    for pem in document.permit_keys:
+        PermitKey.from_pem(pem.encode())
+    for vkey in document.log_keys:
+        LogVerifier.parse(vkey)
+    (folder / "crls").mkdir(parents=True, exist_ok=True)
+    keep_crls(folder / "crls", document.crls)
+    write_atomically(folder / "bundle.json", bundle)
+    digests = {f"root {number}": root_digest(root) for number, root in enumerate(roots, start=1)}
+    for name, texts in (("permit-{}.pub", document.permit_keys), ("log-{}.vkey", document.log_keys)):
+        for number, text in enumerate(texts, start=1):
+            content = (text.strip() + "\n").encode()
+            write_atomically(folder / name.format(number), content)
+            digests[name.format(number)] = hashlib.sha256(content).hexdigest()
+    return digests
+
+
+def root_digest(root: Any) -> str:
+    """As `openssl x509 -fingerprint -sha256` shows it, without colons."""
+    from cryptography.hazmat.primitives import hashes
+
+    return str(root.fingerprint(hashes.SHA256()).hex())
+
+
+def _tables(document: SiteDocument, folder: Path) -> list[str]:
+    permits = [str(folder / f"permit-{n}.pub") for n in range(1, len(document.permit_keys) + 1)]
+    logs = [str(folder / f"log-{n}.vkey") for n in range(1, len(document.log_keys) + 1)]
+    crls = str(folder / "crls")
+    pins = [f"permit_keys = {json.dumps(permits)}", f"log_keys = {json.dumps(logs)}"]
+    head = ["[[sites]]", f"trust_domain = {json.dumps(document.trust_domain)}"]
+    head.append(f"bundle = {json.dumps(str(folder / 'bundle.json'))}")
+    return [
+        "",
+        "# relay.toml",
+        *(*head, f"crls = {json.dumps([crls])}", *pins),
+        "",
+        "# gateway.toml; add name, url and ca",
+        *(*head, f"crls = {json.dumps(crls)}", *pins),
+    ]

@@ -1,0 +1,76 @@
+"""What this site tells others of itself, and keeping what they tell: CRLs, which end within days, by themselves.
+
+Roots and keys that are pinned change by an operator's hand only: `sealane sites trust`, run again and compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Annotated, Any, Final
+
+import msgspec
+import structlog
+import trio
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from msgspec import Meta
+
+from audit.checkpoint import LogVerifier
+from certs.errors import CertificateError
+from certs.federation import bundle_document
+from certs.verification import newest_crls
+from gateway.errors import GatewayError
+from gateway.gate import Gate
+from gateway.relays import HostTrust
+from gateway.sites.peer import fetch
+from gateway.sites.settings import OtherSite
+from transport.relay.identity import MAX_CRLS, keep_crls
+
+FETCH_SECONDS: Final = 20.0
+log = structlog.get_logger("gateway.sites")
+
+
+class SiteDocument(msgspec.Struct, frozen=True):
+    """GET /v1/site. `bundle`: a SPIFFE bundle. `crls`, `permit_keys`: PEM. `log_keys`: C2SP verifier keys."""
+
+    trust_domain: Annotated[str, Meta(max_length=255)]
+    bundle: dict[str, Any]
+    crls: Annotated[list[str], Meta(max_length=MAX_CRLS)]
+    permit_keys: Annotated[list[Annotated[str, Meta(max_length=4096)]], Meta(min_length=1, max_length=8)]
+    log_keys: Annotated[list[Annotated[str, Meta(max_length=4096)]], Meta(min_length=1, max_length=8)]
+
+
+def site_document(gate: Gate, trust: HostTrust, log_verifier: LogVerifier) -> dict[str, Any]:
+    roots = trust.trust.anchors
+    public = gate.terms.private_key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    return {
+        "trust_domain": gate.own_trust_domain,
+        # Seconds since the epoch of the youngest root: greater when a root has been added.
+        "bundle": bundle_document(roots, max(int(root.not_valid_before_utc.timestamp()) for root in roots)),
+        "crls": [crl.public_bytes(Encoding.PEM).decode() for crl in newest_crls(trust.trust.crls)],
+        "permit_keys": [public.decode()],
+        "log_keys": [log_verifier.vkey],
+    }
+
+
+async def keep_crls_fresh(sites: tuple[OtherSite, ...], changed: Callable[[], Awaitable[None]]) -> None:
+    """For ever: fetch what the other sites publish; `changed` after something newer was kept."""
+    away: set[str] = set()
+    while True:
+        news = False
+        for site in sites:
+            try:
+                document = msgspec.json.decode(await fetch(site, "/v1/site"), type=SiteDocument)
+                if document.trust_domain != site.trust_domain:
+                    raise ValueError(f"it speaks for {document.trust_domain!a:.80}")
+                if await trio.to_thread.run_sync(partial(keep_crls, site.crls, document.crls)):
+                    log.info("newer CRLs of another site", site=site.name)
+                    news = True
+                away.discard(site.name)
+            except (GatewayError, CertificateError, msgspec.MsgspecError, OSError, ValueError) as error:
+                if site.name not in away:
+                    log.warning("the CRLs of another site could not be fetched", site=site.name, cause=str(error))
+                away.add(site.name)
+        if news:
+            await changed()
+        await trio.sleep(FETCH_SECONDS)

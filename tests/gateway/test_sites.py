@@ -1,0 +1,263 @@
+"""Two gateways, two policies, two logs: a VM leaves one site for another only if both say so, and both can prove it."""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+import trio
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from certs.files import read_private_key
+from gateway.cli.sites import lay_down
+from gateway.sites.reconcile import compare_sites, shared_with
+from gateway.sites.request import HostQuestion, Request, SiteRefused, open_request, sign_request
+from gateway.starter import HostPlan, VmPlan
+from policy.jws import key_id_of, sign
+from policy.permit import PermitKey
+from tests.gateway.conftest import Running
+from tests.gateway.sites_pair import EAST, WEST, TwoSites, document_of, lay_out
+from tests.gateway.test_watch import edit
+
+pytestmark = pytest.mark.whole
+
+UUID = "11111111-2222-4333-8444-555555555555"
+LEDGER = "99999999-2222-4333-8444-555555555555"
+THERE = f"spiffe://{EAST}/host/b"
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> TwoSites:
+    vms = (VmPlan("web", UUID, "a"), VmPlan("ledger", LEDGER, "a", zone="production"))
+    hosts = HostPlan("a", "127.0.0.2:7443"), HostPlan("b", "127.0.0.3:7443", site="muc", jurisdiction="AT")
+    return lay_out(tmp_path, hosts[:1], hosts[1:], vms, (free_port(), free_port()))
+
+
+async def ask(west: Running, vm: str = "web", who: str = "alice", to: str = THERE) -> httpx.Response:
+    await west.poll("a")
+    return await west.person(who).post("/v1/migrations", json={"vm": vm, "destination": to, "reason": "CHG-7"})
+
+
+async def test_both_gateways_permit_it_and_the_source_relay_gets_both_permits(two: TwoSites) -> None:
+    async with two.running() as (west, east):
+        answer = await ask(west)
+        assert answer.status_code == 201, answer.text
+        (assignment,) = await west.poll("a")
+        ours, theirs = west.open_permit(assignment["permit"]), east.open_permit(assignment["other_permit"])
+        assert assignment["destination_address"] == "127.0.0.3:7443"
+        assert ours.claims.migration_id == theirs.claims.migration_id == answer.json()["migration_id"]
+        for claims in (ours.claims, theirs.claims):
+            assert (claims.vm, claims.destination) == (UUID, THERE)
+            assert claims.source == f"spiffe://{WEST}/host/a"
+        (decided,), (arrived,) = [await each.records("migration.decision") for each in (west, east)]
+        assert arrived["actor"]["id"].startswith(f"spiffe://{WEST}#sealane-local#")
+        assert arrived["actor"]["authenticated_by"] == "site"
+        assert decided["details"]["site"]["role"] == "source"
+        (noted,) = await west.records("migration.other_site")
+        assert noted["outcome"] == "allowed"
+        assert noted["details"]["other_jti"] == theirs.claims.jti
+        assert arrived["details"]["site"]["other_jti"] == ours.claims.jti
+
+
+@pytest.mark.parametrize(
+    ("vm", "who", "where"),
+    [("web", "bob", "west"), ("ledger", "alice", "west")],
+    ids=["a person whom the source's policy refuses", "a VM that the source's policy keeps"],
+)
+async def test_what_the_source_denies_the_destination_is_not_asked(
+    two: TwoSites, vm: str, who: str, where: str
+) -> None:
+    async with two.running() as (west, east):
+        answer = await ask(west, vm, who)
+        assert answer.status_code == 403, (where, answer.text)
+        assert await east.records("migration.decision") == []
+        assert await west.poll("a") == []
+
+
+async def test_what_the_destination_denies_does_not_move(two: TwoSites) -> None:
+    edit(two.east.bundle / "policies" / "arrivals.cedar", lambda text: text.replace('== "test"', '== "dmz"'))
+    async with two.running() as (west, east):
+        answer = await ask(west)
+        assert answer.status_code == 403
+        error = answer.json()["error"]
+        assert error["code"] == "refused_by_other_site"
+        assert "site east refuses it" in error["message"]
+        assert await west.poll("a") == [], "no permit, not even ours, is handed out"
+        (decision,), (noted,) = [await west.records(kind) for kind in ("migration.decision", "migration.other_site")]
+        assert decision["outcome"] == "allowed"
+        assert noted["outcome"] == "denied"
+        (theirs,) = await east.records("migration.decision")
+        assert theirs["outcome"] == "denied"
+        shown = await west.person("carol").get(f"/v1/migrations/{answer.json()['migration_id']}")
+        assert shown.json()["state"] == "failed"
+        assert (await ask(west)).status_code == 403, "the VM is not kept by the attempt"
+
+
+async def test_an_unknown_host_and_a_gateway_that_is_away_deny(two: TwoSites) -> None:
+    async with two.running() as (west, east):
+        answer = await ask(west, to=f"spiffe://{EAST}/host/nobody")
+        assert answer.status_code == 403
+        assert "Site east knows no host" in answer.json()["decision"]["denied_because"]
+        east.gateway.stop()
+        with trio.fail_after(20):
+            while "cannot be asked" not in (answer := await ask(west)).json()["decision"]["denied_because"]:
+                await trio.sleep(0.1)
+        assert answer.status_code == 403
+        assert await west.poll("a") == []
+
+
+async def test_a_stranger_gets_nothing_of_a_site(two: TwoSites) -> None:
+    """Every request that is not signed, fresh, by the pinned key, for this very site, is refused alike."""
+    async with two.running() as (west, east):
+        client = east.client()
+        now = int(time.time())
+        good: dict[str, Any] = {"iss": WEST, "aud": EAST, "iat": now, "exp": now + 60, "host": "b"}
+        good["host"] = THERE
+        key = read_private_key(two.west.certs / "gateway" / "permit.key")
+        assert isinstance(key, ec.EllipticCurvePrivateKey)
+
+        def signed(by: ec.EllipticCurvePrivateKey, **changes: Any) -> str:
+            return sign_request(HostQuestion(**{**good, **changes}), by, key_id_of(by.public_key()))
+
+        assert (await client.post("/v1/sites/ask", json={"request": signed(key)})).json()["zone"] == "test"
+        stranger = ec.generate_private_key(ec.SECP256R1())
+        payload = msgspec.json.encode(HostQuestion(**good), order="sorted")
+        permit_like = sign(payload, key, key_id=key_id_of(key.public_key()), token_type="sealane-permit+jwt")
+        for token in (
+            signed(stranger),
+            signed(key, iss="third.example"),
+            signed(key, aud=WEST),
+            signed(key, iat=now - 600, exp=now - 540),
+            signed(key, exp=now + 86_400),
+            permit_like,
+            "x.y.z",
+        ):
+            answer = await client.post("/v1/sites/ask", json={"request": token})
+            assert answer.status_code == 403, answer.text
+            assert answer.json()["error"]["code"] == "site_refused"
+        # A permit of the west shown without the west's request, and the west's request without a permit.
+        assert (await west.client().post("/v1/sites/ask", json={"request": signed(key)})).status_code == 403
+
+
+async def test_the_same_request_again_permits_nothing_again(two: TwoSites) -> None:
+    async with two.running() as (west, east):
+        seen: list[dict[str, Any]] = []
+        assert west.gateway.desk.gate.sites is not None
+        site = west.gateway.desk.gate.sites.by_domain[EAST]
+        send = site.client.send
+
+        async def watch(request: httpx.Request, **how: Any) -> httpx.Response:
+            seen.append(msgspec.json.decode(request.content))
+            return await send(request, **how)
+
+        site.client.send = watch  # type: ignore[method-assign]
+        assert (await ask(west)).status_code == 201
+        admission = next(body for body in seen if "permit" in body)
+        again = await east.client().post("/v1/sites/ask", json=admission)
+        assert again.json()["kind"] == "denied"
+        assert len([r for r in await east.records("migration.decision") if r["outcome"] == "allowed"]) == 1
+        other = next(body for body in seen if "permit" not in body)
+        mixed = await east.client().post("/v1/sites/ask", json={**admission, "request": other["request"]})
+        assert mixed.status_code == 200, "a question about a host stays one, whatever lies beside it"
+        assert "permit" not in mixed.json()
+
+
+async def test_receipts_end_it_in_both_logs_and_both_logs_agree(two: TwoSites) -> None:
+    async with two.running() as (west, east):
+        migration_id = (await ask(west)).json()["migration_id"]
+        (assignment,) = await west.poll("a")
+        ours, theirs = west.open_permit(assignment["permit"]), east.open_permit(assignment["other_permit"])
+        source, destination = (hashlib.sha256(each.token.encode()).hexdigest() for each in (ours, theirs))
+        counts = [{"channel": 0, "port": "memory", "sent_bytes": 10, "received_bytes": 1000,
+                   "sent_frames": 1, "received_frames": 2}]  # fmt: skip
+        left = west.receipt("a", ours, "source", "completed", other_permit_sha256=destination)
+        came = east.receipt("b", theirs, "destination", "running", other_permit_sha256=source, channels=counts)
+        for running, host, receipt in ((west, "a", left), (east, "b", came)):
+            taken = await running.client(host).post("/v1/receipts", json=receipt)
+            assert taken.status_code == 200, taken.text
+        # The VM is not where it was, for all that the west knows; and its own halves are no finding there.
+        assert (await ask(west)).status_code in {403, 409}
+        hosts = await west.person("carol").post("/v1/reconcile/hosts", json={"since": "2020-01-01T00:00:00.000000Z"})
+        assert hosts.json()["findings"] == []
+        span = {"site": "east", "since": "2020-01-01T00:00:00.000000Z"}
+        answer = await west.person("carol").post("/v1/reconcile/sites", json=span)
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["counts"]["matched"] == 1
+        assert answer.json()["findings"] == []
+        (record,) = [r for r in await west.records("audit.reconciled") if r["details"]["what"] == "sites"]
+        assert record["outcome"] == "completed"
+        (read,) = await east.records("site.records_read")
+        assert read["details"]["site"] == "west"
+        assert (await west.person("alice").post("/v1/reconcile/sites", json=span)).status_code == 403
+
+        # What either log lacks or tells otherwise is found.
+        since = "2020-01-01T00:00:00.000000Z"
+        kinds = ("migration.decision", "migration.other_site", "migration.receipt")
+        mine = shared_with(EAST, await west.gateway.desk.reading.records_since(kinds, since))
+        others = shared_with(WEST, await east.gateway.desk.reading.records_since(kinds, since))
+        now = int(time.time())
+        assert compare_sites(others, mine, now).findings == ()
+        later = now + 10 * 86_400
+        for ours_, theirs_, what in (
+            (mine, [], "missing_there"),
+            ([], others, "missing_here"),
+            (mine, others[:-1], "one"),
+            (mine, changed(others, "destination", f"spiffe://{EAST}/host/z"), "differ"),
+        ):
+            (finding,) = compare_sites(ours_, theirs_, later).findings
+            assert (finding.what, finding.migration_id) == (what, migration_id)
+        forged = [(index, msgspec.json.decode(msgspec.json.encode(record))) for index, record in others]
+        forged[0][1]["details"]["site"]["other_jti"] = "x" * 32
+        (finding,) = compare_sites(mine, forged, later).findings
+        assert "shown another permit" in finding.why[0]
+
+
+def changed(records: list[tuple[int, dict[str, Any]]], name: str, value: str) -> list[tuple[int, dict[str, Any]]]:
+    return [(index, {**record, name: value}) for index, record in records]
+
+
+async def test_relays_get_the_other_sites_crls_from_their_own_gateway(two: TwoSites) -> None:
+    async with two.running() as (west, _):
+        told = (await west.client("a").post("/v1/relay/trust", json={})).json()
+        assert list(told["foreign_crls"]) == [EAST]
+        assert told["foreign_crls"][EAST][0].startswith("-----BEGIN X509 CRL-----")
+
+
+async def test_what_a_gateway_publishes_is_what_others_lay_down(two: TwoSites, tmp_path: Path) -> None:
+    async with two.running() as (_, east):
+        published = (await east.client().get("/v1/site")).json()
+        digests = lay_down(msgspec.convert(published, type(document_of(two.east))), tmp_path / "again")
+        assert digests == lay_down(document_of(two.east), tmp_path / "once")
+        assert {"root 1", "permit-1.pub", "log-1.vkey"} == set(digests)
+
+
+def test_a_request_for_another_site_does_not_open(tmp_path: Path) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    pinned = PermitKey.from_public_key(key.public_key())
+    request: Request = HostQuestion(iss=WEST, aud=EAST, iat=1000, exp=1060, host=THERE)
+    token = sign_request(request, key, pinned.key_id)
+    assert open_request(token, {WEST: [pinned]}, EAST, 1010) == request
+    for keys, own, now in (
+        ({EAST: [pinned]}, EAST, 1010),
+        ({}, EAST, 1010),
+        ({WEST: [pinned]}, WEST, 1010),
+        ({WEST: [pinned]}, EAST, 2000),
+        ({WEST: [pinned]}, EAST, 900),
+    ):
+        with pytest.raises(SiteRefused):
+            open_request(token, keys, own, now)
+    header, payload, signature = token.split(".")
+    with pytest.raises(SiteRefused):
+        open_request(f"{header}.{payload[:-4]}AAAA.{signature}", {WEST: [pinned]}, EAST, 1010)
