@@ -23,6 +23,7 @@ search="mvn=maven javac=openjdk-17-jdk-headless"
 # Two libvirt daemons in namespaces of their own; the packages start no service here, and none is wanted.
 libvirt="libvirtd=libvirt-daemon virsh=libvirt-clients ip=iproute2 unshare=util-linux"
 libvirt="$libvirt /usr/lib/$(uname -m)-linux-gnu/libvirt/connection-driver/libvirt_driver_qemu.so=libvirt-daemon-driver-qemu"
+bindings="/usr/lib/python3/dist-packages/libvirt.py=python3-libvirt" # by which orchestrators call libvirt
 # What the packages of this project are checked by: units, AppArmor profile, SELinux module.
 packaging="dpkg-deb=dpkg systemd-analyze=systemd apparmor_parser=apparmor checkmodule=checkpolicy semodule_package=semodule-utils"
 # Keys in PKCS#11 tokens.
@@ -32,7 +33,7 @@ compiler="gcc=gcc /usr/include/stdio.h=libc6-dev"
 case $goal in
 check) tools="" ;;
 demo) tools=$guests ;;
-test) tools="$guests $directory $issuer $receivers $search $libvirt $packaging $compiler $outsiders $tokens socat=socat" ;;
+test) tools="$guests $directory $issuer $receivers $search $libvirt $bindings $packaging $compiler $outsiders $tokens socat=socat" ;;
 bench) tools="$guests $libvirt $directory $receivers $search haproxy=haproxy stunnel4=stunnel4 socat=socat" ;;
 *) die "unknown goal '$goal': use check, demo, test or bench" ;;
 esac

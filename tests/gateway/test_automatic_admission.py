@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.gateway.conftest import UUID_LEDGER, UUID_WEB, Running
+from tests.gateway.test_placement import Relay, guest
 
 WISH = {"vm": UUID_WEB, "destination": "b", "ports": ["libvirt", "memory"]}
 
@@ -55,6 +56,24 @@ async def test_a_host_moves_only_what_is_on_it(running: Running) -> None:
     assert answer["kind"] == "denied"
     assert "not on the host that asks" in answer["message"]
     assert (await last_decision(running))["details"]["not_admitted"] == "not_here"
+
+
+async def test_a_host_that_reports_a_vm_that_came_without_a_permit_may_not_move_it_on(running: Running) -> None:
+    """Where it is expected on host a, and a is silent: else b could draw it to itself and ask in the same breath."""
+    b = Relay(running, "b")
+    await b.report(guest())
+    answer = await ask(running, host="b", destination="c", token=running.token("alice"))
+    assert answer["kind"] == "denied"
+    assert "web is expected on a (inventory), and came to the host that asks without a permit" in answer["message"]
+    assert "let the relay of a report" in answer["message"]
+    record = await last_decision(running)
+    assert record["details"]["not_admitted"] == "placement_unpermitted"
+    # Host a says that it has it not: then b's word is all there is, the alarm stays on record, and the VM can be moved.
+    await Relay(running, "a").report()
+    await b.report(guest(), full=False)
+    answer = await ask(running, host="b", destination="c", token=running.token("alice"))
+    assert answer["kind"] != "denied", answer
+    assert [record["kind"] for record in await running.records("placement.unpermitted")] == ["placement.unpermitted"]
 
 
 async def test_what_the_person_may_not_do_is_refused_in_the_policys_words(running: Running) -> None:

@@ -60,6 +60,7 @@ class ErrorCode(IntEnum):
 
 
 _FROM_RPC: Final = 7
+_FROM_QEMU: Final = 10
 _LEVEL_ERROR: Final = 2
 
 
@@ -89,6 +90,11 @@ class Packet:
     def refusal(self, code: int, message: str) -> Packet:
         """The error reply to this call; a client such as virsh prints `message` as it is."""
         body = encode_error(code, message)
+        return Packet(self.program, self.procedure, MessageType.REPLY, self.serial, Status.ERROR, body)
+
+    def failure(self, message: str) -> Packet:
+        """The error reply to a Finish that gives up. As of the hypervisor's driver: libvirt prefers that to its own."""
+        body = encode_error(ErrorCode.OPERATION_FAILED, message, _FROM_QEMU)
         return Packet(self.program, self.procedure, MessageType.REPLY, self.serial, Status.ERROR, body)
 
 
@@ -135,9 +141,9 @@ def _decode(data: bytes) -> Packet:
     return packet
 
 
-def encode_error(code: int, message: str) -> bytes:
-    """libvirt's error: of its many members a client shows the message and compares the code."""
-    writer = XdrWriter().integer(code).integer(_FROM_RPC).optional_text(message).integer(_LEVEL_ERROR)
+def encode_error(code: int, message: str, origin: int = _FROM_RPC) -> bytes:
+    """libvirt's error: of its many members a client shows the message and compares the code and the origin."""
+    writer = XdrWriter().integer(code).integer(origin).optional_text(message).integer(_LEVEL_ERROR)
     writer.unsigned(0)  # no domain
     writer.optional_text("%s").optional_text(message).optional_text(None)
     writer.integer(-1).integer(-1).unsigned(0)

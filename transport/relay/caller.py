@@ -143,7 +143,7 @@ class Conversation:
 
     `uris`: where this host's hypervisor is to send, by port. `loopback`: the front's address for callers that know tcp
     only. `was_answered` and `was_told`: whether the caller has had an answer to its Prepare, and to its Finish;
-    `was_prepared`: whether the first was a good one.
+    `was_prepared`: whether the first was a good one. `cause`: why the session `broke`.
     """
 
     caller: Caller
@@ -156,7 +156,9 @@ class Conversation:
     was_answered: bool = False
     was_prepared: bool = False
     was_told: bool = False
+    cause: str = ""
     finished: trio.Event = field(default_factory=trio.Event)
+    broke: trio.Event = field(default_factory=trio.Event)
 
     @property
     def is_offline(self) -> bool:
@@ -179,6 +181,15 @@ class Conversation:
             raise LocalBroken("the libvirt channel broke") from None
         finally:
             self.finished.set()
+
+    async def tell_cause(self) -> None:
+        """Answer the call with which libvirt gives up, once its hypervisor has noticed, by what broke the session."""
+        await self.broke.wait()
+        while (call := await self.caller.next_call()) is not None:
+            if call.procedure == Procedure.MIGRATE_FINISH3_PARAMS:
+                await self.caller.reply(call.failure(f"Sealane: {self.cause}"))
+                return
+            await self.caller.answer(call)
 
     async def _compare_features(self, remote: _Remote) -> None:
         """What was said in the destination's name must be so."""

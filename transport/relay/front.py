@@ -252,6 +252,11 @@ class Front:
 
         self._nursery.start_soon(run)
         await conversation.finished.wait()
+        if conversation.was_prepared and not conversation.was_told:
+            with trio.move_on_after(self._limits.message_seconds):
+                await conversation.tell_cause()
+                return
+            raise LocalBroken(f"the session ended before its Finish: {conversation.cause}")
         # libvirt's next call, with which it leaves, is answered when the guest runs at the destination: so whoever
         # waits for the migration hears of its end after it has ended. Settling that takes longer goes on without.
         with trio.move_on_after(self._limits.message_seconds):
@@ -261,8 +266,6 @@ class Front:
             await conversation.caller.reply(
                 conversation.prepare_call.refusal(ErrorCode.ACCESS_DENIED, f"Sealane: {words}")
             )
-        elif conversation.was_prepared and not conversation.was_told:
-            raise LocalBroken("the session ended before its Finish")
 
 
 def copies_disks(prepare: Prepare) -> bool:

@@ -146,6 +146,11 @@ class LibvirtSource:
     async def is_gone(self) -> bool:
         return bool(self.process) and is_gone(self.process)
 
+    def broke(self, cause: str) -> None:
+        if self._conversation is not None:
+            self._conversation.cause = cause
+            self._conversation.broke.set()
+
     async def __aenter__(self) -> Self:
         return self
 

@@ -74,6 +74,9 @@ class _QmpEnd:
     async def whereabouts(self, *, accepted: bool) -> Whereabouts:  # noqa: ARG002 - nobody else drives this QEMU
         return "gone" if await self.is_gone() else "here"
 
+    def broke(self, cause: str) -> None:
+        pass
+
     async def __aenter__(self) -> Self:
         return self
 

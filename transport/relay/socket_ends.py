@@ -48,6 +48,9 @@ class SocketSource:
     async def is_gone(self) -> bool:
         return False
 
+    def broke(self, cause: str) -> None:
+        pass
+
     async def __aenter__(self) -> Self:
         return self
 

@@ -103,6 +103,7 @@ async def _carry_permitted(host: RelayHost, order: MigrationOrder, way: _Way, en
             await _carry_until_cancelled(session, end, tell, cancelled, seconds, socket_path or folder / "memory.sock")
         except (TransportError, HypervisorError, BaseExceptionGroup) as error:
             session.fail(cause_of(error))
+            end.broke(session.message)
         finally:
             await _settle_even_when_stopped(session, end, tell)
             await host.on_disk(remove_session_folder, folder)
