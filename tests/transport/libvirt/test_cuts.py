@@ -28,7 +28,7 @@ def restart(pair: Pair, *, pause_b: str = "", **limits: float) -> None:
         assert host.relay is not None
         host.relay.stop()
         host.relay.log.unlink()
-        pair.start_relay(host, pause_b if host is pair.b else "", message_seconds=30.0, **limits)
+        pair.start_relay(host, pause_b if host is pair.b else "", over_ipv6=False, message_seconds=30.0, **limits)
 
 
 @contextlib.contextmanager
