@@ -28,7 +28,7 @@ MAX_BUCKETS: Final = 2000
 _MAX_BRANCHES: Final = 64
 _RARE: Final = 100_000  # records that are sooner fetched one by one than the whole log walked
 _STEPS_BETWEEN_LOOKS: Final = 20_000
-_MMAP_BYTES: Final = 256 * 2**20
+MAPPED_BYTES: Final = 256 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,9 @@ class _Plan:
 class Questions:
     """A read-only connection. One thread at a time; any number of them beside the writer."""
 
-    def __init__(self, source: Path | sqlite3.Connection, *, seconds: float = 30.0) -> None:
+    def __init__(
+        self, source: Path | sqlite3.Connection, *, seconds: float = 30.0, mapped_bytes: int = MAPPED_BYTES
+    ) -> None:
         """`source`: the index's file, or an open connection (which is the caller's). `seconds` for each question.
 
         Raises sqlite3.OperationalError if it cannot be opened.
@@ -75,7 +77,7 @@ class Questions:
         self._database = sqlite3.connect(
             f"{source.absolute().as_uri()}?mode=ro", uri=True, check_same_thread=False, isolation_level=None
         )
-        self._database.execute(f"PRAGMA mmap_size = {_MMAP_BYTES}")
+        self._database.execute(f"PRAGMA mmap_size = {mapped_bytes}")
 
     def close(self) -> None:
         """Close the connection, if it is ours."""

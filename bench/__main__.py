@@ -9,6 +9,7 @@ from pathlib import Path
 from bench import (
     audit_asking,
     audit_log,
+    audit_log_maker,
     certs,
     drain_check,
     libvirt_migration,
@@ -45,7 +46,7 @@ PARTS = {
         "decisions": policy_decisions.measure,
         "drain": drain_check.measure,
     },
-    "audit": {"log": audit_log.measure, "asking": audit_asking.measure},
+    "audit": {"log": audit_log.measure, "asking": audit_asking.measure, "gateway": audit_log.measure_gateway},
     "certs": {"hosts": certs.measure},
     "siem": {"rsyslog": siem_rsyslog.measure, "elastic": siem_elastic.measure, "backlog": siem_backlog.measure},
 }
@@ -59,13 +60,17 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="short runs to see that all works; writes no results")
     parser.add_argument("--only", metavar="PART", help="stream, migration, permit, directory, …; writes no results")
     parser.add_argument("--peers", help=f"comma-separated, of {', '.join(PEER_NAMES)}; writes no results")
+    parser.add_argument(
+        "--records", type=int, help="of the log of area audit (default 5,000,000; quick 80,000); fewer write no results"
+    )
     options = parser.parse_args()
     peers = frozenset(options.peers.split(",")) if options.peers else frozenset(PEER_NAMES)
     for what, names, known in (("area", options.areas, PARTS), ("peer", peers, PEER_NAMES)):
         if unknown := set(names) - set(known):
             parser.error(f"unknown {what} {', '.join(sorted(unknown))}: use {', '.join(known)}")
-    plan = Plan(rounds=options.rounds, quick=options.quick, peers=peers)
-    whole = not (options.quick or options.only or options.peers)
+    records = options.records or (80_000 if options.quick else audit_log_maker.ENTRIES)
+    plan = Plan(rounds=options.rounds, quick=options.quick, peers=peers, records=records)
+    whole = not (options.quick or options.only or options.peers) and records >= audit_log_maker.ENTRIES
     for area in options.areas or PARTS:
         figures: dict[str, float] = {}
         for part, measure in PARTS[area].items():

@@ -3,7 +3,7 @@
 Appends go through what the gateway uses (Recorder, Committer, Log): each record stamped, signed by itself and durable
 under a signed checkpoint before its writer goes on. The big log is made once (`bench.audit_log_maker`) and kept in BIG;
 every run works on a clone of it, whose full bundles are hard links. The gateway is a real process: it is started once
-to build its index, which may take many minutes the first time, and once more to be measured.
+to look at all files of the log, and once more to be measured.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import trio
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from audit.log import Log
-from bench.audit_log_maker import CHUNK, ENTRIES, ORIGIN, Story, bench_signer, make_log, telling
+from bench.audit_log_maker import ORIGIN, Story, bench_signer, make_log, telling
 from bench.harness import BenchError, Plan, peak_rss_bytes, wait_until
 from bench.peers import free_port, running
 from gateway.clocks import system_clock
@@ -40,6 +40,7 @@ from gateway.starter import HostPlan, Site, VmPlan, lay_out_site
 DISK = Path("/var/tmp")  # noqa: S108 - folders of our own are made in it; /tmp may be in memory, where durable means nothing
 BIG = DISK / "sealane-bench"
 WRITERS = 64
+INDEX = "index.sqlite"
 APPENDS = 30_000
 PROOFS = 200
 INDEX_SECONDS = 3_600.0
@@ -47,16 +48,24 @@ GROWTH = (10_000, 100_000, 1_000_000, 5_000_000)
 
 
 def measure(plan: Plan) -> dict[str, float]:
-    """Figures append_*, growth_*, start_s, gateway_rss_mib and proof_*."""
-    sizes = [size for size in GROWTH if not plan.quick or size <= 10 * CHUNK]
+    """Figures append_* and growth_*."""
     appends = APPENDS // 10 if plan.quick else APPENDS
-    name, entries = ("audit-quick", max(sizes)) if plan.quick else ("audit", ENTRIES)
-    big = make_log(BIG / name, entries, progress=telling(entries))
     rounds = [_append_round(appends) for _ in range(plan.rounds_to_run)]
     figures = {name: statistics.median(one[name] for one in rounds) for name in rounds[0]}
-    for size in sizes:
-        figures |= _growth(big, size, appends // 3)
-    return figures | _gateway(big, PROOFS // 10 if plan.quick else PROOFS)
+    for size in dict.fromkeys(min(size, plan.records) for size in GROWTH):
+        figures |= _growth(big_log(size), size, appends // 3)
+    return figures
+
+
+def measure_gateway(plan: Plan) -> dict[str, float]:
+    """Figures start_s, gateway_rss_mib and proof_*, on the log and the index of `audit_asking`."""
+    return _gateway(big_log(plan.records), PROOFS // 10 if plan.quick else PROOFS)
+
+
+def big_log(records: int, *, alone: bool = False) -> Path:
+    """Made once, and kept; one that was stopped is gone on with."""
+    name = f"audit-{records}{'-alone' if alone else ''}"
+    return make_log(BIG / name, records, alone=alone, progress=telling(records))
 
 
 # --- Appending ------------------------------------------------------------------------------------------------------
@@ -108,7 +117,7 @@ async def _append(directory: Path, writers: int, each: int) -> tuple[list[float]
 
 def _growth(big: Path, size: int, appends: int) -> dict[str, float]:
     """Opening, appending to and proving in a log of `size`."""
-    with _clone(big, size) as directory:
+    with _clone(big) as directory:
         began = time.perf_counter()
         with Log.open(directory, bench_signer()) as log:
             opened = time.perf_counter() - began
@@ -128,16 +137,12 @@ def _growth(big: Path, size: int, appends: int) -> dict[str, float]:
 
 
 @contextmanager
-def _clone(big: Path, size: int) -> Iterator[Path]:
-    """A log with the first entries of `big`, up to whole chunks: a shorter one is made, as the maker would."""
+def _clone(big: Path) -> Iterator[Path]:
+    """Of its full bundles there are hard links: what is appended to the clone is not in `big`."""
     with tempfile.TemporaryDirectory(prefix="bench-", dir=DISK) as name:
-        have = int((big / "checkpoint").read_text(encoding="utf-8").split("\n")[1])
-        if size < have - CHUNK:
-            yield make_log(Path(name), size, progress=telling(size))
-        else:
-            clone = Path(name) / "log"
-            shutil.copytree(big, clone, copy_function=_link_what_is_full)
-            yield clone
+        clone = Path(name) / "log"
+        shutil.copytree(big, clone, copy_function=_link_what_is_full)
+        yield clone
 
 
 def _link_what_is_full(source: str, target: str) -> str:
@@ -151,8 +156,11 @@ def _link_what_is_full(source: str, target: str) -> str:
 
 
 def _gateway(big: Path, proofs: int) -> dict[str, float]:
-    with _clone(big, ENTRIES) as log, tempfile.TemporaryDirectory(prefix="bench-", dir=DISK) as name:
+    with _clone(big) as log, tempfile.TemporaryDirectory(prefix="bench-", dir=DISK) as name:
         site = _site(Path(name) / "site", log)
+        if (index := index_of(big)).exists():  # else the gateway makes it
+            (site.directory / "state").mkdir(mode=0o700, exist_ok=True)
+            shutil.copy2(index, site.directory / "state" / INDEX)
         size = int((log / "checkpoint").read_text(encoding="utf-8").split("\n")[1])
         with _serving(site, Path(name), INDEX_SECONDS):
             seen = site.directory / "state" / "log-seen"
@@ -168,6 +176,11 @@ def _gateway(big: Path, proofs: int) -> dict[str, float]:
         "proof_ms": statistics.median(waits) * 1000,
         "proof_p95_ms": statistics.quantiles(waits, n=20)[-1] * 1000,
     }
+
+
+def index_of(big: Path) -> Path:
+    """The query index of a big log, which is kept beside it."""
+    return big.parent / INDEX
 
 
 def _bundles_in(seen: Path) -> int:

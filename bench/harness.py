@@ -36,11 +36,12 @@ class BenchError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What the caller asked for. `quick` means one short round."""
+    """What the caller asked for. `quick` means one short round. `records`: of the log that area audit measures on."""
 
     rounds: int
     quick: bool
     peers: frozenset[str]
+    records: int
 
     @property
     def rounds_to_run(self) -> int:

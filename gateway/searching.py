@@ -1,7 +1,10 @@
-"""The query index of a running gateway: kept up with the log in a thread of its own, asked in another.
+"""The query index of a running gateway: kept up with the log in a thread of its own, asked in a few others.
 
-Neither ever waits for a commit nor holds one up: committed entries are read from the log's files. Before it is asked
+None ever waits for a commit nor holds one up: committed entries are read from the log's files. Before it is asked
 the index catches up, so that who has just acted finds it. What is found is read from the log itself, hash checked.
+
+A question may take QUESTION_SECONDS. So several are answered at once; people take `turns`, which leave a thread for
+what the gateway itself must know, and no one person has them all.
 """
 
 from __future__ import annotations
@@ -17,14 +20,18 @@ import trio
 from audit.errors import LogError, QueryRefused
 from audit.index import Index, document_of
 from audit.index_arrivals import Arrival
-from audit.index_questions import Bucket, Questions
+from audit.index_questions import MAPPED_BYTES, Bucket, Questions
 from audit.query import Node
 from audit.reader import CommittedLog, LogReader
 from gateway.committer import Committer
 from gateway.errors import GatewayError, RequestRefused, SearchUnavailable
+from gateway.turns import Turns
 
 FOLLOW_SECONDS: Final = 1.0
 QUESTION_SECONDS: Final = 20.0
+AT_ONCE: Final = 4
+OF_PEOPLE: Final = 3
+OF_A_PERSON: Final = 2
 
 log = structlog.get_logger("gateway.searching")
 Answer = TypeVar("Answer")
@@ -40,8 +47,10 @@ class Search:
         self._committer = committer
         self._reader = LogReader(directory)
         self._writing = trio.CapacityLimiter(1)
-        self._asking = trio.CapacityLimiter(1)
-        self._questions: Questions | None = None
+        # An index in memory has one connection.
+        self._asking = trio.CapacityLimiter(AT_ONCE if isinstance(index.path, Path) else 1)
+        self._idle: list[Questions] = []
+        self.turns = Turns(OF_PEOPLE, OF_A_PERSON)
 
     async def follow(self) -> None:
         """Keep up with the log until cancelled, so that a question finds little left to read."""
@@ -84,21 +93,28 @@ class Search:
         return await self._ask(lambda questions: questions.arrivals())
 
     def close(self) -> None:
-        """Let go of the index."""
-        if self._questions is not None:
-            self._questions.close()
-            self._questions = None
+        """Let go of the index. Nothing may be asked any more."""
+        while self._idle:
+            self._idle.pop().close()
 
     async def _ask(self, question: Callable[[Questions], Answer]) -> Answer:
         await self.catch_up()
-        return await self._in_thread(self._asking, lambda: question(self._opened()))
+        return await self._in_thread(self._asking, lambda: self._answered(question))
+
+    def _answered(self, question: Callable[[Questions], Answer]) -> Answer:
+        try:
+            questions = self._idle.pop()  # the one used last: the others are for when it is busy
+        except IndexError:
+            questions = self._opened()
+        try:
+            return question(questions)
+        finally:
+            self._idle.append(questions)
 
     def _opened(self) -> Questions:
-        if self._questions is None:
-            path = self._index.path
-            source = path if isinstance(path, Path) else self._index.database
-            self._questions = Questions(source, seconds=QUESTION_SECONDS)
-        return self._questions
+        path = self._index.path
+        source = path if isinstance(path, Path) else self._index.database
+        return Questions(source, seconds=QUESTION_SECONDS, mapped_bytes=MAPPED_BYTES // AT_ONCE)
 
     def _read(self, positions: Sequence[int]) -> list[Numbered]:
         return [(position, document_of(self._reader.entry(position))) for position in positions]

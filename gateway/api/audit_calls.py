@@ -83,11 +83,12 @@ async def records(wanted: Annotated[WantedPage, Query()], desk: AtDesk, person: 
         raise RequestRefused("a SIEM is not asked for a count", next_step="leave out `count` or `on`")
     if wanted.on is not None:
         page = await desk.oversight.page(wanted.on, where, wanted.after, wanted.limit)
-    else:
+        return JsonAnswer({"records": page.records, "next": page.next})
+    async with desk.reading.search.turns.of(person.id):
         page = await desk.reading.page(where, wanted.after, wanted.limit)
-    document: dict[str, Any] = {"records": page.records, "next": page.next}
-    if wanted.count:
-        document["count"] = await desk.reading.search.count(where)
+        document: dict[str, Any] = {"records": page.records, "next": page.next}
+        if wanted.count:
+            document["count"] = await desk.reading.search.count(where)
     return JsonAnswer(document)
 
 
@@ -102,10 +103,11 @@ async def histogram(
     await desk.reading.require_read_audit(person, now, address, {"histogram": asked}, recorded=True)
     search = desk.reading.search
     width = wanted.width_seconds
-    low, high = await search.span() or (0, 0)
-    start = wanted.start if wanted.start is not None else max(0, low // 10**6) // width * width
-    needed = max(1, -(-(high // 10**6 + 1 - start) // width))
-    found = await search.histogram(where, start * 10**6, width * 10**6, wanted.buckets or min(needed, MAX_BUCKETS))
+    async with search.turns.of(person.id):
+        low, high = await search.span() or (0, 0)
+        start = wanted.start if wanted.start is not None else max(0, low // 10**6) // width * width
+        needed = max(1, -(-(high // 10**6 + 1 - start) // width))
+        found = await search.histogram(where, start * 10**6, width * 10**6, wanted.buckets or min(needed, MAX_BUCKETS))
     buckets = [{"start": one.start // 10**6, "outcome": one.outcome, "count": one.count} for one in found]
     return JsonAnswer({"width_seconds": width, "start": start, "buckets": buckets})
 

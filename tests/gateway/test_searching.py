@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import httpx
 import pytest
+import trio
 
+from audit.index_questions import Questions
+from audit.query import Node
 from audit.tiles import bundle_path
 from gateway.starter import Site
 from tests.gateway.conftest import Running, running_gateway
@@ -72,6 +76,30 @@ async def test_a_malformed_query_is_refused_with_its_position(running: Running, 
         assert answer.status_code == 400
         assert answer.json()["error"]["who_must_act"] == "requester"
         assert "at character" in answer.json()["error"]["message"]
+
+
+async def test_a_slow_question_does_not_hold_up_another(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, ended, real = threading.Event(), threading.Event(), Questions.count
+
+    def slow(self: Questions, where: Node) -> int:
+        begun.set()
+        assert ended.wait(60)
+        return real(self, where)
+
+    monkeypatch.setattr(Questions, "count", slow)
+    counts: list[int] = []
+
+    async def count() -> None:
+        counts.append((await ask(running, query="kind:decision.check", count="true")).json()["count"])
+
+    await decide(running, "alice", 3)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(count)
+        assert await trio.to_thread.run_sync(begun.wait, 60)
+        assert len(await found(running, "kind:decision.check")) == 3
+        assert counts == []
+        ended.set()
+    assert counts == [3]
 
 
 async def test_only_who_may_read_may_ask(running: Running) -> None:

@@ -1,0 +1,38 @@
+"""Who waits for whom: so many at once in all, so many of each, so that whoever asks much holds up only themselves."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import trio
+
+
+@dataclass(slots=True)
+class _Own:
+    limiter: trio.CapacityLimiter
+    here: int = 0  # waiting, or in their turn
+
+
+class Turns:
+    """`at_once` in all, `of_one` of them under one key. First come, first served."""
+
+    def __init__(self, at_once: int, of_one: int) -> None:
+        self._all = trio.CapacityLimiter(at_once)
+        self._of_one = of_one
+        self._own: dict[str, _Own] = {}
+
+    @asynccontextmanager
+    async def of(self, key: str) -> AsyncIterator[None]:
+        """Wait for a turn of `key`, and have it within the block."""
+        own = self._own.setdefault(key, _Own(trio.CapacityLimiter(self._of_one)))
+        own.here += 1
+        try:
+            # First their own: nobody stands in the common line who could not go in.
+            async with own.limiter, self._all:
+                yield
+        finally:
+            own.here -= 1
+            if not own.here:
+                del self._own[key]
