@@ -60,7 +60,7 @@ failures:
 
 kinds:
 	@deploy/setup.sh test
-	@$(BIN)/python -m tests.transport.kinds --write docs/migration-kinds.md $(ARGS)
+	@$(BIN)/python -m tests.transport.kinds_table --write docs/migration-kinds.md $(ARGS)
 
 newest-qemu:
 	@deploy/newest-qemu.sh $(ARGS)

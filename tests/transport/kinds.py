@@ -7,11 +7,7 @@ that the kind was really used: channels in the signed receipts, numbers of QEMU'
 
 from __future__ import annotations
 
-import argparse
 import json
-import logging
-import sys
-import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
@@ -20,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import structlog
 import trio
 
 from gateway.demo.guest import GuestLayout, build_boot_image, count_passes, memory_problems
@@ -237,8 +232,8 @@ async def _moved(
                 nursery.start_soon(meddle, here)
             await carry_as_source(here.source, order, here.tell, trio.Event())
             nursery.cancel_scope.cancel()
-        (receipt,) = here.source.spool.receipts()
-        channels = json.loads(json.loads(receipt.read_bytes())["receipt"]["body"])["channels"]
+        bodies = [json.loads(json.loads(each.read_bytes())["receipt"]["body"]) for each in here.source.spool.receipts()]
+        channels = [channel for body in bodies for channel in body["channels"]]
         seen = Seen(here.news, channels, answers)
         last = here.news[-1]
         if (last.state == "completed") is not kind.moves:
@@ -273,65 +268,3 @@ async def _watch(source: Qemu, answers: list[dict[str, Any]]) -> None:
                 await trio.sleep(0.02)
     except HypervisorError:
         pass
-
-
-def _version(program: str) -> str:
-    async def ask() -> str:
-        with tempfile.TemporaryDirectory(prefix="sl") as folder:
-            machine = await start_qemu(Path(folder), VM, program=program)
-            try:
-                async with await QmpConnection.connect(machine.observer_socket, deadline_seconds=10) as monitor:
-                    return monitor.version
-            finally:
-                await stop_qemu(machine)
-
-    return trio.run(ask)
-
-
-def attempt(kind: Kind, program: str) -> str:
-    """The outcome in words, a failure's begin with FAILED."""
-    with tempfile.TemporaryDirectory(prefix="sl") as folder:
-        try:
-            return trio.run(move, kind, Path(folder), program)
-        except Exception as error:  # noqa: BLE001 - the table shows it, whatever it is
-            return f"FAILED: {_innermost(error)!r}"[:300]
-
-
-def _innermost(error: BaseException) -> BaseException:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="make kinds", description=__doc__)
-    parser.add_argument("--only", default="", help="kinds whose name holds this")
-    parser.add_argument("--write", type=Path, help="where the table goes, beside stdout")
-    arguments = parser.parse_args()
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
-    programs = [QEMU, *([str(NEWEST)] if NEWEST.exists() else [])]
-    kinds = [kind for kind in KINDS if arguments.only in kind.name]
-    columns: dict[str, dict[str, str]] = {}
-    for program in programs:
-        version = f"QEMU {_version(program)}"
-        columns[version] = {}
-        for kind in kinds:
-            columns[version][kind.name] = attempt(kind, program)
-            print(f"{version}, {kind.name}: {columns[version][kind.name]}", file=sys.stderr, flush=True)
-    table = _table(kinds, columns)
-    print(table)
-    if arguments.write:
-        arguments.write.write_text(table)
-    failed = sum(outcome.startswith("FAILED") for column in columns.values() for outcome in column.values())
-    print(f"{len(kinds) * len(columns)} moves, {failed} failed", file=sys.stderr)
-    return 1 if failed else 0
-
-
-def _table(kinds: list[Kind], columns: dict[str, dict[str, str]]) -> str:
-    lines = [f"| kind | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
-    lines += [f"| {kind.name} | {' | '.join(column[kind.name] for column in columns.values())} |" for kind in kinds]
-    return "\n".join(lines) + "\n"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

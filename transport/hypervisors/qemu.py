@@ -31,6 +31,9 @@ from transport.hypervisors.qmp import PeerCredentials, QmpConnection
 
 # QEMU's own default of 128 MiB/s would hide a relay's speed; this is what its documentation calls unlimited.
 UNLIMITED_BYTES_PER_SECOND = 107374182400
+_IN_POST_COPY = frozenset({"postcopy-active", "postcopy-recover", "postcopy-recover-setup"})
+_NOTICE_SECONDS = 1.0
+_EVENT_SECONDS = 0.5  # between which a command gets its turn on the monitor
 _MAX_UNIX_PATH_BYTES = 107  # sun_path with its NUL, unix(7)
 
 # What the handover stands on. Anything switched on earlier that would start or end the migration in
@@ -177,6 +180,64 @@ class QemuMachine:
         """Let a source go on that has paused before its switchover."""
         await self._execute("migrate-continue", {"state": "pre-switchover"})
 
+    async def pause_post_copy(self, *, deadline_seconds: float) -> str:
+        """See post-copy paused on this side, its channels being closed; returns QEMU's status of the migration.
+
+        That is `postcopy-paused`, or what it came to meanwhile: `completed` where nothing was left to carry. Raises
+        HypervisorTimeout where QEMU does not notice in time.
+        """
+        end = trio.current_time() + deadline_seconds
+        while (seen := await self.progress()).status in _IN_POST_COPY:
+            if trio.current_time() > end - deadline_seconds / 2:
+                # It notices a closed channel when it next uses it, and one that has nothing to send does not.
+                with contextlib.suppress(HypervisorRefused):
+                    await self._execute("migrate-pause")
+            await self._qmp.next_event(patience_seconds=min(0.1, _left(end, deadline_seconds)))
+        return seen.status
+
+    async def listen_recovery(self, unix_path: Path, *, deadline_seconds: float) -> None:
+        """Let a destination in post-copy, its channels being closed, listen on `unix_path` for the rest of its memory.
+
+        Nothing else is asked: until a page comes that it waits for itself, QEMU may answer nothing. HypervisorRefused
+        where post-copy is not interrupted and does not become so.
+        """
+        end = trio.current_time() + deadline_seconds
+        while True:
+            try:
+                await self._qmp.execute_at_once(
+                    "migrate-recover", {"uri": _unix_uri(unix_path)}, deadline_seconds=_left(end, deadline_seconds)
+                )
+            except HypervisorRefused as refused:
+                if "triggered already" in refused.description and unix_path.is_socket():
+                    return  # QEMU 7.2, which an earlier recovery that did not come so far has left listening there
+                if trio.current_time() > end - _NOTICE_SECONDS:
+                    raise
+                with contextlib.suppress(HypervisorRefused):  # it may not have noticed yet that its channels are closed
+                    await self._qmp.execute_at_once("migrate-pause", deadline_seconds=_left(end, deadline_seconds))
+                await self._qmp.next_event(patience_seconds=0.1)
+            else:
+                return
+
+    async def wait_whole(self) -> None:
+        """Until a destination in post-copy has all of its guest, by QEMU's events, as it may answer no question."""
+        with contextlib.suppress(HypervisorTimeout):
+            if (await self.progress()).status == "completed":
+                return
+        while True:
+            event = await self._qmp.next_event(patience_seconds=_EVENT_SECONDS)
+            if event is not None and event.name == "MIGRATION" and event.data.get("status") == "completed":
+                return
+
+    async def resume_post_copy(self, unix_path: Path) -> None:
+        """Let a source in paused post-copy connect to `unix_path` and go on; returns when it does. HypervisorTimeout.
+
+        See `wait_migration` for its end.
+        """
+        await self._execute("migrate", {"uri": _unix_uri(unix_path), "resume": True})
+        end = trio.current_time() + self._answer_seconds
+        while (await self.progress()).status == "postcopy-paused":
+            await self._qmp.next_event(patience_seconds=min(0.1, _left(end, self._answer_seconds)))
+
     async def stop_guest(self) -> None:
         """Pause the guest; a migration that runs goes on, and has no more pages to send again."""
         await self._execute("stop")
@@ -220,6 +281,8 @@ class QemuMachine:
                     raise MigrationFailed(f"QEMU gave the migration up: {seen.error or 'no reason given'}")
                 case "cancelled":
                     raise MigrationCancelled("the migration was cancelled")
+                case "postcopy-paused":
+                    raise MigrationFailed("post-copy was interrupted")
                 case _:
                     await self._qmp.next_event(patience_seconds=min(interval_seconds, _left(end, deadline_seconds)))
 

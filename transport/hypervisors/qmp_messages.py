@@ -16,9 +16,10 @@ MAX_LINE_BYTES = 256 * 1024  # the longest answer to any command used here is un
 
 @dataclass(frozen=True, slots=True)
 class Greeting:
-    """The first message of a monitor."""
+    """The first message of a monitor. `has_oob`: it can take commands out of band."""
 
     version: str
+    has_oob: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,7 @@ class LineBuffer:
 
 
 # QEMU adds members from version to version and clients must ignore those they do not know, so unlike
-# our own messages these are not closed. `capabilities`, `timestamp` and the like are ignored.
+# our own messages these are not closed. `timestamp` and the like are ignored.
 class _Triple(msgspec.Struct, frozen=True):
     major: int
     minor: int
@@ -83,6 +84,7 @@ class _QemuVersion(msgspec.Struct, frozen=True):
 
 class _Welcome(msgspec.Struct, frozen=True):
     version: _QemuVersion
+    capabilities: list[str] = []
 
 
 class _Error(msgspec.Struct, frozen=True, rename={"error_class": "class"}):
@@ -111,7 +113,8 @@ def decode_message(line: bytes) -> Message:
     found: list[Message] = []
     if read.qmp is not msgspec.UNSET:
         numbers = read.qmp.version.qemu
-        found.append(Greeting(f"{numbers.major}.{numbers.minor}.{numbers.micro}"))
+        has_oob = "oob" in read.qmp.capabilities
+        found.append(Greeting(f"{numbers.major}.{numbers.minor}.{numbers.micro}", has_oob))
     if read.value is not msgspec.UNSET:
         if read.id is None:
             raise HypervisorGarbled("the monitor sent a reply without the id of its command")

@@ -63,6 +63,8 @@ class Destination:
             return session
         if offer.purpose == "resume":
             return await self._resumed(key, offer)
+        if offer.purpose == "recover":
+            return await self._recovered(key, offer)
         own, other = offer.permits[-1], offer.permits[0] if len(offer.permits) > 1 else None
         permit = self._host.permits.verify(own, other, source=key[0], destination=self._host.spiffe_id)
         vm = permit.claims.vm
@@ -84,6 +86,34 @@ class Destination:
         finally:
             self._vms_being_admitted.discard(vm)
             self._being_admitted.pop(key).set()
+        self._bring_to_life(session)
+        return session
+
+    async def _recovered(self, key: SessionKey, offer: Offer) -> DestinationSession:
+        """The session in whose post-copy S's connection was lost for good, under the name of a new one. Its permit's
+        `exp` and use are not looked at again, all else is: to refuse without need would kill the guest."""
+        of_host = (each for (source, _), each in self._sessions.items() if source == key[0])
+        of_permits = (each for each in of_host if offer.permits == permits_in_offer(each.permit, Role.DESTINATION))
+        session = next((each for each in of_permits if each.may_recover), None)
+        if session is None:
+            raise OfferRefused(RefusalCode.SESSION_UNKNOWN, "no guest of this host and permit is in post-copy here")
+        if self._host.board.is_draining:
+            raise OfferRefused(RefusalCode.BUSY, "this relay is about to be restarted: try again")
+        if now().timestamp() > session.permit.claims.recover_until + SKEW_SECONDS:
+            raise OfferRefused(RefusalCode.PERMIT_TIMES, "past recover_until")
+        if key in self._sessions or key in self._being_admitted:
+            raise OfferRefused(RefusalCode.SESSION_KNOWN, "a session of this name exists")
+        self._being_admitted[key] = trio.Event()
+        former = (key[0], session.recovery_id)
+        try:
+            await session.recover(offer.session_id, offer.attempt)
+            self._sessions.pop(former, None)  # that of a recovery that was interrupted, too
+            self._sessions[key] = session
+        except (HypervisorError, LocalBroken) as error:
+            raise OfferRefused(RefusalCode.HYPERVISOR, f"post-copy cannot be recovered: {error}") from None
+        finally:
+            self._being_admitted.pop(key).set()
+        log.warning("post-copy goes on in a new session", vm=session.permit.claims.vm)
         self._bring_to_life(session)
         return session
 
@@ -158,14 +188,17 @@ class Destination:
         return said_bye, may_go_on
 
     async def _after_connection(self, session: DestinationSession, said_bye: bool, may_go_on: bool) -> None:
+        carried_by = session.live
         if may_go_on and await session.comes_back(self._resume_seconds(session)):
             return
+        if session.live is not carried_by:
+            return  # it is being recovered
         session.let_go()
         await self._after_loss(session, said_bye)
 
     def _resume_seconds(self, session: DestinationSession) -> float:
         """For how long a lost connection may be replaced by another."""
-        left = session.permit.claims.session_until + SKEW_SECONDS - now().timestamp()
+        left = session.until + SKEW_SECONDS - now().timestamp()
         return max(0.0, min(self._host.config.limits.resume_seconds, left))
 
     @property
@@ -207,12 +240,13 @@ class Destination:
             ),
         )
         self._sessions[(str(facts["source"]), str(facts["session_id"]))] = session
+        self._hold(session)
         self._nursery.start_soon(self._after_loss, session, False)
 
     def _seconds_left(self, session: DestinationSession) -> float:
         """How long a connection may take: else a source that goes silent would keep the VM from all others."""
         limits = self._host.config.limits
-        left = session.permit.claims.session_until + SKEW_SECONDS - now().timestamp()
+        left = session.until + SKEW_SECONDS - now().timestamp()
         of_all = limits.migration_deadline_seconds - (trio.current_time() - session.began)
         return max(limits.message_seconds, min(of_all, left))
 
@@ -378,6 +412,7 @@ class Destination:
         async def work() -> None:
             try:
                 told.send_nowait(await session.settle(handed_over=handed_over, post_copy=post_copy))
+                self._hold(session)
             except (TransportError, HypervisorError) as error:
                 told.send_nowait(error)
 
@@ -386,6 +421,12 @@ class Destination:
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
+
+    def _hold(self, session: DestinationSession) -> None:
+        """See to it that a guest in post-copy can be recovered, until all of its memory is here."""
+        if session.may_recover and not session.is_held:
+            session.is_held = True
+            self._nursery.start_soon(session.end.hold_until_whole)
 
     async def _carry_lane(self, channels: Channels, channel: Channel, desk: LaneDesk) -> None:
         lane = None
@@ -409,6 +450,7 @@ class Destination:
                         log.warning("guest is here whole, held until its source settles", vm=session.permit.claims.vm)
                         return
                     await session.settle(handed_over=False)
+                    self._hold(session)
                 if session.journal.state in OUTCOMES and not session.has_receipt:
                     await session.keep_receipt()
                 if session.journal.state == "admitted" or said_bye:
@@ -421,7 +463,8 @@ class Destination:
     async def _end(self, session: DestinationSession) -> None:
         """S knows the outcome, or there is none: nothing is owed to anyone any more."""
         session.let_go()
-        await session.end.__aexit__(None, None, None)
+        if not session.is_held:
+            await session.end.__aexit__(None, None, None)
         if not session.journal.is_ended:
             await self._host.enter(session.journal, "ended")
         await self._host.on_disk(remove_session_folder, session.folder)

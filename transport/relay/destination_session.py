@@ -37,8 +37,10 @@ class DestinationSession:
     attempt: int = -1
     has_receipt: bool = False
     only_settles: bool = False
+    is_held: bool = False  # its monitor is kept, as part of the guest's memory is at S
     live: Live | None = None  # of a session that this very process has admitted
     began: float = field(default_factory=trio.current_time)
+    recovery_id: str = ""  # session id of the latest recovery of its post-copy
     _settling: trio.Lock = field(default_factory=trio.Lock)
     _connection: trio.CancelScope | None = None
     _connection_closed: trio.Event = field(default_factory=trio.Event)
@@ -65,7 +67,7 @@ class DestinationSession:
                 # In post-copy it has not all of the guest, and S cannot run it any more: there is nothing to wait for.
                 is_due = handed_over and post_copy and self.end.begin_post_copy()
                 if is_due or (handed_over and await self.end.wait_loaded(seconds)):
-                    await self.host.enter(self.journal, "running")
+                    await self.host.enter(self.journal, "running", **({"post_copy": True} if is_due else {}))
                 else:
                     await self.end.discard()
                     await self.host.enter(self.journal, "discarded")
@@ -76,13 +78,19 @@ class DestinationSession:
                 # Any answer here could be another than the one that was given before.
                 raise ProtocolViolation("the outcome of a session that has ended is asked for")
             # The monitor takes one program at a time, and S may never say Bye: whoever moves this VM next needs it.
-            await self.end.__aexit__(None, None, None)
+            if not self.may_recover:
+                await self.end.__aexit__(None, None, None)
             return "running" if self.journal.state == "started" else "discarded"
 
     async def holds_whole_guest(self, seconds: float) -> bool:
-        """Whether all of the guest is here and nothing was chosen yet; waits for the hypervisor to know."""
+        """Whether all of the guest is here and nothing was chosen yet; waits for the hypervisor to know.
+
+        In post-copy S may have given the guest away already, whose devices are here and whose memory is there.
+        """
         async with self._settling:
-            return self.journal.state in UNDECIDED and await self.end.wait_loaded(seconds)
+            if self.journal.state not in UNDECIDED:
+                return False
+            return await self.end.is_in_post_copy() or await self.end.wait_loaded(seconds)
 
     async def note_loaded(self, **facts: object) -> None:
         """The hypervisor has all of the guest and holds it, by its manager's word: durable before S hears of it."""
@@ -105,6 +113,34 @@ class DestinationSession:
         self._connection_closed = trio.Event()
         self._returned.set()
         return True
+
+    async def recover(self, session_id: str, attempt: int) -> None:
+        """Let the hypervisor wait for the rest of a guest that runs here; whatever carried it before is closed first.
+
+        The receipt of what follows is another one. Raises `LocalBroken` or `HypervisorError`.
+        """
+        async with self._settling:
+            self.let_go()
+            if self._connection is not None:
+                self._connection.cancel()
+                await self._connection_closed.wait()
+            await self.end.listen_again(self.folder)
+        if not self.has_receipt:
+            await self.keep_receipt()
+        facts = self.facts
+        self.facts = ReceiptFacts(facts.role, facts.permit, facts.vm_binding, now(), facts.own_leaf_sha256)
+        self.recovery_id, self.attempt, self.only_settles, self.began = session_id, attempt, False, trio.current_time()
+
+    @property
+    def may_recover(self) -> bool:
+        """Whether post-copy began in it: the guest runs here and may lack memory that is at S."""
+        return self.journal.state == "started" and self.journal.facts.get("post_copy") is True
+
+    @property
+    def until(self) -> int:
+        """Unix time up to which S may go on with it."""
+        claims = self.permit.claims
+        return claims.recover_until if self.recovery_id else claims.session_until
 
     def leave_connection(self) -> None:
         self._connection = None
@@ -137,7 +173,7 @@ class DestinationSession:
         own = self.host.identity.of_session(self.facts.own_leaf_sha256)
         receipt = make_receipt(self.facts, own, now())
         chain = own.chain
-        name = f"{self.permit.claims.jti}-destination"
+        name = f"{self.permit.claims.jti}-destination" + (f"-{self.recovery_id[:8]}" if self.recovery_id else "")
         await self.host.on_disk(self.host.spool.keep_receipt, name, receipt_for_gateway(receipt, chain))
         self.has_receipt = True
         return receipt

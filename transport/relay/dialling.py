@@ -6,7 +6,6 @@ import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Literal
 
 import msgspec
 import trio
@@ -24,7 +23,7 @@ from transport.relay.permits import permits_in_offer
 from transport.relay.tcp import notice_silence
 from transport.wire.control import Role
 from transport.wire.keys import ConnectionKeys, exporter_context
-from transport.wire.messages import Answer, Offer, Refusal
+from transport.wire.messages import Answer, Offer, Purpose, Refusal
 from transport.wire.preface import make_preface
 
 
@@ -71,7 +70,7 @@ async def offered(  # noqa: PLR0913, PLR0917 - what an Offer says
     address: str,
     session_id: str,
     attempt: int,
-    purpose: Literal["begin", "resume", "settle"],
+    purpose: Purpose,
     movement: Movement = PLAIN,
     following: Mapping[str, int] | None = None,
 ) -> AsyncIterator[SourceConnection]:

@@ -23,6 +23,7 @@ from transport.relay.receipts import (
     make_receipt,
     receipt_for_gateway,
 )
+from transport.relay.recovering import recover_post_copy
 from transport.relay.source_session import SourceSession, exchange_receipts_as_source
 from transport.wire.messages import Bye, Cancel, Handover, Outcome, Receipt
 
@@ -45,6 +46,9 @@ async def settle_source(session: SourceSession, end: SourceEnd, tell: Tell) -> N
         await tell(News("handing_over", None, None, "waiting for the destination to say what became of the guest"))
         await _until_done(session, "ask for the outcome", lambda: _ask_outcome(session, end))
     if journal.state == "outcome-running":
+        await _until_done(
+            session, "see post-copy through, before its source may end", lambda: recover_post_copy(session, end, tell)
+        )
         await _until_done(session, "end the hypervisor that has handed its guest over", end.release)
         session.outcome = "completed"
         session.message = ""
@@ -114,7 +118,7 @@ async def _tell_abandoned(session: SourceSession) -> None:
 
 async def _ask_outcome(session: SourceSession, end: SourceEnd) -> None:
     try:
-        await _settle_with(session, Handover())
+        await _settle_with(session, Handover(session.is_post_copy))
     except OfferRefused as refused:
         # D knows of no guest and there is none here: nobody is left to wait for. A guest that is here stays paused.
         if refused.code is not RefusalCode.SESSION_UNKNOWN or not await end.is_gone():
@@ -136,6 +140,8 @@ async def _settle_with(session: SourceSession, message: Handover | Cancel) -> No
             # Durable before Bye: D forgets the session then, and could never say it again.
             await session.decided(outcome.outcome)
             session.outcome = "completed" if outcome.outcome == "running" else "failed"
+            if session.is_post_copy and outcome.outcome == "running":
+                return  # without Bye: D must know this session as long as memory of its guest is here
         elif outcome.outcome == "running":
             # D can only have chosen this after a Handover, and this session's was never sent.
             log.error("destination says that it runs a guest that was never handed over", session=session.session_id)

@@ -172,7 +172,7 @@ class RelayHost:
         settings = MigrationSettings(permit.claims.limits.bandwidth_bytes_per_second, movement=movement)
         process = str(facts.get("process", ""))
         at = template_path(section.qmp_socket, vm)
-        destination = QmpDestination(at, vm, process, settings, limits.hypervisor_seconds)
+        destination = QmpDestination(at, vm, process, settings, limits.hypervisor_seconds).remembering(facts)
         return destination.with_disks() if "disks" in permit.claims.ports else destination
 
     def _refusing(self, permit: VerifiedPermit) -> Callable[[str, Packet | None], None]:

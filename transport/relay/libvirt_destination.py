@@ -109,6 +109,15 @@ class LibvirtDestination:
         self._rpc.lets_run = True
         return True
 
+    async def is_in_post_copy(self) -> bool:
+        return False
+
+    async def hold_until_whole(self) -> None:
+        pass
+
+    async def listen_again(self, folder: Path) -> None:  # noqa: ARG002
+        raise LocalBroken("libvirt recovers its post-copy itself")
+
     async def start_guest(self) -> None:
         if self._stays_paused or self._is_offline or (self._rpc is not None and self._rpc.lets_run):
             return

@@ -143,6 +143,13 @@ class LibvirtSource:
         if not is_gone(self.process):
             raise LocalBroken("the QEMU at the source is still there: end it once the guest runs at the destination")
 
+    async def is_in_post_copy(self) -> bool:
+        """Never a matter of the relay's: libvirt recovers its post-copy by a new move (--postcopy-resume)."""
+        return False
+
+    async def go_on_with_post_copy(self, report: Report) -> None:
+        pass
+
     async def is_gone(self) -> bool:
         return bool(self.process) and is_gone(self.process)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import structlog
 import trio
@@ -27,6 +28,8 @@ from transport.relay.local_dial import dial_unix
 
 log = structlog.get_logger("sealane.relay")
 _STEER_SECONDS = 0.1
+_RETRY_SECONDS = 1.0
+_RECOVERY_SOCKET = "recovery.sock"  # another path than the first: what is left of that one must not look like it
 _SETTLED = frozenset({"none", "completed", "failed", "cancelled"})
 
 
@@ -70,6 +73,10 @@ class _QmpEnd:
     async def is_gone(self) -> bool:
         """Whether the process that the session began with has ended: the kernel's word, not a socket's."""
         return bool(self.process) and is_gone(self.process)
+
+    async def is_in_post_copy(self) -> bool:
+        """Whether part of the guest's memory is at the source and it can run at the destination only."""
+        return not await self.is_gone() and (await (await self.machine()).progress()).status.startswith("postcopy")
 
     async def whereabouts(self, *, accepted: bool) -> Whereabouts:  # noqa: ARG002 - nobody else drives this QEMU
         return "gone" if await self.is_gone() else "here"
@@ -181,12 +188,22 @@ class QmpSource(_QmpEnd):
             case _:
                 pass
 
+    async def go_on_with_post_copy(self, report: Report) -> None:
+        """Let QEMU send what is left, to the inlets that were made last; returns when all of it was sent."""
+        machine = await self.machine()
+        if await machine.pause_post_copy(deadline_seconds=self._seconds) == "completed":
+            return
+        await machine.resume_post_copy(self._socket_path)
+        await machine.wait_migration(deadline_seconds=self._deadline_seconds, on_progress=report)
+
     async def resume_guest(self) -> None:
         """End a migration that is under way, and see the guest running here. The session must not be handed over."""
         machine = await self.machine()
         with trio.fail_after(self._seconds):
-            while (await machine.progress()).status not in _SETTLED:
+            while (status := (await machine.progress()).status) not in _SETTLED:
                 await machine.cancel()
+                if status.startswith("postcopy"):
+                    break  # which nothing ends, but all of the guest is here as long as it has run nowhere else
                 await trio.sleep(0.02)
             if self._has_disks:
                 await machine.disks.abandon(self._seconds)
@@ -212,10 +229,18 @@ class QmpDestination(_QmpEnd):
     """A QEMU that loads, and never starts its guest by itself."""
 
     _has_disks = False
+    _may_post_copy = False
+    _memory_socket = "memory.sock"
 
     def with_disks(self) -> Self:
         """Its disks are filled by the source, too."""
         self._has_disks = True
+        return self
+
+    def remembering(self, facts: Mapping[str, Any]) -> Self:
+        """`facts`: of the session's journal, if a former process of the relay began it."""
+        self._may_post_copy = facts.get("may_post_copy") is True
+        self.facts = {"may_post_copy": True} if self.begin_post_copy() else {}
         return self
 
     async def prepare(self, folder: Path) -> str:
@@ -230,7 +255,8 @@ class QmpDestination(_QmpEnd):
 
     async def dial(self, port: Port, arrival: Arrival) -> socket.socket:
         expected = int(self.process.split(":")[1])
-        return await dial_unix(arrival.folder / f"{port}.sock", arrival.dial_seconds, lambda pid: pid == expected)
+        name = self._memory_socket if port == "memory" else f"{port}.sock"
+        return await dial_unix(arrival.folder / name, arrival.dial_seconds, lambda pid: pid == expected)
 
     async def wait_loaded(self, seconds: float) -> bool:
         """Wait until QEMU has everything (True) or never will (False)."""
@@ -244,7 +270,30 @@ class QmpDestination(_QmpEnd):
 
     def begin_post_copy(self) -> bool:
         """Whether this session's QEMU was told that post-copy may come."""
-        return self._settings.movement.post_copy
+        return self._settings.movement.post_copy or self._may_post_copy
+
+    async def listen_again(self, folder: Path) -> None:
+        """Let QEMU, whose post-copy was interrupted, listen for the rest. `LocalBroken` or HypervisorError."""
+        if await self.is_gone():
+            raise LocalBroken("the QEMU of this guest has ended")
+        machine = await self.machine()
+        await machine.listen_recovery(folder / _RECOVERY_SOCKET, deadline_seconds=self._seconds)
+        self._memory_socket = _RECOVERY_SOCKET
+
+    async def hold_until_whole(self) -> None:
+        """Keep the monitor while memory of the guest is missing here; then leave it to others.
+
+        A monitor that is opened only when post-copy was interrupted may never answer: the guest's pages are missing
+        to QEMU itself, and it takes commands out of band from whom it has greeted before.
+        """
+        while not await self.is_gone():
+            try:
+                await (await self.machine()).wait_whole()
+                break
+            except HypervisorError as error:
+                log.info("the monitor of a guest in post-copy does not answer", vm=self._vm, cause=str(error))
+                await trio.sleep(_RETRY_SECONDS)
+        await self.__aexit__(None, None, None)
 
     async def start_guest(self) -> None:
         machine = await self.machine()

@@ -45,6 +45,12 @@ class SocketSource:
     async def release(self) -> None:
         pass
 
+    async def is_in_post_copy(self) -> bool:
+        return False
+
+    async def go_on_with_post_copy(self, report: Report) -> None:
+        pass
+
     async def is_gone(self) -> bool:
         return False
 
@@ -81,6 +87,15 @@ class SocketDestination:
 
     def begin_post_copy(self) -> bool:
         return False
+
+    async def is_in_post_copy(self) -> bool:
+        return False
+
+    async def hold_until_whole(self) -> None:
+        pass
+
+    async def listen_again(self, folder: Path) -> None:  # noqa: ARG002
+        raise LocalBroken("there is no post-copy between bare sockets")
 
     async def start_guest(self) -> None:
         pass

@@ -229,7 +229,7 @@ async def _hand_over(
 ) -> None:
     """Durably give the guest away, then say so, then wait for what D durably chose."""
     began = trio.current_time()
-    await session.host.enter(session.journal, "handed-over")
+    await session.host.enter(session.journal, "handed-over", **({"post_copy": True} if post_copy else {}))
     outcome = await line.ask(Handover(post_copy), Outcome)
     handover_ms = math.ceil((trio.current_time() - began) * 1000)
     measured = last.downtime_ms if last else None

@@ -7,7 +7,7 @@ A connection lives and dies whole: its control connection, its lanes and its key
 from __future__ import annotations
 
 import random
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import structlog
 import trio
@@ -20,7 +20,7 @@ from transport.relay.host import now
 from transport.relay.lane import Channel
 from transport.relay.source_session import SourceSession
 from transport.wire.control import Role
-from transport.wire.messages import Bye, Cancel, Handover, Open, Outcome, Receipt
+from transport.wire.messages import Bye, Cancel, Handover, Open, Outcome, Purpose, Receipt
 
 log = structlog.get_logger("sealane.relay")
 _FIRST_PAUSE_SECONDS = 0.05
@@ -108,7 +108,7 @@ class SourceLine:
 
     def _patience(self) -> float:
         """For how long to try from now on."""
-        left = self._session.permit.claims.session_until - now().timestamp()
+        left = self._session.until - now().timestamp()
         return max(0.0, min(self._limits.resume_seconds, left))
 
     def _may_go_on(self, cause: SessionError) -> bool:
@@ -133,7 +133,9 @@ class SourceLine:
         """One connection until it is lost, which raises."""
         session, host = self._session, self._session.host
         # Once an offer may have reached D, it may know the session: only a session that it does not know begins again.
-        purpose: Literal["begin", "resume"] = "resume" if session.was_answered or session.is_offered else "begin"
+        purpose: Purpose = "recover" if session.recovery_id else "begin"
+        if session.was_answered or session.is_offered:
+            purpose = "resume"
         attempt = session.next_attempt()
         following = self.channels.next() if purpose == "resume" else {}
         async with offered(

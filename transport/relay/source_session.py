@@ -35,15 +35,28 @@ class SourceSession:
     was_answered: bool = False
     is_offered: bool = False  # D may know it, although it has not answered
     is_reconnecting: bool = False  # its connection was lost and another is being made: nothing but time passes
+    recovery_id: str = ""  # of a session that goes on with interrupted post-copy, under the journal of the first one
     _attempt: int = -1
 
     @property
     def session_id(self) -> str:
-        return str(self.journal.facts["session_id"])
+        return self.recovery_id or str(self.journal.facts["session_id"])
+
+    @property
+    def until(self) -> int:
+        """Unix time up to which it may go on."""
+        claims = self.permit.claims
+        return claims.recover_until if self.recovery_id else claims.session_until
+
+    @property
+    def is_post_copy(self) -> bool:
+        """Whether the guest was handed over before all of its memory was."""
+        return self.journal.facts.get("post_copy") is True
 
     def next_attempt(self) -> int:
         """Strictly increasing over the session's connections, restarts included: seconds since the epoch for those."""
-        self._attempt = self._attempt + 1 if self._attempt >= 0 or not self.is_recovered else int(now().timestamp())
+        is_new = self.recovery_id or not self.is_recovered
+        self._attempt = self._attempt + 1 if self._attempt >= 0 or is_new else int(now().timestamp())
         return self._attempt
 
     @property

@@ -23,6 +23,7 @@ Channel = Annotated[int, Meta(ge=0, lt=MAX_CHANNELS)]
 SessionIdText = Annotated[str, Meta(pattern=r"\A[0-9a-f]{32}\Z")]
 PermitText = Annotated[str, Meta(min_length=1, max_length=16 * 1024)]
 ShortText = Annotated[str, Meta(max_length=512)]
+Purpose = Literal["begin", "resume", "settle", "recover"]
 # Keys of a JSON object are text; a channel number written in any other way than str(int) is refused.
 ChannelCounts = dict[Annotated[str, Meta(pattern=r"\A(0|[1-9][0-9]{0,2})\Z")], U62]
 
@@ -33,7 +34,7 @@ class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fiel
 
 class Offer(_Message, frozen=True, tag="offer"):
     """S asks D to take a session up. `purpose` is `begin`; `resume` where its connection was lost; `settle` where only
-    the handover of a session that D knows is left to do.
+    the handover of a session that D knows is left to do; `recover` where post-copy was interrupted for good.
 
     `next`, of a resumption: by channel that S has opened, the first of D's frames that S does not hold.
 
@@ -42,7 +43,7 @@ class Offer(_Message, frozen=True, tag="offer"):
     """
 
     protocol: Literal[1]
-    purpose: Literal["begin", "resume", "settle"]
+    purpose: Purpose
     permits: Annotated[tuple[PermitText, ...], Meta(min_length=1, max_length=2)]
     session_id: SessionIdText
     attempt: Annotated[int, Meta(ge=0, lt=1 << 32)]

@@ -22,7 +22,7 @@ TRANSCRIPT: list[tuple[bytes, Message]] = [
     (
         b'{"QMP": {"version": {"qemu": {"micro": 22, "minor": 2, "major": 7}, "package": "Debian"},'
         b' "capabilities": ["oob"]}}',
-        Greeting("7.2.22"),
+        Greeting("7.2.22", has_oob=True),
     ),
     (b'{"return": {}, "id": 1}', Reply(1, {})),
     (

@@ -1,9 +1,9 @@
 """A real relay in a process of its own that dies by SIGKILL at a chosen moment of its spool.
 
-    python -m tests.transport.relay.mortal_relay CONFIG MOMENT [PERMIT ADDRESS]
+    python -m tests.transport.relay.mortal_relay CONFIG MOMENT [PERMIT ADDRESS [HOW]]
 
 CONFIG is a relay's TOML file, MOMENT `before:STATE`, `after:STATE` or `never`. With PERMIT (a file) and ADDRESS it also
-begins that migration. Prints `ready HOST:PORT`, and each news as `news STATE MESSAGE`.
+begins that migration, as HOW (JSON) says. Prints `ready HOST:PORT`, and each news as `news STATE MESSAGE`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import trio
 
+from transport.hypervisors.moving import How
 from transport.relay import spool
 from transport.relay.config import load_relay_config
 from transport.relay.host import open_host
@@ -43,12 +45,12 @@ async def tell(news: News) -> None:
     print("news", news.state, news.message, flush=True)
 
 
-async def main(config: str, permit: str = "", address: str = "") -> None:
+async def main(config: str, permit: str = "", address: str = "", how: str = "{}") -> None:
     host = open_host(load_relay_config(Path(config)))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(serve_relay, host, lambda where: print("ready", where, flush=True))
         if permit:
-            order = MigrationOrder(Path(permit).read_text(), address)
+            order = MigrationOrder(Path(permit).read_text(), address, how=msgspec.json.decode(how, type=How))
             nursery.start_soon(carry_as_source, host, order, tell, trio.Event())
 
 

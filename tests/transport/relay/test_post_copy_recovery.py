@@ -1,0 +1,79 @@
+"""Post-copy that was interrupted for good, by the network or a relay's death: it goes on in a new session, and the
+guest is unharmed."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from gateway.demo.guest import count_passes, memory_problems
+from gateway.demo.machines import dump_region, let_run
+from policy.permit import Limits
+from tests.transport.recoveries import MIB, interrupted, recovered
+from tests.transport.relay.conftest import until
+from tests.transport.relay.test_handover import (
+    LAYOUT,
+    VM,
+    Machines,
+    RelayProcess,
+    machines,
+    relay,
+    require_one_guest,
+    wait_one_place,
+    write_config,
+)
+from tests.transport.site import Site
+
+pytestmark = pytest.mark.real
+__all__ = ["machines"]  # a fixture
+HOW = '{"post_copy_after_seconds": 0, "post_copy_bytes_per_second": 4194304}'
+
+
+@pytest.mark.parametrize("preempt", [False, True], ids=["one connection", "preempt"])
+async def test_a_guest_is_recovered_whose_network_was_away_for_too_long(short_path: Path, preempt: bool) -> None:
+    assert (await recovered(interrupted(preempt=preempt), short_path)).startswith("recovered")
+
+
+async def _told(running: RelayProcess, state: str) -> None:
+    await until(lambda: any(line.startswith(state) for line in running.lines("news")), 40)
+
+
+@pytest.mark.parametrize("who", ["source", "destination"])
+async def test_a_guest_is_recovered_whose_relay_died_and_came_back(site: Site, machines: Machines, who: str) -> None:
+    permit = site.folder / "permit.jwt"
+    permit.write_text(site.permit(vm=VM, limits=Limits(max_channels=16, bandwidth_bytes_per_second=40 * MIB)))
+    configs = {name: write_config(site, name) for name in ("a", "b")}
+    before, after = site.folder / "before", site.folder / "after"
+    await dump_region(machines.source, before, LAYOUT)
+    await let_run(machines.source)
+    async with AsyncExitStack() as running:
+        at_b = await running.enter_async_context(relay(configs["b"]))
+        address = at_b.address
+        at_a = await running.enter_async_context(relay(configs["a"], "never", str(permit), address, HOW))
+        await _told(at_a, "handing_over")
+        victim, config = (at_a, configs["a"]) if who == "source" else (at_b, write_config(site, "b", address))
+        victim.process.kill()
+        victim.process.wait()
+        await running.enter_async_context(relay(config, "never"))
+        assert await wait_one_place(site, machines) == "destination"
+        await require_one_guest(machines, "destination")
+        printed = machines.source.printed()
+        printed += await dump_region(machines.destination, after, LAYOUT)
+    assert not memory_problems(before, after, LAYOUT, count_passes(printed))
+
+
+@pytest.mark.parametrize("moment", ["after:handed-over", "before:outcome-running"])
+async def test_a_source_relay_that_dies_as_it_gives_the_guest_away_recovers_it(
+    site: Site, machines: Machines, moment: str
+) -> None:
+    permit = site.folder / "permit.jwt"
+    permit.write_text(site.permit(vm=VM, limits=Limits(max_channels=16, bandwidth_bytes_per_second=40 * MIB)))
+    async with relay(write_config(site, "b")) as at_b:
+        config = write_config(site, "a")
+        async with relay(config, moment, str(permit), at_b.address, HOW) as at_a:
+            await until(lambda: at_a.process.poll() is not None, 40)
+        async with relay(config):
+            assert await wait_one_place(site, machines) == "destination"
+            await require_one_guest(machines, "destination")

@@ -1,0 +1,97 @@
+"""Post-copy that was interrupted for good goes on in a new session of the same permit, until its `recover_until`.
+
+The guest runs at the destination already and part of its memory is here: nothing is left to decide, and whoever gives
+up kills the guest. So the source tries by itself, after its resume deadline and after a restart of either relay, for as
+long as the permit allows (docs/wire-protocol.md section 7). A recovery has a session id, keys and receipts of its own,
+and no journal: the first session's journal says `outcome-running` until this one is through.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+
+import structlog
+import trio
+
+from certs.tls import local_leaf_sha256
+from transport.errors import LocalBroken, TransportError
+from transport.hypervisors.errors import HypervisorError
+from transport.relay.ends import SourceEnd, make_session_folder, remove_session_folder, session_folder
+from transport.relay.failures import cause_of
+from transport.relay.host import now
+from transport.relay.inlets import SourceLanes
+from transport.relay.news import News, Tell
+from transport.relay.receipts import ReceiptFacts, make_receipt, receipt_for_gateway
+from transport.relay.source_line import SourceLine
+from transport.relay.source_session import SourceSession, exchange_receipts_as_source
+from transport.wire.control import Role
+from transport.wire.messages import Receipt
+
+log = structlog.get_logger("sealane.relay")
+_MAX_PAUSE_SECONDS = 30.0
+
+
+async def recover_post_copy(first: SourceSession, end: SourceEnd, tell: Tell) -> None:
+    """Carry what is left of the guest's memory, trying again and again. `LocalBroken` past the permit's end of it."""
+    pause = first.host.config.limits.settle_retry_seconds
+    tries = 0
+    while await end.is_in_post_copy():
+        if now().timestamp() >= first.permit.claims.recover_until:
+            raise LocalBroken("post-copy is not over, and its permit's recover_until is past: see docs/failures.md")
+        tries += 1
+        log.warning("post-copy was interrupted: recovering it", vm=first.permit.claims.vm, tries=tries)
+        await tell(News("handing_over", None, None, "post-copy was interrupted; the relays are recovering it"))
+        try:
+            await _recover_once(first, end, tell)
+        except (TransportError, HypervisorError, BaseExceptionGroup) as error:
+            log.warning("post-copy not recovered yet", vm=first.permit.claims.vm, cause=str(cause_of(error)))
+            await trio.sleep(pause)
+            pause = min(2 * pause, _MAX_PAUSE_SECONDS)
+
+
+async def _recover_once(first: SourceSession, end: SourceEnd, tell: Tell) -> None:
+    """One session of its own, from the Offer to the receipts."""
+    host, permit = first.host, first.permit
+    facts = ReceiptFacts(Role.SOURCE, permit, end.vm_binding, now(), local_leaf_sha256(host.credentials))
+    session = SourceSession(host, permit, first.address, first.journal, facts, recovery_id=os.urandom(16).hex())
+    folder = session_folder(host.spool.run_dir, session.session_id)
+    await host.on_disk(make_session_folder, host.spool.run_dir, session.session_id, host.qemu_uid)
+    try:
+        with host.board.session("source", permit.claims) as entry:
+            entry.is_reconnecting = lambda: session.is_reconnecting
+            entry.lanes = lambda: facts.channels
+            try:
+                await _carry(session, end, entry.telling(tell))
+            finally:
+                entry.state_of = lambda: session.outcome
+    finally:
+        with trio.CancelScope(shield=True):
+            await host.on_disk(remove_session_folder, folder)
+    facts.outcome = "completed"
+    receipt = make_receipt(facts, host.identity.of_session(facts.own_leaf_sha256), now())
+    kept = receipt_for_gateway(receipt, host.identity.of_session(facts.own_leaf_sha256).chain)
+    await host.on_disk(host.spool.keep_receipt, f"{permit.claims.jti}-source-{session.session_id[:8]}", kept)
+
+
+async def _carry(session: SourceSession, end: SourceEnd, tell: Tell) -> None:
+    host = session.host
+    line = SourceLine(session)
+    channels = line.channels
+    channels.pace = host.pace_of(session.permit)
+    session.facts.channels = channels.counts
+    with ExitStack() as held:
+        held.callback(channels.close)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(line.run)
+            lanes = SourceLanes(channels, line.most_channels)
+            socket_path = session_folder(host.spool.run_dir, session.session_id) / "memory.sock"
+            for inlet in end.inlets(socket_path):
+                held.enter_context(inlet.listening)
+                nursery.start_soon(lanes.accept_forever, inlet)
+            await end.go_on_with_post_copy(lambda seen: tell(News("handing_over", seen)))
+            session.outcome = "completed"
+            await channels.wait_drained(host.config.limits.drain_seconds)
+            await exchange_receipts_as_source(session, lambda receipt: line.ask(receipt, Receipt))
+            await line.say_bye()
+            nursery.cancel_scope.cancel()
