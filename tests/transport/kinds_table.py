@@ -1,4 +1,4 @@
-"""`make kinds`: every kind of migration of `kinds` and `recoveries`, one after the other, and a table of the outcomes."""
+"""`make kinds`: every kind of `kinds` and `recoveries`, one after the other, and a table of what came of it."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def write_config(site: Site, name: str, listen: str = "127.0.0.1:0") -> Path:
 
 def write_toml(config: RelayConfig, path: Path) -> Path:
     # Text, numbers and lists of them are written alike in JSON and TOML.
-    sections = msgspec.to_builtins(config).items()
+    sections = [(name, of) for name, of in msgspec.to_builtins(config).items() if isinstance(of, dict)]
     path.write_text(
         "\n".join(
             f"[{name}]\n" + "".join(f"{k} = {json.dumps(v)}\n" for k, v in of.items() if v is not None)
