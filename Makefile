@@ -12,7 +12,7 @@
 #   make newest-qemu  fetch the newest QEMU of Debian into .qemu-newest, for make kinds and make test
 #   make keycloak  fetch Keycloak into .keycloak and try the preset for it (about three minutes)
 #   make deb     Debian packages of relay and gateway, in build/deb
-#   make lock    remake requirements.lock from pyproject.toml (ARGS=--upgrade takes the newest versions)
+#   make lock    remake requirements.lock and those in deploy/gssapi (ARGS=--upgrade takes the newest versions)
 #
 # ARGS is handed on: make demo ARGS=--json · make test ARGS="-k permit" · make bench ARGS="relay --quick"
 
@@ -85,8 +85,12 @@ deb: setup
 	@for kind in relay gateway; do deploy/debian/build.sh $$kind build/deb || exit 1; done
 
 # The lock names no index: whoever installs from it uses their own. The grep fails the goal if one slips in.
+# The extra `gssapi` has one of its own: it must be compiled, which nobody should need who does without it.
+lock: COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+	--no-emit-index-url --no-emit-find-links $(ARGS)
 lock: setup
 	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip compile --quiet --all-extras --universal --python-version 3.11 --generate-hashes --no-header \
-		--no-emit-index-url --no-emit-find-links $(ARGS) --output-file requirements.lock pyproject.toml
-	@! grep -nE '://|^--(index|extra-index|find-links)' requirements.lock
+	$(COMPILE) --extra gateway --extra dev --output-file requirements.lock pyproject.toml
+	for name in build requirements; do \
+		$(COMPILE) --output-file deploy/gssapi/$$name.lock deploy/gssapi/$$name.in || exit 1; done
+	@! grep -nE '://|^--(index|extra-index|find-links)' requirements.lock deploy/gssapi/*.lock

@@ -30,10 +30,12 @@ packaging="dpkg-deb=dpkg systemd-analyze=systemd apparmor_parser=apparmor checkm
 tokens="softhsm2-util=softhsm2 pkcs11-tool=opensc"
 # A library that makes system calls fail, for the log's tests (tests/gateway/faulty_disk.c).
 compiler="gcc=gcc /usr/include/stdio.h=libc6-dev"
+# For the extra gssapi, which is compiled: the directory of the tests is a KDC, too.
+kerberos="krb5-config=libkrb5-dev"
 case $goal in
 check) tools="" ;;
 demo) tools=$guests ;;
-test) tools="$guests $directory $issuer $receivers $search $libvirt $bindings $packaging $compiler $outsiders $tokens socat=socat" ;;
+test) tools="$guests $directory $issuer $receivers $search $libvirt $bindings $packaging $compiler $kerberos $outsiders $tokens socat=socat" ;;
 bench) tools="$guests $libvirt $directory $receivers $search haproxy=haproxy stunnel4=stunnel4 socat=socat" ;;
 *) die "unknown goal '$goal': use check, demo, test or bench" ;;
 esac
@@ -92,6 +94,12 @@ if [ ! -x .venv/bin/python ]; then
     [ -n "$python" ] || die "Python 3.11 or newer is missing: install it (Debian 12: apt-get install python3 python3-venv)"
     "$python" -c 'import ensurepip, venv' 2>/dev/null || missing="$missing python3-venv"
 fi
+if [ "$goal" = test ]; then # the extra gssapi is compiled
+    python=.venv/bin/python
+    [ -x $python ] || python=$(find_python)
+    include=$("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))' 2>/dev/null || true)
+    [ -e "$include/Python.h" ] || missing="$missing python3-dev"
+fi
 # shellcheck disable=SC2086  # a list of package names, split on purpose
 [ -z "$missing" ] || install_packages $(printf '%s\n' $missing | sort -u)
 
@@ -121,6 +129,21 @@ if [ "$(cat $project_stamp 2>/dev/null)" != "$project_now" ]; then
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e . >&2 ||
         die "pip could not install this project: its message is above"
     echo "$project_now" >$project_stamp
+fi
+
+# --- The extra gssapi, for the tests of binds with a keytab ----------------------------------------------------------
+if [ "$goal" = test ]; then
+    # Sources, and what compiles them, are checked against hashes; nothing else is fetched. pip keeps the result in its cache.
+    gssapi_now=$(cat deploy/gssapi/build.lock deploy/gssapi/requirements.lock $lock_stamp | sha256sum | cut -d' ' -f1)
+    gssapi_stamp=.venv/sealane-gssapi.sha256
+    if [ "$(cat $gssapi_stamp 2>/dev/null)" != "$gssapi_now" ]; then
+        say "compiling the extra gssapi (a minute the first time)"
+        for step in build requirements; do
+            .venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-build-isolation \
+                -r deploy/gssapi/$step.lock >&2 || die "pip could not install deploy/gssapi/$step.lock: its message is above"
+        done
+        echo "$gssapi_now" >$gssapi_stamp
+    fi
 fi
 
 # --- A real OpenID provider for the tests -------------------------------------------------------------------------

@@ -27,7 +27,7 @@ PermitCheck = Literal[
     "size", "form", "header", "algorithm", "key", "signature", "type", "claims",
     "audience", "times", "source", "destination", "vm", "ports",
 ]  # fmt: skip
-DirectoryCheck = Literal["dns", "connect", "tls", "timeout", "bind", "base", "answer"]
+DirectoryCheck = Literal["dns", "connect", "tls", "timeout", "kerberos", "bind", "base", "answer"]
 AccountCheck = Literal[
     "unknown", "ambiguous", "disabled", "expired", "locked", "must-change-password", "password-expired",
 ]  # fmt: skip

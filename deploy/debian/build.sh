@@ -71,7 +71,8 @@ if [ "$kind" = relay ]; then
 else
     other=relay
     summary="decides on, records and permits live migrations of virtual machines"
-    recommends="Recommends: bash-completion"
+    recommends="Recommends: bash-completion
+Suggests: python3-gssapi"
 fi
 chmod 750 "$root/etc/sealane"
 

@@ -13,10 +13,10 @@ from typing import Final, Literal
 
 from policy.errors import AccountRefused, DirectoryCheck, DirectoryUnavailable
 from policy.identity.directory_account import Account, AccountName
-from policy.identity.directory_session import Session
+from policy.identity.directory_session import Session, make_tickets
 from policy.identity.directory_settings import Credentials, DirectorySettings, Endpoint
 
-StepName = Literal["dns", "connect", "tls", "bind", "base", "user", "groups", "state"]
+StepName = Literal["dns", "connect", "tls", "ticket", "bind", "base", "user", "groups", "state"]
 
 _REMEDIES: Final[dict[DirectoryCheck, str]] = {
     "dns": "correct the name in `controllers`, or give the controller's address in `addresses`",
@@ -24,7 +24,9 @@ _REMEDIES: Final[dict[DirectoryCheck, str]] = {
     "tls": "put the CA that signed the controllers' certificates in `trust_bundle`, and name each controller as its"
     " certificate does; an expired certificate must be renewed on the controller",
     "timeout": "look at the controller: it accepts connections and does not answer in time",
-    "bind": "correct `bind_user` and the password in `bind_password_file`, or let the service account in again",
+    "kerberos": "let this machine reach a KDC of the realm (krb5.conf or DNS name it) and set its clock; after a new"
+    " password of `bind_user`, export `bind_keytab` anew; the controller must have the service principal ldap/NAME",
+    "bind": "correct `bind_user` and `bind_password_file` or `bind_keytab`, or let the service account in again",
     "base": "correct `base`: the DN under which people are",
     "answer": "let the service account read the attribute: members of Pre-Windows 2000 Compatible Access may",
 }
@@ -80,7 +82,7 @@ def _check_controller(
 
 def _open(endpoint: Endpoint, settings: DirectorySettings, credentials: Credentials) -> Session | DirectoryUnavailable:
     try:
-        session = Session(endpoint, settings, credentials, 0)
+        session = Session(endpoint, settings, credentials, 0, make_tickets(settings, credentials))
         session.connect()
     except DirectoryUnavailable as error:
         return error
@@ -90,8 +92,11 @@ def _open(endpoint: Endpoint, settings: DirectorySettings, credentials: Credenti
 def _check_session(
     where: str, session: Session, settings: DirectorySettings, user: AccountName | None, now: datetime
 ) -> Iterator[Step]:
-    name: StepName = "bind"
+    name: StepName = "ticket"
     try:
+        if (ticket := session.obtain_ticket()) is not None:
+            yield Step(where, "ticket", True, ticket)
+        name = "bind"
         session.bind()
         yield Step(where, "bind", True, f"as {settings.bind_user}")
         name = "base"

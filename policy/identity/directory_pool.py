@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from policy.errors import AccountRefused, DirectoryCheck, DirectoryUnavailable
-from policy.identity.directory_session import Session
+from policy.identity.directory_session import Session, make_tickets
 from policy.identity.directory_settings import Credentials, DirectorySettings, Endpoint
 
 MAX_SESSION_SECONDS: Final = 300.0  # so that a changed password, CA or DNS entry is noticed
 # What says that the controller is ill, rather than the question: anything else must not take it from the others.
-_ILL: Final[frozenset[DirectoryCheck]] = frozenset({"dns", "connect", "tls", "timeout", "bind"})
+_ILL: Final[frozenset[DirectoryCheck]] = frozenset({"dns", "connect", "tls", "timeout", "kerberos", "bind"})
 
 T = TypeVar("T")
 
@@ -46,6 +46,7 @@ class ControllerPool:
         """Raises ValueError, naming the key of the settings. Connects nothing."""
         self._settings = settings
         self._credentials = credentials
+        self._tickets = make_tickets(settings, credentials)
         self._clock = clock
         self._endpoints = settings.checked_controllers()
         self._lock = threading.Lock()
@@ -78,8 +79,9 @@ class ControllerPool:
 
     def use(self, credentials: Credentials) -> None:
         """Connections made with the former ones are closed, failures forgotten."""
+        tickets = make_tickets(self._settings, credentials)
         with self._lock:
-            self._credentials = credentials
+            self._credentials, self._tickets = credentials, tickets
             self._failures.clear()
         for endpoint in self._endpoints:
             self._drop(endpoint)
@@ -103,7 +105,9 @@ class ControllerPool:
                     raise
                 # The controller has closed it in the meantime (restarted, idle too long): that says nothing of now.
                 self._drop(endpoint)
-        session = Session(endpoint, self._settings, self._credentials, self._clock())
+        with self._lock:
+            credentials, tickets = self._credentials, self._tickets
+        session = Session(endpoint, self._settings, credentials, self._clock(), tickets)
         session.open()
         return self._use(session, operation, call)
 

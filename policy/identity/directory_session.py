@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import ldap3
 from ldap3.core.exceptions import LDAPException, LDAPOperationResult
+from ldap3.protocol.sasl.sasl import send_sasl_negotiation
 from pyasn1.error import PyAsn1Error
 
 from policy.errors import AccountRefused, DirectoryUnavailable
@@ -28,12 +29,14 @@ from policy.identity.directory_account import (
     decode_state,
 )
 from policy.identity.directory_settings import Credentials, DirectorySettings, Endpoint
+from policy.identity.kerberos import Handshake, Tickets, authenticate, end_point_binding
 from policy.identity.sids import encode_guid, encode_sid, filter_octets
 
 _SUCCESS: Final = 0
 _SIZE_LIMIT_EXCEEDED: Final = 4
 _REFERRAL: Final = 10
 _NO_SUCH_OBJECT: Final = 32
+_STRONGER_AUTH_REQUIRED: Final = 8
 _INVALID_CREDENTIALS: Final = 49
 # Sub-codes of result 49, in the diagnostic message: "… data 533, v2580".
 _BIND_REASONS: Final = {
@@ -71,15 +74,31 @@ class ServerTls(ldap3.Tls):
         )
 
 
+class _ByTicket(ldap3.Connection):
+    """SASL as we do it. ldap3's own asks DNS who the controller is, and misreads an offer of no security layer."""
+
+    handshake: Handshake
+
+    def do_sasl_bind(self, controls: Any) -> Any:
+        send: Any = send_sasl_negotiation
+        return authenticate(self.handshake, lambda token: send(self, controls, token))
+
+
 class Session:
     """A bound connection. Not for two threads at once; `close` when done, or after any error."""
 
     def __init__(
-        self, endpoint: Endpoint, settings: DirectorySettings, credentials: Credentials, opened: float
+        self,
+        endpoint: Endpoint,
+        settings: DirectorySettings,
+        credentials: Credentials,
+        opened: float,
+        tickets: Tickets | None = None,
     ) -> None:
-        """Connects nothing yet. `opened`: monotonic seconds, for whoever keeps sessions."""
+        """Connects nothing yet. `opened`: monotonic seconds, for whoever keeps sessions. `tickets`: of make_tickets."""
         self.endpoint = endpoint
         self.opened = opened
+        self._tickets = tickets
         self._settings = settings
         try:
             tls = ServerTls(endpoint.name, credentials.trusted_pem)
@@ -94,27 +113,30 @@ class Session:
             get_info=ldap3.NONE,
             connect_timeout=settings.connect_seconds,
         )
-        self._connection = ldap3.Connection(
-            server,
-            settings.bind_user,
-            credentials.bind_password,
-            authentication=ldap3.SIMPLE,
-            client_strategy=ldap3.SAFE_SYNC,
-            auto_bind=ldap3.AUTO_BIND_NONE,
-            auto_referrals=False,
-            auto_range=False,
-            auto_escape=False,
-            check_names=False,
-            return_empty_attributes=False,
-            read_only=True,
-            raise_exceptions=False,
-            receive_timeout=settings.receive_seconds,
-        )
+        how: dict[str, Any] = {
+            "client_strategy": ldap3.SAFE_SYNC,
+            "auto_bind": ldap3.AUTO_BIND_NONE,
+            "auto_referrals": False,
+            "auto_range": False,
+            "auto_escape": False,
+            "check_names": False,
+            "return_empty_attributes": False,
+            "read_only": True,
+            "raise_exceptions": False,
+            "receive_timeout": settings.receive_seconds,
+        }
+        self._connection: Any
+        if tickets is None:
+            secret = (settings.bind_user, credentials.bind_password)
+            self._connection = ldap3.Connection(server, *secret, authentication=ldap3.SIMPLE, **how)
+        else:
+            self._connection = _ByTicket(server, authentication=ldap3.SASL, sasl_mechanism=ldap3.GSSAPI, **how)
 
     def open(self) -> None:
-        """Connect, TLS, bind. Raises DirectoryUnavailable."""
+        """Connect, TLS, ticket where one is wanted, bind. Raises DirectoryUnavailable."""
         self.connect()
         try:
+            self.obtain_ticket()
             self.bind()
         except DirectoryUnavailable:
             self.close()
@@ -128,9 +150,32 @@ class Session:
             self.close()
             raise self._unavailable(*_why_not_open(error)) from error
 
+    def obtain_ticket(self) -> str | None:
+        """For this controller, over this connection; says which, for people. None where a password does.
+
+        Raises DirectoryUnavailable: kerberos.
+        """
+        if self._tickets is None:
+            return None
+        try:
+            binding = end_point_binding(self._connection.socket.getpeercert(True))
+            handshake = self._tickets.begin(self.endpoint.name, binding, self._settings.receive_seconds)
+        except DirectoryUnavailable as error:
+            raise self._unavailable(error.check, error.detail) from error
+        self._connection.handshake = handshake
+        minutes = handshake.lifetime_seconds // 60
+        return f"{self._tickets.service(self.endpoint.name)}, good for {minutes // 60} h {minutes % 60} min"
+
     def bind(self) -> None:
         """As the service account. Raises DirectoryUnavailable: bind, timeout, connect."""
-        _, result, _, _ = self._call(self._connection.bind)
+        try:
+            _, result, _, _ = self._call(self._connection.bind, read_server_info=False)
+        except DirectoryUnavailable as error:
+            if error.check == "bind":
+                raise self._unavailable("bind", error.detail) from error
+            raise
+        if result["result"] == _STRONGER_AUTH_REQUIRED:
+            raise self._unavailable("bind", f"it does not take this bind inside TLS: {result['message']}")
         if result["result"] != _SUCCESS:
             sub_code = _SUB_CODE.search(result["message"] or "")
             known = _BIND_REASONS.get(sub_code[1]) if sub_code else None
@@ -238,6 +283,13 @@ class Session:
 
     def _unavailable(self, check: Any, detail: str) -> DirectoryUnavailable:
         return DirectoryUnavailable(check, f"{self.endpoint}: {' '.join(detail.split())[:300]}")
+
+
+def make_tickets(settings: DirectorySettings, credentials: Credentials) -> Tickets | None:
+    """To share among the sessions that bind with a keytab; None for those that bind with a password."""
+    if credentials.keytab is None:
+        return None
+    return Tickets(settings.bind_user, credentials.keytab, settings.connections)
 
 
 def _guid_dn(guid: bytes) -> str:

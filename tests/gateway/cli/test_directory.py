@@ -19,6 +19,7 @@ from tests.policy.identity.samba_ad import (
     change,
     seeded_domain,
     start_domain,
+    write_krb5_conf,
 )
 
 pytestmark = pytest.mark.real
@@ -26,7 +27,7 @@ pytestmark = pytest.mark.real
 
 @pytest.fixture(scope="module")
 def domain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Domain]:
-    with start_domain(seeded_domain(tmp_path_factory), tmp_path_factory.mktemp("domain")) as running:
+    with start_domain(seeded_domain(tmp_path_factory), tmp_path_factory.mktemp("domain"), kdc=True) as running:
         yield running
 
 
@@ -115,6 +116,27 @@ def test_a_user_who_is_disabled_or_nobody(sealane: Sealane, ad_site: Site, domai
     assert result.exit_code == 1
     assert "no such account" in result.output
     assert sealane("directory", "check", "--config", ad_site.gateway_config, "--user", "alice").exit_code == 2
+
+
+def test_with_a_keytab_the_ticket_is_a_step_of_its_own(
+    sealane: Sealane, site: Site, domain: Domain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_active_directory(site, domain, "https://login.corp.example.test", keytab=True)
+    monkeypatch.setenv("KRB5_CONFIG", str(site.directory / "krb5.conf"))
+    check = ("directory", "check", "--config", site.gateway_config, "--user", "CORP\\alice")
+    result = sealane(*check)
+    assert result.exit_code == 0, result.output
+    for words in (f"ldap/dc1.{REALM}@{REALM.upper()}", f"as svc-sealane@{REALM.upper()}", "outer", "enabled"):
+        assert words in result.output
+    write_krb5_conf(site.directory / "krb5.conf", "127.0.0.1:1")
+    result = sealane(*check)
+    assert result.exit_code == 3
+    assert "ticket" in result.output
+    assert "let this machine reach a KDC" in result.output
+    (site.directory / "svc.keytab").chmod(0o644)
+    result = sealane(*check)
+    assert result.exit_code == 2
+    assert "chmod 600" in result.output
 
 
 def test_without_a_directory_or_with_a_password_for_everybody(sealane: Sealane, site: Site, domain: Domain) -> None:

@@ -46,14 +46,16 @@ def entry(dn: str, **attributes: bytes) -> bytes:
 
 
 @contextmanager
-def hostile_controller(folder: Path, authority: TestAuthority, answer: Answer) -> Iterator[int]:
-    """Yields its port on 127.0.0.1. It lets everybody bind; `answer` says the rest."""
+def hostile_controller(
+    folder: Path, authority: TestAuthority, answer: Answer, *, bind: bytes | None = None
+) -> Iterator[int]:
+    """Yields its port on 127.0.0.1. It lets everybody bind, or answers `bind` to that; `answer` says the rest."""
     authority.write_server(folder, NAME)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(folder / "server.pem", folder / "server.key")
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(10)
-        thread = threading.Thread(target=_serve, args=(listener, context, answer), daemon=True)
+        thread = threading.Thread(target=_serve, args=(listener, context, answer, bind), daemon=True)
         thread.start()
         try:
             yield listener.getsockname()[1]
@@ -62,7 +64,7 @@ def hostile_controller(folder: Path, authority: TestAuthority, answer: Answer) -
             thread.join(5)
 
 
-def _serve(listener: socket.socket, context: ssl.SSLContext, answer: Answer) -> None:
+def _serve(listener: socket.socket, context: ssl.SSLContext, answer: Answer, bind: bytes | None) -> None:
     while True:
         try:
             plain, _ = listener.accept()
@@ -70,10 +72,10 @@ def _serve(listener: socket.socket, context: ssl.SSLContext, answer: Answer) -> 
             return
         plain.settimeout(5)
         with plain, suppress(OSError), context.wrap_socket(plain, server_side=True) as connection:
-            _talk(connection, answer)
+            _talk(connection, answer, result(0x61, 0) if bind is None else bind)
 
 
-def _talk(connection: ssl.SSLSocket, answer: Answer) -> None:
+def _talk(connection: ssl.SSLSocket, answer: Answer, bind: bytes) -> None:
     while request := connection.recv(65_536):
         # SEQUENCE, length in one, two or three bytes, then INTEGER with the message id, then the operation's tag.
         start = 2 if request[1] < 0x80 else 2 + request[1] - 0x80
@@ -82,7 +84,7 @@ def _talk(connection: ssl.SSLSocket, answer: Answer) -> None:
         tag = request[start + 2 + size]
         if tag == _UNBIND:
             return
-        reply = message(message_id, result(0x61, 0)) if tag == _BIND else answer(message_id, tag)
+        reply = message(message_id, bind) if tag == _BIND else answer(message_id, tag)
         if reply is None:
             return
         connection.sendall(reply)

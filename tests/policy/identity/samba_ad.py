@@ -49,7 +49,8 @@ _SMB_CONF: Final = """\
     workgroup = CORP
     server role = active directory domain controller
     ldb:nosync = true
-    server services = ldap
+    server services = {services}
+    ldap server require strong auth = allow_sasl_over_tls
     dcerpc endpoint servers = -all
     interfaces = {address}/8
     bind interfaces only = yes
@@ -154,6 +155,15 @@ class Controller:
         self.process = _run(self.folder)
         _await_port(self)
 
+    def export_keytab(self, file: Path, principal: str = "svc-sealane") -> None:
+        """The keys that the account has now, added to the file."""
+        subprocess.run(
+            ["samba-tool", "domain", "exportkeytab", str(file), f"--principal={principal}",
+             "-s", str(self.folder / "smb.conf")],
+            check=True, env=_ENVIRONMENT, capture_output=True, timeout=60,
+        )  # fmt: skip
+        file.chmod(0o600)
+
     def stop(self, *, orderly: bool = False) -> None:
         if self.process.poll() is None and orderly:
             self.process.terminate()
@@ -188,8 +198,15 @@ def seeded_domain(factory: pytest.TempPathFactory) -> Path:
 
 
 def _seed(administrator: Administrator) -> None:
-    """The service account; alice: in `inner`, which is in `outer`, and in two groups that hold each other."""
+    """The service account; what both controllers are called in Kerberos; alice.
+
+    She is in `inner`, which is in `outer`, and in two groups that hold each other.
+    """
     add_user(administrator, "svc-sealane", SERVICE_PASSWORD, userAccountControl="66048")
+    services = [f"ldap/{name}.{REALM}" for name in ("dc1", "dc2")]
+    administrator.modify(
+        f"CN=DC1,OU=Domain Controllers,{BASE}", {"servicePrincipalName": [(ldap3.MODIFY_ADD, services)]}
+    )
     alice = add_user(administrator, "alice")
     inner = add_group(administrator, "inner", [alice])
     add_group(administrator, "outer", [inner])
@@ -228,12 +245,12 @@ class Domain:
 
 
 @contextlib.contextmanager
-def start_domain(seeded: Path, folder: Path) -> Iterator[Domain]:
+def start_domain(seeded: Path, folder: Path, *, kdc: bool = False) -> Iterator[Domain]:
     authority = TestAuthority()
     with contextlib.ExitStack() as stack:
         controllers = []
         for name in (f"dc1.{REALM}", f"dc2.{REALM}"):
-            controller = start(seeded, folder / name.partition(".")[0], authority, name)
+            controller = start(seeded, folder / name.partition(".")[0], authority, name, kdc=kdc)
             stack.callback(controller.stop)
             controllers.append(controller)
         yield Domain(tuple(controllers), authority)
@@ -266,8 +283,10 @@ def free_address() -> str:
     raise RuntimeError("no free loopback address")
 
 
-def start(provisioned: Path, folder: Path, authority: TestAuthority, name: str, *, expired: bool = False) -> Controller:
-    """A controller of its own, from a copy; ready when LDAPS accepts."""
+def start(
+    provisioned: Path, folder: Path, authority: TestAuthority, name: str, *, expired: bool = False, kdc: bool = False
+) -> Controller:
+    """A controller of its own, from a copy; ready when LDAPS accepts. With `kdc` it gives Kerberos tickets as well."""
     shutil.copytree(
         provisioned,
         folder,
@@ -277,7 +296,8 @@ def start(provisioned: Path, folder: Path, authority: TestAuthority, name: str, 
     authority.write_server(folder / "tls", name, expired=expired)
     for each in ("cache", "lock", "pid", "ncalrpc", "ntp", "winbindd"):
         (folder / each).mkdir(exist_ok=True)
-    (folder / "smb.conf").write_text(_SMB_CONF.format(address=address, folder=folder), encoding="ascii")
+    text = _SMB_CONF.format(address=address, folder=folder, services="ldap, kdc" if kdc else "ldap")
+    (folder / "smb.conf").write_text(text, encoding="ascii")
     controller = Controller(name, address, folder, _run(folder))
     try:
         _await_port(controller)
@@ -304,6 +324,17 @@ def _await_port(controller: Controller) -> None:
             break
         time.sleep(0.02)  # polls another process, which has no way to tell us
     raise RuntimeError(f"samba did not start: {(controller.folder / 'samba.log').read_text(errors='replace')[-2000:]}")
+
+
+def write_krb5_conf(file: Path, *kdcs: str, lifetime: str = "10h") -> None:
+    """libkrb5's configuration: where it finds the KDCs of the realm."""
+    lines = "".join(f"    kdc = {kdc}\n" for kdc in kdcs)
+    file.write_text(
+        f"[libdefaults]\n  dns_lookup_kdc = false\n  dns_lookup_realm = false\n  kdc_timesync = 0\n"
+        f"  ticket_lifetime = {lifetime}\n"
+        f"[realms]\n  {REALM.upper()} = {{\n{lines}  }}\n",
+        encoding="ascii",
+    )
 
 
 # --- what an administrator does -----------------------------------------------------------------------------------

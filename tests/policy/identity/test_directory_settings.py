@@ -20,6 +20,12 @@ GOOD: dict[str, Any] = {
     "bind_user": "svc@corp.example",
     "bind_password_file": "password",
 }
+BY_KEYTAB: dict[str, Any] = {
+    "bind": "gssapi",
+    "bind_user": "svc@CORP.EXAMPLE",
+    "bind_keytab": "svc.keytab",
+    "bind_password_file": None,
+}
 PEM = "-----BEGIN CERTIFICATE-----\n"
 
 
@@ -60,6 +66,14 @@ def test_a_controller_has_a_full_name_that_a_certificate_can_prove(name: str) ->
         ({"addresses": {"dc1.corp.example": "dc2.corp.example"}}, "addresses"),
         ({"domain": "CORP)(x"}, "domain"),
         ({"base": "corp.example"}, "base"),
+        ({"bind_password_file": None}, "bind_password_file"),
+        ({"bind_keytab": "svc.keytab"}, "bind_keytab"),
+        ({"bind": "gssapi"}, "bind_keytab"),
+        ({"bind": "gssapi", "bind_keytab": "svc.keytab"}, "bind_password_file"),
+        ({**BY_KEYTAB, "bind_user": "svc"}, "bind_user"),
+        ({**BY_KEYTAB, "bind_user": "svc@corp.example"}, "bind_user"),
+        ({**BY_KEYTAB, "bind_user": "CN=svc,DC=corp"}, "bind_user"),
+        ({**BY_KEYTAB, "bind_user": "svc\\@CORP@EVIL"}, "bind_user"),
     ],
 )
 def test_what_types_cannot_say(changes: dict[str, Any], key: str) -> None:
@@ -97,6 +111,28 @@ def test_an_empty_password_would_be_an_anonymous_bind(tmp_path: Path, content: b
     (tmp_path / "password").chmod(0o600)
     with pytest.raises(DirectoryRefused):
         read_credentials(settings(), tmp_path)
+
+
+def test_a_keytab_is_private_and_one(tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").write_text(PEM)
+    file = tmp_path / "svc.keytab"
+    file.write_bytes(b"\x05\x02" + b"key material")
+    file.chmod(0o600)
+    assert settings(**BY_KEYTAB).checked_controllers()
+    credentials = read_credentials(settings(**BY_KEYTAB), tmp_path)
+    assert credentials.keytab == file.read_bytes()
+    assert "key material" not in repr(credentials)
+    file.chmod(0o640)
+    with pytest.raises(DirectoryRefused, match="chmod 600"):
+        read_credentials(settings(**BY_KEYTAB), tmp_path)
+    file.chmod(0o600)
+    for content in (b"", b"\x05\x02", b"\x05\x01key", b"the password\n", b"\x05\x02" + bytes(70_000)):
+        file.write_bytes(content)
+        with pytest.raises(DirectoryRefused, match="no Kerberos keytab"):
+            read_credentials(settings(**BY_KEYTAB), tmp_path)
+    file.unlink()
+    with pytest.raises(DirectoryRefused, match="No such file"):
+        read_credentials(settings(**BY_KEYTAB), tmp_path)
 
 
 def test_files_that_are_not_what_they_should_be(tmp_path: Path) -> None:
