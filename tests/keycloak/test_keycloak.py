@@ -9,8 +9,8 @@ import httpx
 import pytest
 import trio
 
-from gateway.starter import LOCAL_ISSUER, Site
-from tests.gateway.cli.test_real_login import Shell
+from gateway.starter import Site
+from tests.gateway.cli.terminal import Shell, shell_for, speak_of_groups_of
 from tests.gateway.conftest import Running, bundles_load_once, pristine_site, running_gateway, site  # noqa: F401 - fixtures
 from tests.keycloak.process import AUDIENCE, ELSEWHERE, PUBLIC, Keycloak, keycloak
 
@@ -27,9 +27,7 @@ def issuer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keycloak]:
 @pytest.fixture
 async def running(site: Site, issuer: Keycloak) -> AsyncIterator[Running]:  # noqa: F811
     """A gateway whose policy speaks of this realm's groups."""
-    for file in (site.directory / "bundle").rglob("*"):
-        if file.is_file():
-            file.write_text(file.read_text().replace(LOCAL_ISSUER, issuer.issuer))
+    speak_of_groups_of(site, issuer.issuer)
     with site.gateway_config.open("a") as config:
         config.write(f"""
 [[identity.issuers]]
@@ -97,15 +95,8 @@ async def test_a_new_key_signs_and_no_restart_is_needed(running: Running, issuer
 
 @pytest.fixture
 async def shell(tmp_path: Path, running: Running, issuer: Keycloak) -> AsyncIterator[Shell]:
-    it = Shell(tmp_path / "home", [])
-    it.folder.mkdir(parents=True)
-    (it.folder / "client.toml").write_text(
-        f'gateway = "{running.url}"\nca = "{running.site.ca}"\nissuer_ca = "{issuer.ca}"\n'
-    )
-    yield it
-    for process in it.started:
-        process.kill()
-        await process.wait()
+    async with shell_for(tmp_path / "home", running, issuer.ca) as it:
+        yield it
 
 
 async def test_sealane_login_by_device_flow(shell: Shell, issuer: Keycloak) -> None:

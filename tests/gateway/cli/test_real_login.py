@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import json
-import re
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import trio
 
-from gateway.starter import LOCAL_ISSUER, Site
+from gateway.starter import Site
+from tests.gateway.cli.terminal import Shell, shell_for, speak_of_groups_of
 from tests.gateway.conftest import Running, running_gateway
 from tests.oidc_provider.process import AUDIENCE, Browser, Provider, provider
 
 pytestmark = pytest.mark.real
-PROGRAM = "from gateway.cli.main import run; run()"
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +28,7 @@ async def running(site: Site, issuer: Provider) -> AsyncIterator[Running]:
     """A gateway whose policy speaks of this issuer's groups."""
     issuer.tell("claims", claims={"groups": ["operators"], "name": "Alice"})
     issuer.tell("resource", resource={"audience": AUDIENCE, "alg": "RS256", "seconds": 300})
-    for file in (site.directory / "bundle").rglob("*"):
-        if file.is_file():
-            file.write_text(file.read_text().replace(LOCAL_ISSUER, issuer.issuer))
+    speak_of_groups_of(site, issuer.issuer)
     with site.gateway_config.open("a") as config:
         config.write(f"""
 [[identity.issuers]]
@@ -50,66 +43,10 @@ login = {{ client_id = "sealane-cli", scopes = ["openid", "migrate"], resource =
         yield it
 
 
-@dataclass
-class Terminal:
-    """The command as a process; `said` is its stderr so far, `code` its exit code."""
-
-    process: trio.Process
-    said: str = ""
-
-    async def line(self, pattern: str) -> re.Match[str]:
-        """Wait for a line of stderr."""
-        assert self.process.stderr is not None
-        while (found := re.search(pattern + r"\n", self.said)) is None:
-            data = await self.process.stderr.receive_some()
-            assert data, self.said
-            self.said += data.decode()
-        return found
-
-    async def end(self) -> tuple[int, dict[str, Any]]:
-        """Exit code, and the JSON object."""
-        assert self.process.stdout is not None
-        assert self.process.stderr is not None
-        out = b"".join([part async for part in self.process.stdout])
-        self.said += b"".join([part async for part in self.process.stderr]).decode()
-        await self.process.wait()
-        return self.process.returncode or 0, json.loads(out.decode().splitlines()[-1])
-
-
-@dataclass
-class Shell:
-    """A person's home; `started` are the commands that they ran."""
-
-    home: Path
-    started: list[trio.Process]
-
-    @property
-    def folder(self) -> Path:
-        return self.home / ".config" / "sealane"
-
-    async def run(self, *arguments: str) -> Terminal:
-        process = await trio.lowlevel.open_process(
-            [sys.executable, "-c", PROGRAM, *arguments, "--json"],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={"HOME": str(self.home), "BROWSER": "/bin/true"},
-        )
-        self.started.append(process)
-        return Terminal(process)
-
-
 @pytest.fixture
 async def shell(tmp_path: Path, running: Running, issuer: Provider) -> AsyncIterator[Shell]:
-    it = Shell(tmp_path / "home", [])
-    it.folder.mkdir(parents=True)
-    (it.folder / "client.toml").write_text(
-        f'gateway = "{running.url}"\nca = "{running.site.ca}"\nissuer_ca = "{issuer.ca}"\n'
-    )
-    yield it
-    for process in it.started:
-        process.kill()
-        await process.wait()
+    async with shell_for(tmp_path / "home", running, issuer.ca) as it:
+        yield it
 
 
 async def browse(issuer: Provider, url: str, code: str = "", *, abort: bool = False) -> str:
