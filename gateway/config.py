@@ -174,6 +174,13 @@ class EnrolmentTable(_Table, frozen=True):
     host_hours: Annotated[int, Meta(ge=1, le=24 * 90)] = 24
 
 
+class EvacuationTable(_Table, frozen=True):
+    """Without this table no evacuation is prepared. `destinations`: permits of each VM, at most."""
+
+    max_hours: Annotated[int, Meta(ge=1, le=24)] = 24
+    destinations: Annotated[int, Meta(ge=1, le=8)] = 2
+
+
 class RevocationTable(_Table, frozen=True):
     """How often running migrations are decided anew, and how long one goes on while nobody can tell.
 
@@ -218,6 +225,7 @@ class GatewayConfig(_Table, frozen=True):
     inventory: InventorySettings = InventorySettings()
     break_glass: BreakGlassTable | None = None
     enrolment: EnrolmentTable | None = None
+    evacuation: EvacuationTable | None = None
     witnesses: Annotated[tuple[WitnessTable, ...], Meta(max_length=16)] = ()
     witnessing: WitnessingTable = WitnessingTable()
     revocation: RevocationTable = RevocationTable()

@@ -67,8 +67,8 @@ async def prospects(gate: Gate, wish: Wish) -> dict[str, Any]:
         denied = {**facts, "decision": decision_document(may_ask)}
         await gate.recorder.append(Event("drain.check", "denied", actor=actor_of(person), details=denied))
         raise NotAllowed(f"asking what would be decided is denied: {may_ask.denied_because}")
-    source, hosts = _hosts(gate, wish.host, wish.to)
-    vms = _vms_on(gate, source)
+    source, hosts = candidate_hosts(gate, wish.host, wish.to)
+    vms = vms_on(gate, source)
     if len(vms) * len(hosts) > MAX_PAIRS:
         raise RequestRefused(f"{len(vms)} VMs and {len(hosts)} hosts are above {MAX_PAIRS} pairs: name fewer with --to")
     answers = _Answers(gate)
@@ -81,7 +81,8 @@ async def prospects(gate: Gate, wish: Wish) -> dict[str, Any]:
     return {"host": source.name, **counts, "prospects": documents, "record_index": recorded.index}
 
 
-def _hosts(gate: Gate, name: str, to: Sequence[str]) -> tuple[HostFacts, list[HostFacts]]:
+def candidate_hosts(gate: Gate, name: str, to: Sequence[str]) -> tuple[HostFacts, list[HostFacts]]:
+    """The host that is left, and where to, by name: those of `to`, or all. Errors: NotKnown, RequestRefused."""
     source = gate.inventory.host(name)
     if source is None:
         raise NotKnown(f"the inventory knows no host {name}")
@@ -96,7 +97,8 @@ def _hosts(gate: Gate, name: str, to: Sequence[str]) -> tuple[HostFacts, list[Ho
     return source, sorted(others.values(), key=lambda host: host.name)
 
 
-def _vms_on(gate: Gate, host: HostFacts) -> list[VmFacts]:
+def vms_on(gate: Gate, host: HostFacts) -> list[VmFacts]:
+    """Those that are taken to be on this host, by name."""
     there = [vm for vm in gate.inventory.vms.values() if gate.placement.host_of(vm, gate.inventory) == host]
     return sorted(there, key=lambda vm: vm.name)
 
@@ -158,15 +160,17 @@ def _obstacle(gate: Gate, facts: Facts, now: datetime) -> str | None:
     return None
 
 
+def unlikeness(host: HostFacts, source: HostFacts) -> int:
+    """In how many of zone, jurisdiction and site a host differs from the one that is left."""
+    pairs = ((host.zone, source.zone), (host.jurisdiction, source.jurisdiction), (host.site, source.site))
+    return sum(mine != theirs for mine, theirs in pairs)
+
+
 def _spread(found: list[Prospects], source: HostFacts) -> None:
     """Rank: what is most like the source comes first, and of those where the fewest others were sent."""
     sent: Counter[str] = Counter()
 
-    def unlikeness(host: HostFacts) -> int:
-        pairs = ((host.zone, source.zone), (host.jurisdiction, source.jurisdiction), (host.site, source.site))
-        return sum(mine != theirs for mine, theirs in pairs)
-
     for each in found:
-        each.may.sort(key=lambda host: (unlikeness(host), sent[host.name], host.name))
+        each.may.sort(key=lambda host: (unlikeness(host, source), sent[host.name], host.name))
         if each.may and each.cannot is None:
             sent[each.may[0].name] += 1

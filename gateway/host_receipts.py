@@ -7,6 +7,7 @@ lies, or a permit that nobody used. Which of them, a person must find out; that 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
@@ -68,15 +69,22 @@ def compare_receipts(records: Iterable[Numbered], now: int) -> Report:
     cases: dict[str, _Case] = {}
     for index, record in records:
         migration_id, details = record.get("migration_id") or "", record.get("details") or {}
-        if record["kind"] == "migration.decision" and isinstance(permit := details.get("permit"), Mapping):
+        is_decision = record["kind"] in {"migration.decision", "evacuation.decision"}
+        if is_decision and isinstance(permit := details.get("permit"), Mapping):
             if (details.get("site") or {}).get("role"):
                 continue  # the other half is in another site's log: `sealane audit reconcile sites`
             cases[migration_id] = _Case(index, record, int(permit["session_until"]) + GRACE_SECONDS)
         elif record["kind"] == "migration.receipt" and migration_id in cases:
             cases[migration_id].receipts.append(details)
+    # A permit of an evacuation that nobody used is as it should be.
+    cases = {name: each for name, each in cases.items() if each.receipts or not _is_of_evacuation(each)}
     due = {name: case for name, case in cases.items() if case.due <= now or _is_complete(case)}
     findings = tuple(finding for name, case in due.items() if (finding := _finding(name, case)) is not None)
     return Report(len(cases), len(due) - len(findings), len(cases) - len(due), findings)
+
+
+def _is_of_evacuation(case: _Case) -> bool:
+    return case.record.get("kind") == "evacuation.decision"
 
 
 def _is_complete(case: _Case) -> bool:
@@ -118,11 +126,24 @@ def _differences(receipts: list[Mapping[str, Any]]) -> Iterator[str]:
         ours, theirs = source.get(name), destination.get(name)
         if ours != theirs and ours is not None and theirs is not None:
             yield f"they name another {name}"
-    for one, other, role in ((source, newest["destination"], "source"), (destination, newest["source"], "destination")):
-        if (held := one.get("peer_receipt_sha256")) is not None and held != other.get("body_sha256"):
-            yield f"the {role} got another receipt from its peer than the gateway did"
+    yield from other_than_sent(source, newest["source"], destination, newest["destination"])
     if outcomes[0] in _ARRIVED and outcomes[1] in _ARRIVED:
         yield from different_counts(source, destination)
+
+
+def other_than_sent(
+    source: Mapping[str, Any], sent: Mapping[str, Any], destination: Mapping[str, Any], answered: Mapping[str, Any]
+) -> Iterator[str]:
+    """Whether each end got from its peer what the gateway got: bodies, and the records' details that hold them.
+
+    The source's was sent before it had the destination's, and has that one's digest only as it was kept.
+    """
+    if (held := source.get("peer_receipt_sha256")) is not None and held != answered.get("body_sha256"):
+        yield "the source got another receipt from its peer than the gateway did"
+    as_sent = msgspec.json.encode({**source, "peer_receipt_sha256": None}, order="sorted")
+    known = {sent.get("body_sha256"), hashlib.sha256(as_sent).hexdigest()}
+    if (held := destination.get("peer_receipt_sha256")) is not None and held not in known:
+        yield "the destination got another receipt from its peer than the gateway did"
 
 
 def different_counts(source: Mapping[str, Any], destination: Mapping[str, Any]) -> Iterator[str]:

@@ -32,6 +32,8 @@ MAX_RECORDS_OF_MIGRATION: Final = 100
 PAGE_OF_RESTORE: Final = 1000
 RESTORED_SECONDS: Final = 2 * 86_400  # of migrations: what began before has ended, or its permit has
 ACTIONS_OF_ONESELF: Final = ("CheckDecision", "ReadOwnMigrations", "CancelMigration", "ReadAudit")
+# An evacuation's permits are decided hours ahead: such a migration is known once somebody speaks of it.
+DECISIONS: Final = frozenset({"migration.decision", "evacuation.decision"})
 RESTORED_KINDS: Final = (
     "migration.decision",
     "migration.receipt",
@@ -178,7 +180,7 @@ def derive(records: Sequence[tuple[int, Mapping[str, Any]]]) -> dict[str, Migrat
     for index, record in records:
         migration_id = record.get("migration_id") or ""
         kind = record["kind"]
-        if kind == "migration.decision":
+        if kind in DECISIONS:
             found[migration_id] = from_decision(index, record)
         elif (migration := found.get(migration_id)) is None:
             continue

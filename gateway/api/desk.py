@@ -14,6 +14,7 @@ from audit.checkpoint import LogVerifier
 from certs.identity import SpiffeId
 from gateway.enrolment.office import Office
 from gateway.errors import NotKnown
+from gateway.evacuating import Evacuating
 from gateway.explaining import Explaining
 from gateway.gate import Gate
 from gateway.issuers import Issuers
@@ -36,6 +37,7 @@ class Desk:
 
     gate: Gate
     office: Office | None
+    evacuating: Evacuating | None
     people: People
     issuers: Issuers
     reading: Reading

@@ -20,7 +20,7 @@ from gateway.sites.reconcile import KINDS as SITE_KINDS
 from gateway.sites.reconcile import compare_sites, shared_with
 
 router = APIRouter()
-KINDS = ("migration.decision", "migration.receipt")
+KINDS = ("migration.decision", "evacuation.decision", "migration.receipt")
 
 
 class Span(BaseModel):

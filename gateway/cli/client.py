@@ -200,6 +200,15 @@ class GatewayClient:
         """What this gateway's log and another site's say of the migrations between both; recorded."""
         return _decode(self._ask("POST", "/v1/reconcile/sites", body={"site": site, "since": since}), dict[str, Any])
 
+    def prepare_evacuation(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Decided, logged, and held by the host's relay once it returns."""
+        return _decode(self._ask("POST", "/v1/evacuations", body=body), dict[str, Any])
+
+    def withdraw_evacuation(self, evacuation_id: str, host: str) -> dict[str, Any]:
+        """Recorded, and on its way to the host."""
+        path = f"/v1/evacuations/{quote(evacuation_id, safe='')}/withdraw"
+        return _decode(self._ask("POST", path, body={"host": host}), dict[str, Any])
+
     def policy(self) -> dict[str, Any]:
         """The policy in force, earlier versions, and the candidate that is tried."""
         return _decode(self._ask("GET", "/v1/policy"), dict[str, Any])

@@ -20,6 +20,7 @@ from gateway.cli import (
     document_check,
     drain,
     enrolment,
+    evacuation,
     inventory,
     login,
     migrate,
@@ -108,6 +109,7 @@ serve.relay_app.command("enrol")(enrolment.enrol)
 app.add_typer(certs.app, name="certs")
 siem.app.command("reconcile-file")(siem_files.reconcile_file)
 app.add_typer(siem.app, name="siem")
+app.add_typer(evacuation.app, name="evacuation")
 app.add_typer(people.app, name="people")
 app.add_typer(sites.app, name="sites")
 for words, policy_command in (policy_workshop.COMMANDS | policy_compare.COMMANDS).items():

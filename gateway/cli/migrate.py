@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gateway.cli.credentials import token_of
+from gateway.cli.errors import REQUESTER, BadConfiguration
+from gateway.cli.evacuation import move_by_evacuation
 from gateway.cli.follow import Clock, Interrupts, follow
 from gateway.cli.move_options import (
     AtDeadlineOption,
@@ -33,6 +35,7 @@ from gateway.cli.move_options import (
 from gateway.cli.options import CaOption, GatewayOption, JsonOption, TokenFileOption
 from gateway.cli.output import console, print_json
 from gateway.cli.placement import complete_host, complete_vm
+from gateway.cli.relay_operating import DEFAULT
 from gateway.cli.settings import resolve
 
 if TYPE_CHECKING:
@@ -46,11 +49,11 @@ def migrate(
         typer.Argument(metavar="VM", help="The VM's name in the inventory, or its UUID.", autocompletion=complete_vm),
     ],
     to: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--to", metavar="HOST", help="Destination: the host's name or SPIFFE id.", autocompletion=complete_host
         ),
-    ],
+    ] = None,
     reason: Annotated[
         str | None,
         typer.Option("--reason", metavar="TEXT", help="Why, e.g. a ticket; recorded. Policy may demand one."),
@@ -69,6 +72,17 @@ def migrate(
         str | None,
         typer.Option("--break-glass", metavar="ID", help="Move it under this approved breaking of glass."),
     ] = None,
+    evacuation: Annotated[
+        bool,
+        typer.Option(
+            "--evacuation",
+            help="On the VM's host, by a permit that was prepared for it: asks this host's relay and no gateway. "
+            "Without --to to its first destination.",
+        ),
+    ] = False,
+    relay_socket: Annotated[
+        Path, typer.Option("--socket", metavar="FILE", help="With --evacuation: the relay's control socket.")
+    ] = DEFAULT,
     wait_seconds: Annotated[
         int,
         typer.Option("--wait-seconds", min=1, help="Stop following after this time; the migration goes on."),
@@ -105,8 +119,17 @@ def migrate(
       sealane migrate web-1 --to host-b
       sealane migrate web-1 --to host-b --reason "CHG-1042" --json
       sealane migrate web-1 --to host-b --check
+      sealane migrate web-1 --evacuation
       sealane migrate web-1 --to host-b --converge-within-seconds 600 --at-deadline post-copy
     """
+    if evacuation:
+        if check or port or break_glass is not None or with_disks:
+            raise BadConfiguration(
+                "--evacuation was decided beforehand", REQUESTER, "give VM, --to and --wait-seconds alone"
+            )
+        raise typer.Exit(move_by_evacuation(vm, to, relay_socket, wait_seconds, as_json=as_json))
+    if to is None:
+        raise BadConfiguration("no destination", REQUESTER, "name it with --to HOST")
     from gateway.cli.client import GatewayClient
 
     settings = resolve(gateway, ca, token_file, Path.home())

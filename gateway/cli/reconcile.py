@@ -147,7 +147,7 @@ def _show_sites(document: Mapping[str, Any]) -> None:
 
 
 def _from_folder(
-    log: Path, since: str, kinds: tuple[str, ...] = ("migration.decision", "migration.receipt")
+    log: Path, since: str, kinds: tuple[str, ...] = ("migration.decision", "evacuation.decision", "migration.receipt")
 ) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """Oldest first; a folder is read page by page, newest first."""
     from gateway.cli.record_folder import FromFolder

@@ -25,6 +25,7 @@ from gateway.config import GatewayConfig
 from gateway.enrolment.composition import make_office
 from gateway.enrolment.files import Late, days_left, tls_marks, watch_tls_files
 from gateway.errors import StartRefused
+from gateway.evacuating import Evacuating
 from gateway.explaining import Explaining
 from gateway.gate import Gate
 from gateway.inventories import InventoryNews, open_sources, read_at_start
@@ -102,6 +103,7 @@ async def make_pieces(
     desk = Desk(
         gate=gate,
         office=office,
+        evacuating=None if config.evacuation is None else Evacuating(gate, config.evacuation),
         people=people,
         issuers=issuers,
         reading=reading,

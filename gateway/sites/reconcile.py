@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
-from gateway.host_receipts import GRACE_SECONDS, different_counts
+from gateway.host_receipts import GRACE_SECONDS, different_counts, other_than_sent
 from policy.permit import trust_domain_of
 
 KINDS: Final = ("migration.decision", "migration.other_site", "migration.receipt")
@@ -238,8 +238,6 @@ def _receipts_differ(source: Mapping[str, Any], destination: Mapping[str, Any]) 
     for one, other, role in ((ours, theirs, "source"), (theirs, ours, "destination")):
         if one.get("permit_sha256") != other.get("other_permit_sha256"):
             yield f"the {role}'s permit is another in its peer's receipt"
-    for one, receipt, role in ((ours, destination, "source"), (theirs, source, "destination")):
-        if (held := one.get("peer_receipt_sha256")) is not None and held != receipt.get("body_sha256"):
-            yield f"the {role} got another receipt from its peer than that one's gateway did"
+    yield from other_than_sent(ours, source, theirs, destination)
     if outcomes[0] in _ARRIVED and outcomes[1] in _ARRIVED:
         yield from different_counts(ours, theirs)

@@ -22,6 +22,8 @@ from transport.errors import ConfigurationError, TransportError
 from transport.hypervisors.moving import How
 from transport.hypervisors.preflight_facts import Inspection, Machine
 from transport.relay.address_book import MAX_BYTES, AddressBook
+from transport.relay.evacuations import MAX_BYTES as MAX_EVACUATION_BYTES
+from transport.relay.evacuations import Evacuation
 from transport.relay.host import RelayHost
 from transport.relay.news import News
 from transport.relay.wish import NotAdmitted, Wish
@@ -66,12 +68,26 @@ class Inspect(_Assignment, frozen=True, tag="inspect"):
     wanted: Machine | None
 
 
+class TakeEvacuation(_Assignment, frozen=True, tag="evacuation"):
+    """Fetch permits that were prepared for the VMs of this host, and keep them."""
+
+    evacuation_id: Annotated[str, Meta(min_length=1, max_length=64)]
+
+
+class WithdrawEvacuation(_Assignment, frozen=True, tag="withdraw_evacuation"):
+    """Forget them."""
+
+    evacuation_id: Annotated[str, Meta(min_length=1, max_length=64)]
+
+
 class _Assignments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    assignments: Annotated[list[Migrate | CancelMigration | Inspect], Meta(max_length=256)]
+    assignments: Annotated[
+        list[Migrate | CancelMigration | Inspect | TakeEvacuation | WithdrawEvacuation], Meta(max_length=256)
+    ]
     trust_version: Annotated[str, Meta(max_length=64)] | None = None
 
 
-Assignment = Migrate | CancelMigration | Inspect
+Assignment = Migrate | CancelMigration | Inspect | TakeEvacuation | WithdrawEvacuation
 _decode_assignments = msgspec.json.Decoder(_Assignments).decode
 
 
@@ -314,6 +330,19 @@ class GatewayLink:
             await self._post("/v1/relay/inspection", {"inspection_id": inspection_id, "found": found})
         except (GatewayAway, GatewayRefuses) as error:
             log.info("an inspection was not answered", cause=str(error))
+
+    async def fetch_evacuation(self, evacuation_id: str) -> Evacuation:
+        """What was prepared for this host under that id. GatewayAway, GatewayRefuses."""
+        data = await self.ask("/v1/relay/evacuation", {"evacuation_id": evacuation_id}, MAX_EVACUATION_BYTES)
+        try:
+            return msgspec.json.decode(data, type=Evacuation)
+        except msgspec.MsgspecError as error:
+            raise GatewayAway(f"its evacuation is none: {error}") from None
+
+    async def tell_evacuation_held(self, evacuation_id: str, problem: str) -> None:
+        """GatewayAway, GatewayRefuses."""
+        body: dict[str, object] = {"evacuation_id": evacuation_id, "problem": problem[:500]}
+        await self._post("/v1/relay/evacuation/held", body)
 
     async def _post(self, path: str, body: dict[str, object]) -> bytes:
         return await self._post_bytes(path, msgspec.json.encode(body))

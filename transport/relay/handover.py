@@ -183,6 +183,8 @@ async def _note_end(session: SourceSession) -> None:
 async def _keep_receipt(session: SourceSession) -> None:
     host = session.host
     own = host.identity.of_session(session.facts.own_leaf_sha256)
-    receipt = make_receipt(session.facts, own, now())
+    was_exchanged = session.facts.peer_receipt_sha256 is not None and session.exchanged is not None
+    ended = session.exchanged if was_exchanged and session.exchanged is not None else now()
+    receipt = make_receipt(session.facts, own, ended)
     name = f"{session.permit.claims.jti}-source"
     await host.on_disk(host.spool.keep_receipt, name, receipt_for_gateway(receipt, own.chain))

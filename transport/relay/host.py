@@ -32,6 +32,7 @@ from transport.relay.board import Board
 from transport.relay.caller import Conversation
 from transport.relay.config import LimitsSection, RelayConfig, SiteSection
 from transport.relay.ends import DestinationEnd, SourceEnd, template_path
+from transport.relay.evacuations import Evacuations
 from transport.relay.identity import Identity
 from transport.relay.libvirt_destination import LibvirtDestination
 from transport.relay.libvirt_source import LibvirtSource
@@ -60,6 +61,7 @@ class RelayHost:
     used_permits: UsedPermits
     disk: trio.CapacityLimiter
     addresses: AddressBookFile
+    evacuations: Evacuations
     qemu_uid: int = -1  # as whom QEMU runs, if not as the relay's own user
     refused_calls: RefusedCalls = field(default_factory=RefusedCalls)
     bandwidth: HostBandwidth = field(default_factory=HostBandwidth)
@@ -254,6 +256,9 @@ def open_host(config: RelayConfig) -> RelayHost:
         used_permits=UsedPermits(state_dir / "used-permits.sqlite"),
         disk=trio.CapacityLimiter(_DISK_THREADS),
         addresses=AddressBookFile(state_dir),
+        evacuations=Evacuations(
+            state_dir / "evacuations", desk, lambda: str(identity.credentials.spiffe_id), lambda: int(time.time())
+        ),
         qemu_uid=qemu_uid,
         bandwidth=HostBandwidth(config.limits.bandwidth_bytes_per_second),
         board=Board(Places(config.limits.max_moves)),

@@ -17,8 +17,9 @@ import structlog
 import trio
 from msgspec import Meta
 
-from transport.errors import ConfigurationError, LocalBroken
+from transport.errors import ConfigurationError, LocalBroken, TransportError
 from transport.relay.board import Board
+from transport.relay.evacuating import EvacuationDesk
 from transport.relay.inlets import listen_unix, peer_process
 from transport.relay.metrics import metrics_text
 
@@ -48,15 +49,33 @@ class AskMetrics(_Request, frozen=True, tag="metrics"):
     pass
 
 
-_decode = msgspec.json.Decoder(AskStatus | AskCancel | AskDrain | AskMetrics).decode
+class AskEvacuate(_Request, frozen=True, tag="evacuate"):
+    """Move a VM by a permit that was prepared for it. `to`: host name or SPIFFE id; None: the first destination."""
+
+    vm: Annotated[str, Meta(min_length=1, max_length=1024)]
+    to: Annotated[str, Meta(min_length=1, max_length=255)] | None = None
+
+
+class AskEvacuated(_Request, frozen=True, tag="evacuated"):
+    migration_id: Annotated[str, Meta(min_length=1, max_length=64)]
+
+
+class AskEvacuations(_Request, frozen=True, tag="evacuations"):
+    pass
+
+
+_decode = msgspec.json.Decoder(
+    AskStatus | AskCancel | AskDrain | AskMetrics | AskEvacuate | AskEvacuated | AskEvacuations
+).decode
 
 
 class Operators:
     """Answers on the control socket. `drain`: begin to end with the last session."""
 
-    def __init__(self, board: Board, drain: Callable[[], None]) -> None:
+    def __init__(self, board: Board, drain: Callable[[], None], evacuating: EvacuationDesk) -> None:
         self._board = board
         self._drain = drain
+        self._evacuating = evacuating
         self._callers = trio.CapacityLimiter(_MAX_CALLERS)
 
     async def serve(self, listening: trio.socket.SocketType) -> None:
@@ -77,12 +96,12 @@ class Operators:
                 try:
                     if _uid_of(accepted) not in {0, os.geteuid()}:
                         return
-                    answer = self._answer(await _read_line(accepted))
+                    answer = await self._answer(await _read_line(accepted))
                     await _send_all(accepted, msgspec.json.encode(answer) + b"\n")
                 except OSError:
                     pass  # whoever asked has left
 
-    def _answer(self, line: bytes) -> dict[str, object]:
+    async def _answer(self, line: bytes) -> dict[str, object]:
         try:
             request = _decode(line)
         except msgspec.MsgspecError:
@@ -98,6 +117,15 @@ class Operators:
                 return {"draining": True}
             case AskMetrics():
                 return {"text": metrics_text(self._board)}
+            case AskEvacuate(vm=vm, to=to):
+                try:
+                    return await self._evacuating.begin(vm, to)
+                except TransportError as error:
+                    return {"refused": str(error)}
+            case AskEvacuated(migration_id=migration_id):
+                return self._evacuating.outcome(migration_id) or {"refused": "no evacuation of that id is known here"}
+            case AskEvacuations():
+                return {"evacuations": await self._evacuating.shown()}
             case _:
                 assert_never(request)
 

@@ -35,9 +35,19 @@ from transport.relay.caller import Conversation
 from transport.relay.config import load_relay_config, split_address
 from transport.relay.control import ControlLink, TlsStream
 from transport.relay.destination import Destination
+from transport.relay.evacuating import EvacuationDesk
 from transport.relay.failures import cause_of
 from transport.relay.fronting import announced_at, start_front
-from transport.relay.gateway_link import Assignment, CancelMigration, GatewayLink, Inspect, Migrate, NewsDesk
+from transport.relay.gateway_link import (
+    Assignment,
+    CancelMigration,
+    GatewayLink,
+    Inspect,
+    Migrate,
+    NewsDesk,
+    TakeEvacuation,
+    WithdrawEvacuation,
+)
 from transport.relay.handover import close_source, settle_source
 from transport.relay.host import RelayHost, now, open_host
 from transport.relay.identity_keeping import IdentityKeeper
@@ -46,7 +56,7 @@ from transport.relay.inspecting import inspect_destination, inspect_source
 from transport.relay.libvirt_orders import LibvirtOrders
 from transport.relay.listener import Listener
 from transport.relay.metrics import metrics_text, serve_metrics
-from transport.relay.news import News
+from transport.relay.news import News, Tell
 from transport.relay.operating import Operators, listen_for_operators
 from transport.relay.outgoing import mark_packets
 from transport.relay.piping import pipe
@@ -86,7 +96,8 @@ class Relay:
         self._refusal_logged: dict[str, float] = {}
         self._silent: Counter[str] = Counter()  # connections by host that have not offered yet
         self.destination = Destination(host, nursery)
-        self.operators = Operators(host.board, lambda: drain(host))
+        self.evacuating = EvacuationDesk(host, self.take)
+        self.operators = Operators(host.board, lambda: drain(host), self.evacuating)
         self.listener = Listener(host.config.limits, self.serve_control, host.addresses.knows)
 
     async def serve_control(self, sock: trio.socket.SocketType, first: bytes, proven: Callable[[], None]) -> None:
@@ -159,7 +170,7 @@ class Relay:
         """Do what the gateway asks, in the background."""
         match assignment:
             case Migrate(migration_id=migration_id) if self._host.board.is_draining:
-                tell = NewsDesk(self._link, migration_id, self._nursery).tell
+                tell = self._telling(migration_id)
                 await tell(News("failed", None, None, "the source relay is about to be restarted: repeat the request"))
             case Migrate(migration_id=migration_id) if migration_id not in self._cancels:
                 self._cancels[migration_id] = trio.Event()
@@ -172,8 +183,15 @@ class Relay:
                 if inspection_id not in self._inspecting:
                     self._inspecting.add(inspection_id)
                     self._nursery.start_soon(self._inspect, assignment)
+            case TakeEvacuation(evacuation_id=evacuation_id):
+                self._nursery.start_soon(self.evacuating.fetch, self._link, evacuation_id)
+            case WithdrawEvacuation(evacuation_id=evacuation_id):
+                self._nursery.start_soon(self.evacuating.withdraw, evacuation_id)
             case _:
                 pass  # told twice, or of what has ended
+
+    def _telling(self, migration_id: str) -> Tell:
+        return self.evacuating.noting(migration_id, NewsDesk(self._link, migration_id, self._nursery).tell)
 
     async def migrate_for_caller(self, wish: Wish, conversation: Conversation) -> News:
         """Automatic admission: ask the gateway for what a client of libvirt wants, and carry it. `NotAdmitted`."""
@@ -182,7 +200,7 @@ class Relay:
         permitted = self._orders.take(wish) or await self._ask(self.announced.named(wish))
         is_ours = permitted.migration_id in self._cancels  # an order of the gateway's, whose end is told there
         self._cancels.setdefault(permitted.migration_id, trio.Event())
-        tell = NewsDesk(self._link, permitted.migration_id, self._nursery).tell
+        tell = self._telling(permitted.migration_id)
         order = MigrationOrder(
             permitted.permit,
             permitted.destination_address,
@@ -216,7 +234,7 @@ class Relay:
             self._inspecting.discard(asked.inspection_id)
 
     async def _migrate(self, assignment: Migrate) -> None:
-        tell = NewsDesk(self._link, assignment.migration_id, self._nursery).tell
+        tell = self._telling(assignment.migration_id)
         order = MigrationOrder(
             assignment.permit,
             assignment.destination_address,
@@ -274,7 +292,9 @@ class Relay:
             session.message = "the relay at the source was restarted during the migration"
             tell = NewsDesk(self._link, permit.claims.migration_id, self._nursery).tell
             await settle_source(session, end, tell)
-        await close_source(session, tell)
+        news = await close_source(session, tell)
+        if news.state != "completed":
+            await host.on_disk(host.evacuations.stayed, permit.claims.vm, permit.claims.destination)
 
     def _log_refused(self, who: str, event: str, **facts: object) -> None:
         """At most a line a second for each host, and for all strangers: nobody fills the disk, or hides another."""

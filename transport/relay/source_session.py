@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from datetime import datetime
 
 import structlog
 
@@ -36,6 +37,7 @@ class SourceSession:
     is_offered: bool = False  # D may know it, although it has not answered
     is_reconnecting: bool = False  # its connection was lost and another is being made: nothing but time passes
     recovery_id: str = ""  # of a session that goes on with interrupted post-copy, under the journal of the first one
+    exchanged: datetime | None = None  # when its receipt was sent, last
     _attempt: int = -1
 
     @property
@@ -88,7 +90,10 @@ async def exchange_receipts_as_source(session: SourceSession, ask: Callable[[Rec
     """Send ours, take D's. Each end keeps its own in any case: a break here loses only the cross-reference."""
     facts = session.facts
     facts.outcome = _receipt_outcome(session)
-    theirs = await ask(make_receipt(facts, session.host.identity.of_session(facts.own_leaf_sha256), now()))
+    # What is kept differs from what was sent in the digest of the peer's receipt alone: so D's digest of ours can be
+    # held against what the gateway gets.
+    session.exchanged = now()
+    theirs = await ask(make_receipt(facts, session.host.identity.of_session(facts.own_leaf_sha256), session.exchanged))
     if facts.peer is not None:
         verify_peer_receipt(theirs, facts.peer)
         facts.peer_receipt_sha256 = receipt_sha256(theirs)

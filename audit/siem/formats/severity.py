@@ -24,7 +24,7 @@ _KINDS: Final[Mapping[str, Severity]] = {
     "siem.stopped": Severity.HIGH,
 }
 # Parts of kinds: a way around the rules was used, or found.
-_ALARMS: Final = frozenset({"breakglass", "revoked", "unpermitted", "alarm", "mismatch"})
+_ALARMS: Final = frozenset({"breakglass", "evacuation", "revoked", "unpermitted", "alarm", "mismatch"})
 
 SYSLOG: Final[Mapping[Severity, int]] = {
     Severity.INFORMATIONAL: 6,

@@ -1,0 +1,262 @@
+"""Evacuation permits: decided and logged hours before anybody needs them, for when no gateway can be asked.
+
+decide on each VM and destination, as for a move now → commit, with the permit's entry → seal → have the source relay
+fetch and keep them → record that it holds them. Loud, because from then on these moves need nobody's word but an
+operator's on that host; bounded in time, in destinations, to one use, and by the CRL that both hosts must have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any, Final
+
+import msgspec
+import structlog
+import trio
+
+from gateway.asking import Asked, collect_facts, decide
+from gateway.config import EvacuationTable
+from gateway.deciding import commit, decision_event
+from gateway.dispatch import Assignment, QueueFull
+from gateway.draining import candidate_hosts, unlikeness, vms_on
+from gateway.errors import NotAllowed, NotKnown, RelayRefused, RelayUnreachable, RequestRefused
+from gateway.gate import Gate
+from gateway.permitting import make_claims, sealed_permit
+from gateway.recording import Event, actor_of, identity_of
+from policy.engine import Decision
+from policy.facts import HostFacts, Person, VmFacts
+from policy.permit import MAX_BEGIN_SECONDS, MAX_RECOVER_SECONDS, PermitClaims
+
+ACTION: Final = "Evacuate"
+HELD_SECONDS: Final = 30.0
+MAX_PERMITS: Final = 4096
+MAX_WAITING: Final = 64
+
+log = structlog.get_logger("gateway.alarm")
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """Who wants to be able to empty `host`, for so many hours. `vms`, `to`: only these; empty: all. As it was said."""
+
+    person: Person
+    host: str
+    vms: Sequence[str]
+    to: Sequence[str]
+    hours: int
+    reason: str | None
+    address: str
+    now: datetime
+
+
+@dataclass(slots=True)
+class _Prepared:
+    """What waits for its relay to take it. `problem`: None while it has not answered."""
+
+    host: str
+    document: dict[str, Any] = field(repr=False)
+    answered: trio.Event = field(default_factory=trio.Event)
+    problem: str | None = None
+
+
+class Evacuating:
+    """What was prepared and is not held yet is in memory alone; it may be lost until the relay holds it."""
+
+    def __init__(self, gate: Gate, table: EvacuationTable) -> None:
+        self._gate = gate
+        self._table = table
+        self._prepared: dict[str, _Prepared] = {}
+
+    async def prepare(self, wish: Wish) -> dict[str, Any]:
+        """The whole answer, recorded. Errors: NotAllowed (recorded), NotKnown, RequestRefused, RelayUnreachable (it is
+        not held), LogUnavailable, Overloaded, NoCosignature: permits that were decided by then lapse unused."""
+        gate = self._gate
+        if not 1 <= wish.hours <= self._table.max_hours:
+            raise RequestRefused(f"an evacuation is prepared for 1 to {self._table.max_hours} hours")
+        source, hosts = candidate_hosts(gate, wish.host, wish.to)
+        vms = self._vms(source, wish.vms)
+        if not gate.dispatch.is_reachable(source.spiffe_id, gate.relay_silence_seconds):
+            raise RelayUnreachable(f"the relay on {source.name} has not been heard of lately: it could hold no permit")
+        if len(vms) * self._table.destinations > MAX_PERMITS or len(self._prepared) >= MAX_WAITING:
+            raise RequestRefused(f"more than {MAX_PERMITS} permits, or evacuations at once: name fewer VMs with --vm")
+        hosts = sorted(hosts, key=lambda host: (unlikeness(host, source), host.name))
+        evacuation_id = gate.new_id()
+        until = int(wish.now.timestamp()) + wish.hours * 3600
+        orders: list[dict[str, Any]] = []
+        left_out: list[dict[str, str]] = []
+        for vm in vms:
+            found, because = await self._orders(wish, evacuation_id, vm, hosts)
+            orders += found
+            if not found:
+                left_out.append({"vm": vm.uuid, "name": vm.name, "because": because[:500]})
+        covered = len(vms) - len(left_out)
+        details = {
+            "evacuation": evacuation_id,
+            "host": source.spiffe_id,
+            "hours": wish.hours,
+            "until": until,
+            "vms": covered,
+            "permits": len(orders),
+            "left_out": [each["vm"] for each in left_out[:500]],
+            "client_address": wish.address,
+            **identity_of(wish.person),
+        }
+        if not orders:
+            event = Event("evacuation.prepared", "denied", actor=actor_of(wish.person), reason=wish.reason)
+            recorded = await gate.recorder.append(replace(event, source=source.spiffe_id, details=details))
+            first = left_out[0]["because"] if left_out else "no VM is on it"
+            raise NotAllowed(f"no VM of {source.name} may be evacuated: {first} (record {recorded.index})")
+        problem = await self._hand_over(source, evacuation_id, until, orders)
+        event = Event(
+            "evacuation.prepared",
+            "completed" if problem is None else "failed",
+            actor=actor_of(wish.person),
+            source=source.spiffe_id,
+            reason=wish.reason,
+            details={**details, **({} if problem is None else {"not_held": problem[:500]})},
+        )
+        recorded = await gate.recorder.append(event)
+        log.critical(
+            "an evacuation was prepared", alarm=True, host=source.name, permits=len(orders), held=problem is None
+        )
+        if problem is not None:
+            raise RelayUnreachable(
+                f"{source.name} does not hold the permits: {problem} (record {recorded.index})",
+                next_step="look at the relay's log, then prepare again; the permits that were decided lapse unused",
+            )
+        return {**details, "left_out": left_out, "record_index": recorded.index}
+
+    async def withdraw(self, person: Person, evacuation_id: str, host_name: str, address: str, now: datetime) -> int:
+        """Have the relay forget its permits; recorded. Who may prepare one for the host may. The record's index.
+
+        Errors: NotAllowed (recorded), NotKnown, RelayUnreachable.
+        """
+        gate = self._gate
+        host = gate.inventory.host(host_name)
+        if host is None:
+            raise NotKnown(f"the inventory knows no host {host_name}")
+        asked = Wish(person, host_name, (), (), 1, "withdraw", address, now)
+        decisions = [self._decide(asked, vm, each) for vm in vms_on(gate, host)[:1] for each in self._others(host)[:1]]
+        allowed = all(decision.allowed for decision, _ in decisions)
+        details = {"evacuation": evacuation_id, "host": host.spiffe_id, "client_address": address}
+        event = Event("evacuation.withdrawn", "allowed" if allowed else "denied", actor=actor_of(person))
+        recorded = await gate.recorder.append(
+            replace(event, source=host.spiffe_id, details={**details, **identity_of(person)})
+        )
+        if not allowed:
+            raise NotAllowed(f"evacuations of {host.name} are not yours to withdraw (record {recorded.index})")
+        self._prepared.pop(evacuation_id, None)
+        self._tell(host, "withdraw_evacuation", evacuation_id)
+        return recorded.index
+
+    def fetch(self, host: str, evacuation_id: str) -> dict[str, Any]:
+        """What this host is to hold. Errors: RelayRefused for one that was prepared for another host, or for none."""
+        return self._of_host(host, evacuation_id).document
+
+    def held(self, host: str, evacuation_id: str, problem: str) -> None:
+        """The host has answered. Errors: RelayRefused."""
+        prepared = self._of_host(host, evacuation_id)
+        prepared.problem = problem
+        prepared.answered.set()
+        self._gate.dispatch.acknowledge(host, evacuation_id, frozenset({"evacuation"}))
+
+    def _of_host(self, host: str, evacuation_id: str) -> _Prepared:
+        prepared = self._prepared.get(evacuation_id)
+        if prepared is None or prepared.host != host:
+            raise RelayRefused("no evacuation of that id waits for this host", code="not_a_party")
+        return prepared
+
+    def _vms(self, source: HostFacts, named: Sequence[str]) -> list[VmFacts]:
+        there = vms_on(self._gate, source)
+        if not named:
+            return there
+        known = {name: vm for vm in there for name in (vm.name, vm.uuid)}
+        for name in named:
+            if name not in known:
+                raise NotKnown(f"{name} is not on {source.name}, for all that is known")
+        return list({known[name].uuid: known[name] for name in named}.values())
+
+    async def _orders(
+        self, wish: Wish, evacuation_id: str, vm: VmFacts, hosts: Sequence[HostFacts]
+    ) -> tuple[list[dict[str, Any]], str]:
+        """The permits of one VM, best destination first; else why there is none, which is on record then."""
+        found: list[dict[str, Any]] = []
+        because = "there is no other host"
+        for host in hosts:
+            if len(found) == self._table.destinations:
+                break
+            decision, facts = self._decide(wish, vm, host)
+            if decision.allowed:
+                found.append(await self._permit(wish, evacuation_id, decision, facts))
+            else:
+                because = decision.denied_because
+                denied = decision, facts
+        if not found and hosts:
+            event = decision_event("evacuation.decision", denied[1], denied[0], None, None, None)
+            await commit(self._gate, _of(event, evacuation_id), None)
+        return found, because
+
+    def _decide(self, wish: Wish, vm: VmFacts, host: HostFacts) -> tuple[Decision, Any]:
+        asked = Asked(vm.uuid, host.spiffe_id, wish.reason, (), wish.address)
+        facts = collect_facts(self._gate, wish.person, asked, wish.now, ACTION)
+        return decide(self._gate.engine, facts.question), facts
+
+    async def _permit(self, wish: Wish, evacuation_id: str, decision: Decision, facts: Any) -> dict[str, Any]:
+        gate = self._gate
+        migration_id = gate.new_id()
+        claims = self._claims(make_claims(gate, facts, decision, migration_id, wish.now), wish.hours)
+        event = _of(decision_event("evacuation.decision", facts, decision, None, claims, migration_id), evacuation_id)
+        committed = await commit(gate, event, claims)
+        # Not put among the migrations: until somebody uses it, nothing is under way.
+        _, document = sealed_permit(gate, facts, claims, event, committed.index, await gate.prove(committed))
+        return {
+            "permit": document["permit"],
+            "vm": claims.vm,
+            "vm_name": facts.vm.name,
+            "destination": claims.destination,
+            "destination_address": document["destination_address"],
+            "downtime_limit_ms": document["downtime_limit_ms"],
+            "session_seconds": claims.session_until - claims.exp,
+        }
+
+    def _claims(self, claims: PermitClaims, hours: int) -> PermitClaims:
+        """The same, to begin for hours; a session that begins at the last moment lasts as long as any other."""
+        terms = self._gate.terms
+        expires = claims.iat + hours * 3600
+        session_until = min(expires + terms.session_seconds, claims.iat + MAX_RECOVER_SECONDS)
+        return msgspec.structs.replace(claims, exp=expires, session_until=session_until, recover_until=session_until)
+
+    async def _hand_over(
+        self, source: HostFacts, evacuation_id: str, until: int, orders: Sequence[dict[str, Any]]
+    ) -> str | None:
+        """None once the relay holds them durably; else why not."""
+        document = {"evacuation_id": evacuation_id, "until": until, "orders": list(orders)}
+        prepared = self._prepared[evacuation_id] = _Prepared(source.spiffe_id, document)
+        try:
+            self._tell(source, "evacuation", evacuation_id)
+            with trio.move_on_after(HELD_SECONDS):
+                await prepared.answered.wait()
+            return (prepared.problem or None) if prepared.answered.is_set() else "its relay did not answer in time"
+        except RelayUnreachable as error:
+            return error.detail
+        finally:
+            self._prepared.pop(evacuation_id, None)
+
+    def _tell(self, host: HostFacts, kind: str, evacuation_id: str) -> None:
+        document = {"kind": kind, "evacuation_id": evacuation_id}
+        seconds = HELD_SECONDS if kind == "evacuation" else float(MAX_BEGIN_SECONDS)
+        try:
+            self._gate.dispatch.assign(
+                host.spiffe_id, Assignment(evacuation_id, kind, document, trio.current_time() + seconds)
+            )
+        except QueueFull as error:
+            raise RelayUnreachable(f"the relay on {host.name} does not take its assignments") from error
+
+    def _others(self, host: HostFacts) -> list[HostFacts]:
+        return [each for each in self._gate.inventory.hosts.values() if each.spiffe_id != host.spiffe_id]
+
+
+def _of(event: Event, evacuation_id: str) -> Event:
+    return replace(event, details={**event.details, "evacuation": evacuation_id})

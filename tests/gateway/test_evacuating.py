@@ -1,0 +1,140 @@
+"""Evacuations at the gateway: who may prepare one, what is logged before it is given out, and to whom it is given."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+import trio
+
+from gateway.starter import Site
+from tests.gateway.conftest import Running, running_gateway
+from tests.gateway.test_watch import edit
+from transport.relay.evacuations import Evacuation
+
+pytestmark = pytest.mark.whole
+
+
+@pytest.fixture
+def evacuable(site: Site) -> Site:
+    edit(site.people, lambda text: text.replace('["operators"]', '["operators", "production-operators"]'))
+    edit(site.gateway_config, lambda text: text + "\n[evacuation]\nmax_hours = 12\n")
+    return site
+
+
+class Relay:
+    """The relay of host a: fetches what it is told of, and says so."""
+
+    def __init__(self, running: Running, problem: str = "") -> None:
+        self.running, self.problem = running, problem
+        self.held: list[Evacuation] = []
+        self.assignments: list[dict[str, Any]] = []
+
+    async def serve(self) -> None:
+        client = self.running.client("a")
+        while True:
+            for told in await self.running.poll("a", wait_seconds=2):
+                self.assignments.append(told)
+                if told["kind"] != "evacuation":
+                    continue
+                asked = {"evacuation_id": told["evacuation_id"]}
+                found = await client.post("/v1/relay/evacuation", json=asked)
+                assert found.status_code == 200, found.text
+                self.held.append(msgspec.json.decode(found.content, type=Evacuation))
+                other = await self.running.client("b").post("/v1/relay/evacuation", json=asked)
+                assert other.status_code == 403, "another host gets nothing of it"
+                told_back = await client.post("/v1/relay/evacuation/held", json={**asked, "problem": self.problem})
+                assert told_back.status_code == 204
+
+
+async def prepare(running: Running, who: str = "alice", **changes: Any) -> httpx.Response:
+    body = {"host": "a", "hours": 2, "reason": "CHG-9", **changes}
+    client = running.person(who)
+    client.timeout = httpx.Timeout(60)
+    return await client.post("/v1/evacuations", json=body)
+
+
+async def test_permits_are_decided_logged_and_held_before_anybody_hears_of_them(evacuable: Site) -> None:
+    async with running_gateway(evacuable) as running, trio.open_nursery() as nursery:
+        relay = Relay(running)
+        nursery.start_soon(relay.serve)
+        await running.poll("a")
+        answer = await prepare(running)
+        assert answer.status_code == 201, answer.text
+        (held,) = relay.held
+        assert [each.destination.rpartition("/")[2] for each in held.orders] == ["b", "c"], "two, and not production"
+        decisions = await running.records("evacuation.decision")
+        for order, decision in zip(held.orders, decisions, strict=True):
+            claims = running.open_permit(order.permit).claims
+            assert claims.migration_id == decision["migration_id"]
+            assert claims.exp - claims.iat == 7200
+            assert decision["details"]["permit"]["jti"] == claims.jti
+            assert decision["details"]["action"] == "Evacuate"
+            assert decision["details"]["policy_request"]["action"]["id"] == "Evacuate"
+            assert decision["details"]["evacuation"] == held.evacuation_id
+        (prepared,) = await running.records("evacuation.prepared")
+        assert prepared["outcome"] == "completed"
+        assert prepared["reason"] == "CHG-9"
+        assert prepared["details"]["permits"] == 2
+
+        # It keeps the VM from nothing: an ordinary migration begins.
+        moved = await running.person("alice").post("/v1/migrations", json={"vm": "web", "destination": "b"})
+        assert moved.status_code == 201, moved.text
+
+        withdrawn = await running.person("alice").post(
+            f"/v1/evacuations/{held.evacuation_id}/withdraw", json={"host": "a"}
+        )
+        assert withdrawn.status_code == 202
+        with trio.fail_after(20):
+            while not any(told["kind"] == "withdraw_evacuation" for told in relay.assignments):
+                await trio.sleep(0.05)
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    ("who", "changes", "status"),
+    [
+        ("bob", {}, 403),  # no such permission
+        ("alice", {"reason": None}, 403),  # policy demands one
+        ("alice", {"hours": 13}, 400),  # more than the site gives
+        ("alice", {"hours": 25}, 400),
+        ("alice", {"vms": ["ledger"]}, 404),  # on another host
+        ("alice", {"to": ["nowhere"]}, 404),
+        ("alice", {"to": ["prod"]}, 201),
+    ],
+)
+async def test_who_may_not_or_asks_amiss_gets_nothing(
+    evacuable: Site, who: str, changes: dict[str, Any], status: int
+) -> None:
+    async with running_gateway(evacuable) as running, trio.open_nursery() as nursery:
+        relay = Relay(running)
+        nursery.start_soon(relay.serve)
+        await running.poll("a")
+        answer = await prepare(running, who, **changes)
+        assert answer.status_code in {status, 403 if status == 201 else status}, answer.text
+        if answer.status_code != 201:
+            assert relay.held == []
+            assert all(record["outcome"] == "denied" for record in await running.records("evacuation.prepared"))
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_relay_that_holds_nothing_is_no_success(evacuable: Site) -> None:
+    async with running_gateway(evacuable) as running, trio.open_nursery() as nursery:
+        nobody = await prepare(running)
+        assert nobody.status_code == 503, "its relay has not been heard of"
+        relay = Relay(running, problem="the disk is full")
+        nursery.start_soon(relay.serve)
+        await running.poll("a")
+        answer = await prepare(running)
+        assert answer.status_code == 503
+        assert "the disk is full" in answer.json()["error"]["message"]
+        (prepared,) = await running.records("evacuation.prepared")
+        assert prepared["outcome"] == "failed"
+        assert prepared["details"]["not_held"] == "the disk is full"
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_gateway_without_the_table_prepares_none(running: Running) -> None:
+    assert (await prepare(running)).status_code == 404

@@ -1,0 +1,171 @@
+"""Evacuation permits: decided and logged beforehand, kept here, used on this host while no gateway can be asked.
+
+One file for each evacuation, `state_dir/evacuations/ID.json`, of mode 0600: whoever reads it and has this host's key
+could move the guests, and nothing else. A VM has permits for several destinations, of which one is used: which one is
+noted durably before it begins, and taken back only if the guest stayed. That each permit is used once, its destination
+sees to.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Final
+
+import msgspec
+import structlog
+from msgspec import Meta
+
+from certs.errors import KeyFileError
+from certs.files import read_private, write_atomically
+from policy.permit import PermitClaims
+from transport.errors import LocalBroken, SpoolFailed
+from transport.relay.permits import PermitDesk
+
+MAX_BYTES: Final = 32 * 1024 * 1024
+MAX_ORDERS: Final = 4096
+_ID: Final = re.compile(r"[0-9a-f]{32}")
+log = structlog.get_logger("sealane.relay")
+
+
+class EvacuationOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One permit, with what the relay needs beside it. Orders of a VM: the one to be tried first comes first."""
+
+    permit: Annotated[str, Meta(max_length=16 * 1024)]
+    vm: Annotated[str, Meta(max_length=64)]
+    vm_name: Annotated[str, Meta(max_length=1024)]
+    destination: Annotated[str, Meta(max_length=255)]
+    destination_address: Annotated[str, Meta(max_length=261)]
+    downtime_limit_ms: Annotated[int, Meta(ge=1, le=60_000)]
+    session_seconds: Annotated[int, Meta(ge=1, le=7 * 86_400)]
+
+
+class Evacuation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`until`: unix seconds, after which none of its permits begins. `begun`: by VM, the destination it is sent to."""
+
+    evacuation_id: Annotated[str, Meta(pattern=r"\A[0-9a-f]{32}\Z")]
+    until: Annotated[int, Meta(ge=0, le=253_402_300_799)]
+    orders: Annotated[tuple[EvacuationOrder, ...], Meta(max_length=MAX_ORDERS)]
+    begun: dict[str, str] = {}
+
+
+@dataclass(slots=True)
+class Evacuations:
+    """The folder of them. Blocking; call it from a worker thread. `clock`: unix seconds."""
+
+    folder: Path
+    permits: PermitDesk
+    own_id: Callable[[], str]
+    clock: Callable[[], int]
+
+    def keep(self, evacuation: Evacuation) -> int:
+        """Durable when this returns; how many permits. OfferRefused: one is not good here, and none is kept."""
+        for order in evacuation.orders:
+            claims = self._claims(order)
+            if (claims.vm, claims.destination) != (order.vm, order.destination):
+                raise LocalBroken("an evacuation permit is of another VM or destination than its order says")
+        self._write(evacuation)
+        self.forget_ended()
+        return len(evacuation.orders)
+
+    def withdraw(self, evacuation_id: str) -> bool:
+        """Whether it was there."""
+        path = self._path(evacuation_id)
+        was_there = path.exists()
+        path.unlink(missing_ok=True)
+        return was_there
+
+    def take(self, vm: str, to: str | None) -> tuple[Evacuation, EvacuationOrder]:
+        """The order by which this VM (name or UUID) leaves, noted as begun. `to`: host name or SPIFFE id.
+
+        LocalBroken, in words for the operator, if there is none. The newest evacuation comes first.
+        """
+        now, seen = self.clock(), False
+        for evacuation in sorted(self.all(), key=lambda each: -each.until):
+            mine = [order for order in evacuation.orders if vm in {order.vm, order.vm_name}]
+            if len({order.vm for order in mine}) > 1:
+                raise LocalBroken(f"several VMs are called {vm!a}: name it by its UUID")
+            seen = seen or bool(mine)
+            if not mine or evacuation.until < now:
+                continue
+            if mine[0].vm in evacuation.begun:
+                there = evacuation.begun[mine[0].vm].rpartition("/")[2]
+                raise LocalBroken(f"the evacuation of {vm} was used: it was sent to {there}")
+            for order in mine:
+                if to is None or to in {order.destination, order.destination.rpartition("/")[2]}:
+                    begun = {**evacuation.begun, order.vm: order.destination}
+                    self._write(msgspec.structs.replace(evacuation, begun=begun))
+                    return evacuation, order
+        if seen:
+            raise LocalBroken(f"no evacuation permit of {vm} is left, or none for that destination")
+        raise LocalBroken(f"no evacuation was prepared for {vm} on this host")
+
+    def give_back(self, evacuation_id: str, vm: str) -> None:
+        """The guest has stayed: another destination may be tried. The one that was may know the permit as used."""
+        found = self._read(self._path(evacuation_id))
+        if found is not None:
+            begun = {name: host for name, host in found.begun.items() if name != vm}
+            self._write(msgspec.structs.replace(found, begun=begun))
+
+    def stayed(self, vm: str, destination: str) -> None:
+        """`give_back` after a restart: of whatever evacuation had sent the VM there."""
+        for evacuation in self.all():
+            if evacuation.begun.get(vm) == destination:
+                self.give_back(evacuation.evacuation_id, vm)
+
+    def all(self) -> list[Evacuation]:
+        """What can be read; what cannot is said once a look and passed over."""
+        paths = sorted(self.folder.glob("*.json")) if self.folder.is_dir() else []
+        return [found for path in paths if (found := self._read(path)) is not None]
+
+    def forget_ended(self) -> None:
+        for evacuation in self.all():
+            if evacuation.until < self.clock():
+                self._path(evacuation.evacuation_id).unlink(missing_ok=True)
+
+    def _claims(self, order: EvacuationOrder) -> PermitClaims:
+        return self.permits.verify(order.permit, source=self.own_id(), destination=None).claims
+
+    def _path(self, evacuation_id: str) -> Path:
+        if _ID.fullmatch(evacuation_id) is None:
+            raise LocalBroken("that is no id of an evacuation")
+        return self.folder / f"{evacuation_id}.json"
+
+    def _write(self, evacuation: Evacuation) -> None:
+        try:
+            self.folder.mkdir(mode=0o700, exist_ok=True)
+            write_atomically(self._path(evacuation.evacuation_id), msgspec.json.encode(evacuation), 0o600)
+        except OSError as error:
+            raise SpoolFailed(f"{self.folder}: {error.strerror}; no evacuation permit is kept or used") from None
+
+    def _read(self, path: Path) -> Evacuation | None:
+        try:
+            if not path.exists():
+                return None
+            # Of a file that others can read nothing is used: it was given away, or laid there.
+            return msgspec.json.decode(read_private(path, MAX_BYTES), type=Evacuation)
+        except (OSError, KeyFileError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+            log.error("an evacuation cannot be read", path=str(path), cause=str(error))
+            return None
+
+
+def shown(evacuations: Sequence[Evacuation], now: int) -> list[dict[str, object]]:
+    """What an operator on this host sees; no permit."""
+    return [
+        {
+            "evacuation_id": evacuation.evacuation_id,
+            "seconds_left": max(0, evacuation.until - now),
+            "vms": [
+                {
+                    "vm": uuid,
+                    "name": name,
+                    "destinations": [o.destination for o in evacuation.orders if o.vm == uuid],
+                    "sent_to": evacuation.begun.get(uuid),
+                }
+                for uuid, name in dict.fromkeys((o.vm, o.vm_name) for o in evacuation.orders)
+            ],
+        }
+        for evacuation in evacuations
+    ]
