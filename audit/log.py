@@ -251,9 +251,9 @@ class Log:
         self._require_said(pruned)
         self._store.write_pruned(pruned)
 
-    def remove_pruned(self) -> None:
-        """Remove what is left over. Raises OSError."""
-        self._store.remove_pruned()
+    def remove_pruned(self, numbers: Sequence[int] | None = None) -> None:
+        """Remove what is left over, or only these of it. Raises OSError."""
+        self._store.remove_pruned(numbers)
 
     def _require_said(self, pruned: Pruned) -> None:
         if not pruned.bundles:

@@ -120,10 +120,12 @@ class Store:
         """Bundles below the floor that are still here."""
         return (number for number in self._numbers("entries") if number < self.pruned.bundles)
 
-    def remove_pruned(self) -> None:
-        """Remove what is left over, the oldest first."""
+    def remove_pruned(self, numbers: Sequence[int] | None = None) -> None:
+        """Remove what is left over, or only these of it, the oldest first."""
         folders = set()
-        for number in sorted(self.left_over()):
+        for number in sorted(self.left_over() if numbers is None else numbers):
+            if number >= self.pruned.bundles:
+                raise LogDamaged(f"bundle {number} of {self.directory} was not pruned")
             path = self.directory / tiles.bundle_path(number)
             self._disk.remove(path)
             folders.add(path.parent)

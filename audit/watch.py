@@ -33,7 +33,9 @@ class Watch:
         self._sizes = sizes if sizes is not None else []
         self._next = 0  # where the next slice begins
         self._next_read = 0
-        self._pruned = 0  # bundles below this may be missing: as of an opening, which has held it against the log
+        self._pruned = (
+            0  # bundles below this may be missing: whoever opened or pruned the log has held it against its record
+        )
         self._lock = threading.Lock()
 
     @property
@@ -41,6 +43,11 @@ class Watch:
         """A copy, to be kept for the next run."""
         with self._lock:
             return self._sizes[:]
+
+    def let_go(self, bundles: int) -> None:
+        """Bundles below this were pruned, which whoever says so has held against the log: they may be missing."""
+        with self._lock:
+            self._pruned = max(self._pruned, bundles)
 
     def check_all(self) -> None:
         """Names and sizes of everything that is known, at once: before a log is trusted again."""

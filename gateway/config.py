@@ -52,10 +52,14 @@ class TlsTable(_Table, frozen=True):
 
 
 class RetentionTable(_Table, frozen=True):
-    """What `sealane audit prune` takes out of the log's folder: what is older than `months` and is in `archive`."""
+    """What is pruned from the log's folder: what is older than `months` and is in `archive`.
+
+    `every_hours`: how often a running gateway does it by itself; 0: only when it is asked.
+    """
 
     archive: Text
     months: Annotated[int, Meta(ge=1, le=1_200)] = 12
+    every_hours: Annotated[int, Meta(ge=0, le=8_784)] = 0
 
 
 class LogTable(_Table, frozen=True):

@@ -73,6 +73,10 @@ class LogWatching:
 
         return open_and_check
 
+    def let_go(self, bundles: int) -> None:
+        """The log's first `bundles` were pruned, on record: they may be missing from now on."""
+        self._watch.let_go(bundles)
+
     def require(self, known: Checkpoint) -> None:
         """From now on the log is opened only if it continues `known`, too, which somebody else showed us."""
         self._known = known

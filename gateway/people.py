@@ -43,6 +43,7 @@ PRIVILEGED_ACTIONS: Final = frozenset(
         "EnrolHost",
         "RevokeHost",
         "ExportAudit",
+        "PruneLog",
     }
 )
 TOKEN_FACTS_SECONDS: Final = 3_600  # how long what only a token told is believed after its end, of what runs

@@ -21,6 +21,7 @@ from gateway.issuers import Issuers
 from gateway.metrics import Metrics
 from gateway.people import People, Presented
 from gateway.placement_watching import PlacementWatching
+from gateway.pruning import Pruning
 from gateway.publishing import Publishing
 from gateway.reading import Reading
 from gateway.refused_calls import RefusedCallsOnRecord
@@ -49,6 +50,7 @@ class Desk:
     explaining: Explaining
     refused_calls: RefusedCallsOnRecord
     oversight: Oversight
+    pruning: Pruning
     metrics: Metrics
     log_verifier: LogVerifier
     health: Callable[[], dict[str, Any]]

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -15,8 +16,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gateway.cli.errors import OPERATOR, BadConfiguration, Refused
-from gateway.cli.options import JsonOption
+from gateway.cli.options import CaOption, GatewayOption, JsonOption, TokenFileOption
 from gateway.cli.output import print_json, say
+from gateway.cli.terminal import harmless
+
+_FIRST_WAIT_SECONDS = 0.1
+_MAX_WAIT_SECONDS = 2.0
 
 if TYPE_CHECKING:
     from audit.checkpoint import LogSigner
@@ -25,26 +30,71 @@ if TYPE_CHECKING:
 
 
 def prune(
-    config: Annotated[Path, typer.Option("--config", metavar="FILE", help="The gateway's configuration.")],
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", metavar="FILE", help="Prune the log of a gateway that is stopped: its configuration."),
+    ] = None,
     check: Annotated[bool, typer.Option("--check", help="Say what would go, and change nothing.")] = False,
+    gateway: GatewayOption = None,
+    ca: CaOption = None,
+    token_file: TokenFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Take entries older than [log.retention] says out of the log's folder, if its archive has them. On record.
 
     Every entry that goes is read from the log and from the archive and held against the log's tree before. Hash tiles
     stay, so that proofs, witnesses and `audit verify` go on; old entries are read from the archive where it is mounted.
-    Stop the gateway first. Killed at any moment it loses nothing: run it again.
+    A gateway that runs is asked (policies say who may: PruneLog); a stopped one's log is opened with its key. Killed
+    at any moment it loses nothing: run it again.
 
     \b
     Examples:
-      sealane audit prune --config /etc/sealane/gateway.toml --check
+      sealane audit prune --check
+      sealane audit prune
       sealane audit prune --config /etc/sealane/gateway.toml
     """
+    document = _by_gateway(gateway, ca, token_file, check=check) if config is None else _by_key(config, check=check)
+    if as_json:
+        print_json(document)
+        return
+    first, end = document["first_entry"], document["end_entry"]
+    verb = "would go" if check else "are gone"
+    what = f"entries {first} to {end - 1} {verb}" if end > first else "no entry is to go"
+    before = datetime.fromisoformat(document["before"])
+    say(f"{what}: older than {before:%Y-%m-%d %H:%M} UTC, and in {harmless(document['archive'])}")
+
+
+def _by_gateway(gateway: str | None, ca: Path | None, token_file: Path | None, *, check: bool) -> dict[str, Any]:
+    """Ask, and wait for the end."""
+    from gateway.cli.client import GatewayClient
+    from gateway.cli.credentials import token_of
+    from gateway.cli.settings import resolve
+
+    settings = resolve(gateway, ca, token_file, Path.home())
+    with GatewayClient(settings, token_of(settings, int(time.time()))) as client:
+        document = client.begin_pruning(check=check)
+        asked, wait = document["asked"], _FIRST_WAIT_SECONDS
+        while document["state"] == "running":
+            time.sleep(wait)
+            wait = min(2 * wait, _MAX_WAIT_SECONDS)
+            document = client.pruning()
+            if document["asked"] != asked:
+                raise Refused(
+                    "another run has begun since",
+                    OPERATOR,
+                    "`sealane audit query kind:log.pruned` says what became of it",
+                )
+    if document["state"] != "done":
+        raise Refused(str(document["because"]), OPERATOR, "compare log and archive by audit verify; mount the archive")
+    return {**document, "outcome": "would_prune" if check else "pruned"}
+
+
+def _by_key(config: Path, *, check: bool) -> dict[str, Any]:
     from gateway.cli.serve import needs_gateway_extra
 
     with needs_gateway_extra(), _errors():
         planned = _prune(config, check=check)
-    document: dict[str, Any] = {
+    return {
         "outcome": "would_prune" if check else "pruned",
         "first_entry": planned.first,
         "end_entry": planned.end,
@@ -52,12 +102,6 @@ def prune(
         "archive": str(planned.archive),
         "left_over_bundles": planned.left_over,
     }
-    if as_json:
-        print_json(document)
-        return
-    verb = "would go" if check else "are gone"
-    what = f"entries {planned.first} to {planned.end - 1} {verb}" if planned.entries else "no entry is to go"
-    say(f"{what}: older than {planned.before:%Y-%m-%d %H:%M} UTC, and in {planned.archive}")
 
 
 def _prune(path: Path, *, check: bool) -> Plan:
@@ -65,7 +109,7 @@ def _prune(path: Path, *, check: bool) -> Plan:
     from audit.archive import Archive
     from audit.checkpoint import LogSigner
     from audit.log import Log
-    from audit.pruning import plan
+    from audit.pruning import months_before, plan
     from audit.pruning import prune as do_prune
     from gateway.log_keeping import read_log_key
 
@@ -86,17 +130,6 @@ def _prune(path: Path, *, check: bool) -> Plan:
         if not check:
             do_prune(log, planned, _record_of(config, signer))
     return planned
-
-
-def months_before(now: datetime, months: int) -> datetime:
-    """The same day so many months ago, or the last day of that month."""
-    year, month = divmod(now.year * 12 + now.month - 1 - months, 12)
-    for day in range(now.day, 27, -1):
-        try:
-            return now.replace(year=year, month=month + 1, day=day)
-        except ValueError:
-            continue
-    return now.replace(year=year, month=month + 1)
 
 
 def _record_of(config: GatewayConfig, signer: LogSigner) -> RecordOf:

@@ -192,6 +192,14 @@ class GatewayClient:
         """The answer about one record, whole."""
         return _decode(self._ask("GET", f"/v1/records/{index}"), dict[str, Any])
 
+    def begin_pruning(self, *, check: bool) -> dict[str, Any]:
+        """Have the gateway prune its log, or say what it would; it goes on in the background."""
+        return _decode(self._ask("POST", "/v1/log/prune", body={"check": check}), dict[str, Any])
+
+    def pruning(self) -> dict[str, Any]:
+        """What the latest pruning did, so far."""
+        return _decode(self._ask("GET", "/v1/log/prune"), dict[str, Any])
+
     def reconcile_hosts(self, since: str) -> dict[str, Any]:
         """What the receipts of both hosts say of each migration since then; the gateway records it."""
         return _decode(self._ask("POST", "/v1/reconcile/hosts", body={"since": since}), dict[str, Any])

@@ -34,6 +34,7 @@ from gateway.log_keeping import LogKeeping, open_log_keeping
 from gateway.metrics import of_authority, of_certificates, of_policy
 from gateway.observing import make_observation
 from gateway.placement_watching import PlacementWatching
+from gateway.pruning import Pruning
 from gateway.publishing import Publishing
 from gateway.reading import Reading
 from gateway.recording import Clock
@@ -115,6 +116,7 @@ async def make_pieces(
         explaining=Explaining(),
         refused_calls=RefusedCallsOnRecord(gate),
         oversight=oversight,
+        pruning=_pruning(config, gate, keeping),
         metrics=metrics,
         log_verifier=keeping.signer.verifier,
         health=health,
@@ -145,6 +147,7 @@ async def make_pieces(
         desk.refused_calls.run,
         delivery.run,
         desk.tile_reading.run,
+        desk.pruning.run,
         partial(watch_tls_files, config, tls_at_start, reloader, gate.dispatch),
         *(() if office is None else (office.run,)),
         *((partial(keep_crls_fresh, other_sites, reloader.reload_tls),) if other_sites else ()),
@@ -157,6 +160,12 @@ def _index(path: Path, origin: str) -> Index:
         return Index(path, origin)
     except (AuditError, sqlite3.Error, OSError) as error:
         raise StartRefused(f"the query index {path} cannot be opened: {error}") from error
+
+
+def _pruning(config: GatewayConfig, gate: Gate, keeping: LogKeeping) -> Pruning:
+    retention = config.log.retention
+    archive = None if retention is None else config.path(retention.archive).absolute()
+    return Pruning(gate, keeping, config.path(config.log.directory), retention, archive)
 
 
 def _server(config: GatewayConfig, desk: Desk) -> HttpsServer:

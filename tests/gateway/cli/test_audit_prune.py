@@ -11,15 +11,15 @@ import pytest
 from audit.archive import Archive
 from audit.checkpoint import LogSigner
 from audit.log import Log
+from audit.pruning import months_before
 from audit.record import format_time
 from audit.tile_tree import FolderTiles
 from audit.tiles import bundle_path
 from certs.files import read_private_key
-from gateway.cli.audit_prune import months_before
 from gateway.starter import HostPlan, Site, VmPlan, lay_out_site
 from tests.audit.disks import FastDisk
 from tests.audit.samples import entry
-from tests.gateway.cli.conftest import Sealane, only_error_line
+from tests.gateway.cli.conftest import CannedGateway, Sealane, only_error_line
 
 ORIGIN = "gateway.example/sealane"
 
@@ -115,3 +115,36 @@ def test_what_is_missing_is_said_and_nothing_goes(site: Site, sealane: Sealane, 
 )
 def test_months_are_those_of_the_calendar(now: str, months: int, then: str) -> None:
     assert months_before(datetime.fromisoformat(now).replace(tzinfo=UTC), months).date().isoformat() == then
+
+
+PRUNING = {"state": "running", "asked": 7, "check": False, "record": None, "because": None}
+PRUNED = PRUNING | {
+    "state": "done", "record": 9, "first_entry": 0, "end_entry": 512, "before": "2025-11-26T00:00:00+00:00",
+    "archive": "/mnt/worm\x1b[31m", "left_over_bundles": 0,
+}  # fmt: skip
+
+
+def test_a_running_gateway_is_asked_and_waited_for(sealane: Sealane, logged_in: CannedGateway) -> None:
+    logged_in.answer("POST", "/v1/log/prune", (202, PRUNING))
+    logged_in.answer("GET", "/v1/log/prune", (200, PRUNING), (200, PRUNED))
+    result = sealane("audit", "prune")
+    assert result.exit_code == 0
+    assert "entries 0 to 511 are gone" in result.stdout
+    assert "\x1b[31m" not in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("latest", "said"),
+    [
+        (PRUNING | {"state": "failed", "because": "/mnt/worm is no archive"}, "/mnt/worm is no archive"),
+        (PRUNED | {"asked": None}, "another run has begun"),
+    ],
+)
+def test_a_gateways_pruning_that_fails_says_why(
+    sealane: Sealane, logged_in: CannedGateway, latest: dict[str, object], said: str
+) -> None:
+    logged_in.answer("POST", "/v1/log/prune", (202, PRUNING))
+    logged_in.answer("GET", "/v1/log/prune", (200, latest))
+    result = sealane("audit", "prune")
+    assert result.exit_code == 1
+    assert said in only_error_line(result)
