@@ -135,12 +135,30 @@ class Issuers:
         return {"local": self._has_local_people, "issuers": issuers}
 
     def token_facts(self, person: Person, bearer: str | None) -> dict[str, Any]:
-        """Of a token that was verified for `person`: until when it is good, and why its groups are unknown."""
-        if bearer is None:
-            return {}
+        """Until when the verified token of `person` is good, where their groups are from, and why they are unknown."""
+        if bearer is None:  # a certificate
+            return {"groups_from": "the gateway's configuration, [[identity.services]]"}
         claims = parse_strict(bearer, algorithms=SUPPORTED_ALGORITHMS).claims
         settings = self._settings.get(person.issuer)
         because = why_groups_unknown(claims, settings) if settings is not None and person.groups is None else None
         if person.directory is not None:
             because = person.directory.problem
-        return {"expires_at": claims.get("exp"), "groups_unknown_because": because}
+        return {
+            "expires_at": claims.get("exp"),
+            "groups_from": _groups_from(person, claims, settings),
+            "groups_unknown_because": because,
+        }
+
+
+def _groups_from(person: Person, claims: Mapping[str, Any], settings: IssuerSettings | None) -> str:
+    """In words, for the person: who to ask for another group."""
+    if (found := person.directory) is not None:
+        if found.account is None:
+            return "Active Directory"
+        age = (found.groups_age_ms or 0) // 1000
+        return f"Active Directory, account {found.account} ({found.account_sid}), read {age} s ago"
+    if settings is None:
+        return "the sealed file" if person.authenticated_by == "sealed" else "the gateway's file of people"
+    if settings.groups_claim not in claims and claims.get("sub") in settings.service_groups:
+        return "the gateway's configuration, service_groups"
+    return f"the token, claim {settings.groups_claim}"

@@ -39,7 +39,7 @@ async def identity(desk: AtDesk) -> Response:
 
 @router.get("/v1/whoami", summary="Who one is to the gateway, why, and what that allows")
 async def whoami(desk: AtDesk, bearer: Bearer, person: Asking) -> Response:
-    """`groups` is null where they are unknown, which denies; `groups_unknown_because` says why."""
+    """`groups` is null where they are unknown, which denies: `groups_unknown_because`. `groups_from` says who tells."""
     decisions = desk.reading.permissions(person, desk.now())
     return JsonAnswer(
         {

@@ -69,13 +69,17 @@ class Permission(msgspec.Struct, frozen=True):
 
 
 class WhoamiReply(msgspec.Struct, frozen=True):
-    """groups: None where they are unknown. expires_at: unix seconds. actor: who acts for the person."""
+    """groups: None where they are unknown. groups_from: in words. expires_at: unix seconds.
+
+    actor: who acts for the person.
+    """
 
     id: str
     name: str
     issuer: str
     authenticated_by: str
     groups: tuple[str, ...] | None = None
+    groups_from: str | None = None
     groups_unknown_because: str | None = None
     expires_at: Count | None = None
     permissions: dict[str, Permission] = {}

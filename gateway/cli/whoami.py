@@ -63,7 +63,7 @@ def _tell(reply: WhoamiReply, gateway: str) -> None:
         because = reply.groups_unknown_because or "the gateway does not say why"
         say(f"  groups         unknown, which denies: {because}")
     else:
-        say(f"  groups         {len(reply.groups)}")
+        say(f"  groups         {len(reply.groups)}, from {reply.groups_from or 'where the gateway does not say'}")
         for group in reply.groups:
             say(f"                 {group}")
     for action, words in _QUESTIONS.items():

@@ -171,6 +171,7 @@ async def test_a_disabled_account_is_denied_with_the_reason_and_its_groups_in_th
         whoami = (await running.client().get("/v1/whoami", headers=headers)).json()
     assert whoami["groups"] is None
     assert whoami["groups_unknown_because"] == "the account is disabled in Active Directory"
+    assert whoami["groups_from"].startswith(f"Active Directory, account dora@{REALM} (S-1-5-21-")
     assert decision["allowed"] is False
     assert "the account is disabled in Active Directory" in decision["denied_because"]
     assert record["outcome"] == "denied"

@@ -122,6 +122,7 @@ async def test_a_service_moves_vms_by_its_certificate_alone(site: Site) -> None:
         record = await decision_of(running)
         whoami = (await running.client(credentials=credentials).get("/v1/whoami")).json()
     assert record["actor"]["id"] == whoami["id"] == NOVA
+    assert "[[identity.services]]" in whoami["groups_from"]
     assert record["actor"]["authenticated_by"] == "client-certificate"
     assert record["actor"]["groups"] == ["spiffe://bank.example#orchestrators"]
 

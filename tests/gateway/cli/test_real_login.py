@@ -73,6 +73,7 @@ async def test_device_flow_from_the_code_to_a_migration(shell: Shell, running: R
         assert document["id"] == f"{issuer.issuer}#alice"
         assert document["authenticated_by"] == "oidc"
         assert document["groups"] == [f"{issuer.issuer}#operators"]
+        assert document["groups_from"] == "the token, claim groups"
         allowed = {action: answer["allowed"] for action, answer in document["permissions"].items()}
         assert (allowed["CheckDecision"], allowed["ReadAudit"]) == (True, False)
 
@@ -162,6 +163,7 @@ async def test_local_people_and_the_issuer_stand_side_by_side(shell: Shell, runn
     }
     document = (await running.person("alice").get("/v1/whoami")).json()
     assert document["authenticated_by"] == "local"
+    assert document["groups_from"] == "the gateway's file of people"
     assert document["groups_unknown_because"] is None
     # The policy of this site speaks of the issuer's groups: the same name in another issuer's mouth is another group.
     assert not document["permissions"]["CheckDecision"]["allowed"]

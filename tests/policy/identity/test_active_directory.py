@@ -459,10 +459,26 @@ async def test_the_service_account_is_refused_with_a_reason(
     assert refused.value.check == "bind"
     user = new_name("svc")
     dn = add_user(administrator, user, samba_ad.SERVICE_PASSWORD)
+    settings = domain.settings(dc1, bind_user=f"{user}@{REALM}")
+
+    def refusal(password: str = samba_ad.SERVICE_PASSWORD) -> str:
+        credentials = Credentials(password, domain.authority.pem.decode())
+        with pytest.raises(DirectoryUnavailable) as refused:
+            Session(settings.checked_controllers()[0], settings, credentials, 0).open()
+        assert refused.value.check == "bind"
+        return refused.value.detail
+
     change(administrator, dn, userAccountControl="514")
-    async with directory(domain, dc1, bind_user=f"{user}@{REALM}") as ad:
-        with pytest.raises(DirectoryUnavailable, match="the account is disabled"):
-            await groups_of(ad, "alice")
+    assert "the account is disabled" in refusal()
+    change(administrator, dn, userAccountControl="512", accountExpires=filetime(now() - timedelta(hours=1)))
+    assert "the account has expired" in refusal()
+    change(administrator, dn, accountExpires="0", pwdLastSet="0")
+    assert "its password must be changed" in refusal()
+    change(administrator, dn, pwdLastSet="-1")
+    with domain_policy(administrator, lockoutThreshold="2", lockoutDuration="-18000000000"):
+        refusal("wrong")
+        refusal("wrong")
+        assert "the account is locked" in refusal()
 
 
 async def test_a_base_that_is_not_there_or_elsewhere_finds_nobody(domain: Domain) -> None:
