@@ -122,6 +122,7 @@ def test_what_anybody_is_told_holds_no_rule_and_no_issuer_without_a_login() -> N
     assert told == {"local": False, "issuers": [offered]}
 
 
-def test_a_person_without_a_token_has_no_facts_of_one() -> None:
-    nobody = Person(f"{ISSUER}#a", ISSUER, "a", None, "oidc")
-    assert Issuers((table(),), has_local_people=True).token_facts(nobody, None) == {}
+def test_who_comes_by_a_certificate_has_no_facts_of_a_token() -> None:
+    nova = Person("spiffe://td/service/nova", "spiffe://td", "nova", frozenset(), "client-certificate")
+    facts = Issuers((table(),), has_local_people=True).token_facts(nova, None)
+    assert facts == {"groups_from": "the gateway's configuration, [[identity.services]]"}

@@ -28,7 +28,7 @@ from tests.oidc_provider.process import context_of
 SERVER = Path(__file__).parents[2] / ".keycloak" / "server"
 REALM, AUDIENCE, PUBLIC, ROBOT, ELSEWHERE = "bank", "https://sealane.example", "sealane-cli", "orchestrator", "another"
 PASSWORD = "made up for this test"
-START_SECONDS = 240.0
+START_SECONDS = 900.0  # two minutes on a quiet machine
 _FORM = re.compile(r'<form\b[^>]*action="([^"]*)"', re.DOTALL)
 
 
@@ -70,7 +70,7 @@ class Keycloak:
         }
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
-        self.http = httpx.Client(verify=context_of(self.ca), trust_env=False, timeout=30)
+        self.http = httpx.Client(verify=context_of(self.ca), trust_env=False, timeout=120)
 
     def wait_started(self) -> None:
         end = time.monotonic() + START_SECONDS
@@ -119,7 +119,7 @@ class Keycloak:
 
     def grant_device(self, where: str, code: str, username: str) -> None:
         """What a person does with a browser: enter the code, sign in, and say yes."""
-        with httpx.Client(verify=context_of(self.ca), trust_env=False, timeout=30, follow_redirects=True) as browser:
+        with httpx.Client(verify=context_of(self.ca), trust_env=False, timeout=120, follow_redirects=True) as browser:
             page = browser.get(where, params={"user_code": code})  # as if it had been typed into the first page
             page = browser.post(_action(page), data={"username": username, "password": PASSWORD, "credentialId": ""})
             page = browser.post(_action(page), data={"accept": "Yes"})
