@@ -2,7 +2,7 @@
 
 The story is that of `gateway.admission`, with three differences: the host asks, on behalf of whoever a token names; the
 policy is asked for opening libvirt, too; and the permit is the answer instead of an assignment. Whether the guest can
-run there libvirt itself finds out, in its Prepare.
+run there libvirt finds out by itself in its Prepare; a site that wants it in better words has both hosts asked before.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from gateway.errors import Conflict, GatewayError
 from gateway.gate import Gate
 from gateway.permitting import make_claims, sealed_permit
 from gateway.placement_judging import may_be_of
+from gateway.preflight import hindrance
 from policy.engine import Decision
 from policy.facts import nobody
 
@@ -40,8 +41,10 @@ async def admit_for_host(gate: Gate, host: str, token: str | None, asked: Asked)
         opening = decide(gate.engine, replace(facts.question, action="OpenLibvirt"))
         decision = decision if opening.allowed else opening
     migration_id = gate.new_id()
-    with reserved(gate, facts, decision, now) as reservation:
-        obstacle = reservation or _elsewhere(facts, host, decision) or _unexplained(gate, facts, host, decision)
+    misplaced = _elsewhere(facts, host, decision) or _unexplained(gate, facts, host, decision)
+    hindered = await hindrance(gate, facts, allowed=decision.allowed and misplaced is None)
+    with reserved(gate, facts, decision, now, hindered) as reservation:
+        obstacle = misplaced or reservation
         claims = make_claims(gate, facts, decision, migration_id, now) if decision.allowed and not obstacle else None
         event = decision_event("migration.decision", facts, decision, obstacle, claims, migration_id)
         committed = await commit(gate, event, claims)

@@ -30,7 +30,8 @@ async def preflight(gate: Gate, facts: Facts) -> list[Finding]:
         return found
     wanted = msgspec.to_builtins(here.machine)
     there = await gate.inspections.ask(destination.spiffe_id, {"vm": vm.uuid, "wanted": wanted})
-    return found + list(destination_findings(here.machine, there, destination.name))
+    copies_disks = "disks" in facts.asked.ports
+    return found + list(destination_findings(here.machine, there, destination.name, copies_disks=copies_disks))
 
 
 def _silent(host: HostFacts, role: str) -> Finding:

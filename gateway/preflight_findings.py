@@ -14,7 +14,8 @@ from typing import Final, Literal
 from transport.hypervisors.preflight_facts import Check, Inspection, Machine
 
 Severity = Literal["cannot", "attention", "unknown"]
-_NEEDS_LIVE: Final = frozenset({"running"})
+# libvirt moves a paused guest, too; with QMP the relay runs it at its one place in the end.
+_MOVABLE: Final = {"qmp": frozenset({"running"}), "libvirt": frozenset({"running", "paused"})}
 _SAFE_CACHES: Final = frozenset({"none", "directsync", ""})
 _WHO: Final = {
     "uuid_free": "operator of the destination host",
@@ -44,7 +45,7 @@ def source_findings(source: Inspection, host: str) -> Iterator[Finding]:
         said = source.trouble or "says nothing"
         yield Finding("source_unknown", "unknown", "operator of the source host", f"{host}: {said}")
         return
-    if machine.state not in _NEEDS_LIVE:
+    if machine.state not in _MOVABLE[machine.kind]:
         message = f"the VM is {machine.state} on {host}; only a running guest can be moved"
         yield Finding("not_running", "cannot", "owner of the VM", message)
     for reason in machine.blocked:
@@ -58,12 +59,14 @@ def source_findings(source: Inspection, host: str) -> Iterator[Finding]:
             yield Finding("disk_cache", "attention", "owner of the VM", message)
 
 
-def destination_findings(machine: Machine, destination: Inspection, host: str) -> Iterator[Finding]:
-    """What the destination has against this VM."""
+def destination_findings(
+    machine: Machine, destination: Inspection, host: str, *, copies_disks: bool = False
+) -> Iterator[Finding]:
+    """What the destination has against this VM. `copies_disks`: what it lacks of them may be made on the way."""
     if machine.kind == "libvirt":
         if not destination.checks:
             yield _nothing_said(destination, host)
-        yield from (found for check in destination.checks if (found := _of_check(check, host)) is not None)
+        yield from (f for check in destination.checks if (f := _of_check(check, host, copies_disks)) is not None)
         return
     if destination.machine is None:
         message = f"no QEMU waits for the VM on {host} ({destination.trouble or 'nothing was said'})"
@@ -77,10 +80,12 @@ def _nothing_said(destination: Inspection, host: str) -> Finding:
     return Finding("destination_unknown", "unknown", "operator of the destination host", f"{host}: {said}")
 
 
-def _of_check(check: Check, host: str) -> Finding | None:
+def _of_check(check: Check, host: str, copies_disks: bool) -> Finding | None:
     if check.passed:
         return None
     severity: Severity = "unknown" if check.passed is None else "cannot"
+    if check.code == "storage" and copies_disks:
+        severity = "attention"  # libvirt makes an image in a pool of its own; elsewhere an operator does
     who = _WHO.get(check.code, "operator of the destination host")
     return Finding(check.code, severity, who, f"{host}: {check.detail}")
 

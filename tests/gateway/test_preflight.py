@@ -21,6 +21,7 @@ from tests.transport.hypervisors.libvirtd import Libvirtd, running_libvirtd
 from transport.hypervisors.libvirt_preflight import destination_checks, machine_of, read_machine
 from transport.hypervisors.preflight_facts import Check, Disk, Inspection, Machine
 from transport.hypervisors.virsh import Virsh
+from transport.libvirt_rpc.domain_xml import DomainRules
 from transport.relay.config import load_relay_config
 from transport.relay.host import open_host
 from transport.relay.service import serve_relay
@@ -105,6 +106,11 @@ def test_a_libvirt_destination_passes_fails_or_does_not_know() -> None:
     )
     found = list(destination_findings(DOMAIN, Inspection(checks=checks), "b"))
     assert codes(found) == {("cpu", "cannot"), ("network", "unknown")}
+    missing = Inspection(checks=(Check(code="storage", passed=False, detail="vda is missing"),))
+    assert codes(list(destination_findings(DOMAIN, missing, "b"))) == {("storage", "cannot")}
+    assert codes(list(destination_findings(DOMAIN, missing, "b", copies_disks=True))) == {("storage", "attention")}
+    paused = Inspection(machine=msgspec.structs.replace(DOMAIN, state="paused"))
+    assert list(source_findings(paused, "a")) == []  # libvirt moves it as it is
     (nothing,) = destination_findings(DOMAIN, Inspection(trouble="no libvirt"), "b")
     assert (nothing.code, nothing.severity) == ("destination_unknown", "unknown")
 
@@ -121,6 +127,12 @@ XML = f"""
 <interface type='network'><source network='prod'/></interface>
 <interface type='bridge'><source bridge='br0'/></interface>
 <hostdev mode='subsystem' type='pci'><source><address bus='0x01' slot='0x00' function='0x0'/></source></hostdev>
+<hostdev type='usb'><source><vendor id='0x1050'/><product id='0x0407'/></source></hostdev>
+<interface type='hostdev'><source><address type='pci' domain='0x0000' bus='0x3b' slot='0x10' function='0x1'/></source>
+</interface>
+<disk type='nvme' device='disk'><source type='pci'><address domain='0x0000' bus='0x04' slot='0x00' function='0x0'/>
+</source><target dev='vdc'/></disk>
+<shmem name='x'><model type='ivshmem-plain'/></shmem>
 </devices></domain>
 """
 
@@ -131,8 +143,14 @@ def test_a_domains_needs_are_read_from_its_xml() -> None:
     assert (machine.memory_bytes, machine.hugepage_kib, machine.vcpus) == (512 << 20, 1 << 20, 2)
     assert (machine.networks, machine.bridges) == (("prod",), ("br0",))
     assert machine.secrets == ("0a81f5b2-8403-7b23-c8d6-21ccc2f80d6f",)
-    assert machine.disks == (Disk(name="vda", path="/srv/web.qcow2", format="qcow2", cache="writeback"),)
-    assert machine.blocked == ("device hostdev:pci does not migrate",)
+    assert machine.disks[0] == Disk(name="vda", path="/srv/web.qcow2", format="qcow2", cache="writeback")
+    assert machine.blocked == (
+        "device hostdev:pci 0000:01:00.0 does not migrate: detach it first",
+        "device hostdev:usb 0x1050:0x0407 does not migrate: detach it first",
+        "device interface:hostdev 0000:3b:10.1 does not migrate: detach it first",
+        "device disk:nvme 0000:04:00.0 does not migrate: detach it first",
+        "device shmem:ivshmem-plain does not migrate: detach it first",
+    )
 
 
 @pytest.mark.real
@@ -159,6 +177,15 @@ async def test_a_real_libvirtd_answers_what_is_missing() -> None:
         }  # fmt: skip
         assert ("storage", "vda") in failed
         assert ("storage", "vdb") not in failed
+        rules = DomainRules(("/var/lib/libvirt/images/",), ("/usr/bin/kvm",), ("default",))
+        checks = await destination_checks(UUID_WEB, needs, virsh, rules)
+        assert {check.detail for check in checks if check.code == "arrival"} == {
+            "disk '/nowhere/web.qcow2' is not in hypervisor.domain_paths of the relay here",
+            "disk '/etc/hostname' is not in hypervisor.domain_paths of the relay here",
+            "network 'prod' is not in hypervisor.networks of the relay here",
+            "network 'br-nowhere' is not in hypervisor.networks of the relay here",
+            "emulator '/usr/bin/qemu-system-x86_64' is not in hypervisor.emulators of the relay here",
+        }
 
 
 @pytest.mark.real
@@ -296,3 +323,10 @@ async def test_a_site_can_ask_the_hosts_before_it_gives_a_permit(site: StarterSi
         (record,) = await running.records("migration.decision")
         assert (record["outcome"], record["details"]["not_admitted"]) == ("failed", "cannot_move")
         assert record["details"]["permit"] is None
+        wish = {"vm": UUID_WEB, "destination": "b", "ports": ["libvirt", "memory"], "token": running.token("alice")}
+        answer = await running.client("a").post("/v1/relay/admission", json=wish)
+        assert answer.json()["kind"] == "denied"
+        assert "the relay on b has not been heard of lately: start it" in answer.json()["message"]
+        # A host that has the VM not at all learns nothing of it.
+        answer = await running.client("c").post("/v1/relay/admission", json=wish)
+        assert "not on the host that asks" in answer.json()["message"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Final
 from xml.etree import ElementTree
@@ -13,10 +13,13 @@ from transport.hypervisors.errors import HypervisorError, HypervisorRefused
 from transport.hypervisors.libvirt_guests import devices_of, parse_domain
 from transport.hypervisors.preflight_facts import Check, Disk, Machine
 from transport.hypervisors.virsh import Virsh
+from transport.libvirt_rpc.domain_xml import DomainRules
 
 _UNITS: Final = {"b": 1, "bytes": 1, "KiB": 1 << 10, "k": 1 << 10, "MiB": 1 << 20, "M": 1 << 20, "GiB": 1 << 30}
 # These stop a migration whatever the destination has; others of `devices_of` depend on the versions.
-_NEVER: Final = ("hostdev:pci", "hostdev:usb", "hostdev:scsi", "interface:hostdev", "redirdev:", "shmem:", "disk:nvme")
+_NEVER: Final = {
+    "hostdev": ("pci", "usb", "scsi"), "interface": ("hostdev",), "redirdev": None, "shmem": None, "disk": ("nvme",),
+}  # fmt: skip
 
 
 async def machine_of(uuid: str, virsh: Virsh) -> Machine:
@@ -51,7 +54,7 @@ def read_machine(xml: str, state: str) -> Machine:
         memory_bytes=_bytes(domain.find("./memory")),
         hugepage_kib=(_bytes(page) >> 10 if page is not None else 2048) if hugepages is not None else 0,
         devices=devices,
-        blocked=tuple(f"device {each} does not migrate" for each in devices if each.startswith(_NEVER)),
+        blocked=tuple(_blockers(domain))[:32],
         disks=tuple(_disk(disk) for disk in domain.findall("./devices/disk")[:64]),
         networks=_sources(domain, "network"),
         bridges=_sources(domain, "bridge"),
@@ -59,8 +62,36 @@ def read_machine(xml: str, state: str) -> Machine:
     )
 
 
-async def destination_checks(uuid: str, machine: Machine, virsh: Virsh) -> tuple[Check, ...]:
-    """What stands in the way here. What cannot be found out is said as such. Never raises HypervisorError."""
+def _blockers(domain: ElementTree.Element) -> Iterator[str]:
+    """Devices that do not migrate, each by the name under which its owner knows it."""
+    for device in domain.iterfind("./devices/*"):
+        kinds = _NEVER.get(device.tag, ())
+        kind = device.get("type") or next((each.get("type", "") for each in device.findall("model")), "")
+        if kinds is None or kind in kinds:
+            yield f"device {device.tag}:{kind}{_host_name(device)} does not migrate: detach it first"[:1024]
+
+
+def _host_name(device: ElementTree.Element) -> str:
+    """The host's own name of a device: a PCI address, a USB vendor and product, or another address; " " before it."""
+    address = device.find("./source/address")
+    vendor, product = device.find("./source/vendor"), device.find("./source/product")
+    if vendor is not None and product is not None:
+        return f" {vendor.get('id', '')}:{product.get('id', '')}"
+    if address is None:
+        return ""
+    parts = [address.get(each, "0x0").removeprefix("0x") for each in ("domain", "bus", "slot", "function")]
+    if address.get("slot") is None:
+        return " " + " ".join(f"{key} {value}" for key, value in sorted(address.attrib.items()))
+    return f" {parts[0]:0>4}:{parts[1]:0>2}:{parts[2]:0>2}.{parts[3]}"
+
+
+async def destination_checks(
+    uuid: str, machine: Machine, virsh: Virsh, rules: DomainRules | None = None
+) -> tuple[Check, ...]:
+    """What stands in the way here. What cannot be found out is said as such. Never raises HypervisorError.
+
+    `rules`: what this host's relay will let an arriving domain name, if it looks at that.
+    """
     checks: list[Check] = []
     for look in (
         _not_here, _machine_type, _cpu, _memory, _networks, _secrets,
@@ -73,6 +104,8 @@ async def destination_checks(uuid: str, machine: Machine, virsh: Virsh) -> tuple
     checks += [_disk_path(disk) for disk in machine.disks if disk.path]
     if machine.hugepage_kib:
         checks.append(_hugepages(machine))
+    if rules is not None:
+        checks += _arrival(machine, rules)
     return tuple(checks[:256])
 
 
@@ -159,6 +192,22 @@ async def _secrets(_uuid: str, machine: Machine, virsh: Virsh) -> list[Check]:
 def _bridge(name: str) -> Check:
     there = "/" not in name and (Path("/sys/class/net") / name).exists()
     return Check(code="bridge", passed=there, detail=f"bridge {name!a} is {'there' if there else 'missing'} here")
+
+
+def _arrival(machine: Machine, rules: DomainRules) -> Iterator[Check]:
+    """What the relay here would refuse in Prepare, said before (docs/libvirt.md)."""
+    refused = [f"disk {disk.path!a}: domain_paths" for disk in machine.disks if not _may_stand(disk.path, rules)]
+    plugged = (*machine.networks, *machine.bridges)
+    refused += [f"network {name!a}: networks" for name in plugged if name not in rules.networks]
+    if machine.emulator not in rules.emulators:
+        refused.append(f"emulator {machine.emulator!a}: emulators")
+    for each in refused:
+        what, _, key = each.rpartition(": ")
+        yield Check(code="arrival", passed=False, detail=f"{what} is not in hypervisor.{key} of the relay here"[:1024])
+
+
+def _may_stand(path: str, rules: DomainRules) -> bool:
+    return not path or rules.allow_path(path)
 
 
 def _disk_path(disk: Disk) -> Check:

@@ -95,6 +95,11 @@ class DomainRules:
     allow_network_disks: bool = False
     allow_qemu_namespace: bool = False
 
+    def allow_path(self, path: str) -> bool:
+        """Whether a file or device of this name may be used; an emulator is another matter."""
+        folders = [allowed.rstrip("/") for allowed in self.paths]
+        return posixpath.normpath(path) == path and any(path == at or path.startswith(f"{at}/") for at in folders)
+
 
 @dataclass(frozen=True, slots=True)
 class DomainIdentity:
@@ -187,8 +192,7 @@ def _check_path(what: str, path: str, rules: DomainRules) -> None:
         return
     if what == "backend" and path in _ENTROPY:
         return
-    folders = [allowed.rstrip("/") for allowed in rules.paths]
-    if posixpath.normpath(path) != path or not any(path == at or path.startswith(f"{at}/") for at in folders):
+    if not rules.allow_path(path):
         raise _refused(f"its {what} {path!a} is outside hypervisor.domain_paths of the destination's relay")
 
 

@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from transport.errors import ConfigurationError
+from transport.libvirt_rpc.domain_xml import DomainRules
 
 Seconds = Annotated[float, Meta(gt=0, le=30 * 86400)]
 Count = Annotated[int, Meta(ge=1, le=65536)]
@@ -102,6 +103,16 @@ class HypervisorSection(_Section, frozen=True):
     networks: tuple[str, ...] = ("default",)
     allow_network_disks: bool = False
     allow_qemu_namespace: bool = False
+
+    @property
+    def domain_rules(self) -> DomainRules:
+        return DomainRules(
+            paths=self.domain_paths,
+            emulators=self.emulators,
+            networks=self.networks,
+            allow_network_disks=self.allow_network_disks,
+            allow_qemu_namespace=self.allow_qemu_namespace,
+        )
 
 
 class FrontDestination(_Section, frozen=True):

@@ -24,7 +24,6 @@ from policy.permit import PermitKey, VerifiedPermit
 from transport.errors import ConfigurationError, OfferRefused, RefusalCode
 from transport.hypervisors.moving import AS_CONFIGURED, PLAIN, How, Movement
 from transport.hypervisors.qemu import MigrationSettings
-from transport.libvirt_rpc.domain_xml import DomainRules
 from transport.libvirt_rpc.framing import Packet
 from transport.relay.address_book import AddressBookFile
 from transport.relay.bandwidth import HostBandwidth, Pace
@@ -164,7 +163,7 @@ class RelayHost:
             return LibvirtDestination(
                 Path(section.libvirt_socket),
                 vm,
-                self.domain_rules,
+                section.domain_rules,
                 limits.hypervisor_seconds,
                 limits.migration_deadline_seconds,
                 facts,
@@ -180,17 +179,6 @@ class RelayHost:
     def _refusing(self, permit: VerifiedPermit) -> Callable[[str, Packet | None], None]:
         source, vm = permit.claims.source, permit.claims.vm
         return lambda cause, call: self.refused_calls.note(refused_call("destination", source, cause, call, vm))
-
-    @property
-    def domain_rules(self) -> DomainRules:
-        section = self.config.hypervisor
-        return DomainRules(
-            paths=section.domain_paths,
-            emulators=section.emulators,
-            networks=section.networks,
-            allow_network_disks=section.allow_network_disks,
-            allow_qemu_namespace=section.allow_qemu_namespace,
-        )
 
 
 def _witness_keys(files: Sequence[str]) -> Iterator[CosignerKey]:

@@ -35,7 +35,8 @@ async def inspect_destination(config: RelayConfig, vm: str, wanted: Machine) -> 
             if not (uri := libvirt_uri(config)):
                 return Inspection(trouble="the VM is libvirt's at its source, and this relay knows no libvirt")
             virsh = Virsh(uri, config.placement.virsh, seconds=SECONDS / 2)
-            return Inspection(checks=await libvirt_preflight.destination_checks(vm, wanted, virsh))
+            rules = config.hypervisor.domain_rules if config.hypervisor.kind == "libvirt" else None
+            return Inspection(checks=await libvirt_preflight.destination_checks(vm, wanted, virsh, rules))
     except (HypervisorError, trio.TooSlowError) as error:
         return Inspection(trouble=_words(error))
 

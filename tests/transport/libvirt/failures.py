@@ -201,6 +201,9 @@ def with_relays(pair: Pair, kind: Kind, host: str, moment: str, victim: str) -> 
         if victim.startswith("relay"):
             pair.start_relay(pair.host(victim[-1]))
         revive(pair, victim)
+        # It may go on after all: a lost connection is made again.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            mover.wait(SETTLED_SECONDS)
         return outcome_of(pair, guest, SETTLED_SECONDS)
     finally:
         mover.kill()
