@@ -21,7 +21,7 @@ plugins=/usr/lib/$(uname -m)-linux-gnu/rsyslog
 receivers="rsyslogd=rsyslog $plugins/lmnsd_ossl.so=rsyslog-openssl $plugins/imrelp.so=rsyslog-relp lognormalizer=liblognorm-utils"
 search="mvn=maven javac=openjdk-17-jdk-headless"
 # Two libvirt daemons in namespaces of their own; the packages start no service here, and none is wanted.
-libvirt="libvirtd=libvirt-daemon virsh=libvirt-clients ip=iproute2 unshare=util-linux"
+libvirt="libvirtd=libvirt-daemon virsh=libvirt-clients ip=iproute2 unshare=util-linux nft=nftables"
 libvirt="$libvirt /usr/lib/$(uname -m)-linux-gnu/libvirt/connection-driver/libvirt_driver_qemu.so=libvirt-daemon-driver-qemu"
 bindings="/usr/lib/python3/dist-packages/libvirt.py=python3-libvirt" # by which orchestrators call libvirt
 # What the packages of this project are checked by: units, AppArmor profile, SELinux module.

@@ -3,24 +3,40 @@
 from __future__ import annotations
 
 import socket
+import struct
 import sys
 from pathlib import Path
 
 _LOCAL, _REMOTE, _UID, _INODE = 1, 2, 7, 9  # columns
+_ORIGINAL_DESTINATION = 80  # SO_ORIGINAL_DST of linux/netfilter_ipv4.h
+_SOCKADDR_IN = struct.Struct("!2xH4s8x")
 
 
 def peer_uid(local: socket.socket) -> int | None:
     """The user id of the peer's socket; None if the table has no such connection, or nobody holds its end any more.
 
     A socket that its owner has closed stands there as root's, without an inode, while what it sent can still be read.
+    Where a rule of this host's packet filter led the peer here (docs/libvirt.md), its socket has the address that it
+    dialled.
     """
-    theirs, ours = _column(local.getpeername()), _column(local.getsockname())
+    theirs, ours = _column(local.getpeername()), {_column(local.getsockname()), _dialled(local)}
     table = Path("/proc/net/tcp6" if local.family == socket.AF_INET6 else "/proc/net/tcp")
     for line in table.read_text().splitlines()[1:]:
         columns = line.split()
-        if columns[_LOCAL] == theirs and columns[_REMOTE] == ours:
+        if columns[_LOCAL] == theirs and columns[_REMOTE] in ours:
             return int(columns[_UID]) if columns[_INODE] != "0" else None
     return None
+
+
+def _dialled(local: socket.socket) -> str:
+    """What the peer dialled, if it was led here from another address; "" if not."""
+    if local.family != socket.AF_INET:
+        return ""
+    try:
+        port, address = _SOCKADDR_IN.unpack(local.getsockopt(socket.SOL_IP, _ORIGINAL_DESTINATION, _SOCKADDR_IN.size))
+    except OSError:  # it was not
+        return ""
+    return _column((socket.inet_ntoa(address), port))
 
 
 def _column(name: tuple[str, int]) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import subprocess
+import time
 
 import pytest
 
 from gateway.demo.guest import count_passes
-from tests.transport.libvirt.hosts import Pair, make_disk
+from tests.transport.libvirt.hosts import MEMORY_MIB, Pair, make_disk
 
 pytestmark = [pytest.mark.real, pytest.mark.whole]
 
@@ -29,6 +30,16 @@ def test_a_guest_moves_and_goes_on_counting_without_a_gap(pair: Pair, mode: str)
     assert pair.b.state(guest) == "running" or mode.startswith("direct")
     pair.wait_runs_only(guest, pair.b)
     count_passes(guest.printed(pair.a) + guest.printed(pair.b))
+    pair.b.virsh("destroy", guest.name)
+
+
+def test_virshs_own_bandwidth_is_kept(pair: Pair) -> None:
+    guest = pair.guest(pair.a)
+    began = time.monotonic()
+    code, said = pair.a.migrate(guest, "--live", "--p2p", "--bandwidth", "32")
+    assert code == 0, said
+    assert time.monotonic() - began > MEMORY_MIB / 32 * 0.8
+    pair.wait_runs_only(guest, pair.b)
     pair.b.virsh("destroy", guest.name)
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,7 +19,7 @@ import pytest
 
 from gateway.starter import HostPlan, Site, VmPlan, lay_out_site
 from policy.identity.local import ScryptCost
-from tests.transport.libvirt.hosts import Guest, Host, Pair, Relay, require_programs, two_hosts, wait_for
+from tests.transport.libvirt.hosts import Guest, Host, Pair, Relay, make_disk, require_programs, two_hosts, wait_for
 
 pytestmark = [pytest.mark.real, pytest.mark.whole]
 
@@ -224,6 +226,57 @@ def test_sealane_migrate_moves_a_domain_by_its_name_and_shows_its_receipt(whole:
     pair.b.virsh("destroy", guest.name)
 
 
+def test_an_operator_sees_how_far_libvirt_is_and_the_permits_limit_is_kept(whole: Whole) -> None:
+    pair = whole.pair
+    guest = pair.guest(pair.a, known=WEB)
+    whole.sign_in("alice")
+    whole.wait_settled()
+    wait_for(lambda: is_reported(whole, "a"), "the gateway knows from the relay that libvirt of host a has it")
+    limit = 30_000_000
+    move = f"{SEALANE} migrate web --to b --reason CHG-12 --bandwidth-bytes-per-second {limit}"
+    began = time.monotonic()
+    done = subprocess.run(  # on a terminal: there is no bar without one
+        pair.a.inside("env", f"HOME={whole.home}", "TERM=xterm", "COLUMNS=120", "script", "-qec", move, "/dev/null"),
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    seconds = time.monotonic() - began
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "COMPLETED" in done.stdout
+    assert len(set(re.findall(r"([0-9.]+ [KM]iB) remaining", done.stdout))) > 1  # it moved on while it was looked at
+    assert re.search(r"[0-9.]+ [KM]iB/s", done.stdout)
+    carried = float(re.search(r"carried +([0-9.]+) MiB", done.stdout)[1]) * (1 << 20)  # type: ignore[index]
+    assert carried > 60 << 20
+    assert carried / seconds < limit * 1.1
+    pair.wait_runs_only(guest, pair.b)
+    pair.b.virsh("destroy", guest.name)
+
+
+def test_check_says_of_a_domain_what_stands_in_its_way_and_touches_nothing(whole: Whole) -> None:
+    pair = whole.pair
+    disk = make_disk(pair.a, "only-here", None)
+    guest = pair.guest(pair.a, known=WEB, devices=disk)
+    whole.sign_in("alice")
+    with contextlib.ExitStack() as stack:
+        lead_to_gateway(stack, pair)
+        wait_for(lambda: is_reported(whole, "a") and answers(whole, "b"), "both relays answer the gateway")
+        said = whole.sealane("migrate", "web", "--to", "b", "--check")
+        found = {each["code"]: each for each in said["preflight"]["findings"]}  # type: ignore[index]
+        assert said["outcome"] == "cannot_move", said
+        assert said["decision"]["allowed"] is True  # type: ignore[index]
+        assert found["storage"]["severity"] == "cannot"
+        assert "/var/lib/libvirt/only-here.img is missing here" in found["storage"]["message"]
+        assert "hypervisor.domain_paths of the relay here" in found["arrival"]["message"]
+        assert not any(each["code"] in {"machine_type", "memory", "uuid_free"} for each in found.values())
+        assert not pair.b.qemus(guest)
+        assert pair.running(guest) == ["a"]
+        pair.a.virsh("destroy", guest.name)
+        pair.guest(pair.a, known=WEB)
+        wait_for(lambda: is_reported(whole, "a"), "the gateway knows that it runs again")
+        said = whole.sealane("migrate", "web", "--to", "b", "--check")
+        assert said["outcome"] == "allowed", said
+    pair.a.virsh("destroy", guest.name)
+
+
 HOSTILE = """
 import sys
 from transport.libvirt_rpc.procedures import Procedure
@@ -255,9 +308,7 @@ def test_a_source_relay_that_was_taken_over_gains_nothing_and_is_on_record(whole
     pair, folder = whole.pair, whole.pair.folder
     guest = pair.guest(pair.b, known=WEB)
     with contextlib.ExitStack() as stack:
-        gate = folder / "gateway.sock"
-        lead(stack, pair.a, f"UNIX-LISTEN:{gate},fork,mode=666", f"TCP:{GATEWAY}")
-        lead(stack, pair.b, f"TCP-LISTEN:{GATEWAY.partition(':')[2]},bind=127.0.0.1,fork,reuseaddr", f"UNIX:{gate}")
+        lead_to_gateway(stack, pair)
         honest = pair.b.relay
         assert honest is not None
         honest.stop()
@@ -297,6 +348,19 @@ def refused_by_destination(whole: Whole) -> list[dict[str, Any]]:
 
     wait_for(are_recorded, "records of all that was refused")
     return found
+
+
+def lead_to_gateway(stack: contextlib.ExitStack, pair: Pair) -> None:
+    """A way from host b to the gateway, which is on host a."""
+    gate = pair.folder / "gateway.sock"
+    gate.unlink(missing_ok=True)
+    lead(stack, pair.a, f"UNIX-LISTEN:{gate},fork,mode=666", f"TCP:{GATEWAY}")
+    lead(stack, pair.b, f"TCP-LISTEN:{GATEWAY.partition(':')[2]},bind=127.0.0.1,fork,reuseaddr", f"UNIX:{gate}")
+
+
+def answers(whole: Whole, host: str) -> bool:
+    known: Any = whole.sealane("hosts", host).get("hosts", [])
+    return any(each["relay_reachable"] for each in known)
 
 
 def lead(stack: contextlib.ExitStack, host: Host, listening: str, target: str) -> None:
