@@ -5,6 +5,7 @@ ca.key    private key, 0600, in the clear or with a passphrase, or the name of o
 crl.pem   what is revoked, under a number that only grows
 root.pem  of an issuing CA only: the root above it, its CRL `root-crl.pem` as it was last brought here, and both CAs
           in `bundle.pem`
+introductions.pem   of a root that followed another, and of the issuing CAs below it: see `certs.introduction`
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from certs.files import (
     write_private_key,
 )
 from certs.identity import ServiceId, SpiffeId, require_trust_domain
+from certs.introduction import MAX_INTRODUCTIONS
 from certs.pkcs11 import signing_key, token_key
 from certs.verification import crl_number_of
 
@@ -45,6 +47,9 @@ CRL_LIFETIME = timedelta(days=7)
 ISSUING_LIFETIME = timedelta(days=366)
 OFFLINE_CRL_LIFETIME = timedelta(days=180)  # of a root whose key is away: somebody must fetch it for each CRL
 CLOCK_SKEW = timedelta(minutes=5)  # what we issue is valid this much earlier, for clocks that are behind
+INTRODUCTIONS = "introductions.pem"
+NEXT_TLS = "gateway-tls.pem"  # what a new root certified for the gateway that there is
+BROUGHT_BY_ROOT = (INTRODUCTIONS, NEXT_TLS)  # from its folder into those of issuing CAs, with which the gateway gets it
 _SCHEME = "spiffe://"
 
 
@@ -111,7 +116,31 @@ class Authority:
         write_atomically(directory / "root.pem", root)
         write_atomically(directory / "bundle.pem", root + certificate.public_bytes(Encoding.PEM))
         write_atomically(directory / "root-crl.pem", self.crl_file.read_bytes())
+        for name in BROUGHT_BY_ROOT:
+            if (self.directory / name).exists():
+                write_atomically(directory / name, (self.directory / name).read_bytes())
         return issuing
+
+    def create_successor(
+        self,
+        directory: Path,
+        now: datetime,
+        passphrase: bytes | None = None,
+        token_file: Path | None = None,
+    ) -> Authority:
+        """The next root, in an empty folder, which this one introduces. Raises `KeyFileError` or `CredentialError`."""
+        if not self.is_root:
+            raise CredentialError(self.directory / "ca.pem", "is no root", "give the folder of the root")
+        successor = Authority.create(directory, self.trust_domain, now, passphrase, token_file)
+        ends = min(self.certificate.not_valid_after_utc, successor.certificate.not_valid_after_utc)
+        name, key = successor.certificate.subject, successor._key
+        builder = _authority(name, self.certificate.subject, key, self.trust_domain, now, ends, path_length=1)
+        introduction = builder.add_extension(self._authority_key_id(), critical=False).sign(self._key, hashes.SHA256())
+        former = self.directory / INTRODUCTIONS
+        chain = (*(read_certificates(former) if former.exists() else ()), introduction)[-MAX_INTRODUCTIONS:]
+        pem = b"".join(each.public_bytes(Encoding.PEM) for each in chain)
+        write_atomically(directory / INTRODUCTIONS, pem)
+        return successor
 
     @classmethod
     def load(cls, directory: Path, passphrase: bytes | None = None) -> Authority:
@@ -169,21 +198,21 @@ class Authority:
         """Revoke a certificate and publish at once; the new CRL's number. Relays must still be given the file."""
         return self.revoke_all([serial], now)
 
-    def revoke_all(self, serials: Sequence[int], now: datetime, lifetime: timedelta = CRL_LIFETIME) -> int:
-        """The same for several at once, in one CRL."""
+    def revoke_all(
+        self, serials: Sequence[int], now: datetime, lifetime: timedelta = CRL_LIFETIME, at_least: int = 0
+    ) -> int:
+        """The same for several at once, in one CRL, whose number is `at_least` that."""
         with self._locked():
             revoked, number = self._read_crl()
             for serial in serials:
                 revoked.setdefault(serial, now)
-            self._write_crl(revoked, number + 1, now, lifetime)
-            return number + 1
+            number = max(number + 1, at_least)
+            self._write_crl(revoked, number, now, lifetime)
+            return number
 
-    def publish_crl(self, now: datetime, lifetime: timedelta = CRL_LIFETIME) -> int:
+    def publish_crl(self, now: datetime, lifetime: timedelta = CRL_LIFETIME, at_least: int = 0) -> int:
         """Write crl.pem anew, under the next number, with what is revoked; the new number."""
-        with self._locked():
-            revoked, number = self._read_crl()
-            self._write_crl(revoked, number + 1, now, lifetime)
-            return number + 1
+        return self.revoke_all((), now, lifetime, at_least)
 
     @property
     def _above(self) -> list[x509.Certificate]:

@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from certs.authority import HOST_LIFETIME, Authority, trust_domain_of
+from certs.authority import HOST_LIFETIME, NEXT_TLS, Authority, trust_domain_of
 from certs.errors import CredentialError, IdentityError
 from certs.files import (
     read_certificates,
@@ -121,6 +121,41 @@ def init_issuing(
         return False
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     Authority.load(root, passphrase).create_issuing(directory, now, passphrase=own_passphrase, token_file=token_file)
+    return True
+
+
+def init_successor(  # noqa: PLR0913, PLR0917 - two roots, their keys
+    root: Path,
+    directory: Path,
+    gateway_tls: Path,
+    now: datetime,
+    passphrase: bytes | None = None,
+    own_passphrase: bytes | None = None,
+    token_file: Path | None = None,
+) -> bool:
+    """Make the root that follows `root` in `directory`, introduced by it; False if one is there.
+
+    `gateway_tls`: the gateway's certificate as it is; the new root certifies the same key and names, beside itself.
+    Raises `CertificateError`.
+    """
+    directory = directory.resolve()
+    if (directory / NEXT_TLS).exists():
+        Authority.load(directory, own_passphrase)
+        return False
+    held = read_certificates(gateway_tls)[0]
+    old = Authority.load(root, passphrase)
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if any(directory.iterdir()):
+        raise CredentialError(directory, "is not empty", "name a new folder; remove what a failed attempt left in it")
+    new = old.create_successor(directory, now, own_passphrase, token_file)
+    try:
+        names = held.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        raise CredentialError(gateway_tls, "has no names", "give the gateway's own certificate") from None
+    dns = names.get_values_for_type(x509.DNSName)
+    addresses = [str(address) for address in names.get_values_for_type(x509.IPAddress)]
+    chain = new.issue_gateway("gateway", held.public_key(), dns, addresses, now, FIRST_GATEWAY_LIFETIME)
+    write_atomically(directory / NEXT_TLS, _pem(chain))
     return True
 
 

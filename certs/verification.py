@@ -150,7 +150,10 @@ def _openssl_path(presented: Sequence[x509.Certificate], trust: Trust, now: date
     store = crypto.X509Store()
     store.set_time(now.astimezone(UTC))  # before the flags: it replaces the store's parameters
     trust.fill(store)
-    leaf, *others = (crypto.X509.from_cryptography(certificate) for certificate in presented)
+    try:
+        leaf, *others = (crypto.X509.from_cryptography(certificate) for certificate in presented)
+    except crypto.Error as error:  # it takes no text that is not UTF-8, which `cryptography` looks at later
+        raise PeerRefused(Check.MALFORMED, f"OpenSSL cannot read a certificate: {error}") from None
     try:
         path = crypto.X509StoreContext(store, leaf, others).get_verified_chain()
     except crypto.X509StoreContextError as error:

@@ -15,9 +15,17 @@ class HostsSeen:
 
     def __init__(self) -> None:
         self._certificates: dict[str, bytes] = {}
+        self._since: dict[str, float] = {}
 
-    def note(self, host: str, certificate_der: bytes) -> None:
-        self._certificates[host] = certificate_der
+    def note(self, host: str, certificate_der: bytes, now: float) -> None:
+        """`now`: Unix seconds."""
+        if self._certificates.get(host) != certificate_der:
+            self._certificates[host] = certificate_der
+            self._since[host] = now
+
+    def shown_since(self, host: str) -> float:
+        """When it first showed the certificate that it last showed, as far as this gateway has heard; 0 for never."""
+        return self._since.get(host, 0.0)
 
     def certificate(self, host: str) -> x509.Certificate | None:
         """What it last showed."""

@@ -42,6 +42,7 @@ PRIVILEGED_ACTIONS: Final = frozenset(
         "PublishPolicy",
         "EnrolHost",
         "RevokeHost",
+        "RollKey",
         "ExportAudit",
         "PruneLog",
     }

@@ -6,6 +6,7 @@ outlive the certificate, or the CRL by which it was accepted.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -19,6 +20,7 @@ from certs.files import read_certificates, read_crls
 from certs.identity import ServiceId, SpiffeId, spiffe_id_of
 from certs.verification import Trust, hosts_crl_number, verify_chain, verify_service
 from gateway.errors import RelayRefused, StartRefused
+from gateway.rollover.telling import NOTHING_ROLLS, Rolling
 from policy.inventory import Inventory
 
 log = structlog.get_logger("gateway.relays")
@@ -29,12 +31,16 @@ class HostTrust:
     """Anchors and CRLs for the certificates of hosts, as read from files; replaced as a whole at a reload."""
 
     trust: Trust
+    rolling: Rolling = NOTHING_ROLLS
 
     @classmethod
-    def load(cls, bundle: Path, crls: tuple[Path, ...]) -> HostTrust:
+    def load(
+        cls, bundles: tuple[Path, ...], crls: tuple[Path, ...], rolling: Callable[[], Rolling] = Rolling
+    ) -> HostTrust:
         """Errors: StartRefused, naming the file."""
         try:
-            return cls(_trust(read_certificates(bundle), tuple(crl for path in crls for crl in read_crls(path))))
+            found = tuple(dict.fromkeys(each for path in bundles for each in read_certificates(path)))
+            return cls(_trust(found, tuple(crl for path in crls for crl in read_crls(path))), rolling())
         except CertificateError as error:
             raise StartRefused(str(error)) from error
 

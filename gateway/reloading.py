@@ -42,7 +42,7 @@ def load_policy(config: GatewayConfig) -> Bundle:
 class Reloader:
     """Puts new files in force in the running pieces."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 - its pieces
         self,
         config: GatewayConfig,
         gate: Gate,
@@ -50,6 +50,7 @@ class Reloader:
         reporting: Reporting,
         server: HttpsServer,
         tls_files: Callable[[], TlsFiles],
+        host_trust: Callable[[], HostTrust],
     ) -> None:
         self._config = config
         self._gate = gate
@@ -57,7 +58,9 @@ class Reloader:
         self._reporting = reporting
         self._server = server
         self._tls_files = tls_files
+        self._host_trust = host_trust
         self.reload_delivery: Callable[[], list[str]] = list  # returns what was refused
+        self.after_tls: Callable[[], None] = lambda: None
         self._lock = trio.Lock()
 
     def in_force(self) -> dict[str, Any]:
@@ -106,9 +109,14 @@ class Reloader:
             self._gate.bell.ring()
             log.info("reloaded", refused=sorted(refused))
 
-    async def reload_tls(self) -> None:
-        """Only certificate, key, trust bundle and CRLs, all or none; what is refused stays. Errors: StartRefused."""
+    async def reload_tls(self, change: Callable[[], None] | None = None) -> None:
+        """Only certificate, key, trust bundle and CRLs, all or none; what is refused stays. Errors: StartRefused.
+
+        `change` is done to the files first, in a thread, while nobody else reads them; its errors are raised.
+        """
         async with self._lock:
+            if change is not None:
+                await trio.to_thread.run_sync(change)
             before = self._reporting.trust.crl_number
             await self._reload_tls()
             self._gate.bell.ring()
@@ -152,11 +160,11 @@ class Reloader:
 
     async def _reload_tls(self) -> list[str]:
         """Certificate, key, trust bundle and CRLs belong together; connections that are open are judged by the new."""
-        files = self._tls_files()
-        trust = HostTrust.load(files.client_trust_bundle, files.crls)
-        self._server.context = make_context(files)
+        trust, context = self._host_trust(), make_context(self._tls_files())
+        self._server.context = context
         self._reporting.put_in_force(trust)
         self._gate.minimum_crl_number = trust.crl_number
+        self.after_tls()
         return []
 
     async def _reload_siem(self) -> list[str]:

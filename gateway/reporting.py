@@ -23,6 +23,7 @@ from gateway.reading import Reading
 from gateway.receipts import SignedReceipt, read_body, receipt_details, verify_receipt
 from gateway.recording import Event, actor_of, host_actor, identity_of
 from gateway.relays import HostTrust
+from gateway.rollover.progress import Holdings
 from policy.facts import Context, Person, Question
 
 log = structlog.get_logger("gateway.reporting")
@@ -38,6 +39,7 @@ class Reporting:
         self._gate = gate
         self.put_in_force(trust)
         self.seen = HostsSeen()
+        self.holdings = Holdings()
         self._reading = reading
         self._receipts = trio.Lock()
 
@@ -45,7 +47,7 @@ class Reporting:
         self.trust = trust
         sites = self._gate.sites.by_domain.values() if self._gate.sites is not None else ()
         foreign = {site.trust_domain: texts for site in sites if (texts := site.crl_texts())}
-        self.told = told_trust(trust.trust, foreign)
+        self.told = told_trust(trust.trust, foreign, trust.rolling)
 
     async def progress(
         self, host: SpiffeId, migration_id: str, state: State, numbers: Mapping[str, Any], message: str | None

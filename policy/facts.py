@@ -19,7 +19,7 @@ from policy.errors import FactRefused
 VM_ACTIONS: Final = ("MigrateVm", "Evacuate", "BreakGlass", "OpenLibvirt")
 GATEWAY_ACTIONS: Final = (
     "CheckDecision", "ReadAudit", "ExportAudit", "ReadInventory", "ReadOwnMigrations", "CancelMigration",
-    "PublishPolicy", "EnrolHost", "RevokeHost", "ReadSiem", "ManageSiem", "PruneLog",
+    "PublishPolicy", "EnrolHost", "RevokeHost", "RollKey", "ReadSiem", "ManageSiem", "PruneLog",
 )  # fmt: skip
 BREAK_GLASS_ACTIONS: Final = ("EndBreakGlass", "ReadBreakGlass")  # about the gateway, as those above
 APPROVAL: Final = "ApproveBreakGlass"  # about a VM, but moves nothing

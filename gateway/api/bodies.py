@@ -50,6 +50,13 @@ class HostRevocation(Body):
     reason: Annotated[str, Field(min_length=1, max_length=1024)]
 
 
+class RolloverStep(Body):
+    """`force`: although hosts are not ready; the record says which."""
+
+    reason: Annotated[str, Field(min_length=1, max_length=1024)]
+    force: bool = False
+
+
 class KnownTrust(Body):
     known_version: Annotated[str, Field(max_length=64)] | None = None
 
@@ -117,9 +124,10 @@ class StepOfBreakGlass(Body):
 
 
 class Poll(Body):
-    """How long the answer may take when there is nothing to do."""
+    """How long the answer may take when there is nothing to do, and which keys and CAs the relay believes."""
 
     wait_seconds: Annotated[int, Field(ge=0, le=300)]
+    holds: Annotated[list[Annotated[str, Field(pattern=r"^[a-z]{1,8}:[0-9a-f]{0,64}$")]], Field(max_length=128)] = []
 
 
 class KnownHosts(Body):

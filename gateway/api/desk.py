@@ -27,6 +27,7 @@ from gateway.reading import Reading
 from gateway.refused_calls import RefusedCallsOnRecord
 from gateway.relays import relay_of
 from gateway.reporting import Reporting
+from gateway.rollover.steps import Rollovers
 from gateway.siem.oversight import Oversight
 from gateway.tile_reading import TileReading
 from policy.facts import Person
@@ -39,6 +40,7 @@ class Desk:
     gate: Gate
     office: Office | None
     evacuating: Evacuating | None
+    rollovers: Rollovers
     people: People
     issuers: Issuers
     reading: Reading
@@ -105,8 +107,9 @@ async def person_of(desk: AtDesk, bearer: Bearer, address: Address) -> Person:
 async def host_of(desk: AtDesk, request: Request) -> SpiffeId:
     """The host of the connection's client certificate. Errors: RelayRefused."""
     certificate = request.scope.get("state", {}).get("peer_certificate")
-    host = relay_of(certificate, desk.reporting.trust, desk.gate.inventory, desk.now())
-    desk.reporting.seen.note(str(host), certificate)
+    now = desk.now()
+    host = relay_of(certificate, desk.reporting.trust, desk.gate.inventory, now)
+    desk.reporting.seen.note(str(host), certificate, now.timestamp())
     return host
 
 

@@ -9,8 +9,9 @@ from fastapi import APIRouter, Path
 from starlette.responses import Response
 
 from gateway.api.answers import JsonAnswer
-from gateway.api.bodies import Enrolment, HostRevocation, TokenWish
+from gateway.api.bodies import Enrolment, HostRevocation, RolloverStep, TokenWish
 from gateway.api.desk import Address, Asking, AtDesk, office_of
+from gateway.rollover.steps import Step
 
 router = APIRouter()
 HostName = Annotated[str, Path(min_length=1, max_length=63)]
@@ -40,3 +41,17 @@ async def enrol(body: Enrolment, desk: AtDesk, address: Address) -> Response:
 async def revoke(name: HostName, body: HostRevocation, desk: AtDesk, person: Asking, address: Address) -> Response:
     """Needs RevokeHost. In force at this gateway once it answers, and at relays once their poll has returned."""
     return JsonAnswer(await office_of(desk).revoke(person, name, body.reason, address))
+
+
+@router.get("/v1/rollovers", summary="Which keys are rolled over, and how far it is")
+async def rollovers(desk: AtDesk, person: Asking, address: Address) -> Response:
+    """Needs RollKey."""
+    return JsonAnswer({"rollovers": await desk.rollovers.status(person, address)})
+
+
+@router.post("/v1/rollovers/{what}/{step}", summary="The next step of a rollover")
+async def roll_over(
+    what: HostName, step: Step, body: RolloverStep, desk: AtDesk, person: Asking, address: Address
+) -> Response:
+    """Needs RollKey. 409 while hosts are not ready for it, unless it is forced."""
+    return JsonAnswer(await desk.rollovers.take(person, what, step, body.reason, body.force, address))

@@ -38,9 +38,11 @@ App = Callable[[Any, Any, Any], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
+    """`client_bundles`: the configured one, then those of CAs that come or go."""
+
     certificate: Path
     private_key: Path
-    client_trust_bundle: Path
+    client_bundles: tuple[Path, ...]
     crls: tuple[Path, ...]
 
 
@@ -66,7 +68,7 @@ def make_context(files: TlsFiles) -> ssl.SSLContext:
         raise StartRefused(
             f"{files.certificate}, {files.private_key}: no usable certificate and key: {error}"
         ) from error
-    for path in (files.client_trust_bundle, *files.crls):
+    for path in (*files.client_bundles, *files.crls):
         try:
             context.load_verify_locations(cafile=path)
         except (OSError, ValueError) as error:

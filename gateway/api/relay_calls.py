@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -37,6 +38,7 @@ router = APIRouter()
 
 @router.post("/v1/relay/poll", summary="What this host is to do; waits for it")
 async def poll(body: Poll, desk: AtDesk, host: Relay) -> Response:
+    desk.reporting.holdings.note(str(host), body.holds)
     wait_seconds = min(body.wait_seconds, desk.poll_seconds)
     assignments = await desk.gate.dispatch.poll(str(host), wait_seconds)
     # Said with each assignment: a relay that lacks the newest CRL fetches it before it begins.
@@ -49,6 +51,7 @@ async def trust(body: KnownTrust, desk: AtDesk, host: Relay) -> Response:  # noq
     if body.known_version == told.version:
         return JsonAnswer(None)
     document: dict[str, Any] = {"version": told.version, "roots": told.roots, "crls": told.crls}
+    document |= asdict(told.rolling)
     if told.foreign_crls:  # left out otherwise: a relay of an earlier version knows nothing of it
         document["foreign_crls"] = told.foreign_crls
     return JsonAnswer(document)

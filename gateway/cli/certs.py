@@ -40,7 +40,7 @@ DirectoryArgument = Annotated[Path, typer.Argument(metavar="DIR", help="The CA's
 
 
 @contextmanager
-def _said_plainly() -> Iterator[None]:
+def said_plainly() -> Iterator[None]:
     from certs.errors import CertificateError, CredentialError, KeyFileError
 
     try:
@@ -54,7 +54,7 @@ def _said_plainly() -> Iterator[None]:
         raise BadConfiguration(f"{error}", OPERATOR, "check the folder and its permissions") from error
 
 
-def _passphrase(file: Path | None) -> bytes | None:
+def passphrase_of(file: Path | None) -> bytes | None:
     from certs.files import read_passphrase
 
     return None if file is None else read_passphrase(file)
@@ -93,9 +93,9 @@ def init(  # noqa: PLR0913, PLR0917 - its options
     names = dns or ([] if ip else ["localhost"])
     addresses = ip or ([] if dns else ["127.0.0.1"])
     origin = log_origin or f"{trust_domain}/audit"
-    with _said_plainly():
+    with said_plainly():
         made = layout.init(
-            directory, trust_domain, origin, names, addresses, datetime.now(UTC), _passphrase(passphrase_file), pkcs11
+            directory, trust_domain, origin, names, addresses, datetime.now(UTC), passphrase_of(passphrase_file), pkcs11
         )
     if as_json:
         outcome = "created" if made else "exists"
@@ -134,9 +134,9 @@ def init_issuing(
     """
     from certs import layout
 
-    with _said_plainly():
-        own = _passphrase(passphrase_file)
-        made = layout.init_issuing(root, directory, datetime.now(UTC), _passphrase(root_passphrase_file), own, pkcs11)
+    with said_plainly():
+        own = passphrase_of(passphrase_file)
+        made = layout.init_issuing(root, directory, datetime.now(UTC), passphrase_of(root_passphrase_file), own, pkcs11)
     if as_json:
         print_json({"outcome": "created" if made else "exists", "directory": str(directory), "root": str(root)})
     elif made:
@@ -168,9 +168,9 @@ def publish_crl(
     """
     from certs.authority import Authority
 
-    with _said_plainly():
+    with said_plainly():
         serials = [int(serial, 16) for serial in revoke or ()]
-        authority = Authority.load(directory, _passphrase(passphrase_file))
+        authority = Authority.load(directory, passphrase_of(passphrase_file))
         number = authority.revoke_all(serials, datetime.now(UTC), timedelta(days=days))
     if as_json:
         print_json({"outcome": "published", "file": str(authority.crl_file), "crl_number": number})
@@ -195,8 +195,8 @@ def issue(
     """
     from certs import layout
 
-    with _said_plainly():
-        layout.issue_host(directory, name, datetime.now(UTC), timedelta(hours=hours), _passphrase(passphrase_file))
+    with said_plainly():
+        layout.issue_host(directory, name, datetime.now(UTC), timedelta(hours=hours), passphrase_of(passphrase_file))
     made = directory / "hosts" / name
     if as_json:
         print_json({"outcome": "issued", "host": name, "directory": str(made), "lifetime_hours": hours})
@@ -223,7 +223,7 @@ def issue_service(
     from certs import layout
     from certs.identity import service_id_of
 
-    with _said_plainly():
+    with said_plainly():
         leaf = layout.issue_service(directory, name, datetime.now(UTC), timedelta(hours=hours))
         service = str(service_id_of(leaf))
     made = directory / "services" / name
@@ -286,7 +286,7 @@ def show(directory: DirectoryArgument, as_json: JsonOption = False) -> None:
     """
     from certs import layout
 
-    with _said_plainly():
+    with said_plainly():
         facts = layout.describe(directory, datetime.now(UTC))
     if as_json:
         print_json({"directory": str(directory), "files": [_document(fact) for fact in facts]})

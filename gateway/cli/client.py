@@ -36,6 +36,8 @@ from gateway.cli.replies import (
     NamedReply,
     QuarantineReply,
     RecordsReply,
+    RolloverReply,
+    RolloversReply,
     SiemJob,
     SinkReply,
     SinksReply,
@@ -141,6 +143,15 @@ class GatewayClient:
         """In force at the gateway once it returns."""
         path = f"/v1/hosts/{quote(host, safe='')}/revocation"
         return _decode(self._ask("POST", path, body={"reason": reason}), dict[str, Any])
+
+    def rollovers(self) -> list[RolloverReply]:
+        """Of each key that this gateway can roll over."""
+        return _decode(self._ask("GET", "/v1/rollovers"), RolloversReply).rollovers
+
+    def roll_over(self, what: str, step: str, reason: str, force: bool) -> RolloverReply:
+        """In force at the gateway once it returns."""
+        path = f"/v1/rollovers/{quote(what, safe='')}/{quote(step, safe='')}"
+        return _decode(self._ask("POST", path, body={"reason": reason, "force": force}), RolloverReply)
 
     def ask_to_break_glass(self, body: Mapping[str, Any]) -> GrantReply:
         """Recorded, and waiting for a second person."""

@@ -31,6 +31,7 @@ from gateway.cli import (
     policy_compare,
     policy_workshop,
     reconcile,
+    rollover,
     serve,
     session,
     siem,
@@ -106,6 +107,7 @@ app.add_typer(audit.app, name="audit")
 certs.app.command("token")(enrolment.token)
 certs.app.command("revoke")(enrolment.revoke)
 serve.relay_app.command("enrol")(enrolment.enrol)
+certs.app.add_typer(rollover.app, name="rollover")
 app.add_typer(certs.app, name="certs")
 siem.app.command("reconcile-file")(siem_files.reconcile_file)
 app.add_typer(siem.app, name="siem")

@@ -38,6 +38,29 @@ class EnrolmentTokenReply(msgspec.Struct, frozen=True):
     expires: int
 
 
+class RolloverProgress(msgspec.Struct, frozen=True):
+    """`lacking`: why some of the hosts that are not ready are not."""
+
+    hosts: int
+    ready: int
+    lacking: dict[str, str]
+
+
+class RolloverReply(msgspec.Struct, frozen=True):
+    """`left`: what to do with what a step leaves behind."""
+
+    what: str
+    stage: str
+    progress: RolloverProgress | None
+    facts: dict[str, dict[str, str]]
+    next_step: str
+    left: str = ""
+
+
+class RolloversReply(msgspec.Struct, frozen=True):
+    rollovers: list[RolloverReply]
+
+
 class TokenReply(msgspec.Struct, frozen=True):
     """expires_in: seconds."""
 

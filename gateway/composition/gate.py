@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 
 from gateway.bell import Bell
-from gateway.composition.key_files import crls, p256_key
+from gateway.composition.key_files import host_trust, p256_key
 from gateway.config import GatewayConfig
 from gateway.dispatch import Dispatch
 from gateway.gate import Gate, PermitTerms
@@ -29,7 +29,7 @@ def make_gate(
 ) -> tuple[Gate, HostTrust]:
     engine = Engine(load_policy(config))
     people.named_groups = lambda: engine.bundle.named_groups
-    trust = HostTrust.load(config.path(config.tls.client_trust_bundle), crls(config))
+    trust = host_trust(config)
     limits = config.limits
     dispatch = Dispatch()
     gate = Gate(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -11,19 +12,32 @@ from certs.files import read_private_key
 from gateway.api.https import TlsFiles
 from gateway.config import GatewayConfig
 from gateway.errors import StartRefused
+from gateway.relays import HostTrust
+from gateway.rollover.authorities import beside_files
+from gateway.rollover.telling import Rolling, rolling
 
 
 def tls_files(config: GatewayConfig) -> TlsFiles:
     tls = config.tls
     # Read by our own rule first: the `ssl` module would take a key file that everybody can read.
     private_key(config, tls.private_key)
-    return TlsFiles(
-        config.path(tls.certificate), config.path(tls.private_key), config.path(tls.client_trust_bundle), crls(config)
-    )
+    return TlsFiles(config.path(tls.certificate), config.path(tls.private_key), *_trust_files(config))
 
 
-def crls(config: GatewayConfig) -> tuple[Path, ...]:
-    return tuple(config.path(name) for name in config.tls.crls)
+def host_trust(config: GatewayConfig) -> HostTrust:
+    """By what hosts are judged: the configured files, and those of a CA that comes or goes. Errors: StartRefused."""
+    table = config.enrolment
+    told = Rolling if table is None else partial(rolling, config.path(table.authority))
+    return HostTrust.load(*_trust_files(config), told)
+
+
+def _trust_files(config: GatewayConfig) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+    """Bundles and CRLs. Paths are files once: a rollover may come to a folder that the configuration names."""
+    bundles, crls = (config.path(config.tls.client_trust_bundle),), tuple(map(config.path, config.tls.crls))
+    if config.enrolment is None:
+        return bundles, crls
+    beside = beside_files(config.path(config.enrolment.authority))
+    return (*bundles, *beside.bundles), (*crls, *beside.crls)
 
 
 def private_key(config: GatewayConfig, name: str) -> object:

@@ -17,9 +17,10 @@ from gateway.api.desk import Desk
 from gateway.api.https import Bounds, HttpsServer, make_context
 from gateway.break_glass.composition import make_break_glass
 from gateway.composition.gate import make_gate
-from gateway.composition.key_files import tls_files
+from gateway.composition.key_files import host_trust, tls_files
 from gateway.composition.people import make_directory, make_issuers, make_people
 from gateway.composition.sites import open_sites
+from gateway.composition.rollover import make_rollovers, mend_rollovers
 from gateway.composition.telling import health_document, make_metrics
 from gateway.config import GatewayConfig
 from gateway.enrolment.composition import make_office
@@ -71,6 +72,7 @@ async def make_pieces(
     config: GatewayConfig, stack: AsyncExitStack, clock: Clock, open_log: Callable[[], Log] | None
 ) -> Pieces:
     """Errors: GatewayError, each naming what to correct. What must be closed is closed by `stack`."""
+    mend_rollovers(config)
     tls_at_start = tls_marks(config)
     keeping = await open_log_keeping(config, stack, clock, open_log)
     committer, recorder, origin = keeping.committer, keeping.recorder, keeping.signer.origin
@@ -105,6 +107,7 @@ async def make_pieces(
         gate=gate,
         office=office,
         evacuating=None if config.evacuation is None else Evacuating(gate, config.evacuation),
+        rollovers=make_rollovers(config, gate, office, reporting, reload_tls),
         people=people,
         issuers=issuers,
         reading=reading,
@@ -123,8 +126,12 @@ async def make_pieces(
         poll_seconds=config.limits.poll_seconds,
     )
     server = _server(config, desk)
-    reloader = Reloader(config, gate, people, reporting, server, partial(tls_files, config))
+    reloader = Reloader(
+        config, gate, people, reporting, server, partial(tls_files, config), partial(host_trust, config)
+    )
     reload_tls.call = reloader.reload_tls
+    if office is not None:
+        reloader.after_tls = office.find_root
     watch = Watch(gate, people, reporting.seen, lambda: reporting.trust)
     metrics.add(
         of_authority(

@@ -7,13 +7,13 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from datetime import timedelta
-from pathlib import Path
+from functools import partial
 from typing import Any
 
+from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from audit.checkpoint import LogSigner
-from certs.authority import Authority
 from certs.errors import CertificateError
 from certs.files import read_certificates, read_passphrase
 from gateway.config import EnrolmentTable, GatewayConfig
@@ -22,6 +22,9 @@ from gateway.enrolment.register import Register
 from gateway.errors import StartRefused
 from gateway.gate import Gate
 from gateway.hosts_seen import HostsSeen
+from gateway.rollover.authorities import Authorities, root_that_certified
+from gateway.rollover.places import Places
+from gateway.rollover.telling import root_of
 
 
 def make_office(
@@ -38,24 +41,27 @@ def make_office(
         return None
     try:
         passphrase = None if table.passphrase_file is None else read_passphrase(config.path(table.passphrase_file))
-        authority = Authority.load(config.path(table.authority), passphrase)
-        root = read_certificates(_root_file(config, table))[0]
+        authorities = Authorities.load(config.path(table.authority), passphrase)
+        root = gateway_root(config, table)
         register = Register(config.path(config.gateway.state_dir) / "hosts.sqlite")
     except (CertificateError, sqlite3.Error, OSError) as error:
         raise StartRefused(f"enrolment: {error}") from error
     stack.callback(register.close)
-    if authority.crl_file.resolve() not in {config.path(name).resolve() for name in config.tls.crls}:
+    if authorities.current.crl_file.resolve() not in {config.path(name).resolve() for name in config.tls.crls}:
         # Else a revocation would reach neither this gateway nor its relays.
-        raise StartRefused(f"tls.crls does not name {authority.crl_file}, the CRL of [enrolment] authority")
+        raise StartRefused(f"tls.crls does not name {authorities.current.crl_file}, the CRL of [enrolment] authority")
     terms = Terms(root, table.token_minutes, timedelta(hours=table.host_hours), _pinned(gate, signer))
-    return Office(gate, authority, register, terms, seen, publish, time.monotonic)
+    read_root = partial(gateway_root, config, table)
+    return Office(gate, authorities, register, terms, seen, publish, time.monotonic, read_root)
 
 
-def _root_file(config: GatewayConfig, table: EnrolmentTable) -> Path:
+def gateway_root(config: GatewayConfig, table: EnrolmentTable) -> x509.Certificate:
+    """The root that vouches for the gateway's certificate as it is now. Raises `CredentialError`."""
     if table.gateway_root is not None:
-        return config.path(table.gateway_root)
-    folder = config.path(table.authority)
-    return folder / "root.pem" if (folder / "root.pem").exists() else folder / "ca.pem"
+        return read_certificates(config.path(table.gateway_root))[0]
+    places = Places(config.path(table.authority))
+    roots = [root_of(folder) for folder in (places.current, *places.beside())]
+    return root_that_certified(config.path(config.tls.certificate), roots)
 
 
 def _pinned(gate: Gate, signer: LogSigner) -> dict[str, Any]:

@@ -26,11 +26,11 @@ class Late:
     """A call that is known only once what it belongs to has been made."""
 
     def __init__(self) -> None:
-        self.call: Callable[[], Awaitable[None]] | None = None
+        self.call: Callable[[Callable[[], None] | None], Awaitable[None]] | None = None
 
-    async def __call__(self) -> None:
+    async def __call__(self, change: Callable[[], None] | None = None) -> None:
         assert self.call is not None
-        await self.call()
+        await self.call(change)
 
 
 def days_left(config: GatewayConfig, trust: Trust, now: datetime) -> dict[str, float]:

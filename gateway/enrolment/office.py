@@ -9,8 +9,9 @@ from __future__ import annotations
 import secrets
 import sqlite3
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -22,7 +23,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from audit.record import Actor
-from certs.authority import CRL_LIFETIME, Authority
+from certs.authority import CRL_LIFETIME
 from certs.enrolment import SECRET_BYTES, EnrolmentToken, public_key_sha256, requested_key
 from certs.errors import CertificateError, CredentialError
 from certs.files import read_crl
@@ -35,6 +36,7 @@ from gateway.errors import GatewayError, NotAllowed, NotKnown, RequestRefused, T
 from gateway.gate import Gate
 from gateway.hosts_seen import HostsSeen
 from gateway.recording import Event, actor_of, host_actor, identity_of
+from gateway.rollover.authorities import Authorities
 from gateway.throttle import Throttle
 from policy.facts import Context, HostFacts, Person, Question
 
@@ -52,7 +54,7 @@ class EnrolmentRefused(NotAllowed):
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """`root`: the CA that vouches for the gateway's own certificate. Every host that enrols gets what is `pinned`."""
+    """`root`: the CA that vouches for the gateway's own certificate, as it is now. Every host gets what is `pinned`."""
 
     root: x509.Certificate
     token_minutes: int
@@ -68,21 +70,23 @@ class NewToken:
 
 
 class Office:
-    """`publish` puts the CRL on disk in force in this gateway; `trust` is what relays are told."""
+    """`publish` puts the CRL on disk in force in this gateway. `read_root`: the CA that vouches for it now."""
 
     def __init__(  # noqa: PLR0913, PLR0917 - its pieces
         self,
         gate: Gate,
-        authority: Authority,
+        authorities: Authorities,
         register: Register,
         terms: Terms,
         seen: HostsSeen,
         publish: Callable[[], Awaitable[None]],
         monotonic: Callable[[], float],
+        read_root: Callable[[], x509.Certificate],
     ) -> None:
         self.terms = terms
+        self._read_root = read_root
         self._gate = gate
-        self._authority = authority
+        self.authorities = authorities
         self._register = register
         self._seen = seen
         self._publish = publish
@@ -107,7 +111,7 @@ class Office:
         kept = Token(name, expires, person.id, None)
         details = {"token_sha256": token.sha256().hex(), "expires": expires}
         await self._gate.recorder.append(_with(event, "allowed", details))
-        await self._in_thread(self._register.add_token, token.sha256(), kept, int(now.timestamp()))
+        await self.in_thread(self._register.add_token, token.sha256(), kept, int(now.timestamp()))
         return NewToken(token, spiffe_id, expires)
 
     async def enrol(self, text: str, request: bytes, address: str) -> dict[str, Any]:
@@ -152,7 +156,7 @@ class Office:
         """
         host = await judge()
         revocations = self._revocations_of(host.name)
-        if host.trust_domain != self._authority.trust_domain:
+        if host.trust_domain != self.authorities.trust_domain:
             raise RequestRefused("this authority does not issue for that trust domain")
         if not self._renewing.admits(str(host)):
             raise Throttled("this host has renewed its certificate several times in a row")
@@ -187,13 +191,13 @@ class Office:
 
     async def _revoke_host(self, event: Event, spiffe_id: SpiffeId, now: datetime) -> dict[str, Any]:
         name, seconds = spiffe_id.name, int(now.timestamp())
-        serials = set(await self._in_thread(self._register.valid_serials, name, seconds))
+        serials = set(await self.in_thread(self._register.valid_serials, name, seconds))
         if (shown := self._seen.certificate(str(spiffe_id))) is not None and self._is_ours(shown):
             serials.add(f"{shown.serial_number:x}")  # one that was issued by hand
         await self._gate.recorder.append(_with(event, "allowed", {"serials": sorted(serials)}))
         if serials:
             await self._revoke([int(serial, 16) for serial in serials], now)
-        await self._in_thread(self._register.revoke, name, sorted(serials), seconds)
+        await self.in_thread(self._register.revoke, name, sorted(serials), seconds)
         log.warning("host revoked", host=str(spiffe_id), certificates=len(serials))
         if not serials:
             raise NotKnown(
@@ -202,6 +206,13 @@ class Office:
             )
         number = self._gate.minimum_crl_number
         return {"host": str(spiffe_id), "serials": sorted(serials), "crl_number": number}
+
+    def find_root(self) -> None:
+        """After the gateway's own certificate may have changed: tokens name the root that vouches for it now."""
+        try:
+            self.terms = replace(self.terms, root=self._read_root())
+        except CertificateError as error:
+            log.error("the root of this gateway cannot be read", error=str(error))
 
     async def run(self) -> None:
         """For ever: writes what others wait for, and keeps the CRL fresh."""
@@ -219,15 +230,16 @@ class Office:
             await trio.sleep(CRL_CHECK_SECONDS)
 
     async def _renew_crl(self, now: datetime) -> None:
-        crl = await self._in_thread(read_crl, self._authority.crl_file)
-        if crl.next_update_utc is None or crl.next_update_utc - now < CRL_LIFETIME / 2:
-            number = await self._in_thread(self._authority.publish_crl, now)
-            log.info("CRL renewed", number=number)
-            await self._publish()
+        for authority in self.authorities.all:
+            crl = await self.in_thread(read_crl, authority.crl_file)
+            if crl.next_update_utc is None or crl.next_update_utc - now < CRL_LIFETIME / 2:
+                number = await self.in_thread(authority.publish_crl, now)
+                log.info("CRL renewed", number=number, authority=authority.certificate.subject.rfc4514_string())
+                await self._publish()
 
     async def _revoke(self, serials: Sequence[int], now: datetime) -> None:
         try:
-            await self._in_thread(self._authority.revoke_all, serials, now)
+            await self.in_thread(self.authorities.revoke_all, serials, now)
         except (CertificateError, OSError) as error:
             log.error("nothing was revoked: the CRL cannot be published", error=str(error))
             raise AuthorityFailed(f"nothing was revoked: {error}") from error
@@ -248,7 +260,7 @@ class Office:
 
     async def _token(self, text: str, now: int) -> tuple[bytes, Token]:
         sha256 = EnrolmentToken.parse(text).sha256()
-        token = await self._in_thread(self._register.token, sha256)
+        token = await self.in_thread(self._register.token, sha256)
         if token is None:
             raise EnrolmentRefused("nobody issued this token, or a newer one took its place", code="token_unknown")
         if token.expires <= now:
@@ -289,7 +301,7 @@ class Office:
 
     def _spiffe_id(self, name: str) -> SpiffeId:
         try:
-            return SpiffeId(self._authority.trust_domain, name)
+            return SpiffeId(self.authorities.trust_domain, name)
         except CertificateError as error:
             raise RequestRefused(str(error)) from error
 
@@ -305,16 +317,23 @@ class Office:
     async def _issue(self, name: str, key: Any, now: datetime) -> list[x509.Certificate]:
         try:
             # In a thread: a key in a token takes its time.
-            issue = partial(self._authority.issue_host, name, key, now, self.terms.host_lifetime)
+            issue = partial(self.authorities.current.issue_host, name, key, now, self.terms.host_lifetime)
             return await trio.to_thread.run_sync(issue, limiter=self._signing)
         except CertificateError as error:
             log.error("no certificate can be issued", error=str(error))
             raise AuthorityFailed("the certificate authority cannot issue now") from error
 
     def _is_ours(self, certificate: x509.Certificate) -> bool:
-        return certificate.issuer == self._authority.certificate.subject
+        return self.authorities.issued(certificate)
 
-    async def _in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
+    @asynccontextmanager
+    async def changing_authorities(self) -> AsyncIterator[None]:
+        """While it lasts nothing is revoked or published: the CAs' folders may be renamed."""
+        async with self._one:
+            yield
+
+    async def in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
+        """The register's and the CAs' only thread."""
         try:
             return await trio.to_thread.run_sync(partial(work, *arguments), limiter=self._one)
         except sqlite3.Error as error:

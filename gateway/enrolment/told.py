@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from certs.verification import Trust, newest_crls
+from gateway.rollover.telling import NOTHING_ROLLS, Rolling
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,12 +19,14 @@ class ToldTrust:
     roots: str
     crls: tuple[str, ...]
     foreign_crls: dict[str, list[str]] = field(default_factory=dict)
+    rolling: Rolling = NOTHING_ROLLS
 
 
-def told_trust(trust: Trust, foreign_crls: dict[str, list[str]]) -> ToldTrust:
+def told_trust(trust: Trust, foreign_crls: dict[str, list[str]], rolling: Rolling = NOTHING_ROLLS) -> ToldTrust:
     """`foreign_crls`: of other sites, by trust domain."""
     roots = "".join(anchor.public_bytes(Encoding.PEM).decode() for anchor in trust.anchors)
     crls = tuple(sorted(crl.public_bytes(Encoding.PEM).decode() for crl in newest_crls(trust.crls)))
     foreign = [text for domain, texts in sorted(foreign_crls.items()) for text in (domain, *texts)]
-    version = hashlib.sha256("\0".join((roots, *crls, *foreign)).encode()).hexdigest()
-    return ToldTrust(version, roots, crls, foreign_crls)
+    rolls = (*rolling.introductions, *rolling.leaving, "retired", *rolling.retired)
+    version = hashlib.sha256("\0".join((roots, *crls, *foreign, *rolls)).encode()).hexdigest()
+    return ToldTrust(version, roots, crls, foreign_crls, rolling)

@@ -112,6 +112,11 @@ class Running:
     gateway: Gateway
     log: FaultyLog
     _clients: list[httpx.AsyncClient] = field(default_factory=list)
+    _ca: Path | None = None
+
+    def trusts(self, ca: Path) -> None:
+        """Clients made from now on know the gateway by this CA."""
+        self._ca = ca
 
     @property
     def url(self) -> str:
@@ -119,7 +124,7 @@ class Running:
 
     def client(self, host: str | None = None, credentials: tuple[Path, Path] | None = None) -> httpx.AsyncClient:
         """A keep-alive client; with `host`, by that host's certificate."""
-        context = ssl.create_default_context(cafile=str(self.site.ca))
+        context = ssl.create_default_context(cafile=str(self._ca or self.site.ca))
         if host is not None:
             folder = self.site.host_folder(host)
             credentials = (folder / "host.pem", folder / "host.key")

@@ -201,7 +201,8 @@ class GatewayLink:
         away = False
         while True:
             try:
-                data = await self._post("/v1/relay/poll", {"wait_seconds": _POLL_SECONDS})
+                asks: dict[str, object] = {"wait_seconds": _POLL_SECONDS, "holds": self._host.identity.holds()}
+                data = await self._post("/v1/relay/poll", asks)
                 answer = _decode_assignments(data)
             except (GatewayAway, GatewayRefuses, msgspec.MsgspecError) as error:
                 if not away:

@@ -23,12 +23,14 @@ from certs.errors import UNREADABLE, Check, CredentialError, PeerRefused
 from certs.federation import load_foreign
 from certs.files import read_crl, write_atomically
 from certs.identity import SpiffeId
+from certs.introduction import authority_key_id, crl_id, root_id
 from certs.tls import local_leaf_sha256, server_context
 from certs.verification import crl_number_of
 from transport.relay.config import IdentitySection, SiteSection
 
 _REMEMBERED: Final = 8  # certificates of sessions that may still run
 MAX_CRLS: Final = 16
+FORMER: Final = "former"  # folder of CRLs whose CA was retired: their numbers are remembered
 log = structlog.get_logger("sealane.relay")
 
 
@@ -83,6 +85,12 @@ class Identity:
         while len(self._former) > _REMEMBERED:
             del self._former[next(iter(self._former))]
 
+    def holds(self) -> list[str]:
+        """Names of the roots and of the CRLs in force, by which the gateway sees how far a rollover is."""
+        held = self.credentials
+        crls = (crl_id(authority_key_id(crl)) for crl in held.crls)
+        return sorted({*(root_id(root) for root in held.trust_anchors), *crls})
+
     def require_listed(self, peer: SpiffeId) -> None:
         """Raises `PeerRefused` for a host that `[identity] peers` does not name; without the list every host passes."""
         if self.section.peers and str(peer) not in self.section.peers:
@@ -113,7 +121,8 @@ def keep_crls(folder: Path, texts: list[str]) -> int:
     for text in texts:
         crl, number = _numbered(text)
         file = folder / f"{_name_of(crl)}.pem"
-        if file.exists() and (crl_number_of(read_crl(file)) or 0) >= number:
+        former = folder / FORMER / file.name  # let go of once: not even then does it come back with a lower number
+        if any(each.exists() and (crl_number_of(read_crl(each)) or 0) >= number for each in (file, former)):
             continue
         write_atomically(file, crl.public_bytes(Encoding.PEM))
         taken += 1

@@ -18,28 +18,24 @@ from certs.changes import Marks, marks_of
 from certs.enrolment import make_request
 from certs.errors import UNREADABLE, CertificateError, CredentialError
 from certs.files import write_atomically
+from certs.introduction import authority_key_id, crl_id
 from certs.renewal import renewal_due, require_successor, retry_delay
 from transport.relay.gateway_link import GatewayAway, GatewayLink, GatewayRefuses
 from transport.relay.host import RelayHost, now
+from transport.relay.told_trust import ToldTrust, TrustNews
 
 LOOK_SECONDS: Final = 5.0
+LEAVING_SPREAD: Final = timedelta(seconds=60)  # within which all hosts leave a CA: a thousand are some 17 a second
 _TRUST_RETRY_SECONDS: Final = 5.0
 _MAX_TRUST_BYTES: Final = 32 * 1024 * 1024
 log = structlog.get_logger("sealane.relay")
-
-
-class _Trust(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    version: Annotated[str, Meta(max_length=64)]
-    roots: str
-    crls: Annotated[list[str], Meta(max_length=16)]
-    foreign_crls: Annotated[dict[str, list[str]], Meta(max_length=64)] = {}  # of other sites, by trust domain
 
 
 class _Renewed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     certificate: Annotated[str, Meta(max_length=64 * 1024)]
 
 
-_decode_trust = msgspec.json.Decoder(_Trust | None).decode
+_decode_trust = msgspec.json.Decoder(ToldTrust | None).decode
 _decode_renewed = msgspec.json.Decoder(_Renewed).decode
 
 
@@ -55,6 +51,8 @@ class IdentityKeeper:
         self._fetching = trio.Lock()
         self._failures = 0
         self._not_before: datetime | None = None
+        self._leaving: frozenset[str] = frozenset()
+        self._heard_leaving: datetime | None = None
 
     async def run(self) -> None:
         """For ever. Clocks may jump and files may be anything: each look begins from what is there."""
@@ -67,6 +65,12 @@ class IdentityKeeper:
 
     async def look(self, moment: datetime) -> None:
         """One look: changed files, then a renewal that is due."""
+        async with self._fetching:  # what is told is several files: none of them is taken without the others
+            await self._look_at_files(moment)
+        if self._host.config.identity.from_gateway and self._is_due(moment):
+            await self._renew(moment)
+
+    async def _look_at_files(self, moment: datetime) -> None:
         identity = self._host.identity
         found = await self._host.on_disk(marks_of, identity.files)
         if found not in {identity.marks, self._refused}:
@@ -75,8 +79,6 @@ class IdentityKeeper:
             except CertificateError:
                 self._refused = found  # said once; the next change is tried again
                 raise
-        if self._host.config.identity.from_gateway and self._is_due(moment):
-            await self._renew(moment)
 
     async def hear(self, version: str | None) -> None:
         """What the gateway's poll says of its roots and CRLs: fetch what is news, before anything else is done.
@@ -92,17 +94,22 @@ class IdentityKeeper:
                 with trio.fail_after(_TRUST_RETRY_SECONDS * 2):
                     await self._fetch_trust()
             except (GatewayAway, GatewayRefuses, CertificateError, OSError, ValueError, trio.TooSlowError) as error:
-                log.error("the newest CRL could not be fetched", cause=str(error) or type(error).__name__)
+                log.error("the newest CRLs and roots could not be taken", cause=str(error) or type(error).__name__)
 
     async def _fetch_trust(self) -> None:
         told = _decode_trust(await self._link.ask("/v1/relay/trust", {}, _MAX_TRUST_BYTES))
         if told is None:
             return
-        taken = await self._host.on_disk(self._host.identity.keep_crls, told.crls)
-        for trust_domain, crls in told.foreign_crls.items():
-            taken += await self._host.on_disk(self._host.identity.keep_foreign_crls, trust_domain, crls)
-        if taken:
+        self._leaving = frozenset(told.leaving)
+        news = TrustNews(self._host.identity, Path(self._host.config.gateway.trust_bundle), told, now())
+        taken = await self._host.on_disk(news.take)
+        if taken.any:
             await self._take_files(now())
+        if taken.gateway_roots:
+            await self._link.use_identity()
+        if taken.refused is not None:
+            log.error("what the gateway tells of roots is refused", cause=taken.refused)
+            return
         self._trust_version = told.version
 
     async def _take_files(self, moment: datetime) -> None:
@@ -120,7 +127,16 @@ class IdentityKeeper:
         waits = self._not_before is not None and moment < self._not_before
         # After a jump of the clock the wait must not last for years.
         too_far = self._not_before is not None and self._not_before - moment > timedelta(hours=1)
-        return moment >= renewal_due(leaf, self._chance) and (too_far or not waits)
+        return self._wants_another(leaf, moment) and (too_far or not waits)
+
+    def _wants_another(self, leaf: x509.Certificate, moment: datetime) -> bool:
+        """Due by its age, or because the CA that issued it is about to go; all hosts hear of that at once."""
+        if crl_id(authority_key_id(leaf)) not in self._leaving:
+            self._heard_leaving = None
+            return moment >= renewal_due(leaf, self._chance)
+        if self._heard_leaving is None or self._heard_leaving > moment:
+            self._heard_leaving = moment
+        return moment >= self._heard_leaving + LEAVING_SPREAD * self._chance
 
     async def _renew(self, moment: datetime) -> None:
         held = self._host.credentials

@@ -1,0 +1,94 @@
+"""Where keys lie while they are rolled over: the configuration names the one in force, next to it are next and former.
+
+    NAME            in force
+    NAME.next       made for what follows; `NAME.next.begun` says that it was begun, and when
+    NAME.former     what was in force before, until it is retired
+    NAME.retired-*  no longer used
+
+NAME is a file or a folder. Each step is a rename or two, in an order of which every part can be done again.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from certs.files import sync_directory, write_atomically
+
+
+class Stage(StrEnum):
+    IDLE = "idle"  # one key
+    PREPARED = "prepared"  # the next one lies there, and nobody was told
+    BEGUN = "begun"  # relays are told of both; the old one is in force
+    SWITCHED = "switched"  # the new one is in force; the old one still counts
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """`current`: the path that the configuration names."""
+
+    current: Path
+
+    @property
+    def next(self) -> Path:
+        return self.current.with_name(f"{self.current.name}.next")
+
+    @property
+    def former(self) -> Path:
+        return self.current.with_name(f"{self.current.name}.former")
+
+    @property
+    def begun(self) -> Path:
+        return self.current.with_name(f"{self.current.name}.next.begun")
+
+    @property
+    def stage(self) -> Stage:
+        if self.former.exists():
+            return Stage.SWITCHED
+        if self.next.exists():
+            return Stage.BEGUN if self.begun.exists() else Stage.PREPARED
+        return Stage.IDLE
+
+    def beside(self) -> tuple[Path, ...]:
+        """What counts besides the one in force."""
+        match self.stage:
+            case Stage.BEGUN:
+                return (self.next,)
+            case Stage.SWITCHED:
+                return (self.former,)
+            case _:
+                return ()
+
+    def retired(self) -> tuple[Path, ...]:
+        return tuple(sorted(self.current.parent.glob(f"{self.current.name}.retired-*")))
+
+    def begin(self) -> None:
+        write_atomically(self.begun, b"")
+
+    def switch(self) -> None:
+        """Put next in force. Stopped half-way, `mend` goes on. Raises OSError."""
+        self.current.rename(self.former)
+        self.mend()
+
+    def mend(self) -> None:
+        """Finish a switch that was stopped half-way, at the start of a gateway. Raises OSError."""
+        if self.next.exists() and self.former.exists() and not self.current.exists():
+            self.next.rename(self.current)
+        if not self.next.exists():
+            self.begun.unlink(missing_ok=True)
+        if self.current.parent.exists():
+            sync_directory(self.current.parent)
+
+    def retire(self, name: str) -> Path:
+        """Let go of the former one; where it lies from now on. Raises OSError."""
+        retired = self.current.with_name(f"{self.current.name}.retired-{name}")
+        self.former.rename(retired)
+        sync_directory(self.current.parent)
+        return retired
+
+    def require_writable(self) -> None:
+        """Before anything is recorded. Raises PermissionError."""
+        if not os.access(self.current.parent, os.W_OK | os.X_OK):
+            raise PermissionError(13, "this folder must belong to the gateway", str(self.current.parent))

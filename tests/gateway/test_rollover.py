@@ -1,0 +1,181 @@
+"""CAs are replaced while relays run: all believe the new one before anyone shows it, then they let go of the old."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from cryptography import x509
+
+from certs import layout
+from certs.files import read_certificates
+from certs.introduction import authority_key_id, crl_id, root_id
+from gateway.starter import Site
+from tests.gateway.conftest import Running, running_gateway
+from tests.gateway.rolling_site import enrolled, relay, rolling_site, state_of, take, until_ready
+from tests.transport.relay.conftest import until
+from transport.relay import identity_keeping
+from transport.relay.host import RelayHost
+
+pytestmark = pytest.mark.whole
+
+
+@pytest.fixture
+def rolling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+    monkeypatch.setattr(identity_keeping, "LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(identity_keeping, "LEAVING_SPREAD", timedelta(0))
+    return rolling_site(tmp_path / "site")
+
+
+@pytest.fixture
+def hosts_folder() -> Iterator[Path]:
+    """Short: unix sockets live below it."""
+    with tempfile.TemporaryDirectory(prefix="sl-") as folder:
+        yield Path(folder)
+
+
+@asynccontextmanager
+async def fleet(running: Running, folder: Path) -> AsyncIterator[list[RelayHost]]:
+    """Both hosts of the site, enrolled and heard."""
+    configs = [await enrolled(running, name, folder / name) for name in ("a", "b")]
+    async with relay(configs[0]) as a, relay(configs[1]) as b:
+        dispatch = running.gateway.desk.gate.dispatch
+        await until(lambda: all(dispatch.is_reachable(host.spiffe_id, 5) for host in (a, b)))
+        yield [a, b]
+
+
+def issuer_of(host: RelayHost) -> str:
+    return crl_id(authority_key_id(host.credentials.chain[0]))
+
+
+def authority_in(folder: Path) -> str:
+    ski = read_certificates(folder / "ca.pem")[0].extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
+    return crl_id(ski.value.digest)
+
+
+async def test_an_issuing_ca_is_replaced_step_by_step(rolling: Site, tmp_path: Path, hosts_folder: Path) -> None:
+    folder = rolling.directory / "issuing"
+    async with running_gateway(rolling) as running, fleet(running, hosts_folder) as hosts:
+        old = authority_in(folder)
+        assert (await state_of(running, "issuing"))["stage"] == "idle"
+        before = hosts[0].credentials.crl_number
+        (await take(running, "issuing", "begin", 400))["error"]["message"].index("init-issuing")
+        layout.init_issuing(rolling.certs, folder.with_name("issuing.next"), datetime.now(UTC))
+        new = authority_in(folder.with_name("issuing.next"))
+        assert (await take(running, "root", "begin", 409))["error"]["code"] == "rollover_not_now"
+        await take(running, "issuing", "begin")
+        await until_ready(running, "issuing")
+        assert all(new in host.identity.holds() for host in hosts)
+        assert all(issuer_of(host) == old for host in hosts)
+        assert all(host.credentials.crl_number >= before for host in hosts)  # no permit that was given asks for more
+        assert running.gateway.desk.gate.minimum_crl_number >= before
+
+        await take(running, "issuing", "switch")
+        assert authority_in(folder) == new
+        await until(lambda: all(issuer_of(host) == new for host in hosts), 20)
+        await until_ready(running, "issuing")
+        await running.person("olga").post("/v1/hosts/c/revocation", json={"reason": "in between"})
+
+        left = (await take(running, "issuing", "retire"))["left"]
+        assert "destroy" in left
+        await until(lambda: all(old not in host.identity.holds() for host in hosts), 20)
+        assert (await state_of(running, "issuing"))["stage"] == "idle"
+        gate = running.gateway.desk.gate
+        assert all(host.credentials.crl_number >= gate.minimum_crl_number >= before for host in hosts)
+        for kind in ("key.rollover_begun", "key.rollover_switched", "key.rollover_retired"):
+            assert [each["outcome"] for each in await running.records(kind)][-1] == "allowed"
+        assert "BEGIN" not in str(await running.records("key.rollover_switched"))
+
+
+async def test_a_root_is_replaced_and_the_gateway_is_known_by_the_new_one(
+    rolling: Site, tmp_path: Path, hosts_folder: Path
+) -> None:
+    folder, new_root = rolling.directory / "issuing", tmp_path / "root-2"
+    tls = rolling.certs / "gateway" / "tls.pem"
+    async with running_gateway(rolling) as running, fleet(running, hosts_folder) as hosts:
+        old = root_id(read_certificates(rolling.certs / "ca.pem")[0])
+        now = datetime.now(UTC)
+        assert layout.init_successor(rolling.certs, new_root, tls, now)
+        assert not layout.init_successor(rolling.certs, new_root, tls, now)
+        layout.init_issuing(new_root, folder.with_name("issuing.next"), now)
+        new = root_id(read_certificates(new_root / "ca.pem")[0])
+        await take(running, "issuing", "begin", 409)
+        await take(running, "root", "begin")
+        await until_ready(running, "root")
+        assert all({old, new} <= set(host.identity.holds()) for host in hosts)
+        assert (await state_of(running, "issuing"))["stage"] == "idle"
+
+        await take(running, "root", "switch")
+        assert read_certificates(tls)[0].issuer == read_certificates(new_root / "ca.pem")[0].subject
+        running.trusts(new_root / "ca.pem")
+        await until(lambda: all(root_id(host.credentials.trust_anchors[-1]) == new for host in hosts))
+        await until(lambda: all(issuer_of(host) == authority_in(folder) for host in hosts), 20)
+        await until_ready(running, "root")
+        await take(running, "root", "retire")
+        await until(lambda: all(old not in host.identity.holds() for host in hosts), 20)
+        for host in hosts:
+            known = read_certificates(Path(host.config.gateway.trust_bundle))
+            assert [root_id(root) for root in known] == [new]
+        # Who was away meanwhile and trusts the old root alone is introduced to the new one.
+        late = await enrolled(running, "a", tmp_path / "late")
+        assert late.exists()
+
+
+async def test_no_step_is_taken_while_a_host_lacks_the_new_trust_unless_it_is_forced(
+    rolling: Site, hosts_folder: Path
+) -> None:
+    folder = rolling.directory / "issuing"
+    async with running_gateway(rolling) as running:
+        config = await enrolled(running, "a", hosts_folder / "a")
+        async with relay(config) as host:
+            layout.init_issuing(rolling.certs, folder.with_name("issuing.next"), datetime.now(UTC))
+            await take(running, "issuing", "switch", 409)  # begin comes first
+            await take(running, "issuing", "begin")
+            await until(lambda: authority_in(folder.with_name("issuing.next")) in host.identity.holds())
+            refused = (await take(running, "issuing", "switch", 409))["error"]
+            assert "1 of 2 hosts" in refused["message"]
+            assert "host/b was not heard" in refused["message"]
+            assert "--force" in refused["next_step"]
+            assert (await state_of(running, "issuing"))["progress"]["ready"] == 1
+            forced = await take(running, "issuing", "switch", force=True)
+            assert forced["stage"] == "switched"
+            await take(running, "issuing", "begin", 409)
+            await take(running, "issuing", "retire", 409)
+        records = await running.records("key.rollover_switched")
+        assert [each["outcome"] for each in records] == ["failed", "failed", "allowed"]
+        assert records[-1]["details"]["forced"] is True
+        assert list(records[-1]["details"]["progress"]["lacking"]) == [rolling.spiffe_id("b")]
+
+
+async def test_who_may_not_roll_keys_over_is_refused_on_record(rolling: Site) -> None:
+    async with running_gateway(rolling) as running:
+        alice = running.person("alice")
+        assert (await alice.get("/v1/rollovers")).status_code == 403
+        assert (await alice.post("/v1/rollovers/issuing/begin", json={"reason": "x"})).status_code == 403
+        assert [each["outcome"] for each in await running.records("key.rollover_begun")] == ["denied"]
+        assert (await running.client().post("/v1/rollovers/issuing/begin", json={"reason": "x"})).status_code == 401
+        await take(running, "sunrise", "begin", 404)
+        await take(running, "issuing", "leap", 400)
+
+
+async def test_a_gateway_that_was_stopped_between_two_renames_goes_on(
+    rolling: Site, tmp_path: Path, hosts_folder: Path
+) -> None:
+    folder = rolling.directory / "issuing"
+    layout.init_issuing(rolling.certs, folder.with_name("issuing.next"), datetime.now(UTC))
+    old, new = authority_in(folder), authority_in(folder.with_name("issuing.next"))
+    async with running_gateway(rolling) as running:
+        await take(running, "issuing", "begin")
+    folder.rename(folder.with_name("issuing.former"))  # and there it was cut off
+    async with running_gateway(rolling) as running:
+        state: dict[str, Any] = await state_of(running, "issuing")
+        assert state["stage"] == "switched"
+        assert (state["facts"]["current"]["authority"], state["facts"]["former"]["authority"]) == (new, old)
+        with trio.fail_after(20):
+            await enrolled(running, "a", hosts_folder / "a")
