@@ -63,9 +63,12 @@ class RetentionTable(_Table, frozen=True):
 
 
 class LogTable(_Table, frozen=True):
+    """`signing_key`, `passphrase_file`: as of [permits]."""
+
     directory: Text
     signing_key: Text
     origin: Text
+    passphrase_file: Text | None = None
     heartbeat_seconds: Seconds = 300
     ml_dsa_signing_key: Text | None = None  # signs published checkpoints beside the Ed25519 key
     watch_seconds: Annotated[int, Meta(ge=1, le=60)] = 30  # within which each of its files is looked at
@@ -90,7 +93,10 @@ class WitnessingTable(_Table, frozen=True):
 
 
 class PermitsTable(_Table, frozen=True):
+    """`signing_key`: a file, or a TOML file that names a key in a token. `passphrase_file`: if the key has one."""
+
     signing_key: Text
+    passphrase_file: Text | None = None
     lifetime_seconds: Annotated[int, Meta(ge=5, le=3_600)] = 60
     session_seconds: Seconds = 3_600
     recover_seconds: Seconds = 7_200

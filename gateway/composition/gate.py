@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 
 from gateway.bell import Bell
-from gateway.composition.key_files import host_trust, p256_key
+from gateway.composition.key_files import host_trust, permit_key
 from gateway.config import GatewayConfig
 from gateway.dispatch import Dispatch
 from gateway.gate import Gate, PermitTerms
@@ -56,7 +56,7 @@ def make_gate(
 
 def _terms(config: GatewayConfig) -> PermitTerms:
     permits = config.permits
-    key = p256_key(config, permits.signing_key)
+    key = permit_key(config)
     return PermitTerms(
         issuer=config.gateway.name,
         private_key=key,

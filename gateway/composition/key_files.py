@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from certs.errors import CertificateError
-from certs.files import read_private_key
+from certs.files import read_passphrase, read_private_key
 from gateway.api.https import TlsFiles
 from gateway.config import GatewayConfig
 from gateway.errors import StartRefused
 from gateway.relays import HostTrust
 from gateway.rollover.authorities import beside_files
-from gateway.rollover.telling import Rolling, rolling
+from gateway.rollover.places import Places
+from gateway.rollover.signing_keys import SigningKeys, told_keys
+from gateway.rollover.telling import Rolling, rolling, with_keys
 
 
 def tls_files(config: GatewayConfig) -> TlsFiles:
@@ -26,9 +27,54 @@ def tls_files(config: GatewayConfig) -> TlsFiles:
 
 def host_trust(config: GatewayConfig) -> HostTrust:
     """By what hosts are judged: the configured files, and those of a CA that comes or goes. Errors: StartRefused."""
-    table = config.enrolment
-    told = Rolling if table is None else partial(rolling, config.path(table.authority))
+    table, kinds = config.enrolment, signing_kinds(config)
+
+    def told() -> Rolling:
+        of_authorities = Rolling() if table is None else rolling(config.path(table.authority))
+        return with_keys(of_authorities, told_keys(kinds))
+
     return HostTrust.load(*_trust_files(config), told)
+
+
+def signing_kinds(config: GatewayConfig) -> tuple[SigningKeys, SigningKeys]:
+    """The keys of permits, and those of the log. Errors: StartRefused."""
+    permits, log = config.permits, config.log
+    return (
+        SigningKeys(
+            "permit", Places(config.path(permits.signing_key)), "", _passphrase(config, permits.passphrase_file)
+        ),
+        SigningKeys("log", Places(config.path(log.signing_key)), log.origin, _passphrase(config, log.passphrase_file)),
+    )
+
+
+def permit_key(config: GatewayConfig) -> ec.EllipticCurvePrivateKey:
+    """Errors: StartRefused."""
+    kind, _ = signing_kinds(config)
+    key = _read(kind)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    return key
+
+
+def log_key(config: GatewayConfig) -> ed25519.Ed25519PrivateKey:
+    """Errors: StartRefused."""
+    _, kind = signing_kinds(config)
+    key = _read(kind)
+    assert isinstance(key, ed25519.Ed25519PrivateKey)
+    return key
+
+
+def _read(kind: SigningKeys) -> ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey:
+    try:
+        return kind.read(kind.places.current)
+    except CertificateError as error:
+        raise StartRefused(str(error)) from error
+
+
+def _passphrase(config: GatewayConfig, file: str | None) -> bytes | None:
+    try:
+        return None if file is None else read_passphrase(config.path(file))
+    except CertificateError as error:
+        raise StartRefused(str(error)) from error
 
 
 def _trust_files(config: GatewayConfig) -> tuple[tuple[Path, ...], tuple[Path, ...]]:

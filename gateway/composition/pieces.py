@@ -102,12 +102,12 @@ async def make_pieces(
     delivery = Delivery(config.siem, config.path, siem_dir, entries, recorder, clock)
     oversight, metrics = Oversight(gate, delivery, keeping.signer.verifier), make_metrics(config, keeping, delivery)
     reload_tls = Late()
-    office = make_office(config, gate, keeping.signer, reporting.seen, reload_tls, stack)
+    office = make_office(config, gate, reporting.seen, reload_tls, stack)
     desk = Desk(
         gate=gate,
         office=office,
         evacuating=None if config.evacuation is None else Evacuating(gate, config.evacuation),
-        rollovers=make_rollovers(config, gate, office, reporting, reload_tls),
+        rollovers=make_rollovers(config, gate, keeping.signer, office, reporting, reload_tls),
         people=people,
         issuers=issuers,
         reading=reading,

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
+import trio
+
+from audit.checkpoint import LogSigner
+from gateway.composition.key_files import signing_kinds
 from gateway.config import GatewayConfig
 from gateway.enrolment.files import Late
 from gateway.enrolment.office import Office
@@ -12,15 +17,26 @@ from gateway.gate import Gate
 from gateway.reporting import Reporting
 from gateway.rollover.issuing import IssuingCa
 from gateway.rollover.kinds import Kind
+from gateway.rollover.permit_key import PermitKeyRollover
 from gateway.rollover.places import Places
+from gateway.rollover.signing_keys import pinned
 from gateway.rollover.steps import Rollovers
 
 
 def make_rollovers(
-    config: GatewayConfig, gate: Gate, office: Office | None, reporting: Reporting, change_tls: Late
+    config: GatewayConfig, gate: Gate, signer: LogSigner, office: Office | None, reporting: Reporting, change_tls: Late
 ) -> Rollovers:
     """CAs only where this gateway has one; others are their owners' to roll over."""
-    kinds: dict[str, Kind] = {}
+    permit_keys, log_keys = signing_kinds(config)
+
+    async def change(work: Callable[[], None]) -> None:
+        await change_tls(work)
+        if office is not None:
+            office.pin(await trio.to_thread.run_sync(pinned, permit_keys, log_keys))
+        gate.dispatch.wake_all()
+
+    permit_key = PermitKeyRollover(permit_keys, gate=gate, signer=signer, holdings=reporting.holdings, change=change)
+    kinds: dict[str, Kind] = {"permit-key": permit_key}
     if office is not None:
         tls = config.path(config.tls.certificate)
         issuing_ca = partial(
@@ -32,15 +48,16 @@ def make_rollovers(
             change_tls=change_tls,
             tls=tls,
         )
-        kinds = {"issuing": issuing_ca(with_root=False), "root": issuing_ca(with_root=True)}
+        kinds = {"issuing": issuing_ca(with_root=False), "root": issuing_ca(with_root=True), **kinds}
     return Rollovers(gate, kinds)
 
 
 def mend_rollovers(config: GatewayConfig) -> None:
     """Finish what was cut off between two renames, before any file is read. Errors: StartRefused."""
-    if config.enrolment is None:
-        return
+    names = [config.permits.signing_key, config.log.signing_key]
+    names += [] if config.enrolment is None else [config.enrolment.authority]
     try:
-        Places(config.path(config.enrolment.authority)).mend()
+        for name in names:
+            Places(config.path(name)).mend()
     except OSError as error:
         raise StartRefused(f"a rollover that was cut off cannot be finished: {error}") from error

@@ -8,14 +8,12 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from datetime import timedelta
 from functools import partial
-from typing import Any
 
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from audit.checkpoint import LogSigner
 from certs.errors import CertificateError
 from certs.files import read_certificates, read_passphrase
+from gateway.composition.key_files import signing_kinds
 from gateway.config import EnrolmentTable, GatewayConfig
 from gateway.enrolment.office import Office, Terms
 from gateway.enrolment.register import Register
@@ -24,13 +22,13 @@ from gateway.gate import Gate
 from gateway.hosts_seen import HostsSeen
 from gateway.rollover.authorities import Authorities, root_that_certified
 from gateway.rollover.places import Places
+from gateway.rollover.signing_keys import pinned
 from gateway.rollover.telling import root_of
 
 
 def make_office(
     config: GatewayConfig,
     gate: Gate,
-    signer: LogSigner,
     seen: HostsSeen,
     publish: Callable[[], Awaitable[None]],
     stack: AsyncExitStack,
@@ -50,7 +48,7 @@ def make_office(
     if authorities.current.crl_file.resolve() not in {config.path(name).resolve() for name in config.tls.crls}:
         # Else a revocation would reach neither this gateway nor its relays.
         raise StartRefused(f"tls.crls does not name {authorities.current.crl_file}, the CRL of [enrolment] authority")
-    terms = Terms(root, table.token_minutes, timedelta(hours=table.host_hours), _pinned(gate, signer))
+    terms = Terms(root, table.token_minutes, timedelta(hours=table.host_hours), pinned(*signing_kinds(config)))
     read_root = partial(gateway_root, config, table)
     return Office(gate, authorities, register, terms, seen, publish, time.monotonic, read_root)
 
@@ -62,8 +60,3 @@ def gateway_root(config: GatewayConfig, table: EnrolmentTable) -> x509.Certifica
     places = Places(config.path(table.authority))
     roots = [root_of(folder) for folder in (places.current, *places.beside())]
     return root_that_certified(config.path(config.tls.certificate), roots)
-
-
-def _pinned(gate: Gate, signer: LogSigner) -> dict[str, Any]:
-    permit_key = gate.terms.private_key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-    return {"permit_keys": [permit_key.decode()], "log_keys": [signer.vkey]}

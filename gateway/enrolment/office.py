@@ -59,7 +59,7 @@ class Terms:
     root: x509.Certificate
     token_minutes: int
     host_lifetime: timedelta
-    pinned: dict[str, Any]
+    pinned: dict[str, list[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +213,10 @@ class Office:
             self.terms = replace(self.terms, root=self._read_root())
         except CertificateError as error:
             log.error("the root of this gateway cannot be read", error=str(error))
+
+    def pin(self, pinned: dict[str, list[str]]) -> None:
+        """From now on, hosts that enrol get these keys."""
+        self.terms = replace(self.terms, pinned=pinned)
 
     async def run(self) -> None:
         """For ever: writes what others wait for, and keeps the CRL fresh."""

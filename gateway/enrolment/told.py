@@ -27,6 +27,6 @@ def told_trust(trust: Trust, foreign_crls: dict[str, list[str]], rolling: Rollin
     roots = "".join(anchor.public_bytes(Encoding.PEM).decode() for anchor in trust.anchors)
     crls = tuple(sorted(crl.public_bytes(Encoding.PEM).decode() for crl in newest_crls(trust.crls)))
     foreign = [text for domain, texts in sorted(foreign_crls.items()) for text in (domain, *texts)]
-    rolls = (*rolling.introductions, *rolling.leaving, "retired", *rolling.retired)
+    rolls = (*rolling.introductions, *rolling.leaving, "retired", *rolling.retired, *rolling.key_introductions)
     version = hashlib.sha256("\0".join((roots, *crls, *foreign, *rolls)).encode()).hexdigest()
     return ToldTrust(version, roots, crls, foreign_crls, rolling)

@@ -64,8 +64,19 @@ class Places:
     def retired(self) -> tuple[Path, ...]:
         return tuple(sorted(self.current.parent.glob(f"{self.current.name}.retired-*")))
 
-    def begin(self) -> None:
-        write_atomically(self.begun, b"")
+    def begin(self, note: str = "") -> None:
+        """`note`: what whoever asks later needs to know of the next one."""
+        write_atomically(self.begun, note.encode())
+
+    @property
+    def note(self) -> str:
+        """Of the rollover that was begun."""
+        return self.begun.read_text()
+
+    @property
+    def switched_at(self) -> float:
+        """Unix seconds of the last switch, or later: a file that was restored is as new as that."""
+        return self.former.stat().st_ctime
 
     def switch(self) -> None:
         """Put next in force. Stopped half-way, `mend` goes on. Raises OSError."""
@@ -76,9 +87,9 @@ class Places:
         """Finish a switch that was stopped half-way, at the start of a gateway. Raises OSError."""
         if self.next.exists() and self.former.exists() and not self.current.exists():
             self.next.rename(self.current)
-        if not self.next.exists():
-            self.begun.unlink(missing_ok=True)
-        if self.current.parent.exists():
+            sync_directory(self.current.parent)
+        if self.begun.exists() and not self.next.exists():
+            self.begun.unlink()
             sync_directory(self.current.parent)
 
     def retire(self, name: str) -> Path:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
@@ -13,15 +14,20 @@ from certs.authority import INTRODUCTIONS
 from certs.files import read_certificates
 from certs.introduction import crl_id, root_id
 from gateway.rollover.places import Places, Stage
+from gateway.rollover.signing_keys import ToldKeys
 
 
 @dataclass(frozen=True, slots=True)
 class Rolling:
-    """`introductions`: PEM, of roots by their predecessors. `leaving`, `retired`: names as of `certs.introduction`."""
+    """`introductions`: PEM, of roots by their predecessors. `key_introductions`: JSON, of keys of permits and logs.
+
+    `leaving`, `retired`: names, as relays say them.
+    """
 
     introductions: tuple[str, ...] = ()
     leaving: tuple[str, ...] = ()
     retired: tuple[str, ...] = ()
+    key_introductions: tuple[str, ...] = ()
 
 
 NOTHING_ROLLS = Rolling()
@@ -32,6 +38,11 @@ def rolling(authority: Path) -> Rolling:
     places = Places(authority)
     leaving = (authority_name(places.former),) if places.stage is Stage.SWITCHED else ()
     return Rolling(_introductions(places), leaving, tuple(_retired(places)))
+
+
+def with_keys(told: Rolling, keys: ToldKeys) -> Rolling:
+    texts = tuple(msgspec.json.encode(each).decode() for each in keys.introductions)
+    return replace(told, retired=(*told.retired, *keys.retired), key_introductions=texts)
 
 
 def authority_name(folder: Path) -> str:

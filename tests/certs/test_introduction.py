@@ -81,7 +81,8 @@ def test_an_introduction_is_of_one_name_and_key_for_its_time_and_its_trust_domai
 
 def test_a_certificate_of_a_host_or_of_an_issuing_ca_introduces_nobody(root: Authority, tmp_path: Path) -> None:
     """Both are signed by the root, and neither is what it says of the next one."""
-    issuing = root.create_issuing(tmp_path / "issuing", NOW) if (tmp_path / "issuing").mkdir() is None else root
+    (tmp_path / "issuing").mkdir()
+    issuing = root.create_issuing(tmp_path / "issuing", NOW)
     with pytest.raises(CredentialError, match="is no root"):
         introduced_roots([root.certificate], [issuing.certificate], [issuing.certificate], NOW)
 

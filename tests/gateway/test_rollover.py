@@ -17,11 +17,14 @@ from certs import layout
 from certs.files import read_certificates
 from certs.introduction import authority_key_id, crl_id, root_id
 from gateway.starter import Site
+from policy.jws import key_id_of
 from tests.gateway.conftest import Running, running_gateway
 from tests.gateway.rolling_site import enrolled, relay, rolling_site, state_of, take, until_ready
 from tests.transport.relay.conftest import until
 from transport.relay import identity_keeping
-from transport.relay.host import RelayHost
+from transport.relay.config import load_relay_config
+from transport.relay.host import RelayHost, pin_files
+from transport.relay.pins import read_pins
 
 pytestmark = pytest.mark.whole
 
@@ -179,3 +182,36 @@ async def test_a_gateway_that_was_stopped_between_two_renames_goes_on(
         assert (state["facts"]["current"]["authority"], state["facts"]["former"]["authority"]) == (new, old)
         with trio.fail_after(20):
             await enrolled(running, "a", hosts_folder / "a")
+
+
+async def test_the_permit_key_is_replaced_and_permits_go_on(rolling: Site, hosts_folder: Path) -> None:
+    public = rolling.certs / "gateway" / "permit.pub"
+    async with running_gateway(rolling) as running, fleet(running, hosts_folder) as hosts:
+        gate, old = running.gateway.desk.gate, read_pins([public], [rolling.certs / "gateway" / "log.vkey"])
+        assert [host.permits.pins for host in hosts] == [old, old]
+        await take(running, "permit-key", "begin")
+        await until_ready(running, "permit-key")
+        assert all(len(host.permits.permit_keys) == 2 for host in hosts)
+        assert key_id_of(gate.terms.private_key.public_key()) == old.permit_keys[0].key_id
+
+        await take(running, "permit-key", "switch")
+        new = host_pins(hosts[0]) - set(old.names())
+        assert new == {f"permit:{gate.terms.key_id}"}
+        late = await enrolled(running, "b", hosts_folder / "late")
+        assert len(read_pins(*pin_files(load_relay_config(late))).permit_keys) == 2
+        await until_ready(running, "permit-key")
+        assert "destroy" in (await take(running, "permit-key", "retire"))["left"]
+        await until(lambda: all(set(old.names()[:1]).isdisjoint(host_pins(host)) for host in hosts), 20)
+        for host in hosts:
+            assert read_pins(*pin_files(host.config)) == host.permits.pins  # so it is after a restart
+        assert not list((rolling.certs / "gateway").glob("permit.key.former"))
+        retired = next((rolling.certs / "gateway").glob("permit.key.retired-*"))
+        assert retired.read_bytes() == b""
+        assert len(read_pins([public], [rolling.certs / "gateway" / "log.vkey"]).permit_keys) == 1
+    async with running_gateway(rolling) as running:
+        assert f"permit:{running.gateway.desk.gate.terms.key_id}" in new
+        assert (await state_of(running, "permit-key"))["stage"] == "idle"
+
+
+def host_pins(host: RelayHost) -> set[str]:
+    return set(host.permits.pins.names())

@@ -201,7 +201,7 @@ class GatewayLink:
         away = False
         while True:
             try:
-                asks: dict[str, object] = {"wait_seconds": _POLL_SECONDS, "holds": self._host.identity.holds()}
+                asks: dict[str, object] = {"wait_seconds": _POLL_SECONDS, "holds": self._host.holds()}
                 data = await self._post("/v1/relay/poll", asks)
                 answer = _decode_assignments(data)
             except (GatewayAway, GatewayRefuses, msgspec.MsgspecError) as error:

@@ -15,12 +15,11 @@ from typing import Any, TypeVar
 
 import trio
 
-from audit.checkpoint import LogVerifier
 from audit.cosignature import CosignerKey
 from audit.errors import AuditError
 from certs.errors import CertificateError
 from certs.tls import HostCredentials
-from policy.permit import PermitKey, VerifiedPermit
+from policy.permit import VerifiedPermit
 from transport.errors import ConfigurationError, OfferRefused, RefusalCode
 from transport.hypervisors.moving import AS_CONFIGURED, PLAIN, How, Movement
 from transport.hypervisors.qemu import MigrationSettings
@@ -37,6 +36,7 @@ from transport.relay.libvirt_destination import LibvirtDestination
 from transport.relay.libvirt_source import LibvirtSource
 from transport.relay.outgoing import Leaving, leaving_of
 from transport.relay.permits import PORTS_OF_KIND, PermitDesk, SitePins
+from transport.relay.pins import read_pins
 from transport.relay.places import Places
 from transport.relay.qmp_ends import QmpDestination, QmpSource
 from transport.relay.refused_calls import RefusedCalls, refused_call
@@ -71,6 +71,10 @@ class RelayHost:
     def credentials(self) -> HostCredentials:
         """As they are now; a connection takes them once."""
         return self.identity.credentials
+
+    def holds(self) -> list[str]:
+        """Names of all that this host believes, by which the gateway sees how far a rollover is."""
+        return [*self.identity.holds(), *self.permits.pins.names()]
 
     @property
     def spiffe_id(self) -> str:
@@ -186,25 +190,17 @@ def _witness_keys(files: Sequence[str]) -> Iterator[CosignerKey]:
         yield from (CosignerKey.parse(line) for line in Path(name).read_text("ascii").splitlines() if line.strip())
 
 
-def _permit_keys(files: Sequence[str]) -> tuple[PermitKey, ...]:
-    return tuple(PermitKey.from_pem(Path(name).read_bytes()) for name in files)
-
-
-def _log_keys(files: Sequence[str]) -> tuple[LogVerifier, ...]:
-    return tuple(LogVerifier.parse(Path(name).read_text()) for name in files)
-
-
 def _pins_of(site: SiteSection, identity: Identity) -> SitePins:
     number = partial(identity.foreign_crl_number, site.trust_domain)
-    return SitePins(_permit_keys(site.permit_keys), _log_keys(site.log_keys), number)
+    pins = read_pins(list(map(Path, site.permit_keys)), list(map(Path, site.log_keys)))
+    return SitePins(pins.permit_keys, pins.log_verifiers, number)
 
 
 def open_host(config: RelayConfig) -> RelayHost:
     """Read every file that the configuration names; a bad one fails here, not at the first migration."""
     try:
         identity = Identity.open(config.identity, now(), tuple(config.sites))
-        keys = _permit_keys(config.gateway.permit_keys)
-        logs = _log_keys(config.gateway.log_keys)
+        pins = read_pins(*pin_files(config))
         sites = {site.trust_domain: _pins_of(site, identity) for site in config.sites}
         witnesses = tuple(_witness_keys(config.gateway.witness_keys))
         required = config.gateway.witnesses_required
@@ -220,8 +216,8 @@ def open_host(config: RelayConfig) -> RelayHost:
     desk = PermitDesk(
         trust_domain=identity.credentials.spiffe_id.trust_domain,
         sites=sites,
-        permit_keys=keys,
-        log_verifiers=logs,
+        permit_keys=pins.permit_keys,
+        log_verifiers=pins.log_verifiers,
         can_bind_vm=section.kind != "sockets",
         supported_ports=PORTS_OF_KIND[section.kind],
         witness_keys=witnesses,
@@ -251,6 +247,11 @@ def open_host(config: RelayConfig) -> RelayHost:
         bandwidth=HostBandwidth(config.limits.bandwidth_bytes_per_second),
         board=Board(Places(config.limits.max_moves)),
     )
+
+
+def pin_files(config: RelayConfig) -> tuple[list[Path], list[Path]]:
+    """Of permit keys, and of log keys."""
+    return [Path(name) for name in config.gateway.permit_keys], [Path(name) for name in config.gateway.log_keys]
 
 
 def _qemu_uid(name: str) -> int:

@@ -21,7 +21,7 @@ from certs.files import write_atomically
 from certs.introduction import authority_key_id, crl_id
 from certs.renewal import renewal_due, require_successor, retry_delay
 from transport.relay.gateway_link import GatewayAway, GatewayLink, GatewayRefuses
-from transport.relay.host import RelayHost, now
+from transport.relay.host import RelayHost, now, pin_files
 from transport.relay.told_trust import ToldTrust, TrustNews
 
 LOOK_SECONDS: Final = 5.0
@@ -107,10 +107,20 @@ class IdentityKeeper:
             await self._take_files(now())
         if taken.gateway_roots:
             await self._link.use_identity()
+        await self._take_keys(told)
         if taken.refused is not None:
             log.error("what the gateway tells of roots is refused", cause=taken.refused)
             return
         self._trust_version = told.version
+
+    async def _take_keys(self, told: ToldTrust) -> None:
+        """Durable before they are believed. Raises `CredentialError`, OSError."""
+        desk = self._host.permits
+        pins = told.pins_after(desk.pins)
+        if pins != desk.pins:
+            await self._host.on_disk(pins.write, *pin_files(self._host.config))
+            desk.pin(pins)
+            log.info("pinned keys changed", keys=pins.names())
 
     async def _take_files(self, moment: datetime) -> None:
         identity = self._host.identity

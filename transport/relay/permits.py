@@ -27,6 +27,7 @@ from policy.permit import (
     verify_permit,
 )
 from transport.errors import OfferRefused, RefusalCode
+from transport.relay.pins import Pins
 from transport.wire.control import Role
 
 # What a relay can carry, by hypervisor.kind.
@@ -59,11 +60,11 @@ class SitePins:
     crl_number: Callable[[], int]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class PermitDesk:
     """What this relay pins and can do. `crl_number`: the lowest CRL number that it holds; `clock`: unix seconds.
 
-    `sites`: other sites, by trust domain.
+    `sites`: other sites, by trust domain. Pinned keys are replaced as a whole when the gateway rolls them over.
     """
 
     trust_domain: str
@@ -134,6 +135,15 @@ class PermitDesk:
             raise PermitRefused("audience", "audience and destination differ")
         check_times(claims, self.clock())
         check_parties(claims, source or claims.source, destination or claims.destination)
+
+    @property
+    def pins(self) -> Pins:
+        """Of this site's gateway."""
+        return Pins(self.permit_keys, self.log_verifiers)
+
+    def pin(self, pins: Pins) -> None:
+        """From now on."""
+        self.permit_keys, self.log_verifiers = pins.permit_keys, pins.log_verifiers
 
     def reopen(self, token: str, other: str | None) -> VerifiedPermit:
         """The permits of a session that this relay has begun: its end is owed whatever the time is. `PermitRefused`."""

@@ -21,7 +21,9 @@ from msgspec import Meta
 from certs.errors import UNREADABLE, CredentialError
 from certs.files import read_certificates, read_crl, sync_directory, write_atomically
 from certs.introduction import MAX_INTRODUCTIONS, authority_key_id, crl_id, introduced_roots, root_id
+from certs.key_introduction import MAX_KEY_INTRODUCTIONS, Introduction
 from transport.relay.identity import FORMER, Identity
+from transport.relay.pins import Pins
 
 _Pem = Annotated[str, Meta(max_length=64 * 1024)]
 _Name = Annotated[str, Meta(max_length=96)]
@@ -38,6 +40,15 @@ class ToldTrust(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     introductions: Annotated[list[_Pem], Meta(max_length=MAX_INTRODUCTIONS)] = []
     leaving: Annotated[list[_Name], Meta(max_length=16)] = []
     retired: Annotated[list[_Name], Meta(max_length=256)] = []
+    key_introductions: Annotated[list[_Pem], Meta(max_length=MAX_KEY_INTRODUCTIONS)] = []
+
+    def pins_after(self, pins: Pins) -> Pins:
+        """The keys to believe from now on. Raises `CredentialError`."""
+        try:
+            introductions = [msgspec.json.decode(text, type=Introduction) for text in self.key_introductions]
+        except msgspec.MsgspecError as error:
+            raise CredentialError(None, f"an introduction of a key is none: {error}", "look at the gateway") from None
+        return pins.after(introductions, self.retired)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,139 @@
+"""What a gateway tells of trust: newer CRLs and letting go on its word, a new root only by introduction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from certs.authority import INTRODUCTIONS, Authority
+from certs.errors import CredentialError
+from certs.files import read_certificates, write_atomically, write_private_key
+from certs.introduction import authority_key_id, crl_id, root_id
+from transport.relay.config import IdentitySection
+from transport.relay.identity import FORMER, Identity, keep_crls
+from transport.relay.told_trust import ToldTrust, TrustNews
+
+NOW = datetime.now(UTC)
+
+
+@dataclass
+class Place:
+    """A host that an issuing CA below `root` certified, and the gateway's words to it."""
+
+    folder: Path
+    root: Authority
+    issuing: Authority
+    identity: Identity
+
+    @property
+    def gateway_bundle(self) -> Path:
+        return self.folder / "gateway-root.pem"
+
+    def hears(self, **told: Any) -> Any:
+        words = ToldTrust(version="v", **{"roots": pem(self.root), "crls": [], **told})
+        return TrustNews(self.identity, self.gateway_bundle, words, NOW).take()
+
+    def roots(self) -> list[str]:
+        return [root_id(root) for root in read_certificates(Path(self.identity.section.trust_bundle))]
+
+
+def pem(*authorities: Authority) -> str:
+    return "".join(each.certificate.public_bytes(Encoding.PEM).decode() for each in authorities)
+
+
+def crl(authority: Authority) -> str:
+    return authority.crl_file.read_text()
+
+
+def crl_name(authority: Authority) -> str:
+    return crl_id(authority_key_id(authority.read_published()))
+
+
+def made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    root = Authority.create(made(tmp_path / "root"), "bank.example", NOW)
+    issuing = root.create_issuing(made(tmp_path / "issuing"), NOW)
+    host, key = made(tmp_path / "host"), ec.generate_private_key(ec.SECP256R1())
+    made(host / "crls")
+    write_private_key(host / "host.key", key)
+    chain = issuing.issue_host("a", key.public_key(), NOW, timedelta(hours=24))
+    write_atomically(host / "host.pem", b"".join(each.public_bytes(Encoding.PEM) for each in chain))
+    for name in ("roots.pem", "gateway-root.pem"):
+        write_atomically(host / name, pem(root).encode())
+    keep_crls(host / "crls", [crl(root), crl(issuing)])
+    names = {"certificate": "host.pem", "private_key": "host.key", "trust_bundle": "roots.pem"}
+    paths: dict[str, Any] = {key: str(host / name) for key, name in names.items()}
+    section = IdentitySection(**paths, crls=[str(host / "crls")])
+    return Place(host, root, issuing, Identity.open(section, NOW))
+
+
+def test_a_root_comes_by_introduction_to_hosts_and_for_the_gateway(place: Place, tmp_path: Path) -> None:
+    new = place.root.create_successor(made(tmp_path / "new"), NOW)
+    introductions = [(tmp_path / "new" / INTRODUCTIONS).read_text()]
+    taken = place.hears(roots=pem(place.root, new), introductions=introductions, crls=[crl(new)])
+    assert (taken.any, taken.gateway_roots, taken.refused) == (True, True, None)
+    assert place.roots() == [root_id(place.root.certificate), root_id(new.certificate)]
+    assert [root_id(each) for each in read_certificates(place.gateway_bundle)] == place.roots()
+
+
+def test_a_stolen_tls_key_alone_adds_no_root_and_the_crls_are_taken_all_the_same(place: Place, tmp_path: Path) -> None:
+    thief = Authority.create(made(tmp_path / "thief"), "bank.example", NOW)
+    thief.create_successor(made(tmp_path / "pupil"), NOW)
+    own = [(tmp_path / "pupil" / INTRODUCTIONS).read_text()]
+    place.issuing.revoke(7, NOW)
+    before = place.roots()
+    taken = place.hears(roots=pem(place.root, thief), introductions=own, crls=[crl(place.issuing)])
+    assert "introduces" in str(taken.refused)
+    assert taken.any  # the newer CRL
+    assert place.roots() == before
+    place.identity.reload(NOW)
+    assert place.identity.credentials.crl_number == 2
+
+
+def test_nothing_is_let_go_that_this_host_itself_needs(place: Place) -> None:
+    root, held = place.root, sorted((place.folder / "crls").glob("*.pem"))
+    for retired in ([root_id(root.certificate)], [crl_name(place.issuing)], [crl_name(root)]):
+        assert place.hears(retired=retired).refused is not None
+        assert place.roots() == [root_id(root.certificate)]
+        assert sorted((place.folder / "crls").glob("*.pem")) == held
+
+
+def test_a_crl_that_was_let_go_does_not_come_back_with_a_lower_number(place: Place, tmp_path: Path) -> None:
+    other = place.root.create_issuing(made(tmp_path / "other"), NOW)
+    first = crl(other)
+    other.revoke(7, NOW)
+    place.hears(crls=[crl(other)])
+    place.hears(retired=[crl_name(other)])
+    assert len(list((place.folder / "crls").glob("*.pem"))) == 2
+    assert len(list((place.folder / "crls" / FORMER).glob("*.pem"))) == 1
+    assert not place.hears(crls=[first]).any
+    other.publish_crl(NOW)
+    assert place.hears(crls=[crl(other)]).any
+
+
+def test_what_cannot_be_read_is_refused(place: Place) -> None:
+    assert place.hears(roots="no PEM").refused is not None
+    assert place.hears(introductions=["no PEM"]).refused is not None
+    with pytest.raises(CredentialError):
+        place.hears(crls=["no PEM"])
+
+
+def test_another_cas_certificate_of_the_gateway_is_left_as_it_is(place: Place, tmp_path: Path) -> None:
+    elsewhere = Authority.create(made(tmp_path / "elsewhere"), "other.example", NOW)
+    write_atomically(place.gateway_bundle, pem(elsewhere).encode())
+    new = place.root.create_successor(made(tmp_path / "new"), NOW)
+    introductions = [(tmp_path / "new" / INTRODUCTIONS).read_text()]
+    taken = place.hears(roots=pem(place.root, new), introductions=introductions, crls=[crl(new)])
+    assert (taken.any, taken.gateway_roots) == (True, False)
+    assert place.gateway_bundle.read_text() == pem(elsewhere)
