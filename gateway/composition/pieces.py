@@ -19,8 +19,8 @@ from gateway.break_glass.composition import make_break_glass
 from gateway.composition.gate import make_gate
 from gateway.composition.key_files import host_trust, tls_files
 from gateway.composition.people import make_directory, make_issuers, make_people
-from gateway.composition.sites import open_sites
 from gateway.composition.rollover import make_rollovers, mend_rollovers
+from gateway.composition.sites import open_sites
 from gateway.composition.telling import health_document, make_metrics
 from gateway.config import GatewayConfig
 from gateway.enrolment.composition import make_office
