@@ -18,7 +18,7 @@ import msgspec
 from policy.facts import ACTIONS, ACTIONS_ON_VMS, SEALED, SEALED_ACTIONS
 from policy.request import Json, references
 from policy.rules import Rules
-from policy.selection import GROUP, Selected, Uid
+from policy.selection import Selected, Uid
 
 _SHOWN_PERMITS: Final = 5
 
@@ -81,8 +81,7 @@ def evaluate(rules: Rules, bundle_digest: str, request: Json, entities: list[Jso
 
     try:
         asked = msgspec.convert(request, _Request)
-        slice_ = {(e.uid.type, e.uid.id): e for e in msgspec.convert(entities, list[_Entity])}
-        known = {uid: entity.attrs for uid, entity in slice_.items()}
+        known = {(e.uid.type, e.uid.id): e.attrs for e in msgspec.convert(entities, list[_Entity])}
         unknown = [
             (where, kind)
             for where, kind, name in references(request)
@@ -103,7 +102,7 @@ def evaluate(rules: Rules, bundle_digest: str, request: Json, entities: list[Jso
     if is_sealed and asked.action.id not in SEALED_ACTIONS:
         return denied("Sealed people break glass, approve it and follow that; sign in as yourself for all else.")
     try:
-        selected, answer = _ask(rules, asked, slice_, request, entities)
+        selected, answer = _ask(rules, asked, known, request, entities)
     except (ValueError, TypeError, RecursionError) as error:
         return denied(_DOES_NOT_FIT, errors=[_one_line(error)])
     reasons = _reasons(selected, answer.diagnostics.reasons)
@@ -125,36 +124,18 @@ def evaluate(rules: Rules, bundle_digest: str, request: Json, entities: list[Jso
 
 
 def _ask(
-    rules: Rules, asked: _Request, slice_: Mapping[tuple[str, str], _Entity], request: Json, entities: list[Json]
+    rules: Rules, asked: _Request, known: Mapping[tuple[str, str], Json], request: Json, entities: list[Json]
 ) -> tuple[Selected, cedarpy.AuthzResult]:
     """The answer, and the policies by whose numbers it speaks. Raises what Cedar raises for facts that do not fit."""
-    person = slice_[asked.principal.type, asked.principal.id]
-    kinds = {kind for kind, _ in slice_}
-    selected, to_learn = rules.selections.select(asked.principal, person.parents, asked.action, kinds)
     context = msgspec.json.encode(request["context"]).decode()
-    facts = cedarpy.Entities.from_json_str(_entities_text(rules, context, entities), rules.schema)
+    facts, groups = rules.slices.parse(context, request["principal"], entities)
+    kinds = {kind for kind, _ in known}
+    selected, to_learn = rules.selections.select(asked.principal, groups, asked.action, kinds)
     put = {**request, "context": context}
     answer = cedarpy.is_authorized(put, selected.policy_set, facts, rules.schema)
     if to_learn is not None:
         rules.selections.learn(to_learn, put, facts, rules.schema)
     return selected, answer
-
-
-def _entities_text(rules: Rules, context: str, entities: list[Json]) -> str:
-    """The entities as JSON without memberships of groups that no policy names: a hundred cost a third of a millisecond.
-
-    Cedar only asks whether somebody is in a group that it is given, and gives none but those that policies name; a fact
-    that were a group could be another, so where one might be, all memberships stay.
-    """
-    kept = [
-        {**entity, "parents": [p for p in entity["parents"] if p["type"] != GROUP or p["id"] in rules.named_groups]}
-        for entity in entities
-    ]
-    text = msgspec.json.encode(kept).decode()
-    memberships = sum(parent["type"] == GROUP for entity in kept for parent in entity["parents"])
-    if GROUP in context or text.count(GROUP) != memberships:
-        return msgspec.json.encode(entities).decode()
-    return text
 
 
 _DOES_NOT_FIT: Final = (

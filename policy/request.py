@@ -77,19 +77,18 @@ def facts_of(request: Json, entities: list[Json]) -> list[Json]:
 
 def references(value: object) -> Iterator[tuple[str, str, str]]:
     """Every entity that a request refers to, as (where, type, id); `where` is "principal", "context.source", …"""
-    yield from _references("", value)
-
-
-def _references(where: str, value: object) -> Iterator[tuple[str, str, str]]:
-    if not isinstance(value, dict):
-        return
-    target = value.get("__entity", value)
-    match target:
-        case {"type": str(kind), "id": str(name)} if len(target) == 2:
-            yield where, kind, name
-        case _:
-            for key, inner in value.items():
-                yield from _references(f"{where}.{key}" if where else key, inner)
+    rest: list[tuple[str, Any]] = [("", value)]
+    while rest:  # no recursion: it takes a fifth of the time, and a damaged record may be deep
+        where, inner = rest.pop()
+        if not isinstance(inner, dict):
+            continue
+        target = inner.get("__entity", inner)
+        if isinstance(target, dict) and len(target) == 2 and "type" in target and "id" in target:
+            kind, name = target["type"], target["id"]
+            if isinstance(kind, str) and isinstance(name, str):
+                yield where, kind, name
+                continue
+        rest += [(f"{where}.{key}" if where else key, each) for key, each in reversed(inner.items())]
 
 
 def _uid(kind: str, name: str) -> Json:

@@ -19,6 +19,7 @@ from policy.errors import BundleRefused
 from policy.facts import ACTIONS, VM_ACTIONS
 from policy.lint import mixed_words, never_applies
 from policy.selection import GROUP, Scope, Selected, Selections, scope_of
+from policy.slices import Slices
 from policy.source import check_nesting, split_policies
 
 ANY_MOVE: Final = "AnyMove"  # the schema's action group of VM_ACTIONS
@@ -50,7 +51,7 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """Parsed policies and schema. `selections`: the policies as Cedar is asked about them.
+    """Parsed policies and schema. `selections`: the policies as Cedar is asked about them; `slices`: the facts.
 
     `named_groups`: the ids of all groups that stand in any of them. `permits`: by action, those that could permit it.
     """
@@ -58,6 +59,7 @@ class Rules:
     selections: Selections
     schema: cedarpy.Schema
     named_groups: frozenset[str] = field(init=False)
+    slices: Slices = field(init=False)
     permits: Mapping[str, tuple[Policy, ...]] = field(init=False)
 
     @property
@@ -72,6 +74,7 @@ class Rules:
     def __post_init__(self) -> None:
         named: frozenset[str] = frozenset().union(*(policy.groups for policy in self.policies))
         object.__setattr__(self, "named_groups", named)
+        object.__setattr__(self, "slices", Slices(named, self.schema))
         permits = [policy for policy in self.policies if policy.effect == "permit"]
         by_action = {action: tuple(policy for policy in permits if _covers(policy, action)) for action in ACTIONS}
         object.__setattr__(self, "permits", by_action)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -78,23 +78,24 @@ class Selections:
         self.everything = everything
         self._texts = texts
         self._worth = len(texts) >= WORTH
-        self._groups = {group: group for group in _groups(scopes)} if self._worth else {}
+        self._groups = frozenset(_groups(scopes)) if self._worth else frozenset()
         self._scopes = _heads(scopes) if self._worth else None
         self._known: dict[Key, Selected | None] = {}  # None: asked about once. The order is that of the last use
         self._kept = 0
         self._lock = threading.Lock()
 
     def select(
-        self, principal: Uid, parents: Collection[Uid], action: Uid, kinds: Iterable[str]
+        self, principal: Uid, groups: frozenset[str] | None, action: Uid, kinds: Iterable[str]
     ) -> tuple[Selected, Key | None]:
         """The set to ask, and the key under which to `learn` a smaller one, None where there is nothing to learn.
 
-        `parents`: those of the principal; `kinds`: the types of all entities of the slice.
+        `groups`: all that the principal is in and policies name, None where that is not plain; `kinds`: the types of
+        all entities of the slice.
         """
-        plain = principal.type == _PERSON and action.type == _ACTION and all(each.type == GROUP for each in parents)
-        if not self._worth or not plain or not _PLAIN.issuperset(kinds):
+        plain = principal.type == _PERSON and action.type == _ACTION
+        if groups is None or not self._worth or not plain or not _PLAIN.issuperset(kinds):
             return self.everything, None
-        key = (action.id, frozenset(self._groups[each.id] for each in parents if each.id in self._groups))
+        key = (action.id, self._groups & groups)
         with self._lock:
             if key not in self._known:
                 self._remember(key, None)

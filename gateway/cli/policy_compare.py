@@ -5,15 +5,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from gateway.cli.errors import REQUESTER, BadConfiguration
-from gateway.cli.moments import parse_moment
 from gateway.cli.options import JsonOption
 from gateway.cli.output import print_json, say
 from gateway.cli.policy_workshop import EXIT_FAULTS, BundleArgument, read_bundle, refusing
@@ -80,9 +79,10 @@ def _case(files: dict[str, str], name: str) -> Asked:
 
 
 def _record(log: Path, index: int) -> Asked:
+    from gateway.cli.past_decisions import decision_in
     from gateway.cli.record_folder import FromFolder
 
-    found = _decision(index, FromFolder(log).entry(index).get("record"))
+    found = decision_in(index, FromFolder(log).entry(index).get("record"))
     if found is None:
         raise BadConfiguration(f"entry {index} holds no decision", REQUESTER, "`sealane audit query` finds decisions")
     return found
@@ -98,7 +98,8 @@ def diff(
     """Find requests that two bundles decide differently: of the past (--log), and of a grid over the people, VMs and
     hosts of their tests.
 
-    Exit code 0: none was found; 1: some were. What was left out of a grid too large is said.
+    Where the answer stays but other policies give it, that is told, too. Exit code 0: every answer is the same; 1: some
+    are not. What was left out of a grid too large is said.
 
     \b
     Examples:
@@ -106,13 +107,14 @@ def diff(
       sealane policy diff bank-7/ bank-8/ --log /var/lib/sealane/log --since 30d --json
     """
     one, two = read_bundle(before), read_bundle(after)
+    from gateway.cli.past_decisions import PastDecisions
     from policy.authoring.compare import compare, grid, rules_of
 
     with refusing():
         rules = rules_of(one), rules_of(two)
         asked, notes = grid(one, two)
-        past = _Past(log, since) if log is not None else None
-        comparison = compare(*rules, [*asked, *(past.decisions() if past is not None else ())])
+        past = PastDecisions(log, since) if log is not None else None
+        comparison = compare(*rules, chain(asked, past.decisions() if past is not None else ()))
     _tell(comparison, [*notes, *(past.notes() if past is not None else ())], as_json=as_json)
 
 
@@ -124,6 +126,7 @@ def replay(
 ) -> None:
     """Decide what a gateway decided, again, under this bundle, and tell where the answer is another one.
 
+    Permits for evacuations are among them. Where the answer stays but other policies give it, that is told, too.
     Exit code 0: all answers are as recorded; 1: some are not. A log that does not go back so far says how far it goes.
 
     \b
@@ -131,9 +134,10 @@ def replay(
       sealane policy replay bank-8/ --log /var/lib/sealane/log --since 90d
     """
     files = read_bundle(directory)
+    from gateway.cli.past_decisions import PastDecisions
     from policy.authoring.compare import compare, rules_of
 
-    past = _Past(log, since)
+    past = PastDecisions(log, since)
     with refusing():
         comparison = compare(None, rules_of(files), past.decisions())
     _tell(comparison, past.notes(), as_json=as_json)
@@ -150,80 +154,16 @@ def _tell(comparison: Comparison, notes: list[str], *, as_json: bool) -> None:
             say(each.text())
             if each.after.because:
                 say(f"    {each.after.because}")
+        for shift in comparison.shifts:
+            say(shift.text())
+        for weight in comparison.weights:
+            say(f"{weight.policy}: determines {weight.before} of them before, {weight.after} after")
         for note in notes:
             say(f"note: {note}")
-        say(f"{comparison.compared} requests compared, {comparison.differing} decided differently")
+        counts = f"{comparison.differing} decided differently, {comparison.shifted} by other policies only"
+        say(f"{comparison.compared} requests compared: {counts}")
     if failed:
         raise typer.Exit(EXIT_FAULTS)
-
-
-class _Past:
-    """The decisions of a log's folder since a time, and what is to be said of them once they were read."""
-
-    def __init__(self, log: Path, since: str) -> None:
-        from gateway.cli.record_folder import FromFolder
-
-        self._log, self._size = log, FromFolder(log).size()
-        self._since = parse_moment(since, datetime.now(UTC), "--since")
-        self._first: str | None = None
-        self._unusable = 0
-
-    def decisions(self) -> Iterator[Asked]:
-        from audit.errors import LogError
-        from audit.reader import LogReader
-
-        try:
-            for index, entry in enumerate(LogReader(self._log).entries(0, self._size)):
-                record = _record_in(entry)
-                if record is None:
-                    continue
-                self._first = self._first or str(record.get("time"))
-                if str(record.get("time")) >= self._since and "policy_request" in record.get("details", {}):
-                    asked = _decision(index, record)
-                    self._unusable += asked is None
-                    if asked is not None:
-                        yield asked
-        except LogError as error:
-            raise BadConfiguration(str(error), REQUESTER, "run `sealane audit verify`") from error
-
-    def notes(self) -> list[str]:
-        """To be asked after the decisions."""
-        notes = []
-        if self._first is None:
-            notes.append("the log holds no record")
-        elif self._first > self._since:
-            notes.append(f"the log begins at {self._first}, later than {self._since}: nothing is known of before")
-        if self._unusable:
-            notes.append(f"{self._unusable} records hold a decision that cannot be made again, and were left out")
-        return notes
-
-
-def _record_in(entry: bytes) -> dict[str, Any] | None:
-    import msgspec
-
-    try:
-        record = msgspec.json.decode(entry).get("record")
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, AttributeError):
-        return None
-    return record if isinstance(record, dict) and isinstance(record.get("details"), dict) else None
-
-
-def _decision(index: int, record: Any) -> Asked | None:
-    """The request of a record with what was decided; None if it holds none. An observed yes is the policies' no."""
-    from policy.authoring.compare import Asked, Side
-
-    match record:
-        case {"details": {"policy_request": dict(request), "policy_entities": list(entities), **details}}:
-            pass
-        case _:
-            return None
-    recorded = None
-    match details:
-        case {"decision": {"allowed": bool(allowed), "policies": list(policies), **more}}:
-            names = tuple(str(each.get("id")) for each in policies if isinstance(each, dict))
-            because = str(more.get("denied_because") or "")
-            recorded = Side(allowed and not more.get("observed"), names, because)
-    return Asked(f"record {index}", request, entities, recorded)
 
 
 COMMANDS: Final[dict[str, Callable[..., None]]] = {"explain": explain, "diff": diff, "replay": replay}

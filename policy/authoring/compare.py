@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,6 +27,7 @@ from policy.rules import Rules, compile_rules
 
 MAX_GRID: Final = 5_000
 MAX_SHOWN: Final = 500
+NO_POLICY: Final = "no policy"
 _TIMES: Final = (datetime(2026, 1, 7, 12, tzinfo=UTC), datetime(2026, 1, 11, 2, tzinfo=UTC))  # Wednesday, Sunday night
 _TOLD: Final = Provenance("report", 0)
 
@@ -47,17 +49,50 @@ class Difference(msgspec.Struct, frozen=True):
     after: Side
 
     def text(self) -> str:
-        one, two = (f"{'allow' if side.allowed else 'deny'} by {', '.join(side.policies) or 'no policy'}"
+        one, two = (f"{'allow' if side.allowed else 'deny'} by {_named(side.policies)}"
                     for side in (self.before, self.after))  # fmt: skip
         return f"{self.where}: {self.what}: {one} → {two}"
 
 
+class Shift(msgspec.Struct, frozen=True):
+    """The same answer of `requests` requests, by other policies than before; `example` is the first of them."""
+
+    allowed: bool
+    before: tuple[str, ...]
+    after: tuple[str, ...]
+    requests: int
+    example: str
+
+    def text(self) -> str:
+        answer = "allow" if self.allowed else "deny"
+        who = f"by {_named(self.after)} instead of {_named(self.before)}"
+        return f"still {answer}, {who}: {self.requests} requests, the first is {self.example}"
+
+
+ShiftKey = tuple[bool, tuple[str, ...], tuple[str, ...]]
+
+
+class Weight(msgspec.Struct, frozen=True):
+    """How many requests that are decided differently a policy determines, under each of the bundles."""
+
+    policy: str
+    before: int
+    after: int
+
+
 class Comparison(msgspec.Struct, frozen=True):
-    """`compared` requests, `differing` of them; at most MAX_SHOWN are in `differences`. `notes`: what was left out."""
+    """`compared` requests, `differing` of them in the answer, `shifted` in the policies that determine it only.
+
+    At most MAX_SHOWN are in `differences` and in `shifts`; `weights`: by which policies, the heaviest first; `notes`:
+    what was left out.
+    """
 
     compared: int
     differing: int
+    shifted: int
     differences: tuple[Difference, ...]
+    shifts: tuple[Shift, ...]
+    weights: tuple[Weight, ...]
     notes: tuple[str, ...]
 
 
@@ -78,17 +113,39 @@ def rules_of(files: Mapping[str, str]) -> Rules:
 
 def compare(before: Rules | None, after: Rules, asked: Iterable[Asked], notes: Iterable[str] = ()) -> Comparison:
     """Decide all of it under both; `before` None takes what was recorded."""
-    compared = differing = 0
+    compared = differing = shifted = 0
     shown: list[Difference] = []
+    weights: tuple[Counter[str], Counter[str]] = (Counter(), Counter())
+    shifts: dict[ShiftKey, Shift] = {}
     for each in asked:
         compared += 1
         two = _side(decide_under(after, each))
         one = _side(decide_under(before, each)) if before is not None else each.recorded or two
         if one.allowed != two.allowed:
             differing += 1
+            for weight, side in zip(weights, (one, two), strict=True):
+                weight.update(side.policies or (NO_POLICY,))
             if len(shown) < MAX_SHOWN:
                 shown.append(Difference(each.where, in_words(each.request, each.entities), one, two))
-    return Comparison(compared, differing, tuple(shown), tuple(notes))
+        elif set(one.policies) != set(two.policies):
+            shifted += 1
+            _add(shifts, one, two, each)
+    by_policy = [Weight(name, *(weight[name] for weight in weights)) for name in set().union(*weights)]
+    by_policy.sort(key=lambda weight: (-weight.before - weight.after, weight.policy))
+    ordered = sorted(shifts.values(), key=lambda shift: -shift.requests)
+    return Comparison(compared, differing, shifted, tuple(shown), tuple(ordered), tuple(by_policy), tuple(notes))
+
+
+def _add(shifts: dict[ShiftKey, Shift], one: Side, two: Side, each: Asked) -> None:
+    key = (one.allowed, tuple(sorted(one.policies)), tuple(sorted(two.policies)))
+    if (known := shifts.get(key)) is not None:
+        shifts[key] = msgspec.structs.replace(known, requests=known.requests + 1)
+    elif len(shifts) < MAX_SHOWN:
+        shifts[key] = Shift(*key, 1, f"{each.where}: {in_words(each.request, each.entities)}")
+
+
+def _named(policies: tuple[str, ...]) -> str:
+    return ", ".join(policies) or NO_POLICY
 
 
 def grid(*bundles: Mapping[str, str]) -> tuple[list[Asked], list[str]]:

@@ -41,6 +41,25 @@ def test_a_rule_that_was_loosened_is_found_in_the_grid(monkeypatch: pytest.Monke
     assert " → allow by " in found.differences[0].text()
 
 
+def test_what_stays_as_it_is_by_another_policy_is_told_and_counts_as_no_difference() -> None:
+    asked = [Asked(f"record {n}", request_of(move()), entities_of(move())) for n in range(3)]
+    renamed = rules_of(files(PERMIT.replace('"p"', '"q"') + ";"))
+    found = compare(rules_of(files(PERMIT + ";")), renamed, asked)
+    assert (found.differing, found.shifted, found.differences) == (0, 3, ())
+    (shift,) = found.shifts
+    assert (shift.allowed, shift.before, shift.after, shift.requests) == (True, ("p",), ("q",), 3)
+    assert shift.text().startswith("still allow, by q instead of p: 3 requests, the first is record 0: Olga MigrateVm")
+
+
+def test_each_policy_is_told_with_the_differences_that_it_makes() -> None:
+    asked = [Asked("grid", request_of(move()), entities_of(move()))] * 4
+    forbid = PERMIT.replace('"p"', '"never"').replace("permit", "forbid")
+    found = compare(rules_of(files(PERMIT + ";")), rules_of(files(PERMIT + ";", forbid + ";")), asked)
+    assert [(each.policy, each.before, each.after) for each in found.weights] == [("never", 0, 4), ("p", 4, 0)]
+    none = compare(rules_of(files(PERMIT + ";")), rules_of(files(PERMIT.replace("MigrateVm", "Evacuate") + ";")), asked)
+    assert ("no policy", 0, 4) in [(each.policy, each.before, each.after) for each in none.weights]
+
+
 def test_the_sample_visits_no_place_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_GRID", 97)
     places = list(module._places(1000))
