@@ -33,6 +33,7 @@ POLICIES = 100
 DECISIONS = 8_000
 QUICK_DECISIONS = 800
 A_COMMIT = 400
+NOW = datetime(2026, 11, 1, tzinfo=UTC)
 ONE_MORE = '@id("made-more") @reason("R.") forbid (principal, action, resource) when { context.reason_given };'
 
 
@@ -67,7 +68,6 @@ def make_log(folder: Path, rules: Rules, count: int) -> Path:
 
 
 def _records(rules: Rules, count: int) -> Iterator[Unsigned]:
-    begin = datetime(2026, 11, 1, tzinfo=UTC)
     questions = list(made_questions())
     for number in range(count):
         question = questions[number % len(questions)]
@@ -81,7 +81,7 @@ def _records(rules: Rules, count: int) -> Iterator[Unsigned]:
                 origin=ORIGIN,
                 sequence=number,
                 boot_id="0" * 32,
-                time=format_time(begin + timedelta(seconds=number)),
+                time=format_time(NOW + timedelta(seconds=number)),
                 monotonic_ns=number,
                 outcome="allowed" if decision.allowed else "denied",
                 actor=actor_of(question.person),

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from audit.errors import EntryPruned, LogError
+from audit.errors import LogError, LogTruncated
 from audit.pruned import read_pruned
 from audit.reader import LogReader
 from audit.tiles import TILE_WIDTH
@@ -40,19 +40,19 @@ class PastDecisions:
                     self._unusable += asked is None
                     if asked is not None:
                         yield asked
-        except (LogError, EntryPruned, OSError) as error:
+        except (LogError, OSError) as error:
             raise BadConfiguration(str(error), REQUESTER, "run `sealane audit verify`") from error
 
     def _entries(self) -> Iterator[tuple[int, bytes]]:
         """From the first that can be had: those that were pruned are read in their archive, if it is there."""
         reader = LogReader(self._log)
-        start = 0
-        kept = min(read_pruned(self._log).bundles * TILE_WIDTH, self._size)
+        pruned = min(read_pruned(self._log).bundles * TILE_WIDTH, self._size)
         try:
-            reader.entries(0, min(1, self._size)).__next__()
-        except EntryPruned:
-            start, self._left_out = kept, kept
-        yield from enumerate(reader.entries(start, self._size), start)
+            for first in range(0, pruned, TILE_WIDTH):
+                reader.entry(first)
+        except LogTruncated:
+            self._left_out = pruned
+        yield from enumerate(reader.entries(self._left_out, self._size), self._left_out)
 
     def notes(self) -> list[str]:
         """To be asked after the decisions."""

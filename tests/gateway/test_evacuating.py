@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from pathlib import Path
 from typing import Any
 
 import httpx
 import msgspec
 import pytest
 import trio
+from typer.testing import CliRunner
 
+from gateway.cli.main import app
 from gateway.starter import Site
 from tests.gateway.conftest import Running, running_gateway
 from tests.gateway.test_watch import edit
@@ -138,3 +143,31 @@ async def test_a_relay_that_holds_nothing_is_no_success(evacuable: Site) -> None
 
 async def test_a_gateway_without_the_table_prepares_none(running: Running) -> None:
     assert (await prepare(running)).status_code == 404
+
+
+async def test_replay_decides_evacuations_again_and_finds_the_one_that_another_bundle_forbids(
+    evacuable: Site, tmp_path: Path
+) -> None:
+    async with running_gateway(evacuable) as running, trio.open_nursery() as nursery:
+        nursery.start_soon(Relay(running).serve)
+        await running.poll("a")
+        assert (await prepare(running)).status_code == 201
+        indexes = [each["sequence"] for each in await running.records("evacuation.decision")]
+        nursery.cancel_scope.cancel()
+    log = evacuable.directory / "log"
+    same = CliRunner().invoke(app, ["policy", "replay", str(evacuable.directory / "bundle"), "--log", str(log)])
+    assert same.exit_code == 0, same.output
+    assert "2 requests compared: 0 decided differently" in same.stdout
+    strict = tmp_path / "strict"
+    shutil.copytree(evacuable.directory / "bundle", strict)
+    (strict / "policies" / "stay.cedar").write_text(
+        '@id("nobody-evacuates")\n@reason("Hosts are emptied by hand.")\n'
+        'forbid (principal, action == Sealane::Action::"Evacuate", resource);\n',
+        encoding="utf-8",
+    )
+    found = CliRunner().invoke(app, ["policy", "replay", str(strict), "--log", str(log), "--json"])
+    assert found.exit_code == 1, found.output
+    differences = json.loads(found.stdout.splitlines()[-1])["differences"]
+    assert [each["where"] for each in differences] == [f"record {index}" for index in indexes]
+    assert all(" Evacuate web from a to " in each["what"] for each in differences)
+    assert {each["after"]["policies"][0] for each in differences} == {"nobody-evacuates"}

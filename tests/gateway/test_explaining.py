@@ -58,7 +58,7 @@ async def test_a_log_is_explained_compared_and_replayed_without_its_gateway(runn
 
     same = sealane("policy", "replay", EXAMPLE_BUNDLE, "--log", log, "--since", "1h")
     assert same.exit_code == 0, same.output
-    assert "2 requests compared, 0 decided differently" in same.stdout
+    assert "2 requests compared: 0 decided differently, 0 by other policies only" in same.stdout
     assert "note: the log begins at " in same.stdout  # an hour ago is before it
 
     found = sealane("policy", "replay", strict, "--log", log, "--json")
@@ -66,6 +66,8 @@ async def test_a_log_is_explained_compared_and_replayed_without_its_gateway(runn
     (difference,) = json.loads(found.stdout.splitlines()[-1])["differences"]
     assert difference["where"] == f"record {allowed['record_index']}"
     assert (difference["before"]["policies"], difference["after"]["policies"]) == (["operators-move"], ["freeze"])
+
+    assert "freeze: determines 0 of them before, 1 after" in sealane("policy", "replay", strict, "--log", log).stdout
 
     compared = sealane("policy", "diff", EXAMPLE_BUNDLE, strict, "--log", log, "--json")
     where = {each["where"] for each in json.loads(compared.stdout.splitlines()[-1])["differences"]}
