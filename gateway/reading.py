@@ -60,7 +60,14 @@ class Reading:
         self.search = search
 
     async def require_read_audit(
-        self, person: Person, now: datetime, address: str, what: Mapping[str, Any], *, recorded: bool
+        self,
+        person: Person,
+        now: datetime,
+        address: str,
+        what: Mapping[str, Any],
+        *,
+        recorded: bool,
+        called: str = "reading the audit log",
     ) -> None:
         """Errors: NotAllowed (always recorded); LogUnavailable: what cannot be recorded is not shown."""
         decision = decide(self._gate.engine, Question("ReadAudit", person, None, None, None, Context(time=now)))
@@ -70,7 +77,7 @@ class Reading:
             outcome = "allowed" if decision.allowed else "denied"
             await self._gate.recorder.append(Event("audit.read", outcome, actor=actor_of(person), details=details))
         if not decision.allowed:
-            raise NotAllowed(f"reading the audit log is denied: {decision.denied_because}")
+            raise NotAllowed(f"{called} is denied: {decision.denied_because}")
 
     def permissions(self, person: Person, now: datetime) -> dict[str, Decision]:
         """What the policy says of the person's own rights where no VM is concerned; it shows no record."""

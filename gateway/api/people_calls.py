@@ -100,9 +100,11 @@ async def show_migration(migration_id: str, desk: AtDesk, person: Asking, addres
     """One's own needs ReadOwnMigrations; that of others ReadAudit, and is recorded."""
     now = desk.now()
     found = await desk.reading.migration(migration_id, int(now.timestamp()))
-    is_own = found is not None and found.requested_by == person.id and desk.reading.may_read_own(person, now)
-    if not is_own:
-        await desk.reading.require_read_audit(person, now, address, {"migration": migration_id[:64]}, recorded=True)
+    is_own = found is not None and found.requested_by == person.id
+    if not is_own or not desk.reading.may_read_own(person, now):
+        called = "following one's own migration (any more)" if is_own else "reading the audit log"
+        asked = {"migration": migration_id[:64]}
+        await desk.reading.require_read_audit(person, now, address, asked, recorded=True, called=called)
     if found is None:
         raise NotKnown("no such migration")
     return JsonAnswer(_migration_document(found))

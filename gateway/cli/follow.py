@@ -98,7 +98,7 @@ def follow(
                 ) from error
         except Refused as error:
             raise Refused(
-                f"migration {migration_id} goes on, but cannot be followed: {error.what}",
+                f"migration {migration_id} is not followed to its end: {error.what}",
                 error.who_must_act,
                 error.next_step,
                 error.code,

@@ -151,6 +151,6 @@ def test_receipts_that_do_not_come_hold_nobody_up() -> None:
     assert len(shown) <= RECEIPT_SECONDS / POLL_SECONDS + 1
 
 
-def test_who_may_not_watch_is_told_that_the_migration_goes_on() -> None:
-    with pytest.raises(Refused, match="goes on, but cannot be followed: not yours"):
+def test_who_may_not_watch_is_told_that_its_end_was_not_seen() -> None:
+    with pytest.raises(Refused, match="is not followed to its end: not yours"):
         run(ScriptedGateway(["running", Refused("not yours", "requester", "ask")]))
