@@ -58,6 +58,7 @@ _ALERTS: Final = frozenset(
 _DECIDED: Final = {"allowed": "success", "completed": "success", "running": "success", "would_deny": "success"}
 _FAILED: Final = frozenset({"denied", "failed", "aborted", "cancelled", "refused"})
 
+_MAY_BE_EMPTY: Final = frozenset({dict, list})
 _RELATED: Final = frozenset({"related.user", "related.hosts"})
 
 
@@ -150,7 +151,7 @@ def _body(entry: LogEntry, read: Entry) -> dict[str, Any]:
     else:
         told, searched = _of_record(read.record), msgspec.json.decode(read.record_bytes)
     kind = told["sealane"]["kind"]
-    document = {
+    document: dict[str, Any] = {
         **told,
         "message": _message(told),
         "ecs": {"version": ECS_VERSION},
@@ -168,14 +169,15 @@ def _body(entry: LogEntry, read: Entry) -> dict[str, Any]:
         },
     }
     document["sealane"] |= {"origin": entry.origin, "document": DOCUMENT_VERSION}
-    document["sealane"] |= {"facets": facets_document(facets_of(entry.index, searched))}
-    return {name: member for name, value in document.items() if (member := _without_nothing(value)) is not None}
+    document = _without_nothing(document)
+    document["sealane"]["facets"] = facets_document(facets_of(entry.index, searched))  # never empty
+    return document
 
 
 def redacted(body: Mapping[str, Any], redact: frozenset[str]) -> dict[str, Any]:
     """`body` without those fields, without their values in the fields beside them, and without the original."""
     hidden = {value for path in redact for value in _values(body, path)}
-    document: dict[str, Any] = _without_nothing(_without_values(body, "", hidden))
+    document = _without_nothing(_without_values(body, "", hidden))
     del document["event"]["original"]
     facets, folded = document["sealane"]["facets"], {fold(value) for value in hidden}
     for atom in {atom for path in redact for atom in REDACTABLE[path]}:
@@ -325,9 +327,13 @@ def _text(value: object) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _without_nothing(value: Any) -> Any:
-    """None for what is empty, and without such members: a receiver must not have to tell them from absent ones."""
-    if isinstance(value, dict):
-        kept = {name: _without_nothing(member) for name, member in value.items()}
-        value = {name: member for name, member in kept.items() if member is not None}
-    return None if value in ({}, []) else value
+def _without_nothing(value: dict[str, Any]) -> dict[str, Any]:
+    """Without empty members: a receiver must not have to tell them from absent ones. Called once a dict, not a value:
+    it was a third of a document's making.
+    """
+    kept: dict[str, Any] = {}
+    for name, member in value.items():
+        told = _without_nothing(member) if type(member) is dict else member
+        if told or (told is not None and type(told) not in _MAY_BE_EMPTY):
+            kept[name] = told
+    return kept

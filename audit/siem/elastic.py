@@ -48,6 +48,7 @@ class ElasticSink:
         self._indices = indices
         self._lifecycle = lifecycle
         self._is_prepared = False
+        self._making = trio.Lock()
         # Its own: threads that hang on this server until their time-out must not be missing elsewhere.
         self._limiter = trio.CapacityLimiter(_THREADS)
 
@@ -64,7 +65,7 @@ class ElasticSink:
         if not self._is_prepared:
             await self._call(self._put_template)
             self._is_prepared = True
-        # In parts at once: while the server works on one, the documents of the next are made.
+        # In parts, whose documents are made one part after the other: the server works on one while the next is made.
         size = max(_SMALLEST_PART, -(-len(batch) // _PARTS))
         parts = [batch[at : at + size] for at in range(0, len(batch), size)]
         answers: dict[int, list[Refusal]] = {}
@@ -84,8 +85,10 @@ class ElasticSink:
         return [refusal for number in range(len(parts)) for refusal in answers[number]]
 
     async def _send(self, batch: Sequence[Document]) -> list[Refusal]:
+        async with self._making:
+            operations = await trio.to_thread.run_sync(self._operations, batch, limiter=self._limiter)
         try:
-            return await self._call(lambda: self._bulk(batch))
+            return await self._call(lambda: self._bulk(batch, operations))
         except _TooLarge:
             if len(batch) == 1:
                 return [Refusal(batch[0].index, "is too large for one request to this server")]
@@ -172,13 +175,16 @@ class ElasticSink:
         ).body
         return [_held(hit) for hit in answer["hits"]["hits"]]
 
-    def _bulk(self, batch: Sequence[Document]) -> list[Refusal]:
+    def _operations(self, batch: Sequence[Document]) -> list[Any]:
         operations: list[Any] = []  # encoded here, ten times as fast as by the client
         for each in batch:
             operations += [
                 msgspec.json.encode({"create": {"_index": self._index_of(each), "_id": each.id}}),
                 msgspec.json.encode(each.body),
             ]
+        return operations
+
+    def _bulk(self, batch: Sequence[Document], operations: Sequence[Any]) -> list[Refusal]:
         answer = self._client.bulk(
             operations=operations, filter_path="items.create._id,items.create.status,items.create.error"
         ).body

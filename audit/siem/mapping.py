@@ -26,11 +26,12 @@ _FACET: Final[Mapping[Kind, Mapping[str, Any]]] = {
     Kind.MILLISECONDS: _LONG,
     Kind.TIME: {"type": "long", "doc_values": False},
 }
+_FACET_NAMES: Final = {atom: atom.name.replace(".", "_") for atom in ATOMS}
 
 
 def facet_name(atom: Atom) -> str:
     """The member of `sealane.facets` that holds the atom's values."""
-    return atom.name.replace(".", "_")
+    return _FACET_NAMES[atom]
 
 
 MAPPING: Final[dict[str, Any]] = {

@@ -33,6 +33,7 @@ HERE = Path(__file__).parent
 VERSION: Final = "8.19.0"
 USER: Final = "tester"
 START_SECONDS: Final = 240.0  # it is there after 4 to 8; a machine with ten times the work that it can do takes longer
+_PORTS: Final = range(20_000, 30_000)
 _QUICK: Final = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")  # a quick start matters more to tests than speed
 _NETTY: Final = ("netty-", "transport-netty4-")
 # Module → its class, the module that it extends, how the names of its own jars begin. Other jars are the server's.
@@ -110,7 +111,7 @@ class ElasticsearchNode:
         with self.client() as client:
             while not _answers(client):
                 assert self.process.poll() is None, f"Elasticsearch ended: {self._output()}"
-                assert time.monotonic() < end, f"Elasticsearch does not answer: {self._output()}"
+                assert time.monotonic() < end, f"Elasticsearch does not answer: {_state(client)} {self._output()}"
                 time.sleep(0.1)
 
     def kill(self) -> None:
@@ -180,7 +181,7 @@ class ElasticsearchNode:
             f"http.port: {self.port}\ntransport.port: {self._transport_port}\nnetwork.host: 127.0.0.1\n"
             f"path.data: {self._folder / 'data'}\ndiscovery.type: single-node\n"
             f"cluster.name: sealane-test\nnode.name: only\nhttp.max_content_length: {self._largest_request}\n"
-            f"{self._disk}\n"
+            f"{self._disk}\nlogger.level: warn\n"
             "xpack.security.enabled: true\nxpack.security.http.ssl.enabled: true\n"
             "xpack.security.http.ssl.key: http.key\nxpack.security.http.ssl.certificate: http.pem\n",
             encoding="utf-8",
@@ -206,6 +207,15 @@ def _answers(client: Elasticsearch) -> bool:
     except (TransportError, ApiError):
         return False
     return True
+
+
+def _state(client: Elasticsearch) -> str:
+    """Why it does not answer, by its own account."""
+    try:
+        health = client.cluster.health(timeout="1s").body
+        return f"{health} {client.cluster.allocation_explain().body if health['unassigned_shards'] else ''}"[:5000]
+    except (TransportError, ApiError) as error:
+        return str(error)[:1000]
 
 
 def _lay_modules(modules: Path) -> None:
@@ -254,10 +264,15 @@ def _link(jar: Path, folder: Path) -> None:
 
 
 def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for sock in sockets:
-        sock.bind(("127.0.0.1", 0))
-    ports = [int(sock.getsockname()[1]) for sock in sockets]
-    for sock in sockets:
-        sock.close()
-    return ports
+    """Outside the range that connections take theirs from: one of those would hold it while the node is down."""
+    found: list[int] = []
+    while len(found) < count:
+        port = secrets.choice(_PORTS)
+        with socket.socket() as sock:
+            try:
+                sock.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        if port not in found:
+            found.append(port)
+    return found

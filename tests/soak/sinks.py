@@ -9,11 +9,12 @@ import argparse
 import json
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import trio
 
@@ -31,12 +32,14 @@ RECEIVERS: dict[str, Callable[[Path], Any]] = {
     "fake-webhook": FakeWebhookReceiver,
 }
 ACKNOWLEDGED = {"elasticsearch", "relp", "fake-splunk", "fake-webhook"}
+TOLD_EVERY: Final = 10  # restarts
 
 
 def soak(name: str, kills: int, seed: int) -> dict[str, Any]:
     """One receiver's run: how many entries there were, which are missing, how many came more than once."""
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         receiver = RECEIVERS[name](Path(folder))
+        restarts = receiver.start = Restarts(name, kills, receiver.start)
         try:
             run = partial(killed_at_random_it_misses_nothing, receiver, Path(folder), kills, seed, restart_seconds=60)
             missing = trio.run(run)
@@ -45,11 +48,27 @@ def soak(name: str, kills: int, seed: int) -> dict[str, Any]:
             receiver.close()
     return {
         "receiver": name,
-        "kills": kills,
+        "kills": len(restarts.seconds),
+        "slowest_restart_seconds": round(max(restarts.seconds, default=0.0), 1),
         "entries": len(held) + len(missing),
         "missing": len(missing),
         "repeated": sum(count - 1 for count in held.values()),
     }
+
+
+class Restarts:
+    """`start`, timed. Tells on stderr how far the run has come: an hour of silence looks like a hang."""
+
+    def __init__(self, name: str, kills: int, start: Callable[[], None]) -> None:
+        self._name, self._kills, self._start = name, kills, start
+        self.seconds: list[float] = []
+
+    def __call__(self) -> None:
+        began = time.monotonic()
+        self._start()
+        self.seconds.append(time.monotonic() - began)
+        if len(self.seconds) % TOLD_EVERY == 0:
+            print(f"{self._name}: killed {len(self.seconds)} times of {self._kills}", file=sys.stderr, flush=True)
 
 
 def main() -> int:
