@@ -6,6 +6,7 @@
     sink.py        what every receiver must do, and how it may fail
     cursor.py      how far a sink has got, durably
     shipper.py     reads the log, feeds one sink, backs off, quarantines; one for each sink
+    turns.py       documents and lines, made a little at a time and behind whoever waits for an answer
     quarantine.py  what a receiver refused for ever
     peer.py        TLS to a receiver · https.py one request at a time · secrets.py files that only we can read
     syslog.py      RFC 5425 · relp.py, relp_session.py RELP · splunk.py HEC · webhook.py, webhook_signature.py

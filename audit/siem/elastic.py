@@ -23,6 +23,7 @@ from audit.siem.mapping import MAPPING
 from audit.siem.reconcile import Held
 from audit.siem.sink import Refusal, SinkAway
 from audit.siem.status import one_line
+from audit.siem.turns import made
 
 CREATED, CONFLICT, BAD = 201, 409, 400
 OCCUPIED: Final = "another document is there under this id: somebody else wrote it, and this record is not at the SIEM"
@@ -86,7 +87,7 @@ class ElasticSink:
 
     async def _send(self, batch: Sequence[Document]) -> list[Refusal]:
         async with self._making:
-            operations = await trio.to_thread.run_sync(self._operations, batch, limiter=self._limiter)
+            operations = await made(self._operation, batch)
         try:
             return await self._call(lambda: self._bulk(batch, operations))
         except _TooLarge:
@@ -175,14 +176,10 @@ class ElasticSink:
         ).body
         return [_held(hit) for hit in answer["hits"]["hits"]]
 
-    def _operations(self, batch: Sequence[Document]) -> list[Any]:
-        operations: list[Any] = []  # encoded here, ten times as fast as by the client
-        for each in batch:
-            operations += [
-                msgspec.json.encode({"create": {"_index": self._index_of(each), "_id": each.id}}),
-                msgspec.json.encode(each.body),
-            ]
-        return operations
+    def _operation(self, document: Document) -> bytes:
+        """Two lines of a bulk request, encoded here: ten times as fast as by the client."""
+        create = {"create": {"_index": self._index_of(document), "_id": document.id}}
+        return msgspec.json.encode(create) + b"\n" + msgspec.json.encode(document.body)
 
     def _bulk(self, batch: Sequence[Document], operations: Sequence[Any]) -> list[Refusal]:
         answer = self._client.bulk(

@@ -19,6 +19,7 @@ import trio
 from audit.siem.document import Document
 from audit.siem.formats import Line
 from audit.siem.sink import Refusal, SinkAway
+from audit.siem.turns import made
 
 FILE_MODE: Final = 0o640  # records hold personal data: nothing for others; a group may be given to the collector
 MAX_LINE_BYTES: Final = 1024 * 1024
@@ -47,6 +48,7 @@ class LineFileSink:
 
     async def deliver(self, batch: Sequence[Document]) -> Sequence[Refusal]:
         """See `Sink.deliver`."""
+        data = b"".join(await made(self._ended_line, batch))
         async with self._one_at_a_time:
             if self._thread.borrowed_tokens:
                 seconds = trio.current_time() - self._began
@@ -54,14 +56,16 @@ class LineFileSink:
             self._began = trio.current_time()
             # Where the file system hangs, the thread is left to it: neither a deadline nor our end waits for it. No
             # second one writes beside it: it holds its place in `_thread`, and the file's lock against another sink.
-            await trio.to_thread.run_sync(self._write, batch, abandon_on_cancel=True, limiter=self._thread)
+            await trio.to_thread.run_sync(self._write, data, abandon_on_cancel=True, limiter=self._thread)
         return []
 
     async def close(self) -> None:
         """Nothing is open between batches."""
 
-    def _write(self, batch: Sequence[Document]) -> None:
-        data = b"".join(self._line(each, MAX_LINE_BYTES) + b"\n" for each in batch)
+    def _ended_line(self, document: Document) -> bytes:
+        return self._line(document, MAX_LINE_BYTES) + b"\n"
+
+    def _write(self, data: bytes) -> None:
         try:
             descriptor = self._open()
             try:

@@ -65,7 +65,7 @@ class Peer:
 
     async def connect(self) -> Stream:
         """Connected and verified. Raises SinkAway; cancellation leaves nothing open."""
-        context = self.trust.context()
+        context = await trio.to_thread.run_sync(self.trust.context)  # reads files
         try:
             transport = await trio.open_tcp_stream(self.host, self.port)
             stream = trio.SSLStream(transport, context, server_hostname=self.server_name or self.host)

@@ -19,9 +19,10 @@ from audit.siem.relp_session import OK, Answer, RelpError, RelpSession, State
 from audit.siem.sink import Refusal, SinkAway
 from audit.siem.status import one_line
 from audit.siem.syslog import syslog_message
+from audit.siem.turns import made
 
 WINDOW: Final = 1000  # unanswered messages; their answers must fit into socket buffers, or both ends wait to write
-_READ_BYTES: Final = 64 * 1024
+_READ_BYTES: Final = 4 * 1024  # some 250 answers: what is read at once is understood at once, and others wait for it
 _TRIES: Final = 3
 """So often a message is refused before it is believed to be the message's fault: the code for both is the same."""
 
@@ -54,7 +55,7 @@ class RelpSink:
 
     async def deliver(self, batch: Sequence[Document]) -> Sequence[Refusal]:
         """See `Sink.deliver`."""
-        messages = await trio.to_thread.run_sync(self._messages, batch)
+        messages = await made(self._message, batch)
         async with self._one_at_a_time:
             try:
                 connection = await self._connected()
@@ -83,8 +84,8 @@ class RelpSink:
             with trio.CancelScope(shield=True):
                 await trio.aclose_forcefully(connection.stream)
 
-    def _messages(self, batch: Sequence[Document]) -> list[bytes]:
-        return [syslog_message(each, self._line, self._hostname, self._max_message_bytes) for each in batch]
+    def _message(self, document: Document) -> bytes:
+        return syslog_message(document, self._line, self._hostname, self._max_message_bytes)
 
     async def _connected(self) -> _Connection:
         if self._connection is None:

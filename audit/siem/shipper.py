@@ -23,6 +23,7 @@ from audit.siem.document import Document, LogEntry, Render, document_of
 from audit.siem.quarantine import QUARANTINED, Quarantine, Untold
 from audit.siem.sink import Refusal, Sink, SinkAway, SinkStopped, Unconfirmed
 from audit.siem.status import SinkEvent, State, Status, Terms, one_line
+from audit.siem.turns import made
 
 _FIRST_PAUSE: Final = 0.5
 _JITTER: Final = random.SystemRandom()
@@ -101,7 +102,7 @@ class Shipper:
         taken = 0
         for first in range(start, end, self._terms.batch_entries):
             entries = await self._read(first, min(end, first + self._terms.batch_entries))
-            documents, refused = await trio.to_thread.run_sync(self._rendered, entries)
+            documents, refused = await self._rendered(entries)
             refusals = [*refused, *await self.deliver(documents)] if documents else refused
             await trio.to_thread.run_sync(self.quarantine.put, refusals, entries)
             gone = {document.index for document in documents} - {refusal.index for refusal in refusals}
@@ -112,7 +113,7 @@ class Shipper:
     async def _deliver_next(self, cursor: Cursor) -> Cursor:
         """Wait for entries, deliver some, and return the cursor as it is on disk now."""
         batch = await self._next_batch(cursor)
-        documents, refused = await trio.to_thread.run_sync(self._rendered, batch)
+        documents, refused = await self._rendered(batch)
         refusals = [*refused, *(await self._until_taken(documents) if documents else ())]
         if refusals:
             await trio.to_thread.run_sync(self.quarantine.put, refusals, batch)
@@ -149,15 +150,21 @@ class Shipper:
         entries = await self._source.read(start, end)
         return [LogEntry(self._source.origin, index, entry) for index, entry in enumerate(entries, start)]
 
-    def _rendered(self, batch: Sequence[LogEntry]) -> tuple[list[Document], list[Refusal]]:
+    async def _rendered(self, batch: Sequence[LogEntry]) -> tuple[list[Document], list[Refusal]]:
         documents, refused = [], []
-        for entry in batch:
-            try:
-                if (document := self.render(entry)) is not None:
-                    documents.append(document)
-            except RecordError as error:
-                refused.append(Refusal(entry.index, one_line(f"is no entry of ours: {error}")))
+        for seen in await made(self._seen, batch):
+            match seen:
+                case Document():
+                    documents.append(seen)
+                case Refusal():
+                    refused.append(seen)
         return documents, refused
+
+    def _seen(self, entry: LogEntry) -> Document | Refusal | None:
+        try:
+            return self.render(entry)
+        except RecordError as error:
+            return Refusal(entry.index, one_line(f"is no entry of ours: {error}"))
 
     async def _until_taken(self, batch: Sequence[Document]) -> Sequence[Refusal]:
         terms, pause = self._terms, _FIRST_PAUSE
@@ -226,7 +233,7 @@ class Shipper:
         start = max(0, cursor.position - self.sink.unconfirmed_entries)
         for first in range(start, cursor.position, self._terms.batch_entries):
             batch = await self._read_in_the_end(first, min(cursor.position, first + self._terms.batch_entries))
-            documents, _ = await trio.to_thread.run_sync(self._rendered, batch)
+            documents, _ = await self._rendered(batch)
             if documents:
                 await self._until_taken(documents)
 

@@ -24,6 +24,7 @@ from audit.siem.https import Answer, HttpsPeer, away
 from audit.siem.secrets import read_secret_line
 from audit.siem.sink import Refusal, SinkAway
 from audit.siem.status import one_line
+from audit.siem.turns import made
 
 SOURCE_TYPE: Final = "sealane:audit"
 _FIRST_POLL: Final = 0.1
@@ -88,7 +89,7 @@ class SplunkSink:
     async def deliver(self, batch: Sequence[Document]) -> Sequence[Refusal]:
         """See `Sink.deliver`. Waits until Splunk has indexed the batch, for as long as the shipper lets it."""
         async with self._one_at_a_time:
-            events = await trio.to_thread.run_sync(lambda: [(each, self._event(each)) for each in batch])
+            events = list(zip(batch, await made(self._event, batch), strict=True))
             refusals: list[Refusal] = []
             while events:
                 answer = await self._post("/services/collector/event", b"".join(event for _, event in events))
@@ -140,7 +141,7 @@ class SplunkSink:
 
     async def _post(self, path: str, body: bytes) -> Answer:
         headers = {
-            "authorization": f"Splunk {self._read_token(self._settings.token_file)}",
+            "authorization": f"Splunk {await trio.to_thread.run_sync(self._read_token, self._settings.token_file)}",
             "x-splunk-request-channel": str(self._settings.channel),
             "content-type": "application/json",
         }

@@ -24,6 +24,7 @@ from audit.siem.formats import Line
 from audit.siem.formats.syslog import framed, header
 from audit.siem.peer import CONNECTION_ERRORS, Peer, Stream, cause_of, is_established
 from audit.siem.sink import Refusal, SinkAway
+from audit.siem.turns import made
 
 _LOOK_SECONDS: Final = 0.002
 
@@ -69,7 +70,7 @@ class SyslogSink:
 
     async def deliver(self, batch: Sequence[Document]) -> Sequence[Refusal]:
         """See `Sink.deliver`. What it counts as delivered may be lost: see above."""
-        frames = await trio.to_thread.run_sync(self._frames, batch)
+        frames = b"".join(await made(self._frame, batch))
         async with self._one_at_a_time:
             try:
                 await self._send(frames)
@@ -88,10 +89,8 @@ class SyslogSink:
         if stream is not None:
             await stream.aclose()
 
-    def _frames(self, batch: Sequence[Document]) -> bytes:
-        return b"".join(
-            framed(syslog_message(each, self._line, self._hostname, self._max_message_bytes)) for each in batch
-        )
+    def _frame(self, document: Document) -> bytes:
+        return framed(syslog_message(document, self._line, self._hostname, self._max_message_bytes))
 
     async def _send(self, frames: bytes) -> None:
         stream = self._stream

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 import trio
@@ -23,6 +23,7 @@ from audit.siem.formats import Format, Line
 from audit.siem.https import Answer, HttpsPeer, away
 from audit.siem.secrets import read_secret
 from audit.siem.sink import Refusal, SinkAway
+from audit.siem.turns import made
 from audit.siem.webhook_signature import Key, parse_keys, signed_headers
 
 TYPE: Final = "sealane.audit.entries"
@@ -89,22 +90,25 @@ class WebhookSink:
 
     async def _post(self, batch: Sequence[Document]) -> Answer:
         now = self._now()
-        body = await trio.to_thread.run_sync(self._body, batch, now)
-        headers = signed_headers(self._keys(), message_id(batch), int(now.timestamp()), body)
+        body = _body(await made(self._member, batch), now)
+        keys = await trio.to_thread.run_sync(self._keys)
+        headers = signed_headers(keys, message_id(batch), int(now.timestamp()), body)
         return await self._peer.post({**headers, "content-type": "application/json"}, body)
 
-    def _body(self, batch: Sequence[Document], now: datetime) -> bytes:
-        lines = [self._line(each, self._settings.max_entry_bytes) for each in batch]
-        is_text = self._settings.form in {Format.CEF, Format.LEEF}
-        data: list[Any] = [line.decode() if is_text else msgspec.Raw(line) for line in lines]
-        timestamp = now.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        return msgspec.json.encode({"type": TYPE, "timestamp": timestamp, "data": data})
+    def _member(self, document: Document) -> str | msgspec.Raw:
+        line = self._line(document, self._settings.max_entry_bytes)
+        return line.decode() if self._settings.form in {Format.CEF, Format.LEEF} else msgspec.Raw(line)
 
     def _keys(self) -> Sequence[Key]:
         try:
             return parse_keys(read_secret(self._settings.key_file))
         except ValueError as error:
             raise SinkAway(f"{self._settings.key_file}: {error}") from None
+
+
+def _body(data: Sequence[str | msgspec.Raw], now: datetime) -> bytes:
+    timestamp = now.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return msgspec.json.encode({"type": TYPE, "timestamp": timestamp, "data": data})
 
 
 def message_id(batch: Sequence[Document]) -> str:

@@ -9,6 +9,7 @@ import msgspec
 from fastapi import APIRouter
 from starlette.responses import Response
 
+from audit.siem.turns import ahead_of_deliveries
 from gateway.admission import Admission, admit, check
 from gateway.api.answers import JsonAnswer, error_document
 from gateway.api.bodies import CheckMove, Move, SignIn
@@ -72,10 +73,11 @@ async def request_migration(body: Move, desk: AtDesk, bearer: Bearer, address: A
     asked = _asked(desk, body, address)
     sites = desk.gate.sites
     site = sites.of_host(asked.destination) if sites is not None else None
-    if site is None:
-        admission = await admit(desk.gate, bearer, asked)
-    else:
-        admission = await admit_to_site(desk.gate, site, bearer, asked)
+    with ahead_of_deliveries():
+        if site is None:
+            admission = await admit(desk.gate, bearer, asked)
+        else:
+            admission = await admit_to_site(desk.gate, site, bearer, asked)
     document = {"migration_id": admission.migration_id, **_document(admission)}
     if admission.obstacle is not None:
         return JsonAnswer({**error_document(admission.obstacle), **document}, admission.obstacle.status)
@@ -85,7 +87,8 @@ async def request_migration(body: Move, desk: AtDesk, bearer: Bearer, address: A
 @router.post("/v1/decisions", summary="Would it be allowed? Nothing moves; the question is recorded")
 async def check_decision(body: CheckMove, desk: AtDesk, bearer: Bearer, address: Address) -> Response:
     asked = replace(_asked(desk, body, address), preflight=body.preflight)
-    admission = await check(desk.gate, bearer, asked)
+    with ahead_of_deliveries():
+        admission = await check(desk.gate, bearer, asked)
     found = admission.findings
     told = None if found is None else {"can_move": can_move(found), "findings": findings_document(found)}
     document = {**_document(admission), "preflight": told}

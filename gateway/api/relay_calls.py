@@ -10,6 +10,7 @@ import msgspec
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from audit.siem.turns import ahead_of_deliveries
 from gateway.address_book import address_book
 from gateway.api.answers import JsonAnswer
 from gateway.api.bodies import (
@@ -75,7 +76,8 @@ async def progress(body: ProgressReport, desk: AtDesk, host: Relay) -> Response:
 async def admission(body: LibvirtWish, desk: AtDesk, host: Relay, address: Address) -> Response:
     """200 with the permit, or with the words for the client; either is recorded. 401: the token is not accepted."""
     asked = Asked(body.vm, body.destination, body.reason, tuple(body.ports), address, host=str(host))
-    _, document = await admit_for_host(desk.gate, str(host), body.token, asked)
+    with ahead_of_deliveries():
+        _, document = await admit_for_host(desk.gate, str(host), body.token, asked)
     return JsonAnswer(document)
 
 
