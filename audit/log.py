@@ -173,7 +173,7 @@ class Log:
             return self._commit(entries, tuple(first_index))
         except OSError as error:
             self._failed = str(error)
-            raise LogFailed(f"the log could not be written ({error}); resolve it and restart") from error
+            raise LogFailed(f"the log could not be written ({error})") from error
         except BaseException as error:
             self._failed = str(error) or type(error).__name__
             raise
@@ -369,4 +369,4 @@ class Log:
 
     def _require_working(self) -> None:
         if self._failed is not None:
-            raise LogFailed(f"the log refuses appends since: {self._failed}; restart to recover it")
+            raise LogFailed(f"the log refuses appends until it is reopened, since: {self._failed}")

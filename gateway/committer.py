@@ -46,9 +46,13 @@ class Committed:
 
 @dataclass(frozen=True, slots=True)
 class Outage:
-    """Why nothing could be logged, for how long, what reopening cut off; `attempts` to reopen, the last one good."""
+    """Why nothing could be logged, for how long, what reopening cut off; `attempts` to reopen, the last one good.
+
+    `lately`: why the attempt before the last one failed, where that was another reason.
+    """
 
     because: str
+    lately: str | None
     seconds: float
     attempts: int
     recovery: Recovery | None
@@ -104,6 +108,7 @@ class Committer:
         self._signer: LogSigner | None = None
         self._broken = trio.Event()
         self._failed_at = 0.0
+        self._failed_first = ""
         self._attempts = 0
         self._next_attempt = 0.0
         self._acknowledged: Checkpoint | None = None
@@ -283,7 +288,8 @@ class Committer:
             self.size = reopened.size
             if self.announce is not None and self.failed_because is not None:
                 seconds = self._clock() - self._failed_at
-                outage = Outage(self.failed_because, seconds, self._attempts, reopened.recovery)
+                lately = self.failed_because if self.failed_because != self._failed_first else None
+                outage = Outage(self._failed_first, lately, seconds, self._attempts, reopened.recovery)
                 commit = reopened.append([self.announce(outage)])
                 self._remember(commit.size, commit.root, reopened.origin)
         except BaseException:
@@ -298,7 +304,7 @@ class Committer:
         failed, self._log = self._log, None
         now = self._clock()
         if self.failed_because is None:
-            self._failed_at = now
+            self._failed_at, self._failed_first = now, str(error)
         self._next_attempt = now + min(MAX_REOPEN_SECONDS, REOPEN_SECONDS * 2 ** min(self._attempts, 16))
         self.failed_because = str(error)
         log.error("audit log failed: nothing is permitted until it recovers", error=str(error))

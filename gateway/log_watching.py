@@ -19,7 +19,7 @@ import structlog
 import trio
 
 from audit.checkpoint import Checkpoint, LogSigner, open_checkpoint
-from audit.errors import AuditError, CheckpointError, LogError
+from audit.errors import AuditError, CheckpointError, LogError, LogTruncated
 from audit.log import Log
 from audit.watch import Watch
 from certs.files import write_atomically
@@ -49,6 +49,8 @@ class LogWatching:
         self._seen_file = seen_file
         self._known, sizes = _read(seen_file, signer)
         self._watch = Watch(directory, sizes)
+        self._checkpoint = directory / "checkpoint"
+        self._is_begun = self._known is not None
         self._slices = max(1, int(watch_seconds / TICK_SECONDS))
         self._limiter = trio.CapacityLimiter(1)
 
@@ -61,6 +63,9 @@ class LogWatching:
         """`open_log` with what is remembered as a condition. Errors of the result: LogError, OSError."""
 
         def open_and_check() -> Log:
+            # Opening would begin another log, beneath the folder where a file system is to be mounted, say.
+            if self._is_begun and not self._checkpoint.exists():
+                raise LogTruncated(f"{self._checkpoint} is missing; mount or restore the log")
             opened = open_log()
             try:
                 if self._known is not None:
@@ -69,6 +74,7 @@ class LogWatching:
             except BaseException:
                 opened.close()
                 raise
+            self._is_begun = True
             return opened
 
         return open_and_check

@@ -83,6 +83,7 @@ class Recorder:
         """The record that the log failed and works again, for `Committer.announce`."""
         details = {
             "because": outage.because,
+            "lately": outage.lately,
             "outage_ms": int(outage.seconds * 1000),
             "attempts": outage.attempts,
             "recovered": recovery_details(outage.recovery),

@@ -170,6 +170,46 @@ def test_a_full_file_system_stops_it_until_there_is_room_again(site: Site) -> No
         require_sound(site, seen / "log", asking)
 
 
+def test_a_file_system_that_turned_read_only_is_used_again_once_it_can_be_written(site: Site) -> None:
+    """Full first: the kernel does not take away what is open for writing, and a failed log is let go of."""
+    folder = site.directory / "small"
+    folder.mkdir()
+    text = site.gateway_config.read_text()
+    site.gateway_config.write_text(text.replace('directory = "log"', 'directory = "small/log"'))
+    mount = f'mount -t tmpfs -o size=512k,mode=700 none "{folder}" && exec "$@"'
+    command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount, "sh"]
+    with gateway(site, command, {}) as (process, asking):
+        seen = Path(f"/proc/{process.pid}/root{folder}")
+
+        def remount(how: str) -> bool:
+            within = ["nsenter", "--target", str(process.pid), "--user", "--preserve-credentials", "--mount"]
+            command = [*within, "mount", "-o", f"remount,{how}", str(folder)]
+            return subprocess.run(command, check=False, capture_output=True, timeout=20).returncode == 0
+
+        asking.until_works()
+        fill(seen / "filler")
+        ask_until(asking, lambda answer: "error" in answer)
+        until = time.monotonic() + 60
+        while not remount("ro"):  # the log may be open just now, for an attempt
+            assert time.monotonic() < until
+        read_only = os.strerror(errno.EROFS)
+        ask_until_seen(asking, read_only)
+        assert remount("rw")
+        (seen / "filler").unlink()
+        asking.until_works()
+        details = outages(seen / "log")[-1]["details"]
+        assert os.strerror(errno.ENOSPC) in details["because"]
+        assert read_only in details["lately"]
+        require_sound(site, seen / "log", asking)
+
+
+def ask_until_seen(asking: Asking, words: str) -> None:
+    until = time.monotonic() + 60
+    while words not in json.dumps(asking.ask()):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
 def fill(path: Path) -> None:
     with pytest.raises(OSError, match="No space left"), path.open("wb", buffering=0) as file:
         while True:

@@ -122,3 +122,19 @@ async def refused(site: Site, why: str) -> None:
 def put_back(site: Site, copy: Path) -> None:
     shutil.rmtree(site.log)
     shutil.copytree(copy, site.log)
+
+
+async def test_a_log_whose_folder_is_empty_is_not_begun_anew(running: Running) -> None:
+    """As where its file system was unmounted: what would be begun lies beneath, and looks like a log."""
+    log = running.site.log
+    away = log.rename(log.with_name("unmounted"))
+    log.mkdir()
+    await until(lambda: running.gateway.committer.failed_because is not None)
+    await until(lambda: "mount or restore" in (running.gateway.committer.failed_because or ""))
+    assert {path.name for path in log.iterdir()} <= {"cosigned"}  # of the last checkpoint: no log begins with it
+    shutil.rmtree(log)
+    away.rename(log)
+    await until(lambda: running.gateway.committer.failed_because is None, 60)
+    (recovered,) = await running.records("log.recovered")
+    assert "mount or restore" not in recovered["details"]["because"]  # what was first is told, and what was last
+    assert "mount or restore" in recovered["details"]["lately"]
