@@ -18,7 +18,7 @@ from pathlib import Path
 
 from bench.harness import BenchError, wait_until
 
-PEER_NAMES = ("direct", "socat", "haproxy", "stunnel", "qemu-tls", "sealane")
+PEER_NAMES = ("direct", "socat", "haproxy", "stunnel", "qemu-tls", "sealane", "sealane-digests", "sealane-tls")
 VM = "5ea1a4e0-0000-4000-8000-00000000be9c"
 CIPHER = "TLS_AES_256_GCM_SHA384"
 # The best of what was tried: 16 (the default), 32, 64, 128 and 256 KiB for haproxy, which differ by a tenth or so;

@@ -22,9 +22,11 @@ from bench.harness import (
 )
 from bench.peers import Start
 from bench.sealane_peer import sealane
+from policy.permit import Requirements
 
 STREAM_BYTES = 6 * GB
 QUICK_BYTES = 1 * GB
+DIGESTS = Requirements(content_digest=True, stream_inspection=False, vm_binding=False)
 DEADLINE_SECONDS = 300.0
 
 
@@ -40,6 +42,8 @@ def measure(plan: Plan) -> dict[str, float]:
             "haproxy": peers.haproxy(folder / "certificates"),
             "stunnel": peers.stunnel(folder / "certificates"),
             "sealane": sealane(folder / "sealane"),
+            "sealane-digests": sealane(folder / "digests", requirements=DIGESTS),
+            "sealane-tls": sealane(folder / "tls", seal="tls"),
         }
         contenders = {name: _contender(starts[name], size_bytes) for name in starts if name in plan.peers}
         rounds = run_interleaved("stream", contenders, plan.rounds_to_run)
@@ -50,6 +54,10 @@ def measure(plan: Plan) -> dict[str, float]:
             figures[f"stream_vs_{other}"] = rounds.times_as_fast("sealane", other)
     if {"sealane", "haproxy"} <= rounds.runs.keys():
         figures["relay_cpu_vs_haproxy"] = rounds.cpu_against("sealane", "haproxy")
+    if "sealane-digests" in rounds.runs:
+        figures["digests_vs_without"] = rounds.times_as_fast("sealane-digests", "sealane")
+    if "sealane-tls" in rounds.runs:
+        figures["tls_lanes_vs_sealed"] = rounds.times_as_fast("sealane-tls", "sealane")
     if "sealane" in rounds.runs:
         figures["relay_rss_mib"] = max(run.peak_rss_bytes for run in rounds.runs["sealane"]) / 2**20
     return figures

@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
 
+import msgspec
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -45,8 +46,11 @@ def straight(folder: Path, port: int) -> Iterator[int]:  # noqa: ARG001 - a Link
     yield port
 
 
-def sealane(site: Path, link: Link = straight) -> Start:
-    """A pair of relays. Makes the site's keys in `site`, once. `link`: the port to dial in place of the relay's own."""
+def sealane(site: Path, link: Link = straight, **claims: object) -> Start:
+    """A pair of relays. Makes the site's keys in `site`, once. `link`: the port to dial in place of the relay's own.
+
+    `claims`: of the permit, where they are not the usual ones.
+    """
     now = datetime.now(UTC)
     layout.init(site, TRUST_DOMAIN, ORIGIN, ["localhost"], ["127.0.0.1"], now)
     for host in ("source", "destination"):
@@ -56,7 +60,7 @@ def sealane(site: Path, link: Link = straight) -> Start:
     def start(folder: Path, leave: Path) -> Iterator[Carrier]:
         enter = folder / "enter.sock"
         permit = folder / "permit.jwt"
-        permit.write_text(mint_permit(site, int(time.time())))
+        permit.write_text(mint_permit(site, int(time.time()), VM, **claims))
         with destination_relay(site, folder, leave) as (port, pid), link(folder, port) as near:
             to = ("--to", f"127.0.0.1:{near}", "--socket", str(enter))
             config = source_config(site, folder, port)
@@ -86,7 +90,7 @@ def source_config(site: Path, folder: Path, port: int) -> Path:
     return config
 
 
-def mint_permit(site: Path, now: int, vm: str = VM) -> str:
+def mint_permit(site: Path, now: int, vm: str = VM, **changes: object) -> str:
     """A permit as a gateway would issue it, with the proof from a log of two entries."""
     permit_key = cast(EllipticCurvePrivateKey, read_private_key(site / "gateway/permit.key"))
     signer = LogSigner(ORIGIN, cast(Ed25519PrivateKey, read_private_key(site / "gateway/log.key")))
@@ -110,6 +114,7 @@ def mint_permit(site: Path, now: int, vm: str = VM) -> str:
         minimum_crl_number=1,
         bundle="0" * 64,
     )
+    claims = msgspec.structs.replace(claims, **changes)
     decision = leaf_hash(b'{"decision":"made by the bench"}')
     entry = leaf_hash(permit_entry(claims, 0, decision))
     checkpoint = sign_checkpoint(Checkpoint(ORIGIN, 2, node_hash(decision, entry)), signer)
@@ -128,6 +133,7 @@ def _configuration(site: Path, host: str, port: int, folder: Path, leave: Path) 
         f'trust_bundle = "{site / "ca.pem"}"\ncrls = ["{site / "crl.pem"}"]\n'
         f'[gateway]\nurl = "https://127.0.0.1:{free_port()}"\ntrust_bundle = "{site / "ca.pem"}"\n'
         f'permit_keys = ["{gateway / "permit.pub"}"]\nlog_keys = ["{gateway / "log.vkey"}"]\n'
+        f'[network]\nseals = ["sealane", "tls"]\n'
         f'[hypervisor]\nkind = "sockets"\nmemory_socket = "{memory_socket}"\n'
     )
 

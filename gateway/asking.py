@@ -23,7 +23,6 @@ from policy.facts import (
     Context,
     HostFacts,
     Person,
-    Protection,
     Provenance,
     Question,
     VmFacts,
@@ -108,7 +107,7 @@ def collect_facts(gate: Gate, person: Person, asked: Asked, now: datetime, actio
         context = Context(
             time=now,
             reason_given=bool(asked.reason and asked.reason.strip()),
-            protection=Protection(vm_binding=gate.terms.requirements.vm_binding),
+            protection=gate.terms.protection,
             ports=ports,
             post_copy=asked.how.may_post_copy,
         )

@@ -19,6 +19,7 @@ from gateway.services import ServiceTable, people_of
 from gateway.siem.tables import SiemTable
 from gateway.sites.settings import SiteTable
 from policy.identity.directory_settings import DirectorySettings
+from policy.permit import Seal
 from policy.sources.settings import InventorySettings
 from transport.hypervisors.moving import AS_CONFIGURED, How
 
@@ -93,7 +94,10 @@ class WitnessingTable(_Table, frozen=True):
 
 
 class PermitsTable(_Table, frozen=True):
-    """`signing_key`: a file, or a TOML file that names a key in a token. `passphrase_file`: if the key has one."""
+    """What every permit says. `signing_key`: a file, or a TOML file that names a key in a token. `passphrase_file`: if the
+    key has one. `seal`: how lanes are sealed; "tls" for sites that may only use a validated module.
+    `require_content_digests`: both hosts certify BLAKE3 of what each channel carried.
+    """
 
     signing_key: Text
     passphrase_file: Text | None = None
@@ -104,6 +108,8 @@ class PermitsTable(_Table, frozen=True):
     bandwidth_bytes_per_second: Annotated[int, Meta(ge=0)] = 0
     downtime_limit_ms: Annotated[int, Meta(ge=1, le=60_000)] = 300
     require_vm_binding: bool = True
+    require_content_digests: bool = False
+    seal: Seal = "sealane"
     preflight: bool = False  # ask both hosts whether the VM can move before a permit is given
 
 

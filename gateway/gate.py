@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from certs.tls import CIPHER as TLS_CIPHER
 from gateway.bell import Bell
 from gateway.dispatch import Dispatch
 from gateway.inspections import Inspections
@@ -17,10 +18,12 @@ from gateway.placement import Placement
 from gateway.recording import Clock, Recorded, Recorder
 from gateway.steady import SteadyTime
 from policy.engine import Engine
+from policy.facts import Protection
 from policy.inventory import Inventory
-from policy.permit import Limits, PermitProof, Requirements
+from policy.permit import Limits, PermitProof, Requirements, Seal
 from policy.sources.keeper import Sources
 from transport.hypervisors.moving import How
+from transport.wire.frames import CIPHER
 
 if TYPE_CHECKING:
     from gateway.break_glass.glass import BreakGlass
@@ -43,6 +46,13 @@ class PermitTerms:
     limits: Limits
     how: How
     requirements: Requirements
+    seal: Seal = "sealane"
+
+    @property
+    def protection(self) -> Protection:
+        """What policies see of it: whatever else is negotiated ends the session."""
+        cipher = TLS_CIPHER if self.seal == "tls" else CIPHER
+        return Protection(lane_cipher=cipher, vm_binding=self.requirements.vm_binding)
 
 
 @dataclass(slots=True)

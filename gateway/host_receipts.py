@@ -151,6 +151,9 @@ def different_counts(source: Mapping[str, Any], destination: Mapping[str, Any]) 
     ours, theirs = ({one["channel"]: one for one in body.get("channels", ())} for body in (source, destination))
     if set(ours) != set(theirs):
         yield f"the source counts {len(ours)} channels, the destination {len(theirs)}"
+    digests = source.get("content_digests"), destination.get("content_digests")
+    if None not in digests and digests[0] != digests[1]:
+        yield "they certify different content"
     for channel in sorted(set(ours) & set(theirs)):
         for unit in ("bytes", "frames"):
             for sent, received in (("sent", "received"), ("received", "sent")):

@@ -54,6 +54,7 @@ def make_claims(gate: Gate, facts: Facts, decision: Decision, migration_id: str,
         requirements=terms.requirements,
         minimum_crl_number=gate.minimum_crl_number,
         bundle=decision.bundle_digest,
+        seal=terms.seal,
     )
 
 

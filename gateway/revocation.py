@@ -43,13 +43,13 @@ def question_again(
     source: HostFacts | None,
     destination: HostFacts | None,
     *,
-    vm_binding: bool,
+    protection: Protection,
 ) -> Question:
     """The question of then, with the facts of now."""
     context = Context(
         time=standing.time,
         reason_given=standing.reason_given,
-        protection=Protection(vm_binding=vm_binding),
+        protection=protection,
         ports=frozenset(standing.ports),
         placement=Provenance(standing.placed_by, 0),  # it was located then, and is there until it is handed over
         post_copy=standing.post_copy,

@@ -175,8 +175,7 @@ class Watch:
                 problem = person.directory.problem if person.directory is not None else "the issuer left them out"
                 return Revoked(f"The requester's groups are not known: {problem}.")
             raise Unknown(f"the inventory is silent: {why}")
-        binding = gate.terms.requirements.vm_binding
-        question = question_again(standing, person, vm, hosts[0], hosts[1], vm_binding=binding)
+        question = question_again(standing, person, vm, hosts[0], hosts[1], protection=gate.terms.protection)
         decision = decide(gate.engine, question)
         if decision.allowed or (standing.observed and is_observable(decision)):
             if not standing.opens_libvirt:

@@ -57,6 +57,7 @@ _HOST = (
 _UUID = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
 
 Port = Literal["disks", "libvirt", "memory"]
+Seal = Literal["sealane", "tls"]
 HostId = Annotated[str, Meta(pattern=rf"\A{_HOST}\Z", max_length=255)]
 CanonicalUuid = Annotated[str, Meta(pattern=rf"\A{_UUID}\Z")]
 Name = Annotated[str, Meta(pattern=r"\A[\x21-\x7e]+\Z", max_length=255)]  # printable ASCII without spaces
@@ -86,7 +87,9 @@ class PermitClaims(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One migration of one VM from one host to one other. Times are unix seconds.
 
     `exp` is the end of beginning a session, `session_until` of going on with it, `recover_until` of post-copy
-    recovery. `aud` is the destination. `bundle` is the policy bundle's digest in hex. `seal` "tls" is reserved.
+    recovery. `aud` is the destination. `bundle` is the policy bundle's digest in hex.
+
+    `seal`: how lanes are sealed: by frames of their own, or (`tls`) by TLS.
     """
 
     iss: Name
@@ -106,7 +109,7 @@ class PermitClaims(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     requirements: Requirements
     minimum_crl_number: Count
     bundle: Digest
-    seal: Literal["sealane"] = "sealane"
+    seal: Seal = "sealane"
 
 
 class PermitProof(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -67,5 +67,10 @@ def _terms(config: GatewayConfig) -> PermitTerms:
         downtime_limit_ms=permits.downtime_limit_ms,
         how=config.moving,
         limits=Limits(permits.max_channels, permits.bandwidth_bytes_per_second),
-        requirements=Requirements(content_digest=False, stream_inspection=False, vm_binding=permits.require_vm_binding),
+        requirements=Requirements(
+            content_digest=permits.require_content_digests,
+            stream_inspection=False,
+            vm_binding=permits.require_vm_binding,
+        ),
+        seal=permits.seal,
     )

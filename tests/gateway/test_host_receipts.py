@@ -75,6 +75,13 @@ def test_two_that_differ_are_found_at_once(changes: dict[str, Any], why: str) ->
     assert any(why in one for one in finding.why), finding.why
 
 
+def test_content_that_differs_is_found() -> None:
+    ours, theirs = ({"0/source-to-destination": digit * 64} for digit in "12")
+    both = receipt("source", content_digests=ours), receipt("destination", content_digests=theirs)
+    (finding,) = report(decision(), *both).findings
+    assert "they certify different content" in finding.why
+
+
 def test_a_broken_session_need_not_have_the_same_counts() -> None:
     broken = receipt("destination", outcome="discarded", channels=[MIRRORED | {"received_bytes": 3}])
     assert report(decision(), receipt("source", outcome="failed"), broken).findings == ()

@@ -14,6 +14,7 @@ from gateway.migrations import Migration, State
 from gateway.revocation import Effect, effect_of, obligation_of, question_again, strength
 from gateway.standing import Standing
 from policy.engine import decide
+from policy.facts import Protection
 from policy.rules import OBLIGATIONS
 from tests.policy.cedar_world import LAB1, LAB2, OLGA, PAVEL, SANDBOX, bundle, move
 
@@ -57,7 +58,7 @@ def test_the_question_is_that_of_then_with_the_facts_of_now() -> None:
     then = datetime(2026, 11, 25, 3, 0, tzinfo=UTC)
     standing = Standing(OLGA, "MigrateVm", ("memory",), True, then, (), observed=False, placed_by="report")
     moved = dataclasses.replace(SANDBOX, zone="dmz", host="lab2")
-    asked = question_again(standing, PAVEL, moved, LAB1, LAB2, vm_binding=True)
+    asked = question_again(standing, PAVEL, moved, LAB1, LAB2, protection=Protection())
     assert (asked.person, asked.context.time, asked.context.reason_given) == (PAVEL, then, True)
     assert (asked.context.placement.source, asked.context.placement.age_seconds) == ("report", 0)
     assert asked.vm is not None

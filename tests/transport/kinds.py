@@ -8,9 +8,9 @@ that the kind was really used: channels in the signed receipts, numbers of QEMU'
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,7 @@ class Kind:
     memory_mib: int = 32
     hot_mib: int = 4
     moves: bool = True
+    claims: Mapping[str, Any] = field(default_factory=dict)  # of the permit, where they are not the usual ones
 
 
 def _always(seen: Seen) -> str:
@@ -110,11 +111,16 @@ def _multifd(channels: int, compression: str = "none") -> Kind:
     return Kind(name, how, partial(_channels, channels + 1))
 
 
+def _by_tls(kind: Kind) -> Kind:
+    return replace(kind, name=f"{kind.name}, lanes of TLS", claims={"seal": "tls"})
+
+
 _SLOW = 40 * MIB
+_POST_COPY = Kind("post-copy", How(post_copy_after_seconds=0), _post_copy, _SLOW, 32, 16)
 KINDS: tuple[Kind, ...] = (
     Kind("pre-copy, return path", How(), _always),
     *(_multifd(channels, compression) for channels in (2, 4, 8) for compression in ("none", "zlib", "zstd")),
-    Kind("post-copy", How(post_copy_after_seconds=0), _post_copy, _SLOW, 32, 16),
+    _POST_COPY,
     Kind("post-copy after 3 passes", How(post_copy_after_passes=3, downtime_limit_ms=1), _post_copy, _SLOW, 32, 8),
     Kind(
         "post-copy, preempt, capped",
@@ -149,6 +155,7 @@ KINDS: tuple[Kind, ...] = (
         8,
         moves=False,
     ),
+    *(_by_tls(kind) for kind in (Kind("pre-copy", How(), _always), _multifd(4), _POST_COPY)),
 )
 
 
@@ -223,7 +230,7 @@ async def _moved(
     await dump_region(source, before, layout)
     await let_run(source)
     limits = Limits(max_channels=16, bandwidth_bytes_per_second=kind.bandwidth)
-    order = MigrationOrder(here.site.permit(vm=VM, limits=limits), here.address, how=kind.how)
+    order = MigrationOrder(here.site.permit(vm=VM, limits=limits, **kind.claims), here.address, how=kind.how)
     answers: list[dict[str, Any]] = []
     with trio.fail_after(DEADLINE_SECONDS):
         async with trio.open_nursery() as nursery:

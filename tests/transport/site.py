@@ -130,6 +130,7 @@ class Site:
                 },
                 "hypervisor": hypervisor
                 or {"kind": "sockets", "memory_socket": str(self.folder / "vm" / "{uuid}" / "memory.sock")},
+                "network": {"seals": ["sealane", "tls"]},
                 "limits": {
                     "resume_seconds": 0.0,  # what breaks ends: test_resumption.py is about what goes on
                     "settle_retry_seconds": 0.2,

@@ -12,10 +12,11 @@ from tests.transport.relay.conftest import short_path as short_path  # noqa: PLC
 pytestmark = pytest.mark.real
 NAMED = {kind.name: kind for kind in KINDS}
 HERE = ("multifd 2, zstd", "post-copy, preempt, capped", "post-copy after 3 passes", "XBZRLE")
+BY_TLS = ("multifd 4, lanes of TLS",)
 LATE = ("late: guest paused", "late: cancelled")
 
 
-@pytest.mark.parametrize("kind", [NAMED[name] for name in (*HERE, *LATE)], ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", [NAMED[name] for name in (*HERE, *BY_TLS, *LATE)], ids=lambda kind: kind.name)
 async def test_a_guest_moves_unharmed_in_every_kind(kind: Kind, short_path: Path) -> None:
     assert await move(kind, short_path)
 

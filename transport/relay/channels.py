@@ -10,10 +10,14 @@ from collections.abc import Mapping
 
 import trio
 
-from transport.errors import ProtocolViolation
+from policy.permit import PermitClaims
+from transport.errors import Misuse, ProtocolViolation
 from transport.relay.bandwidth import Pace
+from transport.relay.content_digests import ContentDigests
 from transport.relay.control import ControlLink
 from transport.relay.lane import Channel, ChannelCounts, PortName, carry_channel
+from transport.relay.tls_lane import Lane, TlsLane
+from transport.wire.clear_frames import ClearOpener, ClearSealer
 from transport.wire.control import Phase, Role
 from transport.wire.frames import LaneOpener, LaneSealer
 from transport.wire.keys import ConnectionKeys, Direction
@@ -25,9 +29,14 @@ _WIDE_CHANNELS = 3  # of a session; those that come after them share a link with
 
 
 class Channels:
-    """All channels of one session, at either end. `window_bytes`: what each may have under way."""
+    """All channels of one session, at either end. `window_bytes`: what each may have under way.
 
-    def __init__(self, role: Role, window_bytes: int) -> None:
+    `claims`: of the permit, which says how lanes are sealed, and whether their content is digested.
+    """
+
+    def __init__(self, role: Role, window_bytes: int, claims: PermitClaims | None = None) -> None:
+        self._is_tls = claims is not None and claims.seal == "tls"
+        self._digests_content = claims is not None and claims.requirements.content_digest
         self._outward, self._inward = Direction.SOURCE_TO_DESTINATION, Direction.DESTINATION_TO_SOURCE
         if role is Role.DESTINATION:
             self._outward, self._inward = self._inward, self._outward
@@ -46,7 +55,8 @@ class Channels:
         """Take `local`, which is ours from now on, as the next channel; its number is its place."""
         number = len(self.all)
         size = self._window_bytes if number < _WIDE_CHANNELS else max(MIN_WINDOW_BYTES, self._window_bytes // 4)
-        counts = ChannelCounts(number, port, may_leave)
+        digests = ContentDigests.new() if self._digests_content else None
+        counts = ChannelCounts(number, port, may_leave, digests=digests)
         channel = Channel(counts, local, SendWindow(size), self._note_written, pace=self.pace)
         self.all.append(channel)
         self.counts.append(counts)
@@ -67,12 +77,24 @@ class Channels:
         self._wrote.set()
         self._is_due.set()
 
-    async def carry(self, channel: Channel, keys: ConnectionKeys, lane: socket.socket) -> None:
-        """Carry one channel over one lane; see `lane.carry_channel`."""
+    @property
+    def is_tls(self) -> bool:
+        """Whether lanes are to be TLS, by the permit."""
+        return self._is_tls
+
+    async def carry(self, channel: Channel, keys: ConnectionKeys, lane: Lane) -> None:
+        """Carry one channel over one lane; see `lane.carry_channel`. A lane that the permit wants sealed otherwise is
+        our mistake, and `Misuse`."""
+        if isinstance(lane, TlsLane) is not self._is_tls:
+            raise Misuse("a lane that is not sealed as the permit says")
         number = channel.counts.channel
-        sealer = LaneSealer(keys.lane_secret(number, self._outward), channel.window.sent)
-        opener = LaneOpener(keys.lane_secret(number, self._inward), channel.arriving.next_seq)
-        await carry_channel(channel, lane, sealer, opener)
+        first_sent, first_received = channel.window.sent, channel.arriving.next_seq
+        if self._is_tls:
+            await carry_channel(channel, lane, ClearSealer(first_sent), ClearOpener(first_received))
+        else:
+            sealer = LaneSealer(keys.lane_secret(number, self._outward), first_sent)
+            opener = LaneOpener(keys.lane_secret(number, self._inward), first_received)
+            await carry_channel(channel, lane, sealer, opener)
         self.note_change()
 
     async def wait_more(self, count: int) -> None:

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from policy.permit import Seal
 from transport.errors import ConfigurationError
 from transport.libvirt_rpc.domain_xml import DomainRules
 
@@ -148,13 +149,15 @@ class FrontSection(_Section, frozen=True):
 class NetworkSection(_Section, frozen=True):
     """How this relay's own connections to other relays leave the host: source address for each family, device, DSCP.
 
-    What is not given, the address book's entry of this host says, else the kernel chooses.
+    What is not given, the address book's entry of this host says, else the kernel chooses. `seals`: how lanes may be
+    sealed here, by frames of our own or by TLS; a permit that wants another is refused.
     """
 
     bind_ipv4: str = ""
     bind_ipv6: str = ""
     bind_device: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{0,15}$")] = ""
     dscp: Annotated[int, Meta(ge=0, le=63)] | None = None
+    seals: Annotated[tuple[Seal, ...], Meta(min_length=1, max_length=2)] = ("sealane",)
 
 
 class PlacementSection(_Section, frozen=True):

@@ -36,6 +36,7 @@ from transport.relay.live import Live
 from transport.relay.permits import other_in_journal, permits_in_offer
 from transport.relay.receipts import ReceiptFacts, receipt_sha256, verify_peer_receipt
 from transport.relay.spool import SessionJournal
+from transport.relay.tls_lane import Lane, LaneEnds, as_server
 from transport.relay.used_permits import SKEW_SECONDS
 from transport.wire.control import Phase, Role
 from transport.wire.messages import Answer, Bye, Cancel, Handover, Message, Offer, Open, Outcome, Receipt
@@ -118,7 +119,7 @@ class Destination:
         return session
 
     def _bring_to_life(self, session: DestinationSession) -> None:
-        channels = Channels(Role.DESTINATION, self._host.config.limits.window_bytes)
+        channels = Channels(Role.DESTINATION, self._host.config.limits.window_bytes, session.permit.claims)
         channels.pace = self._host.pace_of(session.permit)
         session.facts.channels = channels.counts
         live = session.live = Live(channels)
@@ -342,7 +343,7 @@ class Destination:
             if live is not None:
                 nursery.start_soon(live.watch)
             for channel in channels.all:
-                nursery.start_soon(self._carry_lane, channels, channel, desk)
+                nursery.start_soon(self._carry_lane, session, channels, channel, desk)
             message: Message | None = None
             while not isinstance(message, Bye):
                 message = await link.next()
@@ -364,7 +365,7 @@ class Destination:
         match message:
             case Open(port=port):
                 channel = await self._open(session, channels, port)
-                nursery.start_soon(self._carry_lane, channels, channel, desk)
+                nursery.start_soon(self._carry_lane, session, channels, channel, desk)
             case Handover(post_copy=post_copy):
                 outcome = await self._settle(session, handed_over=True, post_copy=post_copy)
                 log.info("handover", vm=session.permit.claims.vm, outcome=outcome)
@@ -428,12 +429,21 @@ class Destination:
             session.is_held = True
             self._nursery.start_soon(session.end.hold_until_whole)
 
-    async def _carry_lane(self, channels: Channels, channel: Channel, desk: LaneDesk) -> None:
-        lane = None
-        with trio.move_on_after(self._host.config.limits.handshake_seconds):
-            lane = await desk.take(channel.counts.channel)
-        if lane is None:
+    async def _carry_lane(
+        self, session: DestinationSession, channels: Channels, channel: Channel, desk: LaneDesk
+    ) -> None:
+        number, seconds = channel.counts.channel, self._host.config.limits.handshake_seconds
+        sock = None
+        with trio.move_on_after(seconds):
+            sock = await desk.take(number)
+        if sock is None:
             raise ConnectionBroken("a lane that was announced did not come")
+        lane: Lane = sock
+        if channels.is_tls:
+            assert session.facts.peer is not None
+            identity = self._host.identity
+            ends = LaneEnds(identity.credentials, session.facts.peer.leaf_sha256, desk.keys, now(), seconds)
+            lane = await as_server(sock, identity.context, number, ends)
         await channels.carry(channel, desk.keys, lane)
 
     async def _after_loss(self, session: DestinationSession, said_bye: bool) -> None:

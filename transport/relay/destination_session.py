@@ -16,7 +16,7 @@ from transport.errors import ProtocolViolation
 from transport.relay.ends import DestinationEnd
 from transport.relay.host import RelayHost, now
 from transport.relay.live import Live
-from transport.relay.receipts import ReceiptFacts, make_receipt, receipt_for_gateway
+from transport.relay.receipts import ReceiptFacts, make_receipt, receipt_for_gateway, recovery_suffix
 from transport.relay.spool import SessionJournal
 from transport.wire.messages import Receipt
 
@@ -173,7 +173,9 @@ class DestinationSession:
         own = self.host.identity.of_session(self.facts.own_leaf_sha256)
         receipt = make_receipt(self.facts, own, now())
         chain = own.chain
-        name = f"{self.permit.claims.jti}-destination" + (f"-{self.recovery_id[:8]}" if self.recovery_id else "")
+        name = f"{self.permit.claims.jti}-destination"
+        if self.recovery_id:
+            name += recovery_suffix(self.facts.started, self.recovery_id)
         await self.host.on_disk(self.host.spool.keep_receipt, name, receipt_for_gateway(receipt, chain))
         self.has_receipt = True
         return receipt

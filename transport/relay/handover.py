@@ -19,12 +19,8 @@ from transport.relay.ends import SourceEnd
 from transport.relay.failures import cause_of
 from transport.relay.host import now
 from transport.relay.news import News, Tell
-from transport.relay.receipts import (
-    make_receipt,
-    receipt_for_gateway,
-)
 from transport.relay.recovering import recover_post_copy
-from transport.relay.source_session import SourceSession, exchange_receipts_as_source
+from transport.relay.source_session import SourceSession, exchange_receipts_as_source, keep_receipt
 from transport.wire.messages import Bye, Cancel, Handover, Outcome, Receipt
 
 log = structlog.get_logger("sealane.relay")
@@ -176,15 +172,6 @@ async def _until_done(session: SourceSession, what: str, work: Callable[[], Awai
 
 
 async def _note_end(session: SourceSession) -> None:
-    await _keep_receipt(session)
+    if not session.has_receipt:
+        await keep_receipt(session)
     await session.host.enter(session.journal, "ended")
-
-
-async def _keep_receipt(session: SourceSession) -> None:
-    host = session.host
-    own = host.identity.of_session(session.facts.own_leaf_sha256)
-    was_exchanged = session.facts.peer_receipt_sha256 is not None and session.exchanged is not None
-    ended = session.exchanged if was_exchanged and session.exchanged is not None else now()
-    receipt = make_receipt(session.facts, own, ended)
-    name = f"{session.permit.claims.jti}-source"
-    await host.on_disk(host.spool.keep_receipt, name, receipt_for_gateway(receipt, own.chain))

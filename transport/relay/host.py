@@ -220,6 +220,7 @@ def open_host(config: RelayConfig) -> RelayHost:
         log_verifiers=pins.log_verifiers,
         can_bind_vm=section.kind != "sockets",
         supported_ports=PORTS_OF_KIND[section.kind],
+        seals=frozenset(config.network.seals),
         witness_keys=witnesses,
         witnesses_required=required,
         crl_number=lambda: identity.credentials.crl_number,

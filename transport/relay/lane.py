@@ -18,7 +18,10 @@ import trio
 
 from transport.errors import ConnectionBroken, LocalBroken, ProtocolViolation
 from transport.relay.bandwidth import Pace
+from transport.relay.content_digests import ContentDigests
 from transport.relay.tcp import is_broken
+from transport.relay.tls_lane import Lane
+from transport.wire.clear_frames import ClearOpener, ClearSealer
 from transport.wire.frames import (
     HEADER_BYTES,
     MAX_FRAME_BYTES,
@@ -40,6 +43,8 @@ _WATCH_SECONDS = 1.0
 _HELD_SECONDS = 10.0
 
 
+Sealer = LaneSealer | ClearSealer
+Opener = LaneOpener | ClearOpener
 PortName = Literal["memory", "disks", "libvirt"]
 
 
@@ -47,8 +52,9 @@ PortName = Literal["memory", "disks", "libvirt"]
 class ChannelCounts:
     """What one channel has carried, for acknowledgements and receipts. Frames include fin and reset.
 
-    `may_leave`: that the hypervisor leaves with something unread is an end. QEMU closes multifd's channels when the
-    guest is whole, while their last packets are on the way; whether it is, it is asked itself.
+    `digests`: of what it carried, where the permit asks for them. `may_leave`: that the hypervisor leaves with
+    something unread is an end. QEMU closes multifd's channels when the guest is whole, while their last packets are on
+    the way; whether it is, it is asked itself.
     """
 
     channel: int
@@ -58,6 +64,7 @@ class ChannelCounts:
     received_bytes: int = 0
     sent_frames: int = 0
     received_frames: int = 0
+    digests: ContentDigests | None = None
 
 
 @dataclass(slots=True)
@@ -114,7 +121,7 @@ class Channel:
         return room if self.pace is None else room[: self.pace.frame_bytes]
 
 
-async def carry_channel(channel: Channel, lane: socket.socket, sealer: LaneSealer, opener: LaneOpener) -> None:
+async def carry_channel(channel: Channel, lane: Lane, sealer: Sealer, opener: Opener) -> None:
     """Carry both directions over `lane`, which is closed in any case, until each has ended in order.
 
     Raises `LocalBroken` (a reset frame was sent, or received) and `ConnectionBroken`. Whatever raises, and when it is
@@ -128,7 +135,7 @@ async def carry_channel(channel: Channel, lane: socket.socket, sealer: LaneSeale
     channel.local.close()
 
 
-async def _until_held(channel: Channel, lane: socket.socket) -> None:
+async def _until_held(channel: Channel, lane: Lane) -> None:
     """Both directions have ended, but what was sent last may be lost on its way yet: nobody else would notice.
 
     A peer that says nothing for `_HELD_SECONDS` is asked on another connection, whose Answer tells what it holds.
@@ -146,7 +153,7 @@ async def _until_held(channel: Channel, lane: socket.socket) -> None:
             raise ConnectionBroken("the peer does not say that it has the last frames of a lane")
 
 
-async def _seal_watched(channel: Channel, lane: socket.socket, sealer: LaneSealer) -> None:
+async def _seal_watched(channel: Channel, lane: Lane, sealer: Sealer) -> None:
     """Seal, and notice a lane that was reset also while there is nothing to read from it and no room to send.
 
     Then the peer, whose end may be half open, waits for frames and this end for acknowledgements, for ever.
@@ -157,14 +164,14 @@ async def _seal_watched(channel: Channel, lane: socket.socket, sealer: LaneSeale
         nursery.cancel_scope.cancel()
 
 
-async def _watch(lane: socket.socket) -> None:
+async def _watch(lane: Lane) -> None:
     """`ConnectionBroken` once the kernel has given the lane up."""
     while not is_broken(lane):
         await trio.sleep(_WATCH_SECONDS)
     raise ConnectionBroken("a lane was reset")
 
 
-async def _seal_direction(channel: Channel, lane: socket.socket, sealer: LaneSealer) -> None:
+async def _seal_direction(channel: Channel, lane: Lane, sealer: Sealer) -> None:
     window, counts, pace = channel.window, channel.counts, channel.pace
     frame = lazy_buffer(MAX_FRAME_BYTES)
     while True:
@@ -206,9 +213,11 @@ async def _read_local(channel: Channel) -> None:
     channel.last_filled = filled
     window.append(FrameType.DATA, filled)
     channel.counts.sent_bytes += filled
+    if channel.counts.digests is not None:
+        channel.counts.digests.sent.update(room[:filled])
 
 
-async def _open_direction(channel: Channel, lane: socket.socket, opener: LaneOpener) -> None:
+async def _open_direction(channel: Channel, lane: Lane, opener: Opener) -> None:
     arriving = channel.arriving
     header = memoryview(bytearray(HEADER_BYTES))
     body = lazy_buffer(MAX_FRAME_BYTES)
@@ -258,6 +267,8 @@ async def _write_held(channel: Channel) -> None:
             arriving.written = arriving.held
     counts.received_frames = arriving.next_seq
     counts.received_bytes += arriving.held
+    if counts.digests is not None:
+        counts.digests.received.update(arriving.plaintext[: arriving.held])
     size, arriving.held = arriving.held, 0
     channel.wrote(size, False)
 
@@ -296,7 +307,7 @@ async def _more_comes(local: socket.socket) -> bool:
     return False
 
 
-async def _receive(lane: socket.socket, buffer: memoryview, minimum: int) -> int:
+async def _receive(lane: Lane, buffer: memoryview, minimum: int) -> int:
     """Read at least `minimum` bytes, and what else is there and fits; return how many."""
     filled = 0
     while filled < minimum:
@@ -313,7 +324,7 @@ async def _receive(lane: socket.socket, buffer: memoryview, minimum: int) -> int
     return filled
 
 
-async def _send_all(lane: socket.socket, data: memoryview) -> None:
+async def _send_all(lane: Lane, data: memoryview) -> None:
     sent = 0
     while sent < len(data):
         try:
@@ -324,7 +335,7 @@ async def _send_all(lane: socket.socket, data: memoryview) -> None:
             raise ConnectionBroken("a lane was reset") from None
 
 
-def _shut_down(sock: socket.socket) -> None:
+def _shut_down(sock: Lane) -> None:
     """Half-close: the other direction goes on."""
     try:
         sock.shutdown(socket.SHUT_WR)

@@ -64,7 +64,8 @@ class SitePins:
 class PermitDesk:
     """What this relay pins and can do. `crl_number`: the lowest CRL number that it holds; `clock`: unix seconds.
 
-    `sites`: other sites, by trust domain. Pinned keys are replaced as a whole when the gateway rolls them over.
+    `seals`: how its lanes may be sealed. `sites`: other sites, by trust domain. Pinned keys are replaced as a whole when
+    the gateway rolls them over.
     """
 
     trust_domain: str
@@ -76,6 +77,7 @@ class PermitDesk:
     crl_number: Callable[[], int]
     clock: Callable[[], int]
     supported_ports: frozenset[str] = PORTS_OF_KIND["qmp"]
+    seals: frozenset[str] = frozenset({"sealane"})
     sites: Mapping[str, SitePins] = field(default_factory=dict)
 
     def verify(
@@ -191,7 +193,7 @@ class PermitDesk:
         claims = permit.claims
         wanted = claims.requirements
         unmet: Sequence[tuple[bool, str]] = (
-            (wanted.content_digest, "content digests"),
+            (claims.seal not in self.seals, f"lanes sealed by {claims.seal}, which [network] seals does not name"),
             (wanted.stream_inspection, "stream inspection"),
             (wanted.vm_binding and not self.can_bind_vm, "checking the VM's UUID (hypervisor kind qmp)"),
             (claims.minimum_crl_number > crl_number(), "a newer CRL than this relay holds"),

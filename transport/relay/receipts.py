@@ -16,9 +16,11 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from certs.tls import CIPHER as TLS_CIPHER
 from certs.tls import ControlPeer, HostCredentials
 from policy.permit import VerifiedPermit
 from transport.errors import ConfigurationError, ProtocolViolation
+from transport.relay.content_digests import document
 from transport.relay.lane import ChannelCounts
 from transport.wire.control import Role
 from transport.wire.frames import CIPHER
@@ -52,6 +54,11 @@ def make_receipt(facts: ReceiptFacts, credentials: HostCredentials, ended: datet
         raise ConfigurationError("identity.private_key must be an EC P-256 key: it signs receipts")
     signature = key.sign(body, ec.ECDSA(hashes.SHA256()))
     return Receipt(body.decode(), base64.b64encode(signature).decode())
+
+
+def recovery_suffix(started: datetime, recovery_id: str) -> str:
+    """Of the name under which a recovery's receipt waits: in the order of names it comes after what it recovers."""
+    return f".recovery-{started:%Y%m%dT%H%M%S}-{recovery_id[:8]}"
 
 
 def receipt_for_gateway(receipt: Receipt, chain: Sequence[x509.Certificate]) -> bytes:
@@ -88,6 +95,7 @@ def _body(facts: ReceiptFacts, ended: datetime) -> dict[str, Any]:
     own = facts.own_leaf_sha256.hex()
     theirs = peer.leaf_sha256.hex() if peer else None
     is_source = facts.role is Role.SOURCE
+    digests = {c.channel: c.digests for c in facts.channels if c.digests is not None}
     return {
         "version": VERSION,
         "role": facts.role.value,
@@ -99,7 +107,7 @@ def _body(facts: ReceiptFacts, ended: datetime) -> dict[str, Any]:
         "vm": claims.vm,
         "vm_binding": facts.vm_binding,
         "tls": {"version": peer.tls_version, "group": peer.group, "cipher": peer.cipher} if peer else None,
-        "lane_cipher": CIPHER if facts.channels else None,
+        "lane_cipher": _lane_cipher(facts),
         "source_fingerprint": own if is_source else theirs,
         "destination_fingerprint": theirs if is_source else own,
         "channels": [
@@ -120,7 +128,7 @@ def _body(facts: ReceiptFacts, ended: datetime) -> dict[str, Any]:
         "downtime_ms": facts.downtime_ms,
         "checkpoint": facts.permit.proof.checkpoint,
         "peer_receipt_sha256": facts.peer_receipt_sha256,
-        "content_digests": None,
+        "content_digests": document(digests, facts.role) if claims.requirements.content_digest else None,
         **_of_other_site(facts.permit),
     }
 
@@ -134,3 +142,9 @@ def _of_other_site(permit: VerifiedPermit) -> dict[str, str]:
 
 def _rfc3339(moment: datetime) -> str:
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def _lane_cipher(facts: ReceiptFacts) -> str | None:
+    if not facts.channels:
+        return None
+    return TLS_CIPHER if facts.permit.claims.seal == "tls" else CIPHER

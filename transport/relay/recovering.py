@@ -22,9 +22,9 @@ from transport.relay.failures import cause_of
 from transport.relay.host import now
 from transport.relay.inlets import SourceLanes
 from transport.relay.news import News, Tell
-from transport.relay.receipts import ReceiptFacts, make_receipt, receipt_for_gateway
+from transport.relay.receipts import ReceiptFacts
 from transport.relay.source_line import SourceLine
-from transport.relay.source_session import SourceSession, exchange_receipts_as_source
+from transport.relay.source_session import SourceSession, exchange_receipts_as_source, keep_receipt
 from transport.wire.control import Role
 from transport.wire.messages import Receipt
 
@@ -43,6 +43,9 @@ async def recover_post_copy(first: SourceSession, end: SourceEnd, tell: Tell) ->
         log.warning("post-copy was interrupted: recovering it", vm=first.permit.claims.vm, tries=tries)
         await tell(News("handing_over", None, None, "post-copy was interrupted; the relays are recovering it"))
         try:
+            if not first.has_receipt:
+                first.facts.outcome = "completed"  # the guest runs at the destination, by its durable word
+                await keep_receipt(first)
             await _recover_once(first, end, tell)
         except (TransportError, HypervisorError, BaseExceptionGroup) as error:
             log.warning("post-copy not recovered yet", vm=first.permit.claims.vm, cause=str(cause_of(error)))
@@ -68,10 +71,8 @@ async def _recover_once(first: SourceSession, end: SourceEnd, tell: Tell) -> Non
     finally:
         with trio.CancelScope(shield=True):
             await host.on_disk(remove_session_folder, folder)
-    facts.outcome = "completed"
-    receipt = make_receipt(facts, host.identity.of_session(facts.own_leaf_sha256), now())
-    kept = receipt_for_gateway(receipt, host.identity.of_session(facts.own_leaf_sha256).chain)
-    await host.on_disk(host.spool.keep_receipt, f"{permit.claims.jti}-source-{session.session_id[:8]}", kept)
+    facts.outcome = session.outcome
+    await keep_receipt(session)
 
 
 async def _carry(session: SourceSession, end: SourceEnd, tell: Tell) -> None:

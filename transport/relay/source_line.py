@@ -19,6 +19,7 @@ from transport.relay.failures import SessionError, cause_of
 from transport.relay.host import now
 from transport.relay.lane import Channel
 from transport.relay.source_session import SourceSession
+from transport.relay.tls_lane import Lane, LaneEnds, as_client
 from transport.wire.control import Role
 from transport.wire.messages import Bye, Cancel, Handover, Open, Outcome, Purpose, Receipt
 
@@ -35,7 +36,7 @@ class SourceLine:
         limits = session.host.config.limits
         self._session = session
         self._limits = limits
-        self.channels = Channels(Role.SOURCE, limits.window_bytes)
+        self.channels = Channels(Role.SOURCE, limits.window_bytes, session.permit.claims)
         self.most_channels = 0
         self._connection: SourceConnection | None = None
         self._generation = 0
@@ -178,7 +179,13 @@ class SourceLine:
             number += 1
 
     async def _carry(self, connection: SourceConnection, channel: Channel) -> None:
-        lane = await connection.open_lane(channel.counts.channel, self._limits.dial_seconds)
+        number = channel.counts.channel
+        lane: Lane
+        lane = sock = await connection.open_lane(number, self._limits.dial_seconds)
+        if self.channels.is_tls:
+            credentials, seconds = self._session.host.credentials, self._limits.handshake_seconds
+            ends = LaneEnds(credentials, connection.peer.leaf_sha256, connection.keys, now(), seconds)
+            lane = await as_client(sock, number, ends)
         await self.channels.carry(channel, connection.keys, lane)
 
     async def _read(self, connection: SourceConnection) -> None:

@@ -14,7 +14,14 @@ from transport.hypervisors.errors import MigrationCancelled
 from transport.hypervisors.moving import PLAIN, Movement
 from transport.relay.failures import SessionError
 from transport.relay.host import RelayHost, now
-from transport.relay.receipts import ReceiptFacts, make_receipt, receipt_sha256, verify_peer_receipt
+from transport.relay.receipts import (
+    ReceiptFacts,
+    make_receipt,
+    receipt_for_gateway,
+    receipt_sha256,
+    recovery_suffix,
+    verify_peer_receipt,
+)
 from transport.relay.spool import SessionJournal
 from transport.wire.messages import Receipt
 
@@ -36,6 +43,7 @@ class SourceSession:
     was_answered: bool = False
     is_offered: bool = False  # D may know it, although it has not answered
     is_reconnecting: bool = False  # its connection was lost and another is being made: nothing but time passes
+    has_receipt: bool = False
     recovery_id: str = ""  # of a session that goes on with interrupted post-copy, under the journal of the first one
     exchanged: datetime | None = None  # when its receipt was sent, last
     _attempt: int = -1
@@ -84,6 +92,20 @@ class SourceSession:
     async def decided(self, outcome: str) -> None:
         """Durably note what D chose."""
         await self.host.enter(self.journal, f"outcome-{outcome}")
+
+
+async def keep_receipt(session: SourceSession) -> None:
+    """Durably, until the gateway has it. That of a recovery comes after what it recovers: the newest one counts."""
+    host = session.host
+    own = host.identity.of_session(session.facts.own_leaf_sha256)
+    was_exchanged = session.facts.peer_receipt_sha256 is not None and session.exchanged is not None
+    ended = session.exchanged if was_exchanged and session.exchanged is not None else now()
+    receipt = make_receipt(session.facts, own, ended)
+    name = f"{session.permit.claims.jti}-source"
+    if session.recovery_id:
+        name += recovery_suffix(session.facts.started, session.recovery_id)
+    await host.on_disk(host.spool.keep_receipt, name, receipt_for_gateway(receipt, own.chain))
+    session.has_receipt = True
 
 
 async def exchange_receipts_as_source(session: SourceSession, ask: Callable[[Receipt], Awaitable[Receipt]]) -> None:

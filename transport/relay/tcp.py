@@ -7,6 +7,8 @@ import sys
 
 import trio
 
+from transport.relay.tls_lane import TlsLane
+
 _RTT_AT = 68
 _NEAR_US = 500
 _NEAR_BUFFER_BYTES = 1 << 20  # enough for 16 Gb/s over half a millisecond
@@ -55,6 +57,6 @@ def _round_trip_us(sock: socket.socket | trio.socket.SocketType) -> int:
     return int.from_bytes(information[_RTT_AT : _RTT_AT + 4], sys.byteorder)
 
 
-def is_broken(sock: socket.socket) -> bool:
+def is_broken(sock: socket.socket | TlsLane) -> bool:
     """Whether the connection was reset or timed out, without reading from it or writing to it."""
     return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0

@@ -86,7 +86,7 @@ class LaneSealer:
     def seal_into(self, frame_type: FrameType, payload: memoryview | bytes, frame: memoryview) -> int:
         """Write the whole frame into `frame` (at least 32 bytes longer than `payload`); return its size in bytes."""
         size = len(payload)
-        if self._closed or not _payload_allowed(frame_type, size):
+        if self._closed or not payload_allowed(frame_type, size):
             raise Misuse("nothing follows fin or reset, and a payload has its type's size")
         seq = self.next_seq
         self.next_seq = seq + 1
@@ -100,24 +100,23 @@ class LaneSealer:
         return end
 
 
-class LaneOpener:
-    """Opens the frames of one direction of one channel, strictly in order.
+class FrameOrder:
+    """Whether a header is that of the frame which is due: the part of opening that knows no key.
 
-    First `header`, which checks everything that is not secret before a byte of the body is waited for, then
-    `open_into`. Any `ProtocolViolation` ends the connection; nothing of the frame may be used.
+    `closed_by` tells after a frame whether it was fin or reset.
     """
 
-    __slots__ = ("_epochs", "_size", "_type", "closed_by", "next_seq")
+    __slots__ = ("_size", "_type", "closed_by", "next_seq")
+    tag_bytes = TAG_BYTES
 
-    def __init__(self, lane_secret: bytes, first_seq: int = 0) -> None:
-        self._epochs = _Epochs(lane_secret)
+    def __init__(self, first_seq: int = 0) -> None:
         self._size = -1
         self._type = _DATA
         self.closed_by: FrameType | None = None
         self.next_seq = first_seq
 
     def header(self, header: memoryview | bytes) -> int:
-        """Check the 16 header bytes; return the number of bytes that follow (sealed payload and tag)."""
+        """Check the 16 header bytes; return the number of bytes that follow (payload and tag, if it has one)."""
         if self._size >= 0:
             raise Misuse("a header was taken and its body not opened")
         if self.closed_by is not None:
@@ -125,23 +124,48 @@ class LaneOpener:
         size, frame_type, seq = _HEADER.unpack_from(header)
         if header[5:8] != _ZERO:
             raise ProtocolViolation("non-zero reserved bytes in a frame header")
-        if not _payload_allowed(frame_type, size):
+        if not payload_allowed(frame_type, size):
             raise ProtocolViolation("unknown frame type, or a length that its type does not have")
         if seq != self.next_seq:
             raise ProtocolViolation(f"frame {seq} where {self.next_seq} is due")
         self._size = size
         self._type = frame_type
-        return int(size) + TAG_BYTES
+        return int(size) + self.tag_bytes
+
+    def take(self, body: memoryview) -> int:
+        """The payload's size of the frame whose `body` this is."""
+        size = self._size
+        if size < 0 or len(body) != size + self.tag_bytes:
+            raise Misuse("open_into takes the body that header() asked for")
+        self._size = -1
+        return size
+
+    def passed(self) -> None:
+        """The frame is authentic."""
+        self.next_seq += 1
+        if self._type != _DATA:
+            self.closed_by = FrameType(self._type)
+
+
+class LaneOpener(FrameOrder):
+    """Opens the frames of one direction of one channel, strictly in order.
+
+    First `header`, which checks everything that is not secret before a byte of the body is waited for, then
+    `open_into`. Any `ProtocolViolation` ends the connection; nothing of the frame may be used.
+    """
+
+    __slots__ = ("_epochs",)
+
+    def __init__(self, lane_secret: bytes, first_seq: int = 0) -> None:
+        super().__init__(first_seq)
+        self._epochs = _Epochs(lane_secret)
 
     def open_into(self, header: memoryview | bytes, body: memoryview, plaintext: memoryview) -> int:
         """Authenticate and decrypt `body` (payload and tag) into `plaintext`; return the payload's size in bytes.
 
         After it, `closed_by` tells whether the frame was fin or reset.
         """
-        size = self._size
-        if size < 0 or len(body) != size + TAG_BYTES:
-            raise Misuse("open_into takes the body that header() asked for")
-        self._size = -1
+        size = self.take(body)
         epochs = self._epochs
         cipher = epochs.take()
         nonce = (epochs.iv ^ self.next_seq).to_bytes(12, "big")
@@ -150,13 +174,17 @@ class LaneOpener:
         except InvalidTag:
             self.closed_by = FrameType.RESET  # nothing may be opened after a forgery
             raise ProtocolViolation("a frame that does not authenticate") from None
-        self.next_seq += 1
-        if self._type != _DATA:
-            self.closed_by = FrameType(self._type)
+        self.passed()
         return size
 
 
-def _payload_allowed(frame_type: int, size: int) -> bool:
+def write_header(frame: memoryview, size: int, frame_type: FrameType, seq: int) -> None:
+    """The 16 bytes before a payload of `size` bytes."""
+    _HEADER.pack_into(frame, 0, size, frame_type, seq)
+
+
+def payload_allowed(frame_type: int, size: int) -> bool:
+    """Whether a frame of this type may have a payload of so many bytes."""
     if frame_type == _DATA:
         return 1 <= size <= MAX_PAYLOAD_BYTES
     return (frame_type == _FIN and size == 0) or (frame_type == _RESET and size == 2)

@@ -61,11 +61,6 @@ NOW = int(time.time())
         pytest.param({"source": "spiffe://other.test/host/a"}, RefusalCode.PERMIT_PARTIES, id="of another domain"),
         pytest.param({"ports": ("libvirt",)}, RefusalCode.PERMIT_PORTS, id="for a port that is not served"),
         pytest.param(
-            {"requirements": Requirements(content_digest=True, stream_inspection=False, vm_binding=False)},
-            RefusalCode.PERMIT_REQUIREMENTS,
-            id="wants digests",
-        ),
-        pytest.param(
             {"requirements": Requirements(content_digest=False, stream_inspection=True, vm_binding=False)},
             RefusalCode.PERMIT_REQUIREMENTS,
             id="wants inspection",

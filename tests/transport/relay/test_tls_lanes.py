@@ -1,0 +1,134 @@
+"""Lanes of plain TLS: where the permit says so and nowhere else, and as good as sealed ones against the network."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import pytest
+import trio
+
+from policy.permit import Requirements
+from tests.transport.relay.conftest import Pair, host_with, serving, until
+from tests.transport.relay.cutter import network_to
+from tests.transport.site import Site
+from transport.errors import OfferRefused, RefusalCode
+from transport.relay.config import NetworkSection, split_address
+from transport.relay.host import RelayHost, open_host
+from transport.relay.news import News
+from transport.relay.source import MigrationOrder, carry_as_source
+
+VM = "11111111-2222-4333-8444-555555555555"
+STREAM = bytes(range(256)) * 20_000
+
+
+async def _sink(path: Path, heard: bytearray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    listening = trio.socket.socket(socket.AF_UNIX)
+    await listening.bind(str(path))
+    listening.listen()
+    accepted, _ = await listening.accept()
+    while data := await accepted.recv(1 << 16):
+        heard.extend(data)
+    await accepted.send(b"thanks")
+    accepted.close()
+    listening.close()
+
+
+async def _carried(source: RelayHost, address: str, site: Site, permit: str, cut: object = None) -> tuple[News, bytes]:
+    """What became of one stream, and what arrived of it."""
+    heard = bytearray()
+    path = site.folder / "in.sock"
+    news: list[News] = []
+
+    async def tell(each: News) -> None:
+        news.append(each)
+
+    async def dial() -> None:
+        await until(lambda: bool(news))
+        stream = await trio.open_unix_socket(path)
+        await stream.send_all(STREAM)
+        await stream.send_eof()
+        assert await stream.receive_some(100) == b"thanks"
+        await stream.aclose()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_sink, site.folder / "vm" / VM / "memory.sock", heard)
+        nursery.start_soon(dial)
+        if callable(cut):
+            nursery.start_soon(cut)
+        await until((site.folder / "vm" / VM / "memory.sock").exists)
+        with trio.fail_after(30):
+            last = await carry_as_source(source, MigrationOrder(permit, address), tell, trio.Event(), path)
+        nursery.cancel_scope.cancel()
+    return last, bytes(heard)
+
+
+def _receipt(site: Site, name: str) -> dict[str, object]:
+    (receipt,) = (site.folder / f"relay-{name}" / "receipts").glob("*.json")
+    body: dict[str, object] = json.loads(json.loads(receipt.read_bytes())["receipt"]["body"])
+    return body
+
+
+async def test_a_stream_is_carried_by_tls_where_its_permit_says_so(pair: Pair) -> None:
+    permit = pair.site.permit(vm=VM, seal="tls")
+    last, heard = await _carried(pair.source, pair.address, pair.site, permit)
+    assert (last.state, heard) == ("completed", STREAM)
+    await until(lambda: bool(list((pair.site.folder / "relay-b" / "receipts").glob("*.json"))))
+    assert {_receipt(pair.site, name)["lane_cipher"] for name in "ab"} == {"TLS_AES_256_GCM_SHA384"}
+
+
+async def test_a_stream_in_tls_survives_cuts(site: Site) -> None:
+    limits = {"resume_seconds": 20.0}
+    async with (
+        serving(host_with(site, "b", limits)) as (_, address),
+        network_to(split_address(address, "b")) as between,
+    ):
+        cuts = 0
+
+        async def cut() -> None:
+            nonlocal cuts
+            for _ in range(5):
+                enough = between.forwarded + 500_000
+                await until(lambda enough=enough: between.forwarded >= enough, 20)  # type: ignore[misc]
+                cuts += bool(between.cut("lane"))
+
+        source = host_with(site, "a", limits)
+        last, heard = await _carried(source, between.address, site, site.permit(vm=VM, seal="tls"), cut)
+    assert (last.state, heard) == ("completed", STREAM)
+    assert cuts >= 2
+
+
+@pytest.mark.parametrize(("seals", "seal"), [(("sealane",), "tls"), (("tls",), "sealane")])
+def test_a_relay_refuses_lanes_that_its_configuration_does_not_allow(
+    site: Site, seals: tuple[Literal["sealane", "tls"], ...], seal: str
+) -> None:
+    config = site.relay_config("b")
+    host = open_host(msgspec.structs.replace(config, network=msgspec.structs.replace(config.network, seals=seals)))
+    with pytest.raises(OfferRefused, match="sealed by") as refused:
+        host.permits.verify(site.permit(seal=seal), source=site.spiffe("a"), destination=site.spiffe("b"))
+    assert refused.value.code is RefusalCode.PERMIT_REQUIREMENTS
+
+
+def test_lanes_of_tls_are_for_hosts_that_were_told_so() -> None:
+    assert NetworkSection().seals == ("sealane",)
+
+
+@pytest.mark.parametrize("seal", ["sealane", "tls"])
+async def test_both_ends_certify_the_same_digests_of_the_content(pair: Pair, seal: str) -> None:
+    wanted = Requirements(content_digest=True, stream_inspection=False, vm_binding=False)
+    last, _ = await _carried(
+        pair.source, pair.address, pair.site, pair.site.permit(vm=VM, requirements=wanted, seal=seal)
+    )
+    assert last.state == "completed"
+    await until(lambda: bool(list((pair.site.folder / "relay-b" / "receipts").glob("*.json"))))
+    from blake3 import blake3  # noqa: PLC0415 - optional for who does not digest
+
+    expected = {
+        "0/source-to-destination": blake3(STREAM).hexdigest(),
+        "0/destination-to-source": blake3(b"thanks").hexdigest(),
+    }
+    assert [_receipt(pair.site, name)["content_digests"] for name in "ab"] == [expected, expected]
