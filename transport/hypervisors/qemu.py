@@ -33,6 +33,7 @@ from transport.hypervisors.qmp import PeerCredentials, QmpConnection
 UNLIMITED_BYTES_PER_SECOND = 107374182400
 _IN_POST_COPY = frozenset({"postcopy-active", "postcopy-recover", "postcopy-recover-setup"})
 _NOTICE_SECONDS = 1.0
+_BLOCKED_SECONDS = 2.0
 _EVENT_SECONDS = 0.5  # between which a command gets its turn on the monitor
 _MAX_UNIX_PATH_BYTES = 107  # sun_path with its NUL, unix(7)
 
@@ -314,6 +315,15 @@ class QemuMachine:
             await self._qmp.next_event(patience_seconds=min(0.05, _left(end, self._answer_seconds)))
         if found != "running":
             raise HypervisorRefused("cont", "GenericError", f"the guest is {found} after cont")
+
+    async def resume_in_post_copy(self) -> None:
+        """Start the guest although part of its memory is missing; what answers is not waited for long.
+
+        QEMU may wait for a missing page itself, before it answers or even begins. It has the command by then and goes on
+        with it when the page has come, for which the source may first have to hear that the guest runs here.
+        """
+        with contextlib.suppress(HypervisorTimeout):
+            await self._qmp.execute("cont", deadline_seconds=_BLOCKED_SECONDS)
 
     async def quit(self, *, deadline_seconds: float = 30.0) -> None:
         """End QEMU and its guest; returns only when the process is really gone.

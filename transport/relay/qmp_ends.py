@@ -299,8 +299,17 @@ class QmpDestination(_QmpEnd):
         machine = await self.machine()
         if self._has_disks:
             await machine.disks.close_exports()  # from now on the guest alone writes them
+        if self.begin_post_copy() and not await self._is_whole(machine):
+            await machine.resume_in_post_copy()
+            return
         if await machine.status() != "running":
             await machine.resume()
+
+    async def _is_whole(self, machine: QemuMachine) -> bool:
+        try:
+            return (await machine.progress(deadline_seconds=_RETRY_SECONDS)).status == "completed"
+        except HypervisorTimeout:
+            return False
 
     async def discard(self) -> None:
         """End QEMU; returns when its process is gone, by SIGKILL if it must be. Raises `HypervisorError` otherwise."""

@@ -57,7 +57,7 @@ async def test_a_guest_is_recovered_whose_relay_died_and_came_back(site: Site, m
         victim.process.kill()
         victim.process.wait()
         await running.enter_async_context(relay(config, "never"))
-        assert await wait_one_place(site, machines) == "destination"
+        assert await wait_one_place(site, machines, 150) == "destination"
         await require_one_guest(machines, "destination")
         printed = machines.source.printed()
         printed += await dump_region(machines.destination, after, LAYOUT)
@@ -75,5 +75,5 @@ async def test_a_source_relay_that_dies_as_it_gives_the_guest_away_recovers_it(
         async with relay(config, moment, str(permit), at_b.address, HOW) as at_a:
             await until(lambda: at_a.process.poll() is not None, 40)
         async with relay(config):
-            assert await wait_one_place(site, machines) == "destination"
+            assert await wait_one_place(site, machines, 150) == "destination"
             await require_one_guest(machines, "destination")
