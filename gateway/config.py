@@ -94,8 +94,8 @@ class WitnessingTable(_Table, frozen=True):
 
 
 class PermitsTable(_Table, frozen=True):
-    """What every permit says. `signing_key`: a file, or a TOML file that names a key in a token. `passphrase_file`: if the
-    key has one. `seal`: how lanes are sealed; "tls" for sites that may only use a validated module.
+    """What every permit says. `signing_key`: a file, or a TOML file that names a key in a token. `passphrase_file`: if
+    the key has one. `seal`: how lanes are sealed; "tls" for sites that may only use a validated module.
     `require_content_digests`: both hosts certify BLAKE3 of what each channel carried.
     """
 

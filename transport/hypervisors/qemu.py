@@ -319,8 +319,8 @@ class QemuMachine:
     async def resume_in_post_copy(self) -> None:
         """Start the guest although part of its memory is missing; what answers is not waited for long.
 
-        QEMU may wait for a missing page itself, before it answers or even begins. It has the command by then and goes on
-        with it when the page has come, for which the source may first have to hear that the guest runs here.
+        QEMU may wait for a missing page itself, before it answers or even begins. It has the command by then, and
+        heeds it when the page has come, for which the source may first have to hear that the guest runs here.
         """
         with contextlib.suppress(HypervisorTimeout):
             await self._qmp.execute("cont", deadline_seconds=_BLOCKED_SECONDS)

@@ -64,8 +64,8 @@ class SitePins:
 class PermitDesk:
     """What this relay pins and can do. `crl_number`: the lowest CRL number that it holds; `clock`: unix seconds.
 
-    `seals`: how its lanes may be sealed. `sites`: other sites, by trust domain. Pinned keys are replaced as a whole when
-    the gateway rolls them over.
+    `seals`: how its lanes may be sealed. `sites`: other sites, by trust domain. Pinned keys are replaced as a whole
+    when the gateway rolls them over.
     """
 
     trust_domain: str
