@@ -207,7 +207,8 @@ def show_summary(out: Console, summary: Mapping[str, Any]) -> None:
         out.print(plain(said, "bold red"), soft_wrap=True)
     if summary["downtime_ms"] is not None:
         out.print(f"  downtime    {summary['downtime_ms']} ms")
-    out.print(f"  carried     {size(summary['bytes'])}")
+    if summary["bytes"] or summary["lane_cipher"]:  # else neither receipt nor progress has told
+        out.print(f"  carried     {size(summary['bytes'])}")
     parts = [summary["tls_version"], summary["key_exchange"]]
     lanes = summary["lane_cipher"]
     words = [str(part) for part in parts if part] + ([f"lanes {lanes}"] if lanes else [])
