@@ -24,6 +24,7 @@ _SUCCESS: Final = 0
 _NO_SECURITY_LAYER: Final = 1
 # Tokens of the context (two, or three with another mechanism), then the security layers.
 _MAX_ROUNDS: Final = 5
+_NO_CACHE: Final = "No credentials cache found"
 _CACHES: Final = itertools.count(1)
 
 
@@ -50,7 +51,7 @@ class Tickets:
 
     def __init__(self, principal: str, keytab: bytes, at_once: int) -> None:
         """`principal` as NAME@REALM; `keytab` is the file's content; `at_once`: how many threads may wait for a KDC."""
-        self._principal = principal
+        self.principal = principal
         self._realm = principal.rpartition("@")[2]
         self._waiting = threading.Semaphore(at_once)
         # libkrb5 wants a path. This one leads to the bytes whose file was judged, whatever is put in its place later.
@@ -88,7 +89,7 @@ class Tickets:
         from gssapi.raw import ChannelBindings  # noqa: PLC0415
 
         kind = gssapi.NameType.kerberos_principal  # a host-based name would be looked up in DNS first
-        credentials = gssapi.Credentials(name=gssapi.Name(self._principal, kind), usage="initiate", store=self._store)
+        credentials = gssapi.Credentials(name=gssapi.Name(self.principal, kind), usage="initiate", store=self._store)
         context = gssapi.SecurityContext(
             name=gssapi.Name(self.service(host), kind),
             creds=credentials,
@@ -116,6 +117,8 @@ class _Request:
             self.handshake = self.tickets._handshake(self.host, self.binding)
         except Exception as error:  # noqa: BLE001  # a thread that ends silently would look like a KDC that hangs
             self.problem = explain(error)
+            if _NO_CACHE in self.problem:  # what libkrb5 says where it finds no key to fill one with
+                self.problem = f"the keytab holds no key of {self.tickets.principal}"
         finally:
             self.tickets._waiting.release()
             self.done.set()
