@@ -13,6 +13,7 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta
 
+from gateway.elsewhere_settings import PeerTable
 from gateway.errors import ConfigRefused
 from gateway.issuers import IssuerTable, settings_of
 from gateway.services import ServiceTable, people_of
@@ -248,6 +249,7 @@ class GatewayConfig(_Table, frozen=True):
     limits: LimitsTable = LimitsTable()
     siem: SiemTable = SiemTable()
     metrics: MetricsTable | None = None
+    peers: Annotated[tuple[PeerTable, ...], Meta(max_length=3)] = ()  # the other gateways of this very site
     sites: Annotated[tuple[SiteTable, ...], Meta(max_length=64)] = ()
     directory: Path = Path()
 

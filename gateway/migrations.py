@@ -77,6 +77,7 @@ class Migration:
     standing: Standing | None = None
     obligation: str | None = None
     revoked_because: str | None = None
+    elsewhere: str | None = None  # the other gateway of this site that permitted it
     site_role: str | None = None  # of this site, where another one takes part: source or destination
 
     @property
@@ -275,6 +276,27 @@ def from_decision(index: int, record: Mapping[str, Any]) -> Migration:
         standing=standing_of(record),
         site_role=(details.get("site") or {}).get("role"),
     ).expecting_silence()
+
+
+def from_elsewhere(index: int, record: Mapping[str, Any]) -> Migration:
+    """The migration that a `migration.elsewhere` record (as JSON) speaks of: under way, for all that is known here."""
+    permit, vm = record["details"]["permit"], record.get("vm") or {}
+    return Migration(
+        migration_id=record["migration_id"],
+        vm_uuid=vm.get("uuid"),
+        vm_name=vm.get("name"),
+        source=record.get("source"),
+        destination=record.get("destination"),
+        requested_by="",
+        state=State.RUNNING,
+        record_index=index,
+        jti=permit["jti"],
+        decided=permit["iat"],
+        begin_until=permit["exp"],
+        end_until=permit["session_until"],
+        permit_sha256=record["details"]["permit_sha256"],
+        elsewhere=record["details"]["gateway"],
+    )
 
 
 def receipt_on_file(index: int, record: Mapping[str, Any]) -> ReceiptOnFile:

@@ -21,7 +21,7 @@ from gateway.committer import Committer
 from gateway.deciding import decision_document
 from gateway.errors import NotAllowed, NotKnown
 from gateway.gate import Gate
-from gateway.migrations import Migration, State, from_decision, receipt_on_file
+from gateway.migrations import Migration, State, from_decision, from_elsewhere, receipt_on_file
 from gateway.recording import Event, actor_of, identity_of
 from gateway.searching import Search
 from policy.engine import Decision
@@ -40,6 +40,7 @@ RESTORED_KINDS: Final = (
     "migration.cancel_requested",
     "migration.revoked",
     "migration.other_site",
+    "migration.elsewhere",
 )
 
 
@@ -189,6 +190,8 @@ def derive(records: Sequence[tuple[int, Mapping[str, Any]]]) -> dict[str, Migrat
         kind = record["kind"]
         if kind in DECISIONS:
             found[migration_id] = from_decision(index, record)
+        elif kind == "migration.elsewhere":
+            found.setdefault(migration_id, from_elsewhere(index, record))
         elif (migration := found.get(migration_id)) is None:
             continue
         elif kind == "migration.receipt":

@@ -91,6 +91,8 @@ class Watch:
         by_person: defaultdict[tuple[Person, int | None] | None, list[Migration]] = defaultdict(list)
         unsettled = self._gate.migrations.unsettled(self._now())
         for migration in unsettled:
+            if migration.elsewhere is not None:
+                continue  # decided by another gateway, which watches over it
             # By two tokens one person is looked up twice: what they told ends at two times.
             person = migration.standing.person if migration.standing else None
             by_person[None if person is None else (person, person.told_until)].append(migration)

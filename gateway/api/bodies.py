@@ -226,6 +226,10 @@ class ProgressReport(Body):
     message: Annotated[str, Field(max_length=1024)] | None = None
 
 
+class ShownPermit(Body):
+    permit: Annotated[str, Field(min_length=1, max_length=16 * 1024)]
+
+
 class SignedReceipt(Body):
     """`body`: canonical JSON text; `signature` (DER) and `chain` (DER certificates, leaf first) in base64."""
 

@@ -12,6 +12,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from audit.checkpoint import LogVerifier
 from certs.identity import SpiffeId
+from gateway.elsewhere import Elsewhere
 from gateway.enrolment.office import Office
 from gateway.errors import NotKnown
 from gateway.evacuating import Evacuating
@@ -41,6 +42,7 @@ class Desk:
     office: Office | None
     evacuating: Evacuating | None
     rollovers: Rollovers
+    elsewhere: Elsewhere
     people: People
     issuers: Issuers
     reading: Reading

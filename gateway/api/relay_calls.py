@@ -24,6 +24,7 @@ from gateway.api.bodies import (
     ReceiptReport,
     RefusalReport,
     Renewal,
+    ShownPermit,
 )
 from gateway.api.desk import Address, AtDesk, Relay, host_of, office_of
 from gateway.asking import Asked
@@ -98,6 +99,13 @@ async def placement(body: PlacementReport, desk: AtDesk, host: Relay) -> Respons
 async def refusals(body: RefusalReport, desk: AtDesk, host: Relay) -> Response:
     """204 only once they are durable in the log, or counted as left out of it; then the relay may forget them."""
     await desk.refused_calls.take(host, body)
+    return Response(status_code=204)
+
+
+@router.post("/v1/relay/permit", status_code=204, summary="A permit of this site's other gateway, in use on this host")
+async def permit(body: ShownPermit, desk: AtDesk, host: Relay) -> Response:
+    """204: it is on record, or was known. 403: not one of another gateway that is pinned here, or of other hosts."""
+    await desk.elsewhere.take(host, body.permit)
     return Response(status_code=204)
 
 

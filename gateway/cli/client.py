@@ -62,14 +62,18 @@ class GatewayClient:
         if token is not None:
             headers["authorization"] = f"Bearer {token}"
         timeout = httpx.Timeout(settings.timeout_seconds, connect=CONNECT_TIMEOUT_SECONDS)
-        self._http = httpx.Client(
-            base_url=settings.gateway,
-            verify=_tls_context(settings),
-            headers=headers,
-            timeout=timeout,
-            trust_env=False,
-            follow_redirects=False,
-        )
+        self._all = [
+            httpx.Client(
+                base_url=url,
+                verify=_tls_context(settings),
+                headers=headers,
+                timeout=timeout,
+                trust_env=False,
+                follow_redirects=False,
+            )
+            for url in (settings.gateway, *settings.others)
+        ]
+        self._current = 0
 
     def __enter__(self) -> GatewayClient:
         return self
@@ -77,7 +81,8 @@ class GatewayClient:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._http.close()
+        for each in self._all:
+            each.close()
 
     def identity(self) -> IdentityReply:
         """Where people sign in."""
@@ -112,11 +117,11 @@ class GatewayClient:
 
     def migration(self, migration_id: str) -> MigrationReply:
         """State, progress and receipts."""
-        return _decode(self._ask("GET", f"/v1/migrations/{quote(migration_id, safe='')}"), MigrationReply)
+        return _decode(self._ask("GET", f"/v1/migrations/{quote(migration_id, safe='')}", stays=True), MigrationReply)
 
     def cancel(self, migration_id: str) -> None:
         """Ask the gateway to cancel; the outcome shows in `migration`."""
-        self._ask("POST", f"/v1/migrations/{quote(migration_id, safe='')}/cancel")
+        self._ask("POST", f"/v1/migrations/{quote(migration_id, safe='')}/cancel", stays=True)
 
     def hosts(self, prefix: str, limit: int) -> HostsReply:
         """The hosts whose names begin so, and what their relays report."""
@@ -264,7 +269,7 @@ class GatewayClient:
             raise self._no_sense("its checkpoint is none")
         return int(lines[1])
 
-    def _ask(
+    def _ask(  # noqa: PLR0913 - what a request says
         self,
         method: str,
         path: str,
@@ -273,23 +278,41 @@ class GatewayClient:
         content: bytes | None = None,
         parameters: Mapping[str, str | int] | None = None,
         denial_is_answer: bool = False,
+        stays: bool = False,
     ) -> bytes:
-        """The body of a 2xx answer (or of a 403 that carries a decision)."""
+        """The body of a 2xx answer (or of a 403 that carries a decision).
+
+        While a gateway is away the next one is asked, and keeps being asked; not with `stays`: about what only that
+        gateway knows.
+        """
         if body is not None:
             content = msgspec.json.encode(body)
         headers = {} if content is None else {"content-type": "application/json"}
-        try:
-            with self._http.stream(method, path, content=content, headers=headers, params=parameters) as answer:
-                data = self._read(answer)
-        except httpx.TransportError as error:
-            raise self._unreachable(error) from error
-        except httpx.HTTPError as error:
-            raise self._no_sense(str(error)) from error
+        for _ in self._all if not stays else self._all[:1]:
+            try:
+                with self._all[self._current].stream(
+                    method, path, content=content, headers=headers, params=parameters
+                ) as answer:
+                    data = self._read(answer)
+                break
+            except httpx.TransportError as error:
+                unreachable = self._unreachable(error)
+                if stays or not _may_ask_again(method, path, error):
+                    raise unreachable from error
+                self._current = (self._current + 1) % len(self._all)
+            except httpx.HTTPError as error:
+                raise self._no_sense(str(error)) from error
+        else:
+            raise unreachable
         if answer.is_success:
             return data
         if denial_is_answer and answer.status_code == 403 and _carries_decision(data):
             return data
-        raise _refusal(answer.status_code, data, self._settings.gateway)
+        raise _refusal(answer.status_code, data, self._url)
+
+    @property
+    def _url(self) -> str:
+        return (self._settings.gateway, *self._settings.others)[self._current]
 
     def _read(self, answer: httpx.Response) -> bytes:
         # A server that trickles a byte at a time must not hold the command: the whole answer has a deadline.
@@ -304,7 +327,7 @@ class GatewayClient:
         return bytes(data)
 
     def _unreachable(self, error: httpx.TransportError) -> CommandError:
-        gateway = self._settings.gateway
+        gateway = self._url
         untrusted = _certificate_error(error)
         if untrusted is not None:
             return Unreachable(
@@ -319,7 +342,16 @@ class GatewayClient:
         )
 
     def _no_sense(self, reason: str) -> Unreachable:
-        return _no_sense(self._settings.gateway, reason)
+        return _no_sense(self._url, reason)
+
+
+def _may_ask_again(method: str, path: str, error: httpx.TransportError) -> bool:
+    """Whether the same request may go to another gateway. What never left may; so may what changes nothing twice.
+
+    A VM for which both gateways gave a permit moves by one of them: its relay and the destination's take no second.
+    """
+    never_left = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
+    return never_left or method == "GET" or path in {"/v1/migrations", "/v1/decisions", "/v1/drain/check"}
 
 
 def _tls_context(settings: ClientSettings) -> ssl.SSLContext:

@@ -1,6 +1,7 @@
 """Where the gateway is and how to trust it: options first, then ~/.config/sealane/client.toml.
 
 gateway = "https://gateway.example:8443"
+others = ["https://gateway2.example:8443"]   # of the same site: asked while the first one is away
 ca = "ca.pem"                    # relative to this file
 token_file = "token.json"
 timeout_seconds = 30
@@ -44,6 +45,7 @@ class ClientFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """client.toml, decoded strictly: a misspelt `ca` must not fall back to other trust in silence."""
 
     gateway: str | None = None
+    others: Annotated[tuple[str, ...], msgspec.Meta(max_length=3)] = ()
     ca: str | None = None
     token_file: str | None = None
     timeout_seconds: Annotated[int, msgspec.Meta(ge=1, le=600)] = 30
@@ -65,6 +67,7 @@ class ClientSettings:
     issuer_ca: Path | None = None
     certificate: Path | None = None
     private_key: Path | None = None
+    others: tuple[str, ...] = ()  # gateways of the same site, asked in this order while the first one is away
 
 
 def client_directory(home: Path) -> Path:
@@ -97,6 +100,8 @@ def resolve(gateway: str | None, ca: Path | None, token_file: Path | None, home:
         issuer_ca=directory / stored.issuer_ca if stored.issuer_ca else None,
         certificate=directory / stored.certificate if stored.certificate else None,
         private_key=directory / stored.private_key if stored.private_key else None,
+        # A gateway that was named on the command line is the one that is meant.
+        others=() if gateway else tuple(canonical_url(each, f"{path}: others") for each in stored.others),
     )
 
 

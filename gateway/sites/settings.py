@@ -121,6 +121,7 @@ def make_sites(
         crl_number=lambda: _ANY_CRL,
         clock=clock,
         supported_ports=frozenset[str]().union(*PORTS_OF_KIND.values()),
+        seals=frozenset({"sealane", "tls"}),
         sites=pins,
     )
     return Sites(own, {each.trust_domain: each for each in sites}, desk)

@@ -57,7 +57,7 @@ async def test_a_guest_leaves_by_a_permit_of_hours_ago_and_the_log_learns_of_it_
         gateway = commands.serve("gateway", "gateway", "serve", "--config", str(site.gateway_config))
         running = await stack.enter_async_context(gateway)
         token = site.directory / "token"
-        token.write_text(_token(site))
+        token.write_text(token_of(site, "alice"))
         token.chmod(0o600)
         signed_in = ["--gateway", f"https://{running.listen}", "--ca", str(site.ca), "--token-file", str(token)]
         wish = ["a", "--hours", "2", "--reason", "CHG-9: both gateways are moved"]
@@ -100,8 +100,8 @@ async def test_a_guest_leaves_by_a_permit_of_hours_ago_and_the_log_learns_of_it_
             assert await back.records("placement.unpermitted") == []
 
 
-def _token(site: Site) -> str:
-    person = LocalDirectory.load(site.people).people["alice"]
+def token_of(site: Site, username: str) -> str:
+    person = LocalDirectory.load(site.people).people[username]
     key = read_private_key(site.directory / "token.key")
     return issue_token(person, key, LOCAL_ISSUER, AUDIENCE, int(datetime.now(UTC).timestamp()), 900)  # type: ignore[arg-type]
 

@@ -50,7 +50,8 @@ class GatewaySection(_Section, frozen=True):
     """`permit_keys` and `log_keys` are files; what they hold is pinned: no other permit is believed.
 
     `witnesses_required`: a permit's proof must carry cosignatures of so many of the witnesses in `witness_keys` (files
-    of C2SP verifier keys, one on each line), so that a gateway alone cannot show this host a log of its own.
+    of C2SP verifier keys, one on each line), so that a gateway alone cannot show this host a log of its own. `others`:
+    URLs of the site's further gateways, whose keys are pinned beside the first one's.
     """
 
     url: str
@@ -59,6 +60,7 @@ class GatewaySection(_Section, frozen=True):
     log_keys: Annotated[list[str], Meta(min_length=1)]
     witness_keys: list[str] = []
     witnesses_required: Annotated[int, Meta(ge=0, le=16)] = 0
+    others: Annotated[list[str], Meta(max_length=3)] = []
 
 
 class SiteSection(_Section, frozen=True):
@@ -246,8 +248,8 @@ def load_relay_config(path: Path) -> RelayConfig:
         raise ConfigurationError(f"{path}: [[sites]]: each trust domain once")
     split_address(config.relay.listen, f"{path}: relay.listen")
     _check_metrics(path, config.metrics)
-    if not config.gateway.url.startswith("https://"):
-        raise ConfigurationError(f"{path}: gateway.url must begin with https://")
+    if not all(url.startswith("https://") for url in (config.gateway.url, *config.gateway.others)):
+        raise ConfigurationError(f"{path}: gateway.url and gateway.others must begin with https://")
     return _resolved(config, path.resolve().parent)
 
 
@@ -357,6 +359,7 @@ def _resolved(config: RelayConfig, folder: Path) -> RelayConfig:
             log_keys=[at(key) for key in gateway.log_keys],
             witness_keys=[at(key) for key in gateway.witness_keys],
             witnesses_required=gateway.witnesses_required,
+            others=gateway.others,
         ),
         hypervisor=msgspec.structs.replace(
             hypervisor,

@@ -176,6 +176,8 @@ class DestinationSession:
         name = f"{self.permit.claims.jti}-destination"
         if self.recovery_id:
             name += recovery_suffix(self.facts.started, self.recovery_id)
-        await self.host.on_disk(self.host.spool.keep_receipt, name, receipt_for_gateway(receipt, chain))
+        await self.host.on_disk(
+            self.host.spool.keep_receipt, name, receipt_for_gateway(receipt, chain, self.permit.token)
+        )
         self.has_receipt = True
         return receipt

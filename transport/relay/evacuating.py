@@ -12,7 +12,8 @@ import structlog
 from policy.permit import verify_permit
 from transport.errors import LocalBroken, TransportError
 from transport.relay.evacuations import Evacuation, shown
-from transport.relay.gateway_link import GatewayAway, GatewayLink, GatewayRefuses, Migrate
+from transport.relay.gateway_link import GatewayAway, GatewayRefuses, Migrate
+from transport.relay.gateway_links import GatewayLinks
 from transport.relay.host import RelayHost
 from transport.relay.news import News, Tell
 
@@ -52,7 +53,7 @@ class EvacuationDesk:
         self._migrate = migrate
         self._uses: dict[str, _Use] = {}
 
-    async def fetch(self, link: GatewayLink, evacuation_id: str) -> None:
+    async def fetch(self, link: GatewayLinks, evacuation_id: str) -> None:
         """Take what the gateway has prepared for this host; it hears whether it is held."""
         problem = ""
         try:

@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, Protocol
 
 import httpx
 import msgspec
@@ -26,6 +26,7 @@ from transport.relay.evacuations import MAX_BYTES as MAX_EVACUATION_BYTES
 from transport.relay.evacuations import Evacuation
 from transport.relay.host import RelayHost
 from transport.relay.news import News
+from transport.relay.receipts import for_gateway_and_permit
 from transport.relay.wish import NotAdmitted, Wish
 
 log = structlog.get_logger("sealane.relay")
@@ -112,13 +113,19 @@ class GatewayRefuses(TransportError):
         self.status = status
 
 
+class Telling(Protocol):
+    """Whoever brings news to a gateway."""
+
+    async def tell(self, migration_id: str, news: News) -> None: ...
+
+
 class NewsDesk:
     """Tells the gateway one migration's latest news, in the background, one at a time.
 
     What is overtaken is not told: a gateway that is slow or hangs must not hold up a handover.
     """
 
-    def __init__(self, link: GatewayLink, migration_id: str, nursery: trio.Nursery) -> None:
+    def __init__(self, link: Telling, migration_id: str, nursery: trio.Nursery) -> None:
         self._link = link
         self._migration_id = migration_id
         self._nursery = nursery
@@ -157,14 +164,16 @@ class _Whole(httpx.AsyncByteStream):
 class GatewayLink:
     """One relay's conversation with its gateway."""
 
-    def __init__(self, host: RelayHost) -> None:
+    def __init__(self, host: RelayHost, url: str | None = None) -> None:
+        """`url`: that of the configuration, if none is given."""
         self._host = host
+        self.url = url or host.config.gateway.url
         self._client = self._new_client()
         self._former: list[tuple[float, httpx.AsyncClient]] = []
 
     def _new_client(self) -> httpx.AsyncClient:
         return httpx.AsyncClient(
-            base_url=self._host.config.gateway.url,
+            base_url=self.url,
             verify=_tls(self._host),
             timeout=httpx.Timeout(10.0, read=_POLL_SECONDS + 15.0),
         )
@@ -217,8 +226,11 @@ class GatewayLink:
             for assignment in answer.assignments:
                 await take(assignment)
 
-    async def admit(self, wish: Wish) -> Migrate:
-        """Ask for a permit for what a client of libvirt on this host wants. `NotAdmitted`, in words for the caller."""
+    async def admit(self, wish: Wish, *, passes_on: bool = False) -> Migrate:
+        """Ask for a permit for what a client of libvirt on this host wants. `NotAdmitted`, in words for the caller.
+
+        `passes_on`: GatewayAway where there is another gateway to ask.
+        """
         body: dict[str, object] = {"vm": wish.vm, "destination": wish.destination, "ports": list(wish.ports)}
         if wish.token is not None:
             body["token"] = wish.token
@@ -232,6 +244,8 @@ class GatewayLink:
             words = "the token that was handed in is not accepted: sign in again" if error.status == 401 else str(error)
             raise NotAdmitted(words) from None
         except (GatewayAway, trio.TooSlowError, msgspec.MsgspecError) as error:
+            if passes_on:
+                raise GatewayAway(str(error) or "no answer in time") from None
             log.error("the gateway could not be asked for a permit", vm=wish.vm, cause=str(error))
             raise NotAdmitted("the gateway cannot be asked, and nothing moves without its permit") from None
         if isinstance(answer, _NotPermitted):
@@ -274,7 +288,7 @@ class GatewayLink:
         spool = self._host.spool
         for path in spool.receipts():
             try:
-                await self._post_bytes("/v1/receipts", await self._host.on_disk(path.read_bytes))
+                await self.bring_receipt(for_gateway_and_permit(await self._host.on_disk(path.read_bytes))[0])
             except GatewayAway as error:
                 log.info("receipt kept for later", receipt=path.name, cause=str(error))
                 await trio.sleep(_RETRY_SECONDS)
@@ -284,6 +298,14 @@ class GatewayLink:
                 await self._host.on_disk(spool.set_receipt_aside, path)
                 continue
             await self._host.on_disk(spool.forget_receipt, path)
+
+    async def bring_receipt(self, receipt: bytes) -> None:
+        """It is on record when this returns. GatewayAway, GatewayRefuses."""
+        await self._post_bytes("/v1/receipts", receipt)
+
+    async def show_permit(self, permit: str) -> None:
+        """Another gateway's, which is or was used here. GatewayAway, GatewayRefuses."""
+        await self._post("/v1/relay/permit", {"permit": permit})
 
     async def keep_address_book_forever(self) -> None:
         """Ask now and then whether the gateway has another address book; keep what it gives."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, Protocol
 
 import msgspec
 import structlog
@@ -20,7 +20,7 @@ from certs.errors import UNREADABLE, CertificateError, CredentialError
 from certs.files import write_atomically
 from certs.introduction import authority_key_id, crl_id
 from certs.renewal import renewal_due, require_successor, retry_delay
-from transport.relay.gateway_link import GatewayAway, GatewayLink, GatewayRefuses
+from transport.relay.gateway_link import GatewayAway, GatewayRefuses
 from transport.relay.host import RelayHost, now, pin_files
 from transport.relay.told_trust import ToldTrust, TrustNews
 
@@ -28,7 +28,16 @@ LOOK_SECONDS: Final = 5.0
 LEAVING_SPREAD: Final = timedelta(seconds=60)  # within which all hosts leave a CA: a thousand are some 17 a second
 _TRUST_RETRY_SECONDS: Final = 5.0
 _MAX_TRUST_BYTES: Final = 32 * 1024 * 1024
+_MAX_RENEWED_BYTES: Final = 256 * 1024
 log = structlog.get_logger("sealane.relay")
+
+
+class Asking(Protocol):
+    """A gateway, or several of which one answers."""
+
+    async def ask(self, path: str, body: dict[str, object], at_most: int) -> bytes: ...
+
+    async def use_identity(self) -> None: ...
 
 
 class _Renewed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -42,12 +51,12 @@ _decode_renewed = msgspec.json.Decoder(_Renewed).decode
 class IdentityKeeper:
     """`chance`: 0 ≤ x < 1, drawn once for this process."""
 
-    def __init__(self, host: RelayHost, link: GatewayLink, chance: float | None = None) -> None:
+    def __init__(self, host: RelayHost, link: Asking, chance: float | None = None) -> None:
         self._host = host
         self._link = link
         self._chance = _chance() if chance is None else chance
         self._refused: Marks | None = None
-        self._trust_version: str | None = None
+        self._trust_versions: dict[Asking, str] = {}
         self._fetching = trio.Lock()
         self._failures = 0
         self._not_before: datetime | None = None
@@ -80,24 +89,27 @@ class IdentityKeeper:
                 self._refused = found  # said once; the next change is tried again
                 raise
 
-    async def hear(self, version: str | None) -> None:
-        """What the gateway's poll says of its roots and CRLs: fetch what is news, before anything else is done.
+    async def hear(self, version: str | None, link: Asking | None = None) -> None:
+        """What a gateway's poll says of its roots and CRLs: fetch what is news, before anything else is done.
+
+        `link`: that gateway's; two of a site may not have the same at the same moment.
 
         Fails without harm: a permit that asks for a newer CRL than the one here is refused until it is fetched.
         """
         if version is None or not self._host.config.identity.from_gateway:
             return
         async with self._fetching:
-            if version == self._trust_version:
+            asked = link or self._link
+            if version == self._trust_versions.get(asked):
                 return
             try:
                 with trio.fail_after(_TRUST_RETRY_SECONDS * 2):
-                    await self._fetch_trust()
+                    await self._fetch_trust(asked)
             except (GatewayAway, GatewayRefuses, CertificateError, OSError, ValueError, trio.TooSlowError) as error:
                 log.error("the newest CRLs and roots could not be taken", cause=str(error) or type(error).__name__)
 
-    async def _fetch_trust(self) -> None:
-        told = _decode_trust(await self._link.ask("/v1/relay/trust", {}, _MAX_TRUST_BYTES))
+    async def _fetch_trust(self, link: Asking) -> None:
+        told = _decode_trust(await link.ask("/v1/relay/trust", {}, _MAX_TRUST_BYTES))
         if told is None:
             return
         self._leaving = frozenset(told.leaving)
@@ -111,7 +123,7 @@ class IdentityKeeper:
         if taken.refused is not None:
             log.error("what the gateway tells of roots is refused", cause=taken.refused)
             return
-        self._trust_version = told.version
+        self._trust_versions[link] = told.version
 
     async def _take_keys(self, told: ToldTrust) -> None:
         """Durable before they are believed. Raises `CredentialError`, OSError."""
@@ -153,7 +165,7 @@ class IdentityKeeper:
         try:
             with trio.fail_after(30):
                 body: dict[str, object] = {"request": make_request(held.private_key).decode()}
-                answer = _decode_renewed(await self._link.ask("/v1/relay/renewal", body))
+                answer = _decode_renewed(await self._link.ask("/v1/relay/renewal", body, _MAX_RENEWED_BYTES))
             chain = tuple(x509.load_pem_x509_certificates(answer.certificate.encode()))
             require_successor(held, chain, moment)
         except (

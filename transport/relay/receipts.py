@@ -61,17 +61,28 @@ def recovery_suffix(started: datetime, recovery_id: str) -> str:
     return f".recovery-{started:%Y%m%dT%H%M%S}-{recovery_id[:8]}"
 
 
-def receipt_for_gateway(receipt: Receipt, chain: Sequence[x509.Certificate]) -> bytes:
-    """The JSON object that the gateway takes: receipt, signature and certificate chain."""
+def receipt_for_gateway(receipt: Receipt, chain: Sequence[x509.Certificate], permit: str) -> bytes:
+    """As the spool keeps it: what the gateway takes (receipt, signature and certificate chain), and its permit."""
     return msgspec.json.encode(
         {
             "receipt": {
                 "body": receipt.body,
                 "signature": receipt.signature,
                 "chain": [base64.b64encode(c.public_bytes(Encoding.DER)).decode() for c in chain],
-            }
+            },
+            "permit": permit,
         }
     )
+
+
+def for_gateway_and_permit(kept: bytes) -> tuple[bytes, str | None]:
+    """Of a kept receipt the gateway's part, and the permit if it is there. What cannot be read goes as it is."""
+    try:
+        document = msgspec.json.decode(kept, type=dict)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return kept, None
+    permit = document.pop("permit", None)
+    return msgspec.json.encode(document), permit if isinstance(permit, str) else None
 
 
 def receipt_sha256(receipt: Receipt) -> str:

@@ -12,6 +12,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -41,13 +42,13 @@ from transport.relay.fronting import announced_at, start_front
 from transport.relay.gateway_link import (
     Assignment,
     CancelMigration,
-    GatewayLink,
     Inspect,
     Migrate,
     NewsDesk,
     TakeEvacuation,
     WithdrawEvacuation,
 )
+from transport.relay.gateway_links import GatewayLinks
 from transport.relay.handover import close_source, settle_source
 from transport.relay.host import RelayHost, now, open_host
 from transport.relay.identity_keeping import IdentityKeeper
@@ -84,7 +85,7 @@ _DRAIN_LOOK_SECONDS = 0.25
 class Relay:
     """One running relay."""
 
-    def __init__(self, host: RelayHost, nursery: trio.Nursery, link: GatewayLink, ask: Ask) -> None:
+    def __init__(self, host: RelayHost, nursery: trio.Nursery, link: GatewayLinks, ask: Ask) -> None:
         self._host = host
         self._ask = ask
         self.announced = announced_at(host)
@@ -139,6 +140,8 @@ class Relay:
             self._log_refused(source, "offer refused", source=source, code=refused.code.value, detail=refused.detail)
             await link.send(Refusal(refused.code, f"the destination's check of {refused.code.value} failed"))
             return
+        if offer.purpose == "begin":
+            self._nursery.start_soon(self._link.show_permit, session.permit.token)
         context = exporter_context(
             offer.permits,
             peer.leaf_sha256,
@@ -326,7 +329,7 @@ async def serve_relay(host: RelayHost, ready: Callable[[str], None], ask: Ask | 
     `ask`: who permits what callers of the front want, if not the gateway.
     """
     listening = _listening(host)
-    link = GatewayLink(host)
+    link = GatewayLinks(host)
     try:
         async with trio.open_nursery() as nursery:
             relay = Relay(host, nursery, link, ask or link.admit)
@@ -339,13 +342,12 @@ async def serve_relay(host: RelayHost, ready: Callable[[str], None], ask: Ask | 
             nursery.start_soon(relay.listener.serve, listening)
             keeper = IdentityKeeper(host, link)
             nursery.start_soon(keeper.run)
-            nursery.start_soon(link.poll_forever, relay.take, keeper.hear)
-            nursery.start_soon(link.deliver_receipts_forever)
-            nursery.start_soon(link.keep_address_book_forever)
+            nursery.start_soon(link.run, relay.take, keeper.hear)
             nursery.start_soon(tell_refused_calls, host.refused_calls, link.report_refused_calls)
             if sources := sources_of(host.config):
                 seconds = host.config.placement
-                watch = Watch(sources, seconds.scan_seconds, seconds.report_seconds, link.report_placement)
+                sends = [partial(link.report_placement, each) for each in link.all]
+                watch = Watch(sources, seconds.scan_seconds, seconds.report_seconds, sends[0], sends[1:])
                 nursery.start_soon(watch.run)
             start_front(host, relay.migrate_for_caller, relay.announced, nursery)
             name = listening.getsockname()

@@ -104,7 +104,7 @@ async def keep_receipt(session: SourceSession) -> None:
     name = f"{session.permit.claims.jti}-source"
     if session.recovery_id:
         name += recovery_suffix(session.facts.started, session.recovery_id)
-    await host.on_disk(host.spool.keep_receipt, name, receipt_for_gateway(receipt, own.chain))
+    await host.on_disk(host.spool.keep_receipt, name, receipt_for_gateway(receipt, own.chain, session.permit.token))
     session.has_receipt = True
 
 

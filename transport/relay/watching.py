@@ -7,7 +7,8 @@ that lies gains nothing: where it says a VM is decides who must send it, never w
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 import msgspec
@@ -48,13 +49,17 @@ def sources_of(config: RelayConfig) -> list[Guests]:
 class Watch:
     """One relay's. `send` brings a report to the gateway and returns its answer; TransportError when it cannot."""
 
-    def __init__(self, sources: list[Guests], scan_seconds: float, report_seconds: float, send: Send) -> None:
+    def __init__(
+        self, sources: list[Guests], scan_seconds: float, report_seconds: float, send: Send, also: Sequence[Send] = ()
+    ) -> None:
+        """`also`: to further gateways, which get a whole snapshot each time: changes are forgotten once told."""
         self.book = GuestBook()
         self._sources = sources
         self._scan_seconds = scan_seconds
         self._report_seconds = report_seconds
         self._send = send
         self._reporter = Reporter(self.book, os.urandom(16).hex(), report_seconds)
+        self._also = [(Reporter(self.book, os.urandom(16).hex(), report_seconds), each) for each in also]
         self._last_report = -float("inf")
         self._turn = trio.Lock()
         self._trouble = ""
@@ -87,7 +92,7 @@ class Watch:
                 self.book.put_back(changed, gone)
                 is_due = now - self._last_report >= self._report_seconds
                 if changed or gone or is_due or at_once or self._reporter.needs_snapshot:
-                    await self._report()
+                    await self._report_to_all()
             except (TransportError, HypervisorError, OSError, msgspec.MsgspecError) as error:
                 trouble = f"{type(error).__name__}: {error}"
             if trouble and not self._trouble:
@@ -103,6 +108,26 @@ class Watch:
         seen = [sighting for sightings, _ in looks for sighting in sightings]
         self.book.update(seen, {uuid for _, present in looks for uuid in present}, trio.current_time())
 
+    async def _report_to_all(self) -> None:
+        """The first failure is raised when each of the others has been told: one that is away delays none."""
+        failures: list[TransportError] = []
+
+        async def to(report: Callable[[], Awaitable[None]]) -> None:
+            try:
+                await report()
+            except TransportError as error:
+                failures.append(error)
+
+        if not self._also:
+            await self._report()
+            return
+        await to(self._report)
+        async with trio.open_nursery() as nursery:
+            for reporter, send in self._also:
+                nursery.start_soon(to, partial(_snapshot, reporter, send))
+        if failures:
+            raise failures[0]
+
     async def _report(self) -> None:
         for _ in range(2):  # a second time if the gateway wants a snapshot
             wants_snapshot = False
@@ -117,3 +142,9 @@ class Watch:
             if not wants_snapshot:
                 return
             self._reporter.needs_snapshot = True
+
+
+async def _snapshot(reporter: Reporter, send: Send) -> None:
+    reporter.needs_snapshot = True
+    for report in list(reporter.reports(trio.current_time())):
+        await send(msgspec.json.encode(report))

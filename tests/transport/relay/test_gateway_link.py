@@ -36,7 +36,7 @@ async def test_a_gateway_that_hangs_holds_nobody_up_and_hears_the_latest() -> No
     link = SlowLink()
     with trio.fail_after(5):
         async with trio.open_nursery() as nursery:
-            desk = NewsDesk(link, "m", nursery)  # type: ignore[arg-type]
+            desk = NewsDesk(link, "m", nursery)
             for n in range(100):
                 await desk.tell(News("running", None, None, str(n)))
             await desk.tell(News("completed"))

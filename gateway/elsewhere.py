@@ -1,0 +1,118 @@
+"""Permits of the other gateways of this site: relays show them here, so that what they permitted is no alarm here.
+
+Each gateway has a log and keys of its own and decides by itself; both pin each other's. A permit that a relay uses,
+with the proof that it is in the other one's log, is put on record here (`migration.elsewhere`). From then on this
+gateway knows the migration: it takes its receipts, keeps the VM from being moved twice, and judges placement by it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from audit.checkpoint import LogVerifier
+from audit.errors import AuditError
+from audit.record import Vm
+from certs.identity import SpiffeId
+from gateway.elsewhere_settings import PeerTable
+from gateway.errors import ConfigRefused, RelayRefused
+from gateway.gate import Gate
+from gateway.migrations import from_elsewhere
+from gateway.reading import Reading
+from gateway.recording import Event, host_actor
+from policy.permit import PermitKey, VerifiedPermit
+from transport.errors import OfferRefused
+from transport.relay.permits import PORTS_OF_KIND, PermitDesk
+
+KIND = "migration.elsewhere"
+
+
+class Elsewhere:
+    """`desks`: by the other gateway's name, what verifies its permits as relays do."""
+
+    def __init__(self, gate: Gate, reading: Reading, desks: Mapping[str, PermitDesk]) -> None:
+        self._gate = gate
+        self._reading = reading
+        self._desks = desks
+
+    async def take(self, host: SpiffeId, token: str) -> None:
+        """A permit that `host` says is used there. Nothing is done for one that is known.
+
+        Errors: RelayRefused (no permit of another gateway of this site, or not of this host), LogUnavailable.
+        """
+        name, permit = self._verified(token)
+        claims = permit.claims
+        if str(host) not in {claims.source, claims.destination}:
+            raise RelayRefused("the permit is for other hosts", code="not_a_party")
+        now = int(self._gate.clock.wall().timestamp())
+        if await self._reading.migration(claims.migration_id, now) is not None:
+            return
+        known = self._gate.inventory.vm(claims.vm)
+        event = Event(
+            KIND,
+            "allowed",
+            migration_id=claims.migration_id,
+            actor=host_actor(str(host)),
+            vm=Vm(claims.vm, known.name if known is not None else None),
+            source=claims.source,
+            destination=claims.destination,
+            details={
+                "gateway": name,
+                "permit": {
+                    "jti": claims.jti,
+                    "iat": claims.iat,
+                    "exp": claims.exp,
+                    "session_until": claims.session_until,
+                    "recover_until": claims.recover_until,
+                },
+                "permit_sha256": hashlib.sha256(token.encode()).hexdigest(),
+                "checkpoint": permit.proof.checkpoint,
+            },
+        )
+        recorded = await self._gate.recorder.append(event)
+        if await self._reading.migration(claims.migration_id, now) is None:  # else both hosts showed it at once
+            self._gate.migrations.put(
+                from_elsewhere(
+                    recorded.index,
+                    {
+                        "migration_id": claims.migration_id,
+                        "vm": {"uuid": claims.vm, "name": known.name if known is not None else None},
+                        "source": claims.source,
+                        "destination": claims.destination,
+                        "details": event.details,
+                    },
+                )
+            )
+
+    def _verified(self, token: str) -> tuple[str, VerifiedPermit]:
+        for name, desk in self._desks.items():
+            try:
+                return name, desk.verify_past(token)
+            except OfferRefused:
+                continue
+        raise RelayRefused("not a permit of another gateway of this site", code="not_a_party")
+
+
+def open_desks(tables: tuple[PeerTable, ...], folder: Path, gate: Gate) -> dict[str, PermitDesk]:
+    """Paths are relative to `folder`. Errors: ConfigRefused."""
+    desks: dict[str, PermitDesk] = {}
+    clock = gate.clock
+    for table in tables:
+        try:
+            keys = tuple(PermitKey.from_pem((folder / name).read_bytes()) for name in table.permit_keys)
+            logs = tuple(LogVerifier.parse((folder / name).read_text()) for name in table.log_keys)
+        except (AuditError, OSError, ValueError) as error:
+            raise ConfigRefused(folder / "gateway.toml", "peers", f"{table.name}: {error}") from error
+        desks[table.name] = PermitDesk(
+            trust_domain=gate.own_trust_domain,
+            permit_keys=keys,
+            log_verifiers=logs,
+            witness_keys=(),
+            witnesses_required=0,
+            can_bind_vm=True,
+            crl_number=lambda: 0,
+            clock=lambda: int(clock.wall().timestamp()),
+            supported_ports=frozenset[str]().union(*PORTS_OF_KIND.values()),
+        )
+    return desks
