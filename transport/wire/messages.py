@@ -6,6 +6,7 @@ Specified in docs/wire-protocol.md section 2.
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Literal
 
 import msgspec
@@ -143,7 +144,14 @@ class MessageReader:
 
 def _decode(body: bytes) -> Message:
     try:
-        return _decoder.decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        message = _decoder.decode(body)
+        json.loads(body, object_pairs_hook=_once)  # msgspec takes the last of two members of one name in silence
+        return message
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError):
         # The text of the error would carry the peer's bytes into our log.
         raise ProtocolViolation("a control message that does not decode") from None
+
+
+def _once(members: list[tuple[str, object]]) -> None:
+    if len({name for name, _ in members}) != len(members):
+        raise ValueError("a member stands twice")

@@ -64,15 +64,12 @@ async def test_a_guest_is_recovered_whose_relay_died_and_came_back(site: Site, m
     assert not memory_problems(before, after, LAYOUT, count_passes(printed))
 
 
-@pytest.mark.parametrize("moment", ["after:handed-over", "before:outcome-running"])
-async def test_a_source_relay_that_dies_as_it_gives_the_guest_away_recovers_it(
-    site: Site, machines: Machines, moment: str
-) -> None:
+async def test_a_source_relay_that_dies_as_it_gives_the_guest_away_recovers_it(site: Site, machines: Machines) -> None:
     permit = site.folder / "permit.jwt"
     permit.write_text(site.permit(vm=VM, limits=Limits(max_channels=16, bandwidth_bytes_per_second=40 * MIB)))
     async with relay(write_config(site, "b")) as at_b:
         config = write_config(site, "a")
-        async with relay(config, moment, str(permit), at_b.address, HOW) as at_a:
+        async with relay(config, "before:outcome-running", str(permit), at_b.address, HOW) as at_a:
             await until(lambda: at_a.process.poll() is not None, 40)
         async with relay(config):
             assert await wait_one_place(site, machines, 150) == "destination"
