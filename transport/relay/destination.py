@@ -40,6 +40,7 @@ from transport.relay.tls_lane import Lane, LaneEnds, as_server
 from transport.relay.used_permits import SKEW_SECONDS
 from transport.wire.control import Phase, Role
 from transport.wire.messages import Answer, Bye, Cancel, Handover, Message, Offer, Open, Outcome, Receipt
+from transport.wire.session_states import Event, State, follow
 
 log = structlog.get_logger("sealane.relay")
 SessionKey = tuple[str, str]  # S's SPIFFE id, session id
@@ -181,7 +182,9 @@ class Destination:
                 await _say_cancelled(link, "deadline")
         except (TransportError, HypervisorError, BaseExceptionGroup) as error:
             cause = cause_of(error)
-            may_go_on = isinstance(cause, ConnectionBroken) and session.may_go_on and self._resume_seconds(session) > 0
+            event = Event.LOST if isinstance(cause, ConnectionBroken) else Event.VIOLATION
+            is_kept = follow(Role.DESTINATION, State.CONNECTED, event).state is State.LOST
+            may_go_on = is_kept and session.may_go_on and self._resume_seconds(session) > 0
             log.warning("connection lost" if may_go_on else "session broke", vm=vm, cause=str(cause))
             if not may_go_on:
                 of_hypervisor = isinstance(cause, (HypervisorError, LocalBroken))

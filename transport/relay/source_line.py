@@ -22,6 +22,7 @@ from transport.relay.source_session import SourceSession
 from transport.relay.tls_lane import Lane, LaneEnds, as_client
 from transport.wire.control import Role
 from transport.wire.messages import Bye, Cancel, Handover, Open, Outcome, Purpose, Receipt
+from transport.wire.session_states import Event, State, follow
 
 log = structlog.get_logger("sealane.relay")
 _FIRST_PAUSE_SECONDS = 0.05
@@ -43,6 +44,7 @@ class SourceLine:
         self._changed = trio.Event()
         self._answers: dict[type, Outcome | Receipt] = {}
         self._has_ended = False
+        self._state = State.BEGINNING
 
     @property
     def is_connected(self) -> bool:
@@ -62,7 +64,7 @@ class SourceLine:
                     await self._connect_once(task_status)
                 except (TransportError, BaseExceptionGroup) as error:
                     cause = cause_of(error)
-                    if not self._may_go_on(cause):
+                    if not self._goes_on_after(cause):
                         raise cause from None
                 was_lost = self._connection is not None
                 self._connection = None
@@ -74,6 +76,7 @@ class SourceLine:
                 if self.channels.carried_frames > before:  # else a peer that breaks each at once would keep us busy
                     pause = _FIRST_PAUSE_SECONDS
                 if trio.current_time() >= until:
+                    self._follow(Event.DEADLINE)
                     raise cause
                 await trio.sleep(min(pause * random.uniform(0.75, 1.25), max(0.0, until - trio.current_time())))  # noqa: S311
                 pause = min(2 * pause, _MAX_PAUSE_SECONDS)
@@ -112,23 +115,33 @@ class SourceLine:
         left = self._session.until - now().timestamp()
         return max(0.0, min(self._limits.resume_seconds, left))
 
-    def _may_go_on(self, cause: SessionError) -> bool:
+    def _goes_on_after(self, cause: SessionError) -> bool:
         """Whether another connection may help. What the peer does wrong, or refuses, it would do again."""
-        session = self._session
+        event = self._event_of(cause)
+        self._session.is_offered = event is Event.OFFER_LOST
+        state = self._follow(event)
+        if state is not State.OVER and not self._limits.resume_seconds:
+            state = self._follow(Event.DEADLINE)
+        return state is not State.OVER
+
+    def _event_of(self, cause: SessionError) -> Event:
+        session, is_beginning = self._session, self._state is State.BEGINNING
         if isinstance(cause, OfferRefused):
             # D never had our first offer, or another host answers at its address, for now: whoever sits in between
             # can do that, and must end nobody's session.
-            is_new = not session.was_answered and cause.code in (RefusalCode.SESSION_UNKNOWN, RefusalCode.BUSY)
-            is_another = session.was_answered and cause.code is RefusalCode.PERMIT_PARTIES
-            if is_new and session.is_offered:
-                session.is_offered = False
-                return self._limits.resume_seconds > 0
-            return is_another and self._limits.resume_seconds > 0
-        if not isinstance(cause, ConnectionBroken) or not self._limits.resume_seconds:
-            return False
-        if isinstance(cause, AnswerLost):
-            session.is_offered = True
-        return session.was_answered or session.is_offered
+            if is_beginning and session.is_offered and cause.code in (RefusalCode.SESSION_UNKNOWN, RefusalCode.BUSY):
+                return Event.NEVER_HEARD
+            is_another = self._state is State.LOST and cause.code is RefusalCode.PERMIT_PARTIES
+            return Event.ANOTHER_HOST if is_another else Event.REFUSED
+        if not isinstance(cause, ConnectionBroken):
+            return Event.VIOLATION
+        if not is_beginning:
+            return Event.LOST
+        return Event.OFFER_LOST if session.is_offered or isinstance(cause, AnswerLost) else Event.NOT_OFFERED
+
+    def _follow(self, event: Event) -> State:
+        self._state = follow(Role.SOURCE, self._state, event).state
+        return self._state
 
     async def _connect_once(self, task_status: trio.TaskStatus[None]) -> None:
         """One connection until it is lost, which raises."""
@@ -154,6 +167,7 @@ class SourceLine:
     def _is_answered(self, connection: SourceConnection, task_status: trio.TaskStatus[None]) -> None:
         session = self._session
         is_first = not session.was_answered
+        self._follow(Event.ANSWERED)
         session.answered(connection.peer, connection.own_leaf_sha256)
         session.is_reconnecting = False
         self._connection = connection
