@@ -103,15 +103,21 @@ class LogVerifier:
 
 @dataclass(frozen=True, slots=True)
 class LogSigner:
-    """The private key of one log, bound to its origin."""
+    """The private key of one log, bound to its origin. `former`: signs checkpoints, too, while keys are rolled over."""
 
     origin: str
     private_key: Ed25519PrivateKey = field(repr=False)
+    former: "LogSigner | None" = field(default=None, repr=False)
     verifier: LogVerifier = field(init=False)
 
     def __post_init__(self) -> None:
         public = self.private_key.public_key().public_bytes_raw()
         object.__setattr__(self, "verifier", LogVerifier.of(self.origin, public))
+
+    @property
+    def verifiers(self) -> tuple[LogVerifier, ...]:
+        """Of this key, and of the former one."""
+        return (self.verifier,) if self.former is None else (self.verifier, *self.former.verifiers)
 
     @property
     def vkey(self) -> str:
@@ -133,7 +139,9 @@ def sign_checkpoint(checkpoint: Checkpoint, signer: LogSigner) -> str:
     if checkpoint.origin != signer.origin:
         raise CheckpointError(f"a key of {signer.origin!r} cannot sign for {checkpoint.origin!r}")
     body = note_body(checkpoint)
-    return f"{body}\n{signature_line(signer.origin, signer.verifier.key_id, signer.sign(body.encode()))}"
+    signers = [signer] if signer.former is None else [signer, signer.former]
+    lines = [signature_line(each.origin, each.verifier.key_id, each.sign(body.encode())) for each in signers]
+    return f"{body}\n{''.join(lines)}"
 
 
 def open_checkpoint(text: str, verifiers: Sequence[LogVerifier]) -> Checkpoint:

@@ -309,7 +309,7 @@ class Log:
             return
         directory = self._store.directory
         try:
-            checkpoint = open_checkpoint(text, [self._signer.verifier])
+            checkpoint = open_checkpoint(text, self._signer.verifiers)
         except CheckpointError as error:
             raise LogDamaged(f"{directory}/checkpoint: {error}; restore it") from error
         sealed = self._store.sealed_bundles()

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from audit import verify_entry
 from audit.verify_cosignature import cosigned_at, read_witness
+from audit.verify_keys import known_keys
 from audit.verify_range import (
     MAX_PROBLEMS,
     WIDTH,
@@ -100,6 +101,7 @@ def verify_log(
     if options.authorities:
         read_authorities(options.authorities)  # what cannot be read is said before anything is
     check = _Check(directory, tuple(vkeys), options)
+    check.learn_keys()
     note = check.checkpoint()
     if note is not None:
         for other in expected:
@@ -147,6 +149,13 @@ class _Check:
 
     def warn(self, index: int | None, what: str) -> None:
         add(self.warnings, index, what)
+
+    def learn_keys(self) -> None:
+        """Those that the pinned ones vouch for; a file that does not hold together is a finding, and none is learnt."""
+        try:
+            self.vkeys = known_keys(self.directory, self.vkeys)
+        except ValueError as error:
+            self.report(None, f"the log's file of keys cannot be trusted: {error}")
 
     def checkpoint(self) -> Note | None:
         path = self.directory / "checkpoint"

@@ -7,11 +7,12 @@ A key is named by a TOML file of mode 0600 in the place of the key's own:
     id = "01"                          # CKA_ID of the key pair, hex
     pin_file = "/etc/sealane/pin"      # one line, 0600
 
-P-256 only, what `certs.authority` signs with. A signature costs a process and a login, some tens of milliseconds.
+P-256, for CAs and permits, or Ed25519, for the log. A signature costs a process and a login, some tens of milliseconds.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import tempfile
@@ -23,10 +24,10 @@ from typing import Annotated, Any, Final, NoReturn
 import msgspec
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
-from cryptography.hazmat.primitives.serialization import load_der_public_key
+from cryptography.hazmat.primitives.serialization import load_der_public_key, load_pem_public_key
 from msgspec import Meta
 
 from certs.errors import UNREADABLE, KeyFileError
@@ -65,6 +66,15 @@ class _Token:
         if done.returncode != 0 or not output.exists() or output.stat().st_size == 0:
             raise KeyFileError(self.path, "the token has not done it", "check module, token label, id and PIN")
 
+    def sign(self, data: bytes, *how: str) -> bytes:
+        """Raises `KeyFileError`."""
+        with tempfile.TemporaryDirectory(prefix="sealane-sign-") as folder:
+            given, made = Path(folder, "given"), Path(folder, "signature")
+            given.write_bytes(data)
+            pin = f"env:{_PIN_VARIABLE}"
+            self.run("--sign", *how, "--login", "--pin", pin, "--input-file", str(given), output=made)
+            return made.read_bytes()
+
 
 class TokenKey(ec.EllipticCurvePrivateKey):
     """A private key on P-256 that only its token has."""
@@ -77,14 +87,7 @@ class TokenKey(ec.EllipticCurvePrivateKey):
         """DER, as `cryptography` gives it; verified here, so that a broken token cannot make us publish nonsense."""
         algorithm = signature_algorithm.algorithm
         digest = bytes(data) if isinstance(algorithm, Prehashed) else _digest(bytes(data), algorithm)
-        with tempfile.TemporaryDirectory(prefix="sealane-sign-") as folder:
-            given, made = Path(folder, "digest"), Path(folder, "signature")
-            given.write_bytes(digest)
-            self._token.run(
-                "--sign", "--mechanism", "ECDSA", "--signature-format", "openssl", "--login",
-                "--pin", f"env:{_PIN_VARIABLE}", "--input-file", str(given), output=made,
-            )  # fmt: skip
-            signature = made.read_bytes()
+        signature = self._token.sign(digest, "--mechanism", "ECDSA", "--signature-format", "openssl")
         try:
             self._public.verify(signature, bytes(data), signature_algorithm)
         except InvalidSignature:
@@ -118,16 +121,55 @@ class TokenKey(ec.EllipticCurvePrivateKey):
         return self
 
 
+class TokenEd25519Key(ed25519.Ed25519PrivateKey):
+    """The same on Ed25519. A token that fails is an OSError, as a disk: what the log does then is the same."""
+
+    def __init__(self, token: _Token, public: ed25519.Ed25519PublicKey) -> None:
+        self._token = token
+        self._public = public
+
+    def sign(self, data: Any) -> bytes:
+        """64 bytes, verified. Raises OSError."""
+        try:
+            signature = self._token.sign(bytes(data), "--mechanism", "EDDSA")
+            self._public.verify(signature, bytes(data))
+        except (KeyFileError, InvalidSignature) as error:
+            raise OSError(errno.EIO, f"the key in its token does not sign: {error}") from None
+        return signature
+
+    def public_key(self) -> ed25519.Ed25519PublicKey:
+        return self._public
+
+    def private_bytes_raw(self) -> NoReturn:
+        raise TypeError("this key does not leave its token")
+
+    def private_bytes(self, encoding: Any, format: Any, encryption_algorithm: Any) -> NoReturn:  # noqa: A002, ARG002 - the base's
+        raise TypeError("this key does not leave its token")
+
+    def __copy__(self) -> TokenEd25519Key:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> TokenEd25519Key:
+        return self
+
+
 def signing_key(path: Path, passphrase: bytes | None = None) -> PrivateKeyTypes:
     """The key of a file, or the one of a token that the file names. Raises `KeyFileError`."""
     data = read_private(path, MAX_KEY_BYTES)
     if data.lstrip().startswith(b"-----BEGIN"):
         return read_private_key(path, passphrase)
-    return token_key(path, data)
+    return _in_token(path, data)
 
 
 def token_key(path: Path, data: bytes) -> TokenKey:
-    """The key that the TOML `data` of `path` names. Raises `KeyFileError`."""
+    """The P-256 key that the TOML `data` of `path` names. Raises `KeyFileError`."""
+    found = _in_token(path, data)
+    if not isinstance(found, TokenKey):
+        raise KeyFileError(path, "the token's key is not EC P-256", "make such a pair in the token")
+    return found
+
+
+def _in_token(path: Path, data: bytes) -> TokenKey | TokenEd25519Key:
     try:
         table = msgspec.convert(tomllib.loads(data.decode()), TokenTable)
     except (msgspec.ValidationError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -137,11 +179,14 @@ def token_key(path: Path, data: bytes) -> TokenKey:
         made = Path(folder, "public")
         token.run("--read-object", "--type", "pubkey", output=made)
         try:
-            public = load_der_public_key(made.read_bytes())
+            read = made.read_bytes()
+            public = load_pem_public_key(read) if read.startswith(b"-----BEGIN") else load_der_public_key(read)
         except UNREADABLE:
             raise KeyFileError(path, "the token's public key cannot be read", "make an EC P-256 pair") from None
+    if isinstance(public, ed25519.Ed25519PublicKey):
+        return TokenEd25519Key(token, public)
     if not isinstance(public, ec.EllipticCurvePublicKey) or not isinstance(public.curve, ec.SECP256R1):
-        raise KeyFileError(path, "the token's key is not EC P-256", "make such a pair in the token")
+        raise KeyFileError(path, "the token's key is neither EC P-256 nor Ed25519", "make such a pair in the token")
     return TokenKey(token, public)
 
 

@@ -14,18 +14,22 @@ import trio
 from cryptography.hazmat.primitives.asymmetric import ed25519
 from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PrivateKey
 
-from audit.checkpoint import LogSigner
+from audit.checkpoint import LogSigner, LogVerifier
 from audit.cosignature import Cosigner, CosignerKey
 from audit.errors import AuditError, CheckpointError
 from audit.log import Log
+from audit.verify_keys import known_keys
 from certs.errors import CertificateError
 from certs.files import read_private_key
 from gateway.committer import Committer
+from gateway.composition.key_files import signing_kinds
 from gateway.config import GatewayConfig, WitnessTable
 from gateway.errors import StartRefused
 from gateway.log_watching import LogWatching
 from gateway.permitting import prove, prove_cosigned
 from gateway.recording import Clock, Recorded, Recorder
+from gateway.rollover.places import Stage
+from gateway.rollover.signing_keys import SigningKeys
 from gateway.witness_client import WitnessClient
 from gateway.witness_config import read_vkeys
 from gateway.witnessing import Witnessing, WitnessTerms
@@ -41,6 +45,7 @@ class LogKeeping:
     """
 
     signer: LogSigner
+    verifiers: tuple[LogVerifier, ...]  # of every key that this log ever had
     committer: Committer
     recorder: Recorder
     watching: LogWatching
@@ -72,7 +77,7 @@ async def open_log_keeping(
     config: GatewayConfig, stack: AsyncExitStack, clock: Clock, open_log: Callable[[], Log] | None
 ) -> LogKeeping:
     """Open (and recover) the log that the configuration names. Errors: StartRefused."""
-    signer = LogSigner(config.log.origin, read_log_key(config))
+    signer = log_signer(config)
     directory = config.path(config.log.directory)
     state_dir = config.path(config.gateway.state_dir)
     state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -101,7 +106,7 @@ async def open_log_keeping(
         published_file=directory / "cosigned",
         ml_dsa=_ml_dsa(config),
     )
-    return LogKeeping(signer, committer, recorder, watching, witnessing)
+    return LogKeeping(signer, _every_key(directory, signer), committer, recorder, watching, witnessing)
 
 
 async def _witness(config: GatewayConfig, table: WitnessTable, stack: AsyncExitStack) -> WitnessClient:
@@ -117,12 +122,31 @@ async def _witness(config: GatewayConfig, table: WitnessTable, stack: AsyncExitS
     return WitnessClient(keys[0].name, url.rstrip("/"), keys, await stack.enter_async_context(client))
 
 
-def read_log_key(config: GatewayConfig) -> ed25519.Ed25519PrivateKey:
-    """The key that the configuration names. Errors: StartRefused."""
-    path = config.path(config.log.signing_key)
-    key = _private_key(path)
-    if not isinstance(key, ed25519.Ed25519PrivateKey):
-        raise StartRefused(f"{path}: is not an Ed25519 key")
+def _every_key(directory: Path, signer: LogSigner) -> tuple[LogVerifier, ...]:
+    """Errors: StartRefused."""
+    try:
+        return tuple(map(LogVerifier.parse, known_keys(directory, [each.vkey for each in signer.verifiers])))
+    except (ValueError, OSError, AuditError) as error:
+        raise StartRefused(f"{directory}/keys cannot be used: {error}") from error
+
+
+def log_signer(config: GatewayConfig) -> LogSigner:
+    """With the former key, while that still counts. Errors: StartRefused."""
+    _, keys = signing_kinds(config)
+    try:
+        former = LogSigner(config.log.origin, _ed25519(keys, keys.places.former)) if _is_switched(keys) else None
+        return LogSigner(config.log.origin, _ed25519(keys, keys.places.current), former)
+    except CertificateError as error:
+        raise StartRefused(str(error)) from error
+
+
+def _is_switched(keys: SigningKeys) -> bool:
+    return keys.places.stage is Stage.SWITCHED
+
+
+def _ed25519(keys: SigningKeys, path: Path) -> ed25519.Ed25519PrivateKey:
+    key = keys.read(path)
+    assert isinstance(key, ed25519.Ed25519PrivateKey)
     return key
 
 

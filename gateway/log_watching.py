@@ -120,7 +120,7 @@ class LogWatching:
 def _read(path: Path, signer: LogSigner) -> tuple[Checkpoint | None, list[int]]:
     try:
         seen = msgspec.json.decode(path.read_bytes(), type=_Seen)
-        return open_checkpoint(seen.checkpoint, [signer.verifier]), list(seen.bundle_sizes)
+        return open_checkpoint(seen.checkpoint, signer.verifiers), list(seen.bundle_sizes)
     except FileNotFoundError:
         return None, []
     except (OSError, msgspec.DecodeError, CheckpointError) as error:

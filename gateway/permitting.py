@@ -12,9 +12,10 @@ from typing import Any
 
 import trio
 
+from certs.errors import CertificateError
 from gateway.asking import Facts
 from gateway.dispatch import Assignment, QueueFull
-from gateway.errors import RelayUnreachable
+from gateway.errors import OperatorError, RelayUnreachable
 from gateway.gate import Gate
 from gateway.migrations import Migration, State
 from gateway.recording import EntryAfter, Event, Recorded, document_of
@@ -23,6 +24,13 @@ from gateway.witnessing import Witnessing
 from policy.engine import Decision
 from policy.permit import MAX_PROOF_CHECKPOINT_CHARS, Limits, PermitClaims, PermitProof, permit_entry, seal_permit
 from transport.hypervisors.moving import AS_CONFIGURED, how_document
+
+
+class PermitKeyFails(OperatorError):
+    """A key in a token that does not sign: what was decided stays on record, and nothing was permitted."""
+
+    code = "permit_key_fails"
+    next_step = "look at the token of [permits] signing_key"
 
 
 def make_claims(gate: Gate, facts: Facts, decision: Decision, migration_id: str, now: datetime) -> PermitClaims:
@@ -78,7 +86,11 @@ def sealed_permit(
 
     `event`: the decision's.
     """
-    token = seal_permit(claims, proof, gate.terms.private_key, gate.terms.key_id)
+    terms = gate.terms
+    try:
+        token = seal_permit(claims, proof, terms.private_key, terms.key_id)
+    except CertificateError as error:
+        raise PermitKeyFails(f"the permit cannot be sealed: {error}") from error
     assert facts.source is not None
     assert facts.destination is not None
     migration = Migration(

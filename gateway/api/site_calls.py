@@ -38,7 +38,7 @@ async def site(desk: AtDesk) -> Response:
     """For anyone; nothing of it is secret. Compare the digests out of band: `sealane sites trust` shows them."""
     if not desk.gate.own_trust_domain:
         raise NotKnown("the root CA of this site's hosts does not say its trust domain")
-    return JsonAnswer(site_document(desk.gate, desk.reporting.trust, desk.log_verifier))
+    return JsonAnswer(site_document(desk.gate, desk.reporting.trust, desk.rollovers.pinned))
 
 
 @router.post("/v1/sites/ask", summary="What another site's gateway wants to know, or to bring here")

@@ -107,17 +107,16 @@ def _by_key(config: Path, *, check: bool) -> dict[str, Any]:
 def _prune(path: Path, *, check: bool) -> Plan:
     import gateway.config as configuration
     from audit.archive import Archive
-    from audit.checkpoint import LogSigner
     from audit.log import Log
     from audit.pruning import months_before, plan
     from audit.pruning import prune as do_prune
-    from gateway.log_keeping import read_log_key
+    from gateway.log_keeping import log_signer
 
     config = configuration.load(path)
     retention = config.log.retention
     if retention is None:
         raise BadConfiguration("[log.retention] is not set: nothing is ever pruned", OPERATOR, "set `archive` there")
-    signer = LogSigner(config.log.origin, read_log_key(config))
+    signer = log_signer(config)
     directory = config.path(config.log.directory)
     if not (directory / "checkpoint").is_file():
         raise BadConfiguration(f"{directory} is no log", OPERATOR, "check log.directory")
@@ -126,7 +125,7 @@ def _prune(path: Path, *, check: bool) -> Plan:
         raise BadConfiguration(f"{archive_folder} is no archive", OPERATOR, "make it by `sealane audit archive`")
     before = months_before(datetime.now(UTC), retention.months)
     with Log.open(directory, signer) as log:
-        planned = plan(log, Archive(archive_folder, [signer.verifier]), before)
+        planned = plan(log, Archive(archive_folder, signer.verifiers), before)
         if not check:
             do_prune(log, planned, _record_of(config, signer))
     return planned

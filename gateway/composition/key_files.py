@@ -55,14 +55,6 @@ def permit_key(config: GatewayConfig) -> ec.EllipticCurvePrivateKey:
     return key
 
 
-def log_key(config: GatewayConfig) -> ed25519.Ed25519PrivateKey:
-    """Errors: StartRefused."""
-    _, kind = signing_kinds(config)
-    key = _read(kind)
-    assert isinstance(key, ed25519.Ed25519PrivateKey)
-    return key
-
-
 def _read(kind: SigningKeys) -> ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey:
     try:
         return kind.read(kind.places.current)

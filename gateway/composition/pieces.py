@@ -101,7 +101,7 @@ async def make_pieces(
     entries = CommittedEntries(committer, origin, config.path(config.log.directory))
     siem_dir = config.path(config.gateway.state_dir) / "siem"
     delivery = Delivery(config.siem, config.path, siem_dir, entries, recorder, clock)
-    oversight, metrics = Oversight(gate, delivery, keeping.signer.verifier), make_metrics(config, keeping, delivery)
+    oversight, metrics = Oversight(gate, delivery, keeping.verifiers), make_metrics(config, keeping, delivery)
     reload_tls = Late()
     office = make_office(config, gate, reporting.seen, reload_tls, stack)
     desk = Desk(

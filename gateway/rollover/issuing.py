@@ -14,7 +14,6 @@ from typing import Any
 
 from cryptography import x509
 
-from certs.identity import SpiffeId
 from certs.introduction import authority_key_id, crl_id, root_id
 from gateway.enrolment.office import Office
 from gateway.gate import Gate
@@ -22,7 +21,7 @@ from gateway.hosts_seen import HostsSeen
 from gateway.rollover.authorities import Authorities
 from gateway.rollover.kinds import NotNow
 from gateway.rollover.places import Places, Stage
-from gateway.rollover.progress import Holdings, Progress, who_holds
+from gateway.rollover.progress import Holdings, Progress, migrations_since_before, own_hosts, who_holds
 from gateway.rollover.telling import authority_name, names_needed, root_of
 
 ChangeTls = Callable[[Callable[[], None]], Awaitable[None]]
@@ -74,23 +73,20 @@ class IssuingCa:
             raise NotNow(f"{following.directory} {what}", next_step=f"sealane certs rollover begin {other}")
 
     def ready_to_switch(self) -> Progress:
-        return who_holds(self._hosts(), self._holdings, names_needed(self._places.next))
+        return who_holds(own_hosts(self._gate), self._holdings, names_needed(self._places.next))
 
     def ready_to_retire(self) -> Progress:
         """Every host shows a certificate of the new CA; what began before that may still sign receipts with the old."""
         former, lacking = authority_name(self._places.former), dict[str, str]()
         latest = 0.0
-        for host in (hosts := list(self._hosts())):
+        for host in (hosts := own_hosts(self._gate)):
             shown = self._seen.certificate(host)
             if shown is None:
                 lacking[host] = "was not heard since this gateway started"
             elif crl_id(authority_key_id(shown)) == former:
                 lacking[host] = "has a certificate of the old CA"
             latest = max(latest, self._seen.shown_since(host))
-        for each in self._gate.migrations.active(int(self._gate.clock.wall().timestamp())):
-            if each.decided <= latest and each.source is not None and each.source not in lacking:
-                lacking[each.source] = f"migration {each.migration_id} began before its certificate was renewed"
-        return Progress(len(hosts), lacking)
+        return Progress(len(hosts), lacking, tuple(migrations_since_before(self._gate, latest)))
 
     async def begin(self) -> None:
         now, at_least = self._gate.clock.wall(), self._gate.minimum_crl_number
@@ -123,11 +119,6 @@ class IssuingCa:
             yield "next", places.next
         if places.former.exists():
             yield "former", places.former
-
-    def _hosts(self) -> Iterator[str]:
-        """Those of this trust domain that the inventory has: no other's certificate is of these CAs."""
-        own = self._authorities.trust_domain
-        return (host for host in self._gate.inventory.hosts if SpiffeId.parse(host).trust_domain == own)
 
     @property
     def _authorities(self) -> Authorities:

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from audit.checkpoint import LogSigner
 from gateway.gate import Gate
 from gateway.rollover.places import Stage
-from gateway.rollover.progress import Holdings, Progress, who_holds
+from gateway.rollover.progress import Holdings, Progress, migrations_since_before, own_hosts, who_holds
 from gateway.rollover.signing_keys import SigningKeys
 from policy.jws import key_id_of
 
@@ -24,9 +24,22 @@ Change = Callable[[Callable[[], None]], Awaitable[None]]
 
 
 class PermitKeyRollover:
-    """`change`: do something to the files in a thread, and tell relays what is in them then."""
+    """`change`: do something to the files in a thread, and tell relays what is in them then.
 
-    def __init__(self, keys: SigningKeys, *, gate: Gate, signer: LogSigner, holdings: Holdings, change: Change) -> None:
+    `evacuation_seconds`: for how long hosts may hold permits that were given beforehand.
+    """
+
+    def __init__(
+        self,
+        keys: SigningKeys,
+        *,
+        gate: Gate,
+        signer: LogSigner,
+        holdings: Holdings,
+        change: Change,
+        evacuation_seconds: int,
+    ) -> None:
+        self._evacuation_seconds = evacuation_seconds
         self._keys = keys
         self._gate = gate
         self._signer = signer
@@ -49,11 +62,13 @@ class PermitKeyRollover:
         self._keys.places.require_writable()
 
     def ready_to_switch(self) -> Progress:
-        return who_holds(self._gate.inventory.hosts, self._holdings, frozenset({self._keys.places.note}))
+        return who_holds(own_hosts(self._gate), self._holdings, frozenset({self._keys.places.note}))
 
     def ready_to_retire(self) -> Progress:
         """No migration that it permitted may still need its permit: to resume, to recover, to be settled."""
-        return under_former_key(self._gate, self._holdings, f"permit:{self._gate.terms.key_id}", self._keys)
+        current = frozenset({f"permit:{self._gate.terms.key_id}"})
+        progress = who_holds(own_hosts(self._gate), self._holdings, current)
+        return replace(progress, waits=waits_for_permits(self._gate, self._keys, self._evacuation_seconds))
 
     async def begin(self) -> None:
         await self._change(self._begin)
@@ -84,12 +99,10 @@ class PermitKeyRollover:
         self._keys.write_public()
 
 
-def under_former_key(gate: Gate, holdings: Holdings, current: str, keys: SigningKeys) -> Progress:
-    """Who is not ready for the end of a former key: hosts that do not hold the current one, and running migrations."""
-    progress = who_holds(gate.inventory.hosts, holdings, frozenset({current}))
-    lacking = dict(progress.lacking)
+def waits_for_permits(gate: Gate, keys: SigningKeys, evacuation_seconds: int) -> tuple[str, ...]:
+    """What may still need a permit that the former of `keys` made good: migrations, evacuations that were prepared."""
     switched = keys.places.switched_at
-    for each in gate.migrations.active(int(gate.clock.wall().timestamp())):
-        if each.decided <= switched and each.source is not None:
-            lacking.setdefault(each.source, f"migration {each.migration_id} was permitted with the old key")
-    return Progress(progress.hosts, lacking)
+    waits = migrations_since_before(gate, switched)
+    if (left := switched + evacuation_seconds - gate.clock.wall().timestamp()) > 0:
+        waits.append(f"evacuation permits of before may be held for another {left / 3600:.1f} h")
+    return tuple(waits)

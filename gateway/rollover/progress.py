@@ -6,7 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from certs.identity import SpiffeId
+from gateway.gate import Gate
+
 MAX_NAMED: Final = 50  # hosts that an answer or a record names
+_FEW: Final = 3
 
 
 class Holdings:
@@ -25,21 +29,38 @@ class Holdings:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """`lacking`: why each of those hosts is not ready, by SPIFFE id."""
+    """`lacking`: why each of those hosts is not ready, by SPIFFE id. `waits`: what else the step waits for."""
 
     hosts: int
     lacking: Mapping[str, str]
+    waits: tuple[str, ...] = ()
 
     @property
     def is_complete(self) -> bool:
-        return not self.lacking
+        return not self.lacking and not self.waits
 
     def document(self) -> dict[str, Any]:
         named = dict(sorted(self.lacking.items())[:MAX_NAMED])
-        return {"hosts": self.hosts, "ready": self.hosts - len(self.lacking), "lacking": named}
+        waits = list(self.waits[:MAX_NAMED])
+        return {"hosts": self.hosts, "ready": self.hosts - len(self.lacking), "lacking": named, "waits": waits}
 
     def __str__(self) -> str:
-        return f"{self.hosts - len(self.lacking)} of {self.hosts} hosts"
+        """One line of why it is not complete."""
+        few = [f"{host} {why}" for host, why in sorted(self.lacking.items())[:_FEW]] + list(self.waits[:_FEW])
+        more = "; …" if len(self.lacking) > _FEW or len(self.waits) > _FEW else ""
+        return f"{self.hosts - len(self.lacking)} of {self.hosts} hosts are ready: {'; '.join(few)}{more}"
+
+
+def own_hosts(gate: Gate) -> list[str]:
+    """Those of the inventory that ask this gateway, and no other site's."""
+    others = frozenset() if gate.sites is None else gate.sites.by_domain.keys()
+    return [host for host in gate.inventory.hosts if SpiffeId.parse(host).trust_domain not in others]
+
+
+def migrations_since_before(gate: Gate, moment: float) -> list[str]:
+    """What runs now and was decided before `moment` (Unix seconds)."""
+    active = gate.migrations.active(int(gate.clock.wall().timestamp()))
+    return [f"migration {each.migration_id} runs since before" for each in active if each.decided <= moment]
 
 
 def who_holds(hosts: Iterable[str], holdings: Holdings, needed: frozenset[str]) -> Progress:

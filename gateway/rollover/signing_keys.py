@@ -25,7 +25,7 @@ from certs.key_introduction import (
     introduce,
 )
 from certs.pkcs11 import signing_key
-from gateway.rollover.places import Places
+from gateway.rollover.places import Places, Stage
 from policy.permit import PermitKey
 
 _P256: Final = "secp256r1"
@@ -95,10 +95,19 @@ class SigningKeys:
         return [self.text_of(path) for path in (self.places.current, *self.places.beside())]
 
     def write_public(self) -> None:
-        """The file that `sealane certs init` made beside the key, for whoever pins by hand, if it is there."""
-        file = self.places.current.with_suffix(".pub" if self.what == "permit" else ".vkey")
+        """For who pins by hand: the file that `sealane certs init` made beside the key, and that of the next key."""
+        places = self.places
+        file = places.current.with_suffix(".pub" if self.what == "permit" else ".vkey")
         if file.exists():
-            write_atomically(file, "".join(f"{text.strip()}\n" for text in self.public_texts()).encode())
+            write_atomically(file, f"{self.text_of(places.current).strip()}\n".encode())
+        if places.stage is Stage.BEGUN:
+            write_atomically(self.next_public, f"{self.text_of(places.next).strip()}\n".encode())
+        else:
+            self.next_public.unlink(missing_ok=True)
+
+    @property
+    def next_public(self) -> Path:
+        return self.places.current.with_name(f"{self.places.current.name}.next.pub")
 
     def retire(self) -> None:
         """Of the former one only the name is left."""

@@ -39,9 +39,10 @@ KIND_OF_RECORD: Final = {
 
 
 class Rollovers:
-    """`kinds`: by the name that people use."""
+    """`kinds`: by the name that people use. `pinned`: the public keys that whoever comes now is to believe."""
 
-    def __init__(self, gate: Gate, kinds: Mapping[str, Kind]) -> None:
+    def __init__(self, gate: Gate, kinds: Mapping[str, Kind], pinned: Mapping[str, list[str]]) -> None:
+        self.pinned = pinned
         self._gate = gate
         self._kinds = kinds
         self._one = trio.Lock()
@@ -64,7 +65,7 @@ class Rollovers:
             try:
                 progress = self._ready(kind, step)
                 if progress is not None and not progress.is_complete and not force:
-                    raise NotNow(f"{progress} are ready: {_named(progress)}", next_step=_unless(kind, what, step))
+                    raise NotNow(str(progress), next_step=_unless(kind, what, step))
             except (GatewayError, CertificateError, OSError) as error:
                 await self._record(event, "failed", {"because": str(error)[:500]})
                 if isinstance(error, GatewayError):
@@ -128,11 +129,6 @@ class Rollovers:
         await self._gate.recorder.append(
             Event(event.kind, outcome, actor=event.actor, reason=event.reason, details=details)
         )
-
-
-def _named(progress: Progress) -> str:
-    few = [f"{host} {why}" for host, why in sorted(progress.lacking.items())[:3]]
-    return "; ".join(few) + ("; …" if len(progress.lacking) > len(few) else "")
 
 
 def _unless(kind: Kind, what: str, step: Step) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -30,10 +30,10 @@ from policy.facts import Context, Person, Question
 class Oversight:
     """Every refusal is recorded, and everything that asks for work."""
 
-    def __init__(self, gate: Gate, delivery: Delivery, verifier: LogVerifier) -> None:
+    def __init__(self, gate: Gate, delivery: Delivery, verifiers: Sequence[LogVerifier]) -> None:
         self._gate = gate
         self._delivery = delivery
-        self._verifier = verifier
+        self._verifiers = tuple(verifiers)
 
     async def statuses(self, person: Person, now: datetime, address: str) -> list[dict[str, Any]]:
         """Needs ReadSiem. Errors: NotAllowed."""
@@ -63,7 +63,7 @@ class Oversight:
         if not isinstance(sink, ElasticSink):
             raise RequestRefused("this kind of receiver cannot be asked", next_step="name a sink of kind elasticsearch")
         try:
-            found = await sink.find(where, self._verifier.origin, after, limit + 1)
+            found = await sink.find(where, self._verifiers[0].origin, after, limit + 1)
         except SinkAway as error:
             raise SearchUnavailable(f"{name} does not answer: {error}", next_step="ask the gateway itself") from error
         shown = [self._proven(name, held) for held in found[:limit]]
@@ -84,7 +84,7 @@ class Oversight:
             read = decode_entry(entry)
         except (RecordError, UnicodeEncodeError):
             read = None
-        if isinstance(read, SignedRecord) and read.is_signed_by([self._verifier]):
+        if isinstance(read, SignedRecord) and read.is_signed_by(self._verifiers):
             return {"index": read.record.sequence, "record": msgspec.json.decode(read.record_bytes)}
         match held.body:
             case {"event": {"sequence": int(sequence)}} if isinstance(read, PermitEntry):

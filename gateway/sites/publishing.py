@@ -5,17 +5,16 @@ Roots and keys that are pinned change by an operator's hand only: `sealane sites
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Annotated, Any, Final
 
 import msgspec
 import structlog
 import trio
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.serialization import Encoding
 from msgspec import Meta
 
-from audit.checkpoint import LogVerifier
 from certs.errors import CertificateError
 from certs.federation import bundle_document
 from certs.verification import newest_crls
@@ -40,16 +39,16 @@ class SiteDocument(msgspec.Struct, frozen=True):
     log_keys: Annotated[list[Annotated[str, Meta(max_length=4096)]], Meta(min_length=1, max_length=8)]
 
 
-def site_document(gate: Gate, trust: HostTrust, log_verifier: LogVerifier) -> dict[str, Any]:
+def site_document(gate: Gate, trust: HostTrust, pinned: Mapping[str, list[str]]) -> dict[str, Any]:
+    """`pinned`: the keys of permits and of the log; of both while they are rolled over."""
     roots = trust.trust.anchors
-    public = gate.terms.private_key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     return {
         "trust_domain": gate.own_trust_domain,
         # Seconds since the epoch of the youngest root: greater when a root has been added.
         "bundle": bundle_document(roots, max(int(root.not_valid_before_utc.timestamp()) for root in roots)),
         "crls": [crl.public_bytes(Encoding.PEM).decode() for crl in newest_crls(trust.trust.crls)],
-        "permit_keys": [public.decode()],
-        "log_keys": [log_verifier.vkey],
+        "permit_keys": pinned["permit_keys"],
+        "log_keys": pinned["log_keys"],
     }
 
 

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from certs.authority import Authority
 from certs.errors import CredentialError, KeyFileError
-from certs.pkcs11 import TokenKey, signing_key
+from certs.pkcs11 import TokenEd25519Key, TokenKey, signing_key, token_key
 from certs.verification import Trust, verify_chain
 
 pytestmark = pytest.mark.real
@@ -30,8 +30,9 @@ def named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("TEST_PIN", PIN)
     make = ["softhsm2-util", "--init-token", "--free", "--label", "sealane", "--so-pin", "12345678", "--pin", PIN]
     pair = ["pkcs11-tool", "--module", MODULE, "--token-label", "sealane", "--login", "--pin", "env:TEST_PIN"]
-    pair += ["--keypairgen", "--key-type", "EC:prime256v1", "--id", "01", "--label", "ca"]
-    for command in (make, pair):
+    p256 = [*pair, "--keypairgen", "--key-type", "EC:prime256v1", "--id", "01", "--label", "ca"]
+    log = [*pair, "--keypairgen", "--key-type", "EC:edwards25519", "--id", "02", "--label", "log"]
+    for command in (make, p256, log):
         subprocess.run(command, check=True, capture_output=True, timeout=60)
     pin, file = tmp_path / "pin", tmp_path / "key.toml"
     pin.write_text(f"{PIN}\n")
@@ -95,3 +96,17 @@ def test_a_pin_that_others_can_read_is_refused(named: Path, tmp_path: Path) -> N
     (tmp_path / "pin").chmod(0o644)
     with pytest.raises(KeyFileError, match="chmod 600"):
         signing_key(named)
+
+
+def test_a_log_key_in_a_token_signs_as_one_in_a_file_does(named: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    named.write_text(named.read_text().replace('id = "01"', 'id = "02"'))
+    key = signing_key(named)
+    assert isinstance(key, TokenEd25519Key)
+    key.public_key().verify(key.sign(b"entry"), b"entry")
+    with pytest.raises(TypeError):
+        key.private_bytes_raw()
+    with pytest.raises(KeyFileError, match="P-256"):
+        token_key(named, named.read_bytes())
+    monkeypatch.setenv("SOFTHSM2_CONF", "/nonexistent")
+    with pytest.raises(OSError, match="does not sign"):
+        key.sign(b"entry")

@@ -24,10 +24,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 import gateway.config as configuration
-from audit.checkpoint import LogSigner
 from audit.log import Log
 from certs.files import read_certificates, read_private_key
 from gateway.clocks import system_clock
+from gateway.log_keeping import log_signer
 from gateway.recording import Clock
 from gateway.service import Gateway, serve
 from gateway.starter import AUDIENCE, LOCAL_ISSUER, HostPlan, Site, VmPlan, lay_out_site
@@ -88,8 +88,7 @@ class FaultyLog:
 
     def __call__(self) -> Log:
         self.opened += 1
-        key = read_private_key(self.site.certs / "gateway" / "log.key")
-        log = Log.open(self.site.log, LogSigner(self.site.log_origin, key))  # type: ignore[arg-type]
+        log = Log.open(self.site.log, log_signer(configuration.load(self.site.gateway_config)))
         if self.broken:
             log.close()
             raise OSError(28, "No space left on device")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,17 @@ import pytest
 import trio
 from cryptography import x509
 
+from audit.checkpoint import LogVerifier, open_checkpoint
+from audit.errors import CheckpointError
+from audit.verify import verify_log
 from certs import layout
 from certs.files import read_certificates
 from certs.introduction import authority_key_id, crl_id, root_id
 from gateway.starter import Site
 from policy.jws import key_id_of
 from tests.gateway.conftest import Running, running_gateway
-from tests.gateway.rolling_site import enrolled, relay, rolling_site, state_of, take, until_ready
+from tests.gateway.rolling_site import enrolled, free_address, relay, rolling_site, state_of, take, until_ready
+from tests.gateway.test_watch import edit
 from tests.transport.relay.conftest import until
 from transport.relay import identity_keeping
 from transport.relay.config import load_relay_config
@@ -207,7 +211,7 @@ async def test_the_permit_key_is_replaced_and_permits_go_on(rolling: Site, hosts
         assert not list((rolling.certs / "gateway").glob("permit.key.former"))
         retired = next((rolling.certs / "gateway").glob("permit.key.retired-*"))
         assert retired.read_bytes() == b""
-        assert len(read_pins([public], [rolling.certs / "gateway" / "log.vkey"]).permit_keys) == 1
+        assert new == set(read_pins([public], [rolling.certs / "gateway" / "log.vkey"]).names()[:1])
     async with running_gateway(rolling) as running:
         assert f"permit:{running.gateway.desk.gate.terms.key_id}" in new
         assert (await state_of(running, "permit-key"))["stage"] == "idle"
@@ -215,3 +219,41 @@ async def test_the_permit_key_is_replaced_and_permits_go_on(rolling: Site, hosts
 
 def host_pins(host: RelayHost) -> set[str]:
     return set(host.permits.pins.names())
+
+
+async def test_the_log_key_is_replaced_by_a_restart_and_one_verifier_key_proves_the_whole_log(
+    rolling: Site, hosts_folder: Path
+) -> None:
+    port = free_address("127.0.0.1")
+    edit(rolling.gateway_config, lambda text: text.replace("127.0.0.1:0", port))
+    old_vkey = rolling.vkey
+    async with running_gateway(rolling) as running:
+        configs = [await enrolled(running, name, hosts_folder / name) for name in ("a", "b")]
+    async with AsyncExitStack() as stack:
+        hosts = [await stack.enter_async_context(relay(config)) for config in configs]
+        async with running_gateway(rolling) as running:
+            await take(running, "log-key", "begin")
+            await until_ready(running, "log-key", 60)
+            await take(running, "log-key", "switch")
+            refused = (await take(running, "log-key", "retire", 409))["error"]["message"]
+            assert "not started again" in refused
+        assert rolling.vkey != old_vkey
+        async with running_gateway(rolling) as running:
+            text = await running.gateway.committer.read(lambda log: log.checkpoint_text)
+            for vkey in (old_vkey, rolling.vkey):
+                open_checkpoint(text, [LogVerifier.parse(vkey)])
+            await until(lambda: all(len(host.permits.log_verifiers) == 2 for host in hosts), 30)
+            await until_ready(running, "log-key", 60)
+            assert "restart" in (await take(running, "log-key", "retire"))["left"]
+            await until(lambda: all(len(host.permits.log_verifiers) == 1 for host in hosts), 30)
+            assert {host.permits.log_verifiers[0].vkey for host in hosts} == {rolling.vkey}
+        async with running_gateway(rolling) as running:
+            text = await running.gateway.committer.read(lambda log: log.checkpoint_text)
+            open_checkpoint(text, [LogVerifier.parse(rolling.vkey)])
+            with pytest.raises(CheckpointError):
+                open_checkpoint(text, [LogVerifier.parse(old_vkey)])
+    for vkey in (old_vkey, rolling.vkey):
+        verdict = await trio.to_thread.run_sync(verify_log, rolling.log, [vkey])
+        assert verdict.ok, verdict.problems
+    edit(rolling.log / "keys", lambda text: text.replace(old_vkey[-6:], "AAAAAA"))
+    assert not (await trio.to_thread.run_sync(verify_log, rolling.log, [rolling.vkey])).ok
