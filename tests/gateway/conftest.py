@@ -118,12 +118,16 @@ class Running:
         self._ca = ca
 
     @property
+    def ca(self) -> Path:
+        return self._ca or self.site.ca
+
+    @property
     def url(self) -> str:
         return f"https://{self.gateway.listen}"
 
     def client(self, host: str | None = None, credentials: tuple[Path, Path] | None = None) -> httpx.AsyncClient:
         """A keep-alive client; with `host`, by that host's certificate."""
-        context = ssl.create_default_context(cafile=str(self._ca or self.site.ca))
+        context = ssl.create_default_context(cafile=str(self.ca))
         if host is not None:
             folder = self.site.host_folder(host)
             credentials = (folder / "host.pem", folder / "host.key")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +14,7 @@ import trio
 
 from certs import layout
 from certs.enrolment import EnrolmentToken
-from gateway.starter import Site, lay_out_site
+from gateway.starter import HostPlan, Site, VmPlan, lay_out_site
 from policy.identity.local import hash_password, person_table
 from tests.gateway.conftest import CHEAP, HOSTS, VMS, Running
 from tests.gateway.test_enrolment import OFFICER, token_of
@@ -25,9 +25,15 @@ from transport.relay.host import RelayHost, open_host
 from transport.relay.service import serve_relay
 
 
-def rolling_site(directory: Path) -> Site:
+def rolling_site(
+    directory: Path,
+    hosts: Sequence[HostPlan] = HOSTS[:2],
+    vms: Sequence[VmPlan] = VMS[:1],
+    gateway_listen: str = "127.0.0.1:0",
+) -> Site:
     """Two hosts, both of which a test enrols: a rollover waits for every host that the inventory lists."""
-    site = lay_out_site(directory, hosts=HOSTS[:2], vms=VMS[:1], now=datetime.now(UTC), password_cost=CHEAP)
+    now = datetime.now(UTC)
+    site = lay_out_site(directory, hosts=hosts, vms=vms, gateway_listen=gateway_listen, now=now, password_cost=CHEAP)
     folder = site.directory / "issuing"
     layout.init_issuing(site.certs, folder, datetime.now(UTC))
     config = site.gateway_config
@@ -52,10 +58,10 @@ async def enrolled(running: Running, name: str, folder: Path) -> Path:
 
 
 @asynccontextmanager
-async def relay(config: Path) -> AsyncIterator[RelayHost]:
+async def relay(config: Path, *, any_port: bool = True) -> AsyncIterator[RelayHost]:
     """It serves, on whatever port is free: tests run beside each other."""
     settings = load_relay_config(config)
-    listen = settings.relay.listen.rpartition(":")[0] + ":0"
+    listen = settings.relay.listen.rpartition(":")[0] + ":0" if any_port else settings.relay.listen
     section = msgspec.structs.replace(settings.relay, listen=listen)
     host = open_host(msgspec.structs.replace(settings, relay=section))
     ready: list[str] = []

@@ -1,0 +1,51 @@
+"""Whoever pins one key of a log knows all that followed it or went before, by what both keys signed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from audit.checkpoint import LogSigner
+from audit.log_keys import KEYS_FILE, read_successors, successor_line
+from audit.verify_keys import MAX_BYTES, known_keys
+
+ORIGIN = "corp.example/audit"
+
+
+def signer(origin: str = ORIGIN) -> LogSigner:
+    return LogSigner(origin, Ed25519PrivateKey.generate())
+
+
+FIRST, SECOND, THIRD = signer(), signer(), signer()
+
+
+def test_the_chain_is_known_from_any_of_its_keys(tmp_path: Path) -> None:
+    assert known_keys(tmp_path, [FIRST.vkey]) == (FIRST.vkey,)
+    (tmp_path / KEYS_FILE).write_text(successor_line(SECOND, THIRD) + successor_line(FIRST, SECOND))
+    for pinned in (FIRST, SECOND, THIRD):
+        assert set(known_keys(tmp_path, [pinned.vkey])) == {FIRST.vkey, SECOND.vkey, THIRD.vkey}
+    assert known_keys(tmp_path, [signer().vkey])[1:] == ()
+    assert read_successors(tmp_path).count("\n") == 2
+
+
+def test_neither_key_can_speak_for_the_other(tmp_path: Path) -> None:
+    """A thief of the old key names one of his own as its successor; a stranger names the log's key as his old one."""
+    thief, good = signer(), successor_line(FIRST, SECOND)
+    forged = good.replace(SECOND.vkey, thief.vkey), good.replace(FIRST.vkey, thief.vkey)
+    for line in (*forged, good[:-3] + "\n", "[]\n", good.replace('"old":', '"odd":')):
+        (tmp_path / KEYS_FILE).write_text(line)
+        with pytest.raises(ValueError, match=r".*"):
+            known_keys(tmp_path, [FIRST.vkey])
+
+
+def test_a_key_of_another_log_is_not_taken_for_one_of_this(tmp_path: Path) -> None:
+    (tmp_path / KEYS_FILE).write_text(successor_line(FIRST, signer("other.example/audit")))
+    assert known_keys(tmp_path, [FIRST.vkey]) == (FIRST.vkey,)
+
+
+def test_a_file_of_any_size_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / KEYS_FILE).write_bytes(b"x" * (MAX_BYTES + 1))
+    with pytest.raises(ValueError, match="large"):
+        known_keys(tmp_path, [FIRST.vkey])
