@@ -9,6 +9,7 @@
 #   make soak-sinks  kill each receiver of the log 100 times during delivery (ARGS="--kills N"); rsyslog is real
 #   make failures  kill relays, libvirtd and connections at each moment of a migration by libvirt (ARGS="--kind all")
 #   make kinds   move a guest in every way that QEMU knows, and write the table in docs/migration-kinds.md
+#   make neighbours  move guests between relays of this commit and of earlier ones (ARGS="--revision COMMIT"), both ways
 #   make newest-qemu  fetch the newest QEMU of Debian into .qemu-newest, for make kinds and make test
 #   make keycloak  fetch Keycloak into .keycloak and try the preset for it (about three minutes)
 #   make deb     Debian packages of relay and gateway, in build/deb
@@ -22,7 +23,7 @@ ARGS ?=
 FUZZ_SECONDS ?= 60
 KILLS ?= 1000
 
-.PHONY: help demo test check bench failures fuzz soak soak-sinks kinds newest-qemu keycloak deb lock setup
+.PHONY: help demo test check bench failures fuzz soak soak-sinks kinds neighbours newest-qemu keycloak deb lock setup
 .DEFAULT_GOAL := help
 
 help:
@@ -61,6 +62,10 @@ failures:
 kinds:
 	@deploy/setup.sh test
 	@$(BIN)/python -m tests.transport.kinds_table --write docs/migration-kinds.md $(ARGS)
+
+neighbours:
+	@deploy/setup.sh test
+	@$(BIN)/python -m tests.transport.neighbours $(ARGS)
 
 newest-qemu:
 	@deploy/newest-qemu.sh $(ARGS)

@@ -1,6 +1,6 @@
 """A stream between two relays in a network namespace of its own, which goes silent, or whose addresses change.
 
-`unshare -n python -m tests.transport.relay.silence silent|moved`: prints one JSON object.
+`unshare -n python -m tests.transport.relay.silence silent|moved [SECONDS]`: prints one JSON object; SECONDS of silence.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import random
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -46,7 +47,7 @@ class Where:
         self.address = address
 
 
-async def main(what: str) -> None:
+async def main(what: str, seconds: float = SILENT_SECONDS) -> None:
     ip("link", "set", "lo", "up")
     for own in ("10.9.0.1", "10.9.0.2", "10.9.0.3"):
         ip("addr", "add", f"{own}/32", "dev", "lo")
@@ -57,7 +58,7 @@ async def main(what: str) -> None:
         await until(lambda: said.sizes["forth"] > 8_000_000, 30)
         if what == "silent":
             ip("link", "set", "lo", "down")
-            await trio.sleep(SILENT_SECONDS)
+            await trio.sleep(seconds)
             ip("link", "set", "lo", "up")
         for own in ("10.9.0.1", "10.9.0.2", "10.9.0.3"):
             subprocess.run(["ip", "addr", "add", f"{own}/32", "dev", "lo"], check=False, stderr=subprocess.DEVNULL)
@@ -78,4 +79,4 @@ async def main(what: str) -> None:
 
 
 if __name__ == "__main__":
-    trio.run(main, sys.argv[1])
+    trio.run(partial(main, sys.argv[1], *map(float, sys.argv[2:3])))
