@@ -12,6 +12,7 @@
 #   make neighbours  move guests between relays of this commit and of earlier ones (ARGS="--revision COMMIT"), both ways
 #   make newest-qemu  fetch the newest QEMU of Debian into .qemu-newest, for make kinds and make test
 #   make keycloak  fetch Keycloak into .keycloak and try the preset for it (about three minutes)
+#   make editor  Neovim and Cedar's language server on a bundle (CEDAR_LANGUAGE_SERVER=PATH; docs/policy-guide.md)
 #   make deb     Debian packages of relay and gateway, in build/deb
 #   make lock    remake requirements.lock and those in deploy/gssapi (ARGS=--upgrade takes the newest versions)
 #
@@ -23,7 +24,7 @@ ARGS ?=
 FUZZ_SECONDS ?= 60
 KILLS ?= 1000
 
-.PHONY: help demo test check bench failures fuzz soak soak-sinks kinds neighbours newest-qemu keycloak deb lock setup
+.PHONY: help demo test check bench failures fuzz soak soak-sinks kinds neighbours newest-qemu keycloak editor deb lock setup
 .DEFAULT_GOAL := help
 
 help:
@@ -39,7 +40,7 @@ demo:
 # A file's tests stay on one worker: fixtures that start real processes are made once a file.
 test:
 	@deploy/setup.sh test
-	$(BIN)/pytest -n 2 --dist loadfile --ignore tests/keycloak $(ARGS)
+	$(BIN)/pytest -n 2 --dist loadfile --ignore tests/keycloak --ignore tests/editor $(ARGS)
 
 # Temporary files in memory where there is room for it: the log's crash tests take a third of the time then.
 check: export HYPOTHESIS_PROFILE = quick
@@ -74,6 +75,11 @@ keycloak:
 	@deploy/setup.sh test
 	@deploy/keycloak.sh
 	$(BIN)/pytest -n 0 tests/keycloak $(ARGS)
+
+editor:
+	@deploy/setup.sh test
+	@command -v nvim > /dev/null || apt-get install -y -qq --no-install-recommends neovim
+	$(BIN)/pytest -n 0 tests/editor $(ARGS)
 
 fuzz: setup
 	@$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) $(ARGS)

@@ -30,6 +30,7 @@ from gateway.cli import (
     policy,
     policy_compare,
     policy_workshop,
+    practice,
     reconcile,
     rollover,
     serve,
@@ -120,6 +121,7 @@ app.add_typer(policy.app, name="policy")
 app.add_typer(session.app, name="session")
 app.add_typer(directory.app, name="directory")
 app.add_typer(inventory.app, name="inventory")
+serve.gateway_app.command("practice")(practice.practice)
 app.add_typer(serve.gateway_app, name="gateway")
 app.add_typer(serve.relay_app, name="relay")
 app.command("drain")(drain.drain)

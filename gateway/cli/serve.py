@@ -73,11 +73,6 @@ def _relay_errors() -> Iterator[None]:
         raise Refused(str(error), OPERATOR, "look at the relay's log") from error
 
 
-@gateway_app.callback()
-def _gateway() -> None:
-    """Keeps `serve` a subcommand while it is the only one."""
-
-
 @gateway_app.command("serve")
 def gateway_serve(config: ServeConfigOption) -> None:
     """Run the gateway in the foreground until SIGTERM or Ctrl-C; SIGHUP reloads policy and inventory.

@@ -66,7 +66,8 @@ class Shift(msgspec.Struct, frozen=True):
     def text(self) -> str:
         answer = "allow" if self.allowed else "deny"
         who = f"by {_named(self.after)} instead of {_named(self.before)}"
-        return f"still {answer}, {who}: {self.requests} requests, the first is {self.example}"
+        count = "1 request" if self.requests == 1 else f"{self.requests} requests, the first"
+        return f"still {answer}, {who}: {count}: {self.example}"
 
 
 ShiftKey = tuple[bool, tuple[str, ...], tuple[str, ...]]
@@ -150,13 +151,16 @@ def _named(policies: tuple[str, ...]) -> str:
 
 def grid(*bundles: Mapping[str, str]) -> tuple[list[Asked], list[str]]:
     """The grid over the facts of all bundles' cases, and what to say of its bounds. Raises BundleRefused."""
-    tests: dict[str, str] = {}
-    for files in bundles:
-        tests |= {path: text for path, text in files.items() if path.startswith(f"{TESTS}/")}
-    facts = read_facts(tests)
-    pairs = list(itertools.permutations(facts.hosts.values(), 2))
+    facts = [
+        read_facts({path: text for path, text in files.items() if path.startswith(f"{TESTS}/")}) for files in bundles
+    ]
+    people, vms, hosts = (
+        list(dict.fromkeys(value for each in facts for value in getattr(each, kind).values()))
+        for kind in ("people", "vms", "hosts")
+    )
+    pairs = list(itertools.permutations(hosts, 2))
     kinds = list(itertools.product(VM_ACTIONS, _TIMES, (True, False)))
-    axes = (list(facts.people.values()), list(facts.vms.values()), pairs, kinds)
+    axes = (people, vms, pairs, kinds)
     total = math.prod(len(axis) for axis in axes)
     asked = [_asked(_around(person, action)) for person in axes[0] for action in GATEWAY_ACTIONS]
     asked += [_asked(_move(axes, place)) for place in _places(total)]

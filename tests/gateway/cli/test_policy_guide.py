@@ -1,7 +1,8 @@
 """docs/policy-guide.md, block by block as a reader would run it.
 
-A block of `sh` is run line by line, and the last line ends with the exit code that the block names; one of `cedar` or
-`yaml` is written to the file that it names; one of `output` stands in what the block before it printed.
+A block of `sh` is run line by line, and the last line ends with the exit code that the block names; one that is to run
+in the `background` is a gateway, and waited for; one of `cedar` or `yaml` is written to the file that it names; one of
+`output` stands in what the block before it printed.
 """
 
 from __future__ import annotations
@@ -10,37 +11,72 @@ import os
 import re
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from bench.peers import free_port
 
 GUIDE = Path(__file__).parents[3] / "docs" / "policy-guide.md"
 BLOCK = re.compile(r"^```(\S+)(?: (\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-def run(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    command = ["bash", "-c", line]
-    environment = {"PATH": path, "HOME": str(folder)}
-    return subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, timeout=120, check=False, env=environment
-    )
+class Reader:
+    """Somebody at a shell, in an empty folder that is their home."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.environment = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "HOME": str(folder)}
+        self.started: list[subprocess.Popen[bytes]] = []
+
+    def run(self, line: str) -> subprocess.CompletedProcess[str]:
+        command = ["bash", "-c", line]
+        return subprocess.run(
+            command, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=240, check=False
+        )
+
+    def serve(self, line: str) -> None:
+        with (self.folder / "out").open("wb") as out, (self.folder / "errors").open("wb") as errors:
+            command = ["bash", "-c", f"exec {line}"]
+            process = subprocess.Popen(command, cwd=self.folder, env=self.environment, stdout=out, stderr=errors)
+        self.started.append(process)
+        deadline = time.monotonic() + 120
+        while b'"ready": true' not in (self.folder / "out").read_bytes():
+            assert process.poll() is None, (self.folder / "errors").read_text()
+            assert time.monotonic() < deadline, "it does not get ready"
+            time.sleep(0.05)
+
+
+@pytest.fixture
+def reader(tmp_path: Path) -> Iterator[Reader]:
+    reader = Reader(tmp_path)
+    yield reader
+    for process in reader.started:
+        process.terminate()
+        process.wait(timeout=60)
 
 
 @pytest.mark.whole
-def test_every_block_of_the_guide_does_what_it_says(tmp_path: Path) -> None:
-    blocks = BLOCK.findall(GUIDE.read_text(encoding="utf-8"))
-    assert len(blocks) == GUIDE.read_text(encoding="utf-8").count("\n```") // 2 >= 12
+def test_every_block_of_the_guide_does_what_it_says(reader: Reader) -> None:
+    text = GUIDE.read_text(encoding="utf-8")
+    blocks = BLOCK.findall(text.replace("127.0.0.1:8443", f"127.0.0.1:{free_port()}"))
+    assert len(blocks) == text.count("\n```") // 2 >= 24
     printed = ""
     for kind, argument, body in blocks:
-        if kind == "sh":
+        if kind == "output":
+            assert all(line.strip() in printed for line in body.splitlines()), (body, printed)
+        elif argument == "background":
+            reader.serve(body.strip())
+        elif kind == "sh":
             *before, last = body.splitlines()
-            assert [run(line, tmp_path).returncode for line in before] == [0] * len(before)
-            ended = run(last, tmp_path)
+            for line in before:
+                done = reader.run(line)
+                assert done.returncode == 0, (line, done.stdout, done.stderr)
+            ended = reader.run(last)
             assert ended.returncode == int(argument.removeprefix("exit=") or "0"), (last, ended.stdout, ended.stderr)
             printed = ended.stdout
-        elif kind == "output":
-            assert all(line in printed for line in body.splitlines()), (body, printed)
         else:
             assert kind in {"cedar", "yaml"}
-            (tmp_path / argument).write_text(body, encoding="utf-8")
+            (reader.folder / argument).write_text(body, encoding="utf-8")

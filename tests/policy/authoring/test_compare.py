@@ -48,7 +48,7 @@ def test_what_stays_as_it_is_by_another_policy_is_told_and_counts_as_no_differen
     assert (found.differing, found.shifted, found.differences) == (0, 3, ())
     (shift,) = found.shifts
     assert (shift.allowed, shift.before, shift.after, shift.requests) == (True, ("p",), ("q",), 3)
-    assert shift.text().startswith("still allow, by q instead of p: 3 requests, the first is record 0: Olga MigrateVm")
+    assert shift.text().startswith("still allow, by q instead of p: 3 requests, the first: record 0: Olga MigrateVm")
 
 
 def test_each_policy_is_told_with_the_differences_that_it_makes() -> None:
@@ -58,6 +58,18 @@ def test_each_policy_is_told_with_the_differences_that_it_makes() -> None:
     assert [(each.policy, each.before, each.after) for each in found.weights] == [("never", 0, 4), ("p", 4, 0)]
     none = compare(rules_of(files(PERMIT + ";")), rules_of(files(PERMIT.replace("MigrateVm", "Evacuate") + ";")), asked)
     assert ("no policy", 0, 4) in [(each.policy, each.before, each.after) for each in none.weights]
+
+
+def test_people_of_one_name_in_both_bundles_are_both_asked_about() -> None:
+    people = "people:\n  olga: {groups: [%s]}\nvms:\n  v: {zone: test, classification: internal}\nhosts:\n"
+    people += "  a: {site: s, zone: test, jurisdiction: DE}\n  b: {site: s, zone: test, jurisdiction: DE}\n"
+    one, two = (
+        {**files(PERMIT + ";"), f"tests/{name}.yaml": people % group}
+        for name, group in (("x", "S-1-5-1"), ("y", "S-1-5-2"))
+    )
+    asked, _ = grid(one, two)
+    assert {each.entities[0]["parents"][0]["id"] for each in asked} == {"S-1-5-1", "S-1-5-2"}
+    assert len(grid(one, one)[0]) * 2 == len(asked)
 
 
 def test_the_sample_visits_no_place_twice(monkeypatch: pytest.MonkeyPatch) -> None:
