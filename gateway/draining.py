@@ -78,7 +78,8 @@ async def prospects(gate: Gate, wish: Wish) -> dict[str, Any]:
     event = Event("drain.check", "completed", actor=actor_of(person), details={**facts, **counts})
     recorded = await gate.recorder.append(event)
     documents = [each.document() for each in found]
-    return {"host": source.name, **counts, "prospects": documents, "record_index": recorded.index}
+    links = {host.name: host.site for host in hosts if host.site != source.site}
+    return {"host": source.name, **counts, "prospects": documents, "links": links, "record_index": recorded.index}
 
 
 def candidate_hosts(gate: Gate, name: str, to: Sequence[str]) -> tuple[HostFacts, list[HostFacts]]:

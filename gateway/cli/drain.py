@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,6 +48,9 @@ def drain(
     per_destination: Annotated[
         int, typer.Option("--per-destination", min=1, max=64, help="Of them at most so many to one host.")
     ] = 1,
+    per_link: Annotated[
+        int, typer.Option("--per-link", min=1, max=64, help="Of them at most so many to hosts of one other site.")
+    ] = 1,
     tries: Annotated[int, typer.Option("--tries", min=1, max=10, help="Destinations to try for each VM.")] = 3,
     gateway: GatewayOption = None,
     ca: CaOption = None,
@@ -75,7 +78,7 @@ def drain(
             _show(found, as_json=as_json)
             raise typer.Exit(0 if all(each.destinations and not each.cannot for each in found.prospects) else 1)
         tell: Callable[[str], None] = (lambda _: None) if as_json else say
-        queue = Queue(client, found.prospects, reason, at_once, per_destination, tries, tell)
+        queue = Queue(client, found, reason, Limits(at_once, per_destination, per_link, tries), tell)
         try:
             queue.run(time.sleep)
         except KeyboardInterrupt:
@@ -103,25 +106,33 @@ class Move:
         return self.prospects.vm.name
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Migrations at once: in all, to one host, over the link to one other site. `tries`: destinations for each VM."""
+
+    at_once: int
+    per_destination: int
+    per_link: int
+    tries: int
+
+
 class Queue:
-    """Carries moves out: `at_once` at a time, `per_destination` to one host, the next destination where one fails."""
+    """Carries moves out within the limits; the next destination where one fails."""
 
     def __init__(
         self,
         client: GatewayClient,
-        found: tuple[ProspectsReply, ...],
+        found: DrainReply,
         reason: str | None,
-        at_once: int,
-        per_destination: int,
-        tries: int,
+        limits: Limits,
         tell: Callable[[str], None],
     ) -> None:
         self._client = client
         self._reason = reason
-        self._at_once = at_once
-        self._per_destination = per_destination
+        self._limits = limits
+        self._links = found.links
         self._tell = tell
-        self.moves = [Move(each, deque(each.destinations[:tries])) for each in found]
+        self.moves = [Move(each, deque(each.destinations[: limits.tries])) for each in found.prospects]
         for move in self.moves:
             if move.prospects.cannot is not None or not move.destinations:
                 self._end(move, "stays", _why_not(move.prospects))
@@ -144,15 +155,21 @@ class Queue:
                     self._look(move)
 
     def _begin_some(self) -> None:
-        moving = Counter(move.destination for move in self.moves if move.outcome == "moving")
+        under_way = [move.destination for move in self.moves if move.outcome == "moving" and move.destination]
         for move in self.moves:
-            if moving.total() >= self._at_once:
+            if len(under_way) >= self._limits.at_once:
                 return
             if move.outcome != "waiting":
                 continue
-            free = [each for each in move.destinations if moving[each] < self._per_destination]
-            if free and self._begin(move, free[0]):
-                moving[free[0]] += 1
+            free = next((each for each in move.destinations if self._has_room(each, under_way)), None)
+            if free is not None and self._begin(move, free):
+                under_way.append(free)
+
+    def _has_room(self, destination: str, under_way: list[str]) -> bool:
+        if under_way.count(destination) >= self._limits.per_destination:
+            return False
+        link = self._links.get(destination)
+        return link is None or sum(self._links.get(each) == link for each in under_way) < self._limits.per_link
 
     def _begin(self, move: Move, destination: str) -> bool:
         move.destinations.remove(destination)

@@ -183,7 +183,7 @@ class ProspectsReply(msgspec.Struct, frozen=True):
 
 
 class DrainReply(msgspec.Struct, frozen=True):
-    """POST /v1/drain/check."""
+    """POST /v1/drain/check. `links`: hosts of another site than the one that is emptied, with that site."""
 
     host: str
     vms: Count
@@ -191,6 +191,7 @@ class DrainReply(msgspec.Struct, frozen=True):
     hosts: Count
     prospects: tuple[ProspectsReply, ...]
     record_index: Count
+    links: dict[str, str] = {}
 
 
 class Progress(msgspec.Struct, frozen=True, rename={"pass_number": "pass"}):

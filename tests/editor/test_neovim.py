@@ -1,4 +1,4 @@
-"""docs/policy-guide.md, "In your editor": Neovim with Cedar's language server, on a bundle with a slip. `make editor`."""
+"""docs/policy-guide.md: Neovim with Cedar's language server on a bundle with a slip. `make editor`."""
 
 from __future__ import annotations
 

@@ -7,9 +7,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from gateway.cli.drain import Queue
+from gateway.cli.drain import Limits, Queue
 from gateway.cli.errors import Unreachable
-from gateway.cli.replies import DecisionReply, DrainReply, MigrationReply, ProspectsReply
+from gateway.cli.replies import DecisionReply, DrainReply, MigrationReply
 from gateway.starter import Site
 from tests.gateway.conftest import UUID_WEB, Running, running_gateway
 from tests.gateway.test_placement import Relay, guest
@@ -46,6 +46,16 @@ async def test_what_keeps_a_vm_where_it_is_is_said_for_it_and_devices_decide(run
     (web,) = (await check(running, to=["b"])).json()["prospects"]
     assert web["destinations"] == []
     assert "holds a device of its host" in web["refused"][0]["because"]
+
+
+@pytest.mark.whole
+async def test_which_hosts_are_behind_a_link_to_another_site_is_told(site: Site) -> None:
+    hosts, _, last = site.inventory.read_text().partition('name = "c"')
+    site.inventory.write_text(
+        f'{hosts}name = "c"{last.replace(chr(34) + "fra" + chr(34), chr(34) + "zrh" + chr(34), 1)}'
+    )
+    async with running_gateway(site) as running:
+        assert (await check(running)).json()["links"] == {"c": "zrh"}
 
 
 @pytest.mark.whole
@@ -86,12 +96,12 @@ async def test_a_policy_that_names_one_vm_holds_for_it_alone(site: Site) -> None
         policy.unlink(missing_ok=True)
 
 
-def found(*vms: tuple[str, list[str]], cannot: str | None = None) -> tuple[ProspectsReply, ...]:
+def found(*vms: tuple[str, list[str]], cannot: str | None = None, **links: str) -> DrainReply:
     prospects = [
         {"vm": {"uuid": name, "name": name}, "destinations": to, "refused": [], "cannot": cannot} for name, to in vms
     ]
     reply = {"host": "a", "vms": 1, "may_move": 1, "hosts": 1, "prospects": prospects, "record_index": 0}
-    return msgspec.convert(reply, DrainReply).prospects
+    return msgspec.convert({**reply, "links": links}, DrainReply)
 
 
 def ignore(_: object) -> None:
@@ -135,9 +145,9 @@ class Moves:
 
 
 def run(
-    moves: Moves, prospects: tuple[ProspectsReply, ...], *, at_once: int = 2, each: int = 1, tries: int = 3
+    moves: Moves, prospects: DrainReply, *, at_once: int = 2, each: int = 1, tries: int = 3, link: int = 64
 ) -> Queue:
-    queue = Queue(moves, prospects, None, at_once, each, tries, ignore)  # type: ignore[arg-type]
+    queue = Queue(moves, prospects, None, Limits(at_once, each, link, tries), ignore)  # type: ignore[arg-type]
     queue.run(ignore)
     return queue
 
@@ -150,6 +160,20 @@ def test_the_queue_keeps_its_limits_and_moves_all() -> None:
     moves = Moves()
     run(moves, found(*[(f"vm{n}", ["b"]) for n in range(7)]), at_once=5, each=3)
     assert moves.most == {"b": 3, "all": 3}
+
+
+def test_the_link_to_another_site_has_a_limit_of_its_own_and_others_take_what_it_leaves() -> None:
+    moves = Moves()
+    far = found(*[(f"vm{n}", ["x1", "x2", "y1"]) for n in range(6)], x1="zrh", x2="zrh", y1="lon")
+    run(moves, far, at_once=6, each=4, link=2)
+    assert moves.most == {"x1": 2, "y1": 2, "all": 4}
+    moves = Moves()
+    run(moves, found(*[(f"vm{n}", ["x1", "b"]) for n in range(6)], x1="zrh"), at_once=6, each=4, link=1)
+    assert moves.most == {"x1": 1, "b": 4, "all": 5}
+    moves = Moves()
+    queue = run(moves, found(("vm1", ["x1"]), ("vm2", ["x2"]), x1="zrh", x2="zrh"), at_once=6, link=1)
+    assert moves.most["all"] == 1
+    assert {move.outcome for move in queue.moves} == {"moved"}
 
 
 def test_what_fails_or_is_denied_or_unreachable_is_tried_elsewhere_and_then_stays() -> None:
@@ -165,7 +189,7 @@ def test_what_cannot_move_is_not_asked_for_and_an_interrupt_begins_no_more() -> 
     moves = Moves()
     queue = run(moves, found(("vm1", ["b"]), cannot="it runs on two hosts at once"))
     assert (moves.asked, queue.moves[0].outcome) == ([], "stays")
-    queue = Queue(moves, found(("vm1", ["b"]), ("vm2", ["b"])), None, 1, 1, 1, ignore)  # type: ignore[arg-type]
+    queue = Queue(moves, found(("vm1", ["b"]), ("vm2", ["b"])), None, Limits(1, 1, 1, 1), ignore)  # type: ignore[arg-type]
     queue._begin_some()
     queue.stop()
     queue.run(ignore)
