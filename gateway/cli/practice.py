@@ -12,7 +12,8 @@ from typing import Annotated
 import typer
 
 from gateway.cli.errors import REQUESTER, BadConfiguration
-from gateway.cli.output import say
+from gateway.cli.options import JsonOption
+from gateway.cli.output import print_json, say
 from gateway.cli.serve import needs_gateway_extra
 
 PEOPLE = {"olga": ("Olga Operator", "operators"), "paula": ("Paula Publisher", "policy-authors")}
@@ -27,6 +28,7 @@ def practice(
     listen: Annotated[
         str, typer.Option("--listen", metavar="HOST:PORT", help="Where it will listen.")
     ] = "127.0.0.1:8443",
+    as_json: JsonOption = False,
 ) -> None:
     """Lay out a gateway to try policies against: keys, the example bundle, made-up hosts, VMs and people. No VM moves.
 
@@ -54,6 +56,9 @@ def practice(
         (directory / "client.toml").write_text(client, encoding="utf-8")
     except OSError as error:
         raise BadConfiguration(f"{error.filename}: {error.strerror}", REQUESTER, "check the path") from error
+    if as_json:
+        print_json({"outcome": "ok", "directory": str(directory), "config": str(site.gateway_config)})
+        return
     say(f"{directory}: people {', '.join(PEOPLE)} (passwords/), hosts {', '.join(HOSTS)}, VMs {', '.join(VMS)}")
     say(f"Start it: sealane gateway serve --config {site.gateway_config}")
     say(f"Talk to it: cp {directory}/client.toml ~/.config/sealane/, then sealane login --user olga")
