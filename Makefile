@@ -8,6 +8,7 @@
 #   make soak    kill a gateway under load KILLS times (default 1000; about 2 s each), then compare all it said with its log
 #   make soak-sinks  kill each receiver of the log 100 times during delivery (ARGS="--kills N"); rsyslog is real
 #   make failures  kill relays, libvirtd and connections at each moment of a migration by libvirt (ARGS="--kind all")
+#   make rollover  replace both CAs, the permit key and the log key under a guest that moves back and forth; some minutes
 #   make kinds   move a guest in every way that QEMU knows, and write the table in docs/migration-kinds.md
 #   make neighbours  move guests between relays of this commit and of earlier ones (ARGS="--revision COMMIT"), both ways
 #   make newest-qemu  fetch the newest QEMU of Debian into .qemu-newest, for make kinds and make test
@@ -24,7 +25,7 @@ ARGS ?=
 FUZZ_SECONDS ?= 60
 KILLS ?= 1000
 
-.PHONY: help demo test check bench failures fuzz soak soak-sinks kinds neighbours newest-qemu keycloak editor deb lock setup
+.PHONY: help demo test check bench rollover failures fuzz soak soak-sinks kinds neighbours newest-qemu keycloak editor deb lock setup
 .DEFAULT_GOAL := help
 
 help:
@@ -105,3 +106,7 @@ lock: setup
 	for name in build requirements; do \
 		$(COMPILE) --output-file deploy/gssapi/$$name.lock deploy/gssapi/$$name.in || exit 1; done
 	@! grep -nE '://|^--(index|extra-index|find-links)' requirements.lock deploy/gssapi/*.lock
+
+rollover:
+	@deploy/setup.sh test
+	@$(BIN)/python -m tests.rollover

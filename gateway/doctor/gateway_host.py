@@ -12,6 +12,7 @@ import gateway.config as configuration
 from certs.authority import Authority
 from certs.errors import CertificateError
 from certs.files import read_passphrase
+from gateway.composition.key_files import signing_kinds
 from gateway.config import GatewayConfig
 from gateway.doctor.credentials import certificate_findings, crl_findings, folder_finding, key_finding
 from gateway.doctor.finding import Finding
@@ -20,6 +21,7 @@ from gateway.doctor.network import listen_finding
 from gateway.doctor.pairs import name_finding, pair_findings
 from gateway.errors import ConfigRefused, StartRefused
 from gateway.reloading import load_policy
+from gateway.rollover.places import Places, Stage
 from policy.errors import InventoryRefused
 from policy.inventory import Inventory
 
@@ -36,8 +38,8 @@ def gateway_host_findings(path: Path, root: Path, now: datetime) -> Iterator[Fin
         yield Finding("configuration", "wrong", error.detail, error.next_step)
         return
     yield Finding("configuration", "ok", f"{path} is understood")
-    for name in (config.tls.private_key, config.log.signing_key, config.permits.signing_key):
-        yield key_finding(config.path(name))
+    yield key_finding(config.path(config.tls.private_key))
+    yield from _signing_keys(config)
     yield from certificate_findings(config.path(config.tls.certificate), now)
     yield from pair_findings(config.path(config.tls.certificate), config.path(config.tls.private_key))
     if (found := name_finding(config.path(config.tls.certificate), config.listen.host)) is not None:
@@ -49,6 +51,26 @@ def gateway_host_findings(path: Path, root: Path, now: datetime) -> Iterator[Fin
     yield _space(config)
     yield listen_finding(config.listen.host, config.listen.port)
     yield from _policy(config)
+
+
+def _signing_keys(config: GatewayConfig) -> Iterator[Finding]:
+    """Of permits and of the log: with a passphrase, or in a token, they are tried as the gateway does."""
+    try:
+        kinds = signing_kinds(config)
+    except StartRefused as error:
+        yield Finding("private_key", "wrong", error.detail, "correct the file of the passphrase")
+        return
+    for kind in kinds:
+        current = kind.places.current
+        try:
+            kind.read(current)
+        except CertificateError as error:
+            yield Finding("private_key", "wrong", str(error), "correct it: the gateway does not start")
+            continue
+        yield Finding("private_key", "ok", f"{current} can be used and is private")
+        if kind.places.stage in {Stage.BEGUN, Stage.SWITCHED}:
+            message = f"the rollover of {current} is {kind.places.stage}"
+            yield Finding("rollover", "attention", message, "go on: sealane certs rollover status")
 
 
 def _authority(config: GatewayConfig, now: datetime) -> Iterator[Finding]:
@@ -63,6 +85,10 @@ def _authority(config: GatewayConfig, now: datetime) -> Iterator[Finding]:
         yield Finding("authority", "wrong", str(error), "correct it: no host can enrol or renew")
         return
     yield Finding("authority", "ok", f"{folder} can issue and revoke hosts")
+    if (stage := Places(folder).stage) in {Stage.BEGUN, Stage.SWITCHED}:
+        yield Finding(
+            "rollover", "attention", f"the rollover of {folder} is {stage}", "go on: sealane certs rollover status"
+        )
 
 
 def _space(config: GatewayConfig) -> Finding:

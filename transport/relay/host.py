@@ -34,6 +34,7 @@ from transport.relay.evacuations import Evacuations
 from transport.relay.identity import Identity
 from transport.relay.libvirt_destination import LibvirtDestination
 from transport.relay.libvirt_source import LibvirtSource
+from transport.relay.metrics import metrics_text
 from transport.relay.outgoing import Leaving, leaving_of
 from transport.relay.permits import PORTS_OF_KIND, PermitDesk, SitePins
 from transport.relay.pins import read_pins
@@ -71,6 +72,10 @@ class RelayHost:
     def credentials(self) -> HostCredentials:
         """As they are now; a connection takes them once."""
         return self.identity.credentials
+
+    def metrics(self) -> str:
+        """As they are now."""
+        return metrics_text(self.board, self.identity.days_left(now()))
 
     def holds(self) -> list[str]:
         """Names of all that this host believes, by which the gateway sees how far a rollover is."""

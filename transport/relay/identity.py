@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final
 
@@ -25,7 +25,7 @@ from certs.files import read_crl, write_atomically
 from certs.identity import SpiffeId
 from certs.introduction import authority_key_id, crl_id, root_id
 from certs.tls import local_leaf_sha256, server_context
-from certs.verification import crl_number_of
+from certs.verification import crl_number_of, newest_crls
 from transport.relay.config import IdentitySection, SiteSection
 
 _REMEMBERED: Final = 8  # certificates of sessions that may still run
@@ -90,6 +90,16 @@ class Identity:
         held = self.credentials
         crls = (crl_id(authority_key_id(crl)) for crl in held.crls)
         return sorted({*(root_id(root) for root in held.trust_anchors), *crls})
+
+    def days_left(self, now: datetime) -> dict[str, float]:
+        """Of the certificate, the roots and the CRLs, by kind the one that ends first."""
+        held = self.credentials
+        ends = {
+            "host": [held.chain[0].not_valid_after_utc],
+            "root": [root.not_valid_after_utc for root in held.trust_anchors],
+            "crl": [crl.next_update_utc for crl in newest_crls(held.crls) if crl.next_update_utc is not None],
+        }
+        return {what: (min(moments) - now) / timedelta(days=1) for what, moments in ends.items() if moments}
 
     def require_listed(self, peer: SpiffeId) -> None:
         """Raises `PeerRefused` for a host that `[identity] peers` does not name; without the list every host passes."""

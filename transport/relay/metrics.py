@@ -21,8 +21,8 @@ _MAX_SCRAPERS: Final = 8
 Samples = Mapping[tuple[tuple[str, str], ...], float]
 
 
-def metrics_text(board: Board) -> str:
-    """All of them, one line each."""
+def metrics_text(board: Board, days_left: Mapping[str, float]) -> str:
+    """All of them, one line each. `days_left`: of this host's certificate, of its roots and of its CRLs."""
     sessions: dict[tuple[tuple[str, str], ...], float] = {
         (("role", role),): sum(each.role == role for each in board.entries) for role in ("source", "destination")
     }
@@ -35,6 +35,7 @@ def metrics_text(board: Board) -> str:
     carried: dict[tuple[tuple[str, str], ...], float] = {
         (("role", role), ("direction", way)): size for (role, way), size in board.carried_by().items()
     }
+    ends: Samples = {(("what", what),): days for what, days in days_left.items()}
     channels: Samples = {(): sum(len(each.channels) for each in board.entries)}
     return "".join(
         (
@@ -44,6 +45,7 @@ def metrics_text(board: Board) -> str:
             _family("sealane_relay_draining", "gauge", "1 while nothing new is taken.", {(): board.is_draining}),
             _family("sealane_relay_rate_bytes_per_second", "gauge", "What QEMUs here say that they send.", rates),
             _family("sealane_relay_ended_total", "counter", "Sessions that have ended, by outcome.", ended),
+            _family("sealane_certificate_days_left", "gauge", "Days until the first of each kind ends.", ends),
             _family("sealane_relay_carried_bytes_total", "counter", "Bytes of hypervisors in lanes.", carried),
         )
     )

@@ -21,7 +21,6 @@ from transport.errors import ConfigurationError, LocalBroken, TransportError
 from transport.relay.board import Board
 from transport.relay.evacuating import EvacuationDesk
 from transport.relay.inlets import listen_unix, peer_process
-from transport.relay.metrics import metrics_text
 
 log = structlog.get_logger("sealane.relay")
 MAX_REQUEST_BYTES: Final = 4096
@@ -70,10 +69,13 @@ _decode = msgspec.json.Decoder(
 
 
 class Operators:
-    """Answers on the control socket. `drain`: begin to end with the last session."""
+    """Answers on the control socket. `drain`: begin to end with the last session. `metrics`: their text."""
 
-    def __init__(self, board: Board, drain: Callable[[], None], evacuating: EvacuationDesk) -> None:
+    def __init__(
+        self, board: Board, drain: Callable[[], None], evacuating: EvacuationDesk, metrics: Callable[[], str]
+    ) -> None:
         self._board = board
+        self._metrics = metrics
         self._drain = drain
         self._evacuating = evacuating
         self._callers = trio.CapacityLimiter(_MAX_CALLERS)
@@ -116,7 +118,7 @@ class Operators:
                 self._drain()
                 return {"draining": True}
             case AskMetrics():
-                return {"text": metrics_text(self._board)}
+                return {"text": self._metrics()}
             case AskEvacuate(vm=vm, to=to):
                 try:
                     return await self._evacuating.begin(vm, to)

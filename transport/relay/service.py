@@ -56,7 +56,7 @@ from transport.relay.inlets import listen_tcp
 from transport.relay.inspecting import inspect_destination, inspect_source
 from transport.relay.libvirt_orders import LibvirtOrders
 from transport.relay.listener import Listener
-from transport.relay.metrics import metrics_text, serve_metrics
+from transport.relay.metrics import serve_metrics
 from transport.relay.news import News, Tell
 from transport.relay.operating import Operators, listen_for_operators
 from transport.relay.outgoing import mark_packets
@@ -98,7 +98,7 @@ class Relay:
         self._silent: Counter[str] = Counter()  # connections by host that have not offered yet
         self.destination = Destination(host, nursery)
         self.evacuating = EvacuationDesk(host, self.take)
-        self.operators = Operators(host.board, lambda: drain(host), self.evacuating)
+        self.operators = Operators(host.board, lambda: drain(host), self.evacuating, host.metrics)
         self.listener = Listener(host.config.limits, self.serve_control, host.addresses.knows)
 
     async def serve_control(self, sock: trio.socket.SocketType, first: bytes, proven: Callable[[], None]) -> None:
@@ -338,7 +338,7 @@ async def serve_relay(host: RelayHost, ready: Callable[[str], None], ask: Ask | 
             nursery.start_soon(relay.end_when_drained, nursery.cancel_scope)
             if at := host.config.metrics.listen:
                 ports = [listen_tcp(*split_address(at, "metrics.listen"))]
-                nursery.start_soon(serve_metrics, ports, lambda: metrics_text(host.board))
+                nursery.start_soon(serve_metrics, ports, host.metrics)
             nursery.start_soon(relay.listener.serve, listening)
             keeper = IdentityKeeper(host, link)
             nursery.start_soon(keeper.run)

@@ -1,0 +1,114 @@
+"""What will go wrong soon with keys and certificates, each fault made and named with its remedy."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from certs import layout
+from certs.authority import Authority
+from certs.files import read_private_key, write_private_key
+from gateway.doctor.credentials import certificate_findings, crl_findings
+from gateway.doctor.finding import Finding
+from gateway.doctor.gateway_host import gateway_host_findings
+from gateway.doctor.pairs import name_finding, pair_findings
+from gateway.doctor.relay_host import relay_host_findings
+from gateway.starter import Site
+from tests.gateway.rolling_site import rolling_site
+from tests.gateway.test_watch import edit
+
+NOW = datetime.now(UTC)
+
+
+def of(found: list[Finding], check: str, status: str) -> list[Finding]:
+    return [each for each in found if (each.check, each.status) == (check, status)]
+
+
+def gateway(site: Site) -> list[Finding]:
+    return list(gateway_host_findings(site.gateway_config, Path("/"), NOW))
+
+
+def test_a_key_of_another_pair_and_a_weak_one(site: Site, tmp_path: Path) -> None:
+    folder = site.host_folder("a")
+    (found,) = pair_findings(folder / "host.pem", folder / "host.key")
+    assert found.status == "ok"
+    (found,) = pair_findings(folder / "host.pem", site.host_folder("b") / "host.key")
+    assert (found.status, "not the key" in found.message) == ("wrong", True)
+    weak = rsa.generate_private_key(65537, 2048)
+    write_private_key(tmp_path / "weak.key", weak)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "gateway")])
+    builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).serial_number(1)
+    builder = builder.not_valid_before(NOW).not_valid_after(NOW + timedelta(days=1)).public_key(weak.public_key())
+    pem = builder.sign(weak, hashes.SHA256()).public_bytes(Encoding.PEM)
+    (tmp_path / "weak.pem").write_bytes(pem)
+    (found,) = pair_findings(tmp_path / "weak.pem", tmp_path / "weak.key")
+    assert (found.status, "weak" in found.message) == ("wrong", True)
+
+
+def test_the_name_by_which_the_gateway_is_called(site: Site) -> None:
+    tls = site.certs / "gateway" / "tls.pem"
+    known, unknown = name_finding(tls, "127.0.0.1"), name_finding(tls, "gateway.elsewhere.example")
+    assert known is not None
+    assert unknown is not None
+    assert (known.status, unknown.status) == ("ok", "attention")
+    assert "elsewhere" in unknown.message
+
+
+def test_what_ends_soon_is_said_before_it_ends(site: Site) -> None:
+    certificate = site.host_folder("a") / "host.pem"
+    leaf = layout.issue_host(site.certs, "a", NOW, timedelta(hours=24))
+    late = leaf.not_valid_after_utc - timedelta(hours=3)
+    assert [each.status for each in certificate_findings(certificate, late)] == ["attention"]
+    crl = site.certs / "crl.pem"
+    Authority.load(site.certs).publish_crl(NOW)
+    assert [each.status for each in crl_findings([crl], NOW + timedelta(days=6))] == ["attention"]
+
+
+def test_a_host_with_a_clock_of_another_day_is_told_to_look_at_it(site: Site) -> None:
+    layout.issue_host(site.certs, "a", NOW, timedelta(hours=24))
+    config = site.relay_config("a")
+    edit(config, lambda text: text.replace('url = "https://127.0.0.1:0"', 'url = "https://127.0.0.1:1"'))
+    found = list(relay_host_findings(config, Path("/"), NOW + timedelta(days=3)))
+    (identity,) = of(found, "identity", "wrong")
+    assert "clock" in identity.message
+    assert of(found, "gateway", "wrong")  # nobody answers there
+    assert all(each.remedy for each in found if each.status == "wrong")
+
+
+def test_an_authority_that_cannot_issue(tmp_path: Path) -> None:
+    site = rolling_site(tmp_path / "site")
+    assert of(gateway(site), "authority", "ok")
+    (site.directory / "issuing" / "ca.key").chmod(0o644)
+    (found,) = of(gateway(site), "authority", "wrong")
+    assert "open to other users" in found.message
+    assert found.remedy
+
+
+def test_a_rollover_that_was_left_half_way(tmp_path: Path) -> None:
+    site = rolling_site(tmp_path / "site")
+    assert not of(gateway(site), "rollover", "attention")
+    issuing = site.directory / "issuing"
+    layout.init_issuing(site.certs, issuing.with_name("issuing.next"), NOW)
+    issuing.with_name("issuing.next.begun").touch()
+    (found,) = of(gateway(site), "rollover", "attention")
+    assert "begun" in found.message
+
+
+@pytest.mark.parametrize("name", ["permit.key", "log.key"])
+def test_a_signing_key_with_a_passphrase_is_tried_as_the_gateway_does(site: Site, name: str) -> None:
+    path, secret = site.certs / "gateway" / name, site.directory / "pass"
+    key = read_private_key(path)
+    path.unlink()
+    write_private_key(path, key, b"a passphrase of some length")
+    assert any(name in each.message for each in of(gateway(site), "private_key", "wrong"))
+    secret.write_bytes(b"a passphrase of some length\n")
+    secret.chmod(0o600)
+    line = f'signing_key = "certs/gateway/{name}"'
+    edit(site.gateway_config, lambda text: text.replace(line, f'{line}\npassphrase_file = "pass"'))
+    assert not of(gateway(site), "private_key", "wrong")
