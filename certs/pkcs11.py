@@ -7,14 +7,17 @@ A key is named by a TOML file of mode 0600 in the place of the key's own:
     id = "01"                          # CKA_ID of the key pair, hex
     pin_file = "/etc/sealane/pin"      # one line, 0600
 
-P-256, for CAs and permits, or Ed25519, for the log. A signature costs a process and a login, some tens of milliseconds.
+P-256, for CAs and permits, or Ed25519, for the log (`certs.pkcs11_process`). A signature costs a process and a login,
+some tens of milliseconds.
 """
 
 from __future__ import annotations
 
 import errno
+import json
 import os
 import subprocess
+import sys
 import tempfile
 import tomllib
 from dataclasses import dataclass
@@ -75,6 +78,23 @@ class _Token:
             self.run("--sign", *how, "--login", "--pin", pin, "--input-file", str(given), output=made)
             return made.read_bytes()
 
+    def sign_ed25519(self, data: bytes) -> bytes:
+        """By a process of ours; the PIN goes by its standard input. Raises `KeyFileError`."""
+        table = self.table
+        asked = {"module": table.module, "token": table.token, "id": table.id, "pin": self.pin, "data": data.hex()}
+        command = [sys.executable, "-I", str(Path(__file__).with_name("pkcs11_process.py"))]
+        try:
+            done = subprocess.run(
+                command, input=json.dumps(asked).encode(), capture_output=True, timeout=SECONDS, check=False
+            )
+            return bytes.fromhex(done.stdout.decode()) if done.returncode == 0 else self._refused(done.stderr)
+        except (subprocess.TimeoutExpired, ValueError):
+            raise KeyFileError(self.path, "the token does not answer", "look at the PKCS#11 module") from None
+
+    def _refused(self, said: bytes) -> NoReturn:
+        words = said.decode(errors="replace").strip()[-200:]
+        raise KeyFileError(self.path, f"the token has not signed ({words})", "check module, token label, id and PIN")
+
 
 class TokenKey(ec.EllipticCurvePrivateKey):
     """A private key on P-256 that only its token has."""
@@ -131,7 +151,7 @@ class TokenEd25519Key(ed25519.Ed25519PrivateKey):
     def sign(self, data: Any) -> bytes:
         """64 bytes, verified. Raises OSError."""
         try:
-            signature = self._token.sign(bytes(data), "--mechanism", "EDDSA")
+            signature = self._token.sign_ed25519(bytes(data))
             self._public.verify(signature, bytes(data))
         except (KeyFileError, InvalidSignature) as error:
             raise OSError(errno.EIO, f"the key in its token does not sign: {error}") from None

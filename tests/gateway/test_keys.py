@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 import gateway.config as configuration
-from audit.checkpoint import LogVerifier, open_checkpoint
+from audit.checkpoint import LogSigner, LogVerifier, open_checkpoint
+from audit.verify import verify_log
 from certs.files import read_private_key, write_private_key
 from certs.pkcs11 import signing_key
 from gateway.composition.key_files import permit_key
@@ -80,6 +81,26 @@ async def test_the_permit_key_in_a_token(site: Site, named: Path) -> None:
     async with running_gateway(site) as running:
         _, verified = await running.begin()
         open_checkpoint(verified.proof.checkpoint, [LogVerifier.parse(site.vkey)])
+
+
+@pytest.mark.real
+async def test_both_keys_in_a_token(site: Site, named: Path) -> None:
+    folder = site.certs / "gateway"
+    text = named.read_text()
+    for name, key_id in (("permit.key", "01"), ("log.key", "02")):
+        (folder / name).unlink()
+        (folder / name).touch(mode=0o600)
+        (folder / name).write_text(text.replace('id = "01"', f'id = "{key_id}"'))
+    permit, log = signing_key(folder / "permit.key"), signing_key(folder / "log.key")
+    assert isinstance(permit, ec.EllipticCurvePrivateKey)
+    assert isinstance(log, ed25519.Ed25519PrivateKey)
+    public = permit.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    (folder / "permit.pub").write_bytes(public)
+    (folder / "log.vkey").write_text(LogSigner(site.log_origin, log).vkey + "\n")
+    async with running_gateway(site) as running:
+        _, verified = await running.begin()
+        open_checkpoint(verified.proof.checkpoint, [LogVerifier.parse(site.vkey)])
+    assert verify_log(site.log, [site.vkey]).ok
 
 
 @pytest.mark.real
