@@ -178,6 +178,12 @@ class TooLargeToRecord(OperatorError):
     next_step = "let the identity provider send fewer groups, or shorten names in the inventory"
 
 
+class NotPrunable(OperatorError):
+    code = "no_retention"
+    status = 404
+    next_step = "set [log.retention] in the gateway's configuration"
+
+
 class Overloaded(OperatorError):
     code = "overloaded"
     next_step = "repeat the request in some seconds"

@@ -26,7 +26,7 @@ from audit.record import Actor
 from gateway.asking import decide
 from gateway.config import RetentionTable
 from gateway.deciding import decision_document
-from gateway.errors import Conflict, GatewayError, NotAllowed, NotKnown
+from gateway.errors import Conflict, GatewayError, NotAllowed, NotPrunable
 from gateway.gate import Gate
 from gateway.log_keeping import LogKeeping
 from gateway.recording import Event, actor_of, identity_of
@@ -95,7 +95,7 @@ class Pruning:
         self.latest: Run | None = None
 
     async def ask(self, person: Person, now: datetime, address: str, *, check: bool) -> Run:
-        """Begin a run. Errors: NotAllowed (recorded), NotKnown (no retention), Conflict (one runs), LogUnavailable."""
+        """Begin a run. Errors: NotAllowed (recorded), NotPrunable, Conflict (one runs), LogUnavailable."""
         decision = decide(self._gate.engine, Question("PruneLog", person, None, None, None, Context(time=now)))
         details = {"client_address": address, "check": check, "decision": decision_document(decision)}
         outcome = "allowed" if decision.allowed else "denied"
@@ -104,7 +104,7 @@ class Pruning:
         if not decision.allowed:
             raise NotAllowed(f"pruning the log is denied: {decision.denied_because}")
         if self._retention is None:
-            raise NotKnown("[log.retention] is not set: nothing is ever pruned", next_step="the operator sets it")
+            raise NotPrunable("[log.retention] is not set: nothing is ever pruned")
         if self.latest is not None and self.latest.state == "running":
             raise Conflict("a run goes on already", next_step="wait for its end")
         self.latest = Run(asked.index, actor_of(person), check)

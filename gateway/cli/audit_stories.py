@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -26,6 +27,12 @@ MAX_MOVES = 10_000
 def show(
     index: Annotated[int, typer.Argument(metavar="N", min=0, help="The record's index in the log.")],
     raw: Annotated[bool, typer.Option("--raw", help="The record as it stands in the log, not as a story.")] = False,
+    key: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--key", metavar="FILE|VKEY", help="The log's verifier key: also prove that it is there. Repeat it."
+        ),
+    ] = None,
     log: LogOption = None,
     gateway: GatewayOption = None,
     ca: CaOption = None,
@@ -34,9 +41,11 @@ def show(
 ) -> None:
     """Tell one record as a story: who asked, what they were, who said yes and why, how it was protected, how it ended.
 
+    With --key it is also proven, here and now: the record's signature, and its way to the log's signed state.
+
     \b
     Examples:
-      sealane audit show 1042
+      sealane audit show 1042 --key log.vkey
       sealane audit show 1042 --log /var/lib/sealane/log --json
     """
     from gateway.cli.record_view import show_record
@@ -45,14 +54,17 @@ def show(
         entry = source.entry(index)
         one = NumberedRecord(index, _document(entry))
         related = [] if raw else _related(source, one)
-    story = story_of(one, related)
+    story = list(story_of(one, related))
+    if key:
+        story.append(Line("proof", _proof(one, key, log, (gateway, ca, token_file))))
     if as_json:
         print_json({"index": index, **entry, "story": _as_objects(story)})
     elif raw:
         show_record(console(), index, {name: value for name, value in entry.items() if name != "entry"})
     else:
         _print_story(f"Record {index}", story)
-        say(f"proof         sealane audit prove {index} --out record-{index}.proof; as it stands: --raw")
+        if not key:
+            say(f"proof         --key log.vkey; to keep: sealane audit prove {index} --out record-{index}.proof")
 
 
 def migration(
@@ -107,6 +119,24 @@ def who_moved(
         return
     _print_moves(moves)
     say(f"{len(moves)} requests" + ("" if decisions.next is None else "; there are older ones: use --until"))
+
+
+def _proof(
+    one: NumberedRecord,
+    keys: Sequence[str],
+    log: Path | None,
+    options: tuple[str | None, Path | None, Path | None],
+) -> str:
+    """That what was shown is in the log, in words. Raises Refused if it is not."""
+    from gateway.cli.proving import proof_of_one, sealed_folder, sealed_gateway
+    from gateway.cli.record_source import connected
+    from gateway.cli.verification import read_keys
+
+    pinned = read_keys(keys)
+    if log is not None:
+        return proof_of_one(sealed_folder(log), one.index, one.record, pinned)
+    with connected(*options) as client:
+        return proof_of_one(sealed_gateway(client), one.index, one.record, pinned)
 
 
 def _of_migration(source: RecordSource, migration_id: str) -> Sequence[NumberedRecord]:

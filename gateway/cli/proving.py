@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -100,6 +102,35 @@ def lines_of(
     fits = _fits(question, now) if question.text else None
     asked = AskedQuery(question.text, now.isoformat(), question.timezone) if question.text else None
     return export_range(sealed, start, end, query=asked, shown=fits if hide else None)
+
+
+def proof_of_one(sealed: Sealed, index: int, shown: Mapping[str, Any], keys: Sequence[str]) -> str:
+    """In words: that what was shown of an entry is in the log. By a bundle, made and verified here. Raises Refused."""
+    if index >= sealed.tree.size:
+        raise Refused(f"entry {index} is not under the log's published state yet", REQUESTER, "ask again in a moment")
+    with audit_errors():
+        lines = "".join(export_entries(sealed, [index])).encode("ascii")
+    check = BundleCheck(io.BytesIO(lines), keys)
+    proven = [plain_json(one.document) for one in check.entries()]
+    problems = [one.what for one in check.verdict.problems]
+    if not problems and proven != [plain_json(shown)]:
+        problems = ["the log has something else there than what was shown"]
+    if problems:
+        raise Refused(f"entry {index} is NOT PROVEN: {problems[0]}", OPERATOR, "run `sealane audit verify`")
+    line = json.loads(lines.splitlines()[-1])
+    entry = json.loads(line["entry"])
+    how = "a permit, which its decision's record stands for"
+    if "record" in entry:
+        how = f"signed together with {entry['group']['size'] - 1} others" if "group" in entry else "signed by itself"
+    hashes = len(line["path"])
+    return (
+        f"verified: {how}; {hashes} hashes lead to the signed state of {sealed.origin} at {check.verdict.size} entries"
+    )
+
+
+def plain_json(value: object) -> str:
+    """So that what only looks equal (1 and true) is not."""
+    return json.dumps(value, sort_keys=True)
 
 
 def check_bundle(

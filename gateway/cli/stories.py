@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from gateway.cli.replies import NumberedRecord
@@ -183,9 +184,16 @@ def _permit(record: Mapping[str, Any]) -> Iterator[Line]:
     if details.get("not_admitted"):
         yield Line("not admitted", _text(details, "not_admitted"))
     if permit:
-        yield Line("permit", f"{_text(permit, 'jti')}, to begin until unix time {permit.get('exp')}")
+        yield Line("permit", f"{_text(permit, 'jti')}, to begin until {_moment(permit.get('exp'))}")
     if record.get("migration_id"):
         yield Line("migration", _text(record, "migration_id"))
+
+
+def _moment(unix: object) -> str:
+    try:
+        return f"{datetime.fromtimestamp(unix, UTC):%Y-%m-%d %H:%M:%S} UTC" if type(unix) is int else "no time"
+    except (ValueError, OverflowError, OSError):
+        return "an impossible time"
 
 
 def _outcome_of(receipts: Sequence[NumberedRecord]) -> Iterator[Line]:

@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 
+from audit.checkpoint import LogSigner
 from audit.log import Log
 from audit.record import Actor, Record, Vm, encode_entry
+from gateway.cli.errors import Refused
+from gateway.cli.proving import proof_of_one, sealed_folder
 from gateway.cli.replies import NumberedRecord
 from gateway.cli.stories import life_of, moves_of, story_of
 from tests.audit.query.documents import documents
@@ -101,6 +105,28 @@ def test_a_decision_tells_who_asked_who_allowed_it_and_how_it_ended(log: Path, s
         "sealane audit prove 0",
     ):
         assert words in told, words
+
+
+@pytest.mark.parametrize(("index", "hashes"), [(0, 3), (4, 1)])
+def test_with_a_key_it_is_proven_that_the_record_is_in_the_log(
+    index: int, hashes: int, log: Path, sealane: Sealane
+) -> None:
+    told = " ".join(sealane("audit", "show", index, "--log", log, "--key", SIGNER.vkey).stdout.split())
+    assert f"verified: signed by itself; {hashes} hashes lead to the signed state of {SIGNER.origin} at 5 ent" in told
+
+
+def test_what_is_not_in_the_log_is_not_proven(log: Path, sealane: Sealane) -> None:
+    result = sealane(
+        "audit", "show", "0", "--log", log, "--key", LogSigner(SIGNER.origin, Ed25519PrivateKey.generate()).vkey
+    )
+    assert "NOT PROVEN" in only_error_line(result)
+    sealed = sealed_folder(log)
+    with pytest.raises(Refused, match="something else there than what was shown"):
+        proof_of_one(sealed, 3, {"kind": "heartbeat"}, [SIGNER.vkey])
+    tail = log / "tail" / "0"
+    tail.write_bytes(tail.read_bytes().replace(b"empty host-a", b"empty host-b"))
+    result = sealane("audit", "show", "0", "--log", log, "--key", SIGNER.vkey)
+    assert "NOT PROVEN" in only_error_line(result)
 
 
 def test_a_denial_tells_why_and_that_nobody_knows_the_host(log: Path, sealane: Sealane) -> None:
