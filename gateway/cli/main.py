@@ -28,8 +28,6 @@ from gateway.cli import (
     people,
     placement,
     policy,
-    policy_compare,
-    policy_workshop,
     practice,
     reconcile,
     rollover,
@@ -115,8 +113,6 @@ app.add_typer(siem.app, name="siem")
 app.add_typer(evacuation.app, name="evacuation")
 app.add_typer(people.app, name="people")
 app.add_typer(sites.app, name="sites")
-for words, policy_command in (policy_workshop.COMMANDS | policy_compare.COMMANDS).items():
-    policy.app.command(words)(policy_command)
 app.add_typer(policy.app, name="policy")
 app.add_typer(session.app, name="session")
 app.add_typer(directory.app, name="directory")
