@@ -89,7 +89,7 @@ class _Assignments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 Assignment = Migrate | CancelMigration | Inspect | TakeEvacuation | WithdrawEvacuation
-_decode_assignments = msgspec.json.Decoder(_Assignments).decode
+decode_assignments = msgspec.json.Decoder(_Assignments).decode
 
 
 class _NotPermitted(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="denied"):
@@ -98,7 +98,7 @@ class _NotPermitted(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag
     message: Annotated[str, Meta(max_length=4096)]
 
 
-_decode_admission = msgspec.json.Decoder(Migrate | _NotPermitted).decode
+decode_admission = msgspec.json.Decoder(Migrate | _NotPermitted).decode
 
 
 class GatewayAway(TransportError):
@@ -212,7 +212,7 @@ class GatewayLink:
             try:
                 asks: dict[str, object] = {"wait_seconds": _POLL_SECONDS, "holds": self._host.holds()}
                 data = await self._post("/v1/relay/poll", asks)
-                answer = _decode_assignments(data)
+                answer = decode_assignments(data)
             except (GatewayAway, GatewayRefuses, msgspec.MsgspecError) as error:
                 if not away:
                     log.warning("gateway away; streams go on, no new work comes", cause=str(error))
@@ -238,7 +238,7 @@ class GatewayLink:
             body["reason"] = wish.reason
         try:
             with trio.fail_after(self._host.config.limits.message_seconds):
-                answer = _decode_admission(await self._post("/v1/relay/admission", body))
+                answer = decode_admission(await self._post("/v1/relay/admission", body))
         except GatewayRefuses as error:
             log.warning("the gateway refuses to answer for a permit", vm=wish.vm, cause=str(error))
             words = "the token that was handed in is not accepted: sign in again" if error.status == 401 else str(error)

@@ -63,7 +63,7 @@ class AskEvacuations(_Request, frozen=True, tag="evacuations"):
     pass
 
 
-_decode = msgspec.json.Decoder(
+decode_question = msgspec.json.Decoder(
     AskStatus | AskCancel | AskDrain | AskMetrics | AskEvacuate | AskEvacuated | AskEvacuations
 ).decode
 
@@ -105,7 +105,7 @@ class Operators:
 
     async def _answer(self, line: bytes) -> dict[str, object]:
         try:
-            request = _decode(line)
+            request = decode_question(line)
         except msgspec.MsgspecError:
             return {"error": "this is no question of this version"}
         match request:

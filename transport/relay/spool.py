@@ -76,7 +76,7 @@ class SessionJournal:
                 entry = json.loads(line)
                 following = entry.pop("state")
                 known = following in FOLLOWING
-            except (ValueError, KeyError, AttributeError, TypeError):
+            except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
                 known = False
             if not known:
                 raise SpoolFailed(f"{path}: damaged; an operator must decide where this guest runs")
