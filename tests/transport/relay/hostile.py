@@ -9,7 +9,7 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Literal, Self
+from typing import Self
 
 import trio
 from OpenSSL import SSL
@@ -27,7 +27,7 @@ from certs.tls import (
 from transport.relay.config import split_address
 from transport.relay.host import now
 from transport.wire.keys import ConnectionKeys, exporter_context
-from transport.wire.messages import Ack, Message, MessageReader, Offer, encode_message
+from transport.wire.messages import Ack, Message, MessageReader, Offer, Purpose, encode_message
 from transport.wire.preface import make_preface
 
 
@@ -132,7 +132,7 @@ class Driver:
         *,
         session_id: str | None = None,
         attempt: int = 0,
-        purpose: Literal["begin", "resume", "settle"] = "begin",
+        purpose: Purpose = "begin",
         following: dict[str, int] | None = None,
     ) -> Message | None:
         """Offer `permit`, derive this connection's keys, and return what the relay says to it."""

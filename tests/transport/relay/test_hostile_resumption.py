@@ -95,6 +95,33 @@ async def test_a_session_is_taken_up_by_its_own_host_under_its_own_permit_and_fo
     await taken.aclose()
 
 
+async def test_nothing_is_recovered_that_was_not_given_away_in_post_copy(
+    pair: Pair, vm_listener: trio.SocketListener
+) -> None:
+    permit = pair.site.permit(vm=VM)
+
+    async def recovered(text: str, session_id: str, host: str = "a", following: dict[str, int] | None = None) -> object:
+        credentials = pair.source.credentials if host == "a" else open_host(pair.site.relay_config(host)).credentials
+        async with Driver.connected(pair.address, credentials) as driver:
+            answer = await driver.offer(text, session_id=session_id, purpose="recover", following=following or {})
+            return getattr(answer, "code", answer)
+
+    async with begun(pair, permit) as driver, said_something(driver):
+        taken = await vm_listener.accept()
+        assert await taken.receive_some(3)
+        refused = [
+            await recovered(permit, "e" * 32),
+            await recovered(permit, driver.session_id),
+            await recovered(pair.site.permit(vm=VM), "e" * 32),
+            await recovered(permit, "e" * 32, host="b"),
+        ]
+        assert refused == [RefusalCode.SESSION_UNKNOWN] * 4
+        assert await recovered(permit, "e" * 32, following={"0": 1}) is None, "a violation, which gets no answer"
+        assert not taken.socket.fileno() < 0
+    assert isinstance(await resumed(pair, permit, driver.session_id, 1, {"0": 0}), Answer), "the session lives on"
+    await taken.aclose()
+
+
 LIES: dict[str, dict[str, int]] = {
     "more than was ever sent": {"0": 1},
     "a channel that was never opened": {"0": 0, "1": 4},
