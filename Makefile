@@ -12,6 +12,7 @@
 #   make kinds   move a guest in every way that QEMU knows, and write the table in docs/migration-kinds.md
 #   make neighbours  move guests between relays of this commit and of earlier ones (ARGS="--revision COMMIT"), both ways
 #   make newest-qemu  fetch the newest QEMU of Debian into .qemu-newest, for make kinds and make test
+#   make other-libvirt  fetch libvirt and QEMU of Debian 13 into .other-libvirt, and move guests between it and Debian 12's
 #   make keycloak  fetch Keycloak into .keycloak and try the preset for it (about three minutes)
 #   make editor  Neovim and Cedar's language server on a bundle (CEDAR_LANGUAGE_SERVER=PATH; docs/policy-guide.md)
 #   make deb     Debian packages of relay and gateway, in build/deb
@@ -25,7 +26,7 @@ ARGS ?=
 FUZZ_SECONDS ?= 60
 KILLS ?= 1000
 
-.PHONY: help demo test check bench rollover failures fuzz soak soak-sinks kinds neighbours newest-qemu keycloak editor deb lock setup
+.PHONY: help demo test check bench rollover failures fuzz soak soak-sinks kinds neighbours newest-qemu other-libvirt keycloak editor deb lock setup
 .DEFAULT_GOAL := help
 
 help:
@@ -71,6 +72,11 @@ neighbours:
 
 newest-qemu:
 	@deploy/newest-qemu.sh $(ARGS)
+
+other-libvirt:
+	@deploy/setup.sh test
+	@deploy/other-libvirt.sh
+	$(BIN)/pytest -n 0 tests/transport/libvirt/test_versions.py $(ARGS)
 
 keycloak:
 	@deploy/setup.sh test

@@ -3,41 +3,11 @@
 #
 #   deploy/newest-qemu.sh [SUITE]     default: sid
 #
-# `.qemu-newest/qemu-system-x86_64` starts it. Debian's own mirror is used, the one that apt is set up with here, and
-# its signatures are checked by the same keys. About 100 MB; a second run does nothing.
+# `.qemu-newest/qemu-system-x86_64` starts it. About 100 MB; a second run does nothing.
 set -eu
 cd "$(dirname "$0")/.."
-suite=${1:-sid}
 root=$PWD/.qemu-newest
-say() { printf 'newest-qemu: %s\n' "$*" >&2; }
-die() { printf 'newest-qemu: %s\n' "$*" >&2; exit 1; }
-
-command -v apt-get >/dev/null || die "apt-get is missing: this needs Debian"
-[ "$(cat "$root/suite" 2>/dev/null || true)" != "$suite" ] || exit 0
-
-# The first mirror of Debian proper that apt knows: by the one-line format, or by deb822.
-mirror=$(cat /etc/apt/sources.list /etc/apt/sources.list.d/*.list /etc/apt/sources.list.d/*.sources 2>/dev/null |
-    sed -nE 's/^deb +(\[[^]]*\] +)?([^ ]+\/debian\/?) .*/\2/p; s/^URIs: *([^ ]+\/debian\/?)( .*)?$/\1/p' | head -n 1)
-[ -n "$mirror" ] || die "no Debian mirror in /etc/apt: add one"
-keys=/usr/share/keyrings/debian-archive-keyring.gpg
-[ -e "$keys" ] || die "$keys is missing: apt-get install debian-archive-keyring"
-
-rm -rf "$root"
-mkdir -p "$root/apt/lists/partial" "$root/apt/archives/partial" "$root/files"
-: >"$root/apt/status"
-printf 'deb [signed-by=%s] %s %s main\n' "$keys" "$mirror" "$suite" >"$root/apt/sources.list"
-# An apt of its own: empty status, so that every library comes from this suite and none from this machine.
-own=(-o "Dir::State=$root/apt" -o "Dir::State::status=$root/apt/status" -o "Dir::State::lists=$root/apt/lists"
-    -o "Dir::Cache=$root/apt" -o "Dir::Cache::archives=$root/apt/archives" -o "Dir::Etc::sourcelist=$root/apt/sources.list"
-    -o Dir::Etc::sourceparts=- -o Dir::Etc::preferencesparts=- -o APT::Sandbox::User=root -o Debug::NoLocking=1)
-say "reading what Debian $suite offers"
-apt-get "${own[@]}" update -q >&2 || die "apt-get update for $suite failed: check the network"
-say "fetching QEMU and its libraries"
-apt-get "${own[@]}" install -y -q --no-install-recommends --download-only qemu-system-x86 >&2 || die "no QEMU in $suite"
-for package in "$root"/apt/archives/*.deb; do
-    dpkg-deb -x "$package" "$root/files" || die "$package cannot be unpacked: remove $root and run again"
-done
-rm -rf "$root/apt"
+deploy/debian-tree.sh "${1:-sid}" "$root" qemu-system-x86
 
 libraries=$root/files/usr/lib/$(uname -m)-linux-gnu
 cat >"$root/qemu-system-x86_64" <<END
@@ -48,5 +18,4 @@ exec $(find "$root/files" -name 'ld-linux-x86-64.so.2' | head -n 1) --library-pa
     $root/files/usr/bin/qemu-system-x86_64 -L $root/files/usr/share/qemu -L $root/files/usr/share/seabios "\$@"
 END
 chmod 755 "$root/qemu-system-x86_64"
-"$root/qemu-system-x86_64" --version >&2 || die "it does not start: remove $root and run again"
-printf '%s' "$suite" >"$root/suite"
+"$root/qemu-system-x86_64" --version >&2 || { echo "newest-qemu: it does not start: remove $root and run again" >&2; exit 1; }

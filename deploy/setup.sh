@@ -25,7 +25,7 @@ libvirt="libvirtd=libvirt-daemon virsh=libvirt-clients ip=iproute2 unshare=util-
 libvirt="$libvirt /usr/lib/$(uname -m)-linux-gnu/libvirt/connection-driver/libvirt_driver_qemu.so=libvirt-daemon-driver-qemu"
 bindings="/usr/lib/python3/dist-packages/libvirt.py=python3-libvirt" # by which orchestrators call libvirt
 # What the packages of this project are checked by: units, AppArmor profile, SELinux module.
-packaging="dpkg-deb=dpkg systemd-analyze=systemd apparmor_parser=apparmor checkmodule=checkpolicy semodule_package=semodule-utils"
+packaging="dpkg-deb=dpkg systemd-analyze=systemd systemd-nspawn=systemd-container apparmor_parser=apparmor checkmodule=checkpolicy semodule_package=semodule-utils"
 # Keys in PKCS#11 tokens.
 tokens="softhsm2-util=softhsm2 pkcs11-tool=opensc"
 # A library that makes system calls fail, for the log's tests (tests/gateway/faulty_disk.c).

@@ -29,7 +29,7 @@ def relay_host_findings(path: Path, root: Path, now: datetime) -> Iterator[Findi
         return
     yield Finding("configuration", "ok", f"{path} is understood")
     yield from _identity(config, now)
-    yield folder_finding(Path(config.relay.state_dir), 0o711)
+    yield folder_finding(Path(config.relay.state_dir), 0o700)
     yield listen_finding(*split_address(config.relay.listen, "relay.listen"))
     identity = config.identity
     client = (Path(identity.certificate), Path(identity.private_key))

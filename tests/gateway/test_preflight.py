@@ -168,7 +168,10 @@ async def test_a_real_libvirtd_answers_what_is_missing() -> None:
         needs = msgspec.structs.replace(
             machine, machine_type="pc-q35-99.9", networks=("prod",), bridges=("br-nowhere",),
             secrets=("0a81f5b2-8403-7b23-c8d6-21ccc2f80d6f",), hugepage_kib=12345,
-            disks=(Disk(name="vda", path="/nowhere/web.qcow2"), Disk(name="vdb", path="/etc/hostname")),
+            disks=(
+                Disk(name="vda", path="/nowhere/web.qcow2"), Disk(name="vdb", path="/etc/hostname"),
+                Disk(name="vdc", path="/dev/vg-nowhere/web"),
+            ),
         )  # fmt: skip
         checks = await destination_checks(UUID_WEB, needs, virsh)
         failed = {(check.code, check.detail.split(":")[0]) for check in checks if check.passed is False}
@@ -177,11 +180,16 @@ async def test_a_real_libvirtd_answers_what_is_missing() -> None:
         }  # fmt: skip
         assert ("storage", "vda") in failed
         assert ("storage", "vdb") not in failed
+        # Devices of the host are not in the /dev of the relay's unit.
+        assert [check.detail for check in checks if check.code == "storage" and check.passed is None] == [
+            "vdc: whether /dev/vg-nowhere/web is here the relay cannot see: look yourself"
+        ]
         rules = DomainRules(("/var/lib/libvirt/images/",), ("/usr/bin/kvm",), ("default",))
         checks = await destination_checks(UUID_WEB, needs, virsh, rules)
         assert {check.detail for check in checks if check.code == "arrival"} == {
             "disk '/nowhere/web.qcow2' is not in hypervisor.domain_paths of the relay here",
             "disk '/etc/hostname' is not in hypervisor.domain_paths of the relay here",
+            "disk '/dev/vg-nowhere/web' is not in hypervisor.domain_paths of the relay here",
             "network 'prod' is not in hypervisor.networks of the relay here",
             "network 'br-nowhere' is not in hypervisor.networks of the relay here",
             "emulator '/usr/bin/qemu-system-x86_64' is not in hypervisor.emulators of the relay here",

@@ -15,6 +15,8 @@ from transport.hypervisors.preflight_facts import Check, Disk, Machine
 from transport.hypervisors.virsh import Virsh
 from transport.libvirt_rpc.domain_xml import DomainRules
 
+# Of these folders the relay's unit gives it others, or none (deploy/systemd).
+_HIDDEN: Final = ("/dev/", "/home/", "/root/")
 _UNITS: Final = {"b": 1, "bytes": 1, "KiB": 1 << 10, "k": 1 << 10, "MiB": 1 << 20, "M": 1 << 20, "GiB": 1 << 30}
 # These stop a migration whatever the destination has; others of `devices_of` depend on the versions.
 _NEVER: Final = {
@@ -215,6 +217,9 @@ def _disk_path(disk: Disk) -> Check:
         found = Path(disk.path).exists()
     except OSError:
         return Check(code="storage", passed=None, detail=f"{disk.name}: {disk.path} cannot be looked at here")
+    if not found and disk.path.startswith(_HIDDEN):
+        detail = f"{disk.name}: whether {disk.path} is here the relay cannot see: look yourself"
+        return Check(code="storage", passed=None, detail=detail)
     detail = f"{disk.name}: {disk.path} is {'there' if found else 'missing'} here"
     return Check(code="storage", passed=found, detail=detail)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -24,6 +25,18 @@ from tests.transport.site import Site
 
 ROOT = Path(__file__).parents[3]
 QEMU_UID = 64055
+
+
+def _as_the_unit() -> list[str]:
+    """A prefix that takes from root what systemd takes from the relay: its unit's capabilities are left, no others."""
+    unit = (ROOT / "deploy" / "systemd" / "sealane-relay.service").read_text()
+    kept = re.search(r"^CapabilityBoundingSet=(.+)$", unit, re.MULTILINE)
+    assert kept is not None
+    names = [name.removeprefix("CAP_").lower() for name in kept[1].split()]
+    return ["setpriv", "--no-new-privs", "--bounding-set", ",".join(["-all", *(f"+{name}" for name in names)])]
+
+
+AS_THE_UNIT = _as_the_unit()
 PATIENCE_SECONDS = 60.0
 MEMORY_MIB = 64
 _MOUNTED = ("lib/libvirt", "cache/libvirt", "log/libvirt")
@@ -46,6 +59,7 @@ mkdir -p /etc/libvirt /run/libvirt /var/lib/libvirt /var/cache/libvirt /var/log/
 mount --bind {base}/etc /etc/libvirt
 mount --bind {base}/run /run/libvirt
 for which in lib cache log; do mount --bind {base}/$which /var/$which/libvirt; done
+{more}
 exec {python} {init} /usr/sbin/libvirtd -p /run/libvirt/libvirtd.pid
 """
 
@@ -95,7 +109,9 @@ class Host:
         """Exit code and output of `virsh` at this host's libvirtd, run as an operator there would."""
         command = self.inside("virsh", "-c", "qemu:///system", *arguments)
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=seconds, check=False, env={**os.environ, "LC_ALL": "C"}
+            )
         except subprocess.TimeoutExpired:
             return 124, "virsh timed out"
         return done.returncode, (done.stdout + done.stderr).strip()
@@ -271,7 +287,7 @@ class Pair:
         with log.open("ab") as errors:
             process = subprocess.Popen(
                 host.inside(
-                    sys.executable, "-m", "tests.transport.libvirt.permitting_relay",
+                    *AS_THE_UNIT, sys.executable, "-m", "tests.transport.libvirt.permitting_relay",
                     str(self.folder), host.name, *addresses, json.dumps(sections),
                 ),
                 cwd=ROOT, env={**os.environ, "PAUSE_AT": pause},
@@ -302,7 +318,8 @@ def make_disk(host: Host, name: str, fill: bytes | None) -> str:
     )
 
 
-def start_host(folder: Path, name: str, address: str, peer: str, qemu_user: str) -> Host:
+def start_host(folder: Path, name: str, address: str, peer: str, qemu_user: str, usr: Path | None = None) -> Host:
+    """`usr`: what stands in the place of this machine's /usr, another Debian's (`deploy/other-libvirt.sh`)."""
     base = folder / name
     for part in ("etc", "etc/pki", "run", "lib", "cache", "log"):
         (base / part).mkdir(parents=True)
@@ -318,7 +335,9 @@ def start_host(folder: Path, name: str, address: str, peer: str, qemu_user: str)
         lines = [old for old in known.read_text().splitlines() if not old.startswith("libvirt-qemu:")]
         extra = ["kvm:x:64056:"] if table == "group" and not any(old.startswith("kvm:") for old in lines) else []
         (base / table).write_text("\n".join([*lines, line, *extra]) + "\n")
-    script = _ENTER.format(name=name, base=base, python=sys.executable, init=Path(__file__).with_name("init.py"))
+    more = f"mount --bind {usr} /usr" if usr is not None else ""
+    init = Path(__file__).with_name("init.py")
+    script = _ENTER.format(name=name, base=base, python=sys.executable, init=init, more=more)
     with (base / "out.txt").open("wb") as out:
         process = subprocess.Popen(
             ["setpriv", "--pdeathsig", "KILL",  # a test run that is killed leaves no host behind
@@ -369,8 +388,9 @@ def two_hosts(
     *,
     with_relays: bool = True,
     qemu_user: str = "libvirt-qemu",
+    usr_b: Path | None = None,
 ) -> Iterator[Pair]:
-    """Hosts with libvirtd and a relay each; `folder`'s path must leave room for unix sockets."""
+    """Hosts with libvirtd and a relay each; `folder`'s path must leave room for unix sockets. `usr_b`: b's /usr."""
     folder.chmod(0o755)  # QEMU runs as another user
     Site.lay_out(folder).log.close()
     image = build_boot_image(GuestLayout.for_memory(memory_mib, hot_mib), folder)
@@ -378,7 +398,7 @@ def two_hosts(
     with contextlib.ExitStack() as ending:
         a = start_host(folder, "a", "10.77.0.1", "b", qemu_user)
         ending.callback(stop_host, a)
-        b = start_host(folder, "b", "10.77.0.2", "a", qemu_user)
+        b = start_host(folder, "b", "10.77.0.2", "a", qemu_user, usr_b)
         ending.callback(stop_host, b)
         join(a, b)
         pair = Pair(folder, image, a, b, memory_mib, qemu_user)
