@@ -27,7 +27,7 @@ mount --bind /proc "$root/proc"
 mount --bind /dev "$root/dev"
 cp "$package" "$root/sealane.deb"
 chroot "$root" dpkg --install /sealane.deb >/dev/null
-mkdir "$root/work"
+mkdir "$root/tried"
 cp "$work/relay.toml" "$root/etc/sealane/relay.toml"
 chroot "$root" /bin/bash -euc '
 umask 077
@@ -41,8 +41,8 @@ cat >"$root/etc/systemd/system/try.service" <<END
 After=basic.target
 [Service]
 Type=oneshot
-TimeoutStartSec=120
-ExecStart=/bin/bash /work/script
+TimeoutStartSec=300
+ExecStart=/bin/bash /tried/script
 ExecStopPost=/bin/systemctl --no-block exit
 END
 printf '[Unit]\nRequires=basic.target try.service\nAfter=basic.target\n' >"$root/etc/systemd/system/try.target"
@@ -51,12 +51,12 @@ for unit in systemd-networkd systemd-resolved systemd-timesyncd; do
 done
 rm -f "$root/etc/machine-id"
 : >"$root/etc/machine-id"
-exec systemd-nspawn --quiet --register=no --keep-unit --private-network -D "$root" --bind="$work:/work" \
+exec systemd-nspawn --quiet --register=no --keep-unit --private-network -D "$root" --bind="$work:/tried" \
     --boot systemd.unit=try.target
 """
 _SCRIPT = """
 relay=sealane-relay.service
-exec >/work/said 2>/work/trouble
+exec >/tried/said 2>/tried/trouble
 is() { systemctl show -P "$1" $relay; }
 until_active() { for _ in $(seq 300); do [ "$(is ActiveState)" != active ] || return 0; sleep 0.1; done; }
 systemctl start $relay && echo "started $(is ActiveState) $(is Slice)"
@@ -73,7 +73,7 @@ echo "killed $(is ActiveState) $(is NRestarts)"
 systemctl stop $relay
 systemctl start sealane-relay.socket && systemctl start $relay && echo "by socket $(is ActiveState)"
 sealane relay status --json | tail -1
-journalctl -u $relay --no-pager >/work/journal
+journalctl -u $relay --no-pager >/tried/journal
 """
 
 
@@ -85,7 +85,7 @@ def test_its_unit_starts_it_reloads_it_and_starts_it_again(package: Path, tmp_pa
     (work / "relay.toml").write_text(relay)
     (work / "script").write_text(_SCRIPT)
     command = ["unshare", "--mount", "--propagation", "private", "bash", "-c", _BOOT, "boot", top, package, work]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=300, check=False)
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=450, check=False)
     said = work / "said"
     assert said.exists(), done.stdout[-3000:] + done.stderr[-3000:]
     trouble = (work / "trouble").read_text() + ((work / "journal").read_text() if (work / "journal").exists() else "")
