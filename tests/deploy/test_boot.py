@@ -84,7 +84,19 @@ def test_its_unit_starts_it_reloads_it_and_starts_it_again(package: Path, tmp_pa
     relay = block("relay").replace("10.7.0.11:7443", "127.0.0.1:7443").replace("10.7.0.2:8443", "127.0.0.1:1")
     (work / "relay.toml").write_text(relay)
     (work / "script").write_text(_SCRIPT)
-    command = ["unshare", "--mount", "--propagation", "private", "bash", "-c", _BOOT, "boot", top, package, work]
+    command = [
+        "unshare",
+        "--mount",
+        "--propagation",
+        "private",
+        "bash",
+        "-c",
+        _BOOT,
+        "boot",
+        str(top),
+        str(package),
+        str(work),
+    ]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=450, check=False)
     said = work / "said"
     assert said.exists(), done.stdout[-3000:] + done.stderr[-3000:]
