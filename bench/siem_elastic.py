@@ -15,11 +15,12 @@ import trio
 
 from audit.siem.elastic import ElasticSink
 from audit.siem.shipper import EntrySource, Shipper
-from audit.siem.status import SinkEvent, Terms
+from audit.siem.status import SinkEvent
 from bench.harness import BenchError, Plan, tell
 from bench.permit_latency import DISK
 from bench.siem_rsyslog import DISTINCT, Repeated
 from certs.files import write_atomically
+from gateway.siem.tables import ElasticsearchTable
 from tests.audit.samples import ORIGIN, entry
 from tests.elasticsearch_node.process import ElasticsearchNode
 
@@ -110,7 +111,8 @@ async def _deliver(
 ) -> None:
     _, key = await trio.to_thread.run_sync(node.make_api_key, name, f"{name}-*")
     sink = ElasticSink(name, node.keyed_client(key, seconds=60), name)
-    shipper = Shipper(sink, log, folder, write_atomically, _tell, Terms())
+    terms = ElasticsearchTable(name=name, url=node.url).terms
+    shipper = Shipper(sink, log, folder, write_atomically, _tell, terms)
     with trio.move_on_after(TIMEOUT_SECONDS):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(shipper.run)

@@ -14,6 +14,7 @@
     reconcile_lines.py  the same question of a file of lines · verify_line.py is this one line ours?
     formats/       a document as one line of JSON, CEF, LEEF, OCSF or syslog
     elastic.py     Elasticsearch: bulk into time-named indices, reading back · elastic_http.py bounds its answers
+    elastic_query.py an audit query in its words · elastic_counting.py how many fit
     reconcile.py   does the SIEM hold exactly what the log holds?
     status.py      the bounds of a delivery, and what is known of it
 

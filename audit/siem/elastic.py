@@ -15,8 +15,10 @@ import msgspec
 import trio
 from elasticsearch import ApiError, Elasticsearch
 
+from audit.index_questions import Bucket
 from audit.query import Node
 from audit.siem.document import Document
+from audit.siem.elastic_counting import buckets_of, clauses_of, histogram_of, within
 from audit.siem.elastic_http import AnswerTooLarge
 from audit.siem.elastic_query import query_of
 from audit.siem.mapping import MAPPING
@@ -33,8 +35,7 @@ _TEMPLATE_PRIORITY: Final = 500
 _PAGE: Final = 1000
 _MOST_PER_ENTRY: Final = 10  # documents; who lays down more than that has made the comparison pointless
 _THREADS: Final = 6
-_PARTS: Final = 3
-_SMALLEST_PART: Final = 100
+_PART: Final = 250
 Answer = TypeVar("Answer")
 
 
@@ -67,8 +68,7 @@ class ElasticSink:
             await self._call(self._put_template)
             self._is_prepared = True
         # In parts, whose documents are made one part after the other: the server works on one while the next is made.
-        size = max(_SMALLEST_PART, -(-len(batch) // _PARTS))
-        parts = [batch[at : at + size] for at in range(0, len(batch), size)]
+        parts = [batch[at : at + _PART] for at in range(0, len(batch), _PART)]
         answers: dict[int, list[Refusal]] = {}
         failures: list[SinkAway] = []
 
@@ -116,6 +116,25 @@ class ElasticSink:
         if after is not None:
             clauses.append({"range": {"event.sequence": {"lt": after}}})
         return await self._call(lambda: self._page({"bool": {"filter": clauses}}, limit))
+
+    async def count(self, where: Node, origin: str) -> int:
+        """How many documents of the log fit, by the server's own word. Raises SinkAway."""
+
+        def ask() -> int:
+            return int(self._client.count(index=self.pattern, query=clauses_of(where, origin))["count"])
+
+        return await self._call(ask)
+
+    async def histogram(self, where: Node, origin: str, start: int, width: int, buckets: int) -> list[Bucket]:
+        """See `Questions.histogram`; whole seconds. Raises SinkAway."""
+        query = clauses_of(within(where, start, width, buckets), origin)
+        aggregations = histogram_of(start, width)
+
+        def ask() -> list[Bucket]:
+            answer = self._client.search(index=self.pattern, query=query, aggregations=aggregations, size=0).body
+            return buckets_of(answer.get("aggregations", {"times": {"buckets": []}}))
+
+        return await self._call(ask)
 
     async def refresh(self) -> None:
         """Make what was delivered visible to searches."""

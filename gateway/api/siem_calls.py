@@ -16,6 +16,7 @@ from gateway.siem.jobs import Job
 router = APIRouter()
 
 MAX_QUARANTINE_PAGE = 100
+MAX_LISTED = 20
 Index = Annotated[int, Field(ge=0, le=2**62)]
 
 
@@ -32,6 +33,20 @@ class Reconciliation(Range):
     """`repair`: deliver what is missing, which needs ManageSiem."""
 
     repair: bool = False
+
+
+class FileFindings(Range):
+    """What comparing a receiver's own files with the log has found (`sealane siem reconcile-file --record`)."""
+
+    start: Index = Field(alias="from")
+    end: Index = Field(alias="to")
+    compared: Index
+    missing_count: Index
+    altered_count: Index
+    added_count: Index
+    missing: Annotated[list[Index], Field(max_length=MAX_LISTED)] = []
+    altered: Annotated[list[Index], Field(max_length=MAX_LISTED)] = []
+    added: Annotated[list[Annotated[str, Field(max_length=512)]], Field(max_length=MAX_LISTED)] = []
 
 
 @router.get("/v1/siem", summary="Every sink: lag, rate, last error, quarantine")
@@ -51,6 +66,13 @@ async def reconcile(name: str, body: Reconciliation, desk: AtDesk, person: Askin
     """Needs ReadSiem. 202: begun, and recorded; its state is `job` of the sink, its result a record."""
     job = Job(name, "reconcile", body.start, body.end, body.repair)
     return JsonAnswer(await desk.oversight.begin(job, person, desk.now(), address), 202)
+
+
+@router.post("/v1/siem/{name}/file-findings", status_code=201, summary="Record what files were found to hold")
+async def file_findings(name: str, body: FileFindings, desk: AtDesk, person: Asking, address: Address) -> Response:
+    """Needs ReadSiem. 201: `siem.reconciled` is in the log, as the word of who compared."""
+    found = body.model_dump(by_alias=True)
+    return JsonAnswer(await desk.oversight.file_compared(name, found, person, desk.now(), address), 201)
 
 
 @router.post("/v1/siem/{name}/resend", status_code=202, summary="Send entries once more")

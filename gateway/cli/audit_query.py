@@ -106,15 +106,13 @@ def query(
       sealane audit query 'vm:web-1 since:30d'
       sealane audit query 'outcome:denied NOT who:alice' --format csv
       sealane audit query 'kind:migration.receipt downtime:>300ms' --count
-      sealane audit query 'who:mallory' --on elastic
+      sealane audit query 'who:mallory' --on elastic --count
       sealane audit query --host host-b --log /mnt/evidence/log
       sealane audit query 'outcome:denied' --histogram day
     """
     given = {"migration": migration, "vm": vm, "host": host, "actor": actor, "outcome": outcome, "kind": kind}
-    if on is not None and (log is not None or count or histogram is not None):
-        raise BadConfiguration(
-            "--on excludes --log, --count and --histogram", REQUESTER, "ask the SIEM for records only"
-        )
+    if on is not None and log is not None:
+        raise BadConfiguration("--on excludes --log", REQUESTER, "ask either the SIEM or the log's folder")
     question = Question(terms_of(given, since, until), _text(text, saved), timezone, on)
     if explain or save is not None or log is not None:
         lines = _explained(

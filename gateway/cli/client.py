@@ -35,6 +35,7 @@ from gateway.cli.replies import (
     MigrationReply,
     NamedReply,
     QuarantineReply,
+    RecordedReply,
     RecordsReply,
     RolloverReply,
     RolloversReply,
@@ -198,6 +199,11 @@ class GatewayClient:
     def begin_siem(self, name: str, what: str, body: Mapping[str, Any]) -> SiemJob:
         """Begin `reconcile` or `resend`; its state shows in `sink`."""
         return _decode(self._ask("POST", f"/v1/siem/{quote(name, safe='')}/{what}", body=body), SiemJob)
+
+    def record_file_findings(self, name: str, found: Mapping[str, Any]) -> int:
+        """Put into the log what the receiver's files were found to hold; the record's index."""
+        path = f"/v1/siem/{quote(name, safe='')}/file-findings"
+        return _decode(self._ask("POST", path, body=found), RecordedReply).index
 
     def quarantine(self, name: str, after: int) -> QuarantineReply:
         """What the sink's receiver refuses for ever."""

@@ -401,6 +401,12 @@ class SiemJob(msgspec.Struct, frozen=True):
     result: dict[str, Any] | None = None
 
 
+class RecordedReply(msgspec.Struct, frozen=True):
+    """What was put into the log, and where."""
+
+    index: Count
+
+
 class SinkReply(msgspec.Struct, frozen=True):
     """GET /v1/siem/{name}: how far a sink has got. `lag`: entries yet to be delivered."""
 

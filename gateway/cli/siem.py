@@ -50,7 +50,7 @@ def status(
     Example:
       sealane siem status
     """
-    with _client(gateway, ca, token_file) as client:
+    with signed_in(gateway, ca, token_file) as client:
         sinks = client.sinks().sinks
     in_order = all(sink.state in {"starting", "delivering"} and not sink.quarantined for sink in sinks)
     if as_json:
@@ -142,7 +142,7 @@ def quarantine(
     Example:
       sealane siem quarantine elastic
     """
-    with _client(gateway, ca, token_file) as client:
+    with signed_in(gateway, ca, token_file) as client:
         reply = client.quarantine(name, after)
     if as_json:
         import msgspec
@@ -155,7 +155,7 @@ def quarantine(
 
 
 @contextmanager
-def _client(gateway: str | None, ca: Path | None, token_file: Path | None) -> Iterator[GatewayClient]:
+def signed_in(gateway: str | None, ca: Path | None, token_file: Path | None) -> Iterator[GatewayClient]:
     from gateway.cli.client import GatewayClient
 
     settings = resolve(gateway, ca, token_file, Path.home())
@@ -168,7 +168,7 @@ def _run(
     begin: Callable[[GatewayClient], SiemJob], name: str, gateway: str | None, ca: Path | None, token_file: Path | None
 ) -> SiemJob:
     """Begin it and wait for its end; Ctrl-C ends the waiting and not the work."""
-    with _client(gateway, ca, token_file) as client:
+    with signed_in(gateway, ca, token_file) as client:
         job = begin(client)
         while job.state == "running":
             time.sleep(_POLL_SECONDS)

@@ -88,6 +88,11 @@ class Delivery:
     def names(self) -> list[str]:
         return list(self._tables)
 
+    @property
+    def log_size(self) -> int:
+        """Entries that are committed."""
+        return self._source.size
+
     async def run(self) -> None:
         """Deliver until cancelled. Nothing that a sink does ends it, or another sink."""
         async with trio.open_nursery() as nursery:
@@ -121,6 +126,11 @@ class Delivery:
             raise NotKnown(
                 "no sink has that name", next_step=f"one of: {', '.join(self._tables) or 'none is configured'}"
             ) from None
+
+    def table(self, name: str) -> AnySinkTable:
+        """What the configuration says of it. Errors: NotKnown."""
+        self.shipper(name)
+        return self._tables[name]
 
     def status(self, name: str) -> dict[str, Any]:
         """Of one sink, for people and programs. Errors: NotKnown."""

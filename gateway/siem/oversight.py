@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import trio
 
 from audit.checkpoint import LogVerifier
 from audit.errors import RecordError
+from audit.index_questions import Bucket
 from audit.query import Node
 from audit.record import PermitEntry, SignedRecord, decode_entry
 from audit.siem.elastic import ElasticSink
@@ -25,6 +26,8 @@ from gateway.recording import Event, actor_of, identity_of
 from gateway.siem.delivery import Delivery
 from gateway.siem.jobs import Job
 from policy.facts import Context, Person, Question
+
+Counted = TypeVar("Counted")
 
 
 class Oversight:
@@ -59,15 +62,63 @@ class Oversight:
         Each must be signed by this log, or it is no answer but a finding. Errors: NotKnown, RequestRefused,
         SearchUnavailable.
         """
-        sink = self._delivery.shipper(name).sink
-        if not isinstance(sink, ElasticSink):
-            raise RequestRefused("this kind of receiver cannot be asked", next_step="name a sink of kind elasticsearch")
+        sink = self._elastic(name)
         try:
             found = await sink.find(where, self._verifiers[0].origin, after, limit + 1)
         except SinkAway as error:
-            raise SearchUnavailable(f"{name} does not answer: {error}", next_step="ask the gateway itself") from error
+            raise _unavailable(name, error) from error
         shown = [self._proven(name, held) for held in found[:limit]]
         return Page(shown, shown[-1]["index"] if len(found) > limit else None)
+
+    async def count(self, name: str, where: Node) -> int:
+        """How many there are by the SIEM's own word, which bears no signature. The caller has asked for ReadAudit.
+
+        Errors: NotKnown, RequestRefused, SearchUnavailable.
+        """
+        return await self._counted(name, lambda sink: sink.count(where, self._verifiers[0].origin))
+
+    async def histogram(self, name: str, where: Node, start: int, width: int, buckets: int) -> list[Bucket]:
+        """The same by time and outcome; microseconds of whole seconds."""
+        return await self._counted(
+            name, lambda sink: sink.histogram(where, self._verifiers[0].origin, start, width, buckets)
+        )
+
+    async def _counted(self, name: str, ask: Callable[[ElasticSink], Awaitable[Counted]]) -> Counted:
+        sink = self._elastic(name)
+        if self._delivery.table(name).redact:
+            raise RequestRefused(
+                "this sink is denied fields, so that it cannot count by them", next_step="ask the gateway itself"
+            )
+        try:
+            return await ask(sink)
+        except SinkAway as error:
+            raise _unavailable(name, error) from error
+
+    def _elastic(self, name: str) -> ElasticSink:
+        sink = self._delivery.shipper(name).sink
+        if not isinstance(sink, ElasticSink):
+            raise RequestRefused("this kind of receiver cannot be asked", next_step="name a sink of kind elasticsearch")
+        return sink
+
+    async def file_compared(
+        self, name: str, found: Mapping[str, Any], person: Person, now: datetime, address: str
+    ) -> dict[str, Any]:
+        """Record what a person says that a comparison of the receiver's files has found: it is their word, by name.
+
+        Needs ReadSiem. Errors: NotAllowed, NotKnown, RequestRefused.
+        """
+        asked = {"reconcile-file": name[:64], "from": found["from"], "to": found["to"]}
+        await self._require("ReadSiem", person, now, address, asked, recorded=True)
+        if isinstance(self._delivery.shipper(name).sink, ElasticSink):
+            raise RequestRefused("this receiver can be asked", next_step=f"use: sealane siem reconcile {name}")
+        size = self._delivery.log_size
+        if not 0 <= found["from"] <= found["to"] <= size:
+            raise RequestRefused(f"the range is not within the log, which has {size} entries")
+        agrees = not (found["missing_count"] or found["altered_count"] or found["added_count"])
+        details = {"sink": name, "by": "reconcile-file", "agrees": agrees, "client_address": address, **found}
+        event = Event("siem.reconciled", "completed" if agrees else "failed", actor=actor_of(person), details=details)
+        committed = await self._gate.recorder.append(event)
+        return {"index": committed.index, "agrees": agrees}
 
     def _proven(self, name: str, held: Held) -> dict[str, Any]:
         """The record in a document. A permit entry has no signature of its own, but is covered by reconciliation."""
@@ -114,3 +165,7 @@ class Oversight:
             await self._gate.recorder.append(Event("siem.asked", outcome, actor=actor_of(person), details=details))
         if not decision.allowed:
             raise NotAllowed(f"this is denied: {decision.denied_because}")
+
+
+def _unavailable(name: str, error: SinkAway) -> SearchUnavailable:
+    return SearchUnavailable(f"{name} does not answer: {error}", next_step="ask the gateway itself")

@@ -13,13 +13,15 @@ from gateway.siem.sink_table import SinkTable, Text, require_https
 MAX_SINKS: Final = 16
 
 
-class ElasticsearchTable(SinkTable, frozen=True, tag="elasticsearch"):
+class ElasticsearchTable(SinkTable, frozen=True, kw_only=True, tag="elasticsearch"):
     """Either an API key (one line, file mode 0600) or a client certificate.
 
     `indices`: the beginning of their names; `lifecycle`: the cluster's policy that they follow. `trust_bundle`: PEM, by
     default what the system trusts.
     """
 
+    # Each request costs the server an fsync, and the end of a batch a wait: larger ones than others take.
+    batch_entries: Annotated[int, Meta(ge=1, le=5_000)] = 2_000
     url: Text
     api_key_file: Text | None = None
     certificate: Text | None = None

@@ -156,6 +156,19 @@ async def test_a_question_has_the_same_answer_at_the_siem(delivering: Site, elas
             here = (await carol.get("/v1/records", params=asked)).json()
             there = (await carol.get("/v1/records", params={**asked, "on": "elastic"})).json()
             assert here["records"] == there["records"], query
+        for query in ("outcome:denied", "kind:migration.*", "kind:nothing"):
+            before = f"({query}) index:<{size}"
+            here, there = [
+                (await carol.get("/v1/records", params={"query": before, "count": "true", **on})).json()
+                for on in ({}, {"on": "elastic"})
+            ]
+            assert here["count"] == there["count"], query
+            for width in (7, 3600):
+                asked = {"query": before, "width_seconds": width}
+                here = (await carol.get("/v1/records/histogram", params=asked)).json()
+                there = (await carol.get("/v1/records/histogram", params={**asked, "on": "elastic"})).json()
+                assert here["buckets"] == there["buckets"], (query, width)
+                assert bool(here["buckets"]) is (query != "kind:nothing")
         first = (await carol.get("/v1/records", params={"after": size, "limit": 2, "on": "elastic"})).json()
         assert first["next"] == first["records"][-1]["index"]
 

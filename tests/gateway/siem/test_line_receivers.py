@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import re
 import tomllib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,38 @@ async def _deliver_and_compare(site: Site, rsyslog: RsyslogReceiver, lines: Path
     result = reconcile_range(site, "relp", tampered, end, code=1)
     assert (result["missing"], [each["index"] for each in result["altered"]]) == ([2], [1])
     assert result["added"] == [f"tampered.stored:{end}"]
+
+
+@pytest.mark.whole
+async def test_what_was_found_in_files_goes_on_record_as_the_word_of_who_compared(site: Site, tmp_path: Path) -> None:
+    lines, home = tmp_path / "audit.jsonl", tmp_path / ".config" / "sealane"
+    with_sinks(site, f'[[siem.sinks]]\nname = "lines"\nkind = "file"\npath = "{lines}"')
+    home.mkdir(parents=True)
+    async with running_gateway(site) as running:
+        await until_delivered(running, "lines")
+        (home / "client.toml").write_text(f'gateway = "{running.url}"\nca = "{site.ca}"\n')
+        (home / "token.json").touch(0o600)
+        (home / "token.json").write_text(running.token("carol") + "\n")
+        stored = tmp_path / "stored"
+        stored.write_bytes(b"".join(lines.read_bytes().splitlines(keepends=True)[1:3]))
+        arguments = ["siem", "reconcile-file", "lines", str(stored), "--config", str(site.gateway_config), "--to", "3"]
+        run = partial(CliRunner().invoke, app, [*arguments, "--record", "--json"], env={"HOME": str(tmp_path)})
+        result = await trio.to_thread.run_sync(run)
+        assert result.exit_code == 1, result.output
+        (record,) = await running.records("siem.reconciled")
+        assert (record["outcome"], record["actor"]["name"], record["sequence"]) == (
+            "failed",
+            "Carol Auditor",
+            msgspec.json.decode(result.stdout)["recorded"],
+        )
+        details = record["details"]
+        assert (details["by"], details["sink"], details["missing"]) == ("reconcile-file", "lines", [0])
+        found = {name: details[name] for name in ("from", "to", "compared", "missing_count")}
+        told = {**found, "altered_count": 0, "added_count": 0}
+        assert (await running.person("bob").post("/v1/siem/lines/file-findings", json=told)).status_code == 403
+        beyond = await running.person("carol").post("/v1/siem/lines/file-findings", json={**told, "to": 10**6})
+        assert beyond.status_code == 400
+        assert len(await running.records("siem.reconciled")) == 1
 
 
 def reconcile_range(site: Site, name: str, file: Path, end: int, code: int = 0) -> dict[str, Any]:
