@@ -99,6 +99,11 @@ def cpu_seconds(pid: int) -> float:
     return own + sum(cpu_seconds(child) for child in children_of(pid))
 
 
+def forget_peak_rss(pid: int) -> None:
+    """What `peak_rss_bytes` tells begins anew, at what the process holds now (proc(5), clear_refs)."""
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
 def peak_rss_bytes(pid: int) -> int:
     """VmHWM of a process: the most memory that it ever had resident. 0 when it has ended."""
     try:

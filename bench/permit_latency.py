@@ -113,7 +113,9 @@ def site_with_vms(folder: Path, vms: int, log_origin: str = "sealane.example/ben
 
 @contextmanager
 def gateway(site: Site, folder: Path, start_seconds: float = 30.0) -> Iterator[tuple[int, str]]:
-    command = [str(Path(sys.executable).with_name("sealane")), "gateway", "serve", "--config", str(site.gateway_config)]
+    program = str(Path(sys.executable).with_name("sealane"))
+    # As its systemd unit starts it.
+    command = ["env", "MALLOC_ARENA_MAX=2", program, "gateway", "serve", "--config", str(site.gateway_config)]
     log = folder / "gateway.log"
     with running(command, log) as process:
         wait_until(

@@ -65,7 +65,7 @@ class Shipper:
         self._cursor_file = folder / f"{sink.name}.cursor"
         self._write = write
         self._tell = tell
-        self._terms = terms or Terms()
+        self.terms = terms or Terms()
         self._one_at_a_time = trio.Lock()
         self._told_degraded = False
         self._refused_in_a_row = 0
@@ -89,9 +89,13 @@ class Shipper:
 
     async def deliver(self, documents: Sequence[Document]) -> Sequence[Refusal]:
         """Send documents beside the cursor, when no other batch is under way. Raises SinkAway."""
-        with _within(self._terms.deadline_seconds):
+        with _within(self.terms.deadline_seconds):
             async with self._one_at_a_time:
-                return await self.sink.deliver(documents)
+                self.status.sent_at = trio.current_time()
+                try:
+                    return await self.sink.deliver(documents)
+                finally:
+                    self.status.sent_at = None
         raise AssertionError  # for mypy, which thinks that `_within` may swallow
 
     async def deliver_again(self, start: int, end: int) -> int:
@@ -100,8 +104,8 @@ class Shipper:
         Returns how many were sent and taken. Raises SinkAway, AuditError.
         """
         taken = 0
-        for first in range(start, end, self._terms.batch_entries):
-            entries = await self._read(first, min(end, first + self._terms.batch_entries))
+        for first in range(start, end, self.terms.batch_entries):
+            entries = await self._read(first, min(end, first + self.terms.batch_entries))
             documents, refused = await self._rendered(entries)
             refusals = [*refused, *await self.deliver(documents)] if documents else refused
             await trio.to_thread.run_sync(self.quarantine.put, refusals, entries)
@@ -130,7 +134,7 @@ class Shipper:
         return moved
 
     async def _next_batch(self, cursor: Cursor) -> list[LogEntry]:
-        terms = self._terms
+        terms = self.terms
         while True:
             self._show(cursor)
             await self._tell_quarantined()
@@ -167,7 +171,7 @@ class Shipper:
             return Refusal(entry.index, one_line(f"is no entry of ours: {error}"))
 
     async def _until_taken(self, batch: Sequence[Document]) -> Sequence[Refusal]:
-        terms, pause = self._terms, _FIRST_PAUSE
+        terms, pause = self.terms, _FIRST_PAUSE
         while True:
             asked = None
             try:
@@ -188,7 +192,7 @@ class Shipper:
         if len(refusals) < len(batch):
             self._refused_in_a_row = 0
             return
-        if self._refused_in_a_row + len(batch) >= self._terms.refused_in_a_row:
+        if self._refused_in_a_row + len(batch) >= self.terms.refused_in_a_row:
             raise SinkAway(f"it refuses every entry, the last one because: {refusals[-1].cause}")
         self._refused_in_a_row += len(batch)
 
@@ -197,7 +201,7 @@ class Shipper:
         status.state, status.last_error = State.FAILING, one_line(cause)
         if status.failing_since is None:
             status.failing_since = now
-        if not self._told_degraded and now - status.failing_since >= self._terms.degraded_seconds:
+        if not self._told_degraded and now - status.failing_since >= self.terms.degraded_seconds:
             self._told_degraded = True
             details = {"sink": self.sink.name, "cause": one_line(cause), "lag": status.lag}
             await self._tell(SinkEvent("siem.degraded", details))
@@ -213,7 +217,7 @@ class Shipper:
 
     async def _tell_quarantined(self) -> None:
         """At most once in a while: each record of it goes to the same receiver, and may be refused there, too."""
-        if (told := self._untold.take(trio.current_time(), self._terms.quarantine_pause_seconds)) is not None:
+        if (told := self._untold.take(trio.current_time(), self.terms.quarantine_pause_seconds)) is not None:
             await self._tell(SinkEvent(QUARANTINED, {"sink": self.sink.name, **told}))
 
     async def _require_same_log(self, cursor: Cursor) -> None:
@@ -231,8 +235,8 @@ class Shipper:
         if not isinstance(self.sink, Unconfirmed):
             return
         start = max(0, cursor.position - self.sink.unconfirmed_entries)
-        for first in range(start, cursor.position, self._terms.batch_entries):
-            batch = await self._read_in_the_end(first, min(cursor.position, first + self._terms.batch_entries))
+        for first in range(start, cursor.position, self.terms.batch_entries):
+            batch = await self._read_in_the_end(first, min(cursor.position, first + self.terms.batch_entries))
             documents, _ = await self._rendered(batch)
             if documents:
                 await self._until_taken(documents)
@@ -244,7 +248,7 @@ class Shipper:
                 return await self._read(start, end)
             except AuditError as error:
                 self.status.last_error = one_line(str(error))
-                await trio.sleep(self._terms.poll_seconds)
+                await trio.sleep(self.terms.poll_seconds)
 
     def _show(self, cursor: Cursor) -> None:
         status = self.status

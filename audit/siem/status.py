@@ -41,6 +41,8 @@ class State(Enum):
     STARTING = "starting"
     DELIVERING = "delivering"
     FAILING = "failing"
+    HANGING = "hanging"
+    """It has a batch and has not answered for a third of the deadline."""
     STOPPED = "stopped"
     """An operator must act, and start the gateway again."""
 
@@ -57,12 +59,18 @@ class Status:
     last_error: str | None = None
     failing_since: float | None = None
     delivered_at: float | None = None
+    sent_at: float | None = None  # of the batch that it has not answered yet
     _moments: deque[tuple[float, int]] = field(default_factory=deque)
 
     @property
     def lag(self) -> int:
         """Entries that are yet to be delivered."""
         return max(0, self.log_size - self.position)
+
+    def shown(self, now: float, deadline_seconds: float) -> State:
+        """Its state: one that hangs fails only when the deadline is over, and until then nothing else tells."""
+        is_late = self.sent_at is not None and now - self.sent_at >= deadline_seconds / 3
+        return State.HANGING if is_late and self.state is State.DELIVERING else self.state
 
     def rate(self, now: float) -> float:
         """Entries a second over the last seconds."""

@@ -140,7 +140,7 @@ class Delivery:
         return {
             "name": name,
             "kind": self._tables[name].__struct_config__.tag,
-            "state": status.state.value,
+            "state": status.shown(now, shipper.terms.deadline_seconds).value,
             "position": status.position,
             "log_size": self._source.size,
             "lag": max(0, self._source.size - status.position),

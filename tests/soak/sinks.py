@@ -35,13 +35,22 @@ ACKNOWLEDGED = {"elasticsearch", "relp", "fake-splunk", "fake-webhook"}
 TOLD_EVERY: Final = 10  # restarts
 
 
-def soak(name: str, kills: int, seed: int) -> dict[str, Any]:
+def soak(name: str, kills: int, seed: int, minutes: float) -> dict[str, Any]:
     """One receiver's run: how many entries there were, which are missing, how many came more than once."""
+    end = time.monotonic() + minutes * 60
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         receiver = RECEIVERS[name](Path(folder))
         restarts = receiver.start = Restarts(name, kills, receiver.start)
         try:
-            run = partial(killed_at_random_it_misses_nothing, receiver, Path(folder), kills, seed, restart_seconds=60)
+            run = partial(
+                killed_at_random_it_misses_nothing,
+                receiver,
+                Path(folder),
+                kills,
+                seed,
+                restart_seconds=240,
+                goes_on=lambda: time.monotonic() < end,
+            )
             missing = trio.run(run)
             held = Counter(receiver.held())
         finally:
@@ -52,6 +61,7 @@ def soak(name: str, kills: int, seed: int) -> dict[str, Any]:
         "slowest_restart_seconds": round(max(restarts.seconds, default=0.0), 1),
         "entries": len(held) + len(missing),
         "missing": len(missing),
+        "first_missing": missing[:10],
         "repeated": sum(count - 1 for count in held.values()),
     }
 
@@ -76,10 +86,12 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", choices=RECEIVERS, help="this receiver and no other")
+    parser.add_argument("--minutes", type=float, default=600, help="for each receiver: then no more kills")
     options = parser.parse_args()
-    results = [soak(name, options.kills, options.seed) for name in ([options.only] if options.only else RECEIVERS)]
-    for result in results:
-        print(json.dumps(result))
+    results = []
+    for name in [options.only] if options.only else RECEIVERS:
+        results.append(soak(name, options.kills, options.seed, options.minutes))
+        print(json.dumps(results[-1]), flush=True)
     return 1 if any(each["missing"] and each["receiver"] in ACKNOWLEDGED for each in results) else 0
 
 

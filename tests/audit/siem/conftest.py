@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 from elasticsearch import Elasticsearch
+from elasticsearch.helpers import scan
 
 from audit.siem.elastic import ElasticSink
 from tests.elasticsearch_node.fixtures import elasticsearch
@@ -30,11 +31,10 @@ class Indices:
     key: str
 
     def stored(self) -> list[str]:
-        self.admin.indices.refresh(index=f"{self.name}-*", allow_no_indices=True)
-        hits = self.admin.search(index=f"{self.name}-*", size=10_000, source=False, allow_no_indices=True)["hits"][
-            "hits"
-        ]
-        return [hit["_id"] for hit in hits]
+        """All ids, page by page: one search shows 10,000 at most."""
+        index = f"{self.name}-*"
+        self.admin.indices.refresh(index=index, allow_no_indices=True)
+        return [hit["_id"] for hit in scan(self.admin, index=index, _source=False, size=5_000)]
 
 
 @pytest.fixture

@@ -159,8 +159,12 @@ async def killed_at_random_it_misses_nothing(
     pause: Callable[[float], Awaitable[None]] = trio.sleep,
     *,
     restart_seconds: float = 1.0,
+    goes_on: Callable[[], bool] = lambda: True,
 ) -> list[str]:
-    """The real shipper, a log that grows, a receiver that is killed and started again; what it lacks in the end."""
+    """The real shipper, a log that grows, a receiver that is killed and started again; what it lacks in the end.
+
+    `goes_on`: asked before each kill; the rest is delivered and compared in any case.
+    """
     chance = random.Random(seed)
     log = FakeLog(200)
     shipper = shipper_of(receiver, log, folder)
@@ -168,6 +172,8 @@ async def killed_at_random_it_misses_nothing(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(shipper.run)
             for _ in range(kills):
+                if not goes_on():
+                    break
                 await pause(chance.uniform(0.01, 0.08))
                 receiver.kill()
                 log.grow(100)

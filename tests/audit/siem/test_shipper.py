@@ -144,6 +144,20 @@ async def test_a_hanging_receiver_costs_a_deadline_and_the_batch_goes_again(
     assert site.sink.stored == [0, 1]
 
 
+async def test_a_receiver_that_hangs_is_told_apart_before_its_deadline_is_over(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    site = Site(tmp_path, FakeLog(10), ScriptedSink(hang))
+    async with site.running():
+        status, seen = site.shipper.status, list[State]()
+        for seconds in (1, 1, 3.1):
+            await trio.sleep(seconds)
+            seen.append(status.shown(trio.current_time(), TERMS.deadline_seconds))
+        assert seen == [State.DELIVERING, State.HANGING, State.FAILING]
+        await site.until(lambda: status.position == 10)
+        assert status.shown(trio.current_time() + 60, TERMS.deadline_seconds) is State.DELIVERING
+
+
 async def test_degraded_and_recovered_are_told_once_each_with_the_duration(
     tmp_path: Path, autojump_clock: MockClock
 ) -> None:
@@ -274,7 +288,7 @@ async def test_one_batch_is_all_that_is_in_memory(tmp_path: Path, autojump_clock
     log = FakeLog(10)
     size = len(log.entries[0])
     site = Site(tmp_path, log, ScriptedSink(*[look] * 20))
-    site.shipper._terms = Terms(batch_entries=10, batch_bytes=size * 3 + 10)
+    site.shipper.terms = Terms(batch_entries=10, batch_bytes=size * 3 + 10)
     async with site.running():
         await site.until(lambda: site.shipper.status.position == 10)
     assert len(sizes) >= 3
