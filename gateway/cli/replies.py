@@ -39,11 +39,12 @@ class EnrolmentTokenReply(msgspec.Struct, frozen=True):
 
 
 class RolloverProgress(msgspec.Struct, frozen=True):
-    """`lacking`: why some of the hosts that are not ready are not."""
+    """`lacking`: why some of the hosts that are not ready are not. `waits`: what else the next step waits for."""
 
     hosts: int
     ready: int
     lacking: dict[str, str]
+    waits: list[str] = []
 
 
 class RolloverReply(msgspec.Struct, frozen=True):

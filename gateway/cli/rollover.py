@@ -174,5 +174,6 @@ def _take(
 def _say(state: RolloverReply) -> None:
     progress = "" if state.progress is None else f", {state.progress.ready} of {state.progress.hosts} hosts are ready"
     say(f"{state.what}: {state.stage}{progress}. Next: {state.next_step}")
-    for host, why in () if state.progress is None else state.progress.lacking.items():
-        say(f"  {host} {why}")
+    if state.progress is not None:
+        for line in (*(f"{host} {why}" for host, why in state.progress.lacking.items()), *state.progress.waits):
+            say(f"  {line}")

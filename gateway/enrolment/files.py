@@ -17,6 +17,7 @@ from gateway.config import GatewayConfig
 from gateway.dispatch import Dispatch
 from gateway.errors import StartRefused
 from gateway.reloading import Reloader
+from gateway.rollover.authorities import beside_files
 
 LOOK_SECONDS: Final = 5.0
 log = structlog.get_logger("gateway.enrolment")
@@ -51,7 +52,11 @@ def tls_marks(config: GatewayConfig) -> Marks:
     """To be taken before the files are read: what changes in between must be noticed."""
     tls = config.tls
     names = (tls.certificate, tls.private_key, tls.client_trust_bundle, *tls.crls)
-    return marks_of(config.path(name) for name in names)
+    files = [config.path(name) for name in names]
+    if config.enrolment is not None:
+        beside = beside_files(config.path(config.enrolment.authority))
+        files += [*beside.bundles, *beside.crls]
+    return marks_of(files)
 
 
 async def watch_tls_files(config: GatewayConfig, in_force: Marks, reloader: Reloader, dispatch: Dispatch) -> None:

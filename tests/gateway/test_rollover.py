@@ -6,12 +6,15 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from typer.testing import CliRunner
 
 from audit.checkpoint import LogVerifier, open_checkpoint
 from audit.errors import CheckpointError
@@ -19,8 +22,10 @@ from audit.verify import verify_log
 from certs import layout
 from certs.files import read_certificates
 from certs.introduction import authority_key_id, crl_id, root_id
+from gateway.cli.main import app
 from gateway.starter import Site
 from policy.jws import key_id_of
+from policy.permit import PermitKey
 from tests.gateway.conftest import Running, running_gateway
 from tests.gateway.rolling_site import enrolled, free_address, relay, rolling_site, state_of, take, until_ready
 from tests.gateway.test_watch import edit
@@ -28,7 +33,7 @@ from tests.transport.relay.conftest import until
 from transport.relay import identity_keeping
 from transport.relay.config import load_relay_config
 from transport.relay.host import RelayHost, pin_files
-from transport.relay.pins import read_pins
+from transport.relay.pins import Pins, read_pins
 
 pytestmark = pytest.mark.whole
 
@@ -55,6 +60,18 @@ async def fleet(running: Running, folder: Path) -> AsyncIterator[list[RelayHost]
         dispatch = running.gateway.desk.gate.dispatch
         await until(lambda: all(dispatch.is_reachable(host.spiffe_id, 5) for host in (a, b)))
         yield [a, b]
+
+
+async def typed(running: Running, *arguments: str, exit_code: int) -> str:
+    """What a person reads who types `sealane certs rollover …`."""
+    token = running.site.directory / "officer.token"
+    token.touch(mode=0o600)
+    token.write_text(running.token("olga") + "\n")
+    where = ["--gateway", running.url, "--ca", str(running.ca), "--token-file", str(token)]
+    invoke = partial(CliRunner().invoke, app, ["certs", "rollover", *arguments, *where])
+    result = await trio.to_thread.run_sync(invoke)
+    assert result.exit_code == exit_code, result.output
+    return result.output
 
 
 def issuer_of(host: RelayHost) -> str:
@@ -145,6 +162,8 @@ async def test_no_step_is_taken_while_a_host_lacks_the_new_trust_unless_it_is_fo
             await take(running, "issuing", "switch", 409)  # begin comes first
             await take(running, "issuing", "begin")
             await until(lambda: authority_in(folder.with_name("issuing.next")) in host.identity.holds())
+            assert "host/b was not heard" in (await typed(running, "status", exit_code=0))
+            assert "--force" in await typed(running, "switch", "issuing", "--reason", "CHG-118", exit_code=1)
             refused = (await take(running, "issuing", "switch", 409))["error"]
             assert "1 of 2 hosts" in refused["message"]
             assert "host/b was not heard" in refused["message"]
@@ -155,7 +174,7 @@ async def test_no_step_is_taken_while_a_host_lacks_the_new_trust_unless_it_is_fo
             await take(running, "issuing", "begin", 409)
             await take(running, "issuing", "retire", 409)
         records = await running.records("key.rollover_switched")
-        assert [each["outcome"] for each in records] == ["failed", "failed", "allowed"]
+        assert [each["outcome"] for each in records] == ["failed", "failed", "failed", "allowed"]
         assert records[-1]["details"]["forced"] is True
         assert list(records[-1]["details"]["progress"]["lacking"]) == [rolling.spiffe_id("b")]
 
@@ -257,3 +276,18 @@ async def test_the_log_key_is_replaced_by_a_restart_and_one_verifier_key_proves_
         assert verdict.ok, verdict.problems
     edit(rolling.log / "keys", lambda text: text.replace(old_vkey[-6:], "AAAAAA"))
     assert not (await trio.to_thread.run_sync(verify_log, rolling.log, [rolling.vkey])).ok
+
+
+async def test_pinned_keys_that_somebody_else_brings_are_noticed(rolling: Site, hosts_folder: Path) -> None:
+    async with running_gateway(rolling) as running, fleet(running, hosts_folder) as hosts:
+        permits, logs = pin_files(hosts[0].config)
+        before, another = (
+            hosts[0].permits.pins,
+            PermitKey.from_public_key(ec.generate_private_key(ec.SECP256R1()).public_key()),
+        )
+        Pins((*before.permit_keys, another), before.log_verifiers).write(permits, logs)
+        await until(lambda: len(hosts[0].permits.permit_keys) == 2)
+        permits[0].write_text("half a file")
+        logs[0].touch()
+        await until(lambda: f"permit:{another.key_id}" in hosts[0].holds())
+        assert hosts[0].permits.pins.log_verifiers == before.log_verifiers

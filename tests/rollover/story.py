@@ -186,7 +186,8 @@ class Fleet:
         else:
             await self.move(take)
         self.say(f"  {what}: {said[0]['stage']}; {said[0]['next_step']}")
-        self.say(f"  {len(self.moves)} migrations, the guest has counted to {self.passes}")
+        count = len(self.moves)
+        self.say(f"  {count} migration{'s' * (count > 1)}, the guest has counted to {self.passes}")
         return said[0]
 
     async def until_ready(self, what: str) -> None:

@@ -14,6 +14,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from msgspec import Meta
 
+from audit.errors import AuditError
 from certs.changes import Marks, marks_of
 from certs.enrolment import make_request
 from certs.errors import UNREADABLE, CertificateError, CredentialError
@@ -22,6 +23,7 @@ from certs.introduction import authority_key_id, crl_id
 from certs.renewal import renewal_due, require_successor, retry_delay
 from transport.relay.gateway_link import GatewayAway, GatewayRefuses
 from transport.relay.host import RelayHost, now, pin_files
+from transport.relay.pins import read_pins
 from transport.relay.told_trust import ToldTrust, TrustNews
 
 LOOK_SECONDS: Final = 5.0
@@ -58,9 +60,10 @@ class IdentityKeeper:
         self._refused: Marks | None = None
         self._trust_versions: dict[Asking, str] = {}
         self._fetching = trio.Lock()
+        self._pins_read = self._marks_of_pins()
         self._failures = 0
         self._not_before: datetime | None = None
-        self._leaving: frozenset[str] = frozenset()
+        self._leaving: dict[Asking, frozenset[str]] = {}  # CAs that are about to go, as each gateway says of its own
         self._heard_leaving: datetime | None = None
 
     async def run(self) -> None:
@@ -75,9 +78,29 @@ class IdentityKeeper:
     async def look(self, moment: datetime) -> None:
         """One look: changed files, then a renewal that is due."""
         async with self._fetching:  # what is told is several files: none of them is taken without the others
+            await self._look_at_pins()
             await self._look_at_files(moment)
         if self._host.config.identity.from_gateway and self._is_due(moment):
             await self._renew(moment)
+
+    async def _look_at_pins(self) -> None:
+        """Of a site that brings its files by another way: what cannot be read is said once, and left."""
+        found = await self._host.on_disk(self._marks_of_pins)
+        if found == self._pins_read:
+            return
+        self._pins_read, desk = found, self._host.permits
+        try:
+            pins = await self._host.on_disk(read_pins, *pin_files(self._host.config))
+        except (AuditError, OSError, ValueError) as error:
+            log.error("changed files of pinned keys are refused; the old keys stay", cause=str(error))
+            return
+        if pins != desk.pins:
+            desk.pin(pins)
+            log.info("pinned keys changed", keys=pins.names())
+
+    def _marks_of_pins(self) -> Marks:
+        permits, logs = pin_files(self._host.config)
+        return marks_of([*permits, *logs])
 
     async def _look_at_files(self, moment: datetime) -> None:
         identity = self._host.identity
@@ -112,7 +135,7 @@ class IdentityKeeper:
         told = _decode_trust(await link.ask("/v1/relay/trust", {}, _MAX_TRUST_BYTES))
         if told is None:
             return
-        self._leaving = frozenset(told.leaving)
+        self._leaving[link] = frozenset(told.leaving)
         news = TrustNews(self._host.identity, Path(self._host.config.gateway.trust_bundle), told, now())
         taken = await self._host.on_disk(news.take)
         if taken.any:
@@ -131,6 +154,7 @@ class IdentityKeeper:
         pins = told.pins_after(desk.pins)
         if pins != desk.pins:
             await self._host.on_disk(pins.write, *pin_files(self._host.config))
+            self._pins_read = await self._host.on_disk(self._marks_of_pins)
             desk.pin(pins)
             log.info("pinned keys changed", keys=pins.names())
 
@@ -153,7 +177,7 @@ class IdentityKeeper:
 
     def _wants_another(self, leaf: x509.Certificate, moment: datetime) -> bool:
         """Due by its age, or because the CA that issued it is about to go; all hosts hear of that at once."""
-        if crl_id(authority_key_id(leaf)) not in self._leaving:
+        if crl_id(authority_key_id(leaf)) not in frozenset().union(*self._leaving.values()):
             self._heard_leaving = None
             return moment >= renewal_due(leaf, self._chance)
         if self._heard_leaving is None or self._heard_leaving > moment:
