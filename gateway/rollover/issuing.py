@@ -66,6 +66,7 @@ class IssuingCa:
         return {place: _described(folder) for place, folder in self._folders()}
 
     def check_begin(self) -> None:
+        self._places.require_writable()
         following = self._authorities.look_at_next()
         if not self._is_mine():
             what = "is below a new root" if not self._with_root else "is below the same root"
