@@ -1,7 +1,7 @@
 """NetBox as a source of the inventory.
 
-Against answers in the shape that NetBox 4.1 gives, written by hand after its API, from a real HTTPS server; not against
-NetBox itself.
+Against answers of a real HTTPS server: those recorded from NetBox 4.6.8 itself (netbox_recorded.json), and others,
+hostile ones among them, made from netbox_vm.json, which was written by hand in the shape of NetBox 4.1.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from policy.sources.reading import Pace
 from tests.policy.sources.https_server import Answer, HttpsServer, Request, https_server
 
 VM: dict[str, Any] = json.loads(Path(__file__).with_name("netbox_vm.json").read_text(encoding="utf-8"))
+RECORDED: dict[str, Any] = json.loads(Path(__file__).with_name("netbox_recorded.json").read_text(encoding="utf-8"))
 FIELDS = NetboxFields()
 LEDGER = VM["serial"].lower()
 
@@ -64,6 +65,35 @@ def server(shared: HttpsServer) -> HttpsServer:
 async def source(server: HttpsServer, fields: NetboxFields = FIELDS, page: int = 500) -> AsyncIterator[NetboxSource]:
     async with make_client(server.trust_bundle, "Token s3cret") as client:
         yield NetboxSource("netbox", server.url, client, Pace(), fields, page=page)
+
+
+async def test_what_netbox_itself_was_recorded_to_say_becomes_facts(server: HttpsServer) -> None:
+    server.answer = lambda _request: Answer(json.dumps(RECORDED["list"]).encode())
+    async with source(server, NetboxFields(host="device.name")) as netbox:
+        vms = (await netbox.read(None)).told.vms
+    told = {vm.name: (uuid, vm.zone, vm.classification, vm.tags, vm.host, vm.refused) for uuid, vm in vms.items()}
+    pci: frozenset[str] = frozenset({"pci-dss"})
+    assert told == {
+        "ledger-db": ("6f1c2a52-4c0e-4a57-9d3c-0b8f6f0f7a11", "production", "restricted", pci, "fra1", None),
+        "web": ("5ea1a4e0-0000-4000-8000-0000000000aa", "test", "internal", frozenset(), None, None),
+        "unlabelled": ("5ea1a4e0-0000-4000-8000-0000000000ab", None, None, frozenset(), None, None),
+    }
+
+
+async def test_the_pages_of_netbox_itself_are_asked_for_by_number(server: HttpsServer) -> None:
+    first, rest = RECORDED["first_of_two_pages"], {**RECORDED["list"], "results": RECORDED["list"]["results"][2:]}
+    assert first["next"].startswith("https://localhost:")
+    server.answer = lambda request: Answer(json.dumps(rest if request.query["offset"] == "2" else first).encode())
+    async with source(server, page=2) as netbox:
+        assert len((await netbox.read(None)).told.vms) == 3
+    assert [request.query["offset"] for request in server.requests] == ["0", "2"]
+
+
+async def test_the_refusal_of_netbox_itself_is_named(server: HttpsServer) -> None:
+    server.answer = lambda _request: Answer(json.dumps(RECORDED["refused"]).encode(), status=403)
+    async with source(server) as netbox:
+        with pytest.raises(InventoryUnavailable, match="refuses our token"):
+            await netbox.read(None)
 
 
 async def test_a_virtual_machine_becomes_facts(server: HttpsServer) -> None:
