@@ -15,7 +15,7 @@ from audit.record import Record, format_time
 from audit.tiles import TILE_WIDTH, bundle_path
 from bench.audit_log_maker import ORIGIN, UnsafeDisk, bench_signer
 from bench.policy_decisions import made_bundle
-from bench.policy_replay import A_COMMIT, NOW, make_log
+from bench.policy_replay import A_COMMIT, NOW, made_asked, make_log
 from gateway.cli.errors import BadConfiguration
 from gateway.cli.past_decisions import PastDecisions
 from policy.authoring.compare import compare, rules_of
@@ -27,7 +27,7 @@ DECISIONS = A_COMMIT + 20  # the second commit seals the first bundle
 
 @pytest.fixture(scope="module")
 def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_log(tmp_path_factory.mktemp("past") / "log", rules_of(made_bundle(20)), DECISIONS)
+    return make_log(tmp_path_factory.mktemp("past") / "log", rules_of(made_bundle(20)), made_asked(), DECISIONS)
 
 
 def test_a_log_is_replayed_under_the_rules_that_decided_it_without_a_difference(log: Path) -> None:
