@@ -148,10 +148,15 @@ class Reading:
 
         Older migrations have ended; who asks for one gets it from the log.
         """
-        for vm, arrival in (await self.search.arrivals()).items():
+        arrivals = await self.search.arrivals()
+        for vm, arrival in arrivals.items():
             self._gate.placement.restore(vm, arrival.host, arrival.time_us / 10**6, arrival.source)
         for migration in derive(await self._lately()).values():
             self._gate.migrations.put(migration.restored(now).at(now))
+            came = arrivals.get(migration.vm_uuid or "")
+            has_left = migration.site_role == "source" and (came is None or came.time_us < migration.decided * 10**6)
+            if has_left and migration.vm_uuid is not None and (host := migration.certified_host()) is not None:
+                self._gate.placement.restore(migration.vm_uuid, host, float(migration.decided), "receipt")
 
     async def newest_time(self) -> int:
         """Unix seconds of the latest of all records; 0 for an empty log. Errors: SearchUnavailable."""

@@ -18,7 +18,7 @@ from gateway.cli.options import CaOption, GatewayOption, JsonOption, TokenFileOp
 from gateway.cli.output import console, print_json, print_table, say
 from gateway.cli.record_source import Question, RecordSource, opened, read_pages
 from gateway.cli.replies import NumberedRecord
-from gateway.cli.stories import Line, Move, life_of, moves_of, story_of
+from gateway.cli.stories import BEGINNINGS, Line, Move, life_of, moves_of, story_of
 
 MAX_OF_MIGRATION = 1000
 MAX_MOVES = 10_000
@@ -110,15 +110,19 @@ def who_moved(
       sealane audit who-moved web-1 --since 90d
     """
     with opened(log, gateway, ca, token_file) as source:
-        terms = terms_of({"vm": vm, "kind": "migration.decision"}, since, until)
-        decisions = read_pages(source, Question(terms), limit=MAX_MOVES)
+        pages = [
+            read_pages(source, Question(terms_of({"vm": vm, "kind": kind}, since, until)), limit=MAX_MOVES)
+            for kind in sorted(BEGINNINGS)
+        ]
         receipts = read_pages(source, Question({"vm": vm, "kind": "migration.receipt"}), limit=4 * MAX_MOVES)
-    moves = moves_of(decisions.records, receipts.records)
+    decisions = sorted((one for page in pages for one in page.records), key=lambda one: one.index)
+    older = max((page.next for page in pages if page.next is not None), default=None)
+    moves = moves_of(decisions, receipts.records)
     if as_json:
-        print_json({"vm": vm, "moves": [one.document() for one in moves], "older_before": decisions.next})
+        print_json({"vm": vm, "moves": [one.document() for one in moves], "older_before": older})
         return
     _print_moves(moves)
-    say(f"{len(moves)} requests" + ("" if decisions.next is None else "; there are older ones: use --until"))
+    say(f"{len(moves)} requests" + ("" if older is None else "; there are older ones: use --until"))
 
 
 def _proof(
@@ -150,7 +154,7 @@ def _of_migration(source: RecordSource, migration_id: str) -> Sequence[NumberedR
 def _related(source: RecordSource, one: NumberedRecord) -> list[NumberedRecord]:
     """The other records of a decision's or receipt's migration."""
     migration_id = one.record.get("migration_id")
-    if one.record.get("kind") not in {"migration.decision", "migration.receipt"} or not isinstance(migration_id, str):
+    if one.record.get("kind") not in {*BEGINNINGS, "migration.receipt"} or not isinstance(migration_id, str):
         return []
     if not migration_id:
         return []

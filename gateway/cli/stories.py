@@ -10,9 +10,12 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from gateway.cli.replies import NumberedRecord
+
+# What a migration begins with: decided when it was asked for, hours before, or by the other gateway of the site.
+BEGINNINGS: Final = frozenset({"migration.decision", "evacuation.decision", "migration.elsewhere"})
 
 MAX_GROUPS = 40
 
@@ -56,7 +59,7 @@ def story_of(one: NumberedRecord, related: Sequence[NumberedRecord] = ()) -> lis
     lines += _decision(_object(_object(record, "details"), "decision"))
     lines += _permit(record)
     receipts = [each for each in (one, *related) if each.record.get("kind") == "migration.receipt"]
-    if record.get("kind") in {"migration.decision", "migration.receipt"}:
+    if record.get("kind") in {*BEGINNINGS, "migration.receipt"}:
         lines += _outcome_of(receipts)
     lines += _rest(record)
     return lines
@@ -64,7 +67,7 @@ def story_of(one: NumberedRecord, related: Sequence[NumberedRecord] = ()) -> lis
 
 def life_of(found: Sequence[NumberedRecord]) -> list[Line]:
     """A migration from its request to its last receipt: the decision as a story, then what followed, by time."""
-    begun = next((one for one in found if one.record.get("kind") == "migration.decision"), None)
+    begun = next((one for one in found if one.record.get("kind") in BEGINNINGS), None)
     lines: list[Line] = story_of(begun, [one for one in found if one is not begun]) if begun is not None else []
     for one in found:
         if one is not begun and "claims" not in one.record:
@@ -73,10 +76,18 @@ def life_of(found: Sequence[NumberedRecord]) -> list[Line]:
 
 
 def moves_of(decisions: Iterable[NumberedRecord], receipts: Iterable[NumberedRecord]) -> list[Move]:
-    """Each request to move, with the outcome that the receipts of its migration certify."""
+    """Each request to move, with the outcome that the receipts of its migration certify.
+
+    Of what was prepared for an evacuation only what was used: nobody has asked for the rest to move.
+    """
     of_migration: dict[str, list[NumberedRecord]] = {}
     for one in receipts:
         of_migration.setdefault(_text(one.record, "migration_id"), []).append(one)
+    decisions = [
+        one
+        for one in decisions
+        if one.record.get("kind") != "evacuation.decision" or _text(one.record, "migration_id") in of_migration
+    ]
     return [_move(one, of_migration.get(_text(one.record, "migration_id"), [])) for one in decisions]
 
 
@@ -230,7 +241,7 @@ def _permit_entry(one: NumberedRecord) -> Iterator[Line]:
 def _rest(record: Mapping[str, Any]) -> Iterator[Line]:
     """Of kinds that have no story of their own: their details, so that nothing is left out."""
     details = _object(record, "details")
-    if record.get("kind") not in {"migration.decision", "migration.receipt", "decision.check"}:
+    if record.get("kind") not in {*BEGINNINGS, "migration.receipt", "decision.check"}:
         for name, value in details.items():
             if name not in {"decision", "client_address", "policy_request", "policy_entities", "identity"}:
                 shown = value if isinstance(value, str) else json.dumps(value, sort_keys=True, ensure_ascii=False)

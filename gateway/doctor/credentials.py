@@ -11,6 +11,7 @@ from pathlib import Path
 from cryptography import x509
 
 from certs.errors import CertificateError
+from certs.federation import read_bundle
 from certs.files import read_certificates, read_crl, read_private_key
 from gateway.doctor.finding import Finding
 
@@ -57,6 +58,19 @@ def crl_findings(paths: Sequence[Path], now: datetime) -> Iterator[Finding]:
             yield Finding("crl", "attention", message, "see why it was not renewed")
         else:
             yield Finding("crl", "ok", message)
+
+
+def site_findings(trust_domain: str, bundle: Path, crls: Sequence[Path], now: datetime) -> Iterator[Finding]:
+    """Another site's roots and CRLs: when they end, no host of it passes here."""
+    try:
+        roots = read_bundle(bundle, trust_domain)
+    except CertificateError as error:
+        yield Finding("site", "wrong", f"{trust_domain}: {error}", "sealane sites trust")
+        return
+    for root in roots:
+        found = _validity(bundle, root, now)
+        yield Finding("site", found.status, f"{trust_domain}: {found.message}", found.remedy and "sealane sites trust")
+    yield from crl_findings(crls, now)
 
 
 def _crl_files(path: Path) -> list[Path]:

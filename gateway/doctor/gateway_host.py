@@ -14,7 +14,7 @@ from certs.errors import CertificateError
 from certs.files import read_passphrase
 from gateway.composition.key_files import signing_kinds
 from gateway.config import GatewayConfig
-from gateway.doctor.credentials import certificate_findings, crl_findings, folder_finding, key_finding
+from gateway.doctor.credentials import certificate_findings, crl_findings, folder_finding, key_finding, site_findings
 from gateway.doctor.finding import Finding
 from gateway.doctor.machine import open_files, suid_dumps, swap
 from gateway.doctor.network import listen_finding
@@ -46,6 +46,8 @@ def gateway_host_findings(path: Path, root: Path, now: datetime) -> Iterator[Fin
         yield found
     yield from _authority(config, now)
     yield from crl_findings([config.path(name) for name in config.tls.crls], now)
+    for site in config.sites:
+        yield from site_findings(site.trust_domain, config.path(site.bundle), [config.path(site.crls)], now)
     yield folder_finding(config.path(config.gateway.state_dir), 0o700)
     yield folder_finding(config.path(config.log.directory), 0o750)
     yield _space(config)

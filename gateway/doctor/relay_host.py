@@ -9,7 +9,7 @@ from pathlib import Path
 
 from certs.errors import CertificateError
 from certs.tls import HostCredentials
-from gateway.doctor.credentials import certificate_findings, crl_findings, folder_finding, key_finding
+from gateway.doctor.credentials import certificate_findings, crl_findings, folder_finding, key_finding, site_findings
 from gateway.doctor.finding import Finding
 from gateway.doctor.hypervisor import hypervisor_findings
 from gateway.doctor.machine import machine_findings
@@ -33,7 +33,8 @@ def relay_host_findings(path: Path, root: Path, now: datetime) -> Iterator[Findi
     yield listen_finding(*split_address(config.relay.listen, "relay.listen"))
     identity = config.identity
     client = (Path(identity.certificate), Path(identity.private_key))
-    yield from gateway_findings(config.gateway.url, Path(config.gateway.trust_bundle), now, client)
+    for url in (config.gateway.url, *config.gateway.others):
+        yield from gateway_findings(url, Path(config.gateway.trust_bundle), now, client)
     yield from _peers(config)
     yield from hypervisor_findings(root, uses_libvirt=bool(config.placement.libvirt_uri))
 
@@ -45,6 +46,8 @@ def _identity(config: RelayConfig, now: datetime) -> Iterator[Finding]:
     yield from certificate_findings(Path(identity.certificate), now)
     yield from pair_findings(Path(identity.certificate), Path(identity.private_key))
     yield from crl_findings(crls, now)
+    for site in config.sites:
+        yield from site_findings(site.trust_domain, Path(site.bundle), [Path(crl) for crl in site.crls], now)
     try:
         credentials = HostCredentials.load(
             Path(identity.certificate), Path(identity.private_key), Path(identity.trust_bundle), crls

@@ -98,6 +98,12 @@ async def test_a_guest_leaves_by_a_permit_of_hours_ago_and_the_log_learns_of_it_
                 while (await _place(back))["host"] != "b":
                     await trio.sleep(0.1)
             assert await back.records("placement.unpermitted") == []
+        code, moves = await commands.run("audit", "who-moved", "counter", "--log", str(site.log))
+        assert code == 0
+        (move,) = moves["moves"]
+        assert move["ended"] == "completed: both hosts certify it", "an auditor is told of it as of any move"
+        code, verified = await commands.run("audit", "verify", str(site.log), "--key", site.vkey)
+        assert code == 0, verified
 
 
 def token_of(site: Site, username: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import socket
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from certs.files import read_private_key
 from gateway.cli.sites import lay_down
+from gateway.doctor.relay_host import relay_host_findings
 from gateway.sites.reconcile import compare_sites, shared_with
 from gateway.sites.request import HostQuestion, Request, SiteRefused, open_request, sign_request
 from gateway.starter import HostPlan, VmPlan
@@ -241,6 +243,17 @@ async def test_what_a_gateway_publishes_is_what_others_lay_down(two: TwoSites, t
         digests = lay_down(msgspec.convert(published, type(document_of(two.east))), tmp_path / "again")
         assert digests == lay_down(document_of(two.east), tmp_path / "once")
         assert {"root 1", "permit-1.pub", "log-1.vkey"} == set(digests)
+
+
+def test_the_doctor_looks_at_what_is_trusted_of_other_sites(two: TwoSites, tmp_path: Path) -> None:
+    def found(now: datetime) -> dict[str, str]:
+        findings = relay_host_findings(two.west.relay_config("a"), tmp_path, now)
+        return {each.message.partition(" ")[0].rstrip(":"): each.status for each in findings if each.check == "site"}
+
+    assert found(datetime.now(UTC)) == {EAST: "ok"}
+    assert found(datetime.now(UTC) + timedelta(days=365 * 40)) == {EAST: "wrong"}
+    (two.west.directory / "sites" / "east" / "bundle.json").write_text("{}")
+    assert found(datetime.now(UTC)) == {EAST: "wrong"}
 
 
 def test_a_request_for_another_site_does_not_open(tmp_path: Path) -> None:

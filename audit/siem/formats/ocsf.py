@@ -34,6 +34,7 @@ _LOG_KINDS: Final = frozenset({"gateway", "log", "heartbeat", "clock-step", "sie
 # Create, read, update, delete; what is none of them is Other, and says which.
 _API_ACTIVITIES: Final = {
     "migration.decision": 1,
+    "evacuation.decision": 1,
     "sealane-permit": 1,
     "token.issued": 1,
     "token.refused": 1,

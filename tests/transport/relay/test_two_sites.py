@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 import uuid
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ import trio
 from certs.federation import bundle_document
 from certs.files import read_certificates
 from policy.permit import Limits, Requirements, verify_permit
-from tests.transport.relay.conftest import serving
+from tests.transport.relay.conftest import serving, until
+from tests.transport.relay.cutter import network_to
 from tests.transport.relay.test_carriage import dial, listen
+from tests.transport.relay.test_resumption import Talk, is_whole, talk
 from tests.transport.site import Site
 from transport.errors import OfferRefused, RefusalCode
-from transport.relay.config import SiteSection
+from transport.relay.config import SiteSection, split_address
 from transport.relay.host import RelayHost, open_host
 from transport.relay.news import News
 from transport.relay.source import MigrationOrder, carry_as_source
@@ -259,3 +262,41 @@ def test_what_is_left_is_what_both_allow(sites: Sites) -> None:
     assert pair.claims.limits == Limits(8, 5_000_000)
     assert pair.claims.session_until == session_until
     assert pair.token == token
+
+
+@dataclass
+class _Pair:
+    """A crossing as `talk` wants it: where the destination's programs are, and how a stream is carried."""
+
+    site: Site
+    crossing: Crossing
+    address: str
+
+    async def carry(self, _permit: str, path: Path) -> News:
+        self.crossing.address = self.address
+        return await self.crossing.carry(self.crossing.sites.permits(), path)
+
+
+@pytest.mark.whole
+async def test_a_stream_between_two_sites_goes_on_after_a_cut(sites: Sites, short_path: Path) -> None:
+    """A resumption offers both permits again, in their order, and neither is spent a second time."""
+
+    def host(name: str) -> RelayHost:
+        made = sites.host(name)
+        limits = msgspec.structs.replace(made.config.limits, resume_seconds=20.0, silence_seconds=2.0)
+        return replace(made, config=msgspec.structs.replace(made.config, limits=limits))
+
+    said = Talk(random.Random(1).randbytes(8_000_000), random.Random(2).randbytes(1_000_000))
+    async with serving(host("b")) as (destination, address):
+        crossing = Crossing(sites, host("a"), destination, address)
+        async with network_to(split_address(address, "relay")) as network:
+
+            async def disturb(talked: Talk) -> None:
+                await until(lambda: talked.sizes["forth"] > 2_000_000, 60)
+                assert network.cut("control", "lane")
+
+            pair = _Pair(sites.east, crossing, network.address)
+            await talk(pair, network, short_path / "in.sock", said, disturb)  # type: ignore[arg-type]
+            assert network.controls >= 2
+    assert said.state == "completed"
+    assert is_whole(said)
