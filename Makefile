@@ -11,6 +11,7 @@
 #   make rollover  replace both CAs, the permit key and the log key under a guest that moves back and forth; some minutes
 #   make kinds   move a guest in every way that QEMU knows, and write the table in docs/migration-kinds.md
 #   make neighbours  move guests between relays of this commit and of earlier ones (ARGS="--revision COMMIT"), both ways
+#   make sites   a real guest: to another site, off a host with its gateways dead, and by the second gateway of two
 #   make newest-qemu  fetch the newest QEMU of Debian into .qemu-newest, for make kinds and make test
 #   make other-libvirt  fetch libvirt and QEMU of Debian 13 into .other-libvirt, and move guests between it and Debian 12's
 #   make keycloak  fetch Keycloak into .keycloak and try the preset for it (about three minutes)
@@ -26,7 +27,7 @@ ARGS ?=
 FUZZ_SECONDS ?= 60
 KILLS ?= 1000
 
-.PHONY: help demo test check bench rollover failures fuzz soak soak-sinks kinds neighbours newest-qemu other-libvirt keycloak editor deb lock setup
+.PHONY: help demo test check bench rollover failures fuzz soak soak-sinks kinds neighbours sites newest-qemu other-libvirt keycloak editor deb lock setup
 .DEFAULT_GOAL := help
 
 help:
@@ -69,6 +70,11 @@ kinds:
 neighbours:
 	@deploy/setup.sh test
 	@$(BIN)/python -m tests.transport.neighbours $(ARGS)
+
+sites:
+	@deploy/setup.sh test
+	$(BIN)/pytest -n 0 -v tests/gateway/test_sites_real.py tests/gateway/test_evacuation_real.py \
+		tests/gateway/test_two_gateways_real.py $(ARGS)
 
 newest-qemu:
 	@deploy/newest-qemu.sh $(ARGS)

@@ -26,7 +26,6 @@ from transport.relay.evacuations import MAX_BYTES as MAX_EVACUATION_BYTES
 from transport.relay.evacuations import Evacuation
 from transport.relay.host import RelayHost
 from transport.relay.news import News
-from transport.relay.receipts import for_gateway_and_permit
 from transport.relay.wish import NotAdmitted, Wish
 
 log = structlog.get_logger("sealane.relay")
@@ -274,30 +273,6 @@ class GatewayLink:
                 await self._post("/v1/relay/progress", body)
         except (GatewayAway, GatewayRefuses, trio.TooSlowError) as error:
             log.info("progress was not told", cause=str(error))
-
-    async def deliver_receipts_forever(self) -> None:
-        """Bring every kept receipt to the gateway; forget it once the gateway has it in its log."""
-        while True:
-            try:
-                await self._deliver_receipts()
-            except OSError as error:  # out of descriptors, or another relay of this host was quicker
-                log.error("receipts cannot be read now", cause=str(error))
-            await trio.sleep(_RECEIPT_CHECK_SECONDS)
-
-    async def _deliver_receipts(self) -> None:
-        spool = self._host.spool
-        for path in spool.receipts():
-            try:
-                await self.bring_receipt(for_gateway_and_permit(await self._host.on_disk(path.read_bytes))[0])
-            except GatewayAway as error:
-                log.info("receipt kept for later", receipt=path.name, cause=str(error))
-                await trio.sleep(_RETRY_SECONDS)
-                return
-            except GatewayRefuses as error:
-                log.error("receipt set aside: the gateway will not take it", receipt=path.name, cause=str(error))
-                await self._host.on_disk(spool.set_receipt_aside, path)
-                continue
-            await self._host.on_disk(spool.forget_receipt, path)
 
     async def bring_receipt(self, receipt: bytes) -> None:
         """It is on record when this returns. GatewayAway, GatewayRefuses."""

@@ -7,8 +7,10 @@ by the other's pinned keys and log, that it was permitted. With one gateway this
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Awaitable, Callable
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 import structlog
@@ -40,8 +42,8 @@ class GatewayLinks:
         self._host = host
         self.all = [GatewayLink(host, url) for url in (host.config.gateway.url, *host.config.gateway.others)]
         self._origin: dict[str, GatewayLink] = {}
-        self._taken: dict[str, set[GatewayLink]] = {}  # receipts by name, and who has them on record
-        self._refused: dict[str, set[GatewayLink]] = {}
+        self._taken: dict[tuple[str, int], set[GatewayLink]] = {}  # receipts, and who has them on record
+        self._refused: dict[tuple[str, int], set[GatewayLink]] = {}
         self._delivering = {link: trio.Lock() for link in self.all}
 
     async def close(self) -> None:
@@ -58,11 +60,8 @@ class GatewayLinks:
         async with trio.open_nursery() as nursery:
             for link in self.all:
                 nursery.start_soon(link.poll_forever, partial(self._take, link, take), partial(_heard, link, hear))
-                if len(self.all) > 1:
-                    nursery.start_soon(self._deliver_forever, link)
+                nursery.start_soon(self._deliver_forever, link)
                 nursery.start_soon(link.keep_address_book_forever)
-            if len(self.all) == 1:
-                nursery.start_soon(self.all[0].deliver_receipts_forever)
 
     async def _take(self, link: GatewayLink, take: Take, assignment: Assignment) -> None:
         """Whose it is: news of it go back there."""
@@ -131,9 +130,8 @@ class GatewayLinks:
         await self.all[-1].report_refused_calls(report)
 
     async def report_placement(self, link: GatewayLink, report: bytes) -> bytes:
-        """What moved, first: a guest that the gateway sees on another host would else be an alarm."""
-        if len(self.all) > 1:
-            await self._deliver(link)
+        """What moved while it was away, first: a guest that it sees on another host would else be an alarm."""
+        await self._deliver(link)
         return await link.report_placement(report)
 
     async def _show(self, link: GatewayLink, permit: str) -> None:
@@ -159,18 +157,25 @@ class GatewayLinks:
         async with self._delivering[link]:
             spool = self._host.spool
             for path in spool.receipts():
-                taken, refused = (of.setdefault(path.name, set()) for of in (self._taken, self._refused))
-                if link not in taken | refused:
-                    body, permit = for_gateway_and_permit(await self._host.on_disk(path.read_bytes))
-                    try:
-                        await self._bring(link, body, permit)
-                        taken.add(link)
-                    except GatewayRefuses as error:
-                        log.warning("a receipt is refused", receipt=path.name, url=link.url, cause=str(error))
-                        refused.add(link)
-                if len(taken | refused) == len(self.all):
-                    await self._host.on_disk(spool.forget_receipt if taken else spool.set_receipt_aside, path)
-                    del self._taken[path.name], self._refused[path.name]
+                with contextlib.suppress(FileNotFoundError):  # the other gateway was the last to take it
+                    await self._deliver_one(link, path)
+
+    async def _deliver_one(self, link: GatewayLink, path: Path) -> None:
+        key = path.name, path.stat().st_mtime_ns  # a session that was settled again keeps a newer one of that name
+        taken, refused = (of.setdefault(key, set()) for of in (self._taken, self._refused))
+        if link not in taken | refused:
+            body, permit = for_gateway_and_permit(await self._host.on_disk(path.read_bytes))
+            try:
+                await self._bring(link, body, permit)
+                taken.add(link)
+            except GatewayRefuses as error:
+                log.error("a receipt is refused", receipt=path.name, url=link.url, cause=str(error))
+                refused.add(link)
+        if len(taken | refused) == len(self.all) and path.stat().st_mtime_ns == key[1]:
+            spool = self._host.spool
+            await self._host.on_disk(spool.forget_receipt if taken else spool.set_receipt_aside, path)
+            self._taken.pop(key, None)
+            self._refused.pop(key, None)
 
     async def _bring(self, link: GatewayLink, body: bytes, permit: str | None) -> None:
         """A gateway that knows no such migration is shown the permit, and asked again. GatewayAway, GatewayRefuses."""

@@ -15,7 +15,8 @@ import trio.testing
 
 from tests.transport.relay.conftest import until
 from tests.transport.site import Site
-from transport.relay.gateway_link import GatewayLink, NewsDesk
+from transport.relay.gateway_link import NewsDesk
+from transport.relay.gateway_links import GatewayLinks
 from transport.relay.host import RelayHost, open_host
 from transport.relay.news import News
 
@@ -97,9 +98,9 @@ async def test_a_receipt_that_is_refused_for_good_is_set_aside_and_blocks_no_oth
     for name in ("1-bad", "2-good", "3-later"):
         host.spool.keep_receipt(name, f'"{name}"'.encode())
     folder = host.spool.receipts()[0].parent
-    link = GatewayLink(host)
+    link = GatewayLinks(host)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(link.deliver_receipts_forever)
+        nursery.start_soon(link._deliver_forever, link.all[0])
         await until(lambda: names(folder) == {"1-bad.refused", "3-later.json"})
         assert taken == [b'"2-good"']
         statuses.clear()

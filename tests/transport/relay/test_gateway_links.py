@@ -1,0 +1,174 @@
+"""A relay with two gateways: each is told what it must know, and one that is away keeps nothing from the other."""
+
+from __future__ import annotations
+
+import contextlib
+import http.server
+import json
+import ssl
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+import pytest
+import trio
+
+from tests.transport.relay.conftest import until
+from tests.transport.site import Site
+from transport.relay.gateway_link import Assignment, GatewayLink
+from transport.relay.gateway_links import GatewayLinks
+from transport.relay.host import RelayHost, open_host
+from transport.relay.wish import NotAdmitted, Wish
+
+Answer = tuple[int, bytes]
+
+
+@dataclass
+class FakeGateway:
+    """Answers by path, and keeps what it took. `answer`: what it says to a request; 200 and {} if it says nothing."""
+
+    answer: Callable[[str, bytes], Answer | None] = lambda _path, _body: None
+    taken: list[tuple[str, dict[str, object]]] = field(default_factory=list)
+    url: str = ""
+
+    def paths(self, path: str) -> list[dict[str, object]]:
+        return [body for asked, body in self.taken if asked == path]
+
+
+@contextlib.contextmanager
+def serving_https(site: Site, gateway: FakeGateway) -> Iterator[FakeGateway]:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"]))
+            status, said = gateway.answer(self.path, body) or (200, b"{}")
+            if status == 200:
+                gateway.taken.append((self.path, json.loads(body)))
+            self.send_response(status)
+            self.send_header("content-length", str(len(said)))
+            self.end_headers()
+            self.wfile.write(said)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(site.certs / "gateway" / "tls.pem", site.certs / "gateway" / "tls.key")
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    gateway.url = f"https://127.0.0.1:{server.server_address[1]}"
+    try:
+        yield gateway
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.fixture
+def both(site: Site) -> Iterator[tuple[RelayHost, FakeGateway, FakeGateway]]:
+    first, second = FakeGateway(), FakeGateway()
+    with serving_https(site, first), serving_https(site, second):
+        config = site.relay_config("a")
+        section = msgspec.structs.replace(config.gateway, url=first.url, others=[second.url])
+        yield open_host(msgspec.structs.replace(config, gateway=section)), first, second
+
+
+def names(host: RelayHost, folder: Path | None = None) -> set[str]:
+    return {path.name for path in (folder or host.spool.run_dir.parent / "receipts").iterdir()}
+
+
+async def never(_: Assignment) -> None:
+    raise AssertionError("nothing was assigned")
+
+
+async def hear(_version: str | None, _link: GatewayLink) -> None:
+    pass
+
+
+@contextlib.asynccontextmanager
+async def running(host: RelayHost) -> AsyncIterator[GatewayLinks]:
+    links = GatewayLinks(host)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(links.run, never, hear)
+        yield links
+        nursery.cancel_scope.cancel()
+    await links.close()
+
+
+RECEIPT = json.dumps({"receipt": {"body": "b"}, "permit": "the permit"}).encode()
+
+
+async def test_a_receipt_is_kept_until_both_have_it(both: tuple[RelayHost, FakeGateway, FakeGateway]) -> None:
+    host, first, second = both
+    second.answer = lambda path, _: (503, b"") if path == "/v1/receipts" else None
+    host.spool.keep_receipt("r", RECEIPT)
+    async with running(host):
+        await until(lambda: bool(first.paths("/v1/receipts")))
+        assert names(host) == {"r.json"}
+        second.answer = lambda _path, _body: None
+        await until(lambda: names(host) == set(), 20)
+    assert first.paths("/v1/receipts") == second.paths("/v1/receipts") == [{"receipt": {"body": "b"}}], "once, to each"
+    assert first.paths("/v1/relay/permit") == []
+
+
+async def test_a_gateway_that_did_not_permit_it_is_shown_the_permit_first(
+    both: tuple[RelayHost, FakeGateway, FakeGateway],
+) -> None:
+    host, _, second = both
+
+    def forbid_at_first(path: str, _: bytes) -> Answer | None:
+        return (403, b"") if path == "/v1/receipts" and not second.paths("/v1/relay/permit") else None
+
+    second.answer = forbid_at_first
+    host.spool.keep_receipt("r", RECEIPT)
+    async with running(host):
+        await until(lambda: names(host) == set(), 20)
+    assert second.paths("/v1/relay/permit") == [{"permit": "the permit"}]
+    assert len(second.paths("/v1/receipts")) == 1
+
+
+async def test_what_both_refuse_is_set_aside_and_what_one_takes_is_not(
+    both: tuple[RelayHost, FakeGateway, FakeGateway],
+) -> None:
+    host, first, second = both
+    first.answer = lambda path, body: (400, b"") if path == "/v1/receipts" and b"bad" in body else None
+    second.answer = lambda path, _: (403, b"") if path in {"/v1/receipts", "/v1/relay/permit"} else None
+    host.spool.keep_receipt("bad", b'{"receipt": {"body": "bad"}}')
+    host.spool.keep_receipt("good", RECEIPT)
+    async with running(host):
+        await until(lambda: names(host) == {"bad.refused"}, 20)
+    assert len(first.paths("/v1/receipts")) == 1
+
+
+PERMITTED = json.dumps(
+    {
+        "kind": "migrate",
+        "migration_id": "m",
+        "permit": "p",
+        "destination_address": "127.0.0.1:1",
+        "deadline_seconds": 60,
+        "downtime_limit_ms": 300,
+    }
+).encode()
+
+
+async def test_whoever_answers_first_admits(both: tuple[RelayHost, FakeGateway, FakeGateway]) -> None:
+    host, first, second = both
+    wish = Wish("11111111-2222-4333-8444-555555555555", "web", "b", ("memory",), 0)
+    first.answer = lambda path, _: (503, b"") if path == "/v1/relay/admission" else None
+    second.answer = lambda path, _: (200, PERMITTED) if path == "/v1/relay/admission" else None
+    links = GatewayLinks(host)
+    assert (await links.admit(wish)).migration_id == "m"
+    denied = json.dumps({"kind": "denied", "message": "no"}).encode()
+    first.answer = lambda path, _: (200, denied) if path == "/v1/relay/admission" else None
+    with pytest.raises(NotAdmitted, match="no"):
+        await links.admit(wish)
+    assert len(second.paths("/v1/relay/admission")) == 1, "a denial is an answer: the other one is not asked"
+    first.answer = second.answer = lambda path, _: (503, b"") if path == "/v1/relay/admission" else None
+    with pytest.raises(NotAdmitted, match="cannot be asked"):
+        await links.admit(wish)
+    await links.close()
