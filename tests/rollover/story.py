@@ -54,6 +54,8 @@ class Fleet:
     printed: bytes = b""
     moves: list[float] = field(default_factory=list)
     passes: int = 0
+    was_under_way: bool = False  # the migration of the last step, when that was done
+    waits_for_renewal: bool = False  # a switch of the CA is done once both hosts have renewed
     _clients: dict[str, tuple[str, Path, httpx.AsyncClient]] = field(default_factory=dict)
 
     async def start_guest(self, stack: AsyncExitStack) -> None:
@@ -74,17 +76,21 @@ class Fleet:
         self.running = running
         self._clients.clear()
 
-    async def move(self, during: Callable[[], Any] | None = None) -> None:
-        """Move the guest to the other host; `during` is awaited once memory is under way. Raises StoryFailed."""
+    async def move(self, during: Callable[[], Any] | None = None, slowly: bool = False) -> None:
+        """Move the guest to the other host; `during` is awaited once memory is under way. Raises StoryFailed.
+
+        `slowly`: for what takes a while and must find the migration still on its way.
+        """
         other, number = ("b" if self.at == "a" else "a"), len(self.moves) + 1
         assert self.guest is not None
         destination = await start_qemu(self._place(other, number), UUID, memory_mib=MEMORY_MIB, incoming=True)
         try:
             began = trio.current_time()
-            migration = await self._ask(other)
+            migration = await self._ask(other, slowly)
             if during is not None:
                 await self._under_way(migration)
                 await during()
+                self.was_under_way = (await self._shown(migration))["state"] == "running"
             shown = await self._until_over(migration)
             if shown["state"] != "completed":
                 raise StoryFailed(f"migration {number} to {other} {shown['state']}: {shown.get('message')}")
@@ -115,13 +121,15 @@ class Fleet:
         if self.guest is not None:
             await stop_qemu(self.guest)
 
-    async def _ask(self, destination: str) -> str:
+    async def _ask(self, destination: str, slowly: bool) -> str:
         """Until a gateway answers: it may be on its way up."""
         with trio.fail_after(SECONDS):
             while True:
                 assert self.running is not None
                 try:
-                    body = {"vm": "counter", "destination": destination}
+                    body: dict[str, Any] = {"vm": "counter", "destination": destination}
+                    if slowly:
+                        body["how"] = {"bandwidth_bytes_per_second": BYTES_PER_SECOND // 6}
                     answer = await self.asking("alice").post("/v1/migrations", json=body)
                 except httpx.HTTPError:
                     await trio.sleep(0.1)
@@ -179,12 +187,20 @@ class Fleet:
 
         async def take() -> None:
             said.append(await self.command("certs", "rollover", step, what, "--reason", "CHG-118"))
+            if renewing:
+                with trio.fail_after(SECONDS):
+                    while any(host.credentials.chain[0] in leaves for host in self.hosts):
+                        await trio.sleep(0.05)
 
+        renewing = self.waits_for_renewal and (step, what) == ("switch", "issuing")
+        leaves = [host.credentials.chain[0] for host in self.hosts]
         if step == "retire":
             said.append(await self.command("certs", "rollover", step, what, "--reason", "CHG-118"))
             await self.move()
         else:
-            await self.move(take)
+            await self.move(take, slowly=renewing)
+            if renewing and not self.was_under_way:
+                raise StoryFailed("the migration was over before both hosts had renewed")
         self.say(f"  {what}: {said[0]['stage']}; {said[0]['next_step']}")
         count = len(self.moves)
         self.say(f"  {count} migration{'s' * (count > 1)}, the guest has counted to {self.passes}")

@@ -20,6 +20,7 @@ async def test_no_migration_fails_while_a_ca_and_a_key_are_replaced(monkeypatch:
     said: list[str] = []
     with short_folder() as folder:
         async with fleet(folder, said.append) as found, gateway(found):
+            found.waits_for_renewal = True
             before = [authority_key_id(host.credentials.chain[0]) for host in found.hosts]
             await roll_issuing(found)
             await roll_permit_key(found)
