@@ -21,6 +21,7 @@ from transport.relay.host import RelayHost, open_host
 from transport.relay.news import News
 from transport.relay.source import MigrationOrder, carry_as_source
 
+pytestmark = pytest.mark.whole
 VM = "11111111-2222-4333-8444-555555555555"
 STREAM = bytes(range(256)) * 20_000
 
