@@ -116,7 +116,7 @@ class LibvirtDestination:
         pass
 
     async def listen_again(self, folder: Path) -> None:  # noqa: ARG002
-        raise LocalBroken("libvirt recovers its post-copy itself")
+        raise LocalBroken("post-copy of libvirt's guests is not recovered")
 
     async def start_guest(self) -> None:
         if self._stays_paused or self._is_offline or (self._rpc is not None and self._rpc.lets_run):
