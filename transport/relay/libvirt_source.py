@@ -144,7 +144,7 @@ class LibvirtSource:
             raise LocalBroken("the QEMU at the source is still there: end it once the guest runs at the destination")
 
     async def is_in_post_copy(self) -> bool:
-        """Never a matter of the relay's: what of it libvirt has, the client recovers, and the front refuses that yet."""
+        """Never a matter of the relay's: the client would recover it, which the front refuses yet."""
         return False
 
     async def go_on_with_post_copy(self, report: Report) -> None:
