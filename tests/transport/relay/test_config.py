@@ -41,6 +41,7 @@ def write(path: Path, sections: dict[str, dict[str, object]]) -> None:
         "\n".join(
             f"[{n}]\n" + "".join(f"{k} = {json.dumps(v)}\n" for k, v in s.items() if v is not None)
             for n, s in sections.items()
+            if isinstance(s, dict)  # and no list of tables
         )
     )
 

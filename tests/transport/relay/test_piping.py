@@ -33,6 +33,7 @@ def write_config(site: Site) -> Path:
         "\n".join(
             f"[{name}]\n" + "".join(f"{k} = {json.dumps(v)}\n" for k, v in of.items() if v is not None)
             for name, of in sections.items()
+            if isinstance(of, dict)  # and no list of tables
         )
     )
     return path
