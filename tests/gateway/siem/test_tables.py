@@ -27,7 +27,7 @@ def with_sinks(site: Site, text: str) -> Path:
 
 def test_a_sink_with_all_its_defaults_is_taken(site: Site) -> None:
     (sink,) = configuration.load(with_sinks(site, SINK)).siem.sinks
-    assert (sink.name, sink.filter, sink.redact, sink.terms.batch_entries) == ("elastic", None, (), 500)
+    assert (sink.name, sink.filter, sink.redact, sink.terms.batch_entries) == ("elastic", None, (), 2_000)
 
 
 @pytest.mark.parametrize(
