@@ -14,7 +14,7 @@ from cryptography import x509
 
 from audit import verify_entry, verify_receipt
 from audit.verify_group import Signatures
-from audit.verify_tree import Accumulator, file_of, hash_leaf, read_frames, read_vkey
+from audit.verify_tree import file_of, hash_children, hash_leaf, read_frames, read_vkey
 
 WIDTH = 256
 MAX_PROBLEMS = 1000
@@ -151,11 +151,8 @@ class _Range:
 
     def _close(self, number: int, sealed: bool, leaves: list[bytes]) -> None:
         is_full = len(leaves) == WIDTH
-        summit = Accumulator()
-        for leaf in leaves:
-            summit.add(leaf)
         kept = tuple(leaves) if not is_full or number in self.job.leaves_of else None
-        self.found.bundles.append(Bundle(number, sealed, summit.root() if is_full else None, kept))
+        self.found.bundles.append(Bundle(number, sealed, _root_of_full(leaves) if is_full else None, kept))
 
     def _look_back(self) -> None:
         """The entry before the range, and the last record before it; what is wrong with them is another's to say."""
@@ -291,6 +288,13 @@ def stored_tile(directory: Path, level: int, number: int, problems: list[Problem
         add(problems, None, f"hash tile {level}/{number} is {len(stored)} bytes long")
         return None
     return stored
+
+
+def _root_of_full(nodes: Sequence[bytes]) -> bytes:
+    """Of as many leaves as a bundle has: a power of two."""
+    while len(nodes) > 1:
+        nodes = [hash_children(left, right) for left, right in zip(nodes[::2], nodes[1::2], strict=True)]
+    return nodes[0]
 
 
 def _record_of(entry: bytes) -> Mapping[str, Any] | None:

@@ -119,7 +119,7 @@ def test_after_a_failure_at_any_step_the_log_refuses_until_it_is_reopened(
                 log.append([raw(*group)])
                 acknowledged += group
         before = disk.steps
-        with pytest.raises(LogFailed, match="restart"):
+        with pytest.raises(LogFailed, match="reopened"):
             log.append([raw(b"more")])
         assert disk.steps == before
         log.close()
