@@ -1,7 +1,7 @@
 """One sink's delivery: read the log from the cursor on, deliver, move the cursor. One task for each sink, for ever.
 
 A sink that hangs costs its own task a deadline and its own back-off, and delays neither another sink nor an admission.
-Memory is one batch. What a receiver will never take goes to a quarantine file, durably, before the cursor passes it.
+Memory is one batch, and a small one until a receiver takes it: those that are down cost next to none. What a receiver will never take goes to a quarantine file, durably, before the cursor passes it.
 A receiver that refuses everything is not one that meets bad entries: that is waited for, and nothing is passed.
 """
 
@@ -26,6 +26,7 @@ from audit.siem.status import SinkEvent, State, Status, Terms, one_line
 from audit.siem.turns import made
 
 _FIRST_PAUSE: Final = 0.5
+_FIRST_STRIDE: Final = 32  # entries of a batch at the start, and after a failure; doubled with each that is taken
 _JITTER: Final = random.SystemRandom()
 
 
@@ -69,6 +70,8 @@ class Shipper:
         self._one_at_a_time = trio.Lock()
         self._told_degraded = False
         self._refused_in_a_row = 0
+        self._stride = min(self.terms.batch_entries, _FIRST_STRIDE)
+        self._wait_seconds = 0.0  # before the next batch, after one that was let go of
         self._untold = Untold()
 
     async def run(self) -> None:
@@ -118,7 +121,12 @@ class Shipper:
         """Wait for entries, deliver some, and return the cursor as it is on disk now."""
         batch = await self._next_batch(cursor)
         documents, refused = await self._rendered(batch)
-        refusals = [*refused, *(await self._until_taken(documents) if documents else ())]
+        unwanted = await self._until_taken(documents)
+        if unwanted is None:
+            del batch, documents
+            await trio.sleep(self._wait_seconds)
+            return cursor
+        refusals = [*refused, *unwanted]
         if refusals:
             await trio.to_thread.run_sync(self.quarantine.put, refusals, batch)
             self._untold.add([each for each in refusals if not _is_about_quarantine(each, documents)])
@@ -131,6 +139,7 @@ class Shipper:
         await trio.to_thread.run_sync(self._write, self._cursor_file, msgspec.json.encode(moved))
         self.status.note(trio.current_time(), len(documents) + len(refused) - len(refusals))
         self._show(moved)
+        self._lengthen_stride()
         return moved
 
     async def _next_batch(self, cursor: Cursor) -> list[LogEntry]:
@@ -143,7 +152,7 @@ class Shipper:
                 raise SinkStopped(f"the log has {size} entries and {cursor.position} were delivered: it was put back")
             if size > cursor.position:
                 try:
-                    batch = await self._read(cursor.position, min(size, cursor.position + terms.batch_entries))
+                    batch = await self._read(cursor.position, min(size, cursor.position + self._stride))
                 except AuditError as error:
                     self.status.last_error = one_line(str(error))
                 else:
@@ -170,22 +179,31 @@ class Shipper:
         except RecordError as error:
             return Refusal(entry.index, one_line(f"is no entry of ours: {error}"))
 
-    async def _until_taken(self, batch: Sequence[Document]) -> Sequence[Refusal]:
+    async def _until_taken(self, batch: Sequence[Document]) -> Sequence[Refusal] | None:
+        """What was refused of it; None where it failed and is too long to be kept: after `_wait_seconds`, fewer."""
         terms, pause = self.terms, _FIRST_PAUSE
         while True:
             asked = None
             try:
-                refusals = await self.deliver(batch)
+                refusals = await self.deliver(batch) if batch else ()
                 self._require_some_taken(batch, refusals)
             except SinkAway as away:
                 cause, asked = str(away), away.retry_after_seconds
             else:
-                await self._works_again()
+                if batch:
+                    await self._works_again()
                 return refusals
             await self._fails(cause)
             wait = min(asked, terms.longest_pause_seconds) if asked is not None else pause * _JITTER.uniform(0.5, 1)
+            self._stride = min(terms.batch_entries, _FIRST_STRIDE)
+            if len(batch) > self._stride:
+                self._wait_seconds = wait
+                return None
             await trio.sleep(wait)
             pause = min(pause * 2, terms.longest_pause_seconds)
+
+    def _lengthen_stride(self) -> None:
+        self._stride = min(self.terms.batch_entries, self._stride * 2)
 
     def _require_some_taken(self, batch: Sequence[Document], refusals: Sequence[Refusal]) -> None:
         """Raises SinkAway where so many were refused in a row that the receiver must be wrong, not the entries."""
@@ -234,12 +252,16 @@ class Shipper:
         """What the receiver may have lost unread while we were stopped. What it refuses is in quarantine already."""
         if not isinstance(self.sink, Unconfirmed):
             return
-        start = max(0, cursor.position - self.sink.unconfirmed_entries)
-        for first in range(start, cursor.position, self.terms.batch_entries):
-            batch = await self._read_in_the_end(first, min(cursor.position, first + self.terms.batch_entries))
+        first = max(0, cursor.position - self.sink.unconfirmed_entries)
+        while first < cursor.position:
+            batch = await self._read_in_the_end(first, min(cursor.position, first + self._stride))
             documents, _ = await self._rendered(batch)
-            if documents:
-                await self._until_taken(documents)
+            if await self._until_taken(documents) is None:
+                del batch, documents
+                await trio.sleep(self._wait_seconds)
+            else:
+                first += len(batch)
+                self._lengthen_stride()
 
     async def _read_in_the_end(self, start: int, end: int) -> list[LogEntry]:
         """Waits while the log cannot be read."""
