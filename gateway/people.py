@@ -31,20 +31,13 @@ from policy.identity.oidc import TokenVerifier, unverified_issuer
 from policy.identity.sameness import marks_of
 from policy.many_groups import MANY
 
-# What must not be decided on groups that are a minute old.
+# What must not be decided on groups that are a minute old, beside the API's calls that say so themselves.
 PRIVILEGED_ACTIONS: Final = frozenset(
     {
         "BreakGlass",
         "ApproveBreakGlass",
         "EndBreakGlass",
-        "Evacuate",
         "OpenLibvirt",
-        "PublishPolicy",
-        "EnrolHost",
-        "RevokeHost",
-        "RollKey",
-        "ExportAudit",
-        "PruneLog",
     }
 )
 TOKEN_FACTS_SECONDS: Final = 3_600  # how long what only a token told is believed after its end, of what runs
@@ -197,22 +190,23 @@ class People:
             await self._record_refusal({"check": "issuer-unavailable", "detail": error.detail}, None, address)
             raise IdentityUnavailable(f"the keys of issuer {error.issuer} cannot be had") from error
 
-    async def resolve_groups(self, person: Person, now: datetime, address: str, action: str | None = None) -> Person:
+    async def resolve_groups(
+        self, person: Person, now: datetime, address: str, action: str | None = None, *, fresh: bool = False
+    ) -> Person:
         """The groups as they are now, not as they were when the token was issued. Errors: Unauthenticated.
 
         A local person is looked up again at each decision: who was removed or lost a group has lost it at once.
         Groups that an outside issuer's token does not tell completely stay unknown, which denies; so do those of an
         account that Active Directory does not tell of, or that may do nothing: `person.directory` says why.
-        For a privileged `action` nothing cached is used.
+        For a privileged `action`, and where `fresh`, nothing cached is used.
         """
-        found = await self._groups_of_now(person, now, address, action)
+        found = await self._groups_of_now(person, now, address, fresh=fresh or action in PRIVILEGED_ACTIONS)
         if found.groups is None or len(found.groups) <= MANY:
             return found
         return replace(found, shown_groups=found.groups & self.named_groups())
 
-    async def _groups_of_now(self, person: Person, now: datetime, address: str, action: str | None) -> Person:
+    async def _groups_of_now(self, person: Person, now: datetime, address: str, *, fresh: bool) -> Person:
         if self.directory is not None and self.directory.knows(person):
-            fresh = action in PRIVILEGED_ACTIONS
             return await self.directory.resolve(person, now, fresh=fresh)
         if self.sealed is not None and person.issuer == self.sealed.issuer:
             return await self._resolve_sealed(self.sealed, person, address)

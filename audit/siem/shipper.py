@@ -1,8 +1,9 @@
 """One sink's delivery: read the log from the cursor on, deliver, move the cursor. One task for each sink, for ever.
 
 A sink that hangs costs its own task a deadline and its own back-off, and delays neither another sink nor an admission.
-Memory is one batch, and a small one until a receiver takes it: those that are down cost next to none. What a receiver will never take goes to a quarantine file, durably, before the cursor passes it.
-A receiver that refuses everything is not one that meets bad entries: that is waited for, and nothing is passed.
+Memory is one batch, and a small one until a receiver takes it: those that are down cost next to none. What a receiver
+will never take goes to a quarantine file, durably, before the cursor passes it. A receiver that refuses everything is
+not one that meets bad entries: that is waited for, and nothing is passed.
 """
 
 from __future__ import annotations

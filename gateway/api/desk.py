@@ -106,6 +106,13 @@ async def person_of(desk: AtDesk, bearer: Bearer, address: Address) -> Person:
     return await desk.people.resolve_groups(person, now, address)
 
 
+async def privileged_person_of(desk: AtDesk, bearer: Bearer, address: Address) -> Person:
+    """As `person_of`, with nothing cached: for what must not be decided on groups that are a minute old."""
+    now = desk.now()
+    person = await desk.people.authenticate(bearer, now, address)
+    return await desk.people.resolve_groups(person, now, address, fresh=True)
+
+
 async def host_of(desk: AtDesk, request: Request) -> SpiffeId:
     """The host of the connection's client certificate. Errors: RelayRefused."""
     certificate = request.scope.get("state", {}).get("peer_certificate")
@@ -116,4 +123,5 @@ async def host_of(desk: AtDesk, request: Request) -> SpiffeId:
 
 
 Asking = Annotated[Person, Depends(person_of)]
+AskingPrivileged = Annotated[Person, Depends(privileged_person_of)]
 Relay = Annotated[SpiffeId, Depends(host_of)]

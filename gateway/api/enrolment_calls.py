@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from gateway.api.answers import JsonAnswer
 from gateway.api.bodies import Enrolment, HostRevocation, RolloverStep, TokenWish
-from gateway.api.desk import Address, Asking, AtDesk, office_of
+from gateway.api.desk import Address, Asking, AskingPrivileged, AtDesk, office_of
 from gateway.rollover.steps import Step
 
 router = APIRouter()
@@ -24,7 +24,7 @@ async def root(desk: AtDesk) -> Response:
 
 
 @router.post("/v1/enrolment/tokens", summary="A one-time token with which a host of the inventory enrols")
-async def new_token(body: TokenWish, desk: AtDesk, person: Asking, address: Address) -> Response:
+async def new_token(body: TokenWish, desk: AtDesk, person: AskingPrivileged, address: Address) -> Response:
     """Needs EnrolHost. It is shown once; a token of the same host that still waits is withdrawn."""
     made = await office_of(desk).new_token(person, body.host, body.minutes, address)
     return JsonAnswer({"host": str(made.host), "token": made.token.text(), "expires": made.expires})
@@ -38,7 +38,9 @@ async def enrol(body: Enrolment, desk: AtDesk, address: Address) -> Response:
 
 
 @router.post("/v1/hosts/{name}/revocation", summary="End all certificates of a host")
-async def revoke(name: HostName, body: HostRevocation, desk: AtDesk, person: Asking, address: Address) -> Response:
+async def revoke(
+    name: HostName, body: HostRevocation, desk: AtDesk, person: AskingPrivileged, address: Address
+) -> Response:
     """Needs RevokeHost. In force at this gateway once it answers, and at relays once their poll has returned."""
     return JsonAnswer(await office_of(desk).revoke(person, name, body.reason, address))
 
@@ -51,7 +53,7 @@ async def rollovers(desk: AtDesk, person: Asking, address: Address) -> Response:
 
 @router.post("/v1/rollovers/{what}/{step}", summary="The next step of a rollover")
 async def roll_over(
-    what: HostName, step: Step, body: RolloverStep, desk: AtDesk, person: Asking, address: Address
+    what: HostName, step: Step, body: RolloverStep, desk: AtDesk, person: AskingPrivileged, address: Address
 ) -> Response:
     """Needs RollKey. 409 while hosts are not ready for it, unless it is forced."""
     return JsonAnswer(await desk.rollovers.take(person, what, step, body.reason, body.force, address))

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from gateway.api.answers import JsonAnswer
 from gateway.api.bodies import Body, MigrationId, Name
-from gateway.api.desk import Address, Asking, AtDesk, Desk, Relay
+from gateway.api.desk import Address, AskingPrivileged, AtDesk, Desk, Relay
 from gateway.errors import NotKnown
 from gateway.evacuating import Evacuating, Wish
 
@@ -50,7 +50,7 @@ def evacuating_of(desk: Desk) -> Evacuating:
 
 
 @router.post("/v1/evacuations", status_code=201, summary="Prepare to empty a host while no gateway can be asked")
-async def prepare(body: Prepare, desk: AtDesk, person: Asking, address: Address) -> Response:
+async def prepare(body: Prepare, desk: AtDesk, person: AskingPrivileged, address: Address) -> Response:
     """201: each permit is decided and logged, and the host's relay holds them. 403: none is allowed; recorded."""
     vms, to = tuple(body.vms or ()), tuple(body.to or ())
     wish = Wish(person, body.host, vms, to, body.hours, body.reason, address, desk.now())
@@ -58,7 +58,9 @@ async def prepare(body: Prepare, desk: AtDesk, person: Asking, address: Address)
 
 
 @router.post("/v1/evacuations/{evacuation_id}/withdraw", status_code=202, summary="Have the host forget its permits")
-async def withdraw(evacuation_id: str, body: Withdraw, desk: AtDesk, person: Asking, address: Address) -> Response:
+async def withdraw(
+    evacuation_id: str, body: Withdraw, desk: AtDesk, person: AskingPrivileged, address: Address
+) -> Response:
     index = await evacuating_of(desk).withdraw(person, evacuation_id[:64], body.host, address, desk.now())
     return JsonAnswer({"evacuation_id": evacuation_id[:64], "record_index": index}, 202)
 

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Path, Request
 from starlette.responses import Response
 
 from gateway.api.answers import JsonAnswer
-from gateway.api.desk import Address, Asking, AtDesk
+from gateway.api.desk import Address, Asking, AskingPrivileged, AtDesk
 
 router = APIRouter()
 Version = Annotated[int, Path(ge=1, le=9_999_999_999)]
@@ -27,18 +27,18 @@ async def version(version: Version, desk: AtDesk, person: Asking, address: Addre
 
 
 @router.post("/v1/policy/publications", status_code=201, summary="Put a signed and approved bundle in force")
-async def publish(request: Request, desk: AtDesk, person: Asking, address: Address) -> Response:
+async def publish(request: Request, desk: AtDesk, person: AskingPrivileged, address: Address) -> Response:
     """Needs PublishPolicy. The body is a publication (docs/policy-publishing.md). Recorded, refused or not."""
     return JsonAnswer(await desk.publishing.publish(person, await request.body(), address), 201)
 
 
 @router.post("/v1/policy/shadow", status_code=201, summary="Evaluate a bundle beside the one in force")
-async def begin_shadow(request: Request, desk: AtDesk, person: Asking, address: Address) -> Response:
+async def begin_shadow(request: Request, desk: AtDesk, person: AskingPrivileged, address: Address) -> Response:
     """Needs PublishPolicy. Differences are recorded with each decision, and none is enforced."""
     return JsonAnswer(await desk.publishing.begin_shadow(person, await request.body(), address), 201)
 
 
 @router.delete("/v1/policy/shadow", summary="End the trial")
-async def end_shadow(desk: AtDesk, person: Asking, address: Address) -> Response:
+async def end_shadow(desk: AtDesk, person: AskingPrivileged, address: Address) -> Response:
     """Needs PublishPolicy. Answers with what was counted."""
     return JsonAnswer(await desk.publishing.end_shadow(person, address))

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict
 from starlette.responses import Response
 
 from gateway.api.answers import JsonAnswer
-from gateway.api.desk import Address, Asking, AtDesk
+from gateway.api.desk import Address, Asking, AskingPrivileged, AtDesk
 
 router = APIRouter()
 
@@ -21,11 +21,9 @@ class Wanted(BaseModel):
 
 
 @router.post("/v1/log/prune", summary="Take what is old and archived out of the log's folder", status_code=202)
-async def prune(wanted: Wanted, desk: AtDesk, person: Asking, address: Address) -> Response:
+async def prune(wanted: Wanted, desk: AtDesk, person: AskingPrivileged, address: Address) -> Response:
     """Needs PruneLog; asking is recorded, allowed or not. What comes of it: GET, until `state` is not `running`."""
-    now = desk.now()
-    person = await desk.people.resolve_groups(person, now, address, "PruneLog")  # as they are at this moment
-    run = await desk.pruning.ask(person, now, address, check=wanted.check)
+    run = await desk.pruning.ask(person, desk.now(), address, check=wanted.check)
     return JsonAnswer(run.document(), status_code=202)
 
 
