@@ -10,6 +10,7 @@ from cryptography import x509
 from certs.credentials import HostCredentials
 from certs.errors import CredentialError, IdentityError
 from certs.identity import spiffe_id_of
+from certs.introduction import authority_key_id
 
 JITTER: Final = 0.1  # of the lifetime: hosts that were enrolled together do not come back together
 _RETRY_FIRST = timedelta(seconds=15)
@@ -31,7 +32,8 @@ def retry_delay(failures: int, chance: float) -> timedelta:
 def require_successor(held: HostCredentials, chain: tuple[x509.Certificate, ...], now: datetime) -> None:
     """What a gateway answers must be this host, this key, longer than before, and pass at every peer by our own rule.
 
-    Raises `CredentialError`: the old certificate stays.
+    Of another CA, in a rollover, it may last as long as the old one, which may be a second old. Raises
+    `CredentialError`: the old certificate stays.
     """
     remedy = "look at the gateway's certificate authority"
     try:
@@ -42,6 +44,8 @@ def require_successor(held: HostCredentials, chain: tuple[x509.Certificate, ...]
         raise CredentialError(None, "the new certificate is of another host", remedy)
     if chain[0].public_key() != held.private_key.public_key():
         raise CredentialError(None, "the new certificate is of another key", remedy)
-    if chain[0].not_valid_after_utc <= held.chain[0].not_valid_after_utc:
+    gained = chain[0].not_valid_after_utc - held.chain[0].not_valid_after_utc
+    is_of_same_ca = authority_key_id(chain[0]) == authority_key_id(held.chain[0])
+    if gained < timedelta() or (is_of_same_ca and not gained):
         raise CredentialError(None, "the new certificate does not last longer than the old one", remedy)
     HostCredentials(chain, held.private_key, held.trust_anchors, held.crls).require_usable(now)

@@ -194,6 +194,17 @@ def test_an_issuing_ca_below_the_root_issues_what_peers_with_the_root_alone_acce
     write_atomically(tmp_path / "crls" / "crl.pem", issuing.crl_file.read_bytes())
     identity.reload(NOW)
     assert identity.credentials.crl_number == 2  # of the CA that issues hosts, not of the root, whose key is away
+    (tmp_path / "next").mkdir()
+    root.create_issuing(tmp_path / "next", NOW, passphrase=passphrase)
+    following = Authority.load(tmp_path / "next", passphrase)
+    write_atomically(tmp_path / "crls" / "next-crl.pem", following.crl_file.read_bytes())
+    identity.reload(NOW)
+    require_successor(identity.credentials, tuple(following.issue_host("a", key.public_key(), NOW)), NOW)
+    for authority, lifetime in ((issuing, timedelta(hours=24)), (following, timedelta(hours=23))):
+        with pytest.raises(CredentialError, match="does not last longer"):
+            require_successor(
+                identity.credentials, tuple(authority.issue_host("a", key.public_key(), NOW, lifetime)), NOW
+            )
     root.revoke_all([issuing.certificate.serial_number], NOW)
     write_atomically(tmp_path / "crls" / "root-crl.pem", root.crl_file.read_bytes())
     with pytest.raises(CredentialError, match="revoked"):
