@@ -19,8 +19,8 @@ import trio
 from transport.errors import ConnectionBroken, LocalBroken, ProtocolViolation
 from transport.relay.bandwidth import Pace
 from transport.relay.content_digests import ContentDigests
-from transport.relay.tcp import is_broken, is_near
-from transport.relay.tls_lane import Lane, TlsLane
+from transport.relay.tcp import is_broken
+from transport.relay.tls_lane import Lane
 from transport.wire.clear_frames import ClearOpener, ClearSealer
 from transport.wire.frames import (
     HEADER_BYTES,
@@ -31,7 +31,7 @@ from transport.wire.frames import (
     LaneSealer,
     ResetCode,
 )
-from transport.wire.window import MIN_WINDOW_BYTES, SendWindow, lazy_buffer
+from transport.wire.window import SendWindow, lazy_buffer
 
 # A pump that never has to wait must still let others run and notice cancellation.
 _FRAMES_PER_CHECKPOINT = 16
@@ -128,8 +128,6 @@ async def carry_channel(channel: Channel, lane: Lane, sealer: Sealer, opener: Op
     cancelled, `channel` is as it must be to go on over another lane.
     """
     with lane:
-        if is_near(lane.sock if isinstance(lane, TlsLane) else lane):
-            channel.window.limit_bytes = MIN_WINDOW_BYTES
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_seal_watched, channel, lane, sealer)
             nursery.start_soon(_open_direction, channel, lane, opener)

@@ -30,7 +30,7 @@ def tune_tcp(sock: socket.socket | trio.socket.SocketType) -> None:
     )
     for level, name, value in options:
         sock.setsockopt(level, name, value)
-    if is_near(sock):
+    if _round_trip_us(sock) < _NEAR_US:
         for name in (socket.SO_SNDBUF, socket.SO_RCVBUF):
             sock.setsockopt(socket.SOL_SOCKET, name, _NEAR_BUFFER_BYTES)
 
@@ -49,11 +49,6 @@ def notice_silence(sock: socket.socket | trio.socket.SocketType, seconds: float)
         (socket.TCP_USER_TIMEOUT, round(seconds * 1000)),
     ):
         sock.setsockopt(socket.IPPROTO_TCP, name, value)
-
-
-def is_near(sock: socket.socket | trio.socket.SocketType) -> bool:
-    """Whether the peer answers so soon that little need be under way."""
-    return _round_trip_us(sock) < _NEAR_US
 
 
 def _round_trip_us(sock: socket.socket | trio.socket.SocketType) -> int:

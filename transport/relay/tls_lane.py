@@ -32,7 +32,7 @@ class TlsLane:
 
     def __init__(self, tls: SSL.Connection, sock: socket.socket) -> None:
         self._tls = tls
-        self.sock = sock
+        self._sock = sock
 
     def recv_into(self, buffer: memoryview) -> int:
         try:
@@ -58,16 +58,16 @@ class TlsLane:
             self._tls.shutdown()
         except SSL.Error:
             pass  # fin was sent and counts; this is manners
-        self.sock.shutdown(how)
+        self._sock.shutdown(how)
 
     def getsockopt(self, level: int, name: int) -> int:
-        return self.sock.getsockopt(level, name)
+        return self._sock.getsockopt(level, name)
 
     def fileno(self) -> int:
-        return self.sock.fileno()
+        return self._sock.fileno()
 
     def close(self) -> None:
-        self.sock.close()
+        self._sock.close()
 
     def __enter__(self) -> Self:
         return self

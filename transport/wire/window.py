@@ -16,8 +16,8 @@ from collections import deque
 from transport.errors import Misuse, ProtocolViolation
 from transport.wire.frames import MAX_PAYLOAD_BYTES, FrameType
 
-# A peer acknowledges after so much at the latest: a ring of a window may be full many times between two of its timers.
-ACK_BYTES = 2 << 20
+# A peer acknowledges after so much at the latest: a ring of a window may be full four times between two of its timers.
+ACK_BYTES = 4 << 20
 ACK_FRAMES = 1024
 MAX_FRAMES = 4 * ACK_FRAMES  # small frames need more memory for their places than for their bytes
 MIN_WINDOW_BYTES = 2 * ACK_BYTES
@@ -32,8 +32,7 @@ def lazy_buffer(size_bytes: int) -> memoryview:
 
 class SendWindow:
     """A ring of up to `capacity_bytes`. It begins with short laps, in memory that is in the cache and few pages of it;
-    they grow when one was too short for what is under way, up to `limit_bytes` where that is set lower: a ring that a
-    near peer keeps short stays in the processor's caches."""
+    they grow when one was too short for what is under way."""
 
     __slots__ = (
         "_buffer",
@@ -45,7 +44,6 @@ class SendWindow:
         "acked",
         "base",
         "closed_by",
-        "limit_bytes",
         "pending",
         "sent",
     )
@@ -53,7 +51,7 @@ class SendWindow:
     def __init__(self, capacity_bytes: int) -> None:
         if capacity_bytes < MIN_WINDOW_BYTES:
             raise Misuse("a window that a peer's acknowledgements could not keep open")
-        self.limit_bytes = self._capacity = capacity_bytes
+        self._capacity = capacity_bytes
         self._buffer = lazy_buffer(capacity_bytes)
         self._frames: deque[tuple[FrameType, int, int]] = deque()  # type, offset, size: of frames from `base` on
         self._head = self._room = 0
@@ -95,11 +93,11 @@ class SendWindow:
         if frames and self._head <= (tail := frames[0][1]):
             end = tail
             if end - self._head < _WORTH_FILLING:
-                self._lap = self._longer_lap()
+                self._lap = min(self._capacity, self._lap + _STEP_BYTES)
         elif end - self._head < _WORTH_FILLING and frames and tail >= _WORTH_FILLING:
             self._head, end = 0, tail
         elif end - self._head < _WORTH_FILLING:
-            end = self._lap = self._longer_lap()
+            end = self._lap = min(self._capacity, self._lap + _STEP_BYTES)
         size = min(end - self._head, MAX_PAYLOAD_BYTES)
         self._room = size if size >= _WORTH_FILLING else 0
         return self._buffer[self._head : self._head + self._room]
@@ -151,9 +149,6 @@ class SendWindow:
             raise ProtocolViolation("a peer that resumes from frames that it cannot lack, or cannot have")
         self._free(count)
         self.sent = count
-
-    def _longer_lap(self) -> int:
-        return max(self._lap, min(self._capacity, self.limit_bytes, self._lap + _STEP_BYTES))
 
     def _free(self, count: int) -> None:
         frames = self._frames
