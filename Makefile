@@ -27,7 +27,7 @@ ARGS ?=
 FUZZ_SECONDS ?= 60
 KILLS ?= 1000
 
-.PHONY: help demo test check bench rollover failures fuzz soak soak-sinks kinds neighbours sites newest-qemu other-libvirt keycloak editor deb lock setup
+.PHONY: recovery help demo test check bench rollover failures fuzz soak soak-sinks kinds neighbours sites newest-qemu other-libvirt keycloak editor deb lock setup
 .DEFAULT_GOAL := help
 
 help:
@@ -66,6 +66,10 @@ failures:
 kinds:
 	@deploy/setup.sh test
 	@$(BIN)/python -m tests.transport.kinds_table --write docs/migration-kinds.md $(ARGS)
+
+recovery:
+	@deploy/setup.sh test
+	@$(BIN)/pytest -q -n 0 tests/transport/relay/recovery_at_death.py $(ARGS)
 
 neighbours:
 	@deploy/setup.sh test

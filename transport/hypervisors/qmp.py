@@ -34,6 +34,8 @@ _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid (unix(7))
 
 T = TypeVar("T")
 
+_EVENTS_BEFORE_GREETING = 16
+
 
 @dataclass(frozen=True, slots=True)
 class PeerCredentials:
@@ -109,6 +111,10 @@ class QmpConnection:
 
     async def _greet(self) -> None:
         greeting = await self._receive()
+        for _ in range(_EVENTS_BEFORE_GREETING):  # a QEMU that is just starting may tell an event first
+            if not isinstance(greeting, Event):
+                break
+            greeting = await self._receive()
         if not isinstance(greeting, Greeting):
             raise HypervisorGarbled("the monitor did not greet")
         self.version = greeting.version
