@@ -56,6 +56,8 @@ async def recovers_after_a_death(site: Site, machines: Machines, who: str) -> No
         address = at_b.address
         at_a = await running.enter_async_context(relay(configs["a"], "never", str(permit), address, HOW))
         await _told(at_a, "handing_over")
+        # Before it counts there, the devices' state may die with the relay, and the guest with it (docs/failures.md).
+        await until(lambda: bool(machines.destination.printed()), 40)
         victim, config = (at_a, configs["a"]) if who == "source" else (at_b, write_config(site, "b", address))
         victim.process.kill()
         victim.process.wait()
