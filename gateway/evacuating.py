@@ -7,6 +7,7 @@ operator's on that host; bounded in time, in destinations, to one use, and by th
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -33,6 +34,7 @@ ACTION: Final = "Evacuate"
 HELD_SECONDS: Final = 30.0
 MAX_PERMITS: Final = 4096
 MAX_WAITING: Final = 64
+MAX_LOOKED_AT: Final = 64  # pairs of VM and host, to see whether somebody may empty a host at all
 
 log = structlog.get_logger("gateway.alarm")
 
@@ -137,16 +139,17 @@ class Evacuating:
         host = gate.inventory.host(host_name)
         if host is None:
             raise NotKnown(f"the inventory knows no host {host_name}")
-        asked = Wish(person, host_name, (), (), 1, "withdraw", address, now)
-        decisions = [self._decide(asked, vm, each) for vm in vms_on(gate, host)[:1] for each in self._others(host)[:1]]
-        allowed = all(decision.allowed for decision, _ in decisions)
+        allowed = self._may_prepare(Wish(person, host_name, (), (), 1, "withdraw", address, now), host)
         details = {"evacuation": evacuation_id, "host": host.spiffe_id, "client_address": address}
         event = Event("evacuation.withdrawn", "allowed" if allowed else "denied", actor=actor_of(person))
         recorded = await gate.recorder.append(
             replace(event, source=host.spiffe_id, details={**details, **identity_of(person)})
         )
         if not allowed:
-            raise NotAllowed(f"evacuations of {host.name} are not yours to withdraw (record {recorded.index})")
+            raise NotAllowed(
+                f"evacuations of {host.name} are not yours to withdraw, or no VM is known to be there "
+                f"(record {recorded.index})"
+            )
         self._prepared.pop(evacuation_id, None)
         self._tell(host, "withdraw_evacuation", evacuation_id)
         return recorded.index
@@ -254,8 +257,11 @@ class Evacuating:
         except QueueFull as error:
             raise RelayUnreachable(f"the relay on {host.name} does not take its assignments") from error
 
-    def _others(self, host: HostFacts) -> list[HostFacts]:
-        return [each for each in self._gate.inventory.hosts.values() if each.spiffe_id != host.spiffe_id]
+    def _may_prepare(self, wish: Wish, host: HostFacts) -> bool:
+        """Whether any move off this host would be allowed; of an empty host nobody knows that, which denies."""
+        hosts = [each for each in self._gate.inventory.hosts.values() if each.spiffe_id != host.spiffe_id]
+        pairs = ((vm, each) for vm in vms_on(self._gate, host) for each in hosts)
+        return any(self._decide(wish, vm, each)[0].allowed for vm, each in itertools.islice(pairs, MAX_LOOKED_AT))
 
 
 def _of(event: Event, evacuation_id: str) -> Event:

@@ -9,7 +9,6 @@ from typing import Final
 
 import structlog
 
-from policy.permit import verify_permit
 from transport.errors import LocalBroken, TransportError
 from transport.relay.evacuations import Evacuation, shown
 from transport.relay.gateway_link import GatewayAway, GatewayRefuses, Migrate
@@ -76,11 +75,10 @@ class EvacuationDesk:
             log.error("evacuation permits could not be withdrawn", evacuation=evacuation_id, cause=str(error))
 
     async def begin(self, vm: str, to: str | None) -> dict[str, object]:
-        """Use a permit; the migration runs on by itself. LocalBroken in words, SpoolFailed."""
+        """Use a permit; the migration runs on by itself. LocalBroken in words, OfferRefused, SpoolFailed."""
         if any(vm == use.vm and use.news.state not in _FINAL for use in self._uses.values()):
             raise LocalBroken(f"{vm} is on its way")
-        evacuation, order = await self._host.on_disk(self._host.evacuations.take, vm, to)
-        claims = verify_permit(order.permit, self._host.permits.permit_keys).claims
+        evacuation, order, claims = await self._host.on_disk(self._host.evacuations.take, vm, to)
         migration_id = claims.migration_id
         use = self._uses[migration_id] = _Use(evacuation.evacuation_id, order.vm, order.destination)
         while len(self._uses) > _REMEMBERED:

@@ -77,10 +77,11 @@ class Evacuations:
         path.unlink(missing_ok=True)
         return was_there
 
-    def take(self, vm: str, to: str | None) -> tuple[Evacuation, EvacuationOrder]:
+    def take(self, vm: str, to: str | None) -> tuple[Evacuation, EvacuationOrder, PermitClaims]:
         """The order by which this VM (name or UUID) leaves, noted as begun. `to`: host name or SPIFFE id.
 
-        LocalBroken, in words for the operator, if there is none. The newest evacuation comes first.
+        LocalBroken, in words for the operator, if there is none; OfferRefused: its permit is good here no more. The
+        newest evacuation comes first.
         """
         now, seen = self.clock(), False
         for evacuation in sorted(self.all(), key=lambda each: -each.until):
@@ -95,9 +96,10 @@ class Evacuations:
                 raise LocalBroken(f"the evacuation of {vm} was used: it was sent to {there}")
             for order in mine:
                 if to is None or to in {order.destination, order.destination.rpartition("/")[2]}:
+                    claims = self._claims(order)
                     begun = {**evacuation.begun, order.vm: order.destination}
                     self._write(msgspec.structs.replace(evacuation, begun=begun))
-                    return evacuation, order
+                    return evacuation, order, claims
         if seen:
             raise LocalBroken(f"no evacuation permit of {vm} is left, or none for that destination")
         raise LocalBroken(f"no evacuation was prepared for {vm} on this host")

@@ -102,6 +102,9 @@ class Operators:
                     await _send_all(accepted, msgspec.json.encode(answer) + b"\n")
                 except OSError:
                     pass  # whoever asked has left
+                except Exception:
+                    # The edge: a bug in a question must not end the sessions.
+                    log.exception("bug: an operator's question was not answered")
 
     async def _answer(self, line: bytes) -> dict[str, object]:
         try:
