@@ -11,7 +11,6 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from audit.checkpoint import LogVerifier
 from audit.errors import AuditError
 from audit.record import Vm
 from certs.identity import SpiffeId
@@ -21,20 +20,21 @@ from gateway.gate import Gate
 from gateway.migrations import from_elsewhere
 from gateway.reading import Reading
 from gateway.recording import Event, host_actor
-from policy.permit import PermitKey, VerifiedPermit
+from policy.permit import VerifiedPermit
 from transport.errors import OfferRefused
-from transport.relay.permits import PORTS_OF_KIND, PermitDesk
+from transport.relay.permits import verify_past
+from transport.relay.pins import Pins, read_pins
 
 KIND = "migration.elsewhere"
 
 
 class Elsewhere:
-    """`desks`: by the other gateway's name, what verifies its permits as relays do."""
+    """`pinned`: of each other gateway, by its name."""
 
-    def __init__(self, gate: Gate, reading: Reading, desks: Mapping[str, PermitDesk]) -> None:
+    def __init__(self, gate: Gate, reading: Reading, pinned: Mapping[str, Pins]) -> None:
         self._gate = gate
         self._reading = reading
-        self._desks = desks
+        self._pinned = pinned
 
     async def take(self, host: SpiffeId, token: str) -> None:
         """A permit that `host` says is used there. Nothing is done for one that is known.
@@ -86,33 +86,21 @@ class Elsewhere:
             )
 
     def _verified(self, token: str) -> tuple[str, VerifiedPermit]:
-        for name, desk in self._desks.items():
+        for name, pins in self._pinned.items():
             try:
-                return name, desk.verify_past(token)
+                return name, verify_past(token, pins)
             except OfferRefused:
                 continue
         raise RelayRefused("not a permit of another gateway of this site", code="not_a_party")
 
 
-def open_desks(tables: tuple[PeerTable, ...], folder: Path, gate: Gate) -> dict[str, PermitDesk]:
+def read_peers(tables: tuple[PeerTable, ...], folder: Path) -> dict[str, Pins]:
     """Paths are relative to `folder`. Errors: ConfigRefused."""
-    desks: dict[str, PermitDesk] = {}
-    clock = gate.clock
+    pinned: dict[str, Pins] = {}
     for table in tables:
         try:
-            keys = tuple(PermitKey.from_pem((folder / name).read_bytes()) for name in table.permit_keys)
-            logs = tuple(LogVerifier.parse((folder / name).read_text()) for name in table.log_keys)
+            permit_files = [folder / name for name in table.permit_keys]
+            pinned[table.name] = read_pins(permit_files, [folder / name for name in table.log_keys])
         except (AuditError, OSError, ValueError) as error:
             raise ConfigRefused(folder / "gateway.toml", "peers", f"{table.name}: {error}") from error
-        desks[table.name] = PermitDesk(
-            trust_domain=gate.own_trust_domain,
-            permit_keys=keys,
-            log_verifiers=logs,
-            witness_keys=(),
-            witnesses_required=0,
-            can_bind_vm=True,
-            crl_number=lambda: 0,
-            clock=lambda: int(clock.wall().timestamp()),
-            supported_ports=frozenset[str]().union(*PORTS_OF_KIND.values()),
-        )
-    return desks
+    return pinned

@@ -23,7 +23,7 @@ from gateway.composition.rollover import make_rollovers, mend_rollovers
 from gateway.composition.sites import open_sites
 from gateway.composition.telling import health_document, make_metrics
 from gateway.config import GatewayConfig
-from gateway.elsewhere import Elsewhere, open_desks
+from gateway.elsewhere import Elsewhere, read_peers
 from gateway.enrolment.composition import make_office
 from gateway.enrolment.files import Late, days_left, tls_marks, watch_tls_files
 from gateway.errors import StartRefused
@@ -107,7 +107,7 @@ async def make_pieces(
     desk = Desk(
         gate=gate,
         office=office,
-        elsewhere=Elsewhere(gate, reading, open_desks(config.peers, config.directory, gate)),
+        elsewhere=Elsewhere(gate, reading, read_peers(config.peers, config.directory)),
         evacuating=None if config.evacuation is None else Evacuating(gate, config.evacuation),
         rollovers=make_rollovers(config, gate, keeping.signer, office, reporting, reload_tls),
         people=people,

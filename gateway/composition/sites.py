@@ -11,7 +11,6 @@ from gateway.errors import ConfigRefused
 from gateway.gate import Gate
 from gateway.log_keeping import LogKeeping
 from gateway.sites.settings import OtherSite, make_sites, open_site
-from policy.permit import PermitKey
 
 
 async def open_sites(
@@ -29,7 +28,6 @@ async def open_sites(
     for site in sites:
         stack.push_async_callback(site.client.aclose)
     if sites:
-        key = PermitKey.from_public_key(gate.terms.private_key.public_key())
         clock = gate.clock
-        gate.sites = make_sites(own, sites, key, keeping.signer.verifier, lambda: int(clock.wall().timestamp()))
+        gate.sites = make_sites(own, sites, keeping.signer.verifier, lambda: int(clock.wall().timestamp()))
     return sites

@@ -33,7 +33,7 @@ from gateway.sites.settings import OtherSite
 from gateway.sites.told import host_of, told_host, told_person, told_vm
 from policy.errors import FactRefused
 from policy.facts import HostFacts, Person
-from policy.permit import PermitClaims
+from policy.permit import PermitClaims, PermitKey
 from transport.errors import OfferRefused
 
 log = structlog.get_logger("gateway.sites")
@@ -131,8 +131,10 @@ async def _ask(gate: Gate, site: OtherSite, facts: Facts, claims: PermitClaims, 
 
 def _verified(gate: Gate, claims: PermitClaims, permit: str, answered: Admitted) -> dict[str, Any]:
     assert gate.sites is not None
+    own_key = PermitKey.from_public_key(gate.terms.private_key.public_key())  # it may have been rolled over since
     try:
-        pair = gate.sites.desk.verify(permit, answered.permit, source=claims.source, destination=claims.destination)
+        desk = replace(gate.sites.desk, permit_keys=(own_key,))
+        pair = desk.verify(permit, answered.permit, source=claims.source, destination=claims.destination)
     except OfferRefused as refused:
         raise SiteUnreachable(f"the other site's permit is not good ({refused.code.value}): {refused.detail}") from None
     assert pair.other is not None

@@ -15,6 +15,7 @@ from gateway.errors import OperatorError, RequesterError
 from gateway.gate import Gate
 from gateway.sites.request import LIFETIME_SECONDS, HostQuestion, RecordsWanted, Request, ToldHost, sign_request
 from gateway.sites.settings import OtherSite
+from policy.sources.https import read_bounded
 
 SECONDS: Final = 15.0
 MAX_ANSWER_BYTES: Final = 256 * 1024
@@ -101,17 +102,15 @@ async def _ask(
 
 
 async def _send(site: OtherSite, request: httpx.Request, at_most: int) -> bytes:
-    answer = bytearray()
     with trio.move_on_after(SECONDS):
         try:
             async with aclosing(await site.client.send(request, stream=True)) as response:
-                async for chunk in response.aiter_bytes():
-                    answer += chunk
-                    if len(answer) > at_most:
-                        raise SiteUnreachable(f"site {site.name}: its gateway's answer is too long")
+                answer = await read_bounded(response, at_most)
+                if len(answer) > at_most:
+                    raise SiteUnreachable(f"site {site.name}: its gateway's answer is too long")
                 if response.status_code != httpx.codes.OK:
                     raise SiteUnreachable(f"site {site.name}: its gateway answers {response.status_code}")
-                return bytes(answer)
+                return answer
         except (httpx.HTTPError, OSError) as error:
             raise SiteUnreachable(
                 f"site {site.name}: its gateway cannot be asked ({type(error).__name__}: {error})"

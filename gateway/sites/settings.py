@@ -21,6 +21,7 @@ from policy.facts import SPIFFE_ID
 from policy.permit import PermitKey
 from policy.sources.https import make_client
 from transport.relay.permits import PORTS_OF_KIND, PermitDesk, SitePins
+from transport.relay.pins import Pins, read_pins
 
 Text = Annotated[str, Meta(min_length=1, max_length=255)]
 _ANY_CRL: Final = 2**53  # a gateway carries nothing: which CRL a host must have, its relay sees to
@@ -51,8 +52,7 @@ class OtherSite:
     trust_domain: str
     url: str
     client: httpx.AsyncClient
-    permit_keys: tuple[PermitKey, ...]
-    log_verifiers: tuple[LogVerifier, ...]
+    pins: Pins
     crls: Path
 
     @property
@@ -84,7 +84,7 @@ class Sites:
 
     @property
     def keys(self) -> Mapping[str, tuple[PermitKey, ...]]:
-        return {domain: site.permit_keys for domain, site in self.by_domain.items()}
+        return {domain: site.pins.permit_keys for domain, site in self.by_domain.items()}
 
 
 def open_site(table: SiteTable, folder: Path, own: str, config: Path) -> OtherSite:
@@ -93,27 +93,27 @@ def open_site(table: SiteTable, folder: Path, own: str, config: Path) -> OtherSi
         load_foreign(table.trust_domain, folder / table.bundle, [folder / table.crls], own)
         if not (folder / table.crls).is_dir():
             raise ValueError(f"{table.crls} is no folder")
+        pins = read_pins([folder / name for name in table.permit_keys], [folder / name for name in table.log_keys])
         return OtherSite(
             name=table.name,
             trust_domain=table.trust_domain,
             url=table.url,
             client=make_client(str(folder / table.ca), None),
-            permit_keys=tuple(PermitKey.from_pem((folder / name).read_bytes()) for name in table.permit_keys),
-            log_verifiers=tuple(LogVerifier.parse((folder / name).read_text()) for name in table.log_keys),
+            pins=pins,
             crls=folder / table.crls,
         )
     except (CertificateError, AuditError, OSError, ValueError) as error:
         raise ConfigRefused(config, "sites", f"{table.name}: {error}") from error
 
 
-def make_sites(
-    own: str, sites: tuple[OtherSite, ...], key: PermitKey, log: LogVerifier, clock: Callable[[], int]
-) -> Sites:
-    """`key`, `log`: this site's own."""
-    pins = {each.trust_domain: SitePins(each.permit_keys, each.log_verifiers, lambda: _ANY_CRL) for each in sites}
+def make_sites(own: str, sites: tuple[OtherSite, ...], log: LogVerifier, clock: Callable[[], int]) -> Sites:
+    """`log`: this site's own."""
+    of_sites = {
+        each.trust_domain: SitePins(each.pins.permit_keys, each.pins.log_verifiers, lambda: _ANY_CRL) for each in sites
+    }
     desk = PermitDesk(
         trust_domain=own,
-        permit_keys=(key,),
+        permit_keys=(),  # the one that is in force when a permit is looked at: `leaving`
         log_verifiers=(log,),
         witness_keys=(),
         witnesses_required=0,
@@ -122,6 +122,6 @@ def make_sites(
         clock=clock,
         supported_ports=frozenset[str]().union(*PORTS_OF_KIND.values()),
         seals=frozenset({"sealane", "tls"}),
-        sites=pins,
+        sites=of_sites,
     )
     return Sites(own, {each.trust_domain: each for each in sites}, desk)

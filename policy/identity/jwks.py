@@ -11,7 +11,6 @@ import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
-from urllib.parse import urlsplit
 
 import httpx
 import trio
@@ -21,6 +20,7 @@ from policy.facts import Person
 from policy.identity.keys import MAX_SET_BYTES, JwkSet
 from policy.identity.oidc import IssuerSettings, TokenVerifier
 from policy.jws import decode_object, parse_strict
+from policy.sources.https import read_bounded, require_https
 
 MAX_DISCOVERY_BYTES: Final = 64 * 1024
 _HEADERS: Final = {"accept": "application/json", "accept-encoding": "identity"}
@@ -64,7 +64,7 @@ class IssuerKeys:
         clock: Callable[[], float] = trio.current_time,
     ) -> None:
         """`client` from `https_client`. `clock` is monotonic, in seconds. ValueError if the issuer is not HTTPS."""
-        _require_https(settings.issuer)
+        require_https(settings.issuer)
         self._settings = settings
         self._client = client
         self._limits = limits
@@ -167,13 +167,13 @@ async def fetch_keys(client: httpx.AsyncClient, issuer: str) -> JwkSet:
 async def _get(client: httpx.AsyncClient, issuer: str, url: str, max_bytes: int) -> bytes:
     """A body of at most `max_bytes`, uncompressed: a small answer must not unpack into a large one."""
     try:
-        _require_https(url)
+        require_https(url)
         async with client.stream("GET", url, headers=_HEADERS) as response:
             if response.status_code != httpx.codes.OK:
                 raise IssuerUnavailable(issuer, f"answered with status {response.status_code}")
             if response.headers.get("content-encoding", "identity") != "identity":
                 raise IssuerUnavailable(issuer, "answered compressed though asked not to")
-            body = await _read(response, max_bytes)
+            body = await read_bounded(response, max_bytes)
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
         raise IssuerUnavailable(issuer, f"cannot be reached: {_words(error)}") from error
     if len(body) > max_bytes:
@@ -189,23 +189,3 @@ def _words(error: BaseException) -> str:
             return str(link)
         link = link.__cause__ or link.__context__
     return type(error).__name__
-
-
-async def _read(response: httpx.Response, max_bytes: int) -> bytes:
-    """The body, or somewhat more than `max_bytes` of it: what one more read from the network gives."""
-    body = bytearray()
-    # Ended by cancelling and not by leaving the loop: httpx nests five async generators, and only an exception from
-    # the innermost closes all of them.
-    with trio.CancelScope() as reading:
-        async for chunk in response.aiter_raw():
-            body += chunk
-            if len(body) > max_bytes:
-                reading.cancel()
-    return bytes(body)
-
-
-def _require_https(url: str) -> None:
-    """Keys that came over plain HTTP are whoever's was in between. Raises ValueError."""
-    parts = urlsplit(url)
-    if parts.scheme != "https" or not parts.hostname or parts.username is not None or parts.fragment:
-        raise ValueError("must be an https:// URL without user or fragment")

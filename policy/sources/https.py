@@ -65,7 +65,7 @@ async def get(
                 raise InventoryUnavailable(source, _words_for(response.status_code))
             if response.headers.get("content-encoding", "identity") != "identity":
                 raise InventoryUnavailable(source, "answered compressed though asked not to")
-            body = await _read(response, max_bytes)
+            body = await read_bounded(response, max_bytes)
             answered = response.headers.get("etag")
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
         raise InventoryUnavailable(source, f"cannot be reached: {_words(error)}") from error
@@ -83,8 +83,8 @@ def _words_for(status: int) -> str:
     return f"answered with status {status}"
 
 
-async def _read(response: httpx.Response, max_bytes: int) -> bytes:
-    """The body, or somewhat more than `max_bytes` of it."""
+async def read_bounded(response: httpx.Response, max_bytes: int) -> bytes:
+    """The body as it was sent, never unpacked: all of it, or somewhat more than `max_bytes`."""
     body = bytearray()
     # Ended by cancelling and not by leaving the loop: httpx nests async generators, and only an exception from the
     # innermost closes all of them.

@@ -101,7 +101,7 @@ class PermitDesk:
         if not set(permit.claims.ports) <= self.supported_ports:
             able = ", ".join(sorted(self.supported_ports))
             raise OfferRefused(RefusalCode.PERMIT_PORTS, f"this relay carries these ports only: {able}")
-        self._check_proof(permit, self.log_verifiers, self.witness_keys, self.witnesses_required)
+        _check_proof(permit, self.log_verifiers, self.witness_keys, self.witnesses_required)
         self._check_requirements(permit, self.crl_number)
         if site is None or other is None:
             return permit
@@ -115,7 +115,7 @@ class PermitDesk:
             pair = paired(permit, other)
         except PermitRefused as refused:
             raise _refused(refused, "of the other site's permit: ") from None
-        self._check_proof(other, site.log_verifiers, (), 0)
+        _check_proof(other, site.log_verifiers)
         self._check_requirements(other, site.crl_number)
         return pair
 
@@ -128,16 +128,7 @@ class PermitDesk:
             self._check_claims(permit, None, None)
         except PermitRefused as refused:
             raise _refused(refused) from None
-        self._check_proof(permit, site.log_verifiers, (), 0)
-        return permit
-
-    def verify_past(self, token: str) -> VerifiedPermit:
-        """Signature, form and proof alone: of a permit that was used, whenever that was. Raises `OfferRefused`."""
-        try:
-            permit = verify_permit(token, self.permit_keys)
-        except PermitRefused as refused:
-            raise _refused(refused) from None
-        self._check_proof(permit, self.log_verifiers, (), 0)
+        _check_proof(permit, site.log_verifiers)
         return permit
 
     def _check_claims(self, permit: VerifiedPermit, source: str | None, destination: str | None) -> None:
@@ -176,27 +167,6 @@ class PermitDesk:
             raise PermitRefused("destination", f"no site {name} stands in this relay's [[sites]]")
         return site
 
-    def _check_proof(
-        self,
-        permit: VerifiedPermit,
-        logs: tuple[LogVerifier, ...],
-        witness_keys: tuple[CosignerKey, ...],
-        witnesses_required: int,
-    ) -> None:
-        """The permit's own entry must be in a pinned log: proof of a denial or of a sibling proves nothing."""
-        proof = permit.proof
-        try:
-            checkpoint = open_checkpoint(proof.checkpoint, logs)
-            witnesses = cosigners_of(cosignatures(proof.checkpoint, witness_keys))
-            if len(witnesses) < witnesses_required:
-                raise CheckpointError(f"{len(witnesses)} of {witnesses_required} required witnesses cosigned it")
-            leaf = leaf_hash(proof_entry(permit))
-            verify_inclusion(leaf, proof.index, checkpoint.size, proof.path_hashes(), checkpoint.root)
-        except (CheckpointError, ProofError) as error:
-            raise OfferRefused(RefusalCode.PERMIT_PROOF, f"the proof of its log entry fails: {error}") from None
-        if proof.decision_index >= proof.index:
-            raise OfferRefused(RefusalCode.PERMIT_PROOF, "the decision does not come before the permit's entry")
-
     def _check_requirements(self, permit: VerifiedPermit, crl_number: Callable[[], int]) -> None:
         """What the policy requires and this relay cannot do is a refusal, never left out in silence."""
         claims = permit.claims
@@ -210,6 +180,37 @@ class PermitDesk:
         for is_unmet, what in unmet:
             if is_unmet:
                 raise OfferRefused(RefusalCode.PERMIT_REQUIREMENTS, f"the permit requires {what}")
+
+
+def verify_past(token: str, pins: Pins) -> VerifiedPermit:
+    """Signature, form and proof alone: of a permit that was used, whenever that was. Raises `OfferRefused`."""
+    try:
+        permit = verify_permit(token, pins.permit_keys)
+    except PermitRefused as refused:
+        raise _refused(refused) from None
+    _check_proof(permit, pins.log_verifiers)
+    return permit
+
+
+def _check_proof(
+    permit: VerifiedPermit,
+    logs: tuple[LogVerifier, ...],
+    witness_keys: tuple[CosignerKey, ...] = (),
+    witnesses_required: int = 0,
+) -> None:
+    """The permit's own entry must be in a pinned log: proof of a denial or of a sibling proves nothing."""
+    proof = permit.proof
+    try:
+        checkpoint = open_checkpoint(proof.checkpoint, logs)
+        witnesses = cosigners_of(cosignatures(proof.checkpoint, witness_keys))
+        if len(witnesses) < witnesses_required:
+            raise CheckpointError(f"{len(witnesses)} of {witnesses_required} required witnesses cosigned it")
+        leaf = leaf_hash(proof_entry(permit))
+        verify_inclusion(leaf, proof.index, checkpoint.size, proof.path_hashes(), checkpoint.root)
+    except (CheckpointError, ProofError) as error:
+        raise OfferRefused(RefusalCode.PERMIT_PROOF, f"the proof of its log entry fails: {error}") from None
+    if proof.decision_index >= proof.index:
+        raise OfferRefused(RefusalCode.PERMIT_PROOF, "the decision does not come before the permit's entry")
 
 
 def permits_in_offer(permit: VerifiedPermit, role: Role) -> tuple[str, ...]:

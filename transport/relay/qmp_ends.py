@@ -52,8 +52,7 @@ class _QmpEnd:
         """The VM, checked to be the permit's and, once it is known, to be still the same process."""
         if self._machine is not None and not self._machine.is_usable:
             # Kept, it would raise for ever: a guest that is to be started or resumed would stay paused.
-            spoilt, self._machine = self._machine, None
-            await spoilt.aclose()
+            await self._let_go()
         if self._machine is None:
             machine = await QemuMachine.connect(self._qmp_socket, answer_seconds=self._seconds)
             try:
@@ -88,6 +87,10 @@ class _QmpEnd:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await self._let_go()
+
+    async def _let_go(self) -> None:
+        """Of the monitor, for others; it is opened again when it is needed."""
         if self._machine is not None:
             machine, self._machine = self._machine, None
             await machine.aclose()
@@ -293,7 +296,7 @@ class QmpDestination(_QmpEnd):
             except HypervisorError as error:
                 log.info("the monitor of a guest in post-copy does not answer", vm=self._vm, cause=str(error))
                 await trio.sleep(_RETRY_SECONDS)
-        await self.__aexit__(None, None, None)
+        await self._let_go()
 
     async def start_guest(self) -> None:
         machine = await self.machine()
