@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gateway.cli.asking import signed_in
 from gateway.cli.errors import OPERATOR, BadConfiguration, Refused
 from gateway.cli.options import CaOption, GatewayOption, JsonOption, TokenFileOption
 from gateway.cli.output import print_json, say
@@ -66,12 +67,8 @@ def prune(
 
 def _by_gateway(gateway: str | None, ca: Path | None, token_file: Path | None, *, check: bool) -> dict[str, Any]:
     """Ask, and wait for the end."""
-    from gateway.cli.client import GatewayClient
-    from gateway.cli.credentials import token_of
-    from gateway.cli.settings import resolve
 
-    settings = resolve(gateway, ca, token_file, Path.home())
-    with GatewayClient(settings, token_of(settings, int(time.time()))) as client:
+    with signed_in(gateway, ca, token_file) as client:
         document = client.begin_pruning(check=check)
         asked, wait = document["asked"], _FIRST_WAIT_SECONDS
         while document["state"] == "running":

@@ -6,24 +6,19 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gateway.cli.credentials import read_token
+from gateway.cli.asking import signed_in
 from gateway.cli.errors import OPERATOR, REQUESTER, BadConfiguration
 from gateway.cli.options import CaOption, GatewayOption, JsonOption, TokenFileOption
 from gateway.cli.output import console, print_json, print_table, say
-from gateway.cli.settings import resolve
 from gateway.cli.terminal import harmless, plain
 
 if TYPE_CHECKING:
-    from gateway.cli.client import GatewayClient
     from gateway.cli.replies import GrantReply
 
 app = typer.Typer(
@@ -69,7 +64,7 @@ def request(
         "minutes": minutes,
         **({"ports": port} if port else {}),
     }
-    with _client(gateway, ca, token_file) as client:
+    with signed_in(gateway, ca, token_file) as client:
         grant = client.ask_to_break_glass(body)
     if as_json:
         print_json(_document(grant))
@@ -95,7 +90,7 @@ def approve(
     Example:
       sealane break-glass approve 5f3a90c1
     """
-    with _client(gateway, ca, token_file) as client:
+    with signed_in(gateway, ca, token_file) as client:
         waiting = {grant.id: grant for grant in client.break_glass()}.get(grant_id)
         if waiting is not None and not as_json:
             _show(waiting)
@@ -131,7 +126,7 @@ def end(
     Example:
       sealane break-glass end 5f3a90c1 --reason "solved otherwise"
     """
-    with _client(gateway, ca, token_file) as client:
+    with signed_in(gateway, ca, token_file) as client:
         grant = client.end_break_glass(grant_id, reason)
     if as_json:
         print_json(_document(grant))
@@ -152,7 +147,7 @@ def list_(
     Example:
       sealane break-glass list
     """
-    with _client(gateway, ca, token_file) as client:
+    with signed_in(gateway, ca, token_file) as client:
         grants = client.break_glass()
     if as_json:
         print_json({"break_glass": [_document(grant) for grant in grants]})
@@ -192,16 +187,6 @@ def seal_command(
     say(f"{len(people)} sealed people: {', '.join(people)}")
     say(f'people_sha256 = "{sealed.sha256}"')
     say("Next: put this line into [break_glass.sealed] of gateway.toml and restart the gateway.")
-
-
-@contextmanager
-def _client(gateway: str | None, ca: Path | None, token_file: Path | None) -> Iterator[GatewayClient]:
-    from gateway.cli.client import GatewayClient
-
-    settings = resolve(gateway, ca, token_file, Path.home())
-    token = read_token(settings.token_file, settings.gateway, int(time.time()))
-    with GatewayClient(settings, token) as client:
-        yield client
 
 
 def _document(grant: GrantReply) -> dict[str, object]:

@@ -10,17 +10,15 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gateway.cli.credentials import token_of
+from gateway.cli.asking import signed_in
 from gateway.cli.errors import CommandError
 from gateway.cli.options import CaOption, GatewayOption, JsonOption, TokenFileOption
 from gateway.cli.output import print_json, say
 from gateway.cli.placement import complete_host
-from gateway.cli.settings import resolve
 
 if TYPE_CHECKING:
     from gateway.cli.client import GatewayClient
@@ -68,11 +66,9 @@ def drain(
       sealane drain host-a --check
       sealane drain host-a --to host-b --to host-c --reason CHG-1042
     """
-    from gateway.cli.client import GatewayClient
 
-    settings = resolve(gateway, ca, token_file, Path.home())
     body: dict[str, Any] = {"host": host, **({"to": to} if to else {}), **({"reason": reason} if reason else {})}
-    with GatewayClient(settings, token_of(settings, int(time.time()))) as client:
+    with signed_in(gateway, ca, token_file) as client:
         found = client.check_drain(body)
         if check:
             _show(found, as_json=as_json)

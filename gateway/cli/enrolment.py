@@ -7,18 +7,18 @@
 from __future__ import annotations
 
 import sys
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from gateway.cli.credentials import read_secret, token_of
+from gateway.cli.asking import signed_in
+from gateway.cli.credentials import read_secret
 from gateway.cli.errors import OPERATOR, REQUESTER, BadConfiguration, Refused, Unreachable
 from gateway.cli.options import CaOption, GatewayOption, JsonOption, TokenFileOption
 from gateway.cli.output import print_json, say
-from gateway.cli.settings import canonical_url, resolve
+from gateway.cli.settings import canonical_url
 
 HostArgument = Annotated[str, typer.Argument(metavar="HOST", help="The host's name in the inventory.")]
 
@@ -42,11 +42,9 @@ def token(  # noqa: PLR0913, PLR0917 - its options
     Example:
       sealane certs token fra7 --out fra7.token
     """
-    from gateway.cli.client import GatewayClient
 
-    settings = resolve(gateway, ca, token_file, Path.home())
-    with GatewayClient(settings, token_of(settings, int(time.time()))) as client:
-        made = client.enrolment_token(host, minutes)
+    with signed_in(gateway, ca, token_file) as client:
+        made, asked = client.enrolment_token(host, minutes), client.url
     if out is not None:
         _write_secret(out, made.token)
     until = f"{datetime.fromtimestamp(made.expires, UTC):%Y-%m-%d %H:%M} UTC"
@@ -58,7 +56,7 @@ def token(  # noqa: PLR0913, PLR0917 - its options
         say(made.token)
     else:
         say(f"The token of {made.host} is in {out}, until {until}.")
-    say(f"Next, on the host: sealane relay enrol {settings.gateway} --token-file FILE")
+    say(f"Next, on the host: sealane relay enrol {asked} --token-file FILE")
 
 
 def revoke(
@@ -75,10 +73,8 @@ def revoke(
     Example:
       sealane certs revoke fra7 --reason "INC-2217: disk stolen"
     """
-    from gateway.cli.client import GatewayClient
 
-    settings = resolve(gateway, ca, token_file, Path.home())
-    with GatewayClient(settings, token_of(settings, int(time.time()))) as client:
+    with signed_in(gateway, ca, token_file) as client:
         done = client.revoke_host(host, reason)
     if as_json:
         print_json({"outcome": "revoked", **done})

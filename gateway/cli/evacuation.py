@@ -2,7 +2,7 @@
 
 # A command's parameters are its options.
 # Imports wait until they are needed: a relay's host lacks the [gateway] extra.
-# ruff: noqa: PLR0913, PLR0917, PLC0415
+# ruff: noqa: PLR0913, PLR0917
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from gateway.cli.asking import signed_in
 from gateway.cli.errors import OPERATOR, Refused
 from gateway.cli.options import CaOption, GatewayOption, JsonOption, TokenFileOption
 from gateway.cli.output import console, print_json, say
@@ -48,14 +49,10 @@ def prepare(
       sealane evacuation prepare fra1 --hours 12 --reason "CHG-2211: gateways are moved tonight"
       sealane evacuation prepare fra1 --vm web-1 --vm web-2 --to fra2 --reason "storm warning"
     """
-    from gateway.cli.client import GatewayClient
-    from gateway.cli.credentials import token_of
-    from gateway.cli.settings import resolve
 
-    settings = resolve(gateway, ca, token_file, Path.home())
     body: dict[str, Any] = {"host": host, "hours": hours}
     body |= {name: value for name, value in (("vms", vm), ("to", to), ("reason", reason)) if value}
-    with GatewayClient(settings, token_of(settings, int(time.time()))) as client:
+    with signed_in(gateway, ca, token_file) as client:
         answer = client.prepare_evacuation(body)
     if as_json:
         print_json(answer)
@@ -82,12 +79,8 @@ def withdraw(
     Example:
       sealane evacuation withdraw 4f1e0c9a2b7d4c5e8f60718293a4b5c6 --host fra1
     """
-    from gateway.cli.client import GatewayClient
-    from gateway.cli.credentials import token_of
-    from gateway.cli.settings import resolve
 
-    settings = resolve(gateway, ca, token_file, Path.home())
-    with GatewayClient(settings, token_of(settings, int(time.time()))) as client:
+    with signed_in(gateway, ca, token_file) as client:
         answer = client.withdraw_evacuation(evacuation_id, host)
     if as_json:
         print_json(answer)

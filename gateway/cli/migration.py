@@ -5,16 +5,13 @@
 
 from __future__ import annotations
 
-import time
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from gateway.cli.credentials import token_of
+from gateway.cli.asking import signed_in
 from gateway.cli.options import CaOption, GatewayOption, JsonOption, TokenFileOption
 from gateway.cli.output import console, print_json
-from gateway.cli.settings import resolve
 
 app = typer.Typer(help="A migration by its id: its state, and its end.", no_args_is_help=True, rich_markup_mode=None)
 IdArgument = Annotated[str, typer.Argument(metavar="ID", help="As `sealane migrate` and the audit log name it.")]
@@ -36,10 +33,8 @@ def cancel(
     Example:
       sealane migration cancel 4f1e0c9a2b7d4c5e8f60718293a4b5c6
     """
-    from gateway.cli.client import GatewayClient
 
-    settings = resolve(gateway, ca, token_file, Path.home())
-    with GatewayClient(settings, token_of(settings, int(time.time()))) as client:
+    with signed_in(gateway, ca, token_file) as client:
         client.cancel(migration_id)
     if as_json:
         print_json({"migration_id": migration_id, "cancel_requested": True})
@@ -63,10 +58,7 @@ def show(
     """
     import msgspec
 
-    from gateway.cli.client import GatewayClient
-
-    settings = resolve(gateway, ca, token_file, Path.home())
-    with GatewayClient(settings, token_of(settings, int(time.time()))) as client:
+    with signed_in(gateway, ca, token_file) as client:
         reply = client.migration(migration_id)
     if as_json:
         print_json(msgspec.to_builtins(reply))

@@ -5,20 +5,13 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from gateway.cli.credentials import read_token
+from gateway.cli.asking import signed_in
 from gateway.cli.options import CaOption, GatewayOption, JsonOption, TokenFileOption
 from gateway.cli.output import print_json, say
-from gateway.cli.settings import resolve
-
-if TYPE_CHECKING:
-    from gateway.cli.client import GatewayClient
 
 COMPLETED = 50
 _COMPLETION_SECONDS = 2
@@ -40,7 +33,7 @@ def hosts(
     """
     import msgspec
 
-    with _client(gateway, ca, token_file) as client:
+    with signed_in(gateway, ca, token_file) as client:
         reply = client.hosts(prefix, 1000)
     if as_json:
         print_json(msgspec.to_builtins(reply))
@@ -71,7 +64,7 @@ def vms(
     """
     import msgspec
 
-    with _client(gateway, ca, token_file) as client:
+    with signed_in(gateway, ca, token_file) as client:
         reply = client.vms(prefix, 1000)
     if as_json:
         print_json(msgspec.to_builtins(reply))
@@ -88,7 +81,7 @@ def vms(
 def complete_vm(incomplete: str) -> list[str]:
     """Names for the shell; none where the gateway cannot be asked: a completion prints no error."""
     try:
-        with _client(None, None, None, seconds=_COMPLETION_SECONDS) as client:
+        with signed_in(None, None, None, seconds=_COMPLETION_SECONDS) as client:
             return [vm.name for vm in client.vms(incomplete, COMPLETED).vms if vm.name.isprintable()]
     except Exception:  # noqa: BLE001 - whatever it is, the shell shows nothing
         return []
@@ -97,16 +90,7 @@ def complete_vm(incomplete: str) -> list[str]:
 def complete_host(incomplete: str) -> list[str]:
     """The same for hosts."""
     try:
-        with _client(None, None, None, seconds=_COMPLETION_SECONDS) as client:
+        with signed_in(None, None, None, seconds=_COMPLETION_SECONDS) as client:
             return [host.name for host in client.hosts(incomplete, COMPLETED).hosts]
     except Exception:  # noqa: BLE001 - whatever it is, the shell shows nothing
         return []
-
-
-def _client(gateway: str | None, ca: Path | None, token_file: Path | None, seconds: int | None = None) -> GatewayClient:
-    from gateway.cli.client import GatewayClient
-
-    settings = resolve(gateway, ca, token_file, Path.home())
-    if seconds is not None:
-        settings = replace(settings, timeout_seconds=min(seconds, settings.timeout_seconds))
-    return GatewayClient(settings, read_token(settings.token_file, settings.gateway, int(time.time())))

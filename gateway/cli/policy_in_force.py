@@ -6,14 +6,13 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
 
-from gateway.cli.credentials import token_of
+from gateway.cli.asking import signed_in
 from gateway.cli.errors import REQUESTER, BadConfiguration, CommandError
 from gateway.cli.options import CaOption, GatewayOption, JsonOption, TokenFileOption
 from gateway.cli.output import print_json, say
@@ -47,7 +46,7 @@ def publish(
     for url in urls:
         settings = resolve(url, ca, token_file, Path.home())
         try:
-            with _client(url, ca, token_file) as client:
+            with signed_in(url, ca, token_file) as client:
                 done = client.publish_policy(publication.encode())
             results.append({"gateway": settings.gateway, "outcome": "in_force", **done})
             if not as_json:
@@ -77,7 +76,7 @@ def status(
     Example:
       sealane policy status --json
     """
-    with _client(gateway, ca, token_file) as client:
+    with signed_in(gateway, ca, token_file) as client:
         state = client.policy()
     if as_json:
         print_json(state)
@@ -118,7 +117,7 @@ def shadow(
         raise BadConfiguration("name a candidate, or --stop", REQUESTER, "see `sealane policy shadow --help`")
     with said_plainly():
         body = b"" if candidate is None else _candidate(candidate)
-    with _client(gateway, ca, token_file) as client:
+    with signed_in(gateway, ca, token_file) as client:
         done = client.end_policy_shadow() if stop else client.begin_policy_shadow(body)
     if as_json:
         print_json(done)
@@ -148,7 +147,7 @@ def rollback(
     with said_plainly():
         from policy.publication import decode_publication
 
-        with _client(gateway, ca, token_file) as client:
+        with signed_in(gateway, ca, token_file) as client:
             live = int(client.policy()["in_force"]["version"])
             files = dict(decode_publication(client.policy_version(version)).files)
         files["bundle.toml"] = _renumbered(files["bundle.toml"], live + 1)
@@ -164,13 +163,6 @@ def _renumbered(manifest: str, version: int) -> str:
     if count != 1:
         raise BadConfiguration("its bundle.toml has no one line `version = N`", AUTHOR, "unpack it and set it yourself")
     return changed
-
-
-def _client(gateway: str | None, ca: Path | None, token_file: Path | None) -> Any:
-    from gateway.cli.client import GatewayClient
-
-    settings = resolve(gateway, ca, token_file, Path.home())
-    return GatewayClient(settings, token_of(settings, int(time.time())))
 
 
 def _candidate(path: Path) -> bytes:

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
+from gateway.cli.asking import signed_in
 from gateway.cli.errors import REQUESTER, BadConfiguration
 from gateway.cli.moments import parse_moment
 from gateway.cli.options import CaOption, GatewayOption, JsonOption, TokenFileOption
@@ -57,12 +58,7 @@ def hosts(
             "findings": [one.document() for one in report.findings],
         }
     else:
-        from gateway.cli.client import GatewayClient
-        from gateway.cli.credentials import token_of
-        from gateway.cli.settings import resolve
-
-        settings = resolve(gateway, ca, token_file, Path.home())
-        with GatewayClient(settings, token_of(settings, int(time.time()))) as client:
+        with signed_in(gateway, ca, token_file) as client:
             document = client.reconcile_hosts(moment)
     if as_json:
         print_json(document)
@@ -108,12 +104,7 @@ def sites(
     if log is not None and other_log is not None:
         document = _of_folders(log, other_log, moment)
     else:
-        from gateway.cli.client import GatewayClient
-        from gateway.cli.credentials import token_of
-        from gateway.cli.settings import resolve
-
-        settings = resolve(gateway, ca, token_file, Path.home())
-        with GatewayClient(settings, token_of(settings, int(time.time()))) as client:
+        with signed_in(gateway, ca, token_file) as client:
             document = client.reconcile_sites(str(site), moment)
     if as_json:
         print_json(document)

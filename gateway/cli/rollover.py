@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,11 +13,10 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
+from gateway.cli.asking import signed_in
 from gateway.cli.certs import PassphraseOption, TokenOption, passphrase_of, said_plainly
-from gateway.cli.credentials import token_of
 from gateway.cli.options import CaOption, GatewayOption, JsonOption, TokenFileOption
 from gateway.cli.output import print_json, say
-from gateway.cli.settings import resolve
 
 if TYPE_CHECKING:
     from gateway.cli.replies import RolloverReply
@@ -105,10 +103,8 @@ def status(
     Example:
       sealane certs rollover status
     """
-    from gateway.cli.client import GatewayClient
 
-    settings = resolve(gateway, ca, token_file, Path.home())
-    with GatewayClient(settings, token_of(settings, int(time.time()))) as client:
+    with signed_in(gateway, ca, token_file) as client:
         found = client.rollovers()
     if as_json:
         print_json({"rollovers": [msgspec.to_builtins(each) for each in found]})
@@ -158,10 +154,8 @@ def init_root(  # noqa: PLR0913, PLR0917 - its options
 def _take(
     what: str, step: str, reason: str, force: bool, where: tuple[str | None, Path | None, Path | None], as_json: bool
 ) -> None:
-    from gateway.cli.client import GatewayClient
 
-    settings = resolve(*where, Path.home())
-    with GatewayClient(settings, token_of(settings, int(time.time()))) as client:
+    with signed_in(*where) as client:
         done = client.roll_over(what, step, reason, force)
     if as_json:
         print_json({"outcome": step, **msgspec.to_builtins(done)})

@@ -7,18 +7,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gateway.cli.credentials import read_token
+from gateway.cli.asking import signed_in
 from gateway.cli.options import CaOption, GatewayOption, JsonOption, TokenFileOption
 from gateway.cli.output import console, print_json, print_table, say
 from gateway.cli.replies import SiemJob, SinkReply
-from gateway.cli.settings import resolve
 from gateway.cli.terminal import plain
 
 if TYPE_CHECKING:
@@ -152,16 +150,6 @@ def quarantine(
     for one in reply.entries:
         say(f"{one.index}  {one.cause}")
     say(f"{reply.count} in quarantine" + (f"; more with --after {reply.next}" if reply.next is not None else ""))
-
-
-@contextmanager
-def signed_in(gateway: str | None, ca: Path | None, token_file: Path | None) -> Iterator[GatewayClient]:
-    from gateway.cli.client import GatewayClient
-
-    settings = resolve(gateway, ca, token_file, Path.home())
-    token = read_token(settings.token_file, settings.gateway, int(time.time()))
-    with GatewayClient(settings, token) as client:
-        yield client
 
 
 def _run(

@@ -12,11 +12,11 @@ from typing import Annotated, Any
 
 import typer
 
+from gateway.cli.asking import signed_in
 from gateway.cli.errors import OPERATOR, REQUESTER, BadConfiguration
 from gateway.cli.options import CaOption, GatewayOption, JsonOption, ServeConfigOption, TokenFileOption
 from gateway.cli.output import print_json, say
 from gateway.cli.serve import needs_gateway_extra
-from gateway.cli.siem import signed_in
 
 EXIT_DIFFERS = 1
 _SHOWN = 20

@@ -139,7 +139,7 @@ async def test_what_may_do_something_twice_is_not_asked_again(running: Running, 
 
     def ask(path: str, body: dict[str, Any]) -> bytes:
         with GatewayClient(settings, running.token("carol")) as client:
-            return client._ask("POST", path, body=body)
+            return client.ask("POST", path, body=body)
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(take_and_die)

@@ -1,0 +1,234 @@
+"""One connection to one of the gateways: HTTPS with a verified certificate, bounded in time and size.
+
+Every refusal becomes one of the three errors of `gateway.cli.errors`. No redirect is followed and no
+proxy of the environment is used: the bearer token goes to the configured gateways and nowhere else.
+"""
+
+from __future__ import annotations
+
+import ssl
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import httpx
+import msgspec
+
+from gateway.cli.credentials import read_secret
+from gateway.cli.errors import DEVELOPERS, OPERATOR, REQUESTER, BadConfiguration, CommandError, Refused, Unreachable
+from gateway.cli.replies import DecisionReply, ErrorReply
+from gateway.cli.settings import ClientSettings
+
+CONNECT_TIMEOUT_SECONDS = 10
+MAX_ANSWER_BYTES = 16 * 1024 * 1024  # a page of 200 records of 60 KiB each fits
+
+Reply = TypeVar("Reply")
+
+
+class Connection:
+    """A connection pool to each gateway; use it as a context manager."""
+
+    def __init__(self, settings: ClientSettings, token: str | None = None) -> None:
+        self._settings = settings
+        headers = {"accept": "application/json"}
+        if token is not None:
+            headers["authorization"] = f"Bearer {token}"
+        timeout = httpx.Timeout(settings.timeout_seconds, connect=CONNECT_TIMEOUT_SECONDS)
+        self._all = [
+            httpx.Client(
+                base_url=url,
+                verify=_tls_context(settings),
+                headers=headers,
+                timeout=timeout,
+                trust_env=False,
+                follow_redirects=False,
+            )
+            for url in (settings.gateway, *settings.others)
+        ]
+        self._current = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for each in self._all:
+            each.close()
+
+    def ask(  # noqa: PLR0913 - what a request says
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Mapping[str, Any] | None = None,
+        content: bytes | None = None,
+        parameters: Mapping[str, str | int] | None = None,
+        denial_is_answer: bool = False,
+        stays: bool = False,
+    ) -> bytes:
+        """The body of a 2xx answer (or of a 403 that carries a decision).
+
+        While a gateway is away the next one is asked, and keeps being asked; not with `stays`: about what only that
+        gateway knows.
+        """
+        if body is not None:
+            content = msgspec.json.encode(body)
+        headers = {} if content is None else {"content-type": "application/json"}
+        for _ in self._all if not stays else self._all[:1]:
+            try:
+                with self._all[self._current].stream(
+                    method, path, content=content, headers=headers, params=parameters
+                ) as answer:
+                    data = self._read(answer)
+                break
+            except httpx.TransportError as error:
+                unreachable = self._unreachable(error)
+                if stays or not _may_ask_again(method, path, error):
+                    raise unreachable from error
+                self._current = (self._current + 1) % len(self._all)
+            except httpx.HTTPError as error:
+                raise self.no_sense(str(error)) from error
+        else:
+            raise unreachable
+        if answer.is_success:
+            return data
+        if denial_is_answer and answer.status_code == 403 and _carries_decision(data):
+            return data
+        raise _refusal(answer.status_code, data, self.url)
+
+    @property
+    def url(self) -> str:
+        """Of the gateway that is asked now."""
+        return (self._settings.gateway, *self._settings.others)[self._current]
+
+    def _read(self, answer: httpx.Response) -> bytes:
+        # A server that trickles a byte at a time must not hold the command: the whole answer has a deadline.
+        deadline = time.monotonic() + self._settings.timeout_seconds
+        data = bytearray()
+        for part in answer.iter_bytes():
+            data += part
+            if len(data) > MAX_ANSWER_BYTES:
+                raise self.no_sense("the answer is larger than 16 MiB")
+            if time.monotonic() > deadline:
+                raise httpx.ReadTimeout("the answer took too long")
+        return bytes(data)
+
+    def _unreachable(self, error: httpx.TransportError) -> CommandError:
+        gateway = self.url
+        untrusted = _certificate_error(error)
+        if untrusted is not None:
+            return Unreachable(
+                f"the certificate of {gateway} is not trusted: {untrusted.verify_message}",
+                OPERATOR,
+                "check the URL and --ca; if both are right, somebody else is answering",
+                "certificate_not_trusted",
+            )
+        reason = str(error) or type(error).__name__
+        return Unreachable(
+            f"the gateway {gateway} did not answer: {reason}", OPERATOR, "check the URL and that the gateway runs"
+        )
+
+    def no_sense(self, reason: str) -> Unreachable:
+        return _no_sense(self.url, reason)
+
+
+def _may_ask_again(method: str, path: str, error: httpx.TransportError) -> bool:
+    """Whether the same request may go to another gateway. What never left may; so may what changes nothing twice.
+
+    A VM for which both gateways gave a permit moves by one of them: its relay and the destination's take no second.
+    """
+    never_left = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
+    return never_left or method == "GET" or path in {"/v1/migrations", "/v1/decisions", "/v1/drain/check"}
+
+
+def _tls_context(settings: ClientSettings) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=None if settings.ca is None else str(settings.ca))
+    except OSError as error:  # ssl.SSLError is one: a file that holds no certificate
+        raise BadConfiguration(
+            f"the CA file {settings.ca} cannot be used: {error.strerror or error}",
+            REQUESTER,
+            "name the PEM file of the gateway's CA with --ca",
+        ) from error
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    if settings.certificate is not None and settings.private_key is not None:
+        _load_own(context, settings.certificate, settings.private_key)
+    return context
+
+
+def _load_own(context: ssl.SSLContext, certificate: Path, private_key: Path) -> None:
+    """The program's own certificate; a key file that others can read is refused."""
+    read_secret(private_key, "private key")
+    try:
+        context.load_cert_chain(certificate, private_key)
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError: not PEM, or not a pair
+        raise BadConfiguration(
+            f"{certificate} and {private_key} cannot be used: {error}",
+            REQUESTER,
+            "name certificate and key of one pair in client.toml",
+        ) from error
+
+
+def _certificate_error(error: BaseException | None) -> ssl.SSLCertVerificationError | None:
+    while error is not None:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _no_sense(gateway: str, reason: str) -> Unreachable:
+    return Unreachable(
+        f"{gateway} gave an answer that is not a gateway's: {reason}",
+        OPERATOR,
+        "check the URL and that gateway and command are of the same version",
+        "unexpected_answer",
+    )
+
+
+def _carries_decision(data: bytes) -> bool:
+    try:
+        msgspec.json.decode(data, type=DecisionReply)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return False
+    return True
+
+
+def _refusal(status: int, data: bytes, gateway: str) -> CommandError:
+    """The API's error object in one of our kinds; without one, the words for its status."""
+    kind: type[CommandError] = Refused
+    if status in {400, 413, 415, 422}:
+        kind = BadConfiguration
+    elif status in {502, 503, 504}:
+        kind = Unreachable
+    try:
+        reply = msgspec.json.decode(data, type=ErrorReply)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return _without_words(status, kind, gateway)
+    error = reply.error
+    recorded = "" if reply.record_index is None else f" (record {reply.record_index})"
+    return kind(
+        (error.message or f"the gateway answered {status}") + recorded,
+        error.who_must_act or OPERATOR,
+        error.next_step or "ask the operator of the gateway",
+        error.code,
+    )
+
+
+def _without_words(status: int, kind: type[CommandError], gateway: str) -> CommandError:
+    if status == 401:
+        return Refused("the gateway does not accept the token", REQUESTER, "run `sealane login`", "not_authenticated")
+    if 300 <= status < 400 or status == 404:
+        return _no_sense(gateway, f"status {status}")
+    who = DEVELOPERS if status == 500 else OPERATOR
+    return kind(f"{gateway} answered with status {status} and no reason", who, "look at the gateway's log")
+
+
+def decode(data: bytes, shape: type[Reply]) -> Reply:
+    try:
+        return msgspec.json.decode(data, type=shape)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise _no_sense("the gateway", str(error)) from error
