@@ -99,7 +99,7 @@ def relay_serve(config: ServeConfigOption) -> None:
     Example:
       sealane relay serve --config /etc/sealane/relay.toml
     """
-    from transport.relay.service import run_relay
+    from transport.relay.process import run_relay
 
     with _relay_errors():
         raise typer.Exit(run_relay(config))
@@ -134,7 +134,7 @@ def relay_open(
     Example:
       sealane relay open --config relay.toml --permit permit.jwt --to 192.0.2.7:7443 --socket /run/x/lane.sock
     """
-    from transport.relay.service import run_open
+    from transport.relay.process import run_open
 
     with _relay_errors():
         raise typer.Exit(run_open(config, permit, to, socket))
@@ -159,7 +159,7 @@ def relay_pipe(
     Example:
       tar -c /srv/vm | sealane relay pipe --config relay.toml --permit permit.jwt --to host-b
     """
-    from transport.relay.service import run_pipe
+    from transport.relay.process import run_pipe
 
     with _relay_errors():
         raise typer.Exit(run_pipe(config, permit, to))

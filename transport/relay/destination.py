@@ -1,13 +1,11 @@
-"""Carriage at the destination: take the offer, verify the permit, note its use, prepare the hypervisor, carry."""
+"""Carriage at the destination: answer, carry what S sends, and see to it that each session is settled."""
 
 from __future__ import annotations
 
-import hashlib
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
-import msgspec
 import structlog
 import trio
 
@@ -16,24 +14,20 @@ from policy.permit import VerifiedPermit
 from transport.errors import (
     ConnectionBroken,
     LocalBroken,
-    OfferRefused,
     ProtocolViolation,
-    RefusalCode,
-    SpoolFailed,
     TransportError,
 )
 from transport.hypervisors.errors import HypervisorError
-from transport.hypervisors.moving import Movement
+from transport.relay.admitting import Admissions
 from transport.relay.channels import Channels
 from transport.relay.control import ControlLink
 from transport.relay.destination_session import OUTCOMES, DestinationSession
-from transport.relay.ends import Arrival, make_session_folder, remove_session_folder
+from transport.relay.ends import Arrival, remove_session_folder
 from transport.relay.failures import cause_of
 from transport.relay.host import RelayHost, now
 from transport.relay.lane import Channel, PortName
 from transport.relay.listener import LaneDesk
 from transport.relay.live import Live
-from transport.relay.permits import other_in_journal, permits_in_offer
 from transport.relay.receipts import ReceiptFacts, receipt_sha256, verify_peer_receipt
 from transport.relay.spool import SessionJournal
 from transport.relay.tls_lane import Lane, LaneEnds, as_server
@@ -43,81 +37,15 @@ from transport.wire.messages import Answer, Bye, Cancel, Handover, Message, Offe
 from transport.wire.session_states import Event, State, follow
 
 log = structlog.get_logger("sealane.relay")
-SessionKey = tuple[str, str]  # S's SPIFFE id, session id
 
 
 class Destination:
-    """All sessions in which this host is the destination."""
+    """Carries the sessions in which this host is the destination."""
 
     def __init__(self, host: RelayHost, nursery: trio.Nursery) -> None:
         self._host = host
         self._nursery = nursery
-        self._sessions: dict[SessionKey, DestinationSession] = {}
-        self._vms_being_admitted: set[str] = set()
-        self._being_admitted: dict[SessionKey, trio.Event] = {}
-
-    async def admit(self, offer: Offer, peer: ControlPeer) -> DestinationSession:
-        """The session that this offer begins or comes back to. Raises `OfferRefused`."""
-        key = (str(peer.spiffe_id), offer.session_id)
-        if offer.purpose == "settle":
-            session = self._known(key, offer)
-            session.only_settles = True
-            return session
-        if offer.purpose == "resume":
-            return await self._resumed(key, offer)
-        if offer.purpose == "recover":
-            return await self._recovered(key, offer)
-        own, other = offer.permits[-1], offer.permits[0] if len(offer.permits) > 1 else None
-        permit = self._host.permits.verify(own, other, source=key[0], destination=self._host.spiffe_id)
-        vm = permit.claims.vm
-        if key in self._sessions:
-            raise OfferRefused(RefusalCode.SESSION_KNOWN, "a session of this name exists")
-        if self._host.board.is_draining:
-            raise OfferRefused(RefusalCode.BUSY, "this relay is about to be restarted: try again")
-        busy = [s for s in self._sessions.values() if s.occupies_vm]
-        if vm in self._vms_being_admitted or any(s.permit.claims.vm == vm for s in busy):
-            raise OfferRefused(RefusalCode.BUSY, "another session of this VM is under way here")
-        if len(busy) + len(self._vms_being_admitted) >= self._host.config.limits.max_sessions:
-            raise OfferRefused(RefusalCode.BUSY, "this relay carries as many sessions as it may")
-        self._vms_being_admitted.add(vm)
-        self._being_admitted[key] = trio.Event()
-        try:
-            session = await self._begin(key, permit, self._movement(offer))
-            session.attempt = offer.attempt
-            self._sessions[key] = session
-        finally:
-            self._vms_being_admitted.discard(vm)
-            self._being_admitted.pop(key).set()
-        self._bring_to_life(session)
-        return session
-
-    async def _recovered(self, key: SessionKey, offer: Offer) -> DestinationSession:
-        """The session in whose post-copy S's connection was lost for good, under the name of a new one. Its permit's
-        `exp` and use are not looked at again, all else is: to refuse without need would kill the guest."""
-        of_host = (each for (source, _), each in self._sessions.items() if source == key[0])
-        of_permits = (each for each in of_host if offer.permits == permits_in_offer(each.permit, Role.DESTINATION))
-        session = next((each for each in of_permits if each.may_recover), None)
-        if session is None:
-            raise OfferRefused(RefusalCode.SESSION_UNKNOWN, "no guest of this host and permit is in post-copy here")
-        if self._host.board.is_draining:
-            raise OfferRefused(RefusalCode.BUSY, "this relay is about to be restarted: try again")
-        if now().timestamp() > session.permit.claims.recover_until + SKEW_SECONDS:
-            raise OfferRefused(RefusalCode.PERMIT_TIMES, "past recover_until")
-        if key in self._sessions or key in self._being_admitted:
-            raise OfferRefused(RefusalCode.SESSION_KNOWN, "a session of this name exists")
-        self._being_admitted[key] = trio.Event()
-        former = (key[0], session.recovery_id)
-        try:
-            await session.recover(offer.session_id, offer.attempt)
-            self._sessions.pop(former, None)  # that of a recovery that was interrupted, too
-            self._sessions[key] = session
-        except (HypervisorError, LocalBroken) as error:
-            raise OfferRefused(RefusalCode.HYPERVISOR, f"post-copy cannot be recovered: {error}") from None
-        finally:
-            self._being_admitted.pop(key).set()
-        log.warning("post-copy goes on in a new session", vm=session.permit.claims.vm)
-        self._bring_to_life(session)
-        return session
+        self.admissions = Admissions(host, self._bring_to_life)
 
     def _bring_to_life(self, session: DestinationSession) -> None:
         channels = Channels(Role.DESTINATION, self._host.config.limits.window_bytes, session.permit.claims)
@@ -184,7 +112,7 @@ class Destination:
             cause = cause_of(error)
             event = Event.LOST if isinstance(cause, ConnectionBroken) else Event.VIOLATION
             is_kept = follow(Role.DESTINATION, State.CONNECTED, event).state is State.LOST
-            may_go_on = is_kept and session.may_go_on and self._resume_seconds(session) > 0
+            may_go_on = is_kept and session.may_go_on and self.admissions.resume_seconds(session) > 0
             log.warning("connection lost" if may_go_on else "session broke", vm=vm, cause=str(cause))
             if not may_go_on:
                 of_hypervisor = isinstance(cause, (HypervisorError, LocalBroken))
@@ -193,26 +121,16 @@ class Destination:
 
     async def _after_connection(self, session: DestinationSession, said_bye: bool, may_go_on: bool) -> None:
         carried_by = session.live
-        if may_go_on and await session.comes_back(self._resume_seconds(session)):
+        if may_go_on and await session.comes_back(self.admissions.resume_seconds(session)):
             return
         if session.live is not carried_by:
             return  # it is being recovered
         session.let_go()
         await self._after_loss(session, said_bye)
 
-    def _resume_seconds(self, session: DestinationSession) -> float:
-        """For how long a lost connection may be replaced by another."""
-        left = session.until + SKEW_SECONDS - now().timestamp()
-        return max(0.0, min(self._host.config.limits.resume_seconds, left))
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether a guest's way is not decided yet, with or without its connection."""
-        return bool(self._vms_being_admitted) or any(session.occupies_vm for session in self._sessions.values())
-
     def give_up(self, migration_id: str) -> None:
         """Discard what is being loaded of this migration, unless the guest was taken: for where S cannot be told."""
-        for session in self._sessions.values():
+        for session in self.admissions.sessions.values():
             if session.permit.claims.migration_id == migration_id and session.journal.state == "prepared":
                 self._nursery.start_soon(self._give_up, session)
 
@@ -243,7 +161,7 @@ class Destination:
                 local_leaf_sha256(self._host.credentials),
             ),
         )
-        self._sessions[(str(facts["source"]), str(facts["session_id"]))] = session
+        self.admissions.sessions[(str(facts["source"]), str(facts["session_id"]))] = session
         self._hold(session)
         self._nursery.start_soon(self._after_loss, session, False)
 
@@ -253,83 +171,6 @@ class Destination:
         left = session.until + SKEW_SECONDS - now().timestamp()
         of_all = limits.migration_deadline_seconds - (trio.current_time() - session.began)
         return max(limits.message_seconds, min(of_all, left))
-
-    def _known(self, key: SessionKey, offer: Offer) -> DestinationSession:
-        session = self._sessions.get(key)
-        if session is None:
-            raise OfferRefused(RefusalCode.SESSION_UNKNOWN, "no session of this name and host is known here")
-        if offer.permits != permits_in_offer(session.permit, Role.DESTINATION):
-            raise OfferRefused(RefusalCode.SESSION_UNKNOWN, "the session was begun under another permit")
-        if offer.attempt <= session.attempt:
-            raise OfferRefused(RefusalCode.PROTOCOL, "an attempt that does not increase")
-        session.attempt = offer.attempt
-        return session
-
-    async def _resumed(self, key: SessionKey, offer: Offer) -> DestinationSession:
-        """The session whose connection S has lost. Neither `exp` nor single use are looked at again, all else is."""
-        if (admission := self._being_admitted.get(key)) is not None:  # S may have lost its Answer before it was given
-            with trio.move_on_after(self._host.config.limits.message_seconds):
-                await admission.wait()
-        session = self._known(key, offer)
-        if not session.may_go_on:
-            raise OfferRefused(RefusalCode.SESSION_UNKNOWN, "the session's channels are gone: it can only be settled")
-        if self._resume_seconds(session) <= 0:
-            raise OfferRefused(RefusalCode.PERMIT_TIMES, "the session is past its permit, or is not to be resumed here")
-        return session
-
-    def _movement(self, offer: Offer) -> Movement:
-        """How S's QEMU is going to send; only QEMUs that a relay drives are told. `OfferRefused` for what none can."""
-        if offer.movement is msgspec.UNSET:
-            return Movement()
-        if (problem := offer.movement.problem()) is not None:
-            raise OfferRefused(RefusalCode.PROTOCOL, problem)
-        if self._host.config.hypervisor.kind != "qmp":
-            raise OfferRefused(RefusalCode.HYPERVISOR, "no QEMU here is driven by the relay (hypervisor.kind)")
-        return offer.movement
-
-    async def _begin(self, key: SessionKey, permit: VerifiedPermit, movement: Movement) -> DestinationSession:
-        """Spend the permit, note the session, prepare the hypervisor: in this order, each durable before the next."""
-        host = self._host
-        claims = permit.claims
-        name = hashlib.sha256("\0".join(key).encode()).hexdigest()[:32]
-        started = now()
-        try:
-            both = [permit] if permit.other is None else [permit, permit.other]
-            uses = [(each.key_id, each.claims.jti, each.claims.exp) for each in both]
-            await host.on_disk(host.used_permits.use_all, uses, int(started.timestamp()))
-            folder = await host.on_disk(make_session_folder, host.spool.run_dir, name, host.qemu_uid)
-            journal = await host.on_disk(
-                host.spool.begin,
-                Role.DESTINATION,
-                name,
-                session_id=key[1],
-                source=key[0],
-                permit=permit.token,
-                **other_in_journal(permit),
-                folder=str(folder),
-                started_at=started.isoformat(),
-            )
-        except (SpoolFailed, OSError) as error:
-            log.error("no session can be noted durably", cause=str(error))
-            raise OfferRefused(RefusalCode.INTERNAL, "the relay cannot write its spool") from None
-        end = host.destination_end(permit, {}, movement)
-        facts = ReceiptFacts(Role.DESTINATION, permit, end.vm_binding, started, local_leaf_sha256(host.credentials))
-        session = DestinationSession(host, permit, journal, end, folder, facts)
-        try:
-            process = await end.prepare(folder)
-            await host.enter(journal, "prepared", process=process, **end.facts)
-        except (HypervisorError, LocalBroken, ValueError) as error:
-            # Whatever is behind that monitor was not prepared by us, so it is left alone.
-            log.warning("hypervisor not ready", vm=claims.vm, cause=str(error))
-            await end.__aexit__(None, None, None)
-            await host.enter(journal, "ended")
-            await host.on_disk(remove_session_folder, folder)
-            raise OfferRefused(RefusalCode.HYPERVISOR, f"no hypervisor waits for this VM: {error}") from None
-        except SpoolFailed as error:
-            log.error("a prepared session cannot be noted durably", vm=claims.vm, cause=str(error))
-            await end.__aexit__(None, None, None)
-            raise OfferRefused(RefusalCode.INTERNAL, "the relay cannot write its spool") from None
-        return session
 
     async def _carry(self, session: DestinationSession, offer: Offer, link: ControlLink, desk: LaneDesk) -> None:
         """Answer, and do what S says until Bye. Any break raises."""
@@ -481,8 +322,7 @@ class Destination:
         if not session.journal.is_ended:
             await self._host.enter(session.journal, "ended")
         await self._host.on_disk(remove_session_folder, session.folder)
-        for key in [k for k, s in self._sessions.items() if s is session]:
-            del self._sessions[key]
+        self.admissions.forget(session)
 
 
 async def _say_cancelled(link: ControlLink, code: str) -> None:

@@ -1,19 +1,13 @@
-"""The relay process: composition of listener, sessions, recovery and the gateway's link, and its two entry points."""
+"""The relay: composition of listener, sessions, recovery and the gateways' links."""
 
 from __future__ import annotations
 
-import gc
-import json
 import math
-import resource
-import signal
 import socket
-import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from functools import partial
-from pathlib import Path
 
 import structlog
 import trio
@@ -33,11 +27,10 @@ from transport.errors import (
 from transport.hypervisors.errors import HypervisorError, MigrationCancelled
 from transport.relay import systemd
 from transport.relay.caller import Conversation
-from transport.relay.config import load_relay_config, split_address
+from transport.relay.config import split_address
 from transport.relay.control import ControlLink, TlsStream
 from transport.relay.destination import Destination
 from transport.relay.evacuating import EvacuationDesk
-from transport.relay.failures import cause_of
 from transport.relay.fronting import announced_at, start_front
 from transport.relay.gateway_link import (
     Assignment,
@@ -50,7 +43,7 @@ from transport.relay.gateway_link import (
 )
 from transport.relay.gateway_links import GatewayLinks
 from transport.relay.handover import close_source, settle_source
-from transport.relay.host import RelayHost, now, open_host
+from transport.relay.host import RelayHost, now
 from transport.relay.identity_keeping import IdentityKeeper
 from transport.relay.inlets import listen_tcp
 from transport.relay.inspecting import inspect_destination, inspect_source
@@ -60,7 +53,6 @@ from transport.relay.metrics import serve_metrics
 from transport.relay.news import News, Tell
 from transport.relay.operating import Operators, listen_for_operators
 from transport.relay.outgoing import mark_packets
-from transport.relay.piping import pipe
 from transport.relay.receipts import ReceiptFacts
 from transport.relay.refusal_telling import tell_refused_calls
 from transport.relay.source import MigrationOrder, carry_as_source
@@ -75,7 +67,6 @@ from transport.wire.messages import Offer, Refusal
 
 Ask = Callable[[Wish], Awaitable[Migrate]]
 log = structlog.get_logger("sealane.relay")
-EXIT_DONE, EXIT_FAILED, EXIT_CONFIGURATION = 0, 1, 2
 _REFUSED_LOG_SECONDS = 1.0
 _MAX_SILENT_PER_PEER = 16
 _MAX_INSPECTIONS = 8
@@ -134,7 +125,7 @@ class Relay:
     ) -> None:
         offer = await self._hear_offer(link, str(peer.spiffe_id))
         try:
-            session = await self.destination.admit(offer, peer)
+            session = await self.destination.admissions.admit(offer, peer)
         except OfferRefused as refused:
             source = str(peer.spiffe_id)
             self._log_refused(source, "offer refused", source=source, code=refused.code.value, detail=refused.detail)
@@ -204,13 +195,7 @@ class Relay:
         is_ours = permitted.migration_id in self._cancels  # an order of the gateway's, whose end is told there
         self._cancels.setdefault(permitted.migration_id, trio.Event())
         tell = self._telling(permitted.migration_id)
-        order = MigrationOrder(
-            permitted.permit,
-            permitted.destination_address,
-            permitted.downtime_limit_ms,
-            permitted.deadline_seconds,
-            other_permit=permitted.other_permit,
-        )
+        order = _order_of(permitted)
         end = self._host.libvirt_source(wish.vm, conversation)
         try:
             return await carry_as_source(self._host, order, tell, self._cancels[permitted.migration_id], libvirt=end)
@@ -238,20 +223,12 @@ class Relay:
 
     async def _migrate(self, assignment: Migrate) -> None:
         tell = self._telling(assignment.migration_id)
-        order = MigrationOrder(
-            assignment.permit,
-            assignment.destination_address,
-            assignment.downtime_limit_ms,
-            assignment.deadline_seconds,
-            assignment.how,
-            assignment.other_permit,
-        )
         try:
             if self._host.config.hypervisor.kind == "libvirt":
                 if (trouble := await self._orders.carry_out(assignment)) is not None:
                     await tell(News("failed", None, None, trouble))
             else:
-                await carry_as_source(self._host, order, tell, self._cancels[assignment.migration_id])
+                await carry_as_source(self._host, _order_of(assignment), tell, self._cancels[assignment.migration_id])
         except (TransportError, HypervisorError) as error:
             log.warning("migration not begun", migration=assignment.migration_id, cause=str(error))
             await tell(News("cancelled" if isinstance(error, MigrationCancelled) else "failed", None, None, str(error)))
@@ -265,7 +242,7 @@ class Relay:
     async def end_when_drained(self, scope: trio.CancelScope) -> None:
         """Once nothing new is taken: wait for the last session, then for its receipt to be told, and end."""
         board = self._host.board
-        while not board.is_draining or not board.is_empty or self.destination.is_busy or self._cancels:
+        while not board.is_draining or not board.is_empty or self.destination.admissions.is_busy or self._cancels:
             await trio.sleep(_DRAIN_LOOK_SECONDS)
         log.info("drained: ending")
         scope.cancel()
@@ -314,6 +291,17 @@ def drain(host: RelayHost) -> None:
         systemd.notify("STATUS=draining: ends with its last session")
 
 
+def _order_of(permitted: Migrate) -> MigrationOrder:
+    return MigrationOrder(
+        permitted.permit,
+        permitted.destination_address,
+        permitted.downtime_limit_ms,
+        permitted.deadline_seconds,
+        permitted.how,
+        permitted.other_permit,
+    )
+
+
 def _permit_of(host: RelayHost, journal: SessionJournal) -> VerifiedPermit:
     """The permit of a journal, its signature checked again: a pinned key that went away is the operator's to decide."""
     try:
@@ -358,88 +346,6 @@ async def serve_relay(host: RelayHost, ready: Callable[[str], None], ask: Ask | 
             await link.close()
 
 
-def run_relay(config_path: Path) -> int:
-    """`sealane relay serve`: run until SIGTERM or SIGINT. Returns the exit code."""
-
-    async def main() -> None:
-        host = open_host(load_relay_config(config_path))
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-            async with trio.open_nursery() as nursery:
-
-                async def stop() -> None:
-                    async for each in signals:
-                        if each == signal.SIGHUP:
-                            drain(host)
-                        else:
-                            nursery.cancel_scope.cancel()
-
-                nursery.start_soon(stop)
-                nursery.start_soon(systemd.keep_alive)
-                await serve_relay(host, _print_ready)
-                nursery.cancel_scope.cancel()
-
-    return _run(main)
-
-
-def run_open(config_path: Path, permit_path: Path, address: str, socket_path: Path) -> int:
-    """`sealane relay open`: carry one program's stream under one permit, from `socket_path`. Returns the exit code."""
-
-    async def main() -> int:
-        host, permit, where = _permitted(config_path, permit_path, address)
-
-        async def tell(news: News) -> None:
-            if news.state == "running" and news.progress is None:
-                _print_ready(str(socket_path))
-
-        news = await carry_as_source(host, MigrationOrder(permit, where), tell, trio.Event(), socket_path)
-        print(json.dumps({"outcome": news.state, "message": news.message}), flush=True)
-        return EXIT_DONE if news.state == "completed" else EXIT_FAILED
-
-    return _run(main)
-
-
-def run_pipe(config_path: Path, permit_path: Path, address: str) -> int:
-    """`sealane relay pipe`: standard input and output as one channel; its outcome on stderr. Returns the exit code."""
-
-    async def main() -> int:
-        host, permit, where = _permitted(config_path, permit_path, address)
-        news = await pipe(host, permit, where, (0, 1))
-        print(json.dumps({"outcome": news.state, "message": news.message}), file=sys.stderr, flush=True)
-        return EXIT_DONE if news.state == "completed" else EXIT_FAILED
-
-    return _run(main)
-
-
-def _permitted(config_path: Path, permit_path: Path, address: str) -> tuple[RelayHost, str, str]:
-    """This host, the permit's text, and where its destination's relay listens. ConfigurationError."""
-    host = open_host(load_relay_config(config_path))
-    known = host.addresses.book.host(address)
-    where = known.addresses[0].address if known is not None else address
-    split_address(where, "--to")
-    try:
-        return host, permit_path.read_text().strip(), where
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{permit_path}: {error}") from None
-
-
-def _run(main: Callable[[], Awaitable[int | None]]) -> int:
-    _log_to_stderr()
-    # Each channel takes two descriptors; the shell's soft limit of 1,024 is for programs that call select().
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would hold keys and guest memory
-    # What imports made stays; a stream leaves no cycles, and looking for them costs a twentieth of a migration's time.
-    gc.freeze()
-    gc.set_threshold(50_000)
-    try:
-        result = trio.run(main)
-    except (TransportError, HypervisorError, BaseExceptionGroup) as error:
-        cause = cause_of(error)
-        print(f"sealane relay: {cause}", file=sys.stderr)
-        return EXIT_CONFIGURATION if isinstance(cause, (ConfigurationError, SpoolFailed)) else EXIT_FAILED
-    return int(result or EXIT_DONE)
-
-
 def _listening(host: RelayHost) -> trio.socket.SocketType:
     """systemd's socket, if it holds one for us, else our own."""
     if (inherited := systemd.inherited_socket()) is not None:
@@ -461,21 +367,3 @@ def _bind(listen: str, dscp: int | None) -> trio.socket.SocketType:
         sock.close()
         raise ConfigurationError(f"relay.listen: {listen}: {error.strerror}; stop what holds it or change it") from None
     return trio.socket.from_stdlib_socket(sock)
-
-
-def _print_ready(where: str) -> None:
-    systemd.notify("READY=1")
-    print(json.dumps({"ready": True, "listen": where}), flush=True)
-
-
-def _log_to_stderr() -> None:
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            # Plain text: structlog's own tracebacks print local variables, tokens and keys among them.
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
-        ],
-        logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
-    )

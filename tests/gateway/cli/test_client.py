@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from certs.authority import Authority
-from gateway.cli import client as client_module
+from gateway.cli import connection
 from gateway.cli.client import GatewayClient
 from gateway.cli.errors import BadConfiguration, CommandError, Refused, Unreachable
 from gateway.cli.settings import ClientSettings
@@ -139,7 +139,7 @@ def test_a_ca_file_without_certificates_is_a_matter_of_configuration(
 
 
 def test_an_endless_answer_is_cut_off(canned: CannedGateway, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "MAX_ANSWER_BYTES", 10_000)
+    monkeypatch.setattr(connection, "MAX_ANSWER_BYTES", 10_000)
     canned.answer("GET", "/v1/records/3", (200, b" " * 200_000))
     with connect(canned) as client, pytest.raises(Unreachable, match="larger"):
         client.record(3)

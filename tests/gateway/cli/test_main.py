@@ -38,7 +38,7 @@ run("certs", "issue", folder + "/ca", "host-a")
 run("migrate", "vm", "--to", "host", "--gateway", "https://127.0.0.1:1", code=2)
 run("audit", "verify", folder, "--key", "a+b+c", code=2)
 run("audit", "query", "--log", folder, code=2)
-import transport.relay.service
+import transport.relay.process
 refused = run("gateway", "serve", "--config", folder + "/missing.toml", code=2)
 assert "pip install 'sealane[gateway]'" in refused.stderr, refused.output
 """

@@ -29,7 +29,8 @@ from transport.relay import caller
 from transport.relay.config import FrontSection, HypervisorSection
 from transport.relay.gateway_link import GatewayLink, Migrate
 from transport.relay.host import RelayHost, open_host
-from transport.relay.service import _log_to_stderr, serve_relay
+from transport.relay.process import log_to_stderr
+from transport.relay.service import serve_relay
 from transport.relay.spool import SessionJournal
 from transport.relay.wish import NotAdmitted, Wish
 
@@ -130,7 +131,7 @@ async def main(folder: Path, name: str, destination: str, listen: str, sections:
 
 
 if __name__ == "__main__":
-    _log_to_stderr()
+    log_to_stderr()
     os.umask(0o077)
     _, at, who, where, own, more = sys.argv
     pause_at(os.environ.get("PAUSE_AT", ""), Path(at), who)

@@ -17,7 +17,7 @@ from tests.transport.site import Site
 from transport.errors import ConfigurationError
 from transport.relay import host
 from transport.relay.config import LimitsSection, load_relay_config, split_address
-from transport.relay.service import EXIT_CONFIGURATION, run_relay
+from transport.relay.process import EXIT_CONFIGURATION, run_relay
 
 
 @pytest.fixture(autouse=True)

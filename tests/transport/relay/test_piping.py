@@ -21,7 +21,7 @@ pytestmark = pytest.mark.whole
 RUN = """
 import sys
 from pathlib import Path
-from transport.relay.service import run_pipe
+from transport.relay.process import run_pipe
 sys.exit(run_pipe(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]))
 """
 

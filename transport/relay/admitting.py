@@ -1,0 +1,192 @@
+"""Which session an Offer begins, resumes, recovers or settles at the destination; each begun one durably noted."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+import msgspec
+import structlog
+import trio
+
+from certs.tls import ControlPeer, local_leaf_sha256
+from policy.permit import VerifiedPermit
+from transport.errors import LocalBroken, OfferRefused, RefusalCode, SpoolFailed
+from transport.hypervisors.errors import HypervisorError
+from transport.hypervisors.moving import Movement
+from transport.relay.destination_session import DestinationSession
+from transport.relay.ends import make_session_folder, remove_session_folder
+from transport.relay.host import RelayHost, now
+from transport.relay.permits import other_in_journal, permits_in_offer
+from transport.relay.receipts import ReceiptFacts
+from transport.relay.used_permits import SKEW_SECONDS
+from transport.wire.control import Role
+from transport.wire.messages import Offer
+
+log = structlog.get_logger("sealane.relay")
+SessionKey = tuple[str, str]  # S's SPIFFE id, session id
+
+
+class Admissions:
+    """All sessions in which this host is the destination. `bring_to_life`: what is done with each that is carried."""
+
+    def __init__(self, host: RelayHost, bring_to_life: Callable[[DestinationSession], None]) -> None:
+        self._host = host
+        self._bring_to_life = bring_to_life
+        self.sessions: dict[SessionKey, DestinationSession] = {}
+        self._vms_being_admitted: set[str] = set()
+        self._being_admitted: dict[SessionKey, trio.Event] = {}
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a guest's way is not decided yet, with or without its connection."""
+        return bool(self._vms_being_admitted) or any(session.occupies_vm for session in self.sessions.values())
+
+    def forget(self, session: DestinationSession) -> None:
+        for key in [k for k, s in self.sessions.items() if s is session]:
+            del self.sessions[key]
+
+    async def admit(self, offer: Offer, peer: ControlPeer) -> DestinationSession:
+        """The session that this offer begins or comes back to. Raises `OfferRefused`."""
+        key = (str(peer.spiffe_id), offer.session_id)
+        if offer.purpose == "settle":
+            session = self._known(key, offer)
+            session.only_settles = True
+            return session
+        if offer.purpose == "resume":
+            return await self._resumed(key, offer)
+        if offer.purpose == "recover":
+            return await self._recovered(key, offer)
+        own, other = offer.permits[-1], offer.permits[0] if len(offer.permits) > 1 else None
+        permit = self._host.permits.verify(own, other, source=key[0], destination=self._host.spiffe_id)
+        vm = permit.claims.vm
+        if key in self.sessions:
+            raise OfferRefused(RefusalCode.SESSION_KNOWN, "a session of this name exists")
+        if self._host.board.is_draining:
+            raise OfferRefused(RefusalCode.BUSY, "this relay is about to be restarted: try again")
+        busy = [s for s in self.sessions.values() if s.occupies_vm]
+        if vm in self._vms_being_admitted or any(s.permit.claims.vm == vm for s in busy):
+            raise OfferRefused(RefusalCode.BUSY, "another session of this VM is under way here")
+        if len(busy) + len(self._vms_being_admitted) >= self._host.config.limits.max_sessions:
+            raise OfferRefused(RefusalCode.BUSY, "this relay carries as many sessions as it may")
+        self._vms_being_admitted.add(vm)
+        self._being_admitted[key] = trio.Event()
+        try:
+            session = await self._begin(key, permit, self._movement(offer))
+            session.attempt = offer.attempt
+            self.sessions[key] = session
+        finally:
+            self._vms_being_admitted.discard(vm)
+            self._being_admitted.pop(key).set()
+        self._bring_to_life(session)
+        return session
+
+    async def _recovered(self, key: SessionKey, offer: Offer) -> DestinationSession:
+        """The session in whose post-copy S's connection was lost for good, under the name of a new one. Its permit's
+        `exp` and use are not looked at again, all else is: to refuse without need would kill the guest."""
+        of_host = (each for (source, _), each in self.sessions.items() if source == key[0])
+        of_permits = (each for each in of_host if offer.permits == permits_in_offer(each.permit, Role.DESTINATION))
+        session = next((each for each in of_permits if each.may_recover), None)
+        if session is None:
+            raise OfferRefused(RefusalCode.SESSION_UNKNOWN, "no guest of this host and permit is in post-copy here")
+        if self._host.board.is_draining:
+            raise OfferRefused(RefusalCode.BUSY, "this relay is about to be restarted: try again")
+        if now().timestamp() > session.permit.claims.recover_until + SKEW_SECONDS:
+            raise OfferRefused(RefusalCode.PERMIT_TIMES, "past recover_until")
+        if key in self.sessions or key in self._being_admitted:
+            raise OfferRefused(RefusalCode.SESSION_KNOWN, "a session of this name exists")
+        self._being_admitted[key] = trio.Event()
+        former = (key[0], session.recovery_id)
+        try:
+            await session.recover(offer.session_id, offer.attempt)
+            self.sessions.pop(former, None)  # that of a recovery that was interrupted, too
+            self.sessions[key] = session
+        except (HypervisorError, LocalBroken) as error:
+            raise OfferRefused(RefusalCode.HYPERVISOR, f"post-copy cannot be recovered: {error}") from None
+        finally:
+            self._being_admitted.pop(key).set()
+        log.warning("post-copy goes on in a new session", vm=session.permit.claims.vm)
+        self._bring_to_life(session)
+        return session
+
+    def _known(self, key: SessionKey, offer: Offer) -> DestinationSession:
+        session = self.sessions.get(key)
+        if session is None:
+            raise OfferRefused(RefusalCode.SESSION_UNKNOWN, "no session of this name and host is known here")
+        if offer.permits != permits_in_offer(session.permit, Role.DESTINATION):
+            raise OfferRefused(RefusalCode.SESSION_UNKNOWN, "the session was begun under another permit")
+        if offer.attempt <= session.attempt:
+            raise OfferRefused(RefusalCode.PROTOCOL, "an attempt that does not increase")
+        session.attempt = offer.attempt
+        return session
+
+    async def _resumed(self, key: SessionKey, offer: Offer) -> DestinationSession:
+        """The session whose connection S has lost. Neither `exp` nor single use are looked at again, all else is."""
+        if (admission := self._being_admitted.get(key)) is not None:  # S may have lost its Answer before it was given
+            with trio.move_on_after(self._host.config.limits.message_seconds):
+                await admission.wait()
+        session = self._known(key, offer)
+        if not session.may_go_on:
+            raise OfferRefused(RefusalCode.SESSION_UNKNOWN, "the session's channels are gone: it can only be settled")
+        if self.resume_seconds(session) <= 0:
+            raise OfferRefused(RefusalCode.PERMIT_TIMES, "the session is past its permit, or is not to be resumed here")
+        return session
+
+    def resume_seconds(self, session: DestinationSession) -> float:
+        """For how long a lost connection may be replaced by another."""
+        left = session.until + SKEW_SECONDS - now().timestamp()
+        return max(0.0, min(self._host.config.limits.resume_seconds, left))
+
+    def _movement(self, offer: Offer) -> Movement:
+        """How S's QEMU is going to send; only QEMUs that a relay drives are told. `OfferRefused` for what none can."""
+        if offer.movement is msgspec.UNSET:
+            return Movement()
+        if (problem := offer.movement.problem()) is not None:
+            raise OfferRefused(RefusalCode.PROTOCOL, problem)
+        if self._host.config.hypervisor.kind != "qmp":
+            raise OfferRefused(RefusalCode.HYPERVISOR, "no QEMU here is driven by the relay (hypervisor.kind)")
+        return offer.movement
+
+    async def _begin(self, key: SessionKey, permit: VerifiedPermit, movement: Movement) -> DestinationSession:
+        """Spend the permit, note the session, prepare the hypervisor: in this order, each durable before the next."""
+        host = self._host
+        claims = permit.claims
+        name = hashlib.sha256("\0".join(key).encode()).hexdigest()[:32]
+        started = now()
+        try:
+            both = [permit] if permit.other is None else [permit, permit.other]
+            uses = [(each.key_id, each.claims.jti, each.claims.exp) for each in both]
+            await host.on_disk(host.used_permits.use_all, uses, int(started.timestamp()))
+            folder = await host.on_disk(make_session_folder, host.spool.run_dir, name, host.qemu_uid)
+            journal = await host.on_disk(
+                host.spool.begin,
+                Role.DESTINATION,
+                name,
+                session_id=key[1],
+                source=key[0],
+                permit=permit.token,
+                **other_in_journal(permit),
+                folder=str(folder),
+                started_at=started.isoformat(),
+            )
+        except (SpoolFailed, OSError) as error:
+            log.error("no session can be noted durably", cause=str(error))
+            raise OfferRefused(RefusalCode.INTERNAL, "the relay cannot write its spool") from None
+        end = host.destination_end(permit, {}, movement)
+        facts = ReceiptFacts(Role.DESTINATION, permit, end.vm_binding, started, local_leaf_sha256(host.credentials))
+        session = DestinationSession(host, permit, journal, end, folder, facts)
+        try:
+            process = await end.prepare(folder)
+            await host.enter(journal, "prepared", process=process, **end.facts)
+        except (HypervisorError, LocalBroken, ValueError) as error:
+            # Whatever is behind that monitor was not prepared by us, so it is left alone.
+            log.warning("hypervisor not ready", vm=claims.vm, cause=str(error))
+            await end.__aexit__(None, None, None)
+            await host.enter(journal, "ended")
+            await host.on_disk(remove_session_folder, folder)
+            raise OfferRefused(RefusalCode.HYPERVISOR, f"no hypervisor waits for this VM: {error}") from None
+        except SpoolFailed as error:
+            log.error("a prepared session cannot be noted durably", vm=claims.vm, cause=str(error))
+            await end.__aexit__(None, None, None)
+            raise OfferRefused(RefusalCode.INTERNAL, "the relay cannot write its spool") from None
+        return session

@@ -1,0 +1,127 @@
+"""The relay as a process: `sealane relay serve`, `open` and `pipe`, with their signals, exit codes and log."""
+
+from __future__ import annotations
+
+import gc
+import json
+import resource
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import structlog
+import trio
+
+from transport.errors import ConfigurationError, SpoolFailed, TransportError
+from transport.hypervisors.errors import HypervisorError
+from transport.relay import systemd
+from transport.relay.config import load_relay_config, split_address
+from transport.relay.failures import cause_of
+from transport.relay.host import RelayHost, open_host
+from transport.relay.news import News
+from transport.relay.piping import pipe
+from transport.relay.service import drain, serve_relay
+from transport.relay.source import MigrationOrder, carry_as_source
+
+EXIT_DONE, EXIT_FAILED, EXIT_CONFIGURATION = 0, 1, 2
+
+
+def run_relay(config_path: Path) -> int:
+    """`sealane relay serve`: run until SIGTERM or SIGINT. Returns the exit code."""
+
+    async def main() -> None:
+        host = open_host(load_relay_config(config_path))
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+            async with trio.open_nursery() as nursery:
+
+                async def stop() -> None:
+                    async for each in signals:
+                        if each == signal.SIGHUP:
+                            drain(host)
+                        else:
+                            nursery.cancel_scope.cancel()
+
+                nursery.start_soon(stop)
+                nursery.start_soon(systemd.keep_alive)
+                await serve_relay(host, _print_ready)
+                nursery.cancel_scope.cancel()
+
+    return _run(main)
+
+
+def run_open(config_path: Path, permit_path: Path, address: str, socket_path: Path) -> int:
+    """`sealane relay open`: carry one program's stream under one permit, from `socket_path`. Returns the exit code."""
+
+    async def main() -> int:
+        host, permit, where = _permitted(config_path, permit_path, address)
+
+        async def tell(news: News) -> None:
+            if news.state == "running" and news.progress is None:
+                _print_ready(str(socket_path))
+
+        news = await carry_as_source(host, MigrationOrder(permit, where), tell, trio.Event(), socket_path)
+        print(json.dumps({"outcome": news.state, "message": news.message}), flush=True)
+        return EXIT_DONE if news.state == "completed" else EXIT_FAILED
+
+    return _run(main)
+
+
+def run_pipe(config_path: Path, permit_path: Path, address: str) -> int:
+    """`sealane relay pipe`: standard input and output as one channel; its outcome on stderr. Returns the exit code."""
+
+    async def main() -> int:
+        host, permit, where = _permitted(config_path, permit_path, address)
+        news = await pipe(host, permit, where, (0, 1))
+        print(json.dumps({"outcome": news.state, "message": news.message}), file=sys.stderr, flush=True)
+        return EXIT_DONE if news.state == "completed" else EXIT_FAILED
+
+    return _run(main)
+
+
+def _permitted(config_path: Path, permit_path: Path, address: str) -> tuple[RelayHost, str, str]:
+    """This host, the permit's text, and where its destination's relay listens. ConfigurationError."""
+    host = open_host(load_relay_config(config_path))
+    known = host.addresses.book.host(address)
+    where = known.addresses[0].address if known is not None else address
+    split_address(where, "--to")
+    try:
+        return host, permit_path.read_text().strip(), where
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{permit_path}: {error}") from None
+
+
+def _run(main: Callable[[], Awaitable[int | None]]) -> int:
+    log_to_stderr()
+    # Each channel takes two descriptors; the shell's soft limit of 1,024 is for programs that call select().
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would hold keys and guest memory
+    # What imports made stays; a stream leaves no cycles, and looking for them costs a twentieth of a migration's time.
+    gc.freeze()
+    gc.set_threshold(50_000)
+    try:
+        result = trio.run(main)
+    except (TransportError, HypervisorError, BaseExceptionGroup) as error:
+        cause = cause_of(error)
+        print(f"sealane relay: {cause}", file=sys.stderr)
+        return EXIT_CONFIGURATION if isinstance(cause, (ConfigurationError, SpoolFailed)) else EXIT_FAILED
+    return int(result or EXIT_DONE)
+
+
+def _print_ready(where: str) -> None:
+    systemd.notify("READY=1")
+    print(json.dumps({"ready": True, "listen": where}), flush=True)
+
+
+def log_to_stderr() -> None:
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            # Plain text: structlog's own tracebacks print local variables, tokens and keys among them.
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
+    )
