@@ -8,27 +8,29 @@ from typing import Any
 from urllib.parse import quote
 
 from gateway.cli.connection import Connection, decode
-from gateway.cli.replies import (
+from gateway.cli.record_replies import (
     CheckpointReply,
+    HistogramReply,
+    QuarantineReply,
+    RecordedReply,
+    RecordsReply,
+    SiemJob,
+    SinkReply,
+    SinksReply,
+)
+from gateway.cli.replies import (
     DecisionReply,
     DrainReply,
     EnrolmentTokenReply,
     GrantReply,
     GrantsReply,
-    HistogramReply,
     HostsReply,
     IdentityReply,
     InventoryReply,
     MigrationReply,
     NamedReply,
-    QuarantineReply,
-    RecordedReply,
-    RecordsReply,
     RolloverReply,
     RolloversReply,
-    SiemJob,
-    SinkReply,
-    SinksReply,
     TokenReply,
     VmsReply,
     WhoamiReply,

@@ -22,8 +22,8 @@ from audit.query.facets import PERMIT_KIND, UNREADABLE_KIND
 from audit.query.literals import zone_named
 from audit.tiles import MAX_FRAMED_BYTES, TILE_WIDTH, bundle_path, unframe
 from gateway.cli.errors import REQUESTER, BadConfiguration, Refused
+from gateway.cli.record_replies import Bucket, HistogramReply, NumberedRecord, RecordsReply
 from gateway.cli.record_source import Question
-from gateway.cli.replies import Bucket, HistogramReply, NumberedRecord, RecordsReply
 from gateway.cli.serve import needs_gateway_extra
 
 _MAX_CHECKPOINT_BYTES = 64 * 1024

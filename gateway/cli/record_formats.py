@@ -19,7 +19,7 @@ from enum import StrEnum
 from typing import Any
 
 from gateway.cli.output import console, print_json
-from gateway.cli.replies import HistogramReply, NumberedRecord
+from gateway.cli.record_replies import HistogramReply, NumberedRecord
 from gateway.cli.terminal import harmless
 
 CSV_COLUMNS = (

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from gateway.cli.credentials import token_of
 from gateway.cli.errors import REQUESTER, BadConfiguration
-from gateway.cli.replies import HistogramReply, NumberedRecord, RecordsReply
+from gateway.cli.record_replies import HistogramReply, NumberedRecord, RecordsReply
 from gateway.cli.settings import resolve
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ import typer
 from gateway.cli.asking import signed_in
 from gateway.cli.options import CaOption, GatewayOption, JsonOption, TokenFileOption
 from gateway.cli.output import console, print_json, print_table, say
-from gateway.cli.replies import SiemJob, SinkReply
+from gateway.cli.record_replies import SiemJob, SinkReply
 from gateway.cli.terminal import plain
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
-from gateway.cli.replies import NumberedRecord
+from gateway.cli.record_replies import NumberedRecord
 
 # What a migration begins with: decided when it was asked for, hours before, or by the other gateway of the site.
 BEGINNINGS: Final = frozenset({"migration.decision", "evacuation.decision", "migration.elsewhere"})

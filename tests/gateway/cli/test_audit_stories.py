@@ -16,7 +16,7 @@ from audit.log import Log
 from audit.record import Actor, Record, Vm, encode_entry
 from gateway.cli.errors import Refused
 from gateway.cli.proving import proof_of_one, sealed_folder
-from gateway.cli.replies import NumberedRecord
+from gateway.cli.record_replies import NumberedRecord
 from gateway.cli.stories import life_of, moves_of, story_of
 from tests.audit.query.documents import documents
 from tests.gateway.cli.conftest import CannedGateway, Sealane, last_object, only_error_line
