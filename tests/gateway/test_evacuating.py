@@ -107,7 +107,7 @@ async def test_permits_are_decided_logged_and_held_before_anybody_hears_of_them(
         ("alice", {"hours": 25}, 400),
         ("alice", {"vms": ["ledger"]}, 404),  # on another host
         ("alice", {"to": ["nowhere"]}, 404),
-        ("alice", {"to": ["prod"]}, 201),
+        ("alice", {"to": ["prod"]}, 403),  # of another zone
     ],
 )
 async def test_who_may_not_or_asks_amiss_gets_nothing(
@@ -118,11 +118,24 @@ async def test_who_may_not_or_asks_amiss_gets_nothing(
         nursery.start_soon(relay.serve)
         await running.poll("a")
         answer = await prepare(running, who, **changes)
-        assert answer.status_code in {status, 403 if status == 201 else status}, answer.text
-        if answer.status_code != 201:
-            assert relay.held == []
-            assert all(record["outcome"] == "denied" for record in await running.records("evacuation.prepared"))
+        assert answer.status_code == status, answer.text
+        assert relay.held == []
+        refused = [record["outcome"] for record in await running.records("evacuation.prepared")]
+        assert refused == (["denied"] if status == 403 else [])
         nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(("who", "host"), [("bob", "a"), ("bob", "b"), ("alice", "b")])
+async def test_who_may_not_prepare_does_not_withdraw_and_of_an_empty_host_nobody(
+    evacuable: Site, who: str, host: str
+) -> None:
+    async with running_gateway(evacuable) as running:
+        await running.poll(host)
+        answer = await running.person(who).post(f"/v1/evacuations/{32 * '0'}/withdraw", json={"host": host})
+        assert answer.status_code == 403, answer.text
+        (record,) = await running.records("evacuation.withdrawn")
+        assert record["outcome"] == "denied"
+        assert await running.poll(host) == [], "the host keeps what it holds"
 
 
 async def test_a_relay_that_holds_nothing_is_no_success(evacuable: Site) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import socket
 import time
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import msgspec
 import pytest
 import trio
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from certs.files import read_private_key
 from gateway.cli.sites import lay_down
@@ -105,6 +107,19 @@ async def test_what_the_destination_denies_does_not_move(two: TwoSites) -> None:
         shown = await west.person("carol").get(f"/v1/migrations/{answer.json()['migration_id']}")
         assert shown.json()["state"] == "failed"
         assert (await ask(west)).status_code == 403, "the VM is not kept by the attempt"
+
+
+async def test_a_vm_still_leaves_after_the_key_of_our_permits_was_rolled_over(two: TwoSites) -> None:
+    fresh = ec.generate_private_key(ec.SECP256R1())
+    pem = fresh.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+    edit(two.east.directory / "sites" / "west" / "permit-1.pub", lambda text: text + pem)
+    async with two.running() as (west, _):
+        gate = west.gateway.desk.gate
+        gate.terms = replace(gate.terms, private_key=fresh, key_id=key_id_of(fresh.public_key()))
+        answer = await ask(west)
+        assert answer.status_code == 201, answer.text
+        (noted,) = await west.records("migration.other_site")
+        assert noted["outcome"] == "allowed"
 
 
 async def test_an_unknown_host_and_a_gateway_that_is_away_deny(two: TwoSites) -> None:

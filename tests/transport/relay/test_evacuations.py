@@ -7,11 +7,14 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 
+from policy.permit import PermitKey
 from tests.transport.site import Site
 from transport.errors import LocalBroken, OfferRefused
 from transport.relay.evacuations import Evacuation, EvacuationOrder, Evacuations
 from transport.relay.host import RelayHost, open_host
+from transport.relay.pins import Pins
 
 VM = "11111111-2222-4333-8444-555555555555"
 OTHER = "99999999-2222-4333-8444-555555555555"
@@ -98,6 +101,15 @@ def test_what_has_ended_is_not_used_and_forgotten(site: Site, host: RelayHost) -
         later.take("web", None)
     later.forget_ended()
     assert not file_of(host).exists()
+
+
+def test_a_permit_whose_key_was_retired_is_refused_in_words_and_not_noted_as_used(site: Site, host: RelayHost) -> None:
+    host.evacuations.keep(prepared(site))
+    other = PermitKey.from_public_key(ec.generate_private_key(ec.SECP256R1()).public_key())
+    host.permits.pin(Pins((other,), host.permits.log_verifiers))
+    with pytest.raises(OfferRefused, match="permit_signature"):
+        host.evacuations.take("web", None)
+    assert [evacuation.begun for evacuation in host.evacuations.all()] == [{}]
 
 
 def test_withdrawn_is_gone(site: Site, host: RelayHost) -> None:
