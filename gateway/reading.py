@@ -19,7 +19,7 @@ from audit.record import PermitEntry, decode_entry, parse_time
 from gateway.asking import decide
 from gateway.committer import Committer
 from gateway.deciding import decision_document
-from gateway.errors import NotAllowed, NotKnown
+from gateway.errors import NotAllowed, NotKnown, RequestRefused
 from gateway.gate import Gate
 from gateway.migrations import Migration, State, from_decision, from_elsewhere, receipt_on_file
 from gateway.recording import Event, actor_of, identity_of
@@ -30,6 +30,7 @@ from policy.facts import Context, Person, Question
 MAX_PAGE: Final = 200
 MAX_RECORDS_OF_MIGRATION: Final = 100
 PAGE_OF_RESTORE: Final = 1000
+MAX_ASKED: Final = 200_000  # records that one question may take together
 RESTORED_SECONDS: Final = 2 * 86_400  # of migrations: what began before has ended, or its permit has
 ACTIONS_OF_ONESELF: Final = ("CheckDecision", "ReadOwnMigrations", "CancelMigration", "ReadAudit")
 # An evacuation's permits are decided hours ahead: such a migration is known once somebody speaks of it.
@@ -165,8 +166,14 @@ class Reading:
 
     async def records_since(self, kinds: Sequence[str], since: str) -> list[tuple[int, dict[str, Any]]]:
         """All records of these kinds from a time on, oldest first. Errors: SearchUnavailable."""
-        where = all_of(any_of(*(Is(fields.KIND, kind) for kind in kinds)), terms({"since": since}))
-        return (await self._newest(where, None))[::-1]
+        return (await self._newest(_of_kinds(kinds, since), None))[::-1]
+
+    async def some_since(self, kinds: Sequence[str], since: str) -> list[tuple[int, dict[str, Any]]]:
+        """The same for whoever asks: MAX_ASKED at most. Errors: SearchUnavailable, RequestRefused: there are more."""
+        found = await self._newest(_of_kinds(kinds, since), MAX_ASKED + 1)
+        if len(found) > MAX_ASKED:
+            raise RequestRefused(f"more than {MAX_ASKED} records since then", next_step="ask for a shorter time")
+        return found[::-1]
 
     async def _lately(self) -> list[tuple[int, dict[str, Any]]]:
         """The records of migrations that may not have ended, oldest first: as many as migrations are remembered."""
@@ -185,6 +192,10 @@ class Reading:
             if len(page) < PAGE_OF_RESTORE:
                 break
         return found
+
+
+def _of_kinds(kinds: Sequence[str], since: str) -> Node:
+    return all_of(any_of(*(Is(fields.KIND, kind) for kind in kinds)), terms({"since": since}))
 
 
 def derive(records: Sequence[tuple[int, Mapping[str, Any]]]) -> dict[str, Migration]:

@@ -40,7 +40,7 @@ async def reconcile_hosts(span: Span, desk: AtDesk, person: Asking, address: Add
         raise RequestRefused("since must be like 2026-11-22T21:42:21.123456Z") from error
     asked = {"reconcile_hosts": {"since": span.since}}
     await desk.reading.require_read_audit(person, desk.now(), address, asked, recorded=True)
-    records = await desk.reading.records_since(KINDS, span.since)
+    records = await desk.reading.some_since(KINDS, span.since)
     report = compare_receipts(records, int(desk.now().timestamp()))
     findings = [one.document() for one in report.findings]
     details = {"what": "hosts", "since": span.since, "counts": report.counts()}
@@ -74,7 +74,7 @@ async def reconcile_sites(span: SiteSpan, desk: AtDesk, person: Asking, address:
     if site is None:
         raise NotKnown(f"no site {span.site} is configured", next_step="see [[sites]] of the gateway's configuration")
     theirs = await ask_records(desk.gate, site, span.since)
-    ours = shared_with(site.trust_domain, await desk.reading.records_since(SITE_KINDS, span.since))
+    ours = shared_with(site.trust_domain, await desk.reading.some_since(SITE_KINDS, span.since))
     report = compare_sites(ours, theirs.records, int(desk.now().timestamp()))
     findings = [one.document() for one in report.findings]
     details = {"what": "sites", "site": site.name, "log": theirs.log, "since": span.since, "counts": report.counts()}

@@ -13,6 +13,7 @@ from msgspec import Meta
 
 from gateway.errors import OperatorError, RequesterError
 from gateway.gate import Gate
+from gateway.reading import MAX_ASKED
 from gateway.sites.request import LIFETIME_SECONDS, HostQuestion, RecordsWanted, Request, ToldHost, sign_request
 from gateway.sites.settings import OtherSite
 from policy.sources.https import read_bounded
@@ -51,7 +52,7 @@ class SharedRecords(msgspec.Struct, frozen=True):
     """`log`: the origin of the log that they are of."""
 
     log: Annotated[str, Meta(max_length=255)]
-    records: Annotated[list[tuple[int, dict[str, Any]]], Meta(max_length=200_000)]
+    records: Annotated[list[tuple[int, dict[str, Any]]], Meta(max_length=MAX_ASKED)]
 
 
 async def ask_host(gate: Gate, site: OtherSite, host: str) -> ToldHost | None:

@@ -122,6 +122,20 @@ async def test_a_vm_still_leaves_after_the_key_of_our_permits_was_rolled_over(tw
         assert noted["outcome"] == "allowed"
 
 
+async def test_nobody_has_the_gateway_read_more_records_than_it_may_hold(
+    two: TwoSites, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with two.running() as (west, _):
+        assert (await ask(west)).status_code == 201
+        span = {"since": "2026-01-01T00:00:00.000000Z"}
+        monkeypatch.setattr("gateway.reading.MAX_ASKED", 0)
+        refused = await west.person("carol").post("/v1/reconcile/hosts", json=span)
+        assert refused.status_code == 400, refused.text
+        assert refused.json()["error"]["next_step"] == "ask for a shorter time"
+        for_another = await west.person("carol").post("/v1/reconcile/sites", json={**span, "site": "east"})
+        assert "answers 400" in for_another.json()["error"]["message"], "nor for another site's gateway"
+
+
 async def test_an_unknown_host_and_a_gateway_that_is_away_deny(two: TwoSites) -> None:
     async with two.running() as (west, east):
         answer = await ask(west, to=f"spiffe://{EAST}/host/nobody")
