@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from audit.checkpoint import LogSigner
-from audit.log_keys import KEYS_FILE, read_successors, successor_line
+from audit.log_keys import KEYS_FILE, LOG_KEY_CONTEXT, read_successors, successor_line
 from audit.verify_keys import MAX_BYTES, known_keys
 
 ORIGIN = "corp.example/audit"
@@ -26,17 +28,31 @@ def test_the_chain_is_known_from_any_of_its_keys(tmp_path: Path) -> None:
     (tmp_path / KEYS_FILE).write_text(successor_line(SECOND, THIRD) + successor_line(FIRST, SECOND))
     for pinned in (FIRST, SECOND, THIRD):
         assert set(known_keys(tmp_path, [pinned.vkey])) == {FIRST.vkey, SECOND.vkey, THIRD.vkey}
-    assert known_keys(tmp_path, [signer().vkey])[1:] == ()
+    stranger = signer().vkey
+    assert known_keys(tmp_path, [stranger]) == (stranger,)
     assert read_successors(tmp_path).count("\n") == 2
 
 
+def with_signature_of(who: LogSigner, old: LogSigner, new: LogSigner, name: str) -> str:
+    """The line of a change, with one of its signatures made by somebody else over the same words."""
+    message = LOG_KEY_CONTEXT + f"{old.vkey}\n{new.vkey}\n".encode()
+    line = json.loads(successor_line(old, new)) | {name: base64.b64encode(who.sign(message)).decode()}
+    return json.dumps(line) + "\n"
+
+
 def test_neither_key_can_speak_for_the_other(tmp_path: Path) -> None:
-    """A thief of the old key names one of his own as its successor; a stranger names the log's key as his old one."""
+    """A thief of no key of the log names one of his own as its successor, or the log's key as his old one's."""
     thief, good = signer(), successor_line(FIRST, SECOND)
-    forged = good.replace(SECOND.vkey, thief.vkey), good.replace(FIRST.vkey, thief.vkey)
-    for line in (*forged, good[:-3] + "\n", "[]\n", good.replace('"old":', '"odd":')):
+    for line, why in (
+        (with_signature_of(thief, FIRST, thief, "old_signature"), "not signed by its old key"),
+        (with_signature_of(thief, thief, FIRST, "new_signature"), "not signed by its new key"),
+        (good.replace(SECOND.vkey, thief.vkey), "not signed"),
+        (good.replace('"old":', '"odd":'), "malformed"),
+        ("[]\n", "malformed"),
+        (good[:-3] + "\n", "Unterminated"),
+    ):
         (tmp_path / KEYS_FILE).write_text(line)
-        with pytest.raises(ValueError, match=r".*"):
+        with pytest.raises(ValueError, match=why):
             known_keys(tmp_path, [FIRST.vkey])
 
 

@@ -7,6 +7,7 @@ import time
 
 import pytest
 import trio
+import trio.testing
 
 from audit.siem.turns import PAUSE_SECONDS, SLICE_SECONDS, ahead_of_deliveries, made
 
@@ -72,10 +73,14 @@ async def test_a_crowd_that_asks_without_a_pause_ends_no_delivery() -> None:
         assert await made(slowly, range(MANY)) == [item * 2 for item in range(MANY)]
 
 
-async def test_once_nobody_waits_a_delivery_pauses_no_longer(autojump_clock: trio.testing.MockClock) -> None:
-    await trio.to_thread.run_sync(lambda: None)
-    with ahead_of_deliveries():
-        pass
-    began = trio.current_time()
-    await made(lambda item: item, range(10))
-    assert trio.current_time() == began
+async def test_once_nobody_waits_a_delivery_pauses_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("audit.siem.turns.PAUSE_SECONDS", 3600)
+    done: list[str] = []
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            with ahead_of_deliveries():
+                nursery.start_soon(made, done.append, ["in the pause"])
+                await trio.testing.wait_all_tasks_blocked()
+                assert done == []
+        await made(done.append, ["after it"])
+    assert done == ["in the pause", "after it"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import itertools
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,7 +25,7 @@ from transport.relay.operating import decode_question
 from transport.relay.receipts import verify_peer_receipt
 from transport.relay.spool import FOLLOWING, SessionJournal
 from transport.wire.clear_frames import ClearOpener, ClearSealer
-from transport.wire.frames import HEADER_BYTES, MAX_FRAME_BYTES, FrameType
+from transport.wire.frames import HEADER_BYTES, MAX_FRAME_BYTES, MAX_PAYLOAD_BYTES, FrameType
 from transport.wire.messages import Receipt
 
 # Bytes of all kinds, JSON of all shapes, and nesting that no decoder may follow to its end.
@@ -80,15 +80,29 @@ def test_a_receipt_by_nobody_verifies_never(body: str, signature: str) -> None:
         verify_peer_receipt(Receipt(body, signature), PEER)
 
 
-@given(st.binary(min_size=HEADER_BYTES, max_size=400))
-def test_a_frame_without_a_seal_is_one_that_is_due_or_a_violation(data: bytes) -> None:
-    opener, plaintext = ClearOpener(7), memoryview(bytearray(MAX_FRAME_BYTES))
-    try:
-        due = opener.header(data[:HEADER_BYTES])
-    except ProtocolViolation:
-        return
-    assert opener.open_into(data[:HEADER_BYTES], memoryview(os.urandom(due)), plaintext) == due
-    assert opener.next_seq == 8
+@given(st.binary(min_size=HEADER_BYTES, max_size=HEADER_BYTES))
+def test_a_header_of_noise_is_a_violation(header: bytes) -> None:
+    with pytest.raises(ProtocolViolation):
+        ClearOpener(7).header(header)
+
+
+def test_a_frame_without_a_seal_is_the_one_that_is_due_or_a_violation() -> None:
+    """All of `size u32 · type u8 · three zero bytes · sequence u64`, with what is right and what is next to it."""
+    plaintext, due = memoryview(bytearray(MAX_FRAME_BYTES)), 0
+    sizes = (0, 1, 2, 3, MAX_PAYLOAD_BYTES, MAX_PAYLOAD_BYTES + 1, 2**32 - 1)
+    for size, kind, zeros, seq in itertools.product(sizes, range(4), (0, 1, 1 << 8, 1 << 16), (0, 6, 7, 8, 2**64 - 1)):
+        header, opener = size.to_bytes(4) + bytes([kind]) + zeros.to_bytes(3) + seq.to_bytes(8), ClearOpener(7)
+        fits = {0: 1 <= size <= MAX_PAYLOAD_BYTES, 1: size == 0, 2: size == 2}.get(kind, False)
+        if not fits or zeros or seq != 7:
+            with pytest.raises(ProtocolViolation):
+                opener.header(header)
+            continue
+        assert opener.header(header) == size
+        assert opener.open_into(header, memoryview(b"x" * size), plaintext) == size
+        assert plaintext[:size] == b"x" * size
+        assert (opener.next_seq, opener.closed_by) == (8, FrameType(kind) if kind else None)
+        due += 1
+    assert due == 6
 
 
 @given(st.lists(st.binary(min_size=1, max_size=200), max_size=8))
