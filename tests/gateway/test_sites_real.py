@@ -78,7 +78,6 @@ async def test_a_guest_moves_to_another_site_and_both_logs_prove_it(folder: Path
         assert (left["outcome"], came["outcome"]) == ("completed", "running")
         span = {"site": "east", "since": "2020-01-01T00:00:00.000000Z"}
         found = (await carol.post("/v1/reconcile/sites", json=span)).json()
-        print("FINDINGS", found["findings"])
         assert found["findings"] == []
         assert found["counts"]["matched"] == 1
         # And with no gateway: what an auditor does who was given both folders.

@@ -111,11 +111,11 @@ async def test_one_gateway_is_killed_under_load_and_the_other_goes_on(site: Site
         destination = await start_qemu(site.directory / "vm-b" / UUID, UUID, memory_mib=MEMORY_MIB, incoming=True)
         stack.push_async_callback(stop_qemu, destination)
         counted = await wait_passes(source, 1)
-        with trio.fail_after(60):  # until both relays have polled
-            while '"source": "report"' not in json.dumps(
-                await commands.run("migrate", "counter", "--to", "b", "--check")
-            ):
-                await trio.sleep(0.2)
+        check = ("migrate", "counter", "--to", "b", "--check", "--gateway")
+        with trio.fail_after(90):  # until each gateway has heard of the guest from its relay
+            for url in urls:
+                while '"source": "report"' not in json.dumps(await commands.run(*check, url)):
+                    await trio.sleep(0.2)
 
         outcomes: list[tuple[int, str]] = []
 

@@ -152,9 +152,8 @@ def test_virsh_times_out_and_the_job_that_it_left(pair: Pair, then: str) -> None
     else:
         place = pair.b
 
-        def there_when_faster() -> (
-            bool
-        ):  # said again and again: libvirt may set the speed that the move began with later
+        def there_when_faster() -> bool:
+            # Said again and again: libvirt may set the speed that the move began with later.
             pair.a.virsh("migrate-setspeed", guest.name, "1000")
             return pair.b.state(guest) == "running"
 

@@ -9,7 +9,6 @@ import ssl
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import msgspec
 import pytest
@@ -77,8 +76,8 @@ def both(site: Site) -> Iterator[tuple[RelayHost, FakeGateway, FakeGateway]]:
         yield open_host(msgspec.structs.replace(config, gateway=section)), first, second
 
 
-def names(host: RelayHost, folder: Path | None = None) -> set[str]:
-    return {path.name for path in (folder or host.spool.run_dir.parent / "receipts").iterdir()}
+def names(host: RelayHost) -> set[str]:
+    return {path.name for path in (host.spool.run_dir.parent / "receipts").iterdir()}
 
 
 async def never(_: Assignment) -> None:

@@ -59,4 +59,4 @@ async def test_a_guest_moves_on_past_exp_and_over_a_renewed_certificate(short_pa
 
     assert await move(slow, short_path, meddle=renew_and_cut, within=through_network)
     assert len(leaves) == 2, "the certificate was renewed"
-    assert network[0].controls == 2, "the session went on over another connection"
+    assert network[0].controls >= 2, "the session went on over another connection"
