@@ -150,13 +150,18 @@ def test_each_call_of_a_commit_fails_in_turn_and_nothing_acknowledged_is_lost(
     require_sound(site, site.log, asking)
 
 
-def test_a_full_file_system_stops_it_until_there_is_room_again(site: Site) -> None:
+def in_a_small_file_system(site: Site) -> tuple[Path, list[str]]:
+    """The folder on which the log's is to be, and what starts a gateway in a mount namespace where that is 512 KiB."""
     folder = site.directory / "small"
     folder.mkdir()
     text = site.gateway_config.read_text()
     site.gateway_config.write_text(text.replace('directory = "log"', 'directory = "small/log"'))
     mount = f'mount -t tmpfs -o size=512k,mode=700 none "{folder}" && exec "$@"'
-    command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount, "sh"]
+    return folder, ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount, "sh"]
+
+
+def test_a_full_file_system_stops_it_until_there_is_room_again(site: Site) -> None:
+    folder, command = in_a_small_file_system(site)
     with gateway(site, command, {}) as (process, asking):
         seen = Path(f"/proc/{process.pid}/root{folder}")  # the same folder, in the mount namespace of the gateway
         asking.until_works()
@@ -172,12 +177,7 @@ def test_a_full_file_system_stops_it_until_there_is_room_again(site: Site) -> No
 
 def test_a_file_system_that_turned_read_only_is_used_again_once_it_can_be_written(site: Site) -> None:
     """Full first: the kernel does not take away what is open for writing, and a failed log is let go of."""
-    folder = site.directory / "small"
-    folder.mkdir()
-    text = site.gateway_config.read_text()
-    site.gateway_config.write_text(text.replace('directory = "log"', 'directory = "small/log"'))
-    mount = f'mount -t tmpfs -o size=512k,mode=700 none "{folder}" && exec "$@"'
-    command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount, "sh"]
+    folder, command = in_a_small_file_system(site)
     with gateway(site, command, {}) as (process, asking):
         seen = Path(f"/proc/{process.pid}/root{folder}")
 
@@ -192,8 +192,9 @@ def test_a_file_system_that_turned_read_only_is_used_again_once_it_can_be_writte
         until = time.monotonic() + 60
         while not remount("ro"):  # the log may be open just now, for an attempt
             assert time.monotonic() < until
+            time.sleep(0.01)
         read_only = os.strerror(errno.EROFS)
-        ask_until_seen(asking, read_only)
+        ask_until(asking, lambda answer: read_only in json.dumps(answer))
         assert remount("rw")
         (seen / "filler").unlink()
         asking.until_works()
@@ -203,13 +204,6 @@ def test_a_file_system_that_turned_read_only_is_used_again_once_it_can_be_writte
         require_sound(site, seen / "log", asking)
 
 
-def ask_until_seen(asking: Asking, words: str) -> None:
-    until = time.monotonic() + 60
-    while words not in json.dumps(asking.ask()):
-        assert time.monotonic() < until
-        time.sleep(0.05)
-
-
 def fill(path: Path) -> None:
     with pytest.raises(OSError, match="No space left"), path.open("wb", buffering=0) as file:
         while True:
@@ -217,7 +211,7 @@ def fill(path: Path) -> None:
 
 
 def ask_until(asking: Asking, done: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-    for _ in range(200):
-        if done(answer := asking.ask()):
-            return answer
-    raise AssertionError("it never happened")
+    until = time.monotonic() + 60
+    while not done(answer := asking.ask()):
+        assert time.monotonic() < until, "it never happened"
+    return answer

@@ -11,7 +11,7 @@ import pytest
 from audit.group import Unsigned
 from audit.log import Log
 from audit.pruned import FILE, Pruned
-from audit.record import Record, format_time
+from audit.record import format_time
 from audit.tiles import TILE_WIDTH, bundle_path
 from bench.audit_log_maker import ORIGIN, UnsafeDisk, bench_signer
 from bench.policy_decisions import made_bundle
@@ -19,6 +19,7 @@ from bench.policy_replay import A_COMMIT, NOW, made_asked, make_log
 from gateway.cli.errors import BadConfiguration
 from gateway.cli.past_decisions import PastDecisions
 from policy.authoring.compare import compare, rules_of
+from tests.audit.samples import record
 from tests.gateway.cli.conftest import Sealane
 
 EVER = "2020-01-01"
@@ -70,20 +71,7 @@ def test_a_decision_that_cannot_be_made_again_is_counted_and_an_entry_that_is_go
     def records() -> Iterator[Unsigned]:
         told: list[dict[str, Any]] = [{"policy_request": 7}, {"policy_request": {}, "policy_entities": []}, {}]
         for number, details in enumerate(told):
-            yield Unsigned.of(
-                Record(
-                    version=2,
-                    clock_error_us=0,
-                    kind="migration.decision",
-                    origin=ORIGIN,
-                    sequence=number,
-                    boot_id="0" * 32,
-                    time=format_time(NOW),
-                    monotonic_ns=number,
-                    outcome="denied",
-                    details=details,
-                )
-            )
+            yield Unsigned.of(record(number, origin=ORIGIN, time=format_time(NOW), outcome="denied", details=details))
 
     with Log.open(tmp_path / "log", bench_signer(), disk=UnsafeDisk()) as log:
         log.append([lambda _: list(records())])

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from policy.permit import PermitKey
 from tests.transport.site import Site
-from transport.errors import LocalBroken, OfferRefused
+from transport.errors import LocalBroken, OfferRefused, RefusalCode
 from transport.relay.evacuations import Evacuation, EvacuationOrder, Evacuations
 from transport.relay.host import RelayHost, open_host
 from transport.relay.pins import Pins
@@ -78,16 +78,19 @@ def test_what_was_begun_is_noted_durably_and_given_back_only_if_the_guest_stayed
 
 
 def test_nothing_is_kept_of_what_is_not_good_here(site: Site, host: RelayHost) -> None:
-    good = order(site, VM, "b")
-    for bad in (
-        order(site, VM, "b", source=site.spiffe("c")),  # for another host
-        msgspec.structs.replace(good, vm=OTHER),  # another VM than the permit's
-        msgspec.structs.replace(good, destination=site.spiffe("c")),
-        order(site, VM, "b", exp=int(time.time()) - 60, iat=int(time.time()) - 90, nbf=int(time.time()) - 90),
-        msgspec.structs.replace(good, permit=good.permit[:-8] + "AAAAAAAA"),
-        order(site, VM, "b", minimum_crl_number=1000),
+    good, past = order(site, VM, "b"), int(time.time()) - 60
+    for bad, code in (
+        (order(site, VM, "b", source=site.spiffe("c")), RefusalCode.PERMIT_PARTIES),  # for another host
+        (order(site, VM, "b", exp=past, iat=past - 30, nbf=past - 30), RefusalCode.PERMIT_TIMES),
+        (msgspec.structs.replace(good, permit=good.permit[:-8] + "AAAAAAAA"), RefusalCode.PERMIT_SIGNATURE),
+        (order(site, VM, "b", minimum_crl_number=1000), RefusalCode.PERMIT_REQUIREMENTS),
     ):
-        with pytest.raises((LocalBroken, OfferRefused)):
+        with pytest.raises(OfferRefused) as refused:
+            host.evacuations.keep(prepared(site, good, bad))
+        assert refused.value.code is code
+        assert host.evacuations.all() == []
+    for bad in (msgspec.structs.replace(good, vm=OTHER), msgspec.structs.replace(good, destination=site.spiffe("c"))):
+        with pytest.raises(LocalBroken, match="than its order says"):
             host.evacuations.keep(prepared(site, good, bad))
         assert host.evacuations.all() == []
 
