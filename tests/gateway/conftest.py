@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import shutil
+import socket
 import ssl
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
@@ -259,3 +260,10 @@ async def running_gateway(site: Site, clock: Clock | None = None) -> AsyncIterat
 async def running(site: Site) -> AsyncIterator[Running]:
     async with running_gateway(site) as it:
         yield it
+
+
+def free_address(host: str) -> str:
+    """ADDRESS:PORT where nobody listens now."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return f"{host}:{probe.getsockname()[1]}"

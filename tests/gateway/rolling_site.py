@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -93,9 +92,3 @@ async def until_ready(running: Running, what: str, seconds: float = 30) -> None:
             if not next(each for each in found if each["what"] == what)["progress"]["lacking"]:
                 return
             await trio.sleep(0.05)
-
-
-def free_address(host: str) -> str:
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return f"{host}:{probe.getsockname()[1]}"

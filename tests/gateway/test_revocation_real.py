@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -23,7 +22,7 @@ from gateway.demo.machines import Qemu, run_state, start_qemu, stop_qemu, wait_p
 from gateway.demo.processes import Commands
 from gateway.starter import HostPlan, Site, VmPlan, lay_out_site
 from tests.gateway.break_glass.conftest import person
-from tests.gateway.conftest import CHEAP, Running, running_gateway
+from tests.gateway.conftest import CHEAP, Running, free_address, running_gateway
 from tests.gateway.test_watch import edit, own_bundle, revoked
 
 pytestmark = [pytest.mark.real, pytest.mark.whole]
@@ -46,12 +45,6 @@ def folder() -> Iterator[Path]:
     """Short: unix sockets live in it."""
     with tempfile.TemporaryDirectory(prefix="sl") as name:
         yield Path(name) / "s"
-
-
-def free_address(host: str) -> str:
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return f"{host}:{probe.getsockname()[1]}"
 
 
 def lay_out(folder: Path, megabytes_per_second: int) -> Site:

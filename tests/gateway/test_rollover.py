@@ -26,8 +26,8 @@ from gateway.cli.main import app
 from gateway.starter import Site
 from policy.jws import key_id_of
 from policy.permit import PermitKey
-from tests.gateway.conftest import Running, running_gateway
-from tests.gateway.rolling_site import enrolled, free_address, relay, rolling_site, state_of, take, until_ready
+from tests.gateway.conftest import Running, free_address, running_gateway
+from tests.gateway.rolling_site import enrolled, relay, rolling_site, state_of, take, until_ready
 from tests.gateway.test_watch import edit
 from tests.transport.relay.conftest import until
 from transport.relay import identity_keeping

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import socket
 import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -25,7 +24,7 @@ from gateway.sites.request import HostQuestion, Request, SiteRefused, open_reque
 from gateway.starter import HostPlan, VmPlan
 from policy.jws import key_id_of, sign
 from policy.permit import PermitKey
-from tests.gateway.conftest import Running
+from tests.gateway.conftest import Running, free_address
 from tests.gateway.sites_pair import EAST, WEST, TwoSites, document_of, lay_out
 from tests.gateway.test_watch import edit
 
@@ -36,17 +35,11 @@ LEDGER = "99999999-2222-4333-8444-555555555555"
 THERE = f"spiffe://{EAST}/host/b"
 
 
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
-
-
 @pytest.fixture
 def two(tmp_path: Path) -> TwoSites:
     vms = (VmPlan("web", UUID, "a"), VmPlan("ledger", LEDGER, "a", zone="production"))
     hosts = HostPlan("a", "127.0.0.2:7443"), HostPlan("b", "127.0.0.3:7443", site="muc", jurisdiction="AT")
-    return lay_out(tmp_path, hosts[:1], hosts[1:], vms, (free_port(), free_port()))
+    return lay_out(tmp_path, hosts[:1], hosts[1:], vms, (free_address("127.0.0.1"), free_address("127.0.0.1")))
 
 
 async def ask(west: Running, vm: str = "web", who: str = "alice", to: str = THERE) -> httpx.Response:

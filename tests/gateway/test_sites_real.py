@@ -10,22 +10,17 @@ from pathlib import Path
 import pytest
 import trio
 
-from gateway.demo.guest import GuestLayout, build_boot_image
 from gateway.demo.machines import run_state, start_qemu, stop_qemu, wait_passes
 from gateway.demo.processes import Commands
 from gateway.starter import HostPlan, VmPlan
+from tests.gateway.conftest import free_address
 from tests.gateway.sites_pair import EAST, lay_out
-from tests.gateway.test_revocation_real import HYPERVISOR, MEMORY_MIB, free_address
+from tests.gateway.test_revocation_real import HYPERVISOR, MEMORY_MIB, image
 
+__all__ = ["image"]  # the fixture
 pytestmark = [pytest.mark.real, pytest.mark.whole]
 
 UUID = "5ea1a4e0-0000-4000-8000-0000000000ab"
-
-
-@pytest.fixture(scope="module")
-def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    whole = GuestLayout.for_memory(MEMORY_MIB, 1)
-    return build_boot_image(GuestLayout(whole.start, whole.hot, whole.end, ticks=100), tmp_path_factory.mktemp("guest"))
 
 
 @pytest.fixture

@@ -20,8 +20,9 @@ from certs import layout
 from gateway.demo.machines import run_state, start_qemu, stop_qemu, wait_passes
 from gateway.demo.processes import Commands, Service, end_process
 from gateway.starter import Site
+from tests.gateway.conftest import free_address
 from tests.gateway.test_evacuation_real import token_of
-from tests.gateway.test_revocation_real import MEMORY_MIB, UUID, free_address, image, lay_out
+from tests.gateway.test_revocation_real import MEMORY_MIB, UUID, image, lay_out
 from tests.gateway.test_watch import edit
 
 __all__ = ["image"]  # the fixture

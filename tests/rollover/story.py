@@ -22,8 +22,8 @@ from gateway.demo.guest import GuestLayout, build_boot_image, count_passes
 from gateway.demo.machines import Qemu, run_state, start_qemu, stop_qemu, wait_passes
 from gateway.demo.processes import Commands
 from gateway.starter import HostPlan, Site, VmPlan
-from tests.gateway.conftest import Running, running_gateway
-from tests.gateway.rolling_site import free_address, relay, rolling_site
+from tests.gateway.conftest import Running, free_address, running_gateway
+from tests.gateway.rolling_site import relay, rolling_site
 from tests.gateway.test_enrolment import OFFICER, token_of
 from transport.relay.enrolling import Plan, enrol
 from transport.relay.host import RelayHost

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import json
 import time
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -145,3 +147,16 @@ class Site:
 
 def base64_text(data: bytes) -> str:
     return base64.b64encode(data).decode()
+
+
+def write_toml(config: RelayConfig | Mapping[str, Any], path: Path) -> Path:
+    """A relay's file; lists of tables, such as `sites`, are left out."""
+    # Text, numbers and lists of them are written alike in JSON and TOML.
+    path.write_text(
+        "\n".join(
+            f"[{name}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in of.items() if value is not None)
+            for name, of in msgspec.to_builtins(config).items()
+            if isinstance(of, dict)
+        )
+    )
+    return path

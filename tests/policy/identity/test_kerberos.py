@@ -201,13 +201,13 @@ async def test_without_a_kdc_everybody_is_denied_within_the_deadline(realm: Real
 
 
 def test_where_the_first_kdc_hangs_the_second_answers(realm: Realm) -> None:
-    """libkrb5 asks the next one after a second; what it got is kept, also where nobody waited for it any more."""
+    """libkrb5 gives it 10 s for each of two tickets; what it got is kept, also where nobody waits for it any more."""
     tickets = Tickets(PRINCIPAL, realm.keytab, at_once=1)
     with silent_kdc() as silent:
         realm.kdcs(silent, *realm.own_kdcs)
         with pytest.raises(DirectoryUnavailable, match="no KDC answered within"):
             tickets.begin(realm.endpoint.name, b"", 0.2)
-        assert tickets.begin(realm.endpoint.name, b"", 30).lifetime_seconds > 3600
+        assert tickets.begin(realm.endpoint.name, b"", 120).lifetime_seconds > 3600
 
 
 def test_threads_that_wait_for_a_kdc_are_counted(realm: Realm) -> None:

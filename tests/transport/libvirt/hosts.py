@@ -105,6 +105,13 @@ class Host:
         """A command line that runs in this host."""
         return ["nsenter", "-t", str(self.pid), "-m", "-u", "-n", "-p", *command]
 
+    def arrived_mib_per_second(self, guest: Guest) -> float:
+        """How fast the guest's memory came here, by libvirt's account of the migration that is over."""
+        said = self.virsh("domjobinfo", "--completed", guest.name)[1]
+        found = re.search(r"Memory bandwidth: +([0-9.]+) MiB/s", said)
+        assert found is not None, said
+        return float(found[1])
+
     def virsh(self, *arguments: str, seconds: float = PATIENCE_SECONDS) -> tuple[int, str]:
         """Exit code and output of `virsh` at this host's libvirtd, run as an operator there would."""
         command = self.inside("virsh", "-c", "qemu:///system", *arguments)

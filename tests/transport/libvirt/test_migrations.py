@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import subprocess
-import time
 
 import pytest
 
 from gateway.demo.guest import count_passes
-from tests.transport.libvirt.hosts import MEMORY_MIB, Pair, make_disk
+from tests.transport.libvirt.hosts import Pair, make_disk
 
 pytestmark = [pytest.mark.real, pytest.mark.whole]
 
@@ -35,11 +34,10 @@ def test_a_guest_moves_and_goes_on_counting_without_a_gap(pair: Pair, mode: str)
 
 def test_virshs_own_bandwidth_is_kept(pair: Pair) -> None:
     guest = pair.guest(pair.a)
-    began = time.monotonic()
     code, said = pair.a.migrate(guest, "--live", "--p2p", "--bandwidth", "32")
     assert code == 0, said
-    assert time.monotonic() - began > MEMORY_MIB / 32 * 0.8
     pair.wait_runs_only(guest, pair.b)
+    assert pair.b.arrived_mib_per_second(guest) < 64  # 250 without it
     pair.b.virsh("destroy", guest.name)
 
 

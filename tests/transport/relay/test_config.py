@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import socket
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ import msgspec
 import pytest
 import structlog
 
-from tests.transport.site import Site
+from tests.transport.site import Site, write_toml
 from transport.errors import ConfigurationError
 from transport.relay import host
 from transport.relay.config import LimitsSection, load_relay_config, split_address
@@ -32,24 +31,14 @@ def logging_as_it_was() -> Iterator[None]:
 def file(site: Site) -> Path:
     """A good configuration file."""
     path = site.folder / "relay.toml"
-    write(path, msgspec.to_builtins(site.relay_config("a")))
+    write_toml(site.relay_config("a"), path)
     return path
-
-
-def write(path: Path, sections: dict[str, dict[str, object]]) -> None:
-    path.write_text(
-        "\n".join(
-            f"[{n}]\n" + "".join(f"{k} = {json.dumps(v)}\n" for k, v in s.items() if v is not None)
-            for n, s in sections.items()
-            if isinstance(s, dict)  # and no list of tables
-        )
-    )
 
 
 def changed(path: Path, section: str, key: str, value: object) -> None:
     sections = msgspec.to_builtins(load_relay_config(path))
     sections[section][key] = value
-    write(path, sections)
+    write_toml(sections, path)
 
 
 def test_a_good_file_is_read_and_its_paths_are_relative_to_it(file: Path) -> None:

@@ -15,8 +15,8 @@ import trio
 from bench.harness import peak_rss_bytes
 from tests.transport.relay.conftest import until
 from tests.transport.relay.test_carriage import VM, dial, listen
-from tests.transport.relay.test_handover import RelayProcess, relay, write_toml
-from tests.transport.site import Site
+from tests.transport.relay.test_handover import RelayProcess, relay
+from tests.transport.site import Site, write_toml
 from transport.relay.address_book import AddressBook
 from transport.relay.config import split_address
 from transport.relay.host import open_host

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import http.server
-import ssl
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +11,7 @@ import trio
 import trio.testing
 
 from tests.transport.relay.conftest import until
+from tests.transport.relay.fake_gateway import FakeGateway, serving_https
 from tests.transport.site import Site
 from transport.relay.gateway_link import NewsDesk
 from transport.relay.gateway_links import GatewayLinks
@@ -49,41 +47,11 @@ async def test_a_gateway_that_hangs_holds_nobody_up_and_hears_the_latest() -> No
 
 
 @pytest.fixture
-def answers(site: Site) -> Iterator[tuple[RelayHost, dict[str, int], list[bytes]]]:
-    """A relay, and a gateway that answers each receipt (by its text) with a status of ours."""
-    statuses: dict[str, int] = {}
-    taken: list[bytes] = []
-
-    class Gateway(http.server.BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["content-length"]))
-            status = next((code for text, code in statuses.items() if text in body.decode()), 200)
-            if status == 200:
-                taken.append(body)
-            self.send_response(status)
-            self.send_header("content-length", "2")
-            self.end_headers()
-            self.wfile.write(b"{}")
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Gateway)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(site.certs / "gateway" / "tls.pem", site.certs / "gateway" / "tls.key")
-    server.socket = context.wrap_socket(server.socket, server_side=True)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    config = site.relay_config("a")
-    url = f"https://127.0.0.1:{server.server_address[1]}"
-    yield (
-        open_host(msgspec.structs.replace(config, gateway=msgspec.structs.replace(config.gateway, url=url))),
-        statuses,
-        taken,
-    )
-    server.shutdown()
-    thread.join()
-    server.server_close()
+def answering(site: Site) -> Iterator[tuple[RelayHost, FakeGateway]]:
+    with serving_https(site, FakeGateway()) as gateway:
+        config = site.relay_config("a")
+        section = msgspec.structs.replace(config.gateway, url=gateway.url)
+        yield open_host(msgspec.structs.replace(config, gateway=section)), gateway
 
 
 def names(folder: Path) -> set[str]:
@@ -91,10 +59,13 @@ def names(folder: Path) -> set[str]:
 
 
 async def test_a_receipt_that_is_refused_for_good_is_set_aside_and_blocks_no_other(
-    answers: tuple[RelayHost, dict[str, int], list[bytes]],
+    answering: tuple[RelayHost, FakeGateway],
 ) -> None:
-    host, statuses, taken = answers
-    statuses |= {"bad": 403, "later": 503}
+    host, gateway = answering
+    statuses = {"bad": 403, "later": 503}
+    gateway.answer = lambda _, body: next(
+        ((code, b"") for text, code in statuses.items() if text in body.decode()), None
+    )
     for name in ("1-bad", "2-good", "3-later"):
         host.spool.keep_receipt(name, f'"{name}"'.encode())
     folder = host.spool.receipts()[0].parent
@@ -102,9 +73,9 @@ async def test_a_receipt_that_is_refused_for_good_is_set_aside_and_blocks_no_oth
     async with trio.open_nursery() as nursery:
         nursery.start_soon(link._deliver_forever, link.all[0])
         await until(lambda: names(folder) == {"1-bad.refused", "3-later.json"})
-        assert taken == [b'"2-good"']
+        assert gateway.paths("/v1/receipts") == ["2-good"]
         statuses.clear()
         await until(lambda: names(folder) == {"1-bad.refused"})
         nursery.cancel_scope.cancel()
-    assert taken == [b'"2-good"', b'"3-later"']
+    assert gateway.paths("/v1/receipts") == ["2-good", "3-later"]
     await link.close()

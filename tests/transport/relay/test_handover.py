@@ -6,7 +6,6 @@ counted by two guests. Sampling run states could not tell.
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -21,9 +20,8 @@ import trio
 from gateway.demo.guest import GuestLayout, build_boot_image, count_passes, memory_problems
 from gateway.demo.machines import Qemu, dump_region, let_run, run_state, start_qemu, stop_qemu, wait_passes
 from tests.transport.relay.conftest import until
-from tests.transport.site import Site
+from tests.transport.site import Site, write_toml
 from transport.hypervisors.errors import HypervisorError
-from transport.relay.config import RelayConfig
 
 pytestmark = pytest.mark.real
 VM = "11111111-2222-4333-8444-555555555555"
@@ -57,18 +55,6 @@ def write_config(site: Site, name: str, listen: str = "127.0.0.1:0") -> Path:
     config = site.relay_config(name, kind="qmp", qmp_socket=str(site.folder / f"q{name}" / "{uuid}" / "qmp.sock"))
     config = msgspec.structs.replace(config, relay=msgspec.structs.replace(config.relay, listen=listen))
     return write_toml(config, site.folder / f"relay-{name}.toml")
-
-
-def write_toml(config: RelayConfig, path: Path) -> Path:
-    # Text, numbers and lists of them are written alike in JSON and TOML.
-    sections = [(name, of) for name, of in msgspec.to_builtins(config).items() if isinstance(of, dict)]
-    path.write_text(
-        "\n".join(
-            f"[{name}]\n" + "".join(f"{k} = {json.dumps(v)}\n" for k, v in of.items() if v is not None)
-            for name, of in sections
-        )
-    )
-    return path
 
 
 class RelayProcess:

@@ -8,13 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import msgspec
 import pytest
 import trio
 
 from tests.transport.relay.conftest import serving
 from tests.transport.relay.test_carriage import VM, listen
-from tests.transport.site import Site
+from tests.transport.site import Site, write_toml
 from transport.relay.host import open_host
 
 pytestmark = pytest.mark.whole
@@ -24,19 +23,6 @@ from pathlib import Path
 from transport.relay.process import run_pipe
 sys.exit(run_pipe(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]))
 """
-
-
-def write_config(site: Site) -> Path:
-    path = site.folder / "pipe.toml"
-    sections = msgspec.to_builtins(site.relay_config("a"))
-    path.write_text(
-        "\n".join(
-            f"[{name}]\n" + "".join(f"{k} = {json.dumps(v)}\n" for k, v in of.items() if v is not None)
-            for name, of in sections.items()
-            if isinstance(of, dict)  # and no list of tables
-        )
-    )
-    return path
 
 
 async def test_an_archive_goes_through_a_pipe_and_an_answer_comes_back(site: Site, short_path: Path) -> None:
@@ -52,7 +38,14 @@ async def test_an_archive_goes_through_a_pipe_and_an_answer_comes_back(site: Sit
     with trio.fail_after(60):
         async with serving(open_host(site.relay_config("b"))) as (_, address), trio.open_nursery() as nursery:
             tar = subprocess.Popen(["tar", "-C", str(here), "-c", "."], stdout=subprocess.PIPE)
-            command = [sys.executable, "-c", RUN, str(write_config(site)), str(permit), address]
+            command = [
+                sys.executable,
+                "-c",
+                RUN,
+                str(write_toml(site.relay_config("a"), site.folder / "pipe.toml")),
+                str(permit),
+                address,
+            ]
 
             async def receive() -> None:
                 stream = await listener.accept()

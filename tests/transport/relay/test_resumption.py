@@ -14,15 +14,14 @@ from typing import Any, Protocol
 
 import pytest
 import trio
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from tests.transport.relay.conftest import Pair, host_with, serving, until
 from tests.transport.relay.cutter import Network, network_to
 from tests.transport.relay.test_carriage import VM, dial, listen
 from tests.transport.site import Site
+from tests.transport.wire.nonces import watch_nonces
 from transport.relay.config import split_address
 from transport.relay.news import News
-from transport.wire import frames
 
 pytestmark = pytest.mark.whole
 
@@ -167,23 +166,7 @@ async def test_what_was_sent_last_and_lost_on_its_way_is_sent_again(
 async def test_random_cuts_under_load_lose_nothing_and_repeat_no_nonce(
     pair: Pair, short_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    used: set[tuple[bytes, bytes]] = set()
-
-    class Watched:
-        """AES-GCM that never lets one nonce seal twice under one key."""
-
-        def __init__(self, key: bytes) -> None:
-            self._key, self._cipher = key, AESGCM(key)
-
-        def encrypt_into(self, nonce: bytes, data: Any, aad: Any, out: Any) -> int:
-            assert (self._key, nonce) not in used, "a nonce repeats"
-            used.add((self._key, nonce))
-            return self._cipher.encrypt_into(nonce, data, aad, out)
-
-        def decrypt_into(self, nonce: bytes, data: Any, aad: Any, out: Any) -> int:
-            return self._cipher.decrypt_into(nonce, data, aad, out)
-
-    monkeypatch.setattr(frames, "AESGCM", Watched)
+    used = watch_nonces(monkeypatch)
     chance = random.Random(7)
     said = Talk(chance.randbytes(40_000_000), chance.randbytes(8_000_000))
     cuts = 0
@@ -200,6 +183,7 @@ async def test_random_cuts_under_load_lose_nothing_and_repeat_no_nonce(
     assert said.state == "completed"
     assert is_whole(said)
     assert cuts >= 20, "few cuts met a connection"
+    assert used, "the nonces of sealed frames were seen"
 
 
 KINDS: list[tuple[Any, ...]] = [("lane",), ("control",), ("lane", "control")]

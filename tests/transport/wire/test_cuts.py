@@ -9,12 +9,10 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Callable
-from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from transport.wire import frames
+from tests.transport.wire.nonces import watch_nonces
 from transport.wire.frames import HEADER_BYTES, MAX_FRAME_BYTES, FrameType, LaneOpener, LaneSealer
 from transport.wire.keys import ConnectionKeys, Direction
 from transport.wire.window import MIN_WINDOW_BYTES, SendWindow
@@ -25,23 +23,7 @@ FRAMES_PER_CONNECTION = 12
 
 @pytest.fixture
 def nonces(monkeypatch: pytest.MonkeyPatch) -> set[tuple[bytes, bytes]]:
-    """Every (key, nonce) by which something was sealed; one that comes twice fails the test."""
-    used: set[tuple[bytes, bytes]] = set()
-
-    class Watched:
-        def __init__(self, key: bytes) -> None:
-            self._key, self._cipher = key, AESGCM(key)
-
-        def encrypt_into(self, nonce: bytes, data: Any, aad: Any, out: Any) -> int:
-            assert (self._key, nonce) not in used, "a nonce repeats under its key"
-            used.add((self._key, nonce))
-            return self._cipher.encrypt_into(nonce, data, aad, out)
-
-        def decrypt_into(self, nonce: bytes, data: Any, aad: Any, out: Any) -> int:
-            return self._cipher.decrypt_into(nonce, data, aad, out)
-
-    monkeypatch.setattr(frames, "AESGCM", Watched)
-    return used
+    return watch_nonces(monkeypatch)
 
 
 class Ends:
