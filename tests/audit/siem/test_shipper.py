@@ -1,8 +1,7 @@
-"""The shipper against a sink that fails on demand, with trio's own clock: no test here waits."""
+"""The shipper against a sink that fails on demand, with a clock that jumps: no test here waits."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from audit.siem.sink import Refusal, SinkAway
 from audit.siem.status import SinkEvent, State, Terms
 from certs.files import write_atomically
 from tests.audit.siem.entries import FakeLog
+from tests.patience import no_jump_over_threads
 
 TERMS = Terms(batch_entries=10, deadline_seconds=5, degraded_seconds=60)
 
@@ -70,23 +70,22 @@ class Site:
         return Shipper(self.sink, self.log, self.folder, write_atomically, tell, TERMS, self.render)
 
     async def until(self, happened: Callable[[], bool]) -> None:
-        """By the clock on the wall: the one of the test runs on while a thread waits for the disk."""
-        end = time.monotonic() + 60
-        while not happened():
-            assert time.monotonic() < end
-            await trio.sleep(0.1)
+        with trio.fail_after(3600):
+            while not happened():
+                await trio.sleep(0.1)
 
     @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.shipper.run)
-            yield
-            nursery.cancel_scope.cancel()
+    async def running(self, clock: MockClock) -> AsyncIterator[None]:
+        with no_jump_over_threads(clock):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.shipper.run)
+                yield
+                nursery.cancel_scope.cancel()
 
 
 async def test_every_entry_arrives_once_and_in_order(tmp_path: Path, autojump_clock: MockClock) -> None:
     site = Site(tmp_path, FakeLog(25), ScriptedSink())
-    async with site.running():
+    async with site.running(autojump_clock):
         await site.until(lambda: len(site.sink.stored) == 25)
         site.log.grow(3)
         await site.until(lambda: len(site.sink.stored) == 28)
@@ -97,29 +96,29 @@ async def test_every_entry_arrives_once_and_in_order(tmp_path: Path, autojump_cl
 
 async def test_a_restart_goes_on_where_delivery_was_durable(tmp_path: Path, autojump_clock: MockClock) -> None:
     site = Site(tmp_path, FakeLog(12), ScriptedSink())
-    async with site.running():
+    async with site.running(autojump_clock):
         await site.until(lambda: site.shipper.status.position == 12)
     site.log.grow(5)
     site.shipper = site.new_shipper()
-    async with site.running():
+    async with site.running(autojump_clock):
         await site.until(lambda: site.shipper.status.position == 17)
     assert site.sink.stored == list(range(17))
 
 
 async def test_a_lost_cursor_delivers_everything_again(tmp_path: Path, autojump_clock: MockClock) -> None:
     site = Site(tmp_path, FakeLog(4), ScriptedSink())
-    async with site.running():
+    async with site.running(autojump_clock):
         await site.until(lambda: site.shipper.status.position == 4)
     (tmp_path / "scripted.cursor").unlink()
     site.shipper = site.new_shipper()
-    async with site.running():
+    async with site.running(autojump_clock):
         await site.until(lambda: site.shipper.status.position == 4)
     assert site.sink.stored == [0, 1, 2, 3, 0, 1, 2, 3]
 
 
 async def test_what_fails_is_sent_again_with_growing_pauses(tmp_path: Path, autojump_clock: MockClock) -> None:
     site = Site(tmp_path, FakeLog(3), ScriptedSink(*[away] * 8))
-    async with site.running():
+    async with site.running(autojump_clock):
         await site.until(lambda: site.shipper.status.position == 3)
     assert site.sink.stored == [0, 1, 2]
     # Pauses of 0.5, 1, 2, … 32 and 60 s, each cut by up to a half.
@@ -131,7 +130,7 @@ async def test_the_receivers_own_pause_is_respected_within_bounds(tmp_path: Path
         raise SinkAway("429", retry_after_seconds=10**9)
 
     site = Site(tmp_path, FakeLog(1), ScriptedSink(busy))
-    async with site.running():
+    async with site.running(autojump_clock):
         await site.until(lambda: site.shipper.status.position == 1)
     assert site.sink.called[1] - site.sink.called[0] == pytest.approx(60)
 
@@ -140,7 +139,7 @@ async def test_a_hanging_receiver_costs_a_deadline_and_the_batch_goes_again(
     tmp_path: Path, autojump_clock: MockClock
 ) -> None:
     site = Site(tmp_path, FakeLog(2), ScriptedSink(hang))
-    async with site.running():
+    async with site.running(autojump_clock):
         await site.until(lambda: site.shipper.status.state is State.FAILING)
         assert site.shipper.status.last_error == "no answer within 5 s"
         await site.until(lambda: site.shipper.status.position == 2)
@@ -151,7 +150,7 @@ async def test_a_receiver_that_hangs_is_told_apart_before_its_deadline_is_over(
     tmp_path: Path, autojump_clock: MockClock
 ) -> None:
     site = Site(tmp_path, FakeLog(10), ScriptedSink(hang))
-    async with site.running():
+    async with site.running(autojump_clock):
         status, seen = site.shipper.status, list[State]()
         await site.until(lambda: status.sent_at is not None)
         for seconds in (1, 1, 3.1):
@@ -166,7 +165,7 @@ async def test_degraded_and_recovered_are_told_once_each_with_the_duration(
     tmp_path: Path, autojump_clock: MockClock
 ) -> None:
     site = Site(tmp_path, FakeLog(1), ScriptedSink(*[away] * 12))
-    async with site.running():
+    async with site.running(autojump_clock):
         await site.until(lambda: site.shipper.status.position == 1)
     assert [event.kind for event in site.told] == ["siem.degraded", "siem.recovered"]
     assert site.told[0].details == {"sink": "scripted", "cause": "connection refused", "lag": 1}
@@ -175,7 +174,7 @@ async def test_degraded_and_recovered_are_told_once_each_with_the_duration(
 
 async def test_a_short_failure_is_no_event(tmp_path: Path, autojump_clock: MockClock) -> None:
     site = Site(tmp_path, FakeLog(1), ScriptedSink(away))
-    async with site.running():
+    async with site.running(autojump_clock):
         await site.until(lambda: site.shipper.status.position == 1)
     assert site.told == []
 
@@ -185,7 +184,7 @@ async def test_what_is_refused_for_ever_is_kept_told_and_passed(tmp_path: Path, 
         return [Refusal(1, "strict_dynamic_mapping_exception")]
 
     site = Site(tmp_path, FakeLog(3), ScriptedSink(refuse_one))
-    async with site.running():
+    async with site.running(autojump_clock):
         await site.until(lambda: site.shipper.status.position == 3)
     assert site.sink.stored == [0, 2]
     kept = msgspec.json.decode((tmp_path / "scripted.quarantine" / "1.json").read_bytes())
@@ -206,7 +205,7 @@ async def test_a_receiver_that_refuses_everything_is_waited_for_and_nothing_is_p
     tmp_path: Path, autojump_clock: MockClock
 ) -> None:
     site = Site(tmp_path, FakeLog(30), ScriptedSink(*[refusing()] * 6))
-    async with site.running():
+    async with site.running(autojump_clock):
         await site.until(lambda: site.shipper.status.state is State.FAILING)
         assert (site.shipper.status.position, site.shipper.status.quarantined) == (10, 10)
         assert site.shipper.status.last_error == "it refuses every entry, the last one because: no such field"
@@ -219,7 +218,7 @@ async def test_the_refusal_of_a_record_of_quarantine_makes_no_other_record(
 ) -> None:
     """Each record of it goes to the same receiver: a refusal of that must not make another record, for ever."""
     site = Site(tmp_path, FakeLog(4), ScriptedSink(refusing(0, 2), *[refusing(4, 5)] * 3))
-    async with site.running():
+    async with site.running(autojump_clock):
         await site.until(lambda: len(site.told) == 1)
         site.log.grow(1, kind="siem.quarantined")
         await site.until(lambda: site.shipper.status.position == 5)
@@ -242,14 +241,14 @@ async def test_what_the_sink_does_not_want_is_passed_and_not_delivered(
     site = Site(tmp_path, FakeLog(25), ScriptedSink())
     site.render = odd
     site.shipper = site.new_shipper()
-    async with site.running():
+    async with site.running(autojump_clock):
         await site.until(lambda: site.shipper.status.position == 25)
     assert site.sink.stored == list(range(1, 25, 2))
 
 
 async def test_a_resend_delivers_its_range_and_leaves_the_cursor(tmp_path: Path, autojump_clock: MockClock) -> None:
     site = Site(tmp_path, FakeLog(25), ScriptedSink())
-    async with site.running():
+    async with site.running(autojump_clock):
         await site.until(lambda: site.shipper.status.position == 25)
         assert await site.shipper.deliver_again(3, 17) == 14
     assert site.sink.stored[25:] == list(range(3, 17))
@@ -259,7 +258,7 @@ async def test_a_resend_delivers_its_range_and_leaves_the_cursor(tmp_path: Path,
 async def test_a_log_that_recovers_is_waited_for(tmp_path: Path, autojump_clock: MockClock) -> None:
     site = Site(tmp_path, FakeLog(2), ScriptedSink())
     site.log.away = 5
-    async with site.running():
+    async with site.running(autojump_clock):
         await site.until(lambda: site.shipper.status.position == 2)
     assert site.sink.stored == [0, 1]
 
@@ -269,14 +268,15 @@ async def test_a_log_that_was_put_back_stops_its_sink_and_is_told(
     tmp_path: Path, autojump_clock: MockClock, change: str
 ) -> None:
     site = Site(tmp_path, FakeLog(5), ScriptedSink())
-    async with site.running():
+    async with site.running(autojump_clock):
         await site.until(lambda: site.shipper.status.position == 5)
     if change == "shorter":
         site.log.entries.pop()
     else:
         site.log.entries[4] = site.log.entries[3]
     site.shipper = site.new_shipper()
-    await site.shipper.run()
+    with no_jump_over_threads(autojump_clock), trio.fail_after(3600):
+        await site.shipper.run()
     assert site.shipper.status.state is State.STOPPED
     assert [event.kind for event in site.told] == ["siem.stopped"]
     assert site.sink.stored == [0, 1, 2, 3, 4]
@@ -293,7 +293,7 @@ async def test_one_batch_is_all_that_is_in_memory(tmp_path: Path, autojump_clock
     size = len(log.entries[0])
     site = Site(tmp_path, log, ScriptedSink(*[look] * 20))
     site.shipper.terms = Terms(batch_entries=10, batch_bytes=size * 3 + 10)
-    async with site.running():
+    async with site.running(autojump_clock):
         await site.until(lambda: site.shipper.status.position == 10)
     assert len(sizes) >= 3
     assert max(sizes) <= size * 3 + 10

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
-import trio.testing
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from audit.record import Actor
 from audit.siem.document import Document
@@ -20,9 +21,10 @@ from audit.siem.status import SinkEvent
 from gateway.siem.jobs import Job, Jobs
 from gateway.siem.tables import ElasticsearchTable
 from tests.audit.siem.entries import FakeLog
+from tests.patience import no_jump_over_threads
 
-TABLE = ElasticsearchTable(name="siem", url="https://siem.test", api_key_file="key", reconcile_hours=24)
-DAY = 24 * 3600
+TABLE = ElasticsearchTable(name="siem", url="https://siem.test", api_key_file="key", reconcile_hours=1)
+HOUR = 3600
 
 
 class HeldInMemory:
@@ -73,14 +75,23 @@ class Site:
         self.told.append((event.kind, outcome, event.details))
 
     async def until_told(self, count: int) -> None:
-        while len(self.told) < count:
-            await trio.sleep(60)
+        with trio.fail_after(3 * HOUR):
+            while len(self.told) < count:
+                await trio.sleep(60)
 
-    async def run(self, nursery: trio.Nursery) -> None:
-        nursery.start_soon(self.shipper.run)
-        while self.shipper.status.position < self.log.size:
-            await trio.sleep(1)
-        nursery.start_soon(self.jobs.run)
+    @asynccontextmanager
+    async def running(self, clock: MockClock) -> AsyncIterator[trio.Nursery]:
+        """All is delivered when it begins."""
+        with no_jump_over_threads(clock):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.shipper.run)
+                with trio.fail_after(HOUR):
+                    while self.shipper.status.position < self.log.size:
+                        await trio.sleep(1)
+                nursery.start_soon(self.jobs.run)
+                await wait_all_tasks_blocked()
+                yield nursery
+                nursery.cancel_scope.cancel()
 
 
 @pytest.fixture
@@ -89,17 +100,15 @@ def site(tmp_path: Path) -> Site:
 
 
 async def test_a_sink_is_reconciled_every_so_often_and_each_result_is_recorded(
-    site: Site, autojump_clock: trio.testing.MockClock
+    site: Site, autojump_clock: MockClock
 ) -> None:
-    async with trio.open_nursery() as nursery:
-        await site.run(nursery)
+    async with site.running(autojump_clock) as nursery:
         nursery.start_soon(site.jobs.on_schedule, TABLE, lambda: site.shipper)
         started = trio.current_time()
         await site.until_told(1)
         site.sink.documents.pop(next(iter(site.sink.documents)))
         await site.until_told(2)
-        assert trio.current_time() - started > DAY
-        nursery.cancel_scope.cancel()
+        assert trio.current_time() - started > HOUR
     (first, second) = site.told
     assert (first[0], first[1], first[2]["compared"]) == ("siem.reconciled", "completed", 30)
     assert (second[0], second[1], second[2]["missing"]) == ("siem.reconciled", "failed", [0])
@@ -107,32 +116,24 @@ async def test_a_sink_is_reconciled_every_so_often_and_each_result_is_recorded(
 
 @pytest.mark.parametrize("lie", [lambda: 7, lambda: [None], lambda: [Held(None, "x", {})]])  # type: ignore[arg-type]
 async def test_what_nobody_foresaw_of_an_answer_fails_the_job_and_nothing_else(
-    site: Site, lie: Callable[[], Any], autojump_clock: trio.testing.MockClock
+    site: Site, lie: Callable[[], Any], autojump_clock: MockClock
 ) -> None:
-    async with trio.open_nursery() as nursery:
-        await site.run(nursery)
-        await trio.testing.wait_all_tasks_blocked()
+    async with site.running(autojump_clock):
         site.sink.lie = lie
         site.jobs.begin(Job("siem", "reconcile"), TABLE, site.shipper)
         await site.until_told(1)
         site.sink.lie = None
         site.jobs.begin(Job("siem", "reconcile"), TABLE, site.shipper)
         await site.until_told(2)
-        nursery.cancel_scope.cancel()
     assert [outcome for _, outcome, _ in site.told] == ["failed", "completed"]
 
 
-async def test_repair_delivers_what_is_missing_and_says_how_much(
-    site: Site, autojump_clock: trio.testing.MockClock
-) -> None:
-    async with trio.open_nursery() as nursery:
-        await site.run(nursery)
-        await trio.testing.wait_all_tasks_blocked()
+async def test_repair_delivers_what_is_missing_and_says_how_much(site: Site, autojump_clock: MockClock) -> None:
+    async with site.running(autojump_clock):
         for gone in list(site.sink.documents)[3:6]:
             del site.sink.documents[gone]
         site.jobs.begin(Job("siem", "reconcile", repair=True), TABLE, site.shipper)
         await site.until_told(1)
-        nursery.cancel_scope.cancel()
     ((_, outcome, details),) = site.told
     assert (outcome, details["repaired"], details["missing_count"]) == ("completed", 3, 0)
     assert len(site.sink.documents) == 30
