@@ -36,6 +36,7 @@ class _Host:
     waiting: list[Assignment] = field(default_factory=list)
     news: trio.Event = field(default_factory=trio.Event)
     last_seen: float | None = None
+    link: int | None = None  # version of calls that both speak; None: not heard yet; 0: none
     turn: int = 0
 
 
@@ -55,6 +56,16 @@ class Dispatch:
         """Whether the relay of `host` polls now or did so in the last seconds."""
         seen = self._hosts[host].last_seen if host in self._hosts else None
         return seen is not None and self._clock() - seen <= within_seconds
+
+    def note_link(self, host: str, version: int) -> bool:
+        """Which version of calls its relay and this gateway speak; whether that is another one than before."""
+        state = self._hosts.setdefault(host, _Host())
+        before, state.link = state.link, version
+        return before != version
+
+    def link(self, host: str) -> int | None:
+        """The version of calls that the relay of `host` and this gateway speak; None until it was heard."""
+        return self._hosts[host].link if host in self._hosts else None
 
     def assign(self, host: str, assignment: Assignment) -> None:
         """Queue it. Errors: QueueFull."""

@@ -2,7 +2,7 @@
 
     GatewayError
     ├── RequesterError        the person who asked: Unauthenticated, NotAllowed, RequestRefused, NotKnown, …
-    ├── RelayError            the host: RelayRefused, ReceiptRefused, RelayUnreachable
+    ├── RelayError            the host: RelayRefused, ReceiptRefused, RelayUnreachable, UpgradeNeeded
     └── OperatorError         whoever runs the gateway: ConfigRefused, StartRefused, LogUnavailable, Overloaded
 
 Each carries `code` (a stable word of the API), `detail` (for the answer: nothing secret, nothing that helps a forger)
@@ -127,6 +127,14 @@ class RelayUnreachable(RelayError):
     code = "relay_unreachable"
     status = 503
     next_step = "start the relay on the source host, then repeat the request"
+
+
+class UpgradeNeeded(RelayError):
+    """A relay, or this gateway, is of a version that lacks what is asked for. 503: the relay keeps what it has to tell."""
+
+    code = "upgrade_needed"
+    status = 503
+    next_step = "upgrade Sealane on that host and restart its relay, then repeat the request"
 
 
 class OperatorError(GatewayError):

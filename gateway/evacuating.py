@@ -24,11 +24,13 @@ from gateway.dispatch import Assignment, QueueFull
 from gateway.draining import candidate_hosts, unlikeness, vms_on
 from gateway.errors import NotAllowed, NotKnown, RelayRefused, RelayUnreachable, RequestRefused
 from gateway.gate import Gate
+from gateway.link_versions import too_early
 from gateway.permitting import make_claims, sealed_permit
 from gateway.recording import Event, actor_of, identity_of
 from policy.engine import Decision
 from policy.facts import HostFacts, Person, VmFacts
 from policy.permit import MAX_BEGIN_SECONDS, MAX_RECOVER_SECONDS, PermitClaims
+from transport.link_version import EVACUATIONS
 
 ACTION: Final = "Evacuate"
 HELD_SECONDS: Final = 30.0
@@ -81,6 +83,8 @@ class Evacuating:
         vms = self._vms(source, wish.vms)
         if not gate.dispatch.is_reachable(source.spiffe_id, gate.relay_silence_seconds):
             raise RelayUnreachable(f"the relay on {source.name} has not been heard of lately: it could hold no permit")
+        if (outdated := too_early(gate.dispatch, source, EVACUATIONS, "evacuations")) is not None:
+            raise outdated
         if len(vms) * self._table.destinations > MAX_PERMITS or len(self._prepared) >= MAX_WAITING:
             raise RequestRefused(f"more than {MAX_PERMITS} permits, or evacuations at once: name fewer VMs with --vm")
         hosts = sorted(hosts, key=lambda host: (unlikeness(host, source), host.name))
@@ -139,6 +143,8 @@ class Evacuating:
         host = gate.inventory.host(host_name)
         if host is None:
             raise NotKnown(f"the inventory knows no host {host_name}")
+        if (outdated := too_early(gate.dispatch, host, EVACUATIONS, "evacuations, and holds none")) is not None:
+            raise outdated
         allowed = self._may_prepare(Wish(person, host_name, (), (), 1, "withdraw", address, now), host)
         details = {"evacuation": evacuation_id, "host": host.spiffe_id, "client_address": address}
         event = Event("evacuation.withdrawn", "allowed" if allowed else "denied", actor=actor_of(person))

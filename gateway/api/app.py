@@ -30,6 +30,7 @@ from gateway.api import (
 from gateway.api.answers import JsonAnswer, error_answer, error_document
 from gateway.api.bounds import BoundedBody
 from gateway.api.desk import Desk
+from gateway.api.tells_version import TellsVersion
 from gateway.errors import GatewayError, NotKnown, RequestRefused
 
 log = structlog.get_logger("gateway.api")
@@ -67,7 +68,7 @@ def create_app(desk: Desk, request_seconds: float) -> Any:
     app.add_exception_handler(RequestValidationError, _answer_validation_error)
     app.add_exception_handler(HTTPException, _answer_http_error)
     app.add_exception_handler(Exception, _answer_unforeseen)
-    return BoundedBody(_Edge(app), request_seconds)
+    return BoundedBody(TellsVersion(_Edge(app)), request_seconds)
 
 
 class _Edge:

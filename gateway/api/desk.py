@@ -19,6 +19,7 @@ from gateway.evacuating import Evacuating
 from gateway.explaining import Explaining
 from gateway.gate import Gate
 from gateway.issuers import Issuers
+from gateway.link_versions import note_version
 from gateway.metrics import Metrics
 from gateway.people import People, Presented
 from gateway.placement_watching import PlacementWatching
@@ -32,6 +33,7 @@ from gateway.rollover.steps import Rollovers
 from gateway.siem.oversight import Oversight
 from gateway.tile_reading import TileReading
 from policy.facts import Person
+from transport.link_version import HEADER
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,11 +116,12 @@ async def privileged_person_of(desk: AtDesk, bearer: Bearer, address: Address) -
 
 
 async def host_of(desk: AtDesk, request: Request) -> SpiffeId:
-    """The host of the connection's client certificate. Errors: RelayRefused."""
+    """The host of the connection's client certificate. Errors: RelayRefused, UpgradeNeeded."""
     certificate = request.scope.get("state", {}).get("peer_certificate")
     now = desk.now()
     host = relay_of(certificate, desk.reporting.trust, desk.gate.inventory, now)
     desk.reporting.seen.note(str(host), certificate, now.timestamp())
+    note_version(desk.gate.dispatch, str(host), request.headers.get(HEADER))
     return host
 
 

@@ -34,6 +34,7 @@ from gateway.host_reports import Report, ReportedGuest
 from gateway.migrations import State
 from gateway.receipts import SignedReceipt, decode_base64
 from transport.hypervisors.preflight_facts import Inspection
+from transport.link_version import ROLLOVERS, SITES
 
 router = APIRouter()
 
@@ -48,14 +49,13 @@ async def poll(body: Poll, desk: AtDesk, host: Relay) -> Response:
 
 
 @router.post("/v1/relay/trust", summary="Roots and CRLs; null if the relay has them already")
-async def trust(body: KnownTrust, desk: AtDesk, host: Relay) -> Response:  # noqa: ARG001 - hosts only
+async def trust(body: KnownTrust, desk: AtDesk, host: Relay) -> Response:
     told = desk.reporting.told
     if body.known_version == told.version:
         return JsonAnswer(None)
     document: dict[str, Any] = {"version": told.version, "roots": told.roots, "crls": told.crls}
-    document |= asdict(told.rolling)
-    if told.foreign_crls:  # left out otherwise: a relay of an earlier version knows nothing of it
-        document["foreign_crls"] = told.foreign_crls
+    if (desk.gate.dispatch.link(str(host)) or 0) >= min(ROLLOVERS, SITES):
+        document |= asdict(told.rolling) | {"foreign_crls": told.foreign_crls}
     return JsonAnswer(document)
 
 

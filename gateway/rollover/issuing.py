@@ -74,7 +74,7 @@ class IssuingCa:
             raise NotNow(f"{following.directory} {what}", next_step=f"sealane certs rollover begin {other}")
 
     def ready_to_switch(self) -> Progress:
-        return who_holds(own_hosts(self._gate), self._holdings, names_needed(self._places.next))
+        return who_holds(own_hosts(self._gate), self._gate.dispatch, self._holdings, names_needed(self._places.next))
 
     def ready_to_retire(self) -> Progress:
         """Every host shows a certificate of the new CA; what began before that may still sign receipts with the old."""

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from certs.identity import SpiffeId
+from gateway.dispatch import Dispatch
 from gateway.gate import Gate
+from transport.link_version import ROLLOVERS
 
 MAX_NAMED: Final = 50  # hosts that an answer or a record names
 _FEW: Final = 3
@@ -63,7 +65,7 @@ def migrations_since_before(gate: Gate, moment: float) -> list[str]:
     return [f"migration {each.migration_id} runs since before" for each in active if each.decided <= moment]
 
 
-def who_holds(hosts: Iterable[str], holdings: Holdings, needed: frozenset[str]) -> Progress:
+def who_holds(hosts: Iterable[str], dispatch: Dispatch, holdings: Holdings, needed: frozenset[str]) -> Progress:
     """Whether each of `hosts` holds all of `needed`."""
     lacking, count = {}, 0
     for host in hosts:
@@ -71,6 +73,8 @@ def who_holds(hosts: Iterable[str], holdings: Holdings, needed: frozenset[str]) 
         held = holdings.of(host)
         if held is None:
             lacking[host] = "was not heard since this gateway started"
+        elif (dispatch.link(host) or 0) < ROLLOVERS:
+            lacking[host] = "has a relay of an earlier version, which follows no rollover: upgrade it"
         elif missing := needed - held:
             lacking[host] = f"lacks {', '.join(sorted(missing))}"
     return Progress(count, lacking)

@@ -61,7 +61,9 @@ class SigningKeyRollover(ABC):
         self._keys.places.require_writable()
 
     def ready_to_switch(self) -> Progress:
-        return who_holds(own_hosts(self._gate), self._holdings, frozenset({self._keys.places.note}))
+        return who_holds(
+            own_hosts(self._gate), self._gate.dispatch, self._holdings, frozenset({self._keys.places.note})
+        )
 
     def ready_to_retire(self) -> Progress:
         """No migration, and no evacuation that was prepared, may still need a permit that the former one made good."""
@@ -69,7 +71,7 @@ class SigningKeyRollover(ABC):
         waits = migrations_since_before(self._gate, switched)
         if (left := switched + self._evacuation_seconds - self._gate.clock.wall().timestamp()) > 0:
             waits.append(f"evacuation permits of before may be held for another {left / 3600:.1f} h")
-        progress = who_holds(own_hosts(self._gate), self._holdings, frozenset({self.current}))
+        progress = who_holds(own_hosts(self._gate), self._gate.dispatch, self._holdings, frozenset({self.current}))
         return replace(progress, waits=tuple(waits))
 
     async def begin(self) -> None:

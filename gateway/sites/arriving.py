@@ -17,6 +17,7 @@ from gateway.asking import Asked, Facts, collect_facts
 from gateway.deciding import commit, decision_event, remember_refusal
 from gateway.errors import Conflict, GatewayError, RequestRefused
 from gateway.gate import Gate
+from gateway.link_versions import too_early
 from gateway.permitting import make_claims, sealed_permit
 from gateway.placement import Location
 from gateway.sites.request import AdmissionRequest, SiteRefused
@@ -27,6 +28,7 @@ from policy.errors import FactRefused
 from policy.facts import Provenance
 from policy.permit import VerifiedPermit, trust_domain_of
 from transport.errors import OfferRefused
+from transport.link_version import SITES
 
 
 async def admit_from_site(
@@ -44,7 +46,8 @@ async def admit_from_site(
     facts, decision = await answer(gate, facts)
     migration_id = claims_there.migration_id
     known = gate.migrations.get(migration_id, int(now.timestamp())) is not None
-    with reserved(gate, facts, decision, now) as reservation:
+    hindered = too_early(gate.dispatch, facts.destination, SITES, "other sites")
+    with reserved(gate, facts, decision, now, hindered) as reservation:
         obstacle = reservation or (_once() if known else None) or _here_already(gate, facts, decision)
         claims = make_claims(gate, facts, decision, migration_id, now) if decision.allowed and not obstacle else None
         event = decision_event("migration.decision", facts, decision, obstacle, claims, migration_id)

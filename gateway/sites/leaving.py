@@ -23,6 +23,7 @@ from gateway.deciding import commit, decision_event, remember_refusal
 from gateway.dispatch import Assignment, QueueFull
 from gateway.errors import GatewayError, RelayUnreachable, RequestRefused
 from gateway.gate import Gate
+from gateway.link_versions import too_early
 from gateway.migrations import State
 from gateway.people import Presented
 from gateway.permitting import make_claims, sealed_permit
@@ -35,6 +36,7 @@ from policy.errors import FactRefused
 from policy.facts import HostFacts, Person
 from policy.permit import PermitClaims, PermitKey
 from transport.errors import OfferRefused
+from transport.link_version import SITES
 
 log = structlog.get_logger("gateway.sites")
 
@@ -53,7 +55,8 @@ async def admit_to_site(gate: Gate, site: OtherSite, bearer: Presented | str | N
     if unknown and not decision.allowed:
         decision = replace(decision, denied_because=f"{decision.denied_because} {unknown}")
     migration_id = gate.new_id()
-    with reserved(gate, facts, decision, now) as obstacle:
+    hindered = too_early(gate.dispatch, facts.source, SITES, "other sites")
+    with reserved(gate, facts, decision, now, hindered) as obstacle:
         claims = make_claims(gate, facts, decision, migration_id, now) if decision.allowed and not obstacle else None
         event = decision_event("migration.decision", facts, decision, obstacle, claims, migration_id)
         committed = await commit(gate, event, claims)

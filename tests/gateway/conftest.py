@@ -35,6 +35,7 @@ from gateway.starter import AUDIENCE, LOCAL_ISSUER, HostPlan, Site, VmPlan, lay_
 from policy.bundle import Bundle
 from policy.identity.local import LocalDirectory, ScryptCost, issue_token
 from policy.permit import PermitKey, VerifiedPermit, verify_permit
+from transport.link_version import HEADER, NEWEST
 
 UUID_WEB = "11111111-2222-4333-8444-555555555555"
 UUID_LEDGER = "99999999-2222-4333-8444-555555555555"
@@ -126,8 +127,10 @@ class Running:
     def url(self) -> str:
         return f"https://{self.gateway.listen}"
 
-    def client(self, host: str | None = None, credentials: tuple[Path, Path] | None = None) -> httpx.AsyncClient:
-        """A keep-alive client; with `host`, by that host's certificate."""
+    def client(
+        self, host: str | None = None, credentials: tuple[Path, Path] | None = None, link: str | None = str(NEWEST)
+    ) -> httpx.AsyncClient:
+        """A keep-alive client; with `host`, by that host's certificate. `link`: which version of calls it says."""
         context = ssl.create_default_context(cafile=str(self.ca))
         if host is not None:
             folder = self.site.host_folder(host)
@@ -135,6 +138,8 @@ class Running:
         if credentials is not None:
             context.load_cert_chain(*credentials)
         client = httpx.AsyncClient(base_url=self.url, verify=context, trust_env=False, timeout=10)
+        if link is not None and credentials is not None:
+            client.headers[HEADER] = link
         self._clients.append(client)
         return client
 

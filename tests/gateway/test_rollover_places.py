@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from gateway.dispatch import Dispatch
 from gateway.rollover.places import Places, Stage
 from gateway.rollover.progress import Holdings, Progress, who_holds
+from transport.link_version import NEWEST
 
 Make = Callable[[Path, str], None]
 
@@ -82,10 +84,18 @@ def test_a_host_is_ready_once_it_holds_all_that_is_needed() -> None:
     holdings = Holdings()
     holdings.note("a", ["root:1", "crl:2"])
     holdings.note("b", ["root:1"])
-    progress = who_holds(["a", "b", "c"], holdings, frozenset({"root:1", "crl:2"}))
+    holdings.note("d", [])
+    dispatch = Dispatch(lambda: 0.0)
+    for host, version in (("a", NEWEST), ("b", NEWEST), ("d", 1)):
+        dispatch.note_link(host, version)
+    progress = who_holds(["a", "b", "c", "d"], dispatch, holdings, frozenset({"root:1", "crl:2"}))
     assert not progress.is_complete
-    assert dict(progress.lacking) == {"b": "lacks crl:2", "c": "was not heard since this gateway started"}
-    assert str(progress).startswith("1 of 3 hosts are ready: b lacks crl:2; c was not heard")
+    assert dict(progress.lacking) == {
+        "b": "lacks crl:2",
+        "c": "was not heard since this gateway started",
+        "d": "has a relay of an earlier version, which follows no rollover: upgrade it",
+    }
+    assert str(progress).startswith("1 of 4 hosts are ready: b lacks crl:2; c was not heard")
     assert progress.document()["ready"] == 1
     assert Progress(3, {}).is_complete
     assert not Progress(3, {}, ("a migration",)).is_complete

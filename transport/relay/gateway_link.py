@@ -18,6 +18,7 @@ import structlog
 import trio
 from msgspec import Meta
 
+from transport import link_version
 from transport.errors import ConfigurationError, TransportError
 from transport.hypervisors.moving import How
 from transport.hypervisors.preflight_facts import Inspection, Machine
@@ -169,6 +170,7 @@ class GatewayLink:
         self.url = url or host.config.gateway.url
         self._client = self._new_client()
         self._former: list[tuple[float, httpx.AsyncClient]] = []
+        self._version: int | None = None  # that both speak; None: it was not heard yet
 
     def _new_client(self) -> httpx.AsyncClient:
         return httpx.AsyncClient(
@@ -209,8 +211,7 @@ class GatewayLink:
         away = False
         while True:
             try:
-                asks: dict[str, object] = {"wait_seconds": _POLL_SECONDS, "holds": self._host.holds()}
-                data = await self._post("/v1/relay/poll", asks)
+                data = await self._post("/v1/relay/poll", self._poll_body())
                 answer = decode_assignments(data)
             except (GatewayAway, GatewayRefuses, msgspec.MsgspecError) as error:
                 if not away:
@@ -224,6 +225,15 @@ class GatewayLink:
             await hear(answer.trust_version)
             for assignment in answer.assignments:
                 await take(assignment)
+
+    def _poll_body(self) -> dict[str, object]:
+        """A gateway that was not heard yet is asked for no more than the first version has, and answers at once."""
+        if self._version is None:
+            return {"wait_seconds": 0}
+        asks: dict[str, object] = {"wait_seconds": _POLL_SECONDS}
+        if self._version >= link_version.ROLLOVERS:
+            asks["holds"] = self._host.holds()
+        return asks
 
     async def admit(self, wish: Wish, *, passes_on: bool = False) -> Migrate:
         """Ask for a permit for what a client of libvirt on this host wants. `NotAdmitted`, in words for the caller.
@@ -349,10 +359,11 @@ class GatewayLink:
         """The answer's body, bounded. `GatewayRefuses` where the message is at fault, else `GatewayAway`."""
         answer = bytearray()
         try:
-            headers = {"content-type": "application/json"}
+            headers = {"content-type": "application/json", link_version.HEADER: str(link_version.NEWEST)}
             request = self._client.build_request("POST", path, content=body, headers=headers)
             request.stream = _Whole(body)
             async with aclosing(await self._client.send(request, stream=True)) as response:
+                self._agree(path, response.headers.get(link_version.HEADER))
                 if response.status_code in _NEVER:
                     raise GatewayRefuses(f"{path}: the gateway answers {response.status_code}", response.status_code)
                 if response.status_code // 100 != 2:
@@ -364,6 +375,14 @@ class GatewayLink:
         except (httpx.HTTPError, OSError) as error:
             raise GatewayAway(f"{path}: {type(error).__name__}: {error}") from None
         return bytes(answer)
+
+    def _agree(self, path: str, theirs: str | None) -> None:
+        """At each answer: a gateway may be upgraded, or another one answer in its place. GatewayAway."""
+        try:
+            self._version = link_version.agreed(theirs)
+        except link_version.LinkRefused as refused:
+            who = "this relay" if refused.ours_is_older else "the gateway"
+            raise GatewayAway(f"{path}: upgrade {who}: {refused}") from None
 
 
 def _tls(host: RelayHost) -> ssl.SSLContext:
