@@ -12,6 +12,7 @@
 #   make kinds   move a guest in every way that QEMU knows, and write the table in docs/migration-kinds.md
 #   make recovery  post-copy that goes on after a relay's death, which is not reliable yet (docs/failures.md)
 #   make neighbours  move guests between relays of this commit and of earlier ones (ARGS="--revision COMMIT"), both ways
+#   make upgrade  upgrade a whole site from an earlier commit, process by process, while a guest moves (ARGS="--revision COMMIT")
 #   make sites   a real guest: to another site, off a host with its gateways dead, and by the second gateway of two
 #   make newest-qemu  fetch the newest QEMU of Debian into .qemu-newest, for make kinds and make test
 #   make other-libvirt  fetch libvirt and QEMU of Debian 13 into .other-libvirt, and move guests between it and Debian 12's
@@ -28,7 +29,7 @@ ARGS ?=
 FUZZ_SECONDS ?= 60
 KILLS ?= 1000
 
-.PHONY: help demo test check bench rollover failures fuzz soak soak-sinks kinds recovery neighbours sites newest-qemu other-libvirt keycloak editor deb lock setup
+.PHONY: help demo test check bench rollover failures fuzz soak soak-sinks kinds recovery neighbours upgrade sites newest-qemu other-libvirt keycloak editor deb lock setup
 .DEFAULT_GOAL := help
 
 help:
@@ -75,6 +76,10 @@ recovery:
 neighbours:
 	@deploy/setup.sh test
 	@$(BIN)/python -m tests.transport.neighbours $(ARGS)
+
+upgrade:
+	@deploy/setup.sh test
+	@$(BIN)/python -m tests.gateway.fleet_upgrade $(ARGS)
 
 sites:
 	@deploy/setup.sh test

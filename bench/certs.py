@@ -1,11 +1,14 @@
-"""What host identity costs: enrolments and renewals, a control handshake, a long CRL.
+"""What host identity costs, at a gateway process with HTTPS, register and log on disk.
 
-enrolments_per_s              token judged and spent, request judged, certificate issued, durable in the register
-renewals_per_s                the same without a token
+enrolments_per_s              a host without a certificate: asks for the root, then shows its token; two TLS
+                              connections, the token judged and spent, the certificate issued, register and log durable
+renewals_per_s                a host that shows its certificate: one TLS connection, else the same
+register_enrolments_per_s     of that, what is the register's and the CA's own
+register_renewals_per_s
 control_handshake_cpu_ms      both ends in this process: TLS 1.3 with hybrid exchange, each judging the other
 crl_10000_load_s              a CRL of 10,000 entries from its file into a ready server context
-
-Without HTTPS and the log's own commit, which is a group commit as well.
+admission_p50_ms, _p95_ms     a permit, one asked for every tenth of a second, while nobody renews
+admission_while_renewing_…    the same while 1,000 relays renew within an hour that passes 60 times as fast
 
 A site of 1,000 relays whose certificates live 24 hours renews about one in a minute.
 """
@@ -15,17 +18,22 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import httpx
 import trio
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from OpenSSL import SSL
 
-from bench.harness import Plan
+from bench.gateway_callers import Call, Where, call_all, callers
+from bench.harness import BenchError, Plan
+from bench.peers import free_port
+from bench.permit_latency import DISK, TIMEOUT_SECONDS, SourceRelay, gateway, sign_in, trust, vm_uuid
 from certs.authority import Authority
 from certs.credentials import HostCredentials
 from certs.enrolment import SECRET_BYTES, EnrolmentToken, make_request, public_key_sha256, requested_key
@@ -33,12 +41,18 @@ from certs.files import write_atomically, write_private_key
 from certs.tls import accept_peer, client_context, server_context, step_handshake
 from gateway.enrolment.register import Issued, Note, Register, Spend, Token
 from gateway.enrolment.writer import Writer
+from gateway.starter import PEOPLE, HostPlan, PersonPlan, Site, VmPlan, lay_out_site, write_inventory
 
 HOSTS = 400
 QUICK_HOSTS = 40
 AT_ONCE = 32
 HANDSHAKES = 100
 REVOKED = 10_000
+RELAYS = 1_000
+HOUR_SECONDS = 60.0
+QUICK_HOUR_SECONDS = 15.0
+ADMISSION_SECONDS = 0.1  # between one and the next
+OFFICER = "olga"
 
 
 def measure(plan: Plan) -> dict[str, float]:
@@ -51,13 +65,123 @@ def measure(plan: Plan) -> dict[str, float]:
         rates = [_enrolments(authority, folder / f"hosts-{number}.sqlite", hosts, now) for number in range(rounds)]
         ends = [_credentials(authority, folder, end, now) for end in ("a", "b")]
         figures = {
-            "enrolments_per_s": statistics.median(first for first, _ in rates),
-            "renewals_per_s": statistics.median(again for _, again in rates),
+            "register_enrolments_per_s": statistics.median(first for first, _ in rates),
+            "register_renewals_per_s": statistics.median(again for _, again in rates),
             "control_handshake_cpu_ms": statistics.median(_handshakes(*ends) for _ in range(rounds)),
         }
         authority.revoke_all([x509.random_serial_number() for _ in range(REVOKED)], now)
         figures["crl_10000_load_s"] = statistics.median(_load(folder, now) for _ in range(rounds))
+    return {**_at_a_gateway(hosts, rounds, QUICK_HOUR_SECONDS if plan.quick else HOUR_SECONDS), **figures}
+
+
+# --- At a gateway ---------------------------------------------------------------------------------------------------
+
+
+def _at_a_gateway(hosts: int, rounds: int, hour_seconds: float) -> dict[str, float]:
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=DISK) as name, ExitStack() as stack:
+        folder = Path(name)
+        admissions = int(hour_seconds / ADMISSION_SECONDS)
+        site = _site(folder, max(hosts * rounds, RELAYS), 2 * admissions)
+        _, url = stack.enter_context(gateway(site, folder))
+        address, _, port = url.removeprefix("https://").rpartition(":")
+        where = Where(address, int(port), site.ca)
+        pool = stack.enter_context(callers())
+        names = [_host(number) for number in range(hosts * rounds)]
+        enrolling = [_enrolment(token) for token in _tokens(site, url, names)]
+        renewing = _renewals(site, [_host(number) for number in range(RELAYS)], folder)
+
+        def rate(callings: Sequence[Sequence[Call]]) -> float:
+            return len(callings) / pool.submit(call_all, where, callings, AT_ONCE).result()
+
+        parts = [slice(number * hosts, (number + 1) * hosts) for number in range(rounds)]
+        figures = {
+            "enrolments_per_s": statistics.median(rate(enrolling[part]) for part in parts),
+            "renewals_per_s": statistics.median(rate(renewing[:hosts]) for _ in parts),
+        }
+        asking = stack.enter_context(_admissions(site, url))
+        quiet = asking(admissions)
+        storm = pool.submit(call_all, where, renewing, AT_ONCE, hour_seconds / RELAYS)
+        busy = asking(admissions)
+        storm.result()
+    for what, took in (("admission", quiet), ("admission_while_renewing", busy)):
+        figures[f"{what}_p50_ms"] = statistics.median(took)
+        figures[f"{what}_p95_ms"] = statistics.quantiles(took, n=20)[-1]
     return figures
+
+
+def _host(number: int) -> str:
+    return f"host-{number}"
+
+
+def _site(folder: Path, hosts: int, vms: int) -> Site:
+    """An inventory of that many hosts; two have certificates and run, for the admissions."""
+    plans = [HostPlan(_host(number), f"10.0.{number // 250}.{number % 250 + 1}:7443") for number in range(hosts)]
+    moved = [VmPlan(f"vm-{number}", vm_uuid(number), "host-a") for number in range(vms)]
+    running = [HostPlan(name, f"127.0.0.1:{free_port()}") for name in ("host-a", "host-b")]
+    officer = PersonPlan(OFFICER, "Olga Officer", ("platform-team",))
+    now = datetime.now(UTC)
+    site = lay_out_site(folder / "site", hosts=running, vms=moved, people=[*PEOPLE, officer], now=now)
+    write_inventory(site, [*running, *plans], moved)
+    with site.gateway_config.open("a") as config:
+        config.write('\n[enrolment]\nauthority = "certs"\n')
+    return site
+
+
+def _tokens(site: Site, url: str, names: Sequence[str]) -> list[str]:
+    bearer = {"Authorization": f"Bearer {sign_in(site, url, OFFICER)}"}
+    with httpx.Client(base_url=url, headers=bearer, verify=trust(site), timeout=TIMEOUT_SECONDS) as client:
+        answers = [client.post("/v1/enrolment/tokens", json={"host": name}) for name in names]
+    return [str(answer.raise_for_status().json()["token"]) for answer in answers]
+
+
+def _enrolment(token: str) -> list[Call]:
+    request = make_request(ec.generate_private_key(ec.SECP256R1())).decode()
+    return [Call("/v1/enrolment/root"), Call("/v1/enrolment", {"token": token, "request": request})]
+
+
+def _renewals(site: Site, names: Sequence[str], folder: Path) -> list[list[Call]]:
+    authority, now = Authority.load(site.certs), datetime.now(UTC)
+    callings = []
+    for name in names:
+        key = ec.generate_private_key(ec.SECP256R1())
+        chain = authority.issue_host(name, key.public_key(), now, timedelta(hours=24))
+        files = folder / f"{name}.pem", folder / f"{name}.key"
+        write_private_key(files[1], key)
+        files[0].write_bytes(b"".join(each.public_bytes(Encoding.PEM) for each in chain))
+        callings.append([Call("/v1/relay/renewal", {"request": make_request(key).decode()}, files)])
+    return callings
+
+
+@contextmanager
+def _admissions(site: Site, url: str) -> Iterator[Callable[[int], list[float]]]:
+    """Asks for so many permits, each for another VM, and gives the milliseconds that each took."""
+    with ExitStack() as stack:
+        relay = SourceRelay(site, url, stack)
+        bearer = {"Authorization": f"Bearer {sign_in(site, url)}"}
+        client = stack.enter_context(httpx.Client(base_url=url, headers=bearer, verify=trust(site), timeout=60.0))
+        vms = iter(range(1 << 20))
+
+        def ask() -> float:
+            wish = {"vm": f"vm-{next(vms)}", "destination": "host-b", "reason": "measured by the bench"}
+            began = time.perf_counter()
+            answer = client.post("/v1/migrations", json=wish)
+            took = (time.perf_counter() - began) * 1000
+            if answer.status_code != 201:
+                raise BenchError(f"the gateway answered {answer.status_code}: {answer.text[:500]}")
+            relay.take()
+            return took
+
+        def ask_all(count: int) -> list[float]:
+            began, took = time.perf_counter(), []
+            for number in range(count):
+                time.sleep(max(0.0, began + number * ADMISSION_SECONDS - time.perf_counter()))
+                took.append(ask())
+            return took
+
+        yield ask_all
+
+
+# --- Alone ----------------------------------------------------------------------------------------------------------
 
 
 def _enrolments(authority: Authority, path: Path, hosts: int, now: datetime) -> tuple[float, float]:

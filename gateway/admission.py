@@ -21,6 +21,7 @@ from gateway.people import Presented
 from gateway.permitting import issue_permit, make_claims
 from gateway.preflight import findings_document, hindrance, preflight
 from gateway.preflight_findings import Finding
+from gateway.sites.own_only import require_own
 from policy.engine import Decision
 
 
@@ -65,10 +66,14 @@ async def admit(gate: Gate, bearer: Presented | str | None, asked: Asked) -> Adm
 
 
 async def check(gate: Gate, bearer: Presented | str | None, asked: Asked) -> Admission:
-    """The same question without a permit: decided alike and recorded as a check. Errors: those of `admit`."""
+    """The same question without a permit: decided alike and recorded as a check. Errors: those of `admit`.
+
+    RequestRefused for a host of another site: what that would say, only its answer to a request tells.
+    """
     now = gate.clock.wall()
     person = await gate.people.authenticate(bearer, now, asked.address)
     person = await gate.people.resolve_groups(person, now, asked.address, asked.action)
+    require_own(gate, asked.destination, "a check knows")
     await make_known(gate, asked)
     facts = collect_facts(gate, person, asked, now)
     may_ask = decide(

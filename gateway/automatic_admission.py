@@ -19,6 +19,7 @@ from gateway.gate import Gate
 from gateway.permitting import make_claims, sealed_permit
 from gateway.placement_judging import may_be_of
 from gateway.preflight import hindrance
+from gateway.sites.own_only import another_sites
 from policy.engine import Decision
 from policy.facts import nobody
 
@@ -40,6 +41,8 @@ async def admit_for_host(gate: Gate, host: str, token: str | None, asked: Asked)
     if decision.allowed:
         opening = decide(gate.engine, replace(facts.question, action="OpenLibvirt"))
         decision = decision if opening.allowed else opening
+    if (foreign := another_sites(gate, asked.destination, "the front of libvirt leads to")) is not None:
+        decision = replace(decision, allowed=False, denied_because=f"{foreign.detail}; {foreign.next_step}")
     migration_id = gate.new_id()
     misplaced = _elsewhere(facts, host, decision) or _unexplained(gate, facts, host, decision)
     hindered = await hindrance(gate, facts, allowed=decision.allowed and misplaced is None)

@@ -19,6 +19,7 @@ from gateway.deciding import decision_document
 from gateway.errors import NotAllowed, NotKnown, RequestRefused
 from gateway.gate import Gate
 from gateway.recording import Event, actor_of, identity_of
+from gateway.sites.own_only import require_own
 from policy.engine import Decision
 from policy.facts import Context, HostFacts, Person, Question, VmFacts
 
@@ -84,6 +85,8 @@ async def prospects(gate: Gate, wish: Wish) -> dict[str, Any]:
 
 def candidate_hosts(gate: Gate, name: str, to: Sequence[str]) -> tuple[HostFacts, list[HostFacts]]:
     """The host that is left, and where to, by name: those of `to`, or all. Errors: NotKnown, RequestRefused."""
+    for each in (name, *to):
+        require_own(gate, each, "emptying a host knows")
     source = gate.inventory.host(name)
     if source is None:
         raise NotKnown(f"the inventory knows no host {name}")

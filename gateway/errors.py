@@ -130,7 +130,7 @@ class RelayUnreachable(RelayError):
 
 
 class UpgradeNeeded(RelayError):
-    """A relay, or this gateway, is of a version that lacks what is asked for. 503: the relay keeps what it has to tell."""
+    """A relay, or this gateway, is of a version that lacks what is asked for. 503: relays keep what they tell."""
 
     code = "upgrade_needed"
     status = 503

@@ -143,8 +143,6 @@ class Evacuating:
         host = gate.inventory.host(host_name)
         if host is None:
             raise NotKnown(f"the inventory knows no host {host_name}")
-        if (outdated := too_early(gate.dispatch, host, EVACUATIONS, "evacuations, and holds none")) is not None:
-            raise outdated
         allowed = self._may_prepare(Wish(person, host_name, (), (), 1, "withdraw", address, now), host)
         details = {"evacuation": evacuation_id, "host": host.spiffe_id, "client_address": address}
         event = Event("evacuation.withdrawn", "allowed" if allowed else "denied", actor=actor_of(person))
@@ -156,6 +154,8 @@ class Evacuating:
                 f"evacuations of {host.name} are not yours to withdraw, or no VM is known to be there "
                 f"(record {recorded.index})"
             )
+        if (outdated := too_early(gate.dispatch, host, EVACUATIONS, "evacuations, and holds none")) is not None:
+            raise outdated
         self._prepared.pop(evacuation_id, None)
         self._tell(host, "withdraw_evacuation", evacuation_id)
         return recorded.index

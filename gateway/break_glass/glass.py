@@ -35,6 +35,7 @@ from gateway.errors import Conflict, GatewayError, NotAllowed, NotKnown, Overloa
 from gateway.gate import Gate
 from gateway.migrations import State as MigrationState
 from gateway.recording import Event, Recorded, actor_of, document_of, identity_of
+from gateway.sites.own_only import require_own
 from policy.engine import Decision
 from policy.facts import APPROVAL, CLIENT_CERTIFICATE, NOT_AUTHENTICATED, Context, Person, Question
 from policy.identity.sameness import are_same
@@ -82,6 +83,7 @@ class BreakGlass:
     async def request(self, step: Step, wish: Wish) -> Grant:
         """Ask for it. Errors: RequestRefused, NotAllowed (recorded), Overloaded (recorded), LogUnavailable."""
         check_wish(wish, self._rules)
+        require_own(self._gate, wish.destination, "glass is broken for")
         async with self._turn() as now:
             asked = Asked(wish.vm, wish.destination, step.reason, wish.ports, step.address)
             await make_known(self._gate, asked)

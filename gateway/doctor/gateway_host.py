@@ -26,6 +26,7 @@ from policy.errors import InventoryRefused
 from policy.inventory import Inventory
 
 FREE_BYTES: Final = 1 << 30
+CONNECTIONS_OF_A_HOST: Final = 2
 
 
 def gateway_host_findings(path: Path, root: Path, now: datetime) -> Iterator[Finding]:
@@ -119,3 +120,12 @@ def _policy(config: GatewayConfig) -> Iterator[Finding]:
         yield Finding("inventory", "wrong", str(error), "correct the file; `sealane inventory check` tries all sources")
     else:
         yield Finding("inventory", "ok", f"{len(inventory.hosts)} hosts and {len(inventory.vms)} VMs in the file")
+        yield from _room_for_relays(config, len(inventory.hosts))
+
+
+def _room_for_relays(config: GatewayConfig, hosts: int) -> Iterator[Finding]:
+    """A relay keeps a connection for its poll, and now and then has another; beyond the bound they are turned away."""
+    if (room := config.limits.connections) < CONNECTIONS_OF_A_HOST * hosts:
+        needed = CONNECTIONS_OF_A_HOST * hosts + 256
+        message = f"limits.connections is {room}, for {hosts} hosts that keep up to {CONNECTIONS_OF_A_HOST} each"
+        yield Finding("connections", "attention", message, f"set it to {needed} or more: else relays are turned away")

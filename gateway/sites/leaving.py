@@ -21,7 +21,7 @@ from gateway.answering import answer
 from gateway.asking import Asked, Facts, collect_facts, make_known
 from gateway.deciding import commit, decision_event, remember_refusal
 from gateway.dispatch import Assignment, QueueFull
-from gateway.errors import GatewayError, RelayUnreachable, RequestRefused
+from gateway.errors import Conflict, GatewayError, RelayUnreachable, RequestRefused
 from gateway.gate import Gate
 from gateway.link_versions import too_early
 from gateway.migrations import State
@@ -44,7 +44,10 @@ log = structlog.get_logger("gateway.sites")
 async def admit_to_site(gate: Gate, site: OtherSite, bearer: Presented | str | None, asked: Asked) -> Admission:
     """As `gateway.admission.admit`, for a destination of another site. Errors: those of it."""
     if asked.break_glass is not None:
-        raise RequestRefused("no glass is broken to another site: its own duty officers break it there")
+        raise RequestRefused(
+            "no glass is broken for a move to another site: its own duty officers break it there",
+            next_step="ask without --break-glass, or move the VM within this site",
+        )
     now = gate.clock.wall()
     person = await gate.people.authenticate(bearer, now, asked.address)
     person = await gate.people.resolve_groups(person, now, asked.address, asked.action)
@@ -55,7 +58,7 @@ async def admit_to_site(gate: Gate, site: OtherSite, bearer: Presented | str | N
     if unknown and not decision.allowed:
         decision = replace(decision, denied_because=f"{decision.denied_because} {unknown}")
     migration_id = gate.new_id()
-    hindered = too_early(gate.dispatch, facts.source, SITES, "other sites")
+    hindered = _of_libvirt(facts) or too_early(gate.dispatch, facts.source, SITES, "other sites")
     with reserved(gate, facts, decision, now, hindered) as obstacle:
         claims = make_claims(gate, facts, decision, migration_id, now) if decision.allowed and not obstacle else None
         event = decision_event("migration.decision", facts, decision, obstacle, claims, migration_id)
@@ -100,6 +103,16 @@ def _facts(gate: Gate, site: OtherSite, person: Person, asked: Asked, now: datet
     facts = collect_facts(gate, person, asked, now)
     side = {"name": site.name, "trust_domain": site.trust_domain, "role": "source"}
     return replace(facts, destination=host, question=replace(facts.question, destination=host), site=side)
+
+
+def _of_libvirt(facts: Facts) -> GatewayError | None:
+    if "libvirt" not in facts.question.context.ports:
+        return None
+    return Conflict(
+        f"{facts.asked.vm} is a domain of libvirt, and those do not cross to another site yet",
+        code="not_across_sites",
+        next_step="move it within this site; what crosses is a QEMU that the relay drives by QMP",
+    )
 
 
 async def _ask(gate: Gate, site: OtherSite, facts: Facts, claims: PermitClaims, permit: str) -> Admitted:

@@ -303,3 +303,46 @@ def test_a_request_for_another_site_does_not_open(tmp_path: Path) -> None:
     header, payload, signature = token.split(".")
     with pytest.raises(SiteRefused):
         open_request(f"{header}.{payload[:-4]}AAAA.{signature}", {WEST: [pinned]}, EAST, 1010)
+
+
+async def test_what_knows_its_own_site_only_says_so_of_another_sites_host_and_what_to_do(two: TwoSites) -> None:
+    edit(two.west.people, lambda text: text.replace('["operators"]', '["operators", "production-operators"]'))
+    edit(two.west.gateway_config, lambda text: text + "\n[evacuation]\n[break_glass]\n")
+    asked: list[tuple[str, dict[str, Any]]] = [
+        ("/v1/decisions", {"vm": "web", "destination": THERE, "preflight": True, "explain": True}),
+        ("/v1/drain/check", {"host": "a", "to": [THERE]}),
+        ("/v1/drain/check", {"host": THERE}),
+        ("/v1/evacuations", {"host": "a", "to": [THERE], "hours": 1, "reason": "CHG-7"}),
+        (
+            "/v1/break-glass",
+            {"vm": "web", "destination": THERE, "ticket": "INC-7", "minutes": 30, "reason": "it burns"},
+        ),
+    ]
+    async with two.running() as (west, east):
+        await west.poll("a")
+        for path, body in asked:
+            answer = await west.person("alice").post(path, json=body)
+            error = answer.json()["error"]
+            assert (answer.status_code, error["code"]) == (400, "other_site"), (path, answer.text)
+            assert f"{THERE} is a host of site east, and" in error["message"]
+            assert f"sealane migrate VM --to {THERE}" in error["next_step"]
+        front = {"vm": UUID, "destination": THERE, "ports": ["libvirt", "memory"], "reason": "x"}
+        told = (await west.client("a").post("/v1/relay/admission", json=front)).json()
+        assert told["kind"] == "denied"
+        assert "the front of libvirt leads to the hosts of this site only" in told["message"]
+        whole = await west.person("alice").post(
+            "/v1/migrations", json={"vm": "web", "destination": THERE, "reason": "CHG-7", "break_glass": "0" * 32}
+        )
+        assert "its own duty officers break it there" in whole.json()["error"]["message"]
+        assert await east.records("migration.decision") == []
+
+
+async def test_a_domain_of_libvirt_is_not_permitted_to_leave_for_another_site(two: TwoSites) -> None:
+    async with two.running() as (west, east):
+        await west.poll("a")
+        wish = {"vm": "web", "destination": THERE, "reason": "CHG-7", "ports": ["libvirt", "memory"]}
+        answer = await west.person("alice").post("/v1/migrations", json=wish)
+        assert answer.status_code == 409, answer.text
+        assert "do not cross to another site yet" in answer.json()["error"]["message"]
+        assert await west.poll("a") == []
+        assert await east.records("migration.decision") == []

@@ -13,7 +13,7 @@ import structlog
 import trio
 
 from policy.errors import PermitRefused
-from policy.permit import verify_permit
+from policy.permit import trust_domain_of, verify_permit
 from transport.errors import LocalBroken
 from transport.hypervisors.errors import HypervisorError
 from transport.hypervisors.moving import How, how_document
@@ -87,6 +87,8 @@ class LibvirtOrders:
         except PermitRefused as refused:
             raise LocalBroken(f"the permit of this order is refused ({refused.detail})") from None
         destination = claims.destination.rpartition("/")[2]
+        if trust_domain_of(claims.destination) != trust_domain_of(self._host.spiffe_id):
+            raise LocalBroken("domains of libvirt do not cross to another site: this order is not carried out")
         if not leads_to(config.front, self._host.addresses.book, self._host.spiffe_id, destination):
             raise LocalBroken(
                 f"the front of this relay has no {destination}: it is not in the address book; add it to the gateway's "

@@ -161,6 +161,18 @@ def test_a_key_or_a_folder_that_others_may_read_is_wrong(site: Site, tmp_path: P
     assert folder_finding(folder, 0o700).remedy == f"chmod 700 {folder}"
 
 
+def test_more_hosts_than_the_gateway_has_connections_for_are_named(site: Site) -> None:
+    def found() -> list[Finding]:
+        findings = gateway_host_findings(site.gateway_config, Path("/"), NOW)
+        return [each for each in findings if each.check == "connections"]
+
+    assert found() == []
+    site.gateway_config.write_text(site.gateway_config.read_text() + "\n[limits]\nconnections = 5\n")
+    (finding,) = found()
+    assert finding.status == "attention"
+    assert "limits.connections is 5" in finding.message
+
+
 def test_the_worst_counts() -> None:
     ok, wrong = Finding("a", "ok", ""), Finding("b", "wrong", "")
     assert (worst([]), worst([ok]), worst([ok, wrong, ok])) == ("ok", "ok", "wrong")

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.transport.site import Site
+from transport.link_version import HEADER, NEWEST
 
 Answer = tuple[int, bytes]
 
@@ -23,6 +24,7 @@ class FakeGateway:
     answer: Callable[[str, bytes], Answer | None] = lambda _path, _body: None
     taken: list[tuple[str, Any]] = field(default_factory=list)
     url: str = ""
+    link: str | None = str(NEWEST)  # the version of calls that it says it speaks, to whoever says one
 
     def paths(self, path: str) -> list[Any]:
         return [body for asked, body in self.taken if asked == path]
@@ -37,6 +39,8 @@ def serving_https(site: Site, gateway: FakeGateway) -> Iterator[FakeGateway]:
             if status == 200:
                 gateway.taken.append((self.path, json.loads(body)))
             self.send_response(status)
+            if gateway.link is not None and self.headers.get(HEADER) is not None:
+                self.send_header(HEADER, gateway.link)
             self.send_header("content-length", str(len(said)))
             self.end_headers()
             self.wfile.write(said)

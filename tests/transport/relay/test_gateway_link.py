@@ -13,7 +13,8 @@ import trio.testing
 from tests.transport.relay.conftest import until
 from tests.transport.relay.fake_gateway import FakeGateway, serving_https
 from tests.transport.site import Site
-from transport.relay.gateway_link import NewsDesk
+from transport.link_version import NEWEST
+from transport.relay.gateway_link import GatewayAway, GatewayLink, NewsDesk
 from transport.relay.gateway_links import GatewayLinks
 from transport.relay.host import RelayHost, open_host
 from transport.relay.news import News
@@ -78,4 +79,59 @@ async def test_a_receipt_that_is_refused_for_good_is_set_aside_and_blocks_no_oth
         await until(lambda: names(folder) == {"1-bad.refused"})
         nursery.cancel_scope.cancel()
     assert gateway.paths("/v1/receipts") == ["2-good", "3-later"]
+    await link.close()
+
+
+async def polls(host: RelayHost, gateway: FakeGateway, count: int) -> list[dict[str, object]]:
+    """The bodies of the first `count` polls that the gateway took."""
+    link = GatewayLink(host)
+
+    async def nothing(_: object) -> None:
+        pass
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(link.poll_forever, nothing, nothing)
+        await until(lambda: len(gateway.paths("/v1/relay/poll")) >= count)
+        nursery.cancel_scope.cancel()
+    await link.close()
+    return gateway.paths("/v1/relay/poll")[:count]
+
+
+async def test_a_gateway_is_told_what_the_relay_believes_once_it_has_said_that_it_knows_that(
+    answering: tuple[RelayHost, FakeGateway],
+) -> None:
+    host, gateway = answering
+    gateway.answer = lambda _path, _body: (200, b'{"assignments": []}')
+    first, second = await polls(host, gateway, 2)
+    assert first == {"wait_seconds": 0}
+    assert second["holds"] == host.holds() != []
+
+
+async def test_a_gateway_that_was_put_back_to_the_first_version_is_asked_as_that_one_takes_it(
+    answering: tuple[RelayHost, FakeGateway], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transport.relay.gateway_link._RETRY_SECONDS", 0.01)
+    host, gateway = answering
+
+    def of_the_first_version(_path: str, body: bytes) -> tuple[int, bytes]:
+        if len(gateway.taken) >= 2:
+            gateway.link = None
+            if set(msgspec.json.decode(body)) != {"wait_seconds"}:
+                return 400, b""
+        return 200, b'{"assignments": []}'
+
+    gateway.answer = of_the_first_version
+    bodies = await polls(host, gateway, 3)
+    assert ["holds" in body for body in bodies] == [False, True, False]
+
+
+@pytest.mark.parametrize(("said", "who"), [(NEWEST + 2, "this relay"), ("2, 2", "this relay"), ("0", "this relay")])
+async def test_a_gateway_of_which_nothing_is_common_is_away_and_the_word_says_who_must_be_upgraded(
+    answering: tuple[RelayHost, FakeGateway], said: object, who: str
+) -> None:
+    host, gateway = answering
+    gateway.link = str(said)
+    link = GatewayLink(host)
+    with pytest.raises(GatewayAway, match=f"upgrade {who}: it speaks version"):  # and receipts stay here
+        await link.bring_receipt(b"{}")
     await link.close()
