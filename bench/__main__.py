@@ -60,7 +60,7 @@ def main() -> int:
     parser.add_argument("areas", nargs="*", metavar="AREA", help=f"of {', '.join(PARTS)}; without: all")
     parser.add_argument("--rounds", type=int, default=5, help="of which the medians are taken (default 5)")
     parser.add_argument("--quick", action="store_true", help="short runs to see that all works; writes no results")
-    parser.add_argument("--only", metavar="PART", help="stream, migration, permit, directory, …; writes no results")
+    parser.add_argument("--only", metavar="PART", help="stream, migration, …; its results go to a file of their own")
     parser.add_argument("--peers", help=f"comma-separated, of {', '.join(PEER_NAMES)}; writes no results")
     parser.add_argument(
         "--records", type=int, help="of the log of area audit (default 5,000,000; quick 80,000); fewer write no results"
@@ -72,15 +72,22 @@ def main() -> int:
             parser.error(f"unknown {what} {', '.join(sorted(unknown))}: use {', '.join(known)}")
     records = options.records or (80_000 if options.quick else audit_log_maker.ENTRIES)
     plan = Plan(rounds=options.rounds, quick=options.quick, peers=peers, records=records)
-    whole = not (options.quick or options.only or options.peers) and records >= audit_log_maker.ENTRIES
+    whole = not (options.quick or options.peers) and records >= audit_log_maker.ENTRIES
+    if options.only and not any(options.only in PARTS[area] for area in options.areas or PARTS):
+        parser.error(
+            f"unknown part {options.only}: use {', '.join(part for parts in PARTS.values() for part in parts)}"
+        )
     for area in options.areas or PARTS:
         figures: dict[str, float] = {}
         for part, measure in PARTS[area].items():
             if options.only in {None, part}:
                 figures |= measure(plan)
+        if not figures:
+            continue
         print_figures(area, figures)
         if whole:
-            write_results(RESULTS / f"{area}.json", figures)
+            # Of a part alone beside the others, whose figures are of another run.
+            write_results(RESULTS / (f"{area}.{options.only}.json" if options.only else f"{area}.json"), figures)
     return 0
 
 

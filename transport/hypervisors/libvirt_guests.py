@@ -59,7 +59,9 @@ class LibvirtGuests:
         try:
             domains = await self._virsh.domains()
             due = self._due([domain.uuid for domain in domains], now)
-            seen = [await self._sighting(domain, read=domain.uuid in due) for domain in domains]
+            described = await self._virsh.domain_xmls([domain.uuid for domain in domains if domain.uuid in due])
+            there = [domain for domain in domains if domain.uuid in self._known or domain.uuid in described]
+            seen = [self._sighting(domain, described.get(domain.uuid)) for domain in there]
         except HypervisorError:
             self._is_woken = True
             raise
@@ -91,13 +93,14 @@ class LibvirtGuests:
         stale = [uuid for at, uuid in old if now - at >= _DEVICES_SECONDS]
         return {*stale[:_READ_AT_ONCE], *(uuid for uuid in uuids if uuid not in self._read)}
 
-    async def _sighting(self, domain: LibvirtDomain, *, read: bool) -> Sighting:
+    def _sighting(self, domain: LibvirtDomain, xml: str | None) -> Sighting:
+        """`xml`: its description, if it was read anew; that of a domain that is new always is."""
         known = self._known.get(domain.uuid)
         presence = presence_of(domain, was_active=known is not None and known.presence is not Presence.ARRIVING)
         came = self._came.get(domain.name) or (_CAME.get(domain.reason) if domain.state == RUNNING else None)
         if came is None and known is not None:
             came = known.arrival
-        devices = devices_of(await self._virsh.domain_xml(domain.uuid)) if read or known is None else known.devices
+        devices = devices_of(xml) if xml is not None else known.devices if known is not None else ()
         state = _STATES.get(domain.state, f"state-{domain.state}")
         return Sighting(domain.uuid, presence, state, came, domain.name[:MAX_TEXT], devices)
 

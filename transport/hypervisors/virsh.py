@@ -6,8 +6,9 @@ Its output is read strictly: what does not look as libvirt 9 to 11 print it is r
 from __future__ import annotations
 
 import re
+import secrets
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -23,6 +24,7 @@ from transport.hypervisors.errors import (
 
 MAX_OUTPUT: Final = 8 * 1024 * 1024
 MAX_LINE: Final = 64 * 1024
+XMLS_AT_ONCE: Final = 16
 _EVENT: Final = re.compile(r"event 'lifecycle' for domain '(.*)': (\w+) (\w+)")
 _LISTED: Final = re.compile(r"([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}) (.+)")
 _DOMAIN: Final = re.compile(r"Domain: '(.*)'")
@@ -99,6 +101,21 @@ class Virsh:
     async def domain_xml(self, uuid: str) -> str:
         return await self.ask("dumpxml", uuid)
 
+    async def domain_xmls(self, uuids: Sequence[str]) -> dict[str, str]:
+        """The XML of each that is still there, `XMLS_AT_ONCE` from one virsh: of a start's 14 ms of CPU each takes 0.2.
+
+        What stands between them is drawn anew each time, so no domain's description can hold it.
+        """
+        found: dict[str, str] = {}
+        for batch in batched(uuids, XMLS_AT_ONCE):
+            mark = secrets.token_hex(16)
+            said = await self.ask("; ".join(f"dumpxml {uuid}; echo {mark}" for uuid in batch))
+            *printed, rest = said.split(mark)
+            if len(printed) != len(batch) or rest.strip():
+                raise HypervisorGarbled("virsh dumpxml: not one answer for each domain")
+            found |= {uuid: xml.strip() for uuid, xml in zip(batch, printed, strict=True) if xml.strip()}
+        return found
+
     @asynccontextmanager
     async def lifecycle_events(self) -> AsyncIterator[AsyncIterator[Lifecycle]]:
         """Events as they come, until virsh ends (libvirtd went away, say). Raises HypervisorUnreachable."""
@@ -128,6 +145,10 @@ async def _events(stream: trio.abc.ReceiveStream) -> AsyncIterator[Lifecycle]:
         for line in lines:
             if (event := parse_event(line.decode(errors="replace"))) is not None:
                 yield event
+
+
+def batched(items: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    return (items[at : at + size] for at in range(0, len(items), size))
 
 
 def parse_event(line: str) -> Lifecycle | None:

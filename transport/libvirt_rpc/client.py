@@ -1,6 +1,8 @@
 """A client of the local libvirtd, in trio: the few calls by which a relay sees to one VM, and forwards checked ones.
 
-One call at a time. Keepalive is answered while it waits; events, which nobody asked for, are dropped.
+One call at a time. While it waits, pings are answered and sent: a Finish may last for as long as a migration, but a
+libvirtd that hangs over it is left within seconds, for the guest stands still meanwhile. Events, which nobody asked
+for, are dropped.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import trio
 
 from transport.libvirt_rpc.errors import LibvirtAway, RpcFailed, RpcMalformed
 from transport.libvirt_rpc.framing import (
+    PING,
     PONG,
     REMOTE_PROGRAM,
     ErrorCode,
@@ -32,6 +35,7 @@ from transport.libvirt_rpc.procedures import Procedure
 from transport.libvirt_rpc.xdr import XdrReader, XdrWriter
 
 _CHUNK: Final = 64 * 1024
+_PING_SECONDS: Final = 5.0  # as libvirt's own clients
 _AUTH_NONE: Final = 0
 _JOB_NONE: Final = 0
 PAUSED_POST_COPY: Final = 12  # a reason of PAUSED, at the source
@@ -61,7 +65,10 @@ class JobProgress:
 
 
 class LibvirtClient:
-    """An open connection to the local libvirtd. `LibvirtAway`, `RpcFailed`, `RpcMalformed`."""
+    """An open connection to the local libvirtd. `LibvirtAway`, `RpcFailed`, `RpcMalformed`.
+
+    `answer_seconds`: for a call that is not said to be long, and for silence in any.
+    """
 
     def __init__(self, stream: trio.SocketStream, answer_seconds: float) -> None:
         self._stream = stream
@@ -194,10 +201,19 @@ class LibvirtClient:
                     return packet
                 elif packet.type is not MessageType.MESSAGE:
                     raise RpcMalformed("a packet that no call of ours led to")
-            data = await self._stream.receive_some(_CHUNK)
-            if not data:
+            self._waiting += self._reader.feed(await self._receive())
+
+    async def _receive(self) -> bytes:
+        """What libvirtd says next; it answers pings also while a call of its own is at work."""
+        end = trio.current_time() + self._seconds
+        while (now := trio.current_time()) < end:
+            with trio.move_on_after(min(_PING_SECONDS, end - now)):
+                if data := bytes(await self._stream.receive_some(_CHUNK)):
+                    return data
                 raise LibvirtAway("the local libvirtd closed its connection")
-            self._waiting += self._reader.feed(data)
+            await self._stream.send_all(PING.encode())
+        await trio.aclose_forcefully(self._stream)
+        raise LibvirtAway(f"the local libvirtd hangs: it has answered no ping for {self._seconds:.0f} s")
 
 
 @contextlib.asynccontextmanager

@@ -98,6 +98,7 @@ class Packet:
         return Packet(self.program, self.procedure, MessageType.REPLY, self.serial, Status.ERROR, body)
 
 
+PING: Final = Packet(KEEPALIVE_PROGRAM, KeepAlive.PING, MessageType.MESSAGE, 0, Status.OK, b"")
 PONG: Final = Packet(KEEPALIVE_PROGRAM, KeepAlive.PONG, MessageType.MESSAGE, 0, Status.OK, b"")
 
 

@@ -143,7 +143,8 @@ class Conversation:
 
     `uris`: where this host's hypervisor is to send, by port. `loopback`: the front's address for callers that know tcp
     only. `was_answered` and `was_told`: whether the caller has had an answer to its Prepare, and to its Finish;
-    `was_prepared`: whether the first was a good one. `cause`: why the session `broke`.
+    `was_prepared`: whether the first was a good one. `finishing`: a Finish that the destination has not answered, by
+    which the guest may yet go on here. `cause`: why the session `broke`.
     """
 
     caller: Caller
@@ -156,6 +157,7 @@ class Conversation:
     was_answered: bool = False
     was_prepared: bool = False
     was_told: bool = False
+    finishing: Packet | None = None
     cause: str = ""
     finished: trio.Event = field(default_factory=trio.Event)
     broke: trio.Event = field(default_factory=trio.Event)
@@ -185,6 +187,9 @@ class Conversation:
     async def tell_cause(self) -> None:
         """Answer the call with which libvirt gives up, once its hypervisor has noticed, by what broke the session."""
         await self.broke.wait()
+        if self.finishing is not None:
+            await self.caller.reply(self.finishing.failure(f"Sealane: {self.cause}"))
+            return
         while (call := await self.caller.next_call()) is not None:
             if call.procedure == Procedure.MIGRATE_FINISH3_PARAMS:
                 await self.caller.reply(call.failure(f"Sealane: {self.cause}"))
@@ -223,7 +228,10 @@ class Conversation:
         is_given_away = bool(finish.flags & MigrateFlag.POSTCOPY) and not finish.cancelled and await has_switched()
         if is_given_away:
             await milestones.switched()
+        else:
+            self.finishing = call
         reply = await remote.ask(Procedure.MIGRATE_FINISH3_PARAMS, call.body)
+        self.finishing = None
         if reply.status is Status.OK and not finish.cancelled and not is_given_away:
             # From the next line on libvirt may end its guest at any moment, or never hear of it.
             await milestones.accepted()

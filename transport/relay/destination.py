@@ -328,6 +328,9 @@ class Destination:
 async def _say_cancelled(link: ControlLink, code: str) -> None:
     """Let S know at once, if the connection still carries it; the outcome it gets when it comes to settle."""
     try:
-        await link.send(Cancel(code, "the destination relay ended the session"))
+        of_hypervisor = "the hypervisor there failed, refused or hangs; the log of the relay there says which"
+        await link.send(
+            Cancel(code, of_hypervisor if code == "hypervisor" else "the destination relay ended the session")
+        )
     except TransportError:
         pass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ from tests.transport.hypervisors.libvirtd import Libvirtd, running_libvirtd
 from transport.hypervisors.errors import HypervisorError, HypervisorRefused, HypervisorUnreachable
 from transport.hypervisors.guests import Arrival, Presence
 from transport.hypervisors.libvirt_guests import LibvirtGuests
-from transport.hypervisors.virsh import Virsh
+from transport.hypervisors.virsh import XMLS_AT_ONCE, Virsh
 
 pytestmark = pytest.mark.real
 VM = "7f9c24e8-3b5a-4f0e-8d6b-0c2a1e5d9f01"
@@ -70,16 +70,38 @@ async def test_a_device_that_is_plugged_in_later_is_seen(libvirtd: Libvirtd) -> 
     await libvirtd.start("web", VM)
     guests = LibvirtGuests(libvirtd.read_only_uri, "virsh", recheck_seconds=1)
     ((before,), _) = await guests.look(0.0)
-    real = guests._virsh.domain_xml
+    real = guests._virsh.domain_xmls
 
-    async def with_device(uuid: str) -> str:
-        return (await real(uuid)).replace("</devices>", "<hostdev mode='subsystem' type='pci'/></devices>")
+    async def with_device(uuids: Sequence[str]) -> dict[str, str]:
+        device = "<hostdev mode='subsystem' type='pci'/></devices>"
+        return {uuid: xml.replace("</devices>", device) for uuid, xml in (await real(uuids)).items()}
 
-    guests._virsh.domain_xml = with_device  # type: ignore[method-assign]
+    guests._virsh.domain_xmls = with_device  # type: ignore[method-assign]
     ((soon,), _) = await guests.look(10.0)
     ((later,), _) = await guests.look(31.0)
     assert (before.devices, soon.devices) == ((), ())  # read at most twice a minute
     assert later.devices == ("hostdev:pci",)
+
+
+async def test_many_domains_are_described_by_few_commands_and_one_that_has_ended_is_left_out(
+    libvirtd: Libvirtd,
+) -> None:
+    """Fifty of them, two times a minute: a virsh for each took more of the host than a relay may when nothing moves."""
+    await libvirtd.start("web", VM)
+    virsh, asked = Virsh(libvirtd.read_only_uri), list[str]()
+    real = virsh.ask
+
+    async def ask(*arguments: str, read_only: bool = True) -> str:
+        asked.extend(arguments)
+        return await real(*arguments, read_only=read_only)
+
+    virsh.ask = ask  # type: ignore[method-assign]
+    gone = [f"{number:08x}-0000-4000-8000-000000000000" for number in range(XMLS_AT_ONCE)]
+    found = await virsh.domain_xmls([*gone[:8], VM, *gone[8:]])
+    assert list(found) == [VM]
+    assert (found[VM][:8], found[VM][-9:]) == ("<domain ", "</domain>")
+    assert len(asked) == 2
+    assert await virsh.domain_xmls([]) == {}
 
 
 async def test_a_libvirtd_that_is_away_is_an_error_and_no_empty_host(libvirtd: Libvirtd) -> None:

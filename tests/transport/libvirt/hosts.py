@@ -42,8 +42,8 @@ MEMORY_MIB = 64
 _MOUNTED = ("lib/libvirt", "cache/libvirt", "log/libvirt")
 _LIBVIRTD_CONF = 'host_uuid = "{uuid}"\nunix_sock_dir = "/run/libvirt"\nauth_unix_rw = "none"\n'
 _QEMU_CONF = (
-    'user = "{user}"\ngroup = "{user}"\nsecurity_driver = "none"\ncgroup_controllers = []\nnamespaces = []\n'
-    'remember_owner = 0\nstdio_handler = "file"\nmigrate_tls_x509_cert_dir = "/etc/libvirt/pki"\n'
+    'user = "{user}"\ngroup = "{user}"\ncgroup_controllers = []\n'
+    'stdio_handler = "file"\nmigrate_tls_x509_cert_dir = "/etc/libvirt/pki"\n'
 )
 _ENTER = """
 hostname host-{name}

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.transport.libvirt.hosts import QEMU_UID, Guest, Pair, wait_for
+from tests.transport.libvirt.hosts import QEMU_UID, Guest, Host, Pair, wait_for
 from tests.transport.libvirt_rpc.samples import call, prepare, prepare_call, xml
 from transport.libvirt_rpc.framing import Packet, PacketReader, Status, decode_error
 from transport.libvirt_rpc.migration import PrepareReply
@@ -135,6 +137,52 @@ def test_the_destinations_libvirtd_hangs(pair: Pair) -> None:
     assert said
     pair.wait_runs_only(guest, pair.a)
     pair.a.virsh("destroy", guest.name)
+
+
+def test_the_destinations_libvirtd_hangs_over_its_finish(pair: Pair) -> None:
+    """The guest stands still then. libvirt alone sends pings and gives up; so does the destination's relay."""
+    with paused_relay(pair, pair.b, "before:306", hypervisor_seconds=4.0) as (reached, go):
+        guest = pair.guest(pair.a)
+        command = ("virsh", "-c", "qemu:///system", "migrate", "--live", "--p2p", guest.name)
+        mover = subprocess.Popen(
+            pair.a.inside(*command, "--desturi", pair.a.front_uri),
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        wait_for(reached.exists, "Finish is on its way")
+        libvirtd = pair.b.libvirtd()
+        os.kill(libvirtd, signal.SIGSTOP)
+        try:
+            go.touch()
+            said, _ = mover.communicate(timeout=60)  # an hour without the pings: `migration_deadline_seconds`
+            wait_for(lambda: pair.running(guest) == ["a"], "the guest goes on where it was")
+        finally:
+            os.kill(libvirtd, signal.SIGCONT)
+            mover.kill()
+            mover.wait(20)
+        assert mover.returncode != 0
+        assert "Sealane: the peer relay cancelled the session (hypervisor)" in said
+        assert "the log of the relay there says which" in said
+        pair.wait_runs_only(guest, pair.a)
+        assert pair.b.relay is not None
+        assert "it has answered no ping for 4 s" in pair.b.relay.log.read_text()
+        pair.a.virsh("destroy", guest.name)
+
+
+@contextlib.contextmanager
+def paused_relay(pair: Pair, host: Host, moment: str, **limits: float) -> Iterator[tuple[Path, Path]]:
+    """The relay of `host` waits at a moment: (it is there, it may go on). See `permitting_relay.pause_at`."""
+    reached, go = (pair.folder / f"{what}-{host.name}" for what in ("reached", "go"))
+    assert host.relay is not None
+    host.relay.stop()
+    pair.start_relay(host, moment, over_ipv6=False, **limits)
+    try:
+        yield reached, go
+    finally:
+        go.touch()
+        host.relay.stop()
+        for each in (reached, go):
+            each.unlink(missing_ok=True)
+        pair.start_relay(host)
 
 
 @pytest.mark.parametrize("then", ["is aborted by hand", "goes on to its end"])

@@ -27,7 +27,7 @@ from transport.libvirt_rpc.framing import MessageType, Packet, Status, encode_er
 from transport.libvirt_rpc.migration import Domain, Finish, Prepare, PrepareReply
 from transport.libvirt_rpc.opening import feature_call
 from transport.libvirt_rpc.parameters import Parameter, ParameterType, text_of
-from transport.libvirt_rpc.procedures import FEATURES, Feature, MigrateFlag, Procedure
+from transport.libvirt_rpc.procedures import FEATURES, REFUSED_FLAGS, Feature, MigrateFlag, Procedure
 from transport.libvirt_rpc.xdr import XdrWriter
 
 PREPARE, FINISH = Procedure.MIGRATE_PREPARE3_PARAMS, Procedure.MIGRATE_FINISH3_PARAMS
@@ -116,7 +116,7 @@ def test_a_prepare_that_failed_may_be_repeated_but_not_finished() -> None:
         prepare(data=cookie(uuid=OTHER)),
         prepare(text("destination_name", "other")),
         prepare(dom=xml(devices="<hostdev/>")),
-        *[prepare(flags=LIVE | flag) for flag in (MigrateFlag.TLS, MigrateFlag.TUNNELLED, MigrateFlag.RDMA_PIN_ALL)],
+        *[prepare(flags=LIVE | flag) for flag in REFUSED_FLAGS],
     ],
 )
 def test_a_prepare_of_another_vm_or_with_too_much_in_it_is_refused(value: Prepare) -> None:

@@ -15,8 +15,16 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from tests.transport.libvirt_rpc.samples import LIVE, call, cookie, finish_call, prepare, prepare_call, text, xml
-from tests.transport.relay.test_front import OPEN, PING, Stage, ask, front
-from transport.libvirt_rpc.framing import KEEPALIVE_PROGRAM, REMOTE_PROGRAM, MessageType, Packet, PacketReader, Status
+from tests.transport.relay.test_front import OPEN, Stage, ask, front
+from transport.libvirt_rpc.framing import (
+    KEEPALIVE_PROGRAM,
+    PING,
+    REMOTE_PROGRAM,
+    MessageType,
+    Packet,
+    PacketReader,
+    Status,
+)
 from transport.libvirt_rpc.opening import feature_call
 from transport.libvirt_rpc.procedures import Feature, MigrateFlag, Procedure
 
