@@ -1,11 +1,13 @@
-"""What one direction of a channel has sent and may have to send again: a ring of plaintext, until it is acknowledged.
+"""What one direction of a channel has sent and may have to send again: its plaintext, until it is acknowledged.
 
 Frames are numbered from 0. `base` ≤ `sent` ≤ `next_seq`: frames below `base` are the peer's for good and their place
 is free; those below `sent` went out on the connection that lives now; those from `sent` on are still to go out. A lost
 connection sets `sent` back (`rewind`), and what goes out again is sealed anew, by another key: no ciphertext is kept,
 so none can be sent twice.
 
-Room is contiguous, so that a hypervisor's bytes are read into their place and sealed from it: nothing is copied.
+The place of a frame is in a slot of the largest payload's size, so that a hypervisor's bytes are read into it and
+sealed from it: nothing is copied. The slot that was freed last is filled next: only as much memory is ever touched as
+was under way at once, and that little stays in the processor's caches.
 """
 
 from __future__ import annotations
@@ -16,13 +18,14 @@ from collections import deque
 from transport.errors import Misuse, ProtocolViolation
 from transport.wire.frames import MAX_PAYLOAD_BYTES, FrameType
 
-# A peer acknowledges after so much at the latest: a ring of a window may be full four times between two of its timers.
+# A peer acknowledges after so much at the latest, so that it need not wait for its timer while a window fills.
 ACK_BYTES = 4 << 20
 ACK_FRAMES = 1024
 MAX_FRAMES = 4 * ACK_FRAMES  # small frames need more memory for their places than for their bytes
 MIN_WINDOW_BYTES = 2 * ACK_BYTES
-_WORTH_FILLING = 256 * 1024
-_STEP_BYTES = 2 << 20
+_SLOT_BYTES = MAX_PAYLOAD_BYTES
+_WORTH_FILLING = _SLOT_BYTES // 2  # what is left of a slot, where another is free
+_LEAST_ROOM = _SLOT_BYTES // 4  # and where none is
 
 
 def lazy_buffer(size_bytes: int) -> memoryview:
@@ -31,16 +34,16 @@ def lazy_buffer(size_bytes: int) -> memoryview:
 
 
 class SendWindow:
-    """A ring of up to `capacity_bytes`. It begins with short laps, in memory that is in the cache and few pages of it;
-    they grow when one was too short for what is under way."""
+    """Up to `capacity_bytes`, in whole slots; frames that do not fill theirs have less."""
 
     __slots__ = (
         "_buffer",
-        "_capacity",
+        "_end",
         "_frames",
+        "_free",
         "_head",
-        "_lap",
         "_room",
+        "_used",
         "acked",
         "base",
         "closed_by",
@@ -51,11 +54,13 @@ class SendWindow:
     def __init__(self, capacity_bytes: int) -> None:
         if capacity_bytes < MIN_WINDOW_BYTES:
             raise Misuse("a window that a peer's acknowledgements could not keep open")
-        self._capacity = capacity_bytes
         self._buffer = lazy_buffer(capacity_bytes)
+        self._free = list(range(0, capacity_bytes - _SLOT_BYTES + 1, _SLOT_BYTES))[::-1]
+        self._used: deque[tuple[int, int]] = deque()  # slot, the frame after its last: of those before the open one
         self._frames: deque[tuple[FrameType, int, int]] = deque()  # type, offset, size: of frames from `base` on
-        self._head = self._room = 0
-        self._lap = MIN_WINDOW_BYTES
+        self._head = self._free.pop()  # in the open slot, which ends at `_end`
+        self._end = self._head + _SLOT_BYTES
+        self._room = 0
         self.base = self.acked = self.sent = 0
         self.pending = 0  # bytes that were read into `room` and are no frame yet
         self.closed_by: FrameType | None = None
@@ -82,24 +87,15 @@ class SendWindow:
     def room(self) -> memoryview:
         """Where the next payload is read to; empty when nothing fits until the peer acknowledges. It stays the same
         while bytes are pending."""
-        frames = self._frames
-        if self.pending:
-            return self._buffer[self._head : self._head + self._room]
-        if not frames:
-            self._head = 0
-        elif len(frames) >= MAX_FRAMES:
-            return self._buffer[:0]
-        end = self._lap
-        if frames and self._head <= (tail := frames[0][1]):
-            end = tail
-            if end - self._head < _WORTH_FILLING:
-                self._lap = min(self._capacity, self._lap + _STEP_BYTES)
-        elif end - self._head < _WORTH_FILLING and frames and tail >= _WORTH_FILLING:
-            self._head, end = 0, tail
-        elif end - self._head < _WORTH_FILLING:
-            end = self._lap = min(self._capacity, self._lap + _STEP_BYTES)
-        size = min(end - self._head, MAX_PAYLOAD_BYTES)
-        self._room = size if size >= _WORTH_FILLING else 0
+        if not self.pending:
+            left = self._end - self._head
+            if not self._frames:
+                self._head, left = self._end - _SLOT_BYTES, _SLOT_BYTES
+            elif left < _WORTH_FILLING and self._free:
+                self._used.append((self._end - _SLOT_BYTES, self.next_seq))
+                self._head, left = self._free.pop(), _SLOT_BYTES
+                self._end = self._head + _SLOT_BYTES
+            self._room = left if left >= _LEAST_ROOM and len(self._frames) < MAX_FRAMES else 0
         return self._buffer[self._head : self._head + self._room]
 
     def append(self, frame_type: FrameType, size: int) -> None:
@@ -113,7 +109,7 @@ class SendWindow:
             self.closed_by = frame_type
 
     def close(self, frame_type: FrameType, payload: bytes = b"") -> None:
-        """Fin or reset: it needs no room but its own few bytes, which a full ring has beside it."""
+        """Fin or reset: it needs no room but its own few bytes, which a full window has beside it."""
         if self.closed_by is not None:
             raise Misuse("nothing follows fin or reset")
         self._frames.append((frame_type, -int.from_bytes(payload, "big") - 1, len(payload)))
@@ -141,17 +137,18 @@ class SendWindow:
         if count < self.acked:
             raise ProtocolViolation("an acknowledgement that falls")
         self.acked = count
-        self._free(count)
+        self._forget(count)
 
     def rewind(self, count: int) -> None:
         """A new connection: the peer holds all frames below `count`, and the next one is sent first."""
         if not self.acked <= count <= self.sent or count < self.base:
             raise ProtocolViolation("a peer that resumes from frames that it cannot lack, or cannot have")
-        self._free(count)
+        self._forget(count)
         self.sent = count
 
-    def _free(self, count: int) -> None:
-        frames = self._frames
+    def _forget(self, count: int) -> None:
         while self.base < count:
-            frames.popleft()
+            self._frames.popleft()
             self.base += 1
+        while self._used and self._used[0][1] <= count:
+            self._free.append(self._used.popleft()[0])
