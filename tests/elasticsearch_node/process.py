@@ -1,7 +1,7 @@
 """A real Elasticsearch as a process on loopback: HTTPS, file users, API keys. Made of its Maven Central artifacts.
 
 `deploy/setup.sh test` fetches them (pom.xml). What the distribution has beside them, and this has not: data streams,
-index lifecycle, Kibana (docs/adr/).
+Kibana, and of index lifecycle all but the reading of a policy and the setting that names one (docs/adr/).
 """
 
 from __future__ import annotations
@@ -198,6 +198,12 @@ class ElasticsearchNode:
         return (self._folder / "output.log").read_text(errors="replace")[-3000:]
 
 
+def read_lifecycle_policy(file: Path) -> str:
+    """What the server's own classes make of the body of a PUT _ilm/policy. CalledProcessError: they refuse it."""
+    command = ["java", "-cp", f"{HERE / 'target/classes'}:{HERE / 'target/lib'}/*", "Lifecycle", str(file)]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=START_SECONDS).stdout
+
+
 logging.getLogger("elastic_transport").setLevel(logging.CRITICAL)  # hundreds of lines while a node starts
 
 
@@ -228,10 +234,11 @@ def _lay_modules(modules: Path) -> None:
     for each in jars:
         if not each.name.startswith(taken):
             _link(each, server)
-    analysis = modules / "analysis"
-    analysis.mkdir(parents=True, exist_ok=True)
-    _describe(analysis, "Analysis", "")
-    _pack("Analysis", analysis / "analysis.jar")
+    for main_class, extends in (("Analysis", ""), ("Lifecycle", "x-pack-core")):  # our own
+        folder = modules / main_class.lower()
+        folder.mkdir(parents=True, exist_ok=True)
+        _describe(folder, main_class, extends)
+        _pack(main_class, folder / f"{folder.name}.jar")
     _pack("Node", server / "node.jar")
     for name, (main_class, extends, prefixes) in _MODULES.items():
         folder = modules / name

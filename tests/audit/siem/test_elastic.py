@@ -93,6 +93,14 @@ async def test_the_template_decides_the_types_and_not_the_first_document(indices
     assert properties["event"]["properties"]["original"]["index"] is False
 
 
+async def test_its_indices_follow_the_lifecycle_policy_that_it_names(indices: Indices) -> None:
+    sink = ElasticSink("siem", indices.node.keyed_client(indices.key), indices.name, lifecycle="kept-a-year")
+    await sink.deliver(DOCUMENTS)
+    await sink.close()
+    settings = indices.admin.indices.get_settings(index=f"{indices.name}-*", flat_settings=True).body
+    assert {each["settings"]["index.lifecycle.name"] for each in settings.values()} == {"kept-a-year"}
+
+
 async def test_what_was_delivered_before_is_delivered_and_not_doubled(indices: Indices) -> None:
     await indices.sink.deliver(DOCUMENTS[:5])
     assert await indices.sink.deliver(DOCUMENTS) == []

@@ -1,12 +1,14 @@
 """The files of deploy/siem: well-formed, their references whole, and every question in them answered by a real server.
 
-Kibana itself is not here: that it loads them is not tested. Its query language is read by the few forms that they use.
+The lifecycle policy is read and checked by Elasticsearch's own classes. Kibana itself is not here: that it loads them
+is not tested. Its query language is read by the few forms that they use.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from audit.siem.document import Document, document_of
 from audit.siem.mapping import MAPPING
 from tests.audit.siem.conftest import Indices
 from tests.audit.siem.entries import log_entry
+from tests.elasticsearch_node.process import read_lifecycle_policy
 
 FOLDER = Path(__file__).parents[3] / "deploy" / "siem"
 RULES = [json.loads(line) for line in (FOLDER / "detection-rules.ndjson").read_text().splitlines()]
@@ -108,3 +111,21 @@ async def test_each_rule_finds_what_it_is_for_on_a_real_server_and_nothing_else(
     heartbeat = json.loads((FOLDER / "missing-heartbeat-rule.json").read_text())["params"]
     query = json.loads(heartbeat["esQuery"])["query"]
     assert indices.admin.count(index=indices.sink.pattern, query=query)["count"] == 1
+
+
+@pytest.mark.real
+def test_the_server_s_own_classes_take_the_lifecycle_policy() -> None:
+    read = json.loads(read_lifecycle_policy(FOLDER / "lifecycle-policy.json"))
+    assert {name: phase["min_age"] for name, phase in read["phases"].items()} == {
+        "hot": "0ms",
+        "warm": "92d",
+        "delete": "397d",
+    }
+
+
+@pytest.mark.real
+def test_a_lifecycle_policy_with_an_unknown_phase_is_refused_by_them(tmp_path: Path) -> None:
+    (tmp_path / "policy.json").write_text((FOLDER / "lifecycle-policy.json").read_text().replace('"hot"', '"hoot"'))
+    with pytest.raises(subprocess.CalledProcessError) as refused:
+        read_lifecycle_policy(tmp_path / "policy.json")
+    assert "does not support phase [hoot]" in refused.value.stderr
