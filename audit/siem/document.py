@@ -24,7 +24,7 @@ from audit.errors import RecordInvalid
 from audit.proof import leaf_hash
 from audit.query import Facets, facets_of
 from audit.query.text import fold
-from audit.record import PERMIT_KIND, Entry, PermitEntry, Record, decode_entry, format_time
+from audit.record import PERMIT_KIND, PermitEntry, Record, decode_entry, format_time, record_within
 from audit.siem.mapping import REDACTABLE, facet_name
 
 ECS_VERSION: Final = "8.17.0"
@@ -121,7 +121,7 @@ class Document:
         """JSON without nulls or empty members. Made each time that it is asked for: most of the work is in it, and
         most of the memory, and a batch may have to be kept for as long as its receiver is down.
         """
-        body = _body(self._entry, decode_entry(self._entry.entry))
+        body = _body(self._entry, self.head)
         return redacted(body, self._redact) if self._redact else body
 
 
@@ -145,11 +145,8 @@ def body_of(entry: LogEntry) -> dict[str, Any]:
     return document_of(entry).body
 
 
-def _body(entry: LogEntry, read: Entry) -> dict[str, Any]:
-    if isinstance(read, PermitEntry):
-        told, searched = _of_permit(read), {"kind": PERMIT_KIND, "claims": read.claims}
-    else:
-        told, searched = _of_record(read.record), msgspec.json.decode(read.record_bytes)
+def _body(entry: LogEntry, head: Head) -> dict[str, Any]:
+    told, searched = _told(entry.entry, head.kind)
     kind = told["sealane"]["kind"]
     document: dict[str, Any] = {
         **told,
@@ -164,7 +161,7 @@ def _body(entry: LogEntry, read: Entry) -> dict[str, Any]:
             "action": kind,
             "module": "sealane",
             "dataset": DATASET,
-            "hash": leaf_hash(entry.entry).hex(),
+            "hash": head.leaf_hash,
             "original": entry.entry.decode(),
         },
     }
@@ -172,6 +169,14 @@ def _body(entry: LogEntry, read: Entry) -> dict[str, Any]:
     document = _without_nothing(document)
     document["sealane"]["facets"] = facets_document(facets_of(entry.index, searched))  # never empty
     return document
+
+
+def _told(entry: bytes, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the fields are, and the JSON that the facets are of. `entry` was decoded before, and is one."""
+    if kind == PERMIT_KIND and isinstance(read := decode_entry(entry), PermitEntry):
+        return _of_permit(read), {"kind": PERMIT_KIND, "claims": read.claims}
+    record, record_bytes = record_within(entry)
+    return _of_record(record), msgspec.json.decode(record_bytes)
 
 
 def redacted(body: Mapping[str, Any], redact: frozenset[str]) -> dict[str, Any]:
@@ -328,12 +333,15 @@ def _text(value: object) -> str | None:
 
 
 def _without_nothing(value: dict[str, Any]) -> dict[str, Any]:
-    """Without empty members: a receiver must not have to tell them from absent ones. Called once a dict, not a value:
-    it was a third of a document's making.
+    """`value` itself, freed of empty members: a receiver must not have to tell them from absent ones. Called once a
+    dict, not a value, and nearly all values pass one test: it was a third of a document's making.
     """
-    kept: dict[str, Any] = {}
+    empty = []
     for name, member in value.items():
-        told = _without_nothing(member) if type(member) is dict else member
-        if told or (told is not None and type(told) not in _MAY_BE_EMPTY):
-            kept[name] = told
-    return kept
+        if type(member) is dict:
+            _without_nothing(member)
+        if not member and (member is None or type(member) in _MAY_BE_EMPTY):
+            empty.append(name)
+    for name in empty:
+        del value[name]
+    return value

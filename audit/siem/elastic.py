@@ -35,7 +35,7 @@ _TEMPLATE_PRIORITY: Final = 500
 _PAGE: Final = 1000
 _MOST_PER_ENTRY: Final = 10  # documents; who lays down more than that has made the comparison pointless
 _THREADS: Final = 6
-_PART: Final = 250
+_PART: Final = 500
 Answer = TypeVar("Answer")
 
 
