@@ -63,7 +63,8 @@ def create_app(desk: Desk, request_seconds: float) -> Any:
         siem_calls,
         site_calls,
     ):
-        app.include_router(calls.router)
+        # One flat list: nested routers are each asked for their turn at every request, and built at their first.
+        app.router.routes.extend(calls.router.routes)
     app.add_exception_handler(GatewayError, _answer_gateway_error)
     app.add_exception_handler(RequestValidationError, _answer_validation_error)
     app.add_exception_handler(HTTPException, _answer_http_error)

@@ -33,6 +33,8 @@ log = structlog.get_logger("sealane.relay")
 _POLL_SECONDS = 20
 _MAX_ANSWER_BYTES = 256 * 1024
 _RETRY_SECONDS = 2.0
+# Beside the poll's one more stays open: the address book is asked for within that time, and handshakes cost the most.
+_LIMITS = httpx.Limits(max_connections=100, max_keepalive_connections=2, keepalive_expiry=65.0)
 _NEVER = frozenset({400, 401, 403, 404, 409, 413, 422})
 _RECEIPT_CHECK_SECONDS = 1.0
 _FORMER_SECONDS = 120.0
@@ -177,6 +179,7 @@ class GatewayLink:
             base_url=self.url,
             verify=_tls(self._host),
             timeout=httpx.Timeout(10.0, read=_POLL_SECONDS + 15.0),
+            limits=_LIMITS,
         )
 
     async def close(self) -> None:
