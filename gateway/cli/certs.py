@@ -248,6 +248,8 @@ def check(directory: DirectoryArgument, as_json: JsonOption = False) -> None:
     from gateway.doctor.finding import worst
 
     now = datetime.now(UTC)
+    if not (directory / "ca.pem").exists():
+        raise BadConfiguration(f"{directory} holds no CA", OPERATOR, "name the folder of `sealane certs init`")
     found = [
         *(key_finding(path) for path in sorted(directory.glob("**/*.key")) if not _is_elsewhere(path)),
         *(
@@ -258,8 +260,6 @@ def check(directory: DirectoryArgument, as_json: JsonOption = False) -> None:
         ),
         *crl_findings(sorted(directory.glob("*crl.pem")), now),
     ]
-    if not found:
-        raise BadConfiguration(f"{directory} holds no CA", OPERATOR, "name the folder of `sealane certs init`")
     outcome = worst(found)
     if as_json:
         names = ("check", "status", "message", "remedy")
@@ -272,8 +272,11 @@ def check(directory: DirectoryArgument, as_json: JsonOption = False) -> None:
 
 
 def _is_elsewhere(path: Path) -> bool:
-    """With a passphrase, or in a token: whether it can be used is shown by using it."""
-    return not path.read_bytes().lstrip().startswith(b"-----BEGIN PRIVATE")
+    """With a passphrase, or in a token: whether it can be used is shown by using it. What cannot be read is here."""
+    try:
+        return not path.read_bytes().lstrip().startswith(b"-----BEGIN PRIVATE")
+    except OSError:
+        return False
 
 
 @app.command("show")

@@ -23,11 +23,12 @@ def certificate_findings(path: Path, now: datetime) -> Iterator[Finding]:
     except CertificateError as error:
         yield Finding("certificate", "wrong", str(error), "issue it: sealane certs issue")
         return
-    for certificate in certificates:
-        yield _validity(path, certificate, now)
+    for number, certificate in enumerate(certificates):
+        further = f" ({certificate.subject.rfc4514_string()})" if number else ""
+        yield _validity(f"{path}{further}", certificate, now)
 
 
-def _validity(path: Path, certificate: x509.Certificate, now: datetime) -> Finding:
+def _validity(path: str, certificate: x509.Certificate, now: datetime) -> Finding:
     begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     if not begin <= now < end:
         when = f"is valid from {begin:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M} UTC, and it is {now:%Y-%m-%d %H:%M}"
@@ -68,7 +69,7 @@ def site_findings(trust_domain: str, bundle: Path, crls: Sequence[Path], now: da
         yield Finding("site", "wrong", f"{trust_domain}: {error}", "sealane sites trust")
         return
     for root in roots:
-        found = _validity(bundle, root, now)
+        found = _validity(str(bundle), root, now)
         yield Finding("site", found.status, f"{trust_domain}: {found.message}", found.remedy and "sealane sites trust")
     yield from crl_findings(crls, now)
 

@@ -25,13 +25,13 @@ def gateway_findings(
 ) -> Iterator[Finding]:
     """The gateway answers under a trusted certificate, and its clock agrees with ours. `client`: ours, and its key."""
     try:
-        context = ssl.create_default_context(cafile=str(trust_bundle))
-        context.minimum_version = ssl.TLSVersion.TLSv1_3
-        if client is not None:
-            context.load_cert_chain(*client)
-        with httpx.Client(verify=context, timeout=SECONDS, trust_env=False) as http:
-            answer = http.get(f"{url}/v1/health")
+        answer = _health(url, trust_bundle, client)
     except (OSError, httpx.HTTPError) as error:
+        if client is not None and (date := _date_for_anyone(url, trust_bundle)) is not None:
+            message = f"{url} answers, but not to this host's certificate: it is revoked, expired, or of another CA"
+            yield Finding("gateway", "wrong", message, "look at the clock; then enrol again: sealane certs token HOST")
+            yield clock_finding(date, now)
+            return
         remedy = "see that it runs, and that gateway.url and gateway.trust_bundle are right"
         yield Finding("gateway", "wrong", f"{url} does not answer: {error}", remedy)
         return
@@ -43,6 +43,23 @@ def gateway_findings(
         "" if is_well else "look at the gateway: sealane doctor on its host",
     )
     yield clock_finding(answer.headers.get("date", ""), now)
+
+
+def _health(url: str, trust_bundle: Path, client: tuple[Path, Path] | None) -> httpx.Response:
+    context = ssl.create_default_context(cafile=str(trust_bundle))
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    if client is not None:
+        context.load_cert_chain(*client)
+    with httpx.Client(verify=context, timeout=SECONDS, trust_env=False) as http:
+        return http.get(f"{url}/v1/health")
+
+
+def _date_for_anyone(url: str, trust_bundle: Path) -> str | None:
+    """What the gateway says of its clock to whoever shows no certificate; None if it does not answer that either."""
+    try:
+        return str(_health(url, trust_bundle, None).headers.get("date", ""))
+    except (OSError, httpx.HTTPError):
+        return None
 
 
 def clock_finding(date: str, now: datetime) -> Finding:

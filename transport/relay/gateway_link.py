@@ -32,6 +32,7 @@ from transport.relay.wish import NotAdmitted, Wish
 log = structlog.get_logger("sealane.relay")
 _POLL_SECONDS = 20
 _MAX_ANSWER_BYTES = 256 * 1024
+_MAX_ERROR_BYTES = 64 * 1024
 _RETRY_SECONDS = 2.0
 # Beside the poll's one more stays open: the address book is asked for within that time, and handshakes cost the most.
 _LIMITS = httpx.Limits(max_connections=100, max_keepalive_connections=2, keepalive_expiry=65.0)
@@ -217,7 +218,9 @@ class GatewayLink:
                 data = await self._post("/v1/relay/poll", self._poll_body())
                 answer = decode_assignments(data)
             except (GatewayAway, GatewayRefuses, msgspec.MsgspecError) as error:
-                if not away:
+                if not away and isinstance(error, GatewayRefuses):
+                    log.error("the gateway refuses this host; streams go on, no new work comes", cause=str(error))
+                elif not away:
                     log.warning("gateway away; streams go on, no new work comes", cause=str(error))
                 away = True
                 await trio.sleep(_RETRY_SECONDS)
@@ -367,14 +370,18 @@ class GatewayLink:
             request.stream = _Whole(body)
             async with aclosing(await self._client.send(request, stream=True)) as response:
                 self._agree(path, response.headers.get(link_version.HEADER))
-                if response.status_code in _NEVER:
-                    raise GatewayRefuses(f"{path}: the gateway answers {response.status_code}", response.status_code)
-                if response.status_code // 100 != 2:
-                    raise GatewayAway(f"{path}: the gateway answers {response.status_code}")
+                status = response.status_code
+                bound = at_most if status // 100 == 2 else min(at_most, _MAX_ERROR_BYTES)
+                if (told := response.headers.get("content-length", "")).isdigit() and int(told) > bound:
+                    raise GatewayAway(f"{path}: the gateway's answer is too long ({status})")
                 async for chunk in response.aiter_bytes():
                     answer += chunk
-                    if len(answer) > at_most:
-                        raise GatewayAway(f"{path}: the gateway's answer is too long")
+                    if len(answer) > bound:
+                        raise GatewayAway(f"{path}: the gateway's answer is too long ({status})")
+                if status in _NEVER:
+                    raise GatewayRefuses(f"{path}: the gateway answers {status}{_words(answer)}", status)
+                if status // 100 != 2:
+                    raise GatewayAway(f"{path}: the gateway answers {status}{_words(answer)}")
         except (httpx.HTTPError, OSError) as error:
             raise GatewayAway(f"{path}: {type(error).__name__}: {error}") from None
         return bytes(answer)
@@ -386,6 +393,26 @@ class GatewayLink:
         except link_version.LinkRefused as refused:
             who = "this relay" if refused.ours_is_older else "the gateway"
             raise GatewayAway(f"{path}: upgrade {who}: {refused}") from None
+
+
+class _Refusal(msgspec.Struct, frozen=True):
+    """An error of the gateway, as it answers everybody; other members mean nothing here."""
+
+    class Error(msgspec.Struct, frozen=True):
+        message: Annotated[str, Meta(max_length=1024)]
+        next_step: Annotated[str, Meta(max_length=1024)]
+
+    error: Error
+
+
+def _words(answer: bytes | bytearray) -> str:
+    """What the gateway says of it, for our log; "" where that is nothing of that form, as of a proxy in between."""
+    try:
+        error = msgspec.json.decode(answer, type=_Refusal).error
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return ""
+    text = f": {error.message}; {error.next_step}"
+    return "".join(character if character.isprintable() else " " for character in text)
 
 
 def _tls(host: RelayHost) -> ssl.SSLContext:

@@ -12,6 +12,8 @@ import pytest
 import trio
 from typer.testing import CliRunner
 
+from certs.authority import Authority
+from certs.files import read_certificates
 from gateway.cli.main import app
 from gateway.doctor.credentials import certificate_findings, crl_findings, folder_finding, key_finding
 from gateway.doctor.finding import Finding, worst
@@ -202,6 +204,27 @@ async def test_a_relays_host_reaches_its_gateway_and_compares_clocks(running: Ru
     assert by_check["identity"].message.endswith("/host/a")
     assert by_check["listen"].status == "attention"  # it does not run
     assert all(finding.remedy for finding in found if finding.status in {"wrong", "attention"})
+
+
+@pytest.mark.whole
+async def test_a_host_that_was_revoked_is_told_that_it_is_its_certificate_and_the_clocks_still_compare(
+    running: Running,
+) -> None:
+    site = running.site
+    host = site.host_folder("a")
+    Authority.load(site.certs).revoke_all(
+        [each.serial_number for each in read_certificates(host / "host.pem")[:1]], datetime.now(UTC)
+    )
+    number = running.gateway.desk.gate.minimum_crl_number
+    with trio.fail_after(30):
+        while running.gateway.desk.gate.minimum_crl_number == number:
+            await trio.sleep(0.05)
+    pair = host / "host.pem", host / "host.key"
+    found = await trio.to_thread.run_sync(lambda: list(gateway_findings(running.url, site.ca, datetime.now(UTC), pair)))
+    assert [each.check for each in found] == ["gateway", "clock"]
+    assert "not to this host's certificate" in found[0].message
+    assert "sealane certs token" in found[0].remedy
+    assert found[1].status == "ok"
 
 
 def test_a_gateway_that_is_away_or_another_is_wrong(site: Site) -> None:

@@ -14,7 +14,7 @@ from tests.transport.relay.conftest import until
 from tests.transport.relay.fake_gateway import FakeGateway, serving_https
 from tests.transport.site import Site
 from transport.link_version import NEWEST
-from transport.relay.gateway_link import GatewayAway, GatewayLink, NewsDesk
+from transport.relay.gateway_link import GatewayAway, GatewayLink, GatewayRefuses, NewsDesk
 from transport.relay.gateway_links import GatewayLinks
 from transport.relay.host import RelayHost, open_host
 from transport.relay.news import News
@@ -133,5 +133,22 @@ async def test_a_gateway_of_which_nothing_is_common_is_away_and_the_word_says_wh
     gateway.link = str(said)
     link = GatewayLink(host)
     with pytest.raises(GatewayAway, match=f"upgrade {who}: it speaks version"):  # and receipts stay here
+        await link.bring_receipt(b"{}")
+    await link.close()
+
+
+async def test_why_the_gateway_refuses_is_said_in_its_own_words_and_those_of_others_are_not(
+    answering: tuple[RelayHost, FakeGateway],
+) -> None:
+    host, gateway = answering
+    said = {"error": {"code": "relay_refused", "message": "the host is not\n in the inventory", "next_step": "list it"}}
+    gateway.answer = lambda path, _: (403, msgspec.json.encode(said) if path == "/v1/receipts" else b"<html>no")
+    link = GatewayLink(host)
+    with pytest.raises(GatewayRefuses, match=r"answers 403: the host is not  in the inventory; list it$"):
+        await link.bring_receipt(b"{}")
+    with pytest.raises(GatewayRefuses, match=r"answers 403$"):
+        await link.show_permit("x")
+    gateway.answer = lambda _path, _body: (403, b"x" * 70_000)
+    with pytest.raises(GatewayAway, match="too long"):
         await link.bring_receipt(b"{}")
     await link.close()
