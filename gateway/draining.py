@@ -66,8 +66,8 @@ async def prospects(gate: Gate, wish: Wish) -> dict[str, Any]:
     facts = {"client_address": wish.address, "asked": asked, **identity_of(person)}
     if not may_ask.allowed:
         denied = {**facts, "decision": decision_document(may_ask)}
-        await gate.recorder.append(Event("drain.check", "denied", actor=actor_of(person), details=denied))
-        raise NotAllowed(f"asking what would be decided is denied: {may_ask.denied_because}")
+        recorded = await gate.recorder.append(Event("drain.check", "denied", actor=actor_of(person), details=denied))
+        raise NotAllowed("asking what would be decided is denied", may_ask.denied_because, recorded.index)
     source, hosts = candidate_hosts(gate, wish.host, wish.to)
     vms = vms_on(gate, source)
     if len(vms) * len(hosts) > MAX_PAIRS:

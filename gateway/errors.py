@@ -45,11 +45,16 @@ class Unauthenticated(RequesterError):
 
 
 class NotAllowed(RequesterError):
-    """Policy says no to an action that is no migration."""
+    """Policy says no to an action that is no migration: `what` is denied, `because`; on record as `record_index`."""
 
     code = "not_allowed"
     status = 403
-    next_step = "ask the author of the policy for this action, naming the record"
+    next_step = "ask the author of the policy for this action"
+
+    def __init__(self, what: str, because: str, record_index: int | None = None) -> None:
+        recorded = "" if record_index is None else f" (record {record_index})"
+        naming = None if record_index is None else f"{type(self).next_step}, naming record {record_index}"
+        super().__init__(f"{what}{recorded}: {because}", next_step=naming)
 
 
 class RequestRefused(RequesterError):
@@ -73,6 +78,13 @@ class NotKnown(RequesterError):
     code = "not_known"
     status = 404
     next_step = "check the name or the number"
+
+
+class NotSetUp(NotKnown):
+    """What is asked for needs a `table` that the gateway's configuration has not: the requester cannot add it."""
+
+    def __init__(self, detail: str, table: str) -> None:
+        super().__init__(detail, next_step=f"ask the operator: the gateway's configuration has no {table}")
 
 
 class Conflict(RequesterError):

@@ -113,7 +113,7 @@ class Evacuating:
             event = Event("evacuation.prepared", "denied", actor=actor_of(wish.person), reason=wish.reason)
             recorded = await gate.recorder.append(replace(event, source=source.spiffe_id, details=details))
             first = left_out[0]["because"] if left_out else "no VM is on it"
-            raise NotAllowed(f"no VM of {source.name} may be evacuated: {first} (record {recorded.index})")
+            raise NotAllowed(f"no VM of {source.name} may be evacuated", first, recorded.index)
         problem = await self._hand_over(source, evacuation_id, until, orders)
         event = Event(
             "evacuation.prepared",
@@ -151,8 +151,9 @@ class Evacuating:
         )
         if not allowed:
             raise NotAllowed(
-                f"evacuations of {host.name} are not yours to withdraw, or no VM is known to be there "
-                f"(record {recorded.index})"
+                f"withdrawing evacuations of {host.name} is denied",
+                "they are not yours to withdraw, or no VM is known to be there",
+                recorded.index,
             )
         if (outdated := too_early(gate.dispatch, host, EVACUATIONS, "evacuations, and holds none")) is not None:
             raise outdated

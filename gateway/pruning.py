@@ -102,7 +102,7 @@ class Pruning:
         event = Event("log.prune_asked", outcome, actor=actor_of(person), details=details | identity_of(person))
         asked = await self._gate.recorder.append(event)
         if not decision.allowed:
-            raise NotAllowed(f"pruning the log is denied: {decision.denied_because}")
+            raise NotAllowed("pruning the log is denied", decision.denied_because, asked.index)
         if self._retention is None:
             raise NotPrunable("[log.retention] is not set: nothing is ever pruned")
         if self.latest is not None and self.latest.state == "running":
@@ -115,7 +115,7 @@ class Pruning:
         """To see what the latest run did. Errors: NotAllowed."""
         decision = decide(self._gate.engine, Question("PruneLog", person, None, None, None, Context(time=now)))
         if not decision.allowed:
-            raise NotAllowed(f"pruning the log is denied: {decision.denied_because}")
+            raise NotAllowed("pruning the log is denied", decision.denied_because)
 
     async def run(self) -> None:
         """Do what is asked for, and what the schedule says, until cancelled."""

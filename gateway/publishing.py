@@ -177,7 +177,7 @@ class Publishing:
         """Errors: NotAllowed (recorded), NotKnown, LogUnavailable."""
         await self._require(person, address, "policy.shadow_ended")
         if (seen := self.shadow.document()) is None:
-            raise NotKnown("no candidate is evaluated here")
+            raise NotKnown("no candidate is evaluated here", next_step="begin with `sealane policy shadow DIR`")
         recorded = await self._record("policy.shadow_ended", "completed", person, address, {"shadow": seen})
         self.shadow.end()
         return {**seen, "record_index": recorded}
@@ -231,8 +231,8 @@ class Publishing:
         decision = decide(self._engine, Question(ACTION, person, None, None, None, Context(time=self._clock.wall())))
         if not decision.allowed:
             details = {"decision": decision_document(decision)}
-            await self._record(kind, "denied", person, address, details)
-            raise NotAllowed(f"publishing policy is denied: {decision.denied_because}")
+            recorded = await self._record(kind, "denied", person, address, details)
+            raise NotAllowed("publishing policy is denied", decision.denied_because, recorded)
 
     async def _refuse(self, kind: str, person: Person, address: str, error: BundleRefused | OSError) -> Any:
         words = str(error)[:2000]

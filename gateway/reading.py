@@ -73,13 +73,15 @@ class Reading:
     ) -> None:
         """Errors: NotAllowed (always recorded); LogUnavailable: what cannot be recorded is not shown."""
         decision = decide(self._gate.engine, Question("ReadAudit", person, None, None, None, Context(time=now)))
+        index = None
         if recorded or not decision.allowed:
             details = {"client_address": address, "read": dict(what), "decision": decision_document(decision)}
             details |= identity_of(person)
             outcome = "allowed" if decision.allowed else "denied"
-            await self._gate.recorder.append(Event("audit.read", outcome, actor=actor_of(person), details=details))
+            event = Event("audit.read", outcome, actor=actor_of(person), details=details)
+            index = (await self._gate.recorder.append(event)).index
         if not decision.allowed:
-            raise NotAllowed(f"{called} is denied: {decision.denied_because}")
+            raise NotAllowed(f"{called} is denied", decision.denied_because, index)
 
     def permissions(self, person: Person, now: datetime) -> dict[str, Decision]:
         """What the policy says of the person's own rights where no VM is concerned; it shows no record."""

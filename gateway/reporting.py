@@ -117,9 +117,9 @@ class Reporting:
             destination=migration.destination,
             details=details,
         )
-        await self._gate.recorder.append(event)
+        recorded = await self._gate.recorder.append(event)
         if not decision.allowed:
-            raise NotAllowed(f"cancelling this migration is denied: {decision.denied_because}")
+            raise NotAllowed("cancelling this migration is denied", decision.denied_because, recorded.index)
         ask_for_end(self._gate, self._gate.migrations.get(migration_id, seconds) or migration, seconds)
 
     def _take(self, migration: Migration) -> None:

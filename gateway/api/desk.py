@@ -14,7 +14,7 @@ from audit.checkpoint import LogVerifier
 from certs.identity import SpiffeId
 from gateway.elsewhere import Elsewhere
 from gateway.enrolment.office import Office
-from gateway.errors import NotKnown
+from gateway.errors import NotSetUp
 from gateway.evacuating import Evacuating
 from gateway.explaining import Explaining
 from gateway.gate import Gate
@@ -67,9 +67,9 @@ class Desk:
 
 
 def office_of(desk: Desk) -> Office:
-    """Errors: NotKnown where this gateway enrols no hosts."""
+    """Errors: NotSetUp where this gateway enrols no hosts."""
     if desk.office is None:
-        raise NotKnown("this gateway enrols no hosts", next_step="add [enrolment] to its configuration")
+        raise NotSetUp("this gateway enrols no hosts", "[enrolment]")
     return desk.office
 
 

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from gateway.api.answers import JsonAnswer
 from gateway.api.bodies import Body, MigrationId, Name
 from gateway.api.desk import Address, AskingPrivileged, AtDesk, Desk, Relay
-from gateway.errors import NotKnown
+from gateway.errors import NotSetUp
 from gateway.evacuating import Evacuating, Wish
 
 router = APIRouter()
@@ -43,9 +43,9 @@ class HeldEvacuation(Body):
 
 
 def evacuating_of(desk: Desk) -> Evacuating:
-    """Errors: NotKnown where this gateway prepares none."""
+    """Errors: NotSetUp where this gateway prepares none."""
     if desk.evacuating is None:
-        raise NotKnown("this gateway prepares no evacuations", next_step="add [evacuation] to its configuration")
+        raise NotSetUp("this gateway prepares no evacuations", "[evacuation]")
     return desk.evacuating
 
 

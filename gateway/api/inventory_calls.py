@@ -56,8 +56,9 @@ async def require_read_inventory(desk: Desk, person: Person, address: str) -> No
     if decision.allowed:
         return
     details = {"client_address": address, "decision": decision_document(decision), **identity_of(person)}
-    await desk.gate.recorder.append(Event("inventory.read", "denied", actor=actor_of(person), details=details))
-    raise NotAllowed(f"reading the inventory is denied: {decision.denied_because}")
+    event = Event("inventory.read", "denied", actor=actor_of(person), details=details)
+    recorded = await desk.gate.recorder.append(event)
+    raise NotAllowed("reading the inventory is denied", decision.denied_because, recorded.index)
 
 
 def _vm_document(vm: VmFacts, placed: HostFacts | None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from audit.errors import RecordInvalid
 from audit.record import parse_time
 from gateway.api.answers import JsonAnswer
 from gateway.api.desk import Address, Asking, AtDesk
-from gateway.errors import NotKnown, RequestRefused
+from gateway.errors import NotKnown, NotSetUp, RequestRefused
 from gateway.host_receipts import MAX_RECORDED_FINDINGS, compare_receipts
 from gateway.recording import Event, actor_of
 from gateway.sites.peer import ask_records
@@ -69,10 +69,12 @@ async def reconcile_sites(span: SiteSpan, desk: AtDesk, person: Asking, address:
         raise RequestRefused("since must be like 2026-11-22T21:42:21.123456Z") from error
     asked = {"reconcile_sites": {"since": span.since, "site": span.site}}
     await desk.reading.require_read_audit(person, desk.now(), address, asked, recorded=True)
-    sites = desk.gate.sites.by_domain.values() if desk.gate.sites is not None else ()
-    site = next((each for each in sites if each.name == span.site), None)
-    if site is None:
-        raise NotKnown(f"no site {span.site} is configured", next_step="see [[sites]] of the gateway's configuration")
+    if desk.gate.sites is None:
+        raise NotSetUp("this gateway exchanges VMs with no other site", "[[sites]]")
+    sites = {each.name: each for each in desk.gate.sites.by_domain.values()}
+    if (site := sites.get(span.site)) is None:
+        known = ", ".join(sorted(sites))
+        raise NotKnown(f"this gateway knows no site {span.site}", next_step=f"the other sites are: {known}")
     theirs = await ask_records(desk.gate, site, span.since)
     ours = shared_with(site.trust_domain, await desk.reading.some_since(SITE_KINDS, span.since))
     report = compare_sites(ours, theirs.records, int(desk.now().timestamp()))

@@ -13,7 +13,7 @@ from audit.record import parse_time
 from gateway.api.answers import JsonAnswer
 from gateway.api.bodies import Body
 from gateway.api.desk import Address, AtDesk, Desk
-from gateway.errors import NotKnown, RequestRefused
+from gateway.errors import NotKnown, NotSetUp, RequestRefused
 from gateway.recording import Event
 from gateway.sites.arriving import admit_from_site
 from gateway.sites.publishing import site_document
@@ -37,7 +37,10 @@ class FromSite(Body):
 async def site(desk: AtDesk) -> Response:
     """For anyone; nothing of it is secret. Compare the digests out of band: `sealane sites trust` shows them."""
     if not desk.gate.own_trust_domain:
-        raise NotKnown("the root CA of this site's hosts does not say its trust domain")
+        raise NotKnown(
+            "the root CA of this site's hosts does not say its trust domain",
+            next_step="ask the operator: tls.client_trust_bundle needs a root like that of `sealane certs init`",
+        )
     return JsonAnswer(site_document(desk.gate, desk.reporting.trust, desk.rollovers.pinned))
 
 
@@ -46,7 +49,7 @@ async def ask(body: FromSite, desk: AtDesk, address: Address) -> Response:
     """200 with the answer, a denial included. 403: not a request of a site that is configured here."""
     gate = desk.gate
     if gate.sites is None:
-        raise NotKnown("this gateway exchanges VMs with no other site", next_step="add [[sites]] to its configuration")
+        raise NotSetUp("this gateway exchanges VMs with no other site", "[[sites]]")
     now = int(desk.now().timestamp())
     request = open_request(body.request, gate.sites.keys, gate.sites.own, now)
     site = gate.sites.by_domain[request.iss]

@@ -105,7 +105,7 @@ class BreakGlass:
             recorded = await self._commit(event)
             _alarm("glass is to be broken", event, grant_id)
             if not decision.allowed:
-                raise NotAllowed(f"breaking glass is denied (record {recorded.index}): {decision.denied_because}")
+                raise NotAllowed("breaking glass is denied", decision.denied_because, recorded.index)
             if obstacle is not None:
                 raise obstacle
             grant = self._grants[grant_id] = derive([(recorded.index, document_of(event))])[grant_id]
@@ -125,7 +125,7 @@ class BreakGlass:
             recorded = await self._commit(event)
             _alarm("glass is broken", event, grant.id)
             if not decision.allowed:
-                raise NotAllowed(f"approving is denied (record {recorded.index}): {decision.denied_because}")
+                raise NotAllowed("approving is denied", decision.denied_because, recorded.index)
             if obstacle is not None:
                 raise obstacle
             self._grants[grant.id] = apply(grant, document_of(event))
@@ -149,10 +149,10 @@ class BreakGlass:
                 raise Conflict("it has ended already", code="already_ended", next_step="nothing to do")
             because = "ended" if grant.state is State.APPROVED else "withdrawn" if is_own else "refused"
             event = self._ending(grant, because, step, decision)
-            await self._commit(event)
+            recorded = await self._commit(event)
             _alarm("broken glass is ended", event, grant.id)
             if not decision.allowed:
-                raise NotAllowed(f"ending it is denied: {decision.denied_because}")
+                raise NotAllowed("ending it is denied", decision.denied_because, recorded.index)
             self._take_end(grant, event)
             return self._grants[grant.id]
 

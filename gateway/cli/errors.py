@@ -30,7 +30,9 @@ class CommandError(Exception):
 
     def line(self) -> str:
         """The line as it goes to stderr: no control character of whoever wrote its parts survives."""
-        return harmless(f"sealane: {self.what}; the {self.who_must_act} must act; {self.next_step}", limit=1200)
+        return harmless(
+            f"sealane: {self.what.removesuffix('.')}; the {self.who_must_act} must act; {self.next_step}", limit=1200
+        )
 
     def document(self) -> dict[str, object]:
         """The same as the JSON object that `--json` prints."""

@@ -32,7 +32,7 @@ from gateway.asking import decide
 from gateway.deciding import decision_document
 from gateway.enrolment.register import Issued, Note, Register, Spend, Token
 from gateway.enrolment.writer import AuthorityFailed, Writer
-from gateway.errors import GatewayError, NotAllowed, NotKnown, RequestRefused, Throttled
+from gateway.errors import GatewayError, NotAllowed, NotKnown, RequesterError, RequestRefused, Throttled
 from gateway.gate import Gate
 from gateway.hosts_seen import HostsSeen
 from gateway.recording import Event, actor_of, host_actor, identity_of
@@ -45,10 +45,11 @@ T = TypeVar("T")
 log = structlog.get_logger("gateway.enrolment")
 
 
-class EnrolmentRefused(NotAllowed):
+class EnrolmentRefused(RequesterError):
     """One answer for every fault of a token: which one it is stands in the record."""
 
     code = "enrolment_refused"
+    status = 403
     next_step = "ask for a new token: sealane certs token HOST"
 
 
@@ -299,8 +300,8 @@ class Office:
         actor: Actor = actor_of(person)
         event = Event(kind, actor=actor, reason=reason, details={**details, **identity_of(person)})
         if not decision.allowed:
-            await self._gate.recorder.append(_with(event, "denied", {}))
-            raise NotAllowed(f"{action} is denied: {decision.denied_because}")
+            recorded = await self._gate.recorder.append(_with(event, "denied", {}))
+            raise NotAllowed(f"{action} is denied", decision.denied_because, recorded.index)
         return event
 
     def _spiffe_id(self, name: str) -> SpiffeId:

@@ -120,15 +120,16 @@ class Rollovers:
         details = {**details, "decision": decision_document(decision), **identity_of(person)}
         event = Event(kind, actor=actor_of(person), reason=reason, details=details)
         if not decision.allowed:
-            await self._record(event, "denied", {})
-            raise NotAllowed(f"{ACTION} is denied: {decision.denied_because}")
+            recorded = await self._record(event, "denied", {})
+            raise NotAllowed(f"{ACTION} is denied", decision.denied_because, recorded)
         return event
 
-    async def _record(self, event: Event, outcome: str, more: dict[str, Any]) -> None:
+    async def _record(self, event: Event, outcome: str, more: dict[str, Any]) -> int:
         details = {**dict(event.details), **more}
-        await self._gate.recorder.append(
+        recorded = await self._gate.recorder.append(
             Event(event.kind, outcome, actor=event.actor, reason=event.reason, details=details)
         )
+        return recorded.index
 
 
 def _unless(kind: Kind, what: str, step: Step) -> str:

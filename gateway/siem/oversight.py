@@ -158,13 +158,15 @@ class Oversight:
         self, action: str, person: Person, now: datetime, address: str, asked: Mapping[str, Any], *, recorded: bool
     ) -> None:
         decision = decide(self._gate.engine, Question(action, person, None, None, None, Context(time=now)))
+        index = None
         if recorded or not decision.allowed:
             details = {"client_address": address, "asked": dict(asked), "decision": decision_document(decision)}
             details |= identity_of(person)
             outcome = "allowed" if decision.allowed else "denied"
-            await self._gate.recorder.append(Event("siem.asked", outcome, actor=actor_of(person), details=details))
+            event = Event("siem.asked", outcome, actor=actor_of(person), details=details)
+            index = (await self._gate.recorder.append(event)).index
         if not decision.allowed:
-            raise NotAllowed(f"this is denied: {decision.denied_because}")
+            raise NotAllowed(f"{action} is denied", decision.denied_because, index)
 
 
 def _unavailable(name: str, error: SinkAway) -> SearchUnavailable:
