@@ -25,8 +25,6 @@ from gateway.doctor.relay_host import relay_host_findings
 from gateway.starter import Site
 from tests.gateway.conftest import Running
 
-NOW = datetime.now(UTC)
-
 
 def machine(root: Path, **files: str) -> Path:
     for name, text in files.items():
@@ -115,13 +113,13 @@ def test_a_version_is_compared_and_a_missing_program_is_unknown() -> None:
 
 @pytest.mark.parametrize(("seconds", "status"), [(0, "ok"), (10, "attention"), (-10, "attention"), (31, "wrong")])
 def test_clocks_that_differ(seconds: int, status: str) -> None:
-    date = (NOW + timedelta(seconds=seconds)).strftime("%a, %d %b %Y %H:%M:%S GMT")
-    assert clock_finding(date, NOW).status == status
+    date = (datetime.now(UTC) + timedelta(seconds=seconds)).strftime("%a, %d %b %Y %H:%M:%S GMT")
+    assert clock_finding(date, datetime.now(UTC)).status == status
 
 
 @pytest.mark.parametrize("date", ["", "yesterday", "2026-11-25"])
 def test_a_gateway_that_tells_no_time(date: str) -> None:
-    assert clock_finding(date, NOW).status == "unknown"
+    assert clock_finding(date, datetime.now(UTC)).status == "unknown"
 
 
 @pytest.fixture
@@ -141,12 +139,12 @@ def test_ports_are_tried(port: int) -> None:
 
 def test_certificates_and_crls_are_judged_by_their_time(site: Site) -> None:
     certificate, crl = site.host_folder("a") / "host.pem", site.certs / "crl.pem"
-    assert {each.status for each in certificate_findings(certificate, NOW)} == {"ok"}
-    later = NOW + timedelta(days=3650)
+    assert {each.status for each in certificate_findings(certificate, datetime.now(UTC))} == {"ok"}
+    later = datetime.now(UTC) + timedelta(days=3650)
     assert "wrong" in {each.status for each in certificate_findings(certificate, later)}
-    assert [each.status for each in crl_findings([crl], NOW)] == ["ok"]
+    assert [each.status for each in crl_findings([crl], datetime.now(UTC))] == ["ok"]
     assert [each.status for each in crl_findings([crl], later)] == ["wrong"]
-    (missing,) = crl_findings([site.directory / "none.pem"], NOW)
+    (missing,) = crl_findings([site.directory / "none.pem"], datetime.now(UTC))
     assert missing.status == "wrong"
 
 
@@ -183,11 +181,11 @@ def test_the_worst_counts() -> None:
 @pytest.mark.whole
 async def test_a_gateways_host_is_well_and_its_faults_are_named(running: Running) -> None:
     path = running.site.gateway_config
-    found = await trio.to_thread.run_sync(lambda: list(gateway_host_findings(path, Path("/"), NOW)))
+    found = await trio.to_thread.run_sync(lambda: list(gateway_host_findings(path, Path("/"), datetime.now(UTC))))
     assert [finding for finding in found if finding.status == "wrong"] == []
     assert {"policy", "inventory", "log_space", "private_key", "crl"} <= {finding.check for finding in found}
     path.write_text(path.read_text() + "\nsurprise = 1\n")
-    found = await trio.to_thread.run_sync(lambda: list(gateway_host_findings(path, Path("/"), NOW)))
+    found = await trio.to_thread.run_sync(lambda: list(gateway_host_findings(path, Path("/"), datetime.now(UTC))))
     assert [finding.check for finding in found if finding.status == "wrong"] == ["configuration"]
 
 
@@ -228,7 +226,7 @@ async def test_a_host_that_was_revoked_is_told_that_it_is_its_certificate_and_th
 
 
 def test_a_gateway_that_is_away_or_another_is_wrong(site: Site) -> None:
-    (found,) = gateway_findings("https://127.0.0.1:1", site.ca, NOW)
+    (found,) = gateway_findings("https://127.0.0.1:1", site.ca, datetime.now(UTC))
     assert found.status == "wrong"
 
 

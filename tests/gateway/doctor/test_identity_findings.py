@@ -23,15 +23,13 @@ from gateway.starter import Site
 from tests.gateway.rolling_site import rolling_site
 from tests.gateway.test_watch import edit
 
-NOW = datetime.now(UTC)
-
 
 def of(found: list[Finding], check: str, status: str) -> list[Finding]:
     return [each for each in found if (each.check, each.status) == (check, status)]
 
 
 def gateway(site: Site) -> list[Finding]:
-    return list(gateway_host_findings(site.gateway_config, Path("/"), NOW))
+    return list(gateway_host_findings(site.gateway_config, Path("/"), datetime.now(UTC)))
 
 
 def test_a_key_of_another_pair_and_a_weak_one(site: Site, tmp_path: Path) -> None:
@@ -44,7 +42,11 @@ def test_a_key_of_another_pair_and_a_weak_one(site: Site, tmp_path: Path) -> Non
     write_private_key(tmp_path / "weak.key", weak)
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "gateway")])
     builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).serial_number(1)
-    builder = builder.not_valid_before(NOW).not_valid_after(NOW + timedelta(days=1)).public_key(weak.public_key())
+    builder = (
+        builder.not_valid_before(datetime.now(UTC))
+        .not_valid_after(datetime.now(UTC) + timedelta(days=1))
+        .public_key(weak.public_key())
+    )
     pem = builder.sign(weak, hashes.SHA256()).public_bytes(Encoding.PEM)
     (tmp_path / "weak.pem").write_bytes(pem)
     (found,) = pair_findings(tmp_path / "weak.pem", tmp_path / "weak.key")
@@ -62,19 +64,19 @@ def test_the_name_by_which_the_gateway_is_called(site: Site) -> None:
 
 def test_what_ends_soon_is_said_before_it_ends(site: Site) -> None:
     certificate = site.host_folder("a") / "host.pem"
-    leaf = layout.issue_host(site.certs, "a", NOW, timedelta(hours=24))
+    leaf = layout.issue_host(site.certs, "a", datetime.now(UTC), timedelta(hours=24))
     late = leaf.not_valid_after_utc - timedelta(hours=3)
     assert [each.status for each in certificate_findings(certificate, late)] == ["attention"]
     crl = site.certs / "crl.pem"
-    Authority.load(site.certs).publish_crl(NOW)
-    assert [each.status for each in crl_findings([crl], NOW + timedelta(days=6))] == ["attention"]
+    Authority.load(site.certs).publish_crl(datetime.now(UTC))
+    assert [each.status for each in crl_findings([crl], datetime.now(UTC) + timedelta(days=6))] == ["attention"]
 
 
 def test_a_host_with_a_clock_of_another_day_is_told_to_look_at_it(site: Site) -> None:
-    layout.issue_host(site.certs, "a", NOW, timedelta(hours=24))
+    layout.issue_host(site.certs, "a", datetime.now(UTC), timedelta(hours=24))
     config = site.relay_config("a")
     edit(config, lambda text: text.replace('url = "https://127.0.0.1:0"', 'url = "https://127.0.0.1:1"'))
-    found = list(relay_host_findings(config, Path("/"), NOW + timedelta(days=3)))
+    found = list(relay_host_findings(config, Path("/"), datetime.now(UTC) + timedelta(days=3)))
     (identity,) = of(found, "identity", "wrong")
     assert "clock" in identity.message
     assert of(found, "gateway", "wrong")  # nobody answers there
@@ -94,7 +96,7 @@ def test_a_rollover_that_was_left_half_way(tmp_path: Path) -> None:
     site = rolling_site(tmp_path / "site")
     assert not of(gateway(site), "rollover", "attention")
     issuing = site.directory / "issuing"
-    layout.init_issuing(site.certs, issuing.with_name("issuing.next"), NOW)
+    layout.init_issuing(site.certs, issuing.with_name("issuing.next"), datetime.now(UTC))
     issuing.with_name("issuing.next.begun").touch()
     (found,) = of(gateway(site), "rollover", "attention")
     assert "begun" in found.message

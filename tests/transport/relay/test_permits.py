@@ -50,7 +50,9 @@ NOW = int(time.time())
     [
         pytest.param({"iat": NOW - 900, "nbf": NOW - 900, "exp": NOW - 40}, RefusalCode.PERMIT_TIMES, id="expired"),
         pytest.param(
-            {"nbf": NOW + 300, "iat": NOW + 300, "exp": NOW + 350}, RefusalCode.PERMIT_TIMES, id="not yet valid"
+            {"nbf": NOW + 86_400, "iat": NOW + 86_400, "exp": NOW + 86_450},
+            RefusalCode.PERMIT_TIMES,
+            id="not yet valid",
         ),
         pytest.param(
             {"aud": "spiffe://example.test/host/c", "destination": "spiffe://example.test/host/c"},
