@@ -14,6 +14,8 @@ from typing import Any, Final
 
 import msgspec
 
+from gateway.counted import counted
+
 GRACE_SECONDS: Final = 3_600
 MAX_RECORDED_FINDINGS: Final = 100
 
@@ -150,7 +152,7 @@ def different_counts(source: Mapping[str, Any], destination: Mapping[str, Any]) 
     """What one end sent, the other received: bytes and frames, channel by channel."""
     ours, theirs = ({one["channel"]: one for one in body.get("channels", ())} for body in (source, destination))
     if set(ours) != set(theirs):
-        yield f"the source counts {len(ours)} channels, the destination {len(theirs)}"
+        yield f"the source counts {counted(len(ours), 'channel')}, the destination {len(theirs)}"
     digests = source.get("content_digests"), destination.get("content_digests")
     if None not in digests and digests[0] != digests[1]:
         yield "they certify different content"

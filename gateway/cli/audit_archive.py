@@ -15,6 +15,7 @@ from gateway.cli.audit_options import LogOption
 from gateway.cli.errors import OPERATOR, REQUESTER, BadConfiguration, Refused
 from gateway.cli.options import CaOption, GatewayOption, JsonOption, TokenFileOption
 from gateway.cli.output import print_json, say
+from gateway.counted import counted
 
 if TYPE_CHECKING:
     from audit.tile_tree import TileSource
@@ -82,4 +83,4 @@ def _update(directory: Path, given: list[str], text: str, source: TileSource, *,
     if as_json:
         print_json({**document, "added": new.size - before})
     else:
-        say(f"{directory} holds {new.size} entries of {new.origin}, {new.size - before} of them new")
+        say(f"{directory} holds {counted(new.size, 'entry')} of {new.origin}, {new.size - before} of them new")

@@ -18,6 +18,7 @@ from gateway.cli.errors import OPERATOR, REQUESTER, BadConfiguration, Refused
 from gateway.cli.options import JsonOption
 from gateway.cli.output import print_json, say
 from gateway.cli.verification import progress_bar
+from gateway.counted import counted
 
 if TYPE_CHECKING:
     from audit.reader import CommittedLog
@@ -57,7 +58,7 @@ def rebuild(
     if as_json:
         print_json({"outcome": "rebuilt", "index": str(path), "size": size, "seconds": round(seconds, 3)})
     else:
-        say(f"{path} holds {size} entries of {committed.origin}, made in {seconds:.1f} s")
+        say(f"{path} holds {counted(size, 'entry')} of {committed.origin}, made in {seconds:.1f} s")
 
 
 @app.command("check")
@@ -85,7 +86,7 @@ def check(
     else:
         for one in found:
             say(f"  {one}")
-        say(f"the index {'agrees with' if not found else 'differs from'} the log of {committed.size} entries")
+        say(f"the index {'agrees with' if not found else 'differs from'} the log of {counted(committed.size, 'entry')}")
     raise typer.Exit(1 if found else 0)
 
 

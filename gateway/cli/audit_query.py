@@ -30,6 +30,7 @@ from gateway.cli.output import console, print_json, say
 from gateway.cli.record_formats import Format, print_records, show_histogram
 from gateway.cli.record_source import Question, opened, read_pages
 from gateway.cli.saved_queries import queries_file, read_queries, remove_query, save_query, saved_query
+from gateway.counted import counted
 
 MAX_RECORDS = 100_000
 WIDTHS = {"minute": 60, "hour": 3600, "day": 86_400, "week": 7 * 86_400}
@@ -142,7 +143,7 @@ def query(
         print_json({"records": records, "next": found.next} | ({"count": total} if count else {}))
         return
     print_records(found.records, shape)
-    told = f"{len(found.records)} records" + (f" of {total}" if count else "")
+    told = f"{counted(len(found.records), 'record')}" + (f" of {total}" if count else "")
     older = f"; older ones with --before {found.next}" if found.next is not None else ""
     if shape is Format.TABLE:
         say(told + older)

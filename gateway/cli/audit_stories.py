@@ -19,6 +19,7 @@ from gateway.cli.output import console, print_json, print_table, say
 from gateway.cli.record_replies import NumberedRecord
 from gateway.cli.record_source import Question, RecordSource, opened, read_pages
 from gateway.cli.stories import BEGINNINGS, Line, Move, life_of, moves_of, story_of
+from gateway.counted import counted
 
 MAX_OF_MIGRATION = 1000
 MAX_MOVES = 10_000
@@ -122,7 +123,7 @@ def who_moved(
         print_json({"vm": vm, "moves": [one.document() for one in moves], "older_before": older})
         return
     _print_moves(moves)
-    say(f"{len(moves)} requests" + ("" if older is None else "; there are older ones: use --until"))
+    say(f"{counted(len(moves), 'request')}" + ("" if older is None else "; there are older ones: use --until"))
 
 
 def _proof(

@@ -17,6 +17,7 @@ from gateway.cli.errors import OPERATOR, REQUESTER, BadConfiguration
 from gateway.cli.options import CaOption, GatewayOption, JsonOption, TokenFileOption
 from gateway.cli.output import console, print_json, print_table, say
 from gateway.cli.terminal import harmless, plain
+from gateway.counted import counted
 
 if TYPE_CHECKING:
     from gateway.cli.replies import GrantReply
@@ -203,7 +204,7 @@ def _show(grant: GrantReply) -> None:
         ("asked by", f"{grant.requested_by.name} ({grant.requested_by.id})"),
         ("VM", f"{grant.vm.name} ({grant.vm.uuid})"),
         ("move", _route(grant)),
-        ("for", f"{grant.minutes} minutes from the approval on"),
+        ("for", f"{counted(grant.minutes, 'minute')} from the approval on"),
         ("ports", ", ".join(grant.ports)),
         ("ticket", grant.ticket),
         ("reason", grant.reason),

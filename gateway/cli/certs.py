@@ -18,6 +18,7 @@ from gateway.cli.errors import OPERATOR, BadConfiguration
 from gateway.cli.options import JsonOption
 from gateway.cli.output import print_json, print_table, say
 from gateway.cli.terminal import plain
+from gateway.counted import counted
 
 if TYPE_CHECKING:
     from certs.layout import Fact
@@ -175,7 +176,7 @@ def publish_crl(
     if as_json:
         print_json({"outcome": "published", "file": str(authority.crl_file), "crl_number": number})
     else:
-        say(f"Published {authority.crl_file}, number {number}, for {days} days.")
+        say(f"Published {authority.crl_file}, number {number}, for {counted(days, 'day')}.")
         say("Next: bring it to the gateway, under the name that its tls.crls has; it notices the file.")
 
 

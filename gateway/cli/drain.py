@@ -19,6 +19,7 @@ from gateway.cli.errors import CommandError
 from gateway.cli.options import CaOption, GatewayOption, JsonOption, TokenFileOption
 from gateway.cli.output import print_json, say
 from gateway.cli.placement import complete_host
+from gateway.counted import counted
 
 if TYPE_CHECKING:
     from gateway.cli.client import GatewayClient
@@ -237,7 +238,8 @@ def _show(found: DrainReply, *, as_json: bool) -> None:
             say(f"  {each.cannot}")
         for reason in each.refused:
             say(f"  not to {_some(reason.hosts)}: {reason.because}")
-    say(f"{found.may_move} of {found.vms} VMs of {found.host} may go somewhere (record {found.record_index}).")
+    vms = f"{found.may_move} of {counted(found.vms, 'VM')} of {found.host}"
+    say(f"{vms} may go somewhere (record {found.record_index}).")
 
 
 def _report(queue: Queue, host: str, *, as_json: bool) -> None:
@@ -256,6 +258,6 @@ def _report(queue: Queue, host: str, *, as_json: bool) -> None:
         ]
         print_json({"host": host, "outcome": "empty" if not stay else "not_empty", "moves": moves})
         return
-    say(f"{host}: {len(queue.moves) - len(stay)} of {len(queue.moves)} VMs moved.")
+    say(f"{host}: {len(queue.moves) - len(stay)} of {counted(len(queue.moves), 'VM')} moved.")
     for move in stay:
         say(f"  {move.name} stays: {move.because}")

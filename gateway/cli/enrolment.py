@@ -19,6 +19,7 @@ from gateway.cli.errors import OPERATOR, REQUESTER, BadConfiguration, Refused, U
 from gateway.cli.options import CaOption, GatewayOption, JsonOption, TokenFileOption
 from gateway.cli.output import print_json, say
 from gateway.cli.settings import canonical_url
+from gateway.counted import counted
 
 HostArgument = Annotated[str, typer.Argument(metavar="HOST", help="The host's name in the inventory.")]
 
@@ -79,7 +80,7 @@ def revoke(
     if as_json:
         print_json({"outcome": "revoked", **done})
     else:
-        say(f"Revoked {done['host']}: {len(done['serials'])} certificates, CRL {done['crl_number']}.")
+        say(f"Revoked {done['host']}: {counted(len(done['serials']), 'certificate')}, CRL {done['crl_number']}.")
         say("Relays have it once their poll returns. To let the host in again: sealane certs token")
 
 

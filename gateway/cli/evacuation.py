@@ -18,6 +18,7 @@ from gateway.cli.options import CaOption, GatewayOption, JsonOption, TokenFileOp
 from gateway.cli.output import console, print_json, say
 from gateway.cli.relay_operating import DEFAULT, SocketOption, ask
 from gateway.cli.terminal import harmless
+from gateway.counted import counted
 
 app = typer.Typer(
     help="Permits to empty a host while no gateway can be asked: docs/evacuation.md.",
@@ -58,7 +59,7 @@ def prepare(
         print_json(answer)
         return
     until = time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(answer["until"]))
-    say(f"{host} holds {answer['permits']} permits for {answer['vms']} VMs until {until}")
+    say(f"{host} holds {counted(answer['permits'], 'permit')} for {counted(answer['vms'], 'VM')} until {until}")
     say(f"evacuation {answer['evacuation']}, record {answer['record_index']}")
     for each in answer["left_out"]:
         console().print(f"not {harmless(each['name'])}: {harmless(each['because'])}", markup=False)
@@ -101,7 +102,7 @@ def status(socket_path: SocketOption = DEFAULT, as_json: JsonOption = False) -> 
         print_json(answer)
         return
     for each in answer["evacuations"]:
-        say(f"evacuation {each['evacuation_id']}, {each['seconds_left'] // 60} minutes left")
+        say(f"evacuation {each['evacuation_id']}, {counted(each['seconds_left'] // 60, 'minute')} left")
         for one in each["vms"]:
             hosts = ", ".join(str(name).rpartition("/")[2] for name in one["destinations"])
             sent = f"; sent to {str(one['sent_to']).rpartition('/')[2]}" if one["sent_to"] else ""

@@ -18,6 +18,7 @@ from gateway.cli.options import CaOption, GatewayOption, JsonOption, ServeConfig
 from gateway.cli.output import print_json, say
 from gateway.cli.serve import needs_gateway_extra
 from gateway.cli.settings import resolve
+from gateway.counted import counted
 
 if TYPE_CHECKING:
     from gateway.cli.replies import InventoryReply, NamedReply, ToldReply
@@ -68,10 +69,12 @@ def _show_all(reply: InventoryReply, as_json: bool) -> bool:
         return failed
     for source in reply.sources:
         age = "never answered" if source.age_seconds is None else f"confirmed {source.age_seconds} s ago"
-        say(f"{'ok  ' if source.believed else 'FAIL'}  {source.name}  {source.vms} VMs, {source.hosts} hosts, {age}")
+        holds = f"{counted(source.vms, 'VM')}, {counted(source.hosts, 'host')}"
+        say(f"{'ok  ' if source.believed else 'FAIL'}  {source.name}  {holds}, {age}")
         if source.failure:
             say(f"      last attempt: {source.failure}")
-    say(f"known: {reply.vms} VMs, {reply.hosts} hosts; not enough is told of {reply.unknown_vms} VMs")
+    known = f"{counted(reply.vms, 'VM')}, {counted(reply.hosts, 'host')}"
+    say(f"known: {known}; not enough is told of {counted(reply.unknown_vms, 'VM')}")
     for problem in reply.problems[:_SHOWN_PROBLEMS]:
         say(f"  {problem}")
     return failed
@@ -142,7 +145,7 @@ async def _read_all(path: Path) -> tuple[list[Condition], tuple[str, ...]]:
 
 def _say_conditions(conditions: list[Condition], problems: tuple[str, ...]) -> None:
     for each in conditions:
-        words = each.failure or f"{each.vms} VMs, {each.hosts} hosts"
+        words = each.failure or f"{counted(each.vms, 'VM')}, {counted(each.hosts, 'host')}"
         say(f"{'ok  ' if each.failure is None else 'FAIL'}  {each.name}  {words}")
     for problem in problems[:_SHOWN_PROBLEMS]:
         say(f"      to do: {problem}")

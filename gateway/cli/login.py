@@ -20,6 +20,7 @@ from gateway.cli.options import CaOption, GatewayOption, JsonOption, TokenFileOp
 from gateway.cli.output import print_json, say
 from gateway.cli.settings import ClientSettings, resolve
 from gateway.cli.terminal import harmless
+from gateway.counted import counted
 
 if TYPE_CHECKING:
     from gateway.cli.issuer_client import IssuerLogin, TokenAnswer
@@ -89,7 +90,7 @@ def login(
     if as_json:
         print_json({"outcome": "logged_in", "user": name, "expires_at": expires_at, "gateway": settings.gateway})
     else:
-        say(f"Logged in at {settings.gateway} as {name}, for {token.expires_in // 60} minutes.")
+        say(f"Logged in at {settings.gateway} as {name}, for {counted(token.expires_in // 60, 'minute')}.")
 
 
 def _by_password(

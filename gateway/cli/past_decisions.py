@@ -16,6 +16,7 @@ from audit.tiles import TILE_WIDTH
 from gateway.cli.errors import REQUESTER, BadConfiguration
 from gateway.cli.moments import parse_moment
 from gateway.cli.record_folder import FromFolder
+from gateway.counted import counted
 from policy.authoring.compare import Asked, Side
 
 
@@ -66,7 +67,7 @@ class PastDecisions:
                 f"entries 0 to {self._left_out - 1} were pruned, and their archive is not there: mount it to go by them"
             )
         if self._unusable:
-            notes.append(f"{self._unusable} records hold a decision that cannot be made again, and were left out")
+            notes.append(f"left out: {counted(self._unusable, 'record')} with a decision that cannot be made again")
         return notes
 
 

@@ -12,6 +12,7 @@ import typer
 from gateway.cli.asking import signed_in
 from gateway.cli.options import CaOption, GatewayOption, JsonOption, TokenFileOption
 from gateway.cli.output import print_json, say
+from gateway.counted import counted
 
 COMPLETED = 50
 _COMPLETION_SECONDS = 2
@@ -42,7 +43,7 @@ def hosts(
         relay = "relay answers" if host.relay_reachable else "RELAY SILENT"
         age = "" if host.placement_age_seconds is None else f" {host.placement_age_seconds} s ago"
         reported = "reports no placement" if host.placement == "none" else f"placement {host.placement}{age}"
-        guests = "" if host.guests is None else f", {host.guests} VMs"
+        guests = "" if host.guests is None else f", {counted(host.guests, 'VM')}"
         unknown = f" ({host.guests_not_in_inventory} not in the inventory)" if host.guests_not_in_inventory else ""
         say(f"{host.name}  {host.zone}  {relay}  {reported}{guests}{unknown}  {', '.join(host.addresses)}")
     if reply.more:

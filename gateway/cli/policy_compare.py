@@ -16,6 +16,7 @@ from gateway.cli.errors import REQUESTER, BadConfiguration
 from gateway.cli.options import JsonOption
 from gateway.cli.output import print_json, say
 from gateway.cli.policy_workshop import EXIT_FAULTS, BundleArgument, read_bundle, refusing
+from gateway.counted import counted
 
 if TYPE_CHECKING:
     from policy.authoring.compare import Asked, Comparison
@@ -161,7 +162,7 @@ def _tell(comparison: Comparison, notes: list[str], *, as_json: bool) -> None:
         for note in notes:
             say(f"note: {note}")
         counts = f"{comparison.differing} decided differently, {comparison.shifted} by other policies only"
-        say(f"{comparison.compared} requests compared: {counts}")
+        say(f"{counted(comparison.compared, 'request')} compared: {counts}")
     if failed:
         raise typer.Exit(EXIT_FAULTS)
 

@@ -18,6 +18,7 @@ from gateway.cli.options import CaOption, GatewayOption, JsonOption, TokenFileOp
 from gateway.cli.output import print_json, say
 from gateway.cli.policy_files import AUTHOR, PublicationArgument, read_publication, said_plainly, write_new_folder
 from gateway.cli.settings import resolve
+from gateway.counted import counted
 
 
 def publish(
@@ -82,15 +83,15 @@ def status(
         print_json(state)
         return
     live, shadow = state["in_force"], state["shadow"]
-    say(f"in force: {live['name']} version {live['version']}, {live['policies']} policies, {live['digest']}")
+    say(f"in force: {live['name']} version {live['version']}, {counted(live['policies'], 'policy')}, {live['digest']}")
     versions = ", ".join(map(str, state["published_versions"])) or "none: the directory's bundle is in force"
     say(f"published: {versions}")
     if shadow is None:
         say("candidate: none is being tried")
         return
     say(f"candidate: version {shadow['version']} since {shadow['since']}, {shadow['digest']}")
-    counted = f"{shadow['compared']} decisions: it would allow {shadow['would_allow']} that were denied,"
-    say(f"  {counted} deny {shadow['would_deny']} that were allowed, and failed at {shadow['failed']}")
+    told = f"{counted(shadow['compared'], 'decision')}: it would allow {shadow['would_allow']} that were denied,"
+    say(f"  {told} deny {shadow['would_deny']} that were allowed, and failed at {shadow['failed']}")
 
 
 def shadow(
@@ -123,7 +124,7 @@ def shadow(
         print_json(done)
     elif stop:
         say(
-            f"Ended after {done['compared']} decisions: {done['would_allow']} it would allow, "
+            f"Ended after {counted(done['compared'], 'decision')}: {done['would_allow']} it would allow, "
             f"{done['would_deny']} deny, {done['failed']} failed."
         )
     else:

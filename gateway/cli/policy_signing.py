@@ -16,6 +16,7 @@ from gateway.cli.errors import REQUESTER, BadConfiguration
 from gateway.cli.options import JsonOption
 from gateway.cli.output import print_json, say
 from gateway.cli.policy_files import PublicationArgument, read_publication, said_plainly, write_new_folder
+from gateway.counted import counted
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -161,7 +162,8 @@ def _write(path: Path, publication: Publication) -> None:
 
 
 def _describe(bundle: Bundle, publication: Publication) -> None:
-    say(f"{bundle.name} version {bundle.version}, {len(bundle.policies)} policies, {bundle.tests_passed} tests passed")
+    holds = f"{counted(len(bundle.policies), 'policy')}, {counted(bundle.tests_passed, 'test')} passed"
+    say(f"{bundle.name} version {bundle.version}, {holds}")
     say(f"digest {bundle.digest}")
     for signature in publication.signatures:
         say(f"  {signature.role} {signature.signer}, {signature.time} by their own clock (not checked here)")

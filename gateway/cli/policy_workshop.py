@@ -16,6 +16,7 @@ from gateway.cli.errors import REQUESTER, BadConfiguration, Refused
 from gateway.cli.options import JsonOption
 from gateway.cli.output import print_json, say
 from gateway.cli.serve import needs_gateway_extra
+from gateway.counted import counted
 
 EXIT_FAULTS = 1
 AUTHOR = "policy author"
@@ -77,7 +78,9 @@ def check(
             for line in each.text().splitlines():
                 say(line)
         count = sum(path.startswith("policies/") for path in files)
-        say(f"{count} policy files: {errors} errors, {len(findings) - errors} warnings")
+        say(
+            f"{counted(count, 'policy file')}: {counted(errors, 'error')}, {counted(len(findings) - errors, 'warning')}"
+        )
     if failed:
         raise typer.Exit(EXIT_FAULTS)
 
@@ -197,7 +200,8 @@ def run_cases(
                     say(f"      {line}")
         for gap in report.gaps:
             say(f"gap   {gap.text()}")
-        say(f"{len(report.cases)} cases, {report.failed} failed; {report.covered} of {report.coverable} outcomes shown")
+        shown = f"{report.covered} of {report.coverable} outcomes shown"
+        say(f"{counted(len(report.cases), 'case')}, {report.failed} failed; {shown}")
     if failed:
         raise typer.Exit(EXIT_FAULTS)
 

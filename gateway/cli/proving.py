@@ -25,6 +25,7 @@ from audit.verify_bundle import BundleCheck, BundleVerdict, ProvenEntry
 from gateway.cli.errors import OPERATOR, REQUESTER, BadConfiguration, Refused
 from gateway.cli.record_source import Question
 from gateway.cli.terminal import harmless, plain
+from gateway.counted import counted
 
 if TYPE_CHECKING:
     from gateway.cli.client import GatewayClient
@@ -122,10 +123,8 @@ def proof_of_one(sealed: Sealed, index: int, shown: Mapping[str, Any], keys: Seq
     how = "a permit, which its decision's record stands for"
     if "record" in entry:
         how = f"signed together with {entry['group']['size'] - 1} others" if "group" in entry else "signed by itself"
-    hashes = len(line["path"])
-    return (
-        f"verified: {how}; {hashes} hashes lead to the signed state of {sealed.origin} at {check.verdict.size} entries"
-    )
+    hashes, size = len(line["path"]), counted(check.verdict.size, "entry")
+    return f"verified: {how}; {hashes} hashes lead to the signed state of {sealed.origin} at {size}"
 
 
 def plain_json(value: object) -> str:
@@ -194,12 +193,14 @@ def bundle_document(
 
 def proven(verdict: BundleVerdict, found: Sequence[ProvenEntry], asked_again: bool | None) -> list[str]:
     """What the bundle proves, and what it does not, in sentences."""
-    told = [f"the log {verdict.origin} had {verdict.size} entries, and its key vouches for them"]
+    told = [f"the log {verdict.origin} had {counted(verdict.size, 'entry')}, and its key vouches for them"]
     if verdict.policy_digest is not None:
         others = f"; {len(verdict.decided_by_others)} name another one" if verdict.decided_by_others else ""
-        told.append(f"{len(verdict.decided_by_it)} decisions in it name the policy bundle that came along{others}")
+        told.append(f"of its decisions {len(verdict.decided_by_it)} name the policy bundle that came along{others}")
     if verdict.range is None:
-        told.append(f"{verdict.entries} entries are in it, unaltered; whether there are others like them is not said")
+        told.append(
+            f"{counted(verdict.entries, 'entry')} of it, unaltered; whether there are others like them is not said"
+        )
         return told
     start, end = verdict.range
     told.append(

@@ -18,6 +18,7 @@ from gateway.cli.errors import OPERATOR, REQUESTER, Refused, Unreachable
 from gateway.cli.options import CaOption, GatewayOption, JsonOption, TokenFileOption
 from gateway.cli.output import print_json, say
 from gateway.cli.settings import resolve
+from gateway.counted import counted
 
 app = typer.Typer(
     help="Who stands behind what virsh, nova or another client of libvirt moves from this host.",
@@ -67,7 +68,7 @@ def start(
     if as_json:
         print_json({"outcome": "announced", "vm": vm, "destination": to, "minutes": minutes})
     else:
-        say(f"for {minutes} minutes libvirt moves {vm} from this host on your behalf")
+        say(f"for {counted(minutes, 'minute')} libvirt moves {vm} from this host on your behalf")
 
 
 def _ask(path: Path, line: bytes) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from gateway.cli.errors import OPERATOR, REQUESTER, BadConfiguration
 from gateway.cli.options import CaOption, GatewayOption, JsonOption, ServeConfigOption, TokenFileOption
 from gateway.cli.output import print_json, say
 from gateway.cli.serve import needs_gateway_extra
+from gateway.counted import counted
 
 EXIT_DIFFERS = 1
 _SHOWN = 20
@@ -71,7 +72,7 @@ def reconcile_file(
         outcome = "agrees" if found.findings.agrees else "differs"
         print_json({"outcome": outcome, **result} | ({"recorded": recorded} if record else {}))
     else:
-        say(f"{'AGREES' if found.findings.agrees else 'DIFFERS'}: {result['compared']} entries compared")
+        say(f"{'AGREES' if found.findings.agrees else 'DIFFERS'}: {counted(result['compared'], 'entry')} compared")
         for what in ("missing", "altered", "added"):
             if count := result[f"{what}_count"]:
                 say(f"  {what}: {count}")

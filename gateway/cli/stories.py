@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
 from gateway.cli.record_replies import NumberedRecord
+from gateway.counted import counted
 
 # What a migration begins with: decided when it was asked for, hours before, or by the other gateway of the site.
 BEGINNINGS: Final = frozenset({"migration.decision", "evacuation.decision", "migration.elsewhere"})
@@ -218,7 +219,7 @@ def _outcome_of(receipts: Sequence[NumberedRecord]) -> Iterator[Line]:
         carried = {name: details.get(f"{name}_bytes") for name in ("sent", "received")}
         told += [f"{name} {amount} bytes" for name, amount in carried.items() if type(amount) is int]
         if body.get("resumptions"):
-            told.append(f"resumed {body['resumptions']} times")
+            told.append(f"resumed {counted(body['resumptions'], 'time')}")
         told.append("signed by its certificate" if details.get("chain") else "NOT signed by a host")
         yield Line(f"{role} host", f"{', '.join(told)} (record {one.index})")
         tls = _object(details, "tls")

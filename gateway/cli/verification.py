@@ -19,6 +19,7 @@ from rich.text import Text
 from gateway.cli.errors import REQUESTER, BadConfiguration
 from gateway.cli.output import console
 from gateway.cli.terminal import harmless, plain
+from gateway.counted import counted
 
 if TYPE_CHECKING:
     from audit.verify import Options
@@ -108,7 +109,8 @@ def show_verdict(out: Console, document: Mapping[str, Any]) -> None:
             out.print(Text(f"  {where}: ", style).append_text(plain(one["what"], limit=1000)), soft_wrap=True)
     if document["outcome"] == "verified":
         text = Text("VERIFIED", "bold green")
-        text.append(f"  {document['size']} entries ({document['records']} records, {document['permits']} permits)")
+        kinds = f"{counted(document['records'], 'record')}, {counted(document['permits'], 'permit')}"
+        text.append(f"  {counted(document['size'], 'entry')} ({kinds})")
         text.append(" complete and unaltered")
         if document["signatures"] < document["records"]:
             text.append(f"; of record signatures {document['signatures']} were checked, drawn by lot")
@@ -120,5 +122,5 @@ def show_verdict(out: Console, document: Mapping[str, Any]) -> None:
     else:
         text = Text("NOT VERIFIED", "bold red").append(f"  {len(document['problems'])} problems")
     if document["warnings"]:
-        text.append(f"; {len(document['warnings'])} warnings to judge")
+        text.append(f"; {counted(len(document['warnings']), 'warning')} to judge")
     out.print(text.append(f"\n  log {harmless(document['origin'])}  root {document['root']}"), soft_wrap=True)

@@ -14,6 +14,7 @@ from certs.errors import CertificateError
 from certs.files import read_passphrase
 from gateway.composition.key_files import signing_kinds
 from gateway.config import GatewayConfig
+from gateway.counted import counted
 from gateway.doctor.credentials import certificate_findings, crl_findings, folder_finding, key_finding, site_findings
 from gateway.doctor.finding import Finding
 from gateway.doctor.machine import open_files, suid_dumps, swap
@@ -119,7 +120,11 @@ def _policy(config: GatewayConfig) -> Iterator[Finding]:
     except InventoryRefused as error:
         yield Finding("inventory", "wrong", str(error), "correct the file; `sealane inventory check` tries all sources")
     else:
-        yield Finding("inventory", "ok", f"{len(inventory.hosts)} hosts and {len(inventory.vms)} VMs in the file")
+        yield Finding(
+            "inventory",
+            "ok",
+            f"{counted(len(inventory.hosts), 'host')} and {counted(len(inventory.vms), 'VM')} in the file",
+        )
         yield from _room_for_relays(config, len(inventory.hosts))
 
 

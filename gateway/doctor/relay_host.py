@@ -9,6 +9,7 @@ from pathlib import Path
 
 from certs.errors import CertificateError
 from certs.tls import HostCredentials
+from gateway.counted import counted
 from gateway.doctor.credentials import certificate_findings, crl_findings, folder_finding, key_finding, site_findings
 from gateway.doctor.finding import Finding
 from gateway.doctor.hypervisor import hypervisor_findings
@@ -70,7 +71,9 @@ def _peers(config: RelayConfig) -> Iterator[Finding]:
         return
     is_old = age > 86_400
     remedy = "see why the gateway is not reached" if is_old else ""
-    yield Finding("address_book", "attention" if is_old else "ok", f"{len(book.hosts)} hosts, {age} s old", remedy)
+    yield Finding(
+        "address_book", "attention" if is_old else "ok", f"{counted(len(book.hosts), 'host')}, {age} s old", remedy
+    )
     peers = []
     for host in book.hosts:
         address, port = split_address(host.addresses[0].address, host.name)

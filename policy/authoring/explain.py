@@ -50,7 +50,7 @@ class Explanation(msgspec.Struct, frozen=True):
             for line in each.because:
                 yield f"    {line}"
         if others := sum(not each.about_it for each in self.policies):
-            yield f"{others} policies are about other actions."
+            yield f"{others} policies are about other actions." if others != 1 else "1 policy is about other actions."
 
 
 def explain(pieces: Pieces, decision: Decision) -> Explanation:

@@ -35,7 +35,7 @@ def test_the_query_goes_to_the_gateway_as_it_was_written(logged_in: CannedGatewa
     asked = [parse_qs(urlsplit(one.path).query) for one in logged_in.asked]
     assert all((one["query"], one["timezone"], one["actor"]) == ([text], ["Europe/Berlin"], ["x"]) for one in asked)
     assert asked[1]["count"] == ["true"]
-    assert "1 records of 41" in result.stdout
+    assert "1 record of 41" in result.stdout
 
 
 def test_offline_the_same_query_is_answered_from_the_folder(log: Path, sealane: Sealane) -> None:

@@ -77,7 +77,7 @@ def test_a_decision_that_cannot_be_made_again_is_counted_and_an_entry_that_is_go
         log.append([lambda _: list(records())])
     past = PastDecisions(tmp_path / "log", EVER)
     assert list(past.decisions()) == []
-    assert past.notes()[1] == "2 records hold a decision that cannot be made again, and were left out"
+    assert past.notes()[1] == "left out: 2 records with a decision that cannot be made again"
     next((tmp_path / "log" / "tail").iterdir()).write_bytes(b"")
     with pytest.raises(BadConfiguration):
         list(PastDecisions(tmp_path / "log", EVER).decisions())
