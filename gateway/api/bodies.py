@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 Name = Annotated[str, Field(min_length=1, max_length=255)]
+# Blanks give no reason: where one is demanded they are none.
+Reason = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1024)]
+ShortReason = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=500)]
 MigrationId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Port = Literal["memory", "disks", "libvirt"]
@@ -47,13 +50,13 @@ class Renewal(Body):
 
 
 class HostRevocation(Body):
-    reason: Annotated[str, Field(min_length=1, max_length=1024)]
+    reason: Reason
 
 
 class RolloverStep(Body):
     """`force`: although hosts are not ready; the record says which."""
 
-    reason: Annotated[str, Field(min_length=1, max_length=1024)]
+    reason: Reason
     force: bool = False
 
 
@@ -86,7 +89,7 @@ class Move(Body):
 
     vm: Name
     destination: Name
-    reason: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
+    reason: Reason | None = None
     ports: Annotated[list[Port], Field(min_length=1, max_length=3)] | None = None
     break_glass: MigrationId | None = None
     how: HowToMove | None = None
@@ -111,16 +114,16 @@ class AskToBreakGlass(Body):
 
     vm: Name
     destination: Name
-    ticket: Annotated[str, Field(min_length=1, max_length=64)]
+    ticket: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=64)]
     minutes: Annotated[int, Field(ge=1, le=1440)]
-    reason: Annotated[str, Field(min_length=1, max_length=500)]
+    reason: ShortReason
     ports: Annotated[list[Port], Field(min_length=1, max_length=3)] | None = None
 
 
 class StepOfBreakGlass(Body):
     """A step that needs no more than its reason."""
 
-    reason: Annotated[str, Field(min_length=1, max_length=500)] | None = None
+    reason: ShortReason | None = None
 
 
 class Poll(Body):
@@ -176,7 +179,7 @@ class LibvirtWish(Body):
     destination: Name
     ports: Annotated[list[Port], Field(min_length=1, max_length=3)]
     token: Annotated[str, Field(min_length=1, max_length=16 * 1024)] | None = Field(default=None, repr=False)
-    reason: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
+    reason: Reason | None = None
 
 
 Plain = r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]+$"

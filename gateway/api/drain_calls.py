@@ -9,7 +9,7 @@ from pydantic import Field
 from starlette.responses import Response
 
 from gateway.api.answers import JsonAnswer
-from gateway.api.bodies import Body, Name
+from gateway.api.bodies import Body, Name, Reason
 from gateway.api.desk import Address, Asking, AtDesk
 from gateway.draining import Wish, prospects
 
@@ -21,7 +21,7 @@ class Drain(Body):
 
     host: Name
     to: Annotated[list[Name], Field(max_length=1000)] | None = None
-    reason: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
+    reason: Reason | None = None
 
 
 @router.post("/v1/drain/check", summary="Which VMs of a host may go where, and why others may not")
