@@ -23,7 +23,7 @@ Item = TypeVar("Item")
 Made = TypeVar("Made")
 
 
-class Turns:
+class _RightOfWay:
     """Of all deliveries of one trio run."""
 
     def __init__(self) -> None:
@@ -37,30 +37,30 @@ class Turns:
                 await self.nobody_ahead.wait()
 
 
-_of_this_run: trio.lowlevel.RunVar[Turns] = trio.lowlevel.RunVar("turns of deliveries")
+_of_this_run: trio.lowlevel.RunVar[_RightOfWay] = trio.lowlevel.RunVar("right of way")
 
 
-def _turns() -> Turns:
+def _right_of_way() -> _RightOfWay:
     try:
         return _of_this_run.get()
     except LookupError:
-        _of_this_run.set(turns := Turns())
-        return turns
+        _of_this_run.set(here := _RightOfWay())
+        return here
 
 
 @contextmanager
 def ahead_of_deliveries() -> Iterator[None]:
     """While somebody waits for what is done within."""
-    turns = _turns()
-    if not turns.ahead:
-        turns.nobody_ahead = trio.Event()
-    turns.ahead += 1
+    here = _right_of_way()
+    if not here.ahead:
+        here.nobody_ahead = trio.Event()
+    here.ahead += 1
     try:
         yield
     finally:
-        turns.ahead -= 1
-        if not turns.ahead:
-            turns.nobody_ahead.set()
+        here.ahead -= 1
+        if not here.ahead:
+            here.nobody_ahead.set()
 
 
 async def made(make: Callable[[Item], Made], items: Sequence[Item]) -> list[Made]:
@@ -68,10 +68,10 @@ async def made(make: Callable[[Item], Made], items: Sequence[Item]) -> list[Made
 
     Raises what `make` raises. Cancellation leaves nothing behind.
     """
-    turns, done = _turns(), list[Made]()
+    here, done = _right_of_way(), list[Made]()
     while len(done) < len(items):
-        async with turns.one_at_a_time:
-            await turns.give_way()
+        async with here.one_at_a_time:
+            await here.give_way()
             await trio.to_thread.run_sync(_make_some, make, items, done)
     return done
 
