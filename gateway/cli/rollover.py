@@ -52,42 +52,38 @@ def begin(
     _take(what, "begin", reason, False, (gateway, ca, token_file), as_json)
 
 
-@app.command("switch")
-def switch(  # noqa: PLR0913, PLR0917 - its options
-    what: WhatArgument,
-    reason: ReasonOption,
-    force: ForceOption = False,
-    gateway: GatewayOption = None,
-    ca: CaOption = None,
-    token_file: TokenFileOption = None,
-    as_json: JsonOption = False,
-) -> None:
+def _forcible(step: str, says: str) -> None:
+    @app.command(step, help=says)
+    def take(  # noqa: PLR0913, PLR0917 - its options
+        what: WhatArgument,
+        reason: ReasonOption,
+        force: ForceOption = False,
+        gateway: GatewayOption = None,
+        ca: CaOption = None,
+        token_file: TokenFileOption = None,
+        as_json: JsonOption = False,
+    ) -> None:
+        _take(what, step, reason, force, (gateway, ca, token_file), as_json)
+
+
+_forcible(
+    "switch",
     """Put the new key in force, once every host believes it; the old one still counts. Needs RollKey.
 
     \b
     Example:
       sealane certs rollover switch issuing --reason "CHG-118"
-    """
-    _take(what, "switch", reason, force, (gateway, ca, token_file), as_json)
-
-
-@app.command("retire")
-def retire(  # noqa: PLR0913, PLR0917 - its options
-    what: WhatArgument,
-    reason: ReasonOption,
-    force: ForceOption = False,
-    gateway: GatewayOption = None,
-    ca: CaOption = None,
-    token_file: TokenFileOption = None,
-    as_json: JsonOption = False,
-) -> None:
+    """,
+)
+_forcible(
+    "retire",
     """Let go of the old key, once nothing needs it: every host stops believing it. Needs RollKey.
 
     \b
     Example:
       sealane certs rollover retire issuing --reason "CHG-118"
-    """
-    _take(what, "retire", reason, force, (gateway, ca, token_file), as_json)
+    """,
+)
 
 
 @app.command("status")
