@@ -8,6 +8,7 @@ operator's on that host; bounded in time, in destinations, to one use, and by th
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -35,6 +36,7 @@ from transport.link_version import EVACUATIONS
 ACTION: Final = "Evacuate"
 HELD_SECONDS: Final = 30.0
 MAX_PERMITS: Final = 4096
+_ID: Final = re.compile(r"[0-9a-f]{32}")
 MAX_WAITING: Final = 64
 MAX_LOOKED_AT: Final = 64  # pairs of VM and host, to see whether somebody may empty a host at all
 
@@ -137,9 +139,11 @@ class Evacuating:
     async def withdraw(self, person: Person, evacuation_id: str, host_name: str, address: str, now: datetime) -> int:
         """Have the relay forget its permits; recorded. Who may prepare one for the host may. The record's index.
 
-        Errors: NotAllowed (recorded), NotKnown, RelayUnreachable.
+        Errors: RequestRefused, NotAllowed (recorded), NotKnown, RelayUnreachable.
         """
         gate = self._gate
+        if _ID.fullmatch(evacuation_id) is None:
+            raise RequestRefused("that is no id of an evacuation: 32 hexadecimal digits")
         host = gate.inventory.host(host_name)
         if host is None:
             raise NotKnown(f"the inventory knows no host {host_name}")

@@ -127,7 +127,7 @@ def zone_named(name: str) -> tzinfo:
     """The time zone of that IANA name. Raises ValueError."""
     try:
         return ZoneInfo(name)
-    except (ZoneInfoNotFoundError, OSError) as error:
+    except (ZoneInfoNotFoundError, OSError, ValueError) as error:  # ValueError: a path
         raise ValueError(f"there is no time zone {name[:64]!r} here: write one such as Europe/Berlin") from error
 
 

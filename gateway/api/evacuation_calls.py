@@ -9,7 +9,7 @@ from pydantic import Field
 from starlette.responses import Response
 
 from gateway.api.answers import JsonAnswer
-from gateway.api.bodies import Body, MigrationId, Name
+from gateway.api.bodies import Body, MigrationId, Name, Reason
 from gateway.api.desk import Address, AskingPrivileged, AtDesk, Desk, Relay
 from gateway.errors import NotSetUp
 from gateway.evacuating import Evacuating, Wish
@@ -24,7 +24,7 @@ class Prepare(Body):
     hours: Annotated[int, Field(ge=1, le=24)]
     vms: Annotated[list[Name], Field(max_length=2000)] | None = None
     to: Annotated[list[Name], Field(max_length=100)] | None = None
-    reason: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
+    reason: Reason | None = None
 
 
 class Withdraw(Body):
@@ -61,8 +61,8 @@ async def prepare(body: Prepare, desk: AtDesk, person: AskingPrivileged, address
 async def withdraw(
     evacuation_id: str, body: Withdraw, desk: AtDesk, person: AskingPrivileged, address: Address
 ) -> Response:
-    index = await evacuating_of(desk).withdraw(person, evacuation_id[:64], body.host, address, desk.now())
-    return JsonAnswer({"evacuation_id": evacuation_id[:64], "record_index": index}, 202)
+    index = await evacuating_of(desk).withdraw(person, evacuation_id, body.host, address, desk.now())
+    return JsonAnswer({"evacuation_id": evacuation_id, "record_index": index}, 202)
 
 
 @router.post("/v1/relay/evacuation", summary="The permits that were prepared for this host's VMs")

@@ -55,6 +55,7 @@ def token(  # noqa: PLR0913, PLR0917 - its options
         return
     if out is None:
         say(made.token)
+        say(f"It is for {made.host}, once, until {until}.")
     else:
         say(f"The token of {made.host} is in {out}, until {until}.")
     say(f"Next, on the host: sealane relay enrol {asked} --token-file FILE")
@@ -127,7 +128,11 @@ def enrol(
     except (CertificateError, ConfigurationError) as error:
         raise BadConfiguration(str(error), OPERATOR, "correct it and run the command again") from error
     except OSError as error:
-        raise BadConfiguration(f"{error}", OPERATOR, "run it as who runs the relay") from error
+        raise BadConfiguration(
+            f"{error.filename or state_dir}: {error.strerror}",
+            OPERATOR,
+            "make the folder it lies in, or run this as who runs the relay (root)",
+        ) from error
     if as_json:
         until = done.valid_until.isoformat().replace("+00:00", "Z")
         print_json({"outcome": "enrolled", "host": done.host, "valid_until": until, "config": str(config)})

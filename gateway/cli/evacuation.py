@@ -35,7 +35,7 @@ def prepare(
     hours: Annotated[int, typer.Option("--hours", min=1, max=24, help="For how long the permits may be used.")] = 12,
     vm: Annotated[list[str] | None, typer.Option("--vm", metavar="VM", help="Only this VM; repeat it.")] = None,
     to: Annotated[list[str] | None, typer.Option("--to", metavar="HOST", help="Only to this host; repeat it.")] = None,
-    reason: Annotated[str | None, typer.Option("--reason", help="Why; policy demands one.")] = None,
+    reason: Annotated[str | None, typer.Option("--reason", metavar="TEXT", help="Why; policy demands one.")] = None,
     gateway: GatewayOption = None,
     ca: CaOption = None,
     token_file: TokenFileOption = None,
@@ -86,7 +86,8 @@ def withdraw(
     if as_json:
         print_json(answer)
     else:
-        say(f"{host} is told to forget evacuation {evacuation_id} (record {answer['record_index']})")
+        say(f"{host} is told to forget evacuation {evacuation_id}, if it holds it (record {answer['record_index']})")
+        say("What it holds is shown there: sealane evacuation status")
 
 
 @app.command()

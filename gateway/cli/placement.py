@@ -39,6 +39,8 @@ def hosts(
     if as_json:
         print_json(msgspec.to_builtins(reply))
         return
+    if not reply.hosts:
+        say(_none("host", prefix))
     for host in reply.hosts:
         relay = "relay answers" if host.relay_reachable else "RELAY SILENT"
         age = "" if host.placement_age_seconds is None else f" {host.placement_age_seconds} s ago"
@@ -70,6 +72,8 @@ def vms(
     if as_json:
         print_json(msgspec.to_builtins(reply))
         return
+    if not reply.vms:
+        say(_none("VM", prefix))
     for vm in reply.vms:
         age = "" if vm.age_seconds is None else f", {vm.age_seconds} s ago"
         where = "host unknown" if vm.host is None else f"on {vm.host} ({vm.placed_by}{age})"
@@ -77,6 +81,10 @@ def vms(
         say(f"{vm.name}  {vm.uuid}  {vm.zone}  {where}{problem}")
     if reply.more:
         say("… and more: name a longer prefix")
+
+
+def _none(what: str, prefix: str) -> str:
+    return f"the inventory has no {what}" + (f" whose name begins with {prefix}" if prefix else "")
 
 
 def complete_vm(incomplete: str) -> list[str]:

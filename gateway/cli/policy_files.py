@@ -47,6 +47,8 @@ def read_publication(path: Path) -> tuple[Publication, Bundle]:
     from policy.bundle import Bundle
     from policy.publication import MAX_PUBLICATION_BYTES, decode_publication
 
+    if path.is_dir():
+        raise BadConfiguration(f"{path} is a folder, not a publication", AUTHOR, "make one of it: sealane policy sign")
     with path.open("rb") as file:
         publication = decode_publication(file.read(MAX_PUBLICATION_BYTES + 1))
     return publication, Bundle.from_files(publication.files)

@@ -15,6 +15,8 @@ from gateway.cli.errors import REQUESTER, BadConfiguration
 from gateway.cli.options import JsonOption
 from gateway.cli.output import print_json, say
 from gateway.cli.serve import needs_gateway_extra
+from transport.errors import ConfigurationError
+from transport.relay.config import split_address
 
 PEOPLE = {"olga": ("Olga Operator", "operators"), "paula": ("Paula Publisher", "policy-authors")}
 HOSTS = {"lab1": ("test", "fra", "DE"), "lab2": ("test", "fra", "DE"), "fra1": ("production", "fra", "DE"),
@@ -42,6 +44,7 @@ def practice(
         from gateway.starter import HostPlan, PersonPlan, VmPlan, lay_out_site
     if directory.exists():
         raise BadConfiguration(f"{directory} exists", REQUESTER, "name a directory that does not exist yet")
+    _require_loopback(listen)
     hosts = [HostPlan(name, f"192.0.2.{number}:7443", *where) for number, (name, where) in enumerate(HOSTS.items(), 1)]
     vms = [
         VmPlan(name, f"5ea1a9e0-0000-4000-8000-{number:012}", host, HOSTS[host][0], classification, tags)
@@ -62,3 +65,15 @@ def practice(
     say(f"{directory}: people {', '.join(PEOPLE)} (passwords/), hosts {', '.join(HOSTS)}, VMs {', '.join(VMS)}")
     say(f"Start it: sealane gateway serve --config {site.gateway_config}")
     say(f"Talk to it: cp {directory}/client.toml ~/.config/sealane/, then sealane login --user olga")
+
+
+def _require_loopback(listen: str) -> None:
+    """Its certificate is for this machine alone, and its passwords lie beside it."""
+    try:
+        host, port = split_address(listen, "--listen")
+    except ConfigurationError as error:
+        raise BadConfiguration(str(error), REQUESTER, "give 127.0.0.1:PORT") from error
+    if host not in {"127.0.0.1", "::1", "localhost"} or port == 0:
+        raise BadConfiguration(
+            f"--listen: {listen} is not one port of this machine's loopback", REQUESTER, "give 127.0.0.1:PORT"
+        )

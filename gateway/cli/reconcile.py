@@ -21,7 +21,11 @@ from gateway.cli.options import CaOption, GatewayOption, JsonOption, TokenFileOp
 from gateway.cli.output import console, print_json
 from gateway.cli.terminal import harmless
 
-app = typer.Typer(help="Hold what hosts certified against the log.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    help="Hold what hosts certify, and another site's log, against the log.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 
 
 @app.command("hosts")

@@ -120,13 +120,19 @@ def ask(path: Path, question: dict[str, Any]) -> dict[str, Any]:
         answer = json.loads(data)
     except (OSError, ValueError) as error:
         raise Unreachable(
-            f"this host's relay does not answer on {path}: {type(error).__name__}",
+            f"this host's relay does not answer on {path}: {_words(error)}",
             OPERATOR,
             "run it as root on the relay's host, check --socket, and that the relay runs",
         ) from error
     if not isinstance(answer, dict) or "error" in answer:
         raise Refused(f"the relay does not take it: {answer}", OPERATOR, "use the same version of sealane")
     return answer
+
+
+def _words(error: OSError | ValueError) -> str:
+    if isinstance(error, TimeoutError):
+        return f"no answer within {_SECONDS:.0f} s"
+    return (isinstance(error, OSError) and error.strerror) or "what it says is no answer of a relay"
 
 
 def _table(document: dict[str, Any]) -> Any:

@@ -37,9 +37,13 @@ def _sessions() -> None:
 
 @app.command()
 def start(
-    vm: Annotated[str, typer.Argument(help="The VM, by the name that libvirt has for it or by its UUID.")],
+    vm: Annotated[
+        str, typer.Argument(metavar="VM", help="The VM, by the name that libvirt has for it or by its UUID.")
+    ],
     to: Annotated[str | None, typer.Option("--to", metavar="HOST", help="Only to this host. Default: to any.")] = None,
-    reason: Annotated[str | None, typer.Option("--reason", help="Why, for the record and for policies.")] = None,
+    reason: Annotated[
+        str | None, typer.Option("--reason", metavar="TEXT", help="Why, for the record and for policies.")
+    ] = None,
     minutes: Annotated[int, typer.Option("--minutes", min=1, max=1440, help="For how long it holds.")] = 15,
     relay_socket: Annotated[
         Path, typer.Option("--socket", metavar="FILE", help="front.session_socket of this host's relay.")

@@ -15,7 +15,7 @@ import typer
 from gateway.cli.errors import OPERATOR, BadConfiguration, Unreachable
 from gateway.cli.options import CaOption, JsonOption
 from gateway.cli.output import print_json, say
-from gateway.cli.settings import resolve
+from gateway.cli.settings import canonical_url, resolve
 
 if TYPE_CHECKING:
     from gateway.sites.publishing import SiteDocument
@@ -33,8 +33,9 @@ def _sites() -> None:
 @app.command()
 def trust(
     url: Annotated[str, typer.Argument(metavar="URL", help="The other site's gateway, https://HOST[:PORT].")],
-    to: Annotated[
-        Path, typer.Option("--to", metavar="DIR", help="Folder for its bundle, CRLs and keys; made if it is not there.")
+    out: Annotated[
+        Path,
+        typer.Option("--out", metavar="DIR", help="Folder for its bundle, CRLs and keys; made if missing."),
     ],
     ca: CaOption = None,
     as_json: JsonOption = False,
@@ -46,7 +47,7 @@ def trust(
 
     \b
     Example:
-      sealane sites trust https://gateway.east.example:8443 --ca east-ca.pem --to /etc/sealane/sites/east
+      sealane sites trust https://gateway.east.example:8443 --ca east-ca.pem --out /etc/sealane/sites/east
     """
     import msgspec
 
@@ -54,26 +55,26 @@ def trust(
     from gateway.cli.client import GatewayClient
     from gateway.sites.publishing import SiteDocument
 
-    settings = resolve(url, ca, None, Path.home())
+    settings = resolve(canonical_url(url, "URL"), ca, None, Path.home())
     with GatewayClient(settings) as client:
         answer = client.site()
     try:
         document = msgspec.convert(answer, SiteDocument)
-        digests = lay_down(document, to)
+        digests = lay_down(document, out)
     except (msgspec.ValidationError, CertificateError, ValueError) as error:
         raise Unreachable(
             f"{url} says nothing of its site that can be used: {error}", OPERATOR, "check URL and version"
         ) from error
     except OSError as error:
-        raise BadConfiguration(f"{to}: {error.strerror}", OPERATOR, "check the folder") from error
-    told: dict[str, Any] = {"trust_domain": document.trust_domain, "folder": str(to), "sha256": digests}
+        raise BadConfiguration(f"{out}: {error.strerror}", OPERATOR, "check the folder") from error
+    told: dict[str, Any] = {"trust_domain": document.trust_domain, "folder": str(out), "sha256": digests}
     if as_json:
         print_json(told)
         return
-    say(f"{document.trust_domain}: written to {to}. Compare these with the operators of that site before you use it:")
+    say(f"{document.trust_domain}: written to {out}. Compare these with the operators of that site before you use it:")
     for name, digest in digests.items():
         say(f"  {name}  {digest}")
-    for line in _tables(document, to):
+    for line in _tables(document, out):
         say(line)
 
 

@@ -59,8 +59,9 @@ def check_log(
     from audit.verify import verify_log
 
     try:
+        notes = [path.read_text() for path in seen]
         with progress_bar(quiet=quiet) as progress:
-            verdict = verify_log(directory, keys, progress, seen=[path.read_text() for path in seen], options=options)
+            verdict = verify_log(directory, keys, progress, seen=notes, options=options)
     except OSError as error:
         raise BadConfiguration(
             f"{error.filename or directory} cannot be read: {error.strerror}", REQUESTER, "check the path"
@@ -120,7 +121,7 @@ def show_verdict(out: Console, document: Mapping[str, Any]) -> None:
             when = datetime.fromtimestamp(min(one["time"], 2**36), UTC)
             text.append(f"; cosigned by {harmless(one['witness'])} at {when:%Y-%m-%d %H:%M:%S} UTC")
     else:
-        text = Text("NOT VERIFIED", "bold red").append(f"  {len(document['problems'])} problems")
+        text = Text("NOT VERIFIED", "bold red").append(f"  {counted(len(document['problems']), 'problem')}")
     if document["warnings"]:
         text.append(f"; {counted(len(document['warnings']), 'warning')} to judge")
     out.print(text.append(f"\n  log {harmless(document['origin'])}  root {document['root']}"), soft_wrap=True)

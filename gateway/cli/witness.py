@@ -45,9 +45,9 @@ def serve(config: ServeConfigOption) -> None:
 def init(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder for its keys, state and file.")],
     name: Annotated[str, typer.Option("--name", metavar="NAME", help="Its name, like a URL without https://.")],
-    log: Annotated[
+    key: Annotated[
         list[str],
-        typer.Option("--log", metavar="FILE|VKEY", help="The verifier key of a log to witness. Repeat it."),
+        typer.Option("--key", metavar="FILE|VKEY", help="The verifier key of a log to witness. Repeat it."),
     ],
     listen: Annotated[str, typer.Option("--listen", metavar="HOST:PORT", help="Where it will listen.")] = ANYWHERE,
     as_json: JsonOption = False,
@@ -56,7 +56,7 @@ def init(
 
     \b
     Example:
-      sealane audit witness init /etc/sealane/witness --name witness.bank.example/w1 --log log.vkey
+      sealane audit witness init /etc/sealane/witness --name witness.bank.example/w1 --key log.vkey
     """
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PrivateKey
@@ -69,11 +69,11 @@ def init(
 
     try:
         origins: dict[str, list[str]] = {}
-        for vkey in read_keys(log):
+        for vkey in read_keys(key):
             origins.setdefault(LogVerifier.parse(vkey).origin, []).append(vkey)
         cosigners = [Cosigner(name, Ed25519PrivateKey.generate()), Cosigner(name, MLDSA44PrivateKey.generate())]
     except CheckpointError as error:
-        raise BadConfiguration(str(error), REQUESTER, "correct --name or --log") from error
+        raise BadConfiguration(str(error), REQUESTER, "correct --name or --key") from error
     try:
         directory.mkdir(mode=0o700, parents=True)
     except OSError as error:

@@ -18,11 +18,11 @@ from audit.siem.sink import SinkError
 from audit.siem.status import SinkEvent, State
 from certs.files import write_atomically
 from gateway.committer import Committer
-from gateway.errors import GatewayError, NotKnown, StartRefused
+from gateway.errors import GatewayError, StartRefused
 from gateway.recording import Clock, Event, Recorder
 from gateway.siem.jobs import Job, Jobs
 from gateway.siem.receivers import PathOf, make_sink
-from gateway.siem.tables import AnySinkTable, SiemTable
+from gateway.siem.tables import AnySinkTable, SiemTable, unknown_sink
 
 _READERS: Final = 4
 _AFTER_A_BUG_SECONDS: Final = 60.0
@@ -123,9 +123,7 @@ class Delivery:
         try:
             return self._shippers[name]
         except KeyError:
-            raise NotKnown(
-                "no sink has that name", next_step=f"one of: {', '.join(self._tables) or 'none is configured'}"
-            ) from None
+            raise unknown_sink(name, self._tables) from None
 
     def table(self, name: str) -> AnySinkTable:
         """What the configuration says of it. Errors: NotKnown."""

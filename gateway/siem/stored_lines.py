@@ -19,9 +19,9 @@ from audit.reader import LogReader
 from audit.siem.formats.parse import MAX_LINE_BYTES
 from audit.siem.reconcile_lines import LineFindings, LineSource, Stored, reconcile_lines
 from gateway.config import GatewayConfig
-from gateway.errors import NotKnown, RequestRefused
+from gateway.errors import RequestRefused
 from gateway.siem.line_receivers import stored_line
-from gateway.siem.tables import ElasticsearchTable
+from gateway.siem.tables import ElasticsearchTable, unknown_sink
 
 _GZIP: Final = b"\x1f\x8b"
 _MAX_CHECKPOINT_BYTES: Final = 64 * 1024
@@ -36,7 +36,7 @@ def reconcile_files(
     """
     table = next((each for each in config.siem.sinks if each.name == name), None)
     if table is None:
-        raise NotKnown("no sink has that name", next_step="look into [[siem.sinks]] of the configuration")
+        raise unknown_sink(name, [each.name for each in config.siem.sinks])
     if isinstance(table, ElasticsearchTable):
         raise RequestRefused("this receiver can be asked", next_step=f"use: sealane siem reconcile {name}")
     directory, origin = config.path(config.log.directory), config.log.origin

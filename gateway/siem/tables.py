@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Annotated, Final
 
 import msgspec
 from msgspec import Meta
 
+from gateway.errors import NotKnown, NotSetUp
 from gateway.siem.line_tables import FileTable, RelpTable, SplunkTable, SyslogTable, WebhookTable
 from gateway.siem.sink_table import SinkTable, Text, require_https
 
 MAX_SINKS: Final = 16
+
+
+def unknown_sink(name: str, known: Collection[str]) -> NotKnown:
+    """What to answer whoever names a sink that is none of the `known` ones."""
+    if not known:
+        return NotSetUp("this gateway delivers to no SIEM", "[[siem.sinks]]")
+    return NotKnown(f"no sink is called {name}", next_step=f"the sinks are: {', '.join(known)}")
 
 
 class ElasticsearchTable(SinkTable, frozen=True, kw_only=True, tag="elasticsearch"):

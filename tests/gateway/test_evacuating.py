@@ -84,6 +84,10 @@ async def test_permits_are_decided_logged_and_held_before_anybody_hears_of_them(
         assert prepared["reason"] == "CHG-9"
         assert prepared["details"]["permits"] == 2
 
+        amiss = await running.person("alice").post("/v1/evacuations/nonsense/withdraw", json={"host": "a"})
+        assert amiss.status_code == 400, "nobody is told that something was withdrawn"
+        assert await running.records("evacuation.withdrawn") == []
+
         # It keeps the VM from nothing: an ordinary migration begins.
         moved = await running.person("alice").post("/v1/migrations", json={"vm": "web", "destination": "b"})
         assert moved.status_code == 201, moved.text

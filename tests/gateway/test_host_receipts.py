@@ -63,7 +63,7 @@ def test_one_or_none_is_found_after_its_time_and_not_before() -> None:
         ({"vm": "another"}, "another vm"),
         ({"permit_sha256": "1" * 64}, "another permit_sha256"),
         ({"source_fingerprint": "1" * 64}, "another source_fingerprint"),
-        ({"channels": []}, "counts 1 channels, the destination 0"),
+        ({"channels": []}, "counts 1 channel, the destination 0"),
         ({"channels": [MIRRORED | {"received_bytes": 8}]}, "the source sent 9 bytes, the destination received 8"),
         ({"channels": [MIRRORED | {"sent_frames": 5}]}, "the source received 1 frames, the destination sent 5"),
         ({"peer_receipt_sha256": "1" * 64}, "the destination got another receipt from its peer"),

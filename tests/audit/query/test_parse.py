@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from audit.errors import QueryMalformed
 from audit.query import facets_of, fields, matches, parse
 from audit.query.explain import explain
+from audit.query.literals import zone_named
 from audit.query.parse import MAX_CHARS, names_in
 from audit.query.tree import Between, Is, Not, leaves
 from tests.audit.query.documents import DECISION, RECEIPT, documents
@@ -262,3 +263,9 @@ def test_no_two_fields_share_a_spelling() -> None:
     spellings = [one for name in fields.NAMES for one in (name.name, *name.others)]
     assert len(spellings) == len(set(spellings))
     assert {atom for name in fields.NAMES for atom in name.atoms} == set(fields.ATOMS)
+
+
+@pytest.mark.parametrize("name", ["Europe/Nowhere", "/etc/passwd", "../UTC", "", "a\x00b"])
+def test_a_zone_that_is_none_is_refused_in_one_way(name: str) -> None:
+    with pytest.raises(ValueError, match="there is no time zone"):
+        zone_named(name)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gateway.cli.placement import complete_host, complete_vm
-from tests.gateway.cli.conftest import CannedGateway
+from tests.gateway.cli.conftest import CannedGateway, Sealane
 from tests.gateway.cli.test_inventory import person
 from tests.gateway.conftest import UUID_LEDGER, UUID_WEB, Running
 from tests.gateway.test_placement import Relay, guest
@@ -70,3 +70,10 @@ def test_a_completion_prints_no_error(
     monkeypatch.setenv("HOME", str(home / "nowhere"))
     assert complete_host("") == []
     assert capsys.readouterr() == ("", "")
+
+
+def test_nothing_of_that_name_is_said(logged_in: CannedGateway, sealane: Sealane) -> None:
+    logged_in.answer("GET", "/v1/vms", (200, {"vms": []}))
+    logged_in.answer("GET", "/v1/hosts", (200, {"hosts": []}))
+    assert sealane("vms", "we").stdout == "the inventory has no VM whose name begins with we\n"
+    assert sealane("hosts").stdout == "the inventory has no host\n"
