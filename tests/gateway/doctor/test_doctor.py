@@ -163,7 +163,7 @@ def test_a_key_or_a_folder_that_others_may_read_is_wrong(site: Site, tmp_path: P
 
 def test_more_hosts_than_the_gateway_has_connections_for_are_named(site: Site) -> None:
     def found() -> list[Finding]:
-        findings = gateway_host_findings(site.gateway_config, Path("/"), NOW)
+        findings = gateway_host_findings(site.gateway_config, Path("/"), datetime.now(UTC))
         return [each for each in findings if each.check == "connections"]
 
     assert found() == []
