@@ -16,6 +16,8 @@ from audit.verify_tree import exact_base64
 
 ENTRY_LIMIT = 61440
 
+_ALONE = frozenset({"key", "record", "signature"})
+_GROUPED = _ALONE | {"group"}
 _RECORD_KEYS = frozenset(
     [
         "version",
@@ -38,6 +40,9 @@ _RECORD_KEYS = frozenset(
 _KEYS_OF_2 = _RECORD_KEYS | {"clock_error_us"}
 PERMITTING: Final = frozenset({"allowed", "would_deny"})  # the latter in zones that are being observed
 _ACTOR_KEYS = frozenset({"id", "name", "authenticated_by", "issuer", "groups"})
+_VM_KEYS = frozenset({"name", "uuid"})
+_TEXTS = ("kind", "boot_id")
+_OPTIONAL_TEXTS = ("migration_id", "outcome", "source", "destination", "reason")
 _TIME_FORM = re.compile(r"\d\d\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\.\d\d\d\d\d\dZ", re.ASCII)
 
 
@@ -50,9 +55,11 @@ def parse(entry: bytes) -> Mapping[str, Any]:
     if len(entry) > ENTRY_LIMIT:
         raise Malformed(f"it is {len(entry)} bytes long, over {ENTRY_LIMIT}")
     try:
-        value = _decode(entry.decode("utf-8"))
-        # A key that occurs twice is one key in `value`, so that it does not encode back to the same either.
-        same = canonical(value) == entry
+        text = entry.decode("utf-8")
+        value, _ = _decode(text)
+        # A key that occurs twice is one key in `value`, so that it does not encode back to the same either; nor does
+        # what goes on after its value.
+        same = "".join(_encode(value, 0)) == text
     except (ValueError, RecursionError) as error:
         raise Malformed(f"it is not JSON of this log's kind: {error}") from error
     if not same:
@@ -60,11 +67,6 @@ def parse(entry: bytes) -> Mapping[str, Any]:
     if not isinstance(value, dict):
         raise Malformed("it is not an object")
     return value
-
-
-def canonical(value: object) -> bytes:
-    """Canonical JSON: sorted keys, no spaces, UTF-8."""
-    return _encode(value).encode("utf-8")
 
 
 def record_faults(
@@ -81,7 +83,7 @@ def record_faults(
     Without `signature` that of the record is not checked: the tree's, which covers the record, then stands for it.
     """
     record = value.get("record")
-    if set(value) - {"group"} != {"key", "record", "signature"} or not isinstance(record, dict):
+    if (value.keys() != _ALONE and value.keys() != _GROUPED) or not isinstance(record, dict):
         yield "it is neither a record nor a permit entry"
         return
     candidates = signatures.candidates(origin, value["key"])
@@ -151,11 +153,11 @@ def _moment(text: str) -> datetime | None:
 
 
 def _shape_faults(record: Mapping[str, Any]) -> Iterator[str]:
-    for name in ("kind", "boot_id"):
-        if not isinstance(record[name], str) or not record[name]:
+    for name in _TEXTS:
+        if type(record[name]) is not str or not record[name]:
             yield f"its {name} is not a text"
-    for name in ("migration_id", "outcome", "source", "destination", "reason"):
-        if record[name] is not None and not isinstance(record[name], str):
+    for name in _OPTIONAL_TEXTS:
+        if record[name] is not None and type(record[name]) is not str:
             yield f"its {name} is neither null nor a text"
     if type(record["monotonic_ns"]) is not int or record["monotonic_ns"] < 0:
         yield "its monotonic_ns is not a count"
@@ -165,9 +167,9 @@ def _shape_faults(record: Mapping[str, Any]) -> Iterator[str]:
     if not isinstance(record["details"], dict):
         yield "its details are not an object"
     actor, vm = record["actor"], record["vm"]
-    if actor is not None and (not isinstance(actor, dict) or set(actor) != _ACTOR_KEYS):
+    if actor is not None and (type(actor) is not dict or actor.keys() != _ACTOR_KEYS):
         yield "its actor is malformed"
-    if vm is not None and (not isinstance(vm, dict) or set(vm) != {"name", "uuid"}):
+    if vm is not None and (type(vm) is not dict or vm.keys() != _VM_KEYS):
         yield "its vm is malformed"
 
 
@@ -182,6 +184,9 @@ def _refuse_number(text: str) -> object:
     raise ValueError(f"the number {text[:40]} is not an integer")
 
 
-_decode = json.JSONDecoder(parse_float=_refuse_number, parse_constant=_refuse_number).decode
-# What was decoded holds no circles to look for.
-_encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, check_circular=False).encode
+_decode = json.JSONDecoder(parse_float=_refuse_number, parse_constant=_refuse_number).raw_decode
+# JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, check_circular=False), without making one anew
+# for each entry. What was decoded holds no circles to look for, and nothing that needs a default.
+_encode = json.encoder.c_make_encoder(  # type: ignore[attr-defined]  # CPython's, which is all that we run on
+    None, None, json.encoder.encode_basestring, None, ":", ",", True, False, True
+)

@@ -26,11 +26,19 @@ class Signatures:
 
     def __init__(self, keys: Sequence[PinnedKey]) -> None:
         self._keys = keys
+        self._named: dict[tuple[str, object], list[PinnedKey]] = {}
         self._good: dict[tuple[int, int, bytes], set[State]] = {}  # by key, size and signature
 
     def candidates(self, origin: str, key_id: object) -> list[PinnedKey]:
         """The given keys that a record of this log may name."""
-        return [key for key in self._keys if key.name == origin and key.key_id.hex() == key_id]
+        if not isinstance(key_id, str):
+            return []
+        found = self._named.get((origin, key_id))
+        if found is None:
+            found = [key for key in self._keys if key.name == origin and key.key_id.hex() == key_id]
+            if found:  # what names no key is not remembered: there may be any number of it
+                self._named[origin, key_id] = found
+        return found
 
     def fault(self, value: Mapping[str, Any], entry: bytes, candidates: Sequence[PinnedKey], *, check: bool) -> str:
         """What is wrong with the signature of the record entry; empty: nothing. Without `check`, its form alone."""

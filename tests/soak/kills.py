@@ -4,8 +4,9 @@
     FOLDER/heard.jsonl      all that clients heard of it, as they heard it: the truth to compare the log with
     FOLDER/gateway.log      its operational log
 
-Clients ask for checks and for migrations; a stand-in for the source relay takes the permits. The gateway is killed at
-random, one time in eight while it still starts. Everything heard is kept, so that a run may be stopped and continued.
+Clients ask for checks and for migrations; a stand-in for the source relay takes the permits. The gateway, the real one
+(`lives.py` begins it quickly), is killed at random, one time in eight while it still starts. Everything heard is kept,
+so that a run may be stopped and continued.
 
 Counted at the end, against the log, by the independent verifier and by entry: records that were acknowledged and are
 not there, gaps, forks (checkpoints that somebody heard and the final log does not continue), unprovable permits.
@@ -16,8 +17,6 @@ from __future__ import annotations
 import json
 import random
 import ssl
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -40,11 +39,14 @@ from gateway.starter import AUDIENCE, LOCAL_ISSUER, HostPlan, Site, VmPlan, lay_
 from policy.errors import PermitRefused
 from policy.identity.local import LocalDirectory, ScryptCost, issue_token
 from policy.permit import PermitKey, proof_entry, verify_permit
+from tests.soak.lives import life_of_gateway
 
 VMS: Final = 2_000  # a permit that nobody uses blocks its VM for PERMIT_SECONDS
 PERMIT_SECONDS: Final = 5
 CHECKERS, MOVERS = 4, 4
 MAX_ALIVE_SECONDS: Final = 0.8
+MAX_AWAITED: Final = 20  # records
+MAX_STARTING_SECONDS: Final = 1.0  # of one that loads no modules: before its recovery, in it, or soon after
 START_SECONDS: Final = 300.0  # where many share the machine
 REQUEST_SECONDS: Final = 20.0
 
@@ -74,8 +76,8 @@ def soak(folder: Path, kills: int, progress: Callable[[int], None] | None = None
     """Go on in `folder` until so many kills were done in all; then compare. The folder is made if it is missing."""
     site = _site(folder)
     done = sum(1 for heard in _heard(folder) if "kill" in heard)
-    with (folder / "heard.jsonl").open("a", encoding="utf-8") as file, (folder / "gateway.log").open("ab") as log:
-        driver = _Driver(site, file, log, random.Random(seed))
+    with (folder / "heard.jsonl").open("a", encoding="utf-8") as file:
+        driver = _Driver(site, file, folder / "gateway.log", random.Random(seed))
         for number in range(done, kills):
             trio.run(driver.one_life)
             if progress is not None:
@@ -169,40 +171,32 @@ def _site(folder: Path) -> Site:
 class _Driver:
     """Lives of the gateway, one after the other."""
 
-    def __init__(self, site: Site, heard: TextIO, log: Any, luck: random.Random) -> None:
+    def __init__(self, site: Site, heard: TextIO, log: Path, luck: random.Random) -> None:
         self._site = site
         self._heard = heard
         self._log = log
         self._luck = luck
         self._vm = luck.randrange(VMS)
+        self._awaited, self._heard_enough = 0, trio.Event()
         self._people = LocalDirectory.load(site.people).people
 
     async def one_life(self) -> None:
         """Start it, load it, kill it."""
-        command = [str(Path(sys.executable).with_name("sealane")), "gateway", "serve"]
-        command += ["--config", str(self._site.gateway_config)]
-        process = await trio.lowlevel.open_process(command, stdout=subprocess.PIPE, stderr=self._log)
         state = "serving"
-        try:
+        async with life_of_gateway(self._site.gateway_config, self._log) as output:
             if self._luck.randrange(8) == 0:
                 state = "starting"
-                with trio.move_on_after(self._luck.uniform(0.3, 2.5)):
-                    await self._ready(process)
+                with trio.move_on_after(self._luck.uniform(0.0, MAX_STARTING_SECONDS)):
+                    await self._ready(output)
             else:
-                await self._load(await self._ready(process))
-        finally:
-            process.kill()
-            await process.wait()
-            if process.stdout is not None:
-                await process.stdout.aclose()
+                await self._load(await self._ready(output))
         self._note({"kill": state})
 
-    async def _ready(self, process: trio.Process) -> str:
-        assert process.stdout is not None
+    async def _ready(self, output: trio.abc.ReceiveStream) -> str:
         line = b""
         with trio.fail_after(START_SECONDS):
             while not line.endswith(b"\n"):
-                part = await process.stdout.receive_some()
+                part = await output.receive_some()
                 if not part:
                     raise RuntimeError("the gateway did not start: see gateway.log")
                 line += part
@@ -212,13 +206,21 @@ class _Driver:
         with trio.move_on_after(START_SECONDS) as life:
             async with trio.open_nursery() as nursery:
                 await self._poll(url, 0)  # from here on the gateway counts the source host as reachable
-                life.deadline = trio.current_time() + self._luck.uniform(0.05, MAX_ALIVE_SECONDS)
+                nursery.start_soon(self._end, life)
                 for _ in range(CHECKERS):
                     nursery.start_soon(self._check, url)
                 for _ in range(MOVERS):
                     nursery.start_soon(self._move, url)
                 nursery.start_soon(self._take_permits, url)
                 nursery.start_soon(self._ask_for_checkpoints, url)
+
+    async def _end(self, life: trio.CancelScope) -> None:
+        """After a random time under load, but on a slow machine not before a random number of records was heard of."""
+        self._awaited, self._heard_enough = self._luck.randrange(MAX_AWAITED), trio.Event()
+        await trio.sleep(self._luck.uniform(0.05, MAX_ALIVE_SECONDS))
+        if self._awaited > 0:
+            await self._heard_enough.wait()
+        life.cancel()
 
     async def _check(self, url: str) -> None:
         async with self._client(url, "alice") as client:
@@ -279,6 +281,9 @@ class _Driver:
     def _note(self, heard: dict[str, Any]) -> None:
         self._heard.write(json.dumps(heard) + "\n")
         self._heard.flush()
+        self._awaited -= "record" in heard
+        if self._awaited <= 0:
+            self._heard_enough.set()
 
 
 def as_json(result: Result) -> str:
