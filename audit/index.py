@@ -10,42 +10,20 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Self
 
-import msgspec
-
-from audit import index_arrivals
 from audit.errors import IndexLocked, QueryRefused
-from audit.index_schema import COLUMNS, INDEX_VERSION, INDEXES, INSERT, TABLES, ZONE_WIDTH, Column, Store
+from audit.index_digest import Digest, digest
+from audit.index_rebuild import Progress, ReadableLog, digests, hasten
+from audit.index_schema import INDEX_VERSION, INDEXES, INSERT, TABLES
 from audit.proof import leaf_hash
-from audit.query import fields
-from audit.query.facets import PERMIT_KIND, UNREADABLE_KIND, Facets, facets_of
 
-BATCH = 4096
 _CACHED_TEXTS = 200_000
 _MMAP_BYTES = 256 * 2**20
-
-# Where a field stands in a row: going over what a record has, texts apart, is most of a rebuild's speed.
-_PLACES = {column.atom: (place, column, column.store is Store.TEXT) for place, column in enumerate(COLUMNS, 1)}
-
-Row = tuple[int | str | None, ...]
-Progress = Callable[[int, int], None]
-
-
-class ReadableLog(Protocol):
-    """What the index needs of a log (`audit.log.Log`, or a `CommittedLog` over its files)."""
-
-    @property
-    def origin(self) -> str: ...
-    @property
-    def size(self) -> int: ...
-    def entry(self, index: int) -> bytes: ...
-    def entries(self, start: int, end: int) -> Iterator[bytes]: ...
 
 
 class Index:
@@ -97,50 +75,59 @@ class Index:
         An entry that cannot be read has a row of kind `unreadable`: it must neither hide nor stop the rest.
         """
         batch = list(entries)
-        if not batch:
-            return
-        if first_index != self.size:
-            raise QueryRefused(f"the index is at {self.size}, entries from {first_index} would leave a gap")
+        if batch:
+            self._apply(digest(first_index, batch))
+
+    def _apply(self, made: Digest) -> None:
+        if made.first != self.size:
+            raise QueryRefused(f"the index is at {self.size}, entries from {made.first} would leave a gap")
         with self._transaction():
-            self._insert(first_index, batch)
-            end, last = first_index + len(batch), leaf_hash(batch[-1])
+            self._store(made)
             self.database.execute(
-                "INSERT OR REPLACE INTO state VALUES (1, ?, ?, ?, ?)", (INDEX_VERSION, self._origin, end, last)
+                "INSERT OR REPLACE INTO state VALUES (1, ?, ?, ?, ?)",
+                (INDEX_VERSION, self._origin, made.end, made.last),
             )
 
     def catch_up(self, log: ReadableLog, progress: Progress | None = None) -> None:
         """Apply what is missing; begin anew first if the index is not of this log, or is ahead of it."""
         if not self._is_of(log):
             self._clear()
-        size = log.size
-        start = self.size
-        entries = log.entries(start, size)
-        while start < size:
-            batch = list(islice(entries, BATCH))
-            if not batch:
-                raise QueryRefused(f"the log gave no entry {start} of {size}")
-            self.apply(start, batch)
-            start += len(batch)
-            if progress is not None:
-                progress(start, size)
+        self._fill(log, progress)
 
-    def rebuild(self, log: ReadableLog, progress: Progress | None = None) -> None:
-        """Throw everything away and read the whole log again; the SQL indexes are made at the end, which is faster.
+    def rebuild(self, log: ReadableLog, progress: Progress | None = None, *, workers: int = 1) -> None:
+        """Throw everything away and read the whole log again, by so many processes beside this one.
 
-        Nobody may be asking meanwhile. Cut short, it leaves an index that is whole as far as it got, and catches up
-        when it is opened again.
+        Nobody may be asking meanwhile. Cut short, it leaves the index that was there before.
         """
         if self._path == ":memory:":
             self._clear()
-        else:  # a new file: emptying a large one takes long, and leaves it large
-            self.database.close()
-            _remove(self._path)
-            self.database = _open(self._path)
-            self._forget()
-        for column in COLUMNS:
-            self.database.execute(f"DROP INDEX IF EXISTS {column.index_name}")
-        self.catch_up(log, progress)
-        self.database.executescript(INDEXES)
+            self._fill(log, progress)
+            return
+        path = Path(f"{self._path}.rebuilding")
+        _remove(path)
+        self._forget()
+        self.database.close()
+        try:
+            self.database = _open(path, workers)
+            try:
+                self._fill(log, progress, workers)
+                self.database.executescript(INDEXES)
+            finally:
+                self.database.close()
+                self._forget()
+            _take_the_place(path, Path(self._path))
+        finally:
+            _remove(path)
+            self.database = _open_or_replace(self._path)
+
+    def _fill(self, log: ReadableLog, progress: Progress | None, workers: int = 1) -> None:
+        size, start = log.size, self.size
+        if start >= size:  # the common case of one that keeps up
+            return
+        for made in digests(log, start, size, workers=workers):
+            self._apply(made)
+            if progress is not None:
+                progress(made.end, size)
 
     def _state(self) -> tuple[str, int, bytes]:
         row = self.database.execute("SELECT origin, size, last FROM state").fetchone()
@@ -175,63 +162,28 @@ class Index:
         if len(self._texts) + len(self._sentences) > _CACHED_TEXTS:
             self._forget()
 
-    def _insert(self, first_index: int, entries: Sequence[bytes]) -> None:
-        tallies: dict[tuple[int, int], int] = {}
-        zones: dict[int, tuple[int, int]] = {}
-        arrivals: dict[str, index_arrivals.Arrival | None] = {}
-        rows = []
-        for index, entry in enumerate(entries, first_index):
-            document = document_of(entry)
-            index_arrivals.apply_to(arrivals, document)
-            values = facets_of(index, document)
-            rows.append(self._row(index, values, tallies))
-            for time in values.get(fields.TIME, ()):
-                assert isinstance(time, int)
-                low, high = zones.get(index // ZONE_WIDTH, (time, time))
-                zones[index // ZONE_WIDTH] = min(low, time), max(high, time)
-        self.database.executemany(INSERT, rows)
+    def _store(self, made: Digest) -> None:
+        numbers: list[int | None] = [None] * (made.numbers + 1)  # the last one is NO_TERM's
+        for text, number in made.texts.items():
+            numbers[number] = self._texts.get(text) or self._number(self._texts, "texts", text)
+        for sentence, number in made.sentences.items():
+            numbers[number] = self._number(self._sentences, "sentences", sentence)
+        for members, number in made.sets.items():
+            numbers[number] = self._set([numbers[one] for one in members])  # type: ignore[misc]  # texts have theirs
+        stored = numbers.__getitem__
+        self.database.executemany(INSERT, [[*map(stored, terms), *plain] for terms, plain in made.rows])
         self.database.executemany(
             "INSERT INTO tallies VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET n = n + excluded.n",
-            [(field, number, n) for (field, number), n in tallies.items()],
+            [(column, stored(number), n) for (column, number), n in made.tallies.items()],
         )
         self.database.executemany(
             "INSERT INTO zones VALUES (?, ?, ?) ON CONFLICT DO UPDATE"
             " SET low = min(low, excluded.low), high = max(high, excluded.high)",
-            [(zone, low, high) for zone, (low, high) in zones.items()],
+            [(zone, low, high) for zone, (low, high) in made.zones.items()],
         )
-        self.database.executemany("DELETE FROM arrivals WHERE vm = ?", [(vm,) for vm in arrivals])
-        arrived = [(vm, each.host, each.time_us, each.source) for vm, each in arrivals.items() if each is not None]
+        self.database.executemany("DELETE FROM arrivals WHERE vm = ?", [(vm,) for vm in made.arrivals])
+        arrived = [(vm, one.host, one.time_us, one.source) for vm, one in made.arrivals.items() if one is not None]
         self.database.executemany("INSERT INTO arrivals VALUES (?, ?, ?, ?)", arrived)
-
-    def _row(self, index: int, values: Facets, tallies: dict[tuple[int, int], int]) -> Row:
-        row: list[int | str | None] = [None] * (len(COLUMNS) + 1)
-        row[0] = index
-        for atom, found in values.items():
-            known = _PLACES.get(atom)
-            if known is None:
-                continue  # the position is the row's own
-            place, column, is_text = known
-            if is_text:
-                text = str(found[0])
-                stored: int | str = self._texts.get(text) or self._number(self._texts, "texts", text)
-            else:
-                stored = self._stored(column, found)
-            row[place] = stored
-            if column.indexed and type(stored) is int:
-                tally = column.number, stored
-                tallies[tally] = tallies.get(tally, 0) + 1
-        return tuple(row)
-
-    def _stored(self, column: Column, found: Sequence[str | int]) -> int | str:
-        match column.store:
-            case Store.INTEGER | Store.INLINE:
-                return found[0]
-            case Store.TEXT:
-                return self._number(self._texts, "texts", str(found[0]))
-            case Store.SENTENCE:
-                return self._number(self._sentences, "sentences", str(found[0]))
-            case Store.SET:
-                return self._set([self._number(self._texts, "texts", str(text)) for text in found])
 
     def _number(self, known: dict[str, int], table: str, text: str) -> int:
         number = known.get(text)
@@ -265,21 +217,6 @@ class Index:
             self._lock = -1
 
 
-def document_of(entry: bytes) -> dict[str, Any]:
-    """What stands in an entry, as `facets_of` takes it; what cannot be read has the kind `unreadable`."""
-    try:
-        document = msgspec.json.decode(entry)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return {"kind": UNREADABLE_KIND}
-    if isinstance(document, dict):
-        if document.get("kind") == PERMIT_KIND:
-            return document
-        record = document.get("record")
-        if isinstance(record, dict) and isinstance(record.get("kind"), str) and record["kind"]:
-            return record
-    return {"kind": UNREADABLE_KIND}
-
-
 def _lock(path: Path | str) -> int:
     if path == ":memory:":
         return -1
@@ -311,17 +248,34 @@ def _remove(path: Path | str) -> None:
         Path(f"{path}{suffix}").unlink(missing_ok=True)
 
 
-def _open(path: Path | str) -> sqlite3.Connection:
+def _take_the_place(new: Path, path: Path) -> None:
+    """Durable before it has its name; the old one's journal goes with it."""
+    with new.open("rb") as file:
+        os.fsync(file.fileno())
+    _remove(path)
+    new.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _open(path: Path | str, hasten_by: int = 0) -> sqlite3.Connection:
+    """With `hasten_by` threads: a new file that is to be filled, and has no SQL indexes yet."""
     if path != ":memory:":
         # It says who moved what: for nobody else, like the log that it is a copy of.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
     database = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
     try:
-        database.execute("PRAGMA journal_mode = WAL")
-        database.execute("PRAGMA synchronous = NORMAL")
+        if hasten_by:
+            hasten(database, hasten_by)
+        else:
+            database.execute("PRAGMA journal_mode = WAL")
+            database.execute("PRAGMA synchronous = NORMAL")
         database.execute(f"PRAGMA mmap_size = {_MMAP_BYTES}")
         if _is_ours(database):
-            database.executescript(TABLES + INDEXES)
+            database.executescript(TABLES if hasten_by else TABLES + INDEXES)
             database.execute(f"PRAGMA user_version = {INDEX_VERSION}")
     except BaseException:
         database.close()

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 
 from audit import index_arrivals
-from audit.index import BATCH, ReadableLog, document_of
+from audit.index_digest import document_of
+from audit.index_rebuild import BATCH, ReadableLog
 from audit.index_schema import COLUMNS, INDEX_VERSION, ZONE_WIDTH, Column, Store
 from audit.proof import leaf_hash
 from audit.query.facets import facets_of

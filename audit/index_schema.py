@@ -111,4 +111,8 @@ INDEXES: Final = (
     )
     + "CREATE INDEX IF NOT EXISTS by_time ON records (time, kind, outcome);\n"
 )
-INSERT: Final = f"INSERT INTO records VALUES ({', '.join('?' * (len(COLUMNS) + 1))})"  # noqa: S608 - question marks
+# Columns that hold the number of something, and those that hold it: `INSERT` takes the former, position, the latter.
+TERMS: Final = tuple(column for column in COLUMNS if column.store in {Store.TEXT, Store.SET, Store.SENTENCE})
+PLAIN: Final = tuple(column for column in COLUMNS if column.store in {Store.INLINE, Store.INTEGER})
+_INSERTED = [*(column.name for column in TERMS), "position", *(column.name for column in PLAIN)]
+INSERT: Final = f"INSERT INTO records ({', '.join(_INSERTED)}) VALUES ({', '.join('?' * len(_INSERTED))})"  # noqa: S608

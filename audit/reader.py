@@ -27,6 +27,10 @@ class LogReader:
         self._sealed = lru_cache(_CACHED_BUNDLES)(self._read_sealed)  # immutable, so that they may be kept
         self._pruned = lru_cache(_CACHED_BUNDLES)(self._read_pruned)
 
+    def __reduce__(self) -> tuple[type[LogReader], tuple[Path]]:
+        """Another process reads for itself."""
+        return LogReader, (self._directory,)
+
     def entry(self, index: int) -> bytes:
         """The committed entry `index`. Raises LogTruncated (it is not there), LogDamaged, OSError."""
         number, offset = divmod(index, TILE_WIDTH)

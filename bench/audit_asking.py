@@ -40,12 +40,15 @@ def measure(plan: Plan) -> dict[str, float]:
 
 
 def _verify(log: Path, *, name: str) -> dict[str, float]:
-    workers = min(2, len(os.sched_getaffinity(0)))
     began = time.perf_counter()
-    verdict = verify_log(log, [bench_signer().vkey], options=Options(workers=workers))
+    verdict = verify_log(log, [bench_signer().vkey], options=Options(workers=_workers()))
     if not verdict.ok or verdict.signatures != verdict.records:
         raise BenchError("the log was not verified" + "".join(f": {one.what}" for one in verdict.problems[:1]))
     return {name: verdict.size / (time.perf_counter() - began)}
+
+
+def _workers() -> int:
+    return min(2, len(os.sched_getaffinity(0)))
 
 
 def _ask(big: Path, path: Path, queries: int) -> dict[str, float]:
@@ -55,7 +58,7 @@ def _ask(big: Path, path: Path, queries: int) -> dict[str, float]:
     began = time.perf_counter()
     with Index(path, log.origin) as index:
         tell = telling(log.size, "making the index")
-        index.rebuild(log, lambda done, _: tell(done))
+        index.rebuild(log, lambda done, _: tell(done), workers=_workers())
     figures = {"index_rebuild_per_s": log.size / (time.perf_counter() - began)}
     questions = Questions(path)
     now = datetime.now(UTC)

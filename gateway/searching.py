@@ -18,8 +18,9 @@ import structlog
 import trio
 
 from audit.errors import LogError, QueryRefused
-from audit.index import Index, document_of
+from audit.index import Index
 from audit.index_arrivals import Arrival
+from audit.index_digest import document_of
 from audit.index_questions import MAPPED_BYTES, Bucket, Questions
 from audit.query import Node
 from audit.reader import CommittedLog, LogReader

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -52,7 +53,7 @@ def rebuild(
     committed, path = _places(config, log, index)
     started = time.monotonic()
     with _index_errors(path), Index(path, committed.origin) as opened, progress_bar(quiet=as_json) as progress:
-        opened.rebuild(committed, progress)
+        opened.rebuild(committed, progress, workers=len(os.sched_getaffinity(0)))
         size = opened.size
     seconds = time.monotonic() - started
     if as_json:

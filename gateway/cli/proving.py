@@ -259,7 +259,7 @@ def _name(number: int, width: int) -> str:
 
 
 def _fits(question: Question, now: datetime) -> Callable[[int, bytes], bool]:
-    from audit.index import document_of
+    from audit.index_digest import document_of
     from audit.query import facets_of, matches
     from gateway.cli.record_folder import where_of
 

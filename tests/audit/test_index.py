@@ -124,6 +124,37 @@ def test_it_catches_up_with_the_log_and_is_rebuilt_from_it(tmp_path: Path) -> No
         assert before == list(index.database.iterdump())
 
 
+def test_a_rebuild_by_several_processes_gives_the_same_index(tmp_path: Path) -> None:
+    with Log.open(tmp_path / "log", SIGNER, disk=FastDisk()) as log:
+        log.append([with_permit] * 5_000)
+    committed = CommittedLog(ORIGIN, 10_000, LogReader(tmp_path / "log"))
+    with Index(tmp_path / "index", ORIGIN) as index:
+        index.catch_up(committed)
+        before, told = list(index.database.iterdump()), list[tuple[int, int]]()
+        index.rebuild(committed, lambda *done: told.append(done), workers=2)
+        assert before == list(index.database.iterdump())
+        assert told[-1] == (10_000, 10_000)
+        assert index.database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["index", "index.lock", "log"]
+
+
+def test_a_rebuild_that_is_cut_short_leaves_the_index_that_was_there(tmp_path: Path) -> None:
+    with Log.open(tmp_path / "log", SIGNER, disk=FastDisk()) as log, Index(tmp_path / "index", ORIGIN) as index:
+        log.append([with_permit] * 300)
+        index.catch_up(log)
+        before = list(index.database.iterdump())
+
+        def stop(_done: int, _size: int) -> None:
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            index.rebuild(log, stop)
+        assert before == list(index.database.iterdump())
+        log.append([one])
+        index.catch_up(log)
+        assert index.size == 601
+
+
 @pytest.mark.parametrize("other", [raw(entry(0, reason="another log's")), raw(entry(0), entry(1), entry(2))])
 def test_an_index_of_another_or_a_longer_log_is_rebuilt(other: object, tmp_path: Path) -> None:
     with Index(tmp_path / "index", ORIGIN) as index:
