@@ -63,9 +63,16 @@ def measure_gateway(plan: Plan) -> dict[str, float]:
 
 
 def big_log(records: int, *, alone: bool = False) -> Path:
-    """Made once, and kept; one that was stopped is gone on with."""
-    name = f"audit-{records}{'-alone' if alone else ''}"
-    return make_log(BIG / name, records, alone=alone, progress=telling(records))
+    """Made once, and kept; one that was stopped is gone on with, and a longer one goes on from a shorter one."""
+    folder = BIG / f"audit-{records}{'-alone' if alone else ''}"
+    shorter = [] if alone else [BIG / f"audit-{size}" / "log" for size in GROWTH if size < records]
+    made = [log for log in shorter if (log / "checkpoint").exists()]
+    if made and not folder.exists():
+        begun = folder.with_suffix(".begun")
+        shutil.rmtree(begun, ignore_errors=True)
+        _copy(made[-1], begun / "log")
+        begun.rename(folder)
+    return make_log(folder, records, alone=alone, progress=telling(records))
 
 
 # --- Appending ------------------------------------------------------------------------------------------------------
@@ -141,8 +148,12 @@ def _clone(big: Path) -> Iterator[Path]:
     """Of its full bundles there are hard links: what is appended to the clone is not in `big`."""
     with tempfile.TemporaryDirectory(prefix="bench-", dir=DISK) as name:
         clone = Path(name) / "log"
-        shutil.copytree(big, clone, copy_function=_link_what_is_full)
+        _copy(big, clone)
         yield clone
+
+
+def _copy(log: Path, target: Path) -> None:
+    shutil.copytree(log, target, copy_function=_link_what_is_full)
 
 
 def _link_what_is_full(source: str, target: str) -> str:
