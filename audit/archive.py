@@ -1,6 +1,7 @@
 """A growing copy of a log that proves itself: what is kept elsewhere, for when the log is lost or doubted.
 
     ARCHIVE/checkpoint, tile/…, tail/<N>    as in the log's own folder: `sealane audit verify` checks it alone
+    ARCHIVE/keys                            of a log whose key was replaced: see log_keys.py
     ARCHIVE/incoming/                       what an update has fetched; worthless until it is verified
 
 An update takes entries from any source of tiles and believes none of them: all leaves are hashed, and the tree over
@@ -18,6 +19,7 @@ from audit import tiles
 from audit.checkpoint import Checkpoint, LogVerifier, open_checkpoint
 from audit.disk import Disk
 from audit.errors import LogDamaged, LogTruncated
+from audit.log_keys import KEYS_FILE, read_successors
 from audit.merkle import Tree
 from audit.proof import leaf_hash
 from audit.tile_tree import TileSource
@@ -41,9 +43,16 @@ class Archive:
         return self.checkpoint.size if self.checkpoint is not None else 0
 
     def update(
-        self, checkpoint_text: str, source: TileSource, progress: Callable[[int, int], None] | None = None
+        self,
+        checkpoint_text: str,
+        source: TileSource,
+        progress: Callable[[int, int], None] | None = None,
+        *,
+        successors: str = "",
     ) -> Checkpoint:
         """Archive what `source` has up to the checkpoint; returns it. Nothing changes if anything is wrong.
+
+        `successors`: lines of the log's file `keys`, which the caller has checked. What the archive has of them stays.
 
         Raises CheckpointError, LogTruncated (it is older than the archive), LogDamaged (it is another history, or the
         source does not have what its checkpoint says), what the source raises, and OSError.
@@ -56,6 +65,7 @@ class Archive:
             raise LogTruncated(f"the log has {new.size} entries where {self.size} are archived: it was put back")
         shutil.rmtree(self.directory / "incoming", ignore_errors=True)
         written = self._fetch(new, source, progress)
+        self._keep_keys(successors)
         self._publish(written, new, checkpoint_text)
         self.checkpoint = new
         return new
@@ -113,6 +123,15 @@ class Archive:
         for tail in (self.directory / "tail").glob("*"):
             if tail.name != str(new.size // TILE_WIDTH) or new.size % TILE_WIDTH == 0:
                 tail.unlink()
+
+    def _keep_keys(self, successors: str) -> None:
+        """Before the checkpoint, which the newest key may have signed: an auditor may pin any of them."""
+        known = read_successors(self.directory)
+        new = "".join(line for line in successors.splitlines(keepends=True) if line not in known)
+        if new:
+            self._write(PurePosixPath(KEYS_FILE), (known + new).encode())
+            self._disk.rename(self.directory / "incoming" / KEYS_FILE, self.directory / KEYS_FILE)
+            self._disk.sync_folder(self.directory)
 
     def _write(self, path: PurePosixPath, data: bytes) -> None:
         target = self.directory / "incoming" / path

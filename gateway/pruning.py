@@ -86,7 +86,7 @@ class Pruning:
         self._gate = gate
         self._committer = keeping.committer
         self._watching = keeping.watching
-        self._verifier = keeping.signer.verifier
+        self._verifiers = keeping.verifiers  # the archive may be older than the log's key
         self._directory = directory
         self._retention = retention
         self._archive = archive
@@ -165,7 +165,7 @@ class Pruning:
     def _opened(self, folder: Path) -> Archive:
         if not (folder / "checkpoint").is_file():  # opening would make it
             raise FileNotFoundError(f"{folder} is no archive; make it by `sealane audit archive`, or mount it")
-        return Archive(folder, [self._verifier])
+        return Archive(folder, self._verifiers)
 
     async def _planned(self, archive: Archive, before: datetime) -> Plan:
         """What may go: compared beside the log, a few bundles at a time. Raises AuditError, OSError."""

@@ -49,7 +49,7 @@ def archive(
 
     if log is None:
         with connected(gateway, ca, token_file) as client:
-            _update(directory, key, client.checkpoint(), GatewayTiles(client), as_json=as_json)
+            _update(directory, key, client.checkpoint(), GatewayTiles(client), None, as_json=as_json)
         return
     if gateway is not None:
         raise BadConfiguration("--log and --gateway exclude each other", REQUESTER, "give one of them")
@@ -57,13 +57,18 @@ def archive(
         text = (log / "checkpoint").read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise BadConfiguration(f"{log} is no log: {error}", REQUESTER, "name the folder of a log") from error
-    _update(directory, key, text, FolderTiles(log), as_json=as_json)
+    _update(directory, key, text, FolderTiles(log), log, as_json=as_json)
 
 
-def _update(directory: Path, given: list[str], text: str, source: TileSource, *, as_json: bool) -> None:
+def _update(
+    directory: Path, given: list[str], text: str, source: TileSource, log: Path | None, *, as_json: bool
+) -> None:
+    """`log`: the folder that `source` is, if it is one: what it says of keys that followed the given ones is kept."""
     from audit.archive import Archive
     from audit.checkpoint import LogVerifier
     from audit.errors import AuditError, CheckpointError
+    from audit.log_keys import read_successors
+    from audit.verify_keys import known_keys
     from gateway.cli.verification import read_keys
 
     try:
@@ -71,9 +76,15 @@ def _update(directory: Path, given: list[str], text: str, source: TileSource, *,
     except CheckpointError as error:
         raise BadConfiguration(f"--key: {error}", REQUESTER, "get it anew from where you trust it") from error
     try:
+        for folder in (directory, log):
+            if folder is not None:
+                verifiers = [LogVerifier.parse(vkey) for vkey in known_keys(folder, [each.vkey for each in verifiers])]
+    except ValueError as error:
+        raise Refused(f"nothing was archived: {folder}/keys: {error}", OPERATOR, "restore that file") from error
+    try:
         archived = Archive(directory, verifiers)
         before = archived.size
-        new = archived.update(text, source)
+        new = archived.update(text, source, successors=read_successors(log) if log is not None else "")
     except AuditError as error:
         raise Refused(f"nothing was archived: {error}", OPERATOR, "compare both with `sealane audit verify`") from error
     except OSError as error:

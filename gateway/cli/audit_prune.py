@@ -104,9 +104,11 @@ def _by_key(config: Path, *, check: bool) -> dict[str, Any]:
 def _prune(path: Path, *, check: bool) -> Plan:
     import gateway.config as configuration
     from audit.archive import Archive
+    from audit.checkpoint import LogVerifier
     from audit.log import Log
     from audit.pruning import months_before, plan
     from audit.pruning import prune as do_prune
+    from audit.verify_keys import known_keys
     from gateway.log_keeping import log_signer
 
     config = configuration.load(path)
@@ -121,8 +123,10 @@ def _prune(path: Path, *, check: bool) -> Plan:
     if not (archive_folder / "checkpoint").is_file():
         raise BadConfiguration(f"{archive_folder} is no archive", OPERATOR, "make it by `sealane audit archive`")
     before = months_before(datetime.now(UTC), retention.months)
+    # The archive may be older than the log's key.
+    verifiers = [LogVerifier.parse(vkey) for vkey in known_keys(directory, [one.vkey for one in signer.verifiers])]
     with Log.open(directory, signer) as log:
-        planned = plan(log, Archive(archive_folder, signer.verifiers), before)
+        planned = plan(log, Archive(archive_folder, verifiers), before)
         if not check:
             do_prune(log, planned, _record_of(config, signer))
     return planned

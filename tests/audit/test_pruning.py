@@ -12,20 +12,24 @@ from typing import Any
 import pytest
 
 from audit.archive import Archive
+from audit.checkpoint import LogSigner
 from audit.disk import Disk
-from audit.errors import EntryPruned, LogDamaged, LogTruncated
+from audit.errors import CheckpointError, EntryPruned, LogDamaged, LogTruncated
+from audit.export import Sealed, export_entries
 from audit.log import Log
+from audit.log_keys import KEYS_FILE, read_successors, successor_line
 from audit.proof import leaf_hash, verify_inclusion
 from audit.pruned import PRUNED_KIND
 from audit.pruning import plan, prune
 from audit.reader import LogReader
 from audit.record import format_time
-from audit.tile_tree import FolderTiles
+from audit.tile_tree import FolderTiles, TileTree
 from audit.tiles import bundle_path
 from audit.verify import Options, verify_log
+from audit.verify_bundle import verify_bundle
 from audit.watch import Watch
 from tests.audit.disks import FastDisk, FaultyDisk, Loss, PowerCut
-from tests.audit.samples import SIGNER, entry, permit
+from tests.audit.samples import OTHER_SIGNER, SIGNER, entry, permit
 
 BEGAN = datetime(2025, 1, 1, tzinfo=UTC)
 SIZE = 256 * 4 + 10
@@ -37,9 +41,9 @@ def aged(index: int) -> Sequence[bytes]:
     return [entry(index, time=format_time(BEGAN + timedelta(seconds=index)))]
 
 
-def of_pruning(index: int, details: Mapping[str, Any]) -> bytes:
+def of_pruning(index: int, details: Mapping[str, Any], signer: LogSigner = SIGNER) -> bytes:
     time = format_time(BEGAN + timedelta(seconds=index))
-    return entry(index, kind=PRUNED_KIND, outcome=None, time=time, details=dict(details))
+    return entry(index, signer, kind=PRUNED_KIND, outcome=None, time=time, details=dict(details))
 
 
 @pytest.fixture(scope="module")
@@ -202,6 +206,33 @@ def test_a_permit_stays_with_its_decision(tmp_path: Path) -> None:
     archive_all(tmp_path)
     assert run(tmp_path) == (0, 256)
     assert checked(tmp_path) == ([], 256)
+
+
+def test_an_archive_from_before_a_rollover_of_the_logs_key_goes_on_to_count(folder: Path) -> None:
+    """The old key signed the archive and the old entries, the new one what came after. Either may be pinned."""
+    new = LogSigner(SIGNER.origin, OTHER_SIGNER.private_key)
+    (folder / "log" / KEYS_FILE).write_text(successor_line(SIGNER, new))
+    for signer in (LogSigner(new.origin, new.private_key, former=SIGNER), new):  # being rolled over; retired
+        with Log.open(folder / "log", signer, disk=FastDisk()) as log:
+            log.append([lambda index: [entry(index, new, time=format_time(BEGAN + timedelta(seconds=index)))]])
+    with pytest.raises(CheckpointError):
+        Archive(folder / "archive", [new.verifier])
+    both = [SIGNER.verifier, new.verifier]
+    with Log.open(folder / "log", new, disk=FastDisk()) as log:
+        prune(log, plan(log, Archive(folder / "archive", both), BEFORE), lambda i, told: of_pruning(i, told, new))
+        assert (log.pruned.bundles, log.entry(5)) == (2, aged(5)[0])
+        text = log.checkpoint_text
+    Archive(folder / "archive", both, FastDisk()).update(
+        text, FolderTiles(folder / "log"), successors=read_successors(folder / "log")
+    )
+    for pinned in (SIGNER, new):
+        for place, archive, pruned in (("log", None, 512), ("log", folder / "archive", 0), ("archive", None, 0)):
+            verdict = verify_log(folder / place, [pinned.vkey], options=Options(archive=archive))
+            assert (verdict.problems, verdict.pruned, verdict.size) == ([], pruned, SIZE + 3)
+    proven = Sealed(TileTree(FolderTiles(folder / "archive"), SIZE + 3), new.origin, text)
+    (folder / "bundle").write_text("".join(export_entries(proven, [5, SIZE])))
+    shown = verify_bundle(folder / "bundle", [SIGNER.vkey, new.vkey])
+    assert (shown.problems, shown.entries) == ([], 2)
 
 
 def test_the_watch_misses_what_was_pruned_and_nothing_else(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from audit.archive import Archive
 from audit.checkpoint import LogSigner
 from audit.group import Unsigned
 from audit.log import Log
+from audit.log_keys import KEYS_FILE, successor_line
 from audit.record import format_time
 from audit.tile_tree import FolderTiles
 from audit.tiles import bundle_path
@@ -41,27 +43,31 @@ def archive_of(site: Site) -> Path:
     return site.gateway_config.parent / "archive"
 
 
-def archive(site: Site) -> None:
+def archive(site: Site, signer: LogSigner) -> None:
     text = (site.log / "checkpoint").read_text()
-    Archive(archive_of(site), [signer_of(site).verifier], FastDisk()).update(text, FolderTiles(site.log))
+    Archive(archive_of(site), [signer.verifier], FastDisk()).update(text, FolderTiles(site.log))
 
 
 @pytest.fixture
 def aged(site: Site) -> Site:
     """600 records that are 13 months old and 300 of today; all archived; retention is set."""
+    age(site, signer_of(site))
+    return site
+
+
+def age(site: Site, signer: LogSigner) -> None:
 
     def of(time: datetime) -> Any:
         return lambda index: [Unsigned.of(record(index, origin=site.log_origin, time=format_time(time)))]
 
-    with Log.open(site.log, signer_of(site), disk=FastDisk()) as log:
+    with Log.open(site.log, signer, disk=FastDisk()) as log:
         for count, time in ((600, OLD), (300, datetime.now(UTC))):
             for first in range(0, count, 50):
                 log.append([of(time)] * min(50, count - first))
-    with Log.open(site.log, signer_of(site), disk=FastDisk()):
+    with Log.open(site.log, signer, disk=FastDisk()):
         pass  # seals the last full bundle
-    archive(site)
+    archive(site, signer)
     retain(site)
-    return site
 
 
 @pytest.fixture
@@ -175,6 +181,19 @@ async def test_the_schedule_prunes_without_being_asked(aged: Site, monkeypatch: 
                 await trio.sleep(0.02)
         (said,) = await running.records("log.pruned")
         assert (said["actor"], said["details"]["by_schedule"]) == (None, True)
+
+
+async def test_an_archive_from_before_the_logs_key_was_replaced_counts(site: Site) -> None:
+    former, signer = LogSigner(site.log_origin, Ed25519PrivateKey.generate()), signer_of(site)
+    age(site, former)
+    (site.log / KEYS_FILE).write_text(successor_line(former, signer))
+    with Log.open(site.log, replace(signer, former=former), disk=FastDisk()) as log:
+        log.append([lambda index: [Unsigned.of(record(index, origin=site.log_origin))]])
+    async with running_gateway(site) as running:
+        told = await end_of(running)
+        assert (told["state"], told["end_entry"]) == ("done", 512)
+    verdict = verify_log(site.log, [former.vkey], options=Options(archive=archive_of(site)))
+    assert (verdict.problems, verdict.pruned) == ([], 0)
 
 
 async def test_without_retention_nothing_is_ever_pruned(running: Running) -> None:
