@@ -145,7 +145,18 @@ async def test_a_password_is_never_repeated_in_an_answer(running: Running) -> No
     assert "hunter2" not in answer.text
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b'"x"', b"[" * 60_000, b'{"vm": NaN, "destination": "b"}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"\xff",
+        b'{"vm": "web\xff", "destination": "b"}',
+        b'"x"',
+        b"[" * 60_000,
+        b'{"vm": NaN, "destination": "b"}',
+    ],
+)
 async def test_what_is_no_json_is_refused(running: Running, content: bytes) -> None:
     headers = {"content-type": "application/json"}
     answer = await running.person("alice").post("/v1/migrations", content=content, headers=headers)
