@@ -144,21 +144,20 @@ def test_the_destinations_libvirtd_hangs_over_its_finish(pair: Pair) -> None:
     with paused_relay(pair, pair.b, "before:306", hypervisor_seconds=4.0) as (reached, go):
         guest = pair.guest(pair.a)
         command = ("virsh", "-c", "qemu:///system", "migrate", "--live", "--p2p", guest.name)
-        mover = subprocess.Popen(
+        libvirtd = pair.b.libvirtd()
+        with subprocess.Popen(
             pair.a.inside(*command, "--desturi", pair.a.front_uri),
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )  # fmt: skip
-        wait_for(reached.exists, "Finish is on its way")
-        libvirtd = pair.b.libvirtd()
-        os.kill(libvirtd, signal.SIGSTOP)
-        try:
-            go.touch()
-            said, _ = mover.communicate(timeout=60)  # an hour without the pings: `migration_deadline_seconds`
-            wait_for(lambda: pair.running(guest) == ["a"], "the guest goes on where it was")
-        finally:
-            os.kill(libvirtd, signal.SIGCONT)
-            mover.kill()
-            mover.wait(20)
+        ) as mover:  # fmt: skip
+            try:
+                wait_for(reached.exists, "Finish is on its way", 180)
+                os.kill(libvirtd, signal.SIGSTOP)
+                go.touch()
+                said, _ = mover.communicate(timeout=180)  # an hour without the pings: `migration_deadline_seconds`
+                wait_for(lambda: pair.running(guest) == ["a"], "the guest goes on where it was")
+            finally:
+                os.kill(libvirtd, signal.SIGCONT)
+                mover.kill()
         assert mover.returncode != 0
         assert "Sealane: the peer relay cancelled the session (hypervisor)" in said
         assert "the log of the relay there says which" in said
