@@ -74,7 +74,7 @@ class HostCredentials:
             raise CredentialError(
                 None,
                 f"this host's own certificate would be refused ({refused.check}: {refused.detail})",
-                "correct the files or this machine's clock",
+                "correct the files or this machine's clock; if it has expired, enrol again (sealane relay enrol)",
             ) from None
 
 

@@ -39,6 +39,7 @@ from certs.files import MAX_KEY_BYTES, read_private, read_private_key
 TOOL: Final = "pkcs11-tool"
 SECONDS: Final = 20.0
 _PIN_VARIABLE: Final = "SEALANE_PKCS11_PIN"
+_FORM: Final = "module and pin_file are absolute paths, token is its label, id is in lower-case hexadecimal"
 
 
 class TokenTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -193,7 +194,7 @@ def _in_token(path: Path, data: bytes) -> TokenKey | TokenEd25519Key:
     try:
         table = msgspec.convert(tomllib.loads(data.decode()), TokenTable)
     except (msgspec.ValidationError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise KeyFileError(path, f"does not name a PKCS#11 key: {error}", "correct it") from None
+        raise KeyFileError(path, f"does not name a PKCS#11 key: {error}", _FORM) from None
     token = _Token(path, table, _pin(Path(table.pin_file)))
     with tempfile.TemporaryDirectory(prefix="sealane-key-") as folder:
         made = Path(folder, "public")

@@ -32,7 +32,7 @@ def gateway_findings(
             yield Finding("gateway", "wrong", message, "look at the clock; then enrol again: sealane certs token HOST")
             yield clock_finding(date, now)
             return
-        remedy = "see that it runs, and that gateway.url and gateway.trust_bundle are right"
+        remedy = "see that it runs; compare gateway.url, gateway.trust_bundle and this machine's clock"
         yield Finding("gateway", "wrong", f"{url} does not answer: {error}", remedy)
         return
     is_well = answer.status_code == 200

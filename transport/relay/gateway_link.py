@@ -382,6 +382,10 @@ class GatewayLink:
                     raise GatewayRefuses(f"{path}: the gateway answers {status}{_words(answer)}", status)
                 if status // 100 != 2:
                     raise GatewayAway(f"{path}: the gateway answers {status}{_words(answer)}")
+        except (httpx.ReadError, httpx.RemoteProtocolError) as error:
+            # In TLS 1.3 a server refuses a client's certificate after the client believes that it is connected.
+            hint = "it was stopped, or does not accept this host's certificate: sealane doctor"
+            raise GatewayAway(f"{path}: {type(error).__name__}: {error}; {hint}") from None
         except (httpx.HTTPError, OSError) as error:
             raise GatewayAway(f"{path}: {type(error).__name__}: {error}") from None
         return bytes(answer)
