@@ -102,12 +102,12 @@ class Shipper:
                     self.status.sent_at = None
         raise AssertionError  # for mypy, which thinks that `_within` may swallow
 
-    async def deliver_again(self, start: int, end: int) -> int:
+    async def deliver_again(self, start: int, end: int) -> tuple[int, int]:
         """Send the entries [start, end) once more, beside the cursor; what the receiver has already stays as it is.
 
-        Returns how many were sent and taken. Raises SinkAway, AuditError.
+        Returns how many were taken, and how many refused for ever. Raises SinkAway, AuditError.
         """
-        taken = 0
+        taken = refused_for_ever = 0
         for first in range(start, end, self.terms.batch_entries):
             entries = await self._read(first, min(end, first + self.terms.batch_entries))
             documents, refused = await self._rendered(entries)
@@ -116,7 +116,8 @@ class Shipper:
             gone = {document.index for document in documents} - {refusal.index for refusal in refusals}
             await trio.to_thread.run_sync(self.quarantine.discard, sorted(gone))
             taken += len(documents) + len(refused) - len(refusals)
-        return taken
+            refused_for_ever += len(refusals)
+        return taken, refused_for_ever
 
     async def _deliver_next(self, cursor: Cursor) -> Cursor:
         """Wait for entries, deliver some, and return the cursor as it is on disk now."""

@@ -110,19 +110,25 @@ def resend(
 ) -> None:
     """Send entries once more, also those in quarantine. What the SIEM has already stays as it is.
 
+    Exit code 1: some were refused for ever, as where another document has an entry's place. They are in quarantine.
+
     \b
     Example:
       sealane siem resend elastic --from 1000 --to 2000
     """
     body = _range(start, end)
     job = _run(lambda client: client.begin_siem(name, "resend", body), name, gateway, ca, token_file)
+    result = job.result or {}
+    refused = result.get("refused", 0)
     if as_json:
-        print_json({"outcome": job.state, "error": job.error, **(job.result or {})})
+        print_json({"outcome": job.state, "error": job.error, **result})
     elif job.state == "failed":
         say(f"FAILED: {job.error}")
     else:
-        say(f"sent {(job.result or {}).get('sent')} entries")
-    raise typer.Exit(0 if job.state == "done" else EXIT_DIFFERS)
+        say(f"sent {result.get('sent')} entries")
+        if refused:
+            say(f"REFUSED: {refused} more; see why: sealane siem quarantine {name}")
+    raise typer.Exit(0 if job.state == "done" and not refused else EXIT_DIFFERS)
 
 
 @app.command("quarantine")

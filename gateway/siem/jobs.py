@@ -1,7 +1,8 @@
 """What takes long and is asked for, or falls due: resending a range, reconciling a receiver with the log.
 
 One at a time for each sink. Its state shows in the sink's status, its outcome in a record: `siem.resent`,
-`siem.reconciled`. A reconciliation that found a difference has the outcome `failed`.
+`siem.reconciled`. A reconciliation that found a difference has the outcome `failed`, and a resending of which something
+was refused for ever.
 """
 
 from __future__ import annotations
@@ -126,8 +127,8 @@ class Jobs:
             log.error("siem job failed", sink=job.sink, what=job.what, traceback=traceback.format_exc())
             await self._failed(job, "failed: see the gateway's log")
         else:
-            agrees = event.details.get("agrees", True)
-            await self._tell(event, "completed" if agrees else "failed", job.actor)
+            differs = not event.details.get("agrees", True) or event.details.get("refused", 0) > 0
+            await self._tell(event, "failed" if differs else "completed", job.actor)
             job.state = "done"
 
     async def _failed(self, job: Job, cause: str) -> None:
@@ -139,12 +140,13 @@ class Jobs:
     async def _resend(self, job: Job, table: AnySinkTable, shipper: Shipper) -> SinkEvent:
         job.start = job.start or 0
         job.end = self._source.size if job.end is None else job.end
-        taken = 0
+        sent = refused = 0
         for first in range(job.start, job.end, table.batch_entries):
             last = min(job.end, first + table.batch_entries)
-            taken += await shipper.deliver_again(first, last)
+            taken, not_taken = await shipper.deliver_again(first, last)
+            sent, refused = sent + taken, refused + not_taken
             job.done = last - job.start
-        job.result = {"sent": taken}
+        job.result = {"sent": sent, "refused": refused}
         return SinkEvent("siem.resent", {"sink": job.sink, "from": job.start, "to": job.end, **job.result})
 
     async def _reconcile(self, job: Job, table: AnySinkTable, shipper: Shipper) -> SinkEvent:

@@ -250,7 +250,7 @@ async def test_a_resend_delivers_its_range_and_leaves_the_cursor(tmp_path: Path,
     site = Site(tmp_path, FakeLog(25), ScriptedSink())
     async with site.running(autojump_clock):
         await site.until(lambda: site.shipper.status.position == 25)
-        assert await site.shipper.deliver_again(3, 17) == 14
+        assert await site.shipper.deliver_again(3, 17) == (14, 0)
     assert site.sink.stored[25:] == list(range(3, 17))
     assert site.shipper.status.position == 25
 

@@ -15,15 +15,18 @@ from typer.testing import CliRunner
 from audit.siem.elastic import ElasticSink
 from gateway.cli.main import app
 from gateway.starter import Site
+from policy.identity.local import hash_password, person_table
 from tests.elasticsearch_node.process import ElasticsearchNode
-from tests.gateway.conftest import Running, running_gateway
+from tests.gateway.conftest import CHEAP, Running, running_gateway
 
 pytestmark = [pytest.mark.real, pytest.mark.whole]
 
 
 @pytest.fixture
 def delivering(site: Site, elasticsearch: ElasticsearchNode, request: pytest.FixtureRequest) -> Site:
-    """A site whose gateway delivers to indices of this test."""
+    """A site whose gateway delivers to indices of this test, with petra of the platform team, who may resend."""
+    petra = person_table("petra", "Petra Platform", ("platform-team",), hash_password("not asked for", cost=CHEAP))
+    site.people.write_text(f"{site.people.read_text()}\n{petra}")
     name = f"gw{abs(hash(request.node.name)) % 10**9}"
     _, key = elasticsearch.make_api_key(name, f"{name}-*")
     (site.directory / "elastic.key").write_text(f"{key}\n")
@@ -97,6 +100,30 @@ async def test_what_was_deleted_at_the_siem_is_found_recorded_and_resent(
         assert refused.status_code == 403
         (record,) = await running.records("siem.reconciled")
         assert (record["outcome"], record["details"]["missing"]) == ("failed", [0])
+        await running.person("petra").post("/v1/siem/elastic/reconcile", json={"repair": True})
+        job = await finished(running)
+        assert (job["result"]["agrees"], job["result"]["repaired"]) == (True, 1)
+
+
+async def test_what_was_altered_at_the_siem_stays_and_its_resending_says_so(
+    delivering: Site, elasticsearch: ElasticsearchNode
+) -> None:
+    async with running_gateway(delivering) as running:
+        await until(lambda: delivered(running))
+        indices = running.gateway.delivery.shipper("elastic").sink.pattern  # type: ignore[attr-defined]
+        with elasticsearch.client() as admin:
+            admin.indices.refresh(index=indices)
+            (hit,) = admin.search(index=indices, query={"term": {"event.sequence": 0}})["hits"]["hits"]
+            altered = hit["_source"] | {"message": "nothing happened"}
+            admin.index(index=hit["_index"], id=hit["_id"], document=altered)
+        await running.person("petra").post("/v1/siem/elastic/reconcile", json={"repair": True})
+        job = await finished(running)
+        assert (job["result"]["altered"][0]["fields"], job["result"]["repaired"]) == (["message"], 0)
+        await running.person("petra").post("/v1/siem/elastic/resend", json={"from": 0, "to": 1})
+        job = await finished(running)
+        assert (job["state"], job["result"]) == ("done", {"sent": 0, "refused": 1})
+        (record,) = await running.records("siem.resent")
+        assert (record["outcome"], record["details"]["refused"]) == ("failed", 1)
 
 
 async def test_a_siem_that_is_away_delays_no_admission_and_is_recorded_with_its_duration(

@@ -34,11 +34,12 @@ class HeldInMemory:
 
     def __init__(self) -> None:
         self.documents: dict[str, Document] = {}
+        self.refuses = -1  # the index of an entry
         self.lie: Callable[[], Any] | None = None
 
     async def deliver(self, batch: Sequence[Document]) -> Sequence[Refusal]:
         self.documents |= {each.id: each for each in batch}
-        return []
+        return [Refusal(each.index, "occupied") for each in batch if each.index == self.refuses]
 
     async def close(self) -> None:
         """Nothing is open."""
@@ -137,3 +138,14 @@ async def test_repair_delivers_what_is_missing_and_says_how_much(site: Site, aut
     ((_, outcome, details),) = site.told
     assert (outcome, details["repaired"], details["missing_count"]) == ("completed", 3, 0)
     assert len(site.sink.documents) == 30
+
+
+async def test_a_resending_of_which_something_is_refused_has_failed_and_says_how_much(
+    site: Site, autojump_clock: MockClock
+) -> None:
+    async with site.running(autojump_clock):
+        site.sink.refuses = 2
+        site.jobs.begin(Job("siem", "resend", 0, 3), TABLE, site.shipper)
+        await site.until_told(1)
+    ((kind, outcome, details),) = site.told
+    assert (kind, outcome, details["sent"], details["refused"]) == ("siem.resent", "failed", 2, 1)
