@@ -38,6 +38,7 @@ class _Host:
     last_seen: float | None = None
     link: int | None = None  # version of calls that both speak; None: not heard yet; 0: none
     turn: int = 0
+    links: set[int] = field(default_factory=set)
 
 
 class QueueFull(Exception):
@@ -58,10 +59,13 @@ class Dispatch:
         return seen is not None and self._clock() - seen <= within_seconds
 
     def note_link(self, host: str, version: int) -> bool:
-        """Which version of calls its relay and this gateway speak; whether that is another one than before."""
+        """Which version of calls its relay and this gateway speak. Whether it was never that one before: to be said
+        once, whatever a host says in turn."""
         state = self._hosts.setdefault(host, _Host())
-        before, state.link = state.link, version
-        return before != version
+        state.link = version
+        is_news = version not in state.links
+        state.links.add(version)
+        return is_news
 
     def link(self, host: str) -> int | None:
         """The version of calls that the relay of `host` and this gateway speak; None until it was heard."""

@@ -145,3 +145,17 @@ async def test_a_stop_ends_polls_at_once_and_leaves_the_queue(dispatch: Dispatch
     assert await dispatch.poll("a", 30) == []
     assert trio.current_time() == started
     assert dispatch.withdraw("a", "m1")
+
+
+def test_a_version_is_news_once_however_often_a_host_changes_its_mind() -> None:
+    dispatch = Dispatch(lambda: 0.0)
+    assert dispatch.link("a") is None
+    assert [dispatch.note_link("a", version) for version in (1, 2, 1, 2, 0, 1)] == [
+        True,
+        True,
+        False,
+        False,
+        True,
+        False,
+    ]
+    assert dispatch.link("a") == 1
