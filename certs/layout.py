@@ -13,14 +13,16 @@ import base64
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from certs.authority import HOST_LIFETIME, NEXT_TLS, Authority, trust_domain_of
@@ -171,29 +173,39 @@ def issue_host(
     A renewal keeps host.key and replaces host.pem in one step, so that a reader never sees two halves of a pair.
     """
     authority = Authority.load(directory, passphrase)
-    SpiffeId(authority.trust_domain, name)  # before it becomes a path
-    folder = directory / "hosts" / name
-    folder.mkdir(mode=0o755, parents=True, exist_ok=True)
-    key_file = folder / "host.key"
-    if not key_file.exists():
-        write_private_key(key_file, ec.generate_private_key(ec.SECP256R1()))
-    chain = authority.issue_host(name, read_private_key(key_file).public_key(), now, lifetime)
-    write_atomically(folder / "host.pem", _pem(chain))
-    authority.publish_crl(now)
-    return chain[0]
+    issue = partial(authority.issue_host, name, now=now, lifetime=lifetime)
+    return _certified(directory / "hosts", name, "host", authority, issue, now)
 
 
-def issue_service(directory: Path, name: str, now: datetime, lifetime: timedelta = HOST_LIFETIME) -> x509.Certificate:
+def issue_service(
+    directory: Path,
+    name: str,
+    now: datetime,
+    lifetime: timedelta = HOST_LIFETIME,
+    passphrase: bytes | None = None,
+) -> x509.Certificate:
     """Issue or renew D/services/NAME (service.pem, service.key) and publish a new CRL; the new leaf."""
-    authority = Authority.load(directory)
+    authority = Authority.load(directory, passphrase)
+    issue = partial(authority.issue_service, name, now=now, lifetime=lifetime)
+    return _certified(directory / "services", name, "service", authority, issue, now)
+
+
+def _certified(
+    folder: Path,
+    name: str,
+    what: str,
+    authority: Authority,
+    issue: Callable[[PublicKeyTypes], list[x509.Certificate]],
+    now: datetime,
+) -> x509.Certificate:
     SpiffeId(authority.trust_domain, name)  # before it becomes a path; a service's name is as strict as a host's
-    folder = directory / "services" / name
+    folder /= name
     folder.mkdir(mode=0o755, parents=True, exist_ok=True)
-    key_file = folder / "service.key"
+    key_file = folder / f"{what}.key"
     if not key_file.exists():
         write_private_key(key_file, ec.generate_private_key(ec.SECP256R1()))
-    chain = authority.issue_service(name, read_private_key(key_file).public_key(), now, lifetime)
-    write_atomically(folder / "service.pem", _pem(chain))
+    chain = issue(read_private_key(key_file).public_key())
+    write_atomically(folder / f"{what}.pem", _pem(chain))
     authority.publish_crl(now)
     return chain[0]
 

@@ -213,6 +213,7 @@ def issue_service(
         str, typer.Argument(metavar="NAME", help="The program's name: lower-case letters, digits, hyphens.")
     ],
     hours: Annotated[int, typer.Option("--hours", min=1, max=24 * 398, help="Lifetime of the certificate.")] = 24,
+    passphrase_file: PassphraseOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make key and certificate of a program that asks the gateway, in DIR/services/NAME; it can never pass for a host.
@@ -225,7 +226,8 @@ def issue_service(
     from certs.identity import service_id_of
 
     with said_plainly():
-        leaf = layout.issue_service(directory, name, datetime.now(UTC), timedelta(hours=hours))
+        passphrase = passphrase_of(passphrase_file)
+        leaf = layout.issue_service(directory, name, datetime.now(UTC), timedelta(hours=hours), passphrase)
         service = str(service_id_of(leaf))
     made = directory / "services" / name
     if as_json:

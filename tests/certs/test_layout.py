@@ -112,8 +112,9 @@ def test_an_empty_folder_may_be_filled(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["../evil", "/evil", "a/b", "..", "", "UPPER"])
 def test_a_host_name_that_would_leave_the_folder_makes_no_file(name: str, site: Path) -> None:
     before = sorted(site.parent.rglob("*"))
-    with pytest.raises(CertificateError):
-        layout.issue_host(site, name, NOW)
+    for issue in (layout.issue_host, layout.issue_service):
+        with pytest.raises(CertificateError):
+            issue(site, name, NOW)
     assert sorted(site.parent.rglob("*")) == before
 
 

@@ -51,6 +51,10 @@ def test_an_issuing_ca_with_passphrases_and_the_root_offline(sealane: Sealane, t
     (root / "ca.key").rename(tmp_path / "in-the-safe")
     issued = sealane("certs", "issue", issuing, "host-a", "--passphrase-file", secret)
     assert issued.exit_code == 0, issued.output
+    assert "passphrase" in only_error_line(sealane("certs", "issue-service", issuing, "nova"))
+    issued = sealane("certs", "issue-service", issuing, "nova", "--passphrase-file", secret)
+    assert issued.exit_code == 0, issued.output
+    assert (issuing / "services/nova/service.key").exists()
     assert (issuing / "hosts/host-a/host.pem").read_text().count("BEGIN CERTIFICATE") == 2
     assert sealane("certs", "check", issuing).exit_code == 0
     secret.chmod(0o644)
