@@ -236,9 +236,17 @@ def load_relay_config(path: Path) -> RelayConfig:
     try:
         config = msgspec.toml.decode(path.read_bytes(), type=RelayConfig)
     except FileNotFoundError:
-        raise ConfigurationError(f"{path}: no such file; write it as docs/architecture.md shows") from None
-    except (msgspec.MsgspecError, UnicodeDecodeError, OSError) as error:
-        raise ConfigurationError(f"{path}: {error}") from None
+        raise ConfigurationError(
+            f"{path}: no such file; `sealane relay enrol` writes it; docs/install.md shows one"
+        ) from None
+    except msgspec.ValidationError as error:
+        what, _, where = str(error).partition(" - at ")  # "Expected `int`, got `str` - at `$.network.seals`"
+        key = where.strip("`").removeprefix("$").removeprefix(".")
+        raise ConfigurationError(f"{path}: {key}: {what}" if key else f"{path}: {what}") from None
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path}: is not TOML: {error}") from None
+    except OSError as error:
+        raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from None
     _check_hypervisor(path, config.hypervisor)
     _check_network(path, config.network)
     if config.identity.from_gateway and len(config.identity.crls) != 1:

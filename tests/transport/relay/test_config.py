@@ -50,7 +50,7 @@ def test_a_good_file_is_read_and_its_paths_are_relative_to_it(file: Path) -> Non
     ("section", "key", "value", "said"),
     [
         ("relay", "listen_on", "x", "listen_on"),
-        ("limits", "drain_seconds", 0, "drain_seconds"),
+        ("limits", "drain_seconds", 0, "limits.drain_seconds: Expected `float` > 0.0"),
         ("limits", "drain_seconds", "5", "drain_seconds"),
         ("limits", "max_channels", 257, "max_channels"),
         ("identity", "crls", [], "crls"),
@@ -73,6 +73,20 @@ def test_an_unknown_key_or_a_bad_value_is_refused_with_file_and_key(
     assert str(file) in str(refused.value)
     assert said in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("content", [b"[[[", b"\xff"])
+def test_what_is_no_toml_is_said_to_be_none(file: Path, content: bytes) -> None:
+    file.write_bytes(content)
+    with pytest.raises(ConfigurationError, match=r"is not TOML"):
+        load_relay_config(file)
+
+
+def test_a_file_that_is_not_there_or_a_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"sealane relay enrol. writes it"):
+        load_relay_config(tmp_path / "relay.toml")
+    with pytest.raises(ConfigurationError, match=r"cannot be read: Is a directory"):
+        load_relay_config(tmp_path)
 
 
 def test_ipv6_addresses_stand_in_brackets() -> None:
