@@ -120,6 +120,8 @@ def sites(
 def _of_folders(log: Path, other_log: Path, moment: str) -> dict[str, Any]:
     from gateway.sites.reconcile import KINDS, compare_sites, halves_between
 
+    if log.resolve() == other_log.resolve():
+        raise BadConfiguration(f"{log} is one log", REQUESTER, "name a folder of each site's log")
     ours, theirs = (list(_from_folder(folder, moment, KINDS)) for folder in (log, other_log))
     report = compare_sites(*halves_between(ours, theirs), int(time.time()))
     return {

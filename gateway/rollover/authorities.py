@@ -59,6 +59,8 @@ class Authorities:
 
     def look_at_next(self) -> Authority:
         """The prepared one, if it can follow. Raises `CredentialError`."""
+        if self.current.is_root:
+            raise _of_a_root(self.places.current)
         if self.stage is not Stage.PREPARED:
             folder = self.places.next
             raise CredentialError(folder, "is not prepared", f"make it: sealane certs init-issuing ROOT {folder}")
@@ -67,12 +69,8 @@ class Authorities:
             raise CredentialError(self.places.next, "is of another trust domain", "make it below the right root")
         if following.certificate.public_key() == self.current.certificate.public_key():
             raise CredentialError(self.places.next, "has the key that is to be replaced", "make a new one")
-        if following.is_root or self.current.is_root:
-            raise CredentialError(
-                self.places.next,
-                "a root that certifies hosts itself cannot be rolled over",
-                "make an issuing CA below it first, and name that as [enrolment] authority",
-            )
+        if following.is_root:
+            raise _of_a_root(self.places.next)
         return following
 
     def is_under_new_root(self) -> bool:
@@ -131,3 +129,11 @@ def _same_key(certified: Path, tls: Path) -> bytes:
     if read_certificates(certified)[0].public_key() != read_certificates(tls)[0].public_key():
         raise CredentialError(certified, "is for another key than the gateway's", "certify the gateway anew")
     return certified.read_bytes()
+
+
+def _of_a_root(folder: Path) -> CredentialError:
+    return CredentialError(
+        folder,
+        "a root that certifies hosts itself cannot be rolled over",
+        "make an issuing CA below it first, and name that as [enrolment] authority",
+    )

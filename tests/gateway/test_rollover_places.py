@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from certs.authority import Authority
+from certs.errors import CredentialError
 from gateway.dispatch import Dispatch
+from gateway.rollover.authorities import Authorities
 from gateway.rollover.places import Places, Stage
 from gateway.rollover.progress import Holdings, Progress, who_holds
 from transport.link_version import NEWEST
@@ -73,6 +77,13 @@ def test_a_switch_that_was_cut_off_after_any_rename_is_finished_or_was_not_begun
     places.mend()
     assert places.stage is (Stage.SWITCHED if renames else Stage.BEGUN)
     assert holds(places.current) == ("new" if renames else "old")
+
+
+def test_a_root_that_certifies_hosts_itself_is_not_asked_for_what_follows_it(tmp_path: Path) -> None:
+    (tmp_path / "ca").mkdir()
+    Authority.create(tmp_path / "ca", "bank.example", datetime.now(UTC))
+    with pytest.raises(CredentialError, match=r"ca: a root that certifies hosts itself cannot be rolled over"):
+        Authorities.load(tmp_path / "ca", None).look_at_next()
 
 
 def test_a_folder_that_is_not_the_gateways_is_refused_before_anything(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from audit.log import Log
 from tests.audit.disks import FastDisk
 from tests.audit.samples import SIGNER, entry
-from tests.gateway.cli.conftest import CannedGateway, Sealane, last_object
+from tests.gateway.cli.conftest import CannedGateway, Sealane, last_object, only_error_line
 
 PERMITTED = {"permit": {"session_until": 1}}
 COUNTS = {"permits": 1, "matched": 0, "pending": 0, "none": 1, "one": 0, "differ": 0}
@@ -45,3 +45,10 @@ def test_a_gateways_findings_are_told_harmlessly_and_the_exit_code_says_that_the
     assert "\x1b[31m" not in result.stdout
     assert "on record as 12" in result.stdout
     assert sealane("audit", "reconcile", "hosts").exit_code == 0
+
+
+def test_a_log_is_not_held_against_itself(sealane: Sealane, tmp_path: Path) -> None:
+    """Nothing would be found, and that would be said of two sites."""
+    result = sealane("audit", "reconcile", "sites", "--log", tmp_path, "--other-log", tmp_path / "x" / "..")
+    assert result.exit_code == 2
+    assert "name a folder of each site's log" in only_error_line(result)
