@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from audit.log import Log
+from audit.log_keys import KEYS_FILE, successor_line
 from tests.audit.disks import FastDisk
-from tests.audit.samples import SIGNER, one
+from tests.audit.samples import OTHER_SIGNER, SIGNER, one
 from tests.gateway.cli.conftest import Sealane, last_object
 
 
@@ -30,3 +32,23 @@ def test_an_archive_grows_is_verified_and_refuses_a_log_that_was_put_back(sealan
     assert "put back" in refused.stderr
     assert sealane("audit", "archive", archive, *key, "--log", tmp_path / "nowhere").exit_code == 2
     assert sealane("audit", "archive", archive, "--key", "nonsense", "--log", log).exit_code == 2
+
+
+def test_an_archive_follows_its_log_to_another_key_and_whoever_pins_either_verifies_it(
+    sealane: Sealane, tmp_path: Path
+) -> None:
+    log, archive = tmp_path / "log", tmp_path / "archive"
+    grow(log, 5)
+    assert sealane("audit", "archive", archive, "--key", SIGNER.vkey, "--log", log).exit_code == 0
+    (log / KEYS_FILE).write_text(successor_line(SIGNER, OTHER_SIGNER))
+    for signer in (replace(OTHER_SIGNER, former=SIGNER), OTHER_SIGNER):
+        with Log.open(log, signer, disk=FastDisk()) as opened:
+            opened.append([one])
+    document = last_object(sealane("audit", "archive", archive, "--key", SIGNER.vkey, "--log", log, "--json"))
+    assert (document["outcome"], document["added"]) == ("archived", 2)
+    for pinned in (SIGNER, OTHER_SIGNER):
+        assert sealane("audit", "verify", archive, "--key", pinned.vkey).exit_code == 0
+    (log / KEYS_FILE).write_text(successor_line(SIGNER, OTHER_SIGNER).replace('"old":', '"odd":'))
+    refused = sealane("audit", "archive", archive, "--key", SIGNER.vkey, "--log", log)
+    assert refused.exit_code == 1
+    assert "malformed" in refused.stderr
