@@ -7,7 +7,7 @@ false, and a negation asks `IS NOT TRUE`, as the two-valued logic of the languag
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias, assert_never
+from typing import Final, TypeAlias, assert_never
 
 from audit.index_schema import COLUMN_OF, Column, Store
 from audit.query import fields
@@ -15,6 +15,8 @@ from audit.query.tree import All, And, Between, Has, Is, Like, Node, Not, Or, Pa
 
 Parameters: TypeAlias = tuple[str | int, ...]
 
+# The words, and then in a sentence that has a space around each: most have them not at all, which costs a third.
+HAS_WORDS: Final = "instr(text, ?) > 0 AND instr(' ' || text || ' ', ?) > 0"
 _GLOB_LITERAL = str.maketrans({"*": "[*]", "?": "[?]", "[": "[[]"})
 
 
@@ -47,8 +49,7 @@ def condition_of(node: Node) -> Condition:
         case Between():
             return _between(node)
         case Phrase(atom, all_words, is_prefix):
-            wanted = sought_words(all_words, is_prefix=is_prefix)
-            return _of_sentences(COLUMN_OF[atom], "instr(' ' || text || ' ', ?) > 0", (wanted,))
+            return _of_sentences(COLUMN_OF[atom], HAS_WORDS, sought_words(all_words, is_prefix=is_prefix))
         case _:
             assert_never(node)
 
@@ -58,9 +59,10 @@ def glob_of(pattern: Pattern) -> str:
     return "".join(piece.value if isinstance(piece, Wild) else piece.translate(_GLOB_LITERAL) for piece in pattern)
 
 
-def sought_words(all_words: tuple[str, ...], *, is_prefix: bool) -> str:
-    """What to look for in a sentence that has a space around each word."""
-    return f" {' '.join(all_words)}" + ("" if is_prefix else " ")
+def sought_words(all_words: tuple[str, ...], *, is_prefix: bool) -> tuple[str, str]:
+    """The parameters of HAS_WORDS."""
+    words = " ".join(all_words)
+    return words, f" {words}" + ("" if is_prefix else " ")
 
 
 def _between(node: Between) -> Condition:
