@@ -23,17 +23,20 @@ from policy.facts import (
     Context,
     HostFacts,
     Person,
+    Protection,
     Provenance,
     Question,
     VmFacts,
     check_text,
 )
+from policy.permit import named_port
 from transport.hypervisors.guests import MAX_DEVICES
 from transport.hypervisors.moving import AS_CONFIGURED, How
 
 log = structlog.get_logger("gateway.asking")
 
 DEFAULT_PORTS: Final = ("memory",)
+OPEN_PORT: Final = "OpenPort"  # the action by which a port of another program is opened
 LIBVIRT_PORTS: Final = ("libvirt", "memory")  # where libvirt has the VM, as its host's relay reports
 
 
@@ -60,7 +63,14 @@ class Asked:
     @property
     def action(self) -> str:
         """What moving a VM is to the policy."""
+        if self.named_port is not None:
+            return OPEN_PORT
         return "MigrateVm" if self.break_glass is None else "BreakGlass"
+
+    @property
+    def named_port(self) -> str | None:
+        """The port of another program that is to be opened, where it is no move."""
+        return named_port(self.ports)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +107,8 @@ def collect_facts(gate: Gate, person: Person, asked: Asked, now: datetime, actio
 
     `action` None: that of the move that is asked for.
     """
+    if asked.named_port is not None and (len(asked.ports) > 1 or asked.break_glass is not None):
+        raise RequestRefused("a named port is opened alone, and under no broken glass")
     try:
         for what, text in (("vm", asked.vm), ("destination", asked.destination), ("reason", asked.reason)):
             if text is not None:
@@ -107,7 +119,7 @@ def collect_facts(gate: Gate, person: Person, asked: Asked, now: datetime, actio
         context = Context(
             time=now,
             reason_given=bool(asked.reason and asked.reason.strip()),
-            protection=gate.terms.protection,
+            protection=protection_of(gate.terms.protection, asked.action),
             ports=ports,
             post_copy=asked.how.may_post_copy,
         )
@@ -122,6 +134,11 @@ def collect_facts(gate: Gate, person: Person, asked: Asked, now: datetime, actio
     question = Question(action or asked.action, person, vm, source, destination, context)
     reachable = source is not None and gate.dispatch.is_reachable(source.spiffe_id, gate.relay_silence_seconds)
     return Facts(question, asked, vm, source, destination, reachable, location)
+
+
+def protection_of(usual: Protection, action: str) -> Protection:
+    """Nobody can say which VM a program's bytes are of, so of a named port it is not said."""
+    return replace(usual, vm_binding=False) if action == OPEN_PORT else usual
 
 
 def _devices_of(location: Location, vm: VmFacts) -> dict[str, Any]:

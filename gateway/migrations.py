@@ -79,6 +79,7 @@ class Migration:
     revoked_because: str | None = None
     elsewhere: str | None = None  # the other gateway of this site that permitted it
     site_role: str | None = None  # of this site, where another one takes part: source or destination
+    moves_guest: bool = True  # else a named port: whatever becomes of it, its VM stays where it is
 
     @property
     def is_final(self) -> bool:
@@ -168,6 +169,8 @@ class Migration:
 
         Of a guest that left for another site its source certifies that: no receipt of the destination comes to us.
         """
+        if not self.moves_guest:
+            return None
         running = any(r.role == "destination" and r.outcome in {"running", "completed"} for r in self.receipts)
         if self.site_role == "source":
             running = any(r.role == "source" and r.outcome == "completed" for r in self.receipts)
@@ -193,8 +196,9 @@ class Migrations:
         return found if found is not None and not found.is_final else None
 
     def latest_of(self, vm_uuid: str, now: int) -> Migration | None:
-        """The permitted migration of this VM that was decided last, if it is remembered."""
-        permitted = (each for each in self._by_id.values() if each.vm_uuid == vm_uuid and each.jti is not None)
+        """The permitted migration of this VM that was decided last, if it is remembered; a named port is none."""
+        of_vm = (each for each in self._by_id.values() if each.vm_uuid == vm_uuid and each.moves_guest)
+        permitted = (each for each in of_vm if each.jti is not None)
         found = max(permitted, key=lambda each: each.record_index, default=None)
         return found.at(now) if found is not None else None
 
@@ -275,6 +279,7 @@ def from_decision(index: int, record: Mapping[str, Any]) -> Migration:
         break_glass=details.get("asked", {}).get("break_glass"),
         standing=standing_of(record),
         site_role=(details.get("site") or {}).get("role"),
+        moves_guest=details.get("action") != "OpenPort",
     ).expecting_silence()
 
 
@@ -296,6 +301,7 @@ def from_elsewhere(index: int, record: Mapping[str, Any]) -> Migration:
         end_until=permit["session_until"],
         permit_sha256=record["details"]["permit_sha256"],
         elsewhere=record["details"]["gateway"],
+        moves_guest=record["details"].get("named_port") is None,
     )
 
 

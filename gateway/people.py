@@ -38,6 +38,7 @@ PRIVILEGED_ACTIONS: Final = frozenset(
         "ApproveBreakGlass",
         "EndBreakGlass",
         "OpenLibvirt",
+        "OpenPort",
     }
 )
 TOKEN_FACTS_SECONDS: Final = 3_600  # how long what only a token told is believed after its end, of what runs

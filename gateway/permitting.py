@@ -10,6 +10,7 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
+import msgspec
 import trio
 
 from certs.errors import CertificateError
@@ -22,7 +23,15 @@ from gateway.recording import EntryAfter, Event, Recorded, document_of
 from gateway.standing import standing_of
 from gateway.witnessing import Witnessing
 from policy.engine import Decision
-from policy.permit import MAX_PROOF_CHECKPOINT_CHARS, Limits, PermitClaims, PermitProof, permit_entry, seal_permit
+from policy.permit import (
+    MAX_PROOF_CHECKPOINT_CHARS,
+    Limits,
+    PermitClaims,
+    PermitProof,
+    Requirements,
+    permit_entry,
+    seal_permit,
+)
 from transport.hypervisors.moving import AS_CONFIGURED, how_document
 
 
@@ -57,9 +66,9 @@ def make_claims(gate: Gate, facts: Facts, decision: Decision, migration_id: str,
         vm=facts.vm.uuid,
         source=facts.source.spiffe_id,
         destination=facts.destination.spiffe_id,
-        ports=tuple(sorted(facts.question.context.ports)),  # type: ignore[arg-type] # the API admits only these words
+        ports=tuple(sorted(facts.question.context.ports)),
         limits=_limits(terms.limits, facts.asked.how.bandwidth_bytes_per_second),
-        requirements=terms.requirements,
+        requirements=_requirements(terms.requirements, facts),
         minimum_crl_number=gate.minimum_crl_number,
         bundle=decision.bundle_digest,
         seal=terms.seal,
@@ -70,6 +79,11 @@ def _limits(limits: Limits, wish: int) -> Limits:
     """Nobody may ask for more than the site gives; 0 is no limit."""
     bandwidth = min((each for each in (limits.bandwidth_bytes_per_second, wish) if each), default=0)
     return Limits(limits.max_channels, bandwidth)
+
+
+def _requirements(usual: Requirements, facts: Facts) -> Requirements:
+    """Of a named port its VM cannot be checked: the policy was told so, and has allowed it."""
+    return usual if facts.asked.named_port is None else msgspec.structs.replace(usual, vm_binding=False)
 
 
 def permit_entry_after(claims: PermitClaims | None) -> EntryAfter | None:
@@ -110,6 +124,7 @@ def sealed_permit(
         break_glass=facts.asked.break_glass,
         standing=standing_of(document_of(event)),
         site_role=str(facts.site["role"]) if facts.site is not None else None,
+        moves_guest=facts.asked.named_port is None,
     ).expecting_silence()
     document = {
         "kind": "migrate",

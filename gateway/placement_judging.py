@@ -96,7 +96,7 @@ def _running_on(host: str, state: HostState, guest: ReportedGuest, scene: Scene)
     active.setdefault(host, (state, guest))
     hosts = overlapping(active)
     migration = scene.migrations.active_of(guest.uuid, int(scene.now))
-    if migration is not None and hosts <= {migration.source, migration.destination}:
+    if migration is not None and migration.moves_guest and hosts <= {migration.source, migration.destination}:
         return frozenset()  # its handover decides where the guest is; a duplicate is one when it has ended
     return hosts
 

@@ -21,6 +21,8 @@ async def preflight(gate: Gate, facts: Facts) -> list[Finding]:
     vm, source, destination = facts.vm, facts.source, facts.destination
     if vm is None or source is None or destination is None or source == destination:
         return []
+    if facts.asked.named_port is not None:
+        return []  # no guest moves
     for host, role in ((source, "source"), (destination, "destination")):
         if not gate.dispatch.is_reachable(host.spiffe_id, gate.relay_silence_seconds):
             return [_silent(host, role)]

@@ -19,7 +19,7 @@ import trio
 
 from audit.errors import RecordTooLarge
 from audit.record import Vm
-from gateway.asking import decide
+from gateway.asking import decide, protection_of
 from gateway.cancelling import ask_for_end, tell_to_end
 from gateway.deciding import decision_document
 from gateway.errors import GatewayError
@@ -177,7 +177,8 @@ class Watch:
                 problem = person.directory.problem if person.directory is not None else "the issuer left them out"
                 return Revoked(f"The requester's groups are not known: {problem}.")
             raise Unknown(f"the inventory is silent: {why}")
-        question = question_again(standing, person, vm, hosts[0], hosts[1], protection=gate.terms.protection)
+        protection = protection_of(gate.terms.protection, standing.action)
+        question = question_again(standing, person, vm, hosts[0], hosts[1], protection=protection)
         decision = decide(gate.engine, question)
         if decision.allowed or (standing.observed and is_observable(decision)):
             if not standing.opens_libvirt:

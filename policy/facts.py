@@ -16,7 +16,7 @@ from typing import Final
 
 from policy.errors import FactRefused
 
-VM_ACTIONS: Final = ("MigrateVm", "Evacuate", "BreakGlass", "OpenLibvirt")
+VM_ACTIONS: Final = ("MigrateVm", "Evacuate", "BreakGlass", "OpenLibvirt", "OpenPort")
 GATEWAY_ACTIONS: Final = (
     "CheckDecision", "ReadAudit", "ExportAudit", "ReadInventory", "ReadOwnMigrations", "CancelMigration",
     "PublishPolicy", "EnrolHost", "RevokeHost", "RollKey", "ReadSiem", "ManageSiem", "PruneLog",

@@ -56,7 +56,10 @@ _HOST = (
 )
 _UUID = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
 
-Port = Literal["disks", "libvirt", "memory"]
+# A hypervisor's ports, and names that a site gives to ports of other programs (docs/relay.md).
+HYPERVISOR_PORTS: Final = frozenset({"disks", "libvirt", "memory"})
+PORT_NAME: Final = r"\A[a-z]([a-z0-9-]{0,30}[a-z0-9])?\Z"
+Port = Annotated[str, Meta(pattern=PORT_NAME, max_length=32)]
 Seal = Literal["sealane", "tls"]
 HostId = Annotated[str, Meta(pattern=rf"\A{_HOST}\Z", max_length=255)]
 CanonicalUuid = Annotated[str, Meta(pattern=rf"\A{_UUID}\Z")]
@@ -263,6 +266,11 @@ def check_ports(claims: PermitClaims, ports: Iterable[str]) -> None:
             raise PermitRefused("ports", "a port that the permit does not open")
 
 
+def named_port(ports: Iterable[str]) -> str | None:
+    """The port of another program, if a permit is for one: then it opens nothing else, and moves no guest."""
+    return next((port for port in ports if port not in HYPERVISOR_PORTS), None)
+
+
 def trust_domain_of(host: str) -> str:
     """Of a host's SPIFFE id in its canonical form, as claims have it."""
     return host.removeprefix("spiffe://").partition("/")[0]
@@ -342,6 +350,8 @@ def _check_consistent(claims: PermitClaims, proof: PermitProof) -> None:
         raise PermitRefused("claims", "source and destination are one host")
     if not claims.ports or list(claims.ports) != sorted(set(claims.ports)):
         raise PermitRefused("claims", "ports are not sorted, unique and at least one")
+    if len(claims.ports) > 1 and named_port(claims.ports) is not None:
+        raise PermitRefused("ports", "a named port beside another: it moves no guest, and is opened alone")
     if not claims.nbf <= claims.exp <= claims.session_until <= claims.recover_until:
         raise PermitRefused("times", "not nbf <= exp <= session_until <= recover_until")
     if not claims.iat <= claims.exp <= claims.iat + MAX_BEGIN_SECONDS:

@@ -15,6 +15,9 @@ Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Port = Literal["memory", "disks", "libvirt"]
 
 
+AnyPort = Annotated[str, Field(pattern=r"^[a-z]([a-z0-9-]{0,30}[a-z0-9])?$", max_length=32)]
+
+
 class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
@@ -84,13 +87,15 @@ class HowToMove(Body):
 class Move(Body):
     """Move `vm` (name or UUID) to `destination` (name or SPIFFE id). `ports` defaults to memory.
 
+    One name of the relays' [ports] in its place opens that port of another program, and moves nothing.
+
     `break_glass`: the id of an approved breaking of glass, under which it is asked for.
     """
 
     vm: Name
     destination: Name
     reason: Reason | None = None
-    ports: Annotated[list[Port], Field(min_length=1, max_length=3)] | None = None
+    ports: Annotated[list[AnyPort], Field(min_length=1, max_length=3)] | None = None
     break_glass: MigrationId | None = None
     how: HowToMove | None = None
 

@@ -21,6 +21,7 @@ from gateway.migrations import Migration
 from gateway.preflight import can_move, findings_document
 from gateway.sites.leaving import admit_to_site
 from policy.request import facts_of
+from transport.hypervisors.moving import AS_CONFIGURED
 
 router = APIRouter()
 
@@ -127,7 +128,12 @@ def _asked(desk: Desk, body: Move, address: str) -> Asked:
         how = msgspec.structs.replace(how, **body.how.model_dump(exclude_none=True))
     if (problem := how.problem()) is not None:
         raise RequestRefused(f"how: {problem}")
-    return Asked(body.vm, body.destination, body.reason, tuple(body.ports or ()), address, body.break_glass, how=how)
+    asked = Asked(body.vm, body.destination, body.reason, tuple(body.ports or ()), address, body.break_glass, how=how)
+    if asked.named_port is None:
+        return asked
+    # How guests are moved here is not about a program's stream, but how much it may take is.
+    plain = msgspec.structs.replace(AS_CONFIGURED, bandwidth_bytes_per_second=how.bandwidth_bytes_per_second)
+    return replace(asked, how=plain)
 
 
 def _document(admission: Admission) -> dict[str, Any]:

@@ -300,11 +300,17 @@ class NamedReply(msgspec.Struct, frozen=True):
     unknown_because: str | None = None
 
 
+class VmOfMigration(msgspec.Struct, frozen=True):
+    uuid: str | None = None
+    name: str | None = None
+
+
 class MigrationReply(msgspec.Struct, frozen=True):
     """GET /v1/migrations/{id}."""
 
     migration_id: str
     state: str
+    vm: VmOfMigration | None = None
     progress: Progress | None = None
     outcome: str | None = None
     message: str | None = None

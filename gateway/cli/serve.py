@@ -5,20 +5,24 @@ gateway's own command runs.
 """
 
 # Imports wait until they are needed: a relay's host lacks the [gateway] extra.
-# ruff: noqa: PLC0415
+# Options are arguments to typer.
+# ruff: noqa: PLC0415, PLR0913, PLR0917
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gateway.cli import relay_operating
 from gateway.cli.errors import OPERATOR, REQUESTER, BadConfiguration, Refused, Unreachable
-from gateway.cli.options import ServeConfigOption
+from gateway.cli.options import CaOption, GatewayOption, ServeConfigOption, TokenFileOption
+
+if TYPE_CHECKING:
+    from gateway.cli.named_ports import Opening
 
 EXTRA_MODULES = frozenset({"cedarpy", "fastapi", "hypercorn", "ldap3", "luqum", "pyasn1", "starlette"})
 
@@ -111,29 +115,61 @@ relay_app.command("drain")(relay_operating.drain)
 relay_app.command("metrics")(relay_operating.metrics)
 
 
+NameArgument = Annotated[
+    str | None,
+    typer.Argument(metavar="[NAME]", help="A port of [ports] in the relays' configuration; with --vm."),
+]
+PermitOption = Annotated[
+    Path | None, typer.Option("--permit", metavar="FILE", help="Instead of NAME: a permit, as the gateway issued it.")
+]
+ToOption = Annotated[
+    str,
+    typer.Option("--to", metavar="HOST", help="Destination host: its name; with --permit also HOST:PORT of its relay."),
+]
+VmOption = Annotated[
+    str | None, typer.Option("--vm", metavar="VM", help="With NAME: whose stream it is, by name or UUID.")
+]
+ReasonOption = Annotated[str | None, typer.Option("--reason", metavar="TEXT", help="With NAME: why; recorded.")]
+WaitOption = Annotated[
+    int, typer.Option("--wait-seconds", min=1, help="With NAME: stop following after this time; the session goes on.")
+]
+_WAIT_SECONDS = 4 * 3600
+
+
 @relay_app.command("open")
 def relay_open(
     config: ServeConfigOption,
-    permit: Annotated[Path, typer.Option("--permit", metavar="FILE", help="The permit, as the gateway issued it.")],
-    to: Annotated[
-        str,
-        typer.Option(
-            "--to", metavar="HOST", help="Destination host: its name in the address book, or HOST:PORT of its relay."
-        ),
-    ],
+    to: ToOption,
+    name: NameArgument = None,
+    permit: PermitOption = None,
     socket: Annotated[
-        Path,
-        typer.Option("--socket", metavar="PATH", help="Unix socket to make; what connects to it is carried."),
-    ],
+        Path | None,
+        typer.Option("--socket", metavar="PATH", help="With --permit: unix socket to make; what connects is carried."),
+    ] = None,
+    vm: VmOption = None,
+    reason: ReasonOption = None,
+    wait_seconds: WaitOption = _WAIT_SECONDS,
+    gateway: GatewayOption = None,
+    ca: CaOption = None,
+    token_file: TokenFileOption = None,
 ) -> None:
-    """Carry one session as the source, for any program, with a permit in a file; then exit.
+    """Open a lane for any other program, on the source host: make a socket, carry what connects to it, say the outcome.
 
-    Promises nothing beyond its channels: the handover of the guest is the program's own.
+    With NAME the gateway is asked, and decides by the action OpenPort; with --permit it has decided already. Promises
+    nothing beyond its channels: no guest is moved.
 
     \b
-    Example:
+    Examples:
+      sealane relay open backup --config relay.toml --vm web-1 --to host-b --reason CHG-7
       sealane relay open --config relay.toml --permit permit.jwt --to 192.0.2.7:7443 --socket /run/x/lane.sock
     """
+    opening = _opening(name, permit, vm, to, reason, config, wait_seconds)
+    if opening is not None:
+        from gateway.cli.named_ports import open_port
+
+        raise typer.Exit(open_port(opening, gateway, ca, token_file))
+    if socket is None or permit is None:
+        raise BadConfiguration("--permit needs --socket", REQUESTER, "say where the socket shall be")
     from transport.relay.process import run_open
 
     with _relay_errors():
@@ -143,23 +179,48 @@ def relay_open(
 @relay_app.command("pipe")
 def relay_pipe(
     config: ServeConfigOption,
-    permit: Annotated[Path, typer.Option("--permit", metavar="FILE", help="The permit, as the gateway issued it.")],
-    to: Annotated[
-        str,
-        typer.Option(
-            "--to", metavar="HOST", help="Destination host: its name in the address book, or HOST:PORT of its relay."
-        ),
-    ],
+    to: ToOption,
+    name: NameArgument = None,
+    permit: PermitOption = None,
+    vm: VmOption = None,
+    reason: ReasonOption = None,
+    wait_seconds: WaitOption = _WAIT_SECONDS,
+    gateway: GatewayOption = None,
+    ca: CaOption = None,
+    token_file: TokenFileOption = None,
 ) -> None:
     """Carry standard input to the destination's socket, and what comes back to standard output; then exit.
 
-    Says its outcome on stderr. Exits 0 only if all of it arrived and ended in order.
+    With NAME the gateway is asked, and decides by the action OpenPort; with --permit it has decided already. Says its
+    outcome on stderr. Exits 0 only if all of it arrived and ended in order.
 
     \b
-    Example:
+    Examples:
+      tar -c /srv/vm | sealane relay pipe backup --config relay.toml --vm web-1 --to host-b
       tar -c /srv/vm | sealane relay pipe --config relay.toml --permit permit.jwt --to host-b
     """
+    opening = _opening(name, permit, vm, to, reason, config, wait_seconds)
+    if opening is not None:
+        from gateway.cli.named_ports import pipe_port
+
+        raise typer.Exit(pipe_port(opening, gateway, ca, token_file))
+    assert permit is not None
     from transport.relay.process import run_pipe
 
     with _relay_errors():
         raise typer.Exit(run_pipe(config, permit, to))
+
+
+def _opening(
+    name: str | None, permit: Path | None, vm: str | None, to: str, reason: str | None, config: Path, wait_seconds: int
+) -> Opening | None:
+    """What the gateway is to be asked; None where a permit is there. BadConfiguration for neither or both."""
+    from gateway.cli.named_ports import Opening
+
+    if (name is None) == (permit is None) or (name is None) != (vm is None):
+        raise BadConfiguration(
+            "either NAME with --vm, or --permit",
+            REQUESTER,
+            "name the port and the VM to have the gateway asked, or give a permit that it has issued",
+        )
+    return None if name is None or vm is None else Opening(name, vm, to, reason, config, wait_seconds)

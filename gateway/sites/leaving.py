@@ -48,6 +48,8 @@ async def admit_to_site(gate: Gate, site: OtherSite, bearer: Presented | str | N
             "no glass is broken for a move to another site: its own duty officers break it there",
             next_step="ask without --break-glass, or move the VM within this site",
         )
+    if asked.named_port is not None:
+        raise RequestRefused("no named port is opened to another site", next_step="open it between hosts of this site")
     now = gate.clock.wall()
     person = await gate.people.authenticate(bearer, now, asked.address)
     person = await gate.people.resolve_groups(person, now, asked.address, asked.action)

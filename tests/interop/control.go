@@ -18,6 +18,7 @@ var (
 	channelText = regexp.MustCompile(`^(0|[1-9][0-9]{0,2})$`)
 	sessionText = regexp.MustCompile(`^[0-9a-f]{32}$`)
 	codeText    = regexp.MustCompile(`^[a-z_]{1,40}$`)
+	portText    = regexp.MustCompile(`^[a-z]([a-z0-9-]{0,30}[a-z0-9])?$`)
 )
 
 // message is a control message whose members are what the document allows for its type.
@@ -69,7 +70,7 @@ var shapes = map[string]shape{
 	},
 	"answer":   {must: map[string]check{"next": isCounts, "max_channels": whole(1, 256)}},
 	"refusal":  {must: map[string]check{"code": isText(64), "message": isText(512)}},
-	"open":     {must: map[string]check{"channel": whole(0, 255), "port": oneOf("memory", "disks", "libvirt")}},
+	"open":     {must: map[string]check{"channel": whole(0, 255), "port": matches(portText)}},
 	"ack":      {must: map[string]check{"written": isCounts}},
 	"handover": {may: map[string]check{"post_copy": isBool}},
 	"outcome":  {must: map[string]check{"outcome": oneOf("running", "discarded")}},

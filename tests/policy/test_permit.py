@@ -241,11 +241,25 @@ def test_refuses_an_id_that_is_not_safe_as_a_file_name(name: str, value: str) ->
 
 @pytest.mark.parametrize(
     "ports",
-    [[], ["memory", "disks"], ["memory", "memory"], ["Memory"], ["ssh"], ["memory", 1], "memory", {"memory": True}],
+    [
+        [],
+        ["memory", "disks"],
+        ["memory", "memory"],
+        ["Memory"],
+        ["SSH"],
+        ["a_b"],
+        ["memory", 1],
+        "memory",
+        {"memory": True},
+    ],
     ids=str,
 )
-def test_refuses_ports_that_are_not_known_sorted_unique_and_some(ports: object) -> None:
+def test_refuses_ports_that_are_not_named_sorted_unique_and_some(ports: object) -> None:
     assert refusal(MATERIAL.claims_with(ports=ports)) == "claims"
+
+
+def test_a_named_port_stands_alone() -> None:
+    assert refusal(MATERIAL.claims_with(ports=["backup", "memory"])) == "ports"
 
 
 @pytest.mark.parametrize("seal", ["none", "", "Sealane", "TLS"])

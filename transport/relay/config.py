@@ -13,6 +13,7 @@ from msgspec import Meta
 from policy.permit import Seal
 from transport.errors import ConfigurationError
 from transport.libvirt_rpc.domain_xml import DomainRules
+from transport.relay.named_ports import PortName, PortSection, port_problem
 
 Seconds = Annotated[float, Meta(gt=0, le=30 * 86400)]
 Count = Annotated[int, Meta(ge=1, le=65536)]
@@ -219,6 +220,8 @@ class MetricsSection(_Section, frozen=True):
 
 
 class RelayConfig(_Section, frozen=True):
+    """`ports`: by name, see `named_ports`."""
+
     relay: RelaySection
     identity: IdentitySection
     gateway: GatewaySection
@@ -229,6 +232,7 @@ class RelayConfig(_Section, frozen=True):
     metrics: MetricsSection = MetricsSection()
     limits: LimitsSection = LimitsSection()
     sites: Annotated[list[SiteSection], Meta(max_length=64)] = []
+    ports: Annotated[dict[PortName, PortSection], Meta(max_length=64)] = {}
 
 
 def load_relay_config(path: Path) -> RelayConfig:
@@ -252,6 +256,9 @@ def load_relay_config(path: Path) -> RelayConfig:
     if config.identity.from_gateway and len(config.identity.crls) != 1:
         raise ConfigurationError(f"{path}: identity.crls must be one folder where from_gateway is true")
     _check_front(path, config)
+    for name, port in config.ports.items():
+        if problem := port_problem(name, port):
+            raise ConfigurationError(f"{path}: ports.{name}: {problem}")
     if len({site.trust_domain for site in config.sites}) != len(config.sites):
         raise ConfigurationError(f"{path}: [[sites]]: each trust domain once")
     split_address(config.relay.listen, f"{path}: relay.listen")
@@ -277,11 +284,7 @@ def _check_metrics(path: Path, metrics: MetricsSection) -> None:
     if not metrics.listen:
         return
     address, _ = split_address(metrics.listen, f"{path}: metrics.listen")
-    try:
-        is_loopback = ipaddress.ip_address(address).is_loopback
-    except ValueError:
-        is_loopback = False
-    if not is_loopback:
+    if not _is_loopback(address):
         # They say when this host moves guests, without TLS and to whoever asks.
         raise ConfigurationError(f"{path}: metrics.listen: {address} is not a loopback address")
 
@@ -299,11 +302,7 @@ def _check_front(path: Path, config: RelayConfig) -> None:
     if len(set(hosts)) != len(hosts) or len(set(loopbacks)) != len(loopbacks):
         raise ConfigurationError(f"{path}: front.destinations: each host and each loopback address once")
     for address in loopbacks:
-        try:
-            is_loopback = ipaddress.ip_address(address).is_loopback
-        except ValueError:
-            is_loopback = False
-        if not is_loopback:
+        if not _is_loopback(address):
             # Whoever reaches it may ask for migrations: it must not be reachable from another host.
             raise ConfigurationError(f"{path}: front.destinations: {address} is not a loopback address (127.0.0.0/8)")
 
@@ -315,6 +314,13 @@ def _check_loopback_network(path: Path, text: str) -> None:
         raise ConfigurationError(f"{path}: front.loopback_network: {error}") from None
     if not network.is_loopback or network.prefixlen > 30:
         raise ConfigurationError(f"{path}: front.loopback_network: {text} is no network within 127.0.0.0/8")
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False
 
 
 def _check_hypervisor(path: Path, hypervisor: HypervisorSection) -> None:

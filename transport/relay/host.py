@@ -19,7 +19,7 @@ from audit.cosignature import CosignerKey
 from audit.errors import AuditError
 from certs.errors import CertificateError
 from certs.tls import HostCredentials
-from policy.permit import VerifiedPermit
+from policy.permit import VerifiedPermit, named_port
 from transport.errors import ConfigurationError, OfferRefused, RefusalCode
 from transport.hypervisors.moving import AS_CONFIGURED, PLAIN, How, Movement
 from transport.hypervisors.qemu import MigrationSettings
@@ -35,6 +35,7 @@ from transport.relay.identity import Identity
 from transport.relay.libvirt_destination import LibvirtDestination
 from transport.relay.libvirt_source import LibvirtSource
 from transport.relay.metrics import metrics_text
+from transport.relay.named_ports import MAX_UNIX_PATH, PortSection
 from transport.relay.outgoing import Leaving, leaving_of
 from transport.relay.permits import PORTS_OF_KIND, PermitDesk, SitePins
 from transport.relay.pins import read_pins
@@ -47,7 +48,6 @@ from transport.relay.used_permits import UsedPermits
 
 T = TypeVar("T")
 _DISK_THREADS = 8
-_MAX_UNIX_PATH = 107  # sun_path, unix(7)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,9 +131,12 @@ class RelayHost:
         seconds: float,
         how: How = AS_CONFIGURED,
     ) -> SourceEnd:
-        """`facts`: what the session's journal says, if it is not a new one."""
+        """`facts`: what the session's journal says, if it is not a new one. Its named port may be gone since."""
         section, limits = self.config.hypervisor, self.config.limits
         vm = permit.claims.vm
+        if (name := named_port(permit.claims.ports)) is not None:
+            port = self.config.ports.get(name, PortSection())
+            return SocketSource(frozenset(port.peer_uids), name, port.listens_at(name, vm))
         if section.kind == "sockets":
             return SocketSource(frozenset(section.peer_uids))
         if section.kind == "libvirt":
@@ -166,6 +169,8 @@ class RelayHost:
         """`facts`: what the session's journal says, if it is not a new one. `movement`: what S's QEMU will do."""
         section, limits = self.config.hypervisor, self.config.limits
         vm = permit.claims.vm
+        if (name := named_port(permit.claims.ports)) is not None:
+            return SocketDestination(self.config.ports.get(name, PortSection()).connects_to(vm))
         if section.kind == "sockets":
             return SocketDestination(template_path(section.memory_socket, vm))
         if section.kind == "libvirt":
@@ -224,7 +229,7 @@ def open_host(config: RelayConfig) -> RelayHost:
         permit_keys=pins.permit_keys,
         log_verifiers=pins.log_verifiers,
         can_bind_vm=section.kind != "sockets",
-        supported_ports=PORTS_OF_KIND[section.kind],
+        supported_ports=PORTS_OF_KIND[section.kind] | frozenset(config.ports),
         seals=frozenset(config.network.seals),
         witness_keys=witnesses,
         witnesses_required=required,
@@ -234,9 +239,9 @@ def open_host(config: RelayConfig) -> RelayHost:
     state_dir = Path(config.relay.state_dir)
     folder = run_dir or state_dir / "run"
     longest = len(str(folder / ("0" * 16) / "memory.sock"))
-    if longest > _MAX_UNIX_PATH:
+    if longest > MAX_UNIX_PATH:
         key = f"hypervisor.socket_dir: {run_dir}" if run_dir else f"relay.state_dir: {state_dir}"
-        raise ConfigurationError(f"{key} is {longest - _MAX_UNIX_PATH} characters too long for unix sockets in it")
+        raise ConfigurationError(f"{key} is {longest - MAX_UNIX_PATH} characters too long for unix sockets in it")
     spool = Spool(state_dir, run_dir)
     return RelayHost(
         config=config,

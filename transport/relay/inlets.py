@@ -13,7 +13,6 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import structlog
 import trio
@@ -22,7 +21,7 @@ from transport.errors import LocalBroken
 from transport.relay.channels import Channels
 
 log = structlog.get_logger("sealane.relay")
-Port = Literal["memory", "disks", "libvirt"]
+Port = str  # memory, disks, libvirt, or a name of [ports]
 _PEER_CREDENTIALS = struct.Struct("3i")
 _BACKLOG = 16
 
@@ -81,6 +80,8 @@ def listen_unix(path: Path, mode: int = 0o600) -> trio.socket.SocketType:
             # Linux takes the mode from the descriptor. The umask is the process's: it would meet other threads' files.
             os.fchmod(listening.fileno(), mode)
             listening.bind(str(path))
+            if mode & 0o077:  # of which the umask has taken some
+                path.chmod(mode)
             listening.listen(_BACKLOG)
         except OSError:
             listening.close()

@@ -12,7 +12,6 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
 
 import trio
 
@@ -45,7 +44,7 @@ _HELD_SECONDS = 10.0
 
 Sealer = LaneSealer | ClearSealer
 Opener = LaneOpener | ClearOpener
-PortName = Literal["memory", "disks", "libvirt"]
+PortName = str  # memory, disks, libvirt, or a name of [ports]
 
 
 @dataclass(slots=True)

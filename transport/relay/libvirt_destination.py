@@ -93,6 +93,8 @@ class LibvirtDestination:
                 return theirs
             case "memory" | "disks":
                 return await dial_unix(arrival.folder / f"{port}.sock", arrival.dial_seconds, self._is_its_qemu)
+            case _:
+                raise LocalBroken(f"libvirt has no port {port}")
 
     async def wait_loaded(self, seconds: float) -> bool:  # noqa: ARG002 - libvirt has waited already
         if not self._is_loaded:

@@ -47,3 +47,21 @@ async def dial_unix(path: Path, seconds: float, is_expected: Callable[[int], boo
     # The kernel's default holds a fifth of a frame: five waits for the hypervisor where one does. It caps this itself.
     local.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MAX_PAYLOAD_BYTES)
     return local
+
+
+async def dial_loopback(address: str, port: int, seconds: float) -> socket.socket:
+    """A non-blocking socket of TCP to a program on this host. `LocalBroken`."""
+    sock = trio.socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        with trio.fail_after(seconds):
+            await sock.connect((address, port))
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    except (OSError, trio.TooSlowError):
+        sock.close()
+        raise LocalBroken(f"nothing takes a connection on {address} port {port}") from None
+    except BaseException:  # cancelled
+        sock.close()
+        raise
+    local = socket.socket(fileno=sock.detach())
+    local.setblocking(False)
+    return local

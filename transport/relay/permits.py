@@ -17,10 +17,12 @@ from audit.errors import CheckpointError, ProofError
 from audit.proof import leaf_hash, verify_inclusion
 from policy.errors import PermitRefused
 from policy.permit import (
+    PermitClaims,
     PermitKey,
     VerifiedPermit,
     check_parties,
     check_times,
+    named_port,
     paired,
     proof_entry,
     trust_domain_of,
@@ -174,12 +176,16 @@ class PermitDesk:
         unmet: Sequence[tuple[bool, str]] = (
             (claims.seal not in self.seals, f"lanes sealed by {claims.seal}, which [network] seals does not name"),
             (wanted.stream_inspection, "stream inspection"),
-            (wanted.vm_binding and not self.can_bind_vm, "checking the VM's UUID (hypervisor kind qmp)"),
+            (wanted.vm_binding and not self._binds_vm(claims), "checking the VM's UUID (hypervisor kind qmp)"),
             (claims.minimum_crl_number > crl_number(), "a newer CRL than this relay holds"),
         )
         for is_unmet, what in unmet:
             if is_unmet:
                 raise OfferRefused(RefusalCode.PERMIT_REQUIREMENTS, f"the permit requires {what}")
+
+    def _binds_vm(self, claims: PermitClaims) -> bool:
+        """Nobody can say which VM a program's stream is of."""
+        return self.can_bind_vm and named_port(claims.ports) is None
 
 
 def verify_past(token: str, pins: Pins) -> VerifiedPermit:

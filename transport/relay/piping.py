@@ -8,6 +8,7 @@ from pathlib import Path
 
 import trio
 
+from policy.permit import named_port
 from transport.hypervisors.migration_progress import MigrationProgress
 from transport.relay.ends import Milestones, Report
 from transport.relay.host import RelayHost
@@ -22,15 +23,15 @@ _CHUNK_BYTES = 256 * 1024
 class PipeSource(SocketSource):
     """A source that nobody dials: its one channel is there from the beginning."""
 
-    def __init__(self, channel: socket.socket) -> None:
-        super().__init__(frozenset())
+    def __init__(self, channel: socket.socket, port: str) -> None:
+        super().__init__(frozenset(), port)
         self._channel = channel
 
     def inlets(self, socket_path: Path) -> list[Inlet]:  # noqa: ARG002 - nothing listens
         return []
 
     async def migrate(self, lanes: SourceLanes, milestones: Milestones, report: Report) -> MigrationProgress | None:  # noqa: ARG002
-        await lanes.open("memory", self._channel)
+        await lanes.open(self._port, self._channel)
         return None
 
 
@@ -39,6 +40,8 @@ async def pipe(host: RelayHost, permit: str, address: str, descriptors: tuple[in
 
     Errors: those of `carry_as_source`.
     """
+    verified = host.permits.verify(permit, None, source=host.spiffe_id, destination=None)
+    port = named_port(verified.claims.ports) or "memory"
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
 
@@ -50,7 +53,7 @@ async def pipe(host: RelayHost, permit: str, address: str, descriptors: tuple[in
             nursery.start_soon(_send, descriptors[0], stream)
             nursery.start_soon(_receive, stream, descriptors[1])
             order = MigrationOrder(permit, address)
-            news = await carry_as_source(host, order, tell, trio.Event(), libvirt=PipeSource(theirs))
+            news = await carry_as_source(host, order, tell, trio.Event(), libvirt=PipeSource(theirs, port))
             if news.state != "completed":
                 nursery.cancel_scope.cancel()
     return news

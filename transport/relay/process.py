@@ -13,6 +13,7 @@ from pathlib import Path
 import structlog
 import trio
 
+from policy.permit import named_port
 from transport.errors import ConfigurationError, SpoolFailed, TransportError
 from transport.hypervisors.errors import HypervisorError
 from transport.relay import systemd
@@ -22,6 +23,7 @@ from transport.relay.host import RelayHost, open_host
 from transport.relay.news import News
 from transport.relay.piping import pipe
 from transport.relay.service import drain, serve_relay
+from transport.relay.socket_ends import SocketSource
 from transport.relay.source import MigrationOrder, carry_as_source
 
 EXIT_DONE, EXIT_FAILED, EXIT_CONFIGURATION = 0, 1, 2
@@ -60,7 +62,9 @@ def run_open(config_path: Path, permit_path: Path, address: str, socket_path: Pa
             if news.state == "running" and news.progress is None:
                 _print_ready(str(socket_path))
 
-        news = await carry_as_source(host, MigrationOrder(permit, where), tell, trio.Event(), socket_path)
+        end = _end_at(host, permit, socket_path)
+        order = MigrationOrder(permit, where)
+        news = await carry_as_source(host, order, tell, trio.Event(), socket_path, libvirt=end)
         print(json.dumps({"outcome": news.state, "message": news.message}), flush=True)
         return EXIT_DONE if news.state == "completed" else EXIT_FAILED
 
@@ -77,6 +81,13 @@ def run_pipe(config_path: Path, permit_path: Path, address: str) -> int:
         return EXIT_DONE if news.state == "completed" else EXIT_FAILED
 
     return _run(main)
+
+
+def _end_at(host: RelayHost, permit: str, socket_path: Path) -> SocketSource | None:
+    """For a named port, which listens where the caller wants it this time."""
+    verified = host.permits.verify(permit, None, source=host.spiffe_id, destination=None)
+    name = named_port(verified.claims.ports)
+    return None if name is None else SocketSource(frozenset(host.config.ports[name].peer_uids), name, socket_path)
 
 
 def _permitted(config_path: Path, permit_path: Path, address: str) -> tuple[RelayHost, str, str]:

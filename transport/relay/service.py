@@ -16,7 +16,7 @@ from OpenSSL import SSL
 from certs.errors import PeerRefused
 from certs.tls import ControlPeer, HostCredentials, accept_peer, export_secret, local_leaf_sha256
 from policy.errors import PermitRefused
-from policy.permit import VerifiedPermit
+from policy.permit import VerifiedPermit, named_port
 from transport.errors import (
     ConfigurationError,
     ConnectionBroken,
@@ -224,7 +224,7 @@ class Relay:
     async def _migrate(self, assignment: Migrate) -> None:
         tell = self._telling(assignment.migration_id)
         try:
-            if self._host.config.hypervisor.kind == "libvirt":
+            if self._host.config.hypervisor.kind == "libvirt" and not self._is_of_program(assignment):
                 if (trouble := await self._orders.carry_out(assignment)) is not None:
                     await tell(News("failed", None, None, trouble))
             else:
@@ -238,6 +238,14 @@ class Relay:
             await tell(News("failed", None, None, "internal error of the source relay; see its log"))
         finally:
             del self._cancels[assignment.migration_id]
+
+    def _is_of_program(self, assignment: Migrate) -> bool:
+        """Whether it opens a named port, which no hypervisor has to do with. `OfferRefused`."""
+        host = self._host
+        permit = host.permits.verify(
+            assignment.permit, assignment.other_permit, source=host.spiffe_id, destination=None
+        )
+        return named_port(permit.claims.ports) is not None
 
     async def end_when_drained(self, scope: trio.CancelScope) -> None:
         """Once nothing new is taken: wait for the last session, then for its receipt to be told, and end."""

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import socket
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal, Self
+
+import trio
 
 from transport.errors import LocalBroken
 from transport.hypervisors.migration_progress import MigrationProgress
 from transport.relay.ends import Arrival, Milestones, Report, Whereabouts
 from transport.relay.inlets import Inlet, Port, SourceLanes, listen_unix, peer_process
-from transport.relay.local_dial import dial_unix
+from transport.relay.local_dial import dial_loopback, dial_unix
 
 
 class SocketSource:
@@ -19,15 +23,30 @@ class SocketSource:
     vm_binding: Literal["uuid", "none"] = "none"
     hands_over = False
 
-    def __init__(self, peer_uids: frozenset[int]) -> None:
+    def __init__(self, peer_uids: frozenset[int], port: Port = "memory", listens_at: Path | None = None) -> None:
+        """`listens_at`: instead of the session's own socket, where programs look for a named port."""
         self._peer_uids = peer_uids
+        self._port = port
+        self._listens_at = listens_at
         self.facts: dict[str, object] = {}
 
     async def prepare(self) -> str:
         return ""
 
     def inlets(self, socket_path: Path) -> list[Inlet]:
-        return [Inlet("memory", listen_unix(socket_path), self._allows)]
+        if self._listens_at is None:
+            return [Inlet(self._port, listen_unix(socket_path), self._allows)]
+        return [Inlet(self._port, self._listen_again(self._listens_at), self._allows)]
+
+    def _listen_again(self, path: Path) -> trio.socket.SocketType:
+        """In place of what a former session left; who may connect is said by `peer_uids`, asked of the kernel."""
+        try:
+            path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            if path.is_socket():
+                path.unlink()
+        except OSError as error:
+            raise LocalBroken(f"{path}: {error.strerror}") from None
+        return listen_unix(path, 0o600 if self._peer_uids <= {0, os.geteuid()} else 0o666)
 
     def _allows(self, local: socket.socket) -> bool:
         return peer_process(local)[0] in self._peer_uids
@@ -61,26 +80,37 @@ class SocketSource:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        pass
+        if self._listens_at is not None:
+            with suppress(OSError):
+                self._listens_at.unlink(missing_ok=True)
 
 
 class SocketDestination:
-    """A socket that the configuration names; whoever listens there gets the stream."""
+    """A socket that the configuration names; whoever listens there gets the stream.
+
+    `at`: of unix, or a port of loopback; None for a named port that does not lead anywhere here.
+    """
 
     vm_binding: Literal["uuid", "none"] = "none"
     hands_over = False
 
-    def __init__(self, memory_socket: Path) -> None:
-        self._memory_socket = memory_socket
+    def __init__(self, at: Path | tuple[str, int] | None) -> None:
+        self._at = at
         self.facts: dict[str, object] = {}
 
     async def prepare(self, folder: Path) -> str:  # noqa: ARG002
-        if not self._memory_socket.is_socket():
-            raise LocalBroken(f"nothing listens on {self._memory_socket}")
+        if self._at is None:
+            raise LocalBroken("this host's [ports] say nothing of where that port leads (connect)")
+        if isinstance(self._at, Path) and not self._at.is_socket():
+            raise LocalBroken(f"nothing listens on {self._at}")
         return ""
 
     async def dial(self, port: Port, arrival: Arrival) -> socket.socket:  # noqa: ARG002 - one port only
-        return await dial_unix(self._memory_socket, arrival.dial_seconds, lambda pid: True)  # noqa: ARG005 - whoever it is
+        if isinstance(self._at, Path):
+            return await dial_unix(self._at, arrival.dial_seconds, lambda pid: True)  # noqa: ARG005 - whoever it is
+        if self._at is None:
+            raise LocalBroken("that port leads nowhere here")
+        return await dial_loopback(*self._at, arrival.dial_seconds)
 
     async def wait_loaded(self, seconds: float) -> bool:  # noqa: ARG002
         return False

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from policy.permit import Port
 from transport.errors import Misuse, ProtocolViolation, RefusalCode
 from transport.hypervisors.moving import Movement
 from transport.wire.preface import MAX_CHANNELS
@@ -64,7 +65,7 @@ class Refusal(_Message, frozen=True, tag="refusal"):
 
 class Open(_Message, frozen=True, tag="open"):
     channel: Channel
-    port: Literal["memory", "disks", "libvirt"]
+    port: Port
 
 
 class Ack(_Message, frozen=True, tag="ack"):

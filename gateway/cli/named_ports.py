@@ -1,0 +1,158 @@
+"""`sealane relay open NAME` and `sealane relay pipe NAME`: another program's stream in a lane, asked for as a person.
+
+The gateway decides by the action OpenPort and hands the permit to this host's relay, which makes the socket; this
+command only asks, says where the socket is (or uses it), and follows to the outcome. Needs no [gateway] extra.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from gateway.cli.asking import signed_in
+from gateway.cli.errors import OPERATOR, BadConfiguration, Refused
+from gateway.cli.follow import Clock, Interrupts, follow
+
+if TYPE_CHECKING:
+    from gateway.cli.client import GatewayClient
+    from gateway.cli.replies import MigrationReply
+
+_CHUNK_BYTES = 256 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """What is asked for, and `config`: this host's relay's, which says where its ports listen."""
+
+    port: str
+    vm: str
+    destination: str
+    reason: str | None
+    config: Path
+    wait_seconds: int
+
+    def question(self) -> dict[str, Any]:
+        asked: dict[str, Any] = {"vm": self.vm, "destination": self.destination, "ports": [self.port]}
+        return asked if self.reason is None else {**asked, "reason": self.reason}
+
+
+def open_port(opening: Opening, gateway: str | None, ca: Path | None, token_file: Path | None) -> int:
+    """Print where the socket is once it is there, and the outcome. The exit code."""
+
+    def tell(path: Path) -> None:
+        print(json.dumps({"ready": True, "listen": str(path)}), flush=True)
+
+    with signed_in(gateway, ca, token_file) as client:
+        document = _follow(client, opening, tell)
+    print(json.dumps(document), flush=True)
+    return 0 if document["outcome"] == "completed" else 1
+
+
+def pipe_port(opening: Opening, gateway: str | None, ca: Path | None, token_file: Path | None) -> int:
+    """Carry standard input there, and what comes back to standard output; the outcome on stderr. The exit code."""
+    pipe = _Pipe(sys.stdin.buffer, sys.stdout.buffer)
+    with signed_in(gateway, ca, token_file) as client:
+        document = _follow(client, opening, pipe.connect)
+    if document["outcome"] == "completed":
+        document = pipe.finish(document)
+    print(json.dumps(document), file=sys.stderr, flush=True)
+    return 0 if document["outcome"] == "completed" else 1
+
+
+def _follow(client: GatewayClient, opening: Opening, ready: Any) -> dict[str, Any]:
+    section = _section(opening)
+    has_begun = False
+
+    def show(reply: MigrationReply) -> None:
+        nonlocal has_begun
+        if reply.state == "running" and not has_begun and reply.vm is not None:
+            has_begun = True
+            ready(section.listens_at(opening.port, reply.vm.uuid))
+
+    with Interrupts() as interrupts:
+        answer = client.request_migration(opening.question())
+        decision = answer.decision
+        if not decision.allowed or answer.migration_id is None:
+            why = decision.denied_because or "policy does not allow it"
+            return {"outcome": "denied", "message": why, "record_index": answer.record_index}
+        reply = follow(
+            client,
+            answer.migration_id,
+            interrupts=interrupts,
+            clock=Clock(time.monotonic, time.sleep),
+            deadline_seconds=opening.wait_seconds,
+            show=show,
+            note=lambda text: print(text, file=sys.stderr, flush=True),
+        )
+    return {
+        "outcome": reply.state,
+        "message": reply.message or "",
+        "record_index": answer.record_index,
+        "migration_id": answer.migration_id,
+    }
+
+
+def _section(opening: Opening) -> Any:
+    from transport.errors import ConfigurationError  # noqa: PLC0415 - the relay's parts load slowly
+    from transport.relay.config import load_relay_config  # noqa: PLC0415
+
+    try:
+        ports = load_relay_config(opening.config).ports
+    except ConfigurationError as error:
+        raise BadConfiguration(str(error), OPERATOR, "name the relay's configuration with --config") from None
+    if (section := ports.get(opening.port)) is None:
+        raise BadConfiguration(
+            f"{opening.config} has no [ports.{opening.port}]", OPERATOR, "add it at both hosts and reload their relays"
+        )
+    return section
+
+
+class _Pipe:
+    """Standard input and output at the relay's socket, in threads of which the one that reads may never end."""
+
+    def __init__(self, source: BinaryIO, sink: BinaryIO) -> None:
+        self._source = source
+        self._sink = sink
+        self._receiving: threading.Thread | None = None
+        self._trouble = ""
+
+    def connect(self, path: Path) -> None:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.connect(str(path))
+        except OSError as error:
+            raise Refused(
+                f"{path}: {error.strerror}", OPERATOR, "see peer_uids of the port in the relay's configuration"
+            ) from None
+        self._receiving = threading.Thread(target=self._receive, args=(sock,), daemon=True)
+        self._receiving.start()
+        threading.Thread(target=self._send, args=(sock,), daemon=True).start()
+
+    def finish(self, document: dict[str, Any]) -> dict[str, Any]:
+        """Once the relay has carried all: until the last of it is on standard output."""
+        if self._receiving is None:
+            return {**document, "outcome": "failed", "message": "the session ended before its socket was seen"}
+        self._receiving.join()
+        return {**document, "outcome": "failed", "message": self._trouble} if self._trouble else document
+
+    def _send(self, sock: socket.socket) -> None:
+        try:
+            while data := self._source.read1(_CHUNK_BYTES):  # type: ignore[attr-defined]
+                sock.sendall(data)
+            sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass  # the session broke, which its outcome tells
+
+    def _receive(self, sock: socket.socket) -> None:
+        try:
+            while data := sock.recv(_CHUNK_BYTES):
+                self._sink.write(data)
+            self._sink.flush()
+        except OSError as error:
+            self._trouble = f"what came back could not be written or read: {error.strerror}"
