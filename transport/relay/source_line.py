@@ -112,7 +112,9 @@ class SourceLine:
 
     def _patience(self) -> float:
         """For how long to try from now on."""
-        left = self._session.until - now().timestamp()
+        session = self._session
+        begins = self._state is State.BEGINNING and not session.recovery_id and not session.is_offered
+        left = (session.permit.claims.exp if begins else session.until) - now().timestamp()
         return max(0.0, min(self._limits.resume_seconds, left))
 
     def _goes_on_after(self, cause: SessionError) -> bool:
@@ -127,9 +129,10 @@ class SourceLine:
     def _event_of(self, cause: SessionError) -> Event:
         session, is_beginning = self._session, self._state is State.BEGINNING
         if isinstance(cause, OfferRefused):
-            # D never had our first offer, or another host answers at its address, for now: whoever sits in between
-            # can do that, and must end nobody's session.
-            if is_beginning and session.is_offered and cause.code in (RefusalCode.SESSION_UNKNOWN, RefusalCode.BUSY):
+            # D has no place now, or never had our first offer, or another host answers at its address, for now: whoever
+            # sits in between can do the latter two, and must end nobody's session.
+            never_heard = session.is_offered and cause.code is RefusalCode.SESSION_UNKNOWN
+            if is_beginning and (never_heard or cause.code is RefusalCode.BUSY):
                 return Event.NEVER_HEARD
             is_another = self._state is State.LOST and cause.code is RefusalCode.PERMIT_PARTIES
             return Event.ANOTHER_HOST if is_another else Event.REFUSED

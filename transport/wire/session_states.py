@@ -27,7 +27,7 @@ class Event(Enum):
     NOT_OFFERED = "no connection, or lost before the offer was sent"
     OFFER_LOST = "lost after an offer was sent"
     ANSWERED = "answer with true counts"
-    NEVER_HEARD = "refusal `session_unknown` or `busy` to the `resume` that follows a lost answer"
+    NEVER_HEARD = "refusal `busy`, or `session_unknown` to the `resume` that follows a lost answer"
     ANOTHER_HOST = "another host answers"
     REFUSED = "any other refusal"
     LOST = "any part lost; a frame that does not authenticate; no connection"

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 import trio
+import trio.testing
 
 from gateway.cli.relay_operating import ask
 from tests.transport.kinds import Kind, Seen, Stage, move
@@ -149,7 +150,7 @@ async def test_a_drained_relay_refuses_what_is_new_and_ends_after_what_was_under
             assert (await asked(pair.destination, ask="drain")) == {"draining": True}
             refused = await pair.carry(pair.site.permit(), short_path / "other.sock")
             assert refused.state == "failed"
-            assert "busy" in refused.message
+            assert refused.message == "offer refused (busy): 'this relay is about to be restarted: try again'"
             await source.send_all(b"still carried")
             assert await destination.receive_some(100) == b"still carried"
             assert (await asked(pair.destination, ask="status"))["draining"] is True
@@ -159,6 +160,32 @@ async def test_a_drained_relay_refuses_what_is_new_and_ends_after_what_was_under
                 await trio.sleep(0.02)
     await listener.aclose()
     assert pair.news[-1].state == "completed"
+
+
+async def test_a_source_that_is_told_busy_offers_again_until_there_is_a_place(site: Site, short_path: Path) -> None:
+    other = "5ea1a4e0-0000-4000-8000-0000000000ad"
+    source = host_with(site, "a", {"resume_seconds": 30.0})
+    async with serving(host_with(site, "b", {"max_sessions": 1})) as (destination, address):
+        pair, second = (Pair(site, source, destination, address) for _ in range(2))
+        listeners = [listen(site), listen(site, other)]
+        with trio.fail_after(60):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(pair.carry, site.permit(vm=VM), short_path / "first.sock")
+                first = await dial(short_path / "first.sock")
+                at_end = await listeners[0].accept()
+                nursery.start_soon(second.carry, site.permit(vm=other), short_path / "second.sock")
+                await until(lambda: len(source.board.entries) == 2)
+                await trio.testing.wait_all_tasks_blocked(0.2)
+                assert not second.news, "nothing is said to have begun"
+                for stream in (first, at_end):
+                    await stream.aclose()
+                late = await dial(short_path / "second.sock")
+                other_end = await listeners[1].accept()
+                for stream in (late, other_end):
+                    await stream.aclose()
+        for listener in listeners:
+            await listener.aclose()
+    assert [each.news[-1].state for each in (pair, second)] == ["completed", "completed"]
 
 
 def _moved(seen: Seen) -> str:
