@@ -11,6 +11,7 @@
 #   make rollover  replace both CAs, the permit key and the log key under a guest that moves back and forth; some minutes
 #   make kinds   move a guest in every way that QEMU knows, and write the table in docs/migration-kinds.md
 #   make recovery  post-copy that goes on after a relay's death, which is not reliable yet (docs/failures.md)
+#   make silence  a guest on its way while the network is gone for 30 s without a word (ARGS="guest SECONDS")
 #   make neighbours  move guests between relays of this commit and of earlier ones (ARGS="--revision COMMIT"), both ways
 #   make upgrade  upgrade a whole site from an earlier commit, process by process, while a guest moves (ARGS="--revision COMMIT")
 #   make sites   a real guest: to another site, off a host with its gateways dead, and by the second gateway of two
@@ -29,7 +30,7 @@ ARGS ?=
 FUZZ_SECONDS ?= 60
 KILLS ?= 1000
 
-.PHONY: help demo test check bench rollover failures fuzz soak soak-sinks kinds recovery neighbours upgrade sites newest-qemu other-libvirt keycloak editor deb lock setup
+.PHONY: help demo test check bench rollover failures fuzz soak soak-sinks kinds recovery silence neighbours upgrade sites newest-qemu other-libvirt keycloak editor deb lock setup
 .DEFAULT_GOAL := help
 
 help:
@@ -72,6 +73,11 @@ kinds:
 recovery:
 	@deploy/setup.sh test
 	@$(BIN)/pytest -q -n 0 tests/transport/relay/recovery_at_death.py $(ARGS)
+
+silence: ARGS = guest 30
+silence:
+	@deploy/setup.sh test
+	@unshare -n $(BIN)/python -m tests.transport.relay.silence $(ARGS)
 
 neighbours:
 	@deploy/setup.sh test

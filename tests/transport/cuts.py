@@ -21,6 +21,7 @@ from transport.relay.config import split_address
 MIB = 1 << 20
 LIMITS = {"resume_seconds": 30.0, "silence_seconds": 2.0}
 KINDS: list[tuple[Any, ...]] = [("lane",), ("control",), ("lane", "control")]
+HOLE_SECONDS = (0.5, 4.0)  # some shorter than LIMITS' silence_seconds, most longer
 _BYTES_BETWEEN = 100_000
 _SECONDS_BETWEEN = 20.0
 
@@ -28,18 +29,22 @@ _SECONDS_BETWEEN = 20.0
 @dataclass(frozen=True, slots=True)
 class Survived:
     """Of one migration that came to its end with the guest unharmed. A cut may meet a connection that is being made,
-    so there are fewer resumptions than cuts."""
+    so there are fewer resumptions than cuts. `holes`: of the cuts, those that were silence alone."""
 
     cuts: int
+    holes: int
     resumptions: int
     evidence: str
 
 
-async def cuts_survived(folder: Path, kind: Kind, cuts: int, chance: random.Random) -> Survived:
-    """Move a guest as `kind` says, slowly, with so many cuts. Raises `WrongGuest` if it is harmed, or not moved."""
+async def cuts_survived(folder: Path, kind: Kind, cuts: int, chance: random.Random, *, every_hole: int = 5) -> Survived:
+    """Move a guest as `kind` says, slowly, with so many cuts. Raises `WrongGuest` if it is harmed, or not moved.
+
+    Every so many cuts is a hole: packets are dropped for a while, with no reset, and connections that are made wait.
+    """
     slow = replace(kind, bandwidth=24 * MIB, memory_mib=64, hot_mib=min(kind.hot_mib, 4))
     network: list[Network] = []
-    made = 0
+    made = holes = 0
 
     @asynccontextmanager
     async def through_network(folder: Path) -> AsyncIterator[Stage]:
@@ -53,15 +58,21 @@ async def cuts_survived(folder: Path, kind: Kind, cuts: int, chance: random.Rand
             yield Stage(site, source, between.address)
 
     async def cut(_: Stage) -> None:
-        nonlocal made
+        nonlocal made, holes
         between = network[0]
         while made < cuts:
             enough = between.forwarded + chance.randrange(1, _BYTES_BETWEEN)
             with trio.move_on_after(_SECONDS_BETWEEN):
                 await until(lambda enough=enough: between.forwarded >= enough, 2 * _SECONDS_BETWEEN)  # type: ignore[misc]
+            if (made + 1) % every_hole == 0:
+                made += bool(between.open_hole())
+                holes += 1
+                await trio.sleep(chance.uniform(*HOLE_SECONDS))
+                between.close_hole()
+                continue
             made += bool(chance.choice([between.cut, between.cut_near])(*chance.choice(KINDS)))
 
-    evidence = await move(slow, folder, meddle=cut, within=through_network)
+    evidence = await move(slow, folder, meddle=cut, within=through_network, seconds=60 + 6 * cuts)
     (receipt,) = (folder / "relay-a" / "receipts").glob("*-source*")
     resumptions = json.loads(json.loads(receipt.read_bytes())["receipt"]["body"])["resumptions"]
-    return Survived(made, resumptions, evidence)
+    return Survived(made, holes, resumptions, evidence)

@@ -193,6 +193,7 @@ async def move(
     program: str = QEMU,
     meddle: Callable[[Stage], Awaitable[None]] | None = None,
     within: Callable[[Path], AbstractAsyncContextManager[Stage]] = stage,
+    seconds: float = DEADLINE_SECONDS,
 ) -> str:
     """One move; words of evidence. `meddle` runs beside it, `within` is where. Raises WrongGuest, and more."""
     layout = GuestLayout.for_memory(kind.memory_mib, kind.hot_mib)
@@ -205,7 +206,7 @@ async def move(
             )
             try:
                 await wait_passes(source, 2)
-                return await _moved(kind, here, Machines(source, destination), layout, meddle)
+                return await _moved(kind, here, Machines(source, destination), layout, meddle, seconds)
             finally:
                 await stop_qemu(destination)
         finally:
@@ -224,6 +225,7 @@ async def _moved(
     machines: Machines,
     layout: GuestLayout,
     meddle: Callable[[Stage], Awaitable[None]] | None,
+    seconds: float,
 ) -> str:
     source, destination = machines.source, machines.destination
     before, after = here.site.folder / "before", here.site.folder / "after"
@@ -232,7 +234,7 @@ async def _moved(
     limits = Limits(max_channels=16, bandwidth_bytes_per_second=kind.bandwidth)
     order = MigrationOrder(here.site.permit(vm=VM, limits=limits, **kind.claims), here.address, how=kind.how)
     answers: list[dict[str, Any]] = []
-    with trio.fail_after(DEADLINE_SECONDS):
+    with trio.fail_after(seconds):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_watch, source, answers)
             if meddle is not None:

@@ -32,7 +32,7 @@ class Wire:
 
 @dataclass
 class Network:
-    """Forwards to `target`. `is_down`: no connection is let through."""
+    """Forwards to `target`. `is_down`: no connection is let through; `is_hole`: nor refused, it waits as a SYN does."""
 
     target: tuple[str, int]
     address: str = ""
@@ -41,6 +41,22 @@ class Network:
     seen: int = 0  # connections that were let through so far
     controls: int = 0
     is_down: bool = False
+    is_hole: bool = False
+    _changed: trio.Event = field(default_factory=trio.Event)
+
+    def open_hole(self) -> int:
+        """Drop what every connection carries from now on, without a word to either end; returns how many."""
+        self.is_hole = True
+        chosen = [wire for wire in self.wires if not wire.is_silent]
+        for wire in chosen:
+            wire.is_silent = True
+        return len(chosen)
+
+    def close_hole(self) -> None:
+        """Packets get through again. What was dropped is not sent again: to its ends each connection stays silent."""
+        self.is_hole = False
+        self._changed.set()
+        self._changed = trio.Event()
 
     def cut(self, *kinds: Kind) -> int:
         """Reset every connection of these kinds at both ends; returns how many."""
@@ -67,6 +83,8 @@ class Network:
         if self.is_down:
             near.socket.close()
             return
+        while self.is_hole:
+            await self._changed.wait()
         try:
             far = await trio.open_tcp_stream(*self.target)
             first = b""

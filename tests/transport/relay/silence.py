@@ -1,6 +1,7 @@
 """A stream between two relays in a network namespace of its own, which goes silent, or whose addresses change.
 
-`unshare -n python -m tests.transport.relay.silence silent|moved [SECONDS]`: prints one JSON object; SECONDS of silence.
+`unshare -n python -m tests.transport.relay.silence silent|moved|guest [SECONDS]`: prints one JSON object; SECONDS of
+silence. `guest`: a real QEMU is moved meanwhile, and counts on.
 """
 
 from __future__ import annotations
@@ -10,12 +11,16 @@ import random
 import subprocess
 import sys
 import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import msgspec
 import trio
 
+from tests.transport.kinds import KINDS, Stage, move
 from tests.transport.relay.conftest import Pair, serving, until
 from tests.transport.relay.test_resumption import Talk, is_whole, talk
 from tests.transport.site import Site
@@ -47,11 +52,50 @@ class Where:
         self.address = address
 
 
+@asynccontextmanager
+async def apart(folder: Path) -> AsyncIterator[Stage]:
+    """The two relays of a guest, each at an address of its own."""
+    site = Site.lay_out(folder)
+    configs = (
+        at(site.relay_config(name, kind="qmp", qmp_socket=str(folder / f"q{name}" / "{uuid}" / "qmp.sock")), listen)
+        for name, listen in (("a", "10.9.0.1:0"), ("b", "10.9.0.2:0"))
+    )
+    source, destination = map(open_host, configs)
+    async with serving(destination) as (_, address):
+        yield Stage(site, source, address)
+
+
+async def move_guest(seconds: float) -> dict[str, object]:
+    """With the network gone for so long, once some of its memory has been sent."""
+    slow = replace(KINDS[0], bandwidth=8 << 20, memory_mib=64, hot_mib=1)
+    was_silent: list[float] = []
+
+    async def silence(stage: Stage) -> None:
+        await until(lambda: any(each.progress and each.progress.transferred_bytes > 4 << 20 for each in stage.news), 60)
+        began = trio.current_time()
+        ip("link", "set", "lo", "down")
+        await trio.sleep(seconds)
+        ip("link", "set", "lo", "up")
+        for own in ("10.9.0.1", "10.9.0.2"):
+            subprocess.run(["ip", "addr", "add", f"{own}/32", "dev", "lo"], check=False, stderr=subprocess.DEVNULL)
+        goes_through("10.9.0.1")
+        was_silent.append(trio.current_time() - began)
+
+    with tempfile.TemporaryDirectory(prefix="sl") as name:
+        evidence = await move(slow, Path(name), meddle=silence, within=apart, seconds=120 + seconds)
+        (receipt,) = (Path(name) / "relay-a" / "receipts").glob("*-source*")
+        body = json.loads(json.loads(receipt.read_bytes())["receipt"]["body"])
+    return {"evidence": evidence, "resumptions": body["resumptions"], "silent_seconds": round(was_silent[0], 1)}
+
+
 async def main(what: str, seconds: float = SILENT_SECONDS) -> None:
     ip("link", "set", "lo", "up")
     for own in ("10.9.0.1", "10.9.0.2", "10.9.0.3"):
         ip("addr", "add", f"{own}/32", "dev", "lo")
     goes_through("10.9.0.1")
+    if what == "guest":
+        print(json.dumps(await move_guest(seconds)))
+        return
     said = Talk(random.Random(1).randbytes(60_000_000), random.Random(2).randbytes(1_000_000))
 
     async def disturb(said: Talk) -> None:
