@@ -75,7 +75,11 @@ class _QmpEnd:
 
     async def is_in_post_copy(self) -> bool:
         """Whether part of the guest's memory is at the source and it can run at the destination only."""
-        return not await self.is_gone() and (await (await self.machine()).progress()).status.startswith("postcopy")
+        if await self.is_gone():
+            return False
+        status = (await (await self.machine()).progress()).status
+        # QEMU 10.2 and later: until the destination says that it has the devices' state, the source may take it back.
+        return status.startswith("postcopy") and status != "postcopy-device"
 
     async def whereabouts(self, *, accepted: bool) -> Whereabouts:  # noqa: ARG002 - nobody else drives this QEMU
         return "gone" if await self.is_gone() else "here"

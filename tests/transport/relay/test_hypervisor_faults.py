@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,14 @@ from gateway.demo.guest import GuestLayout, build_boot_image, count_passes
 from gateway.demo.machines import Qemu, run_state, start_qemu, stop_qemu, wait_passes
 from policy.permit import Limits
 from tests.transport.relay.conftest import host_with, serving, until
+from tests.transport.relay.cutter import network_to
 from tests.transport.site import Site
 from transport.errors import TransportError
 from transport.hypervisors.errors import HypervisorUnreachable, WrongVm
 from transport.hypervisors.process import process_identity
 from transport.hypervisors.qmp import QmpConnection
 from transport.relay import spool
+from transport.relay.config import split_address
 from transport.relay.host import RelayHost
 from transport.relay.local_dial import dial_unix
 from transport.relay.news import News
@@ -93,8 +96,14 @@ class Stage:
 
 @pytest.fixture
 async def stage(site: Site) -> AsyncIterator[Stage]:
+    async with staged(site, LIMITS) as made:
+        yield made
+
+
+@asynccontextmanager
+async def staged(site: Site, limits: dict[str, float]) -> AsyncIterator[Stage]:
     def host(name: str) -> RelayHost:
-        return host_with(site, name, LIMITS, kind="qmp", qmp_socket=str(site.folder / f"q{name}" / "{uuid}/qmp.sock"))
+        return host_with(site, name, limits, kind="qmp", qmp_socket=str(site.folder / f"q{name}" / "{uuid}/qmp.sock"))
 
     async with serving(host("b")) as (destination, address):
         made = Stage(site, build_boot_image(LAYOUT, site.folder), host("a"), destination, address)
@@ -352,6 +361,26 @@ async def test_cancelled_midway(stage: Stage) -> None:
         await stage.until_under_way()
         stage.cancelled.set()
     await require_kept_by_source(stage, source, destination, "cancelled")
+
+
+async def test_cancelled_while_there_is_no_network(site: Site) -> None:
+    """At once at the source; the destination, which cannot hear of it, lets go when its patience is over."""
+    async with staged(site, {**LIMITS, "resume_seconds": 4.0, "silence_seconds": 2.0}) as stage:
+        async with network_to(split_address(stage.address, "relay")) as network:
+            stage.address = network.address
+            source, destination = await stage.start("a"), await stage.start("b", incoming=True)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(stage.move, stage.slow_permit())
+                await stage.until_under_way()
+                network.is_down = True
+                assert network.cut("lane", "control")
+                await until(lambda: any(each.is_reconnecting() for each in stage.source.board.entries), 10)
+                stage.cancelled.set()
+                await until(lambda: stage.told[-1].state == "cancelled", 10)
+                await require_counting(source)
+                await until(lambda: destination.ended, 30)
+                network.is_down = False
+        await require_kept_by_source(stage, source, destination, "cancelled")
 
 
 async def test_cancelled_once_the_destination_has_answered(stage: Stage) -> None:
