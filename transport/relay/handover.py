@@ -66,12 +66,13 @@ async def close_source(session: SourceSession, tell: Tell) -> News:
 
 async def _give_up_or_away(session: SourceSession, end: SourceEnd) -> None:
     """A session that broke before it was handed over. It waits for as long as a guest may yet go either way."""
-    if await end.is_in_post_copy():
+    may_have_switched = session.was_answered or session.is_recovered
+    if may_have_switched and await end.is_in_post_copy():
         # Its hypervisor had switched before that was noted: no word of ours brings the guest back to life here.
         await session.host.enter(session.journal, "handed-over", post_copy=True)
         return
     where = await end.whereabouts(accepted=session.journal.state == "accepted")
-    if (session.was_answered or session.is_recovered) and where == "gone":
+    if may_have_switched and where == "gone":
         # There is no guest here any more, so D may run it if it has everything: better than losing both.
         session.message = session.message or "the hypervisor at the source has ended"
         await session.host.enter(session.journal, "handed-over")
