@@ -112,6 +112,9 @@ async def test_the_disks_of_a_guest_that_writes_arrive_byte_by_byte(scene: Scene
     await until(lambda: len(scene.source.printed()) > WRITTEN // 64 + 1, 60)  # each sector was written once
     last = await scene.carry()
     assert last.state == "completed", last.message
+    told = [news.progress for news in scene.here.news if news.progress is not None and news.progress.status == "disks"]
+    assert told, "nobody was told how far the disks are"
+    assert told[-1].total_bytes >= told[-1].transferred_bytes > 0
     await until(lambda: scene.source.ended, 10)
     here = len(scene.source.printed())
     await until(lambda: len(scene.destination.printed()) > 20, 30)  # it goes on writing there

@@ -9,7 +9,7 @@ names but those of devices, which the two QEMUs must give alike.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -110,8 +110,9 @@ class Disks:
             job = {"job-id": target, "device": disk.node, "target": target, "sync": "full"}
             await self._run("blockdev-mirror", {**job, "copy-mode": "write-blocking", "speed": bandwidth})
 
-    async def wait_ready(self, deadline_seconds: float) -> None:
-        """Until every mirror is alike and kept so. MigrationFailed when one fails or the time is over."""
+    async def wait_ready(self, deadline_seconds: float, report: Callable[[int, int], Awaitable[None]]) -> None:
+        """Until every mirror is alike and kept so; `report` is told of how many bytes how many are copied, again and
+        again. MigrationFailed when one fails or the time is over."""
         names = [f"{_PREFIX}{number}" for number in range(len(await self.writable()))]
         with trio.move_on_after(deadline_seconds):
             while True:
@@ -119,6 +120,7 @@ class Disks:
                 # A job that failed dismisses itself: that it is not there is all that is left of it.
                 if len(jobs) < len(names):
                     raise MigrationFailed("the copy of a disk failed: see QEMU's log; are both images of one size?")
+                await report(sum(job.len for job in jobs.values()), sum(job.offset for job in jobs.values()))
                 if all(job.ready for job in jobs.values()):
                     return
                 await trio.sleep(_LOOK_SECONDS)
@@ -143,11 +145,6 @@ class Disks:
         if not await self._wait_no_jobs(deadline_seconds):
             raise HypervisorRefused("block-job-cancel", "GenericError", "the copy of a disk does not end")
         await self._forget_targets()
-
-    async def progress(self) -> tuple[int, int]:
-        """Bytes that were copied, and that are to be."""
-        jobs = await self._jobs()
-        return sum(job.offset for job in jobs), sum(job.len for job in jobs)
 
     async def _jobs(self) -> Sequence[_Job]:
         found = await self._qmp.query("query-block-jobs", list[_Job], deadline_seconds=self._seconds)

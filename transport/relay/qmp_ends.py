@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -75,11 +76,7 @@ class _QmpEnd:
 
     async def is_in_post_copy(self) -> bool:
         """Whether part of the guest's memory is at the source and it can run at the destination only."""
-        if await self.is_gone():
-            return False
-        status = (await (await self.machine()).progress()).status
-        # QEMU 10.2 and later: until the destination says that it has the devices' state, the source may take it back.
-        return status.startswith("postcopy") and status != "postcopy-device"
+        return not await self.is_gone() and (await (await self.machine()).progress()).status.startswith("postcopy")
 
     async def whereabouts(self, *, accepted: bool) -> Whereabouts:  # noqa: ARG002 - nobody else drives this QEMU
         return "gone" if await self.is_gone() else "here"
@@ -98,6 +95,11 @@ class _QmpEnd:
         if self._machine is not None:
             machine, self._machine = self._machine, None
             await machine.aclose()
+
+
+async def _tell_of_disks(report: Report, total: int, copied: int) -> None:
+    """In the words of a migration, whose memory follows when they are alike."""
+    await report(MigrationProgress("disks", copied, max(0, total - copied), total))
 
 
 class QmpSource(_QmpEnd):
@@ -123,6 +125,16 @@ class QmpSource(_QmpEnd):
         """Its disks move, too."""
         self._has_disks = True
         return self
+
+    async def is_in_post_copy(self) -> bool:
+        """Raises HypervisorTimeout while QEMU (10.2 and later) does not know yet whether the destination has the
+        devices' state, or the guest can go on here: its channels being closed, it soon does."""
+        if await self.is_gone():
+            return False
+        status = (await (await self.machine()).progress()).status
+        if status == "postcopy-device":
+            raise HypervisorTimeout("QEMU has not said yet whether the destination has the devices' state")
+        return status.startswith("postcopy")
 
     async def prepare(self) -> str:
         """Check that a guest of this UUID runs here and set QEMU up; returns the process's identity."""
@@ -160,7 +172,7 @@ class QmpSource(_QmpEnd):
         if self._has_disks:
             # All of them first: memory grows old while they are copied, and alike they stay by themselves.
             await machine.disks.mirror(self._disks_path, self._settings.bandwidth_bytes_per_second)
-            await machine.disks.wait_ready(self._deadline_seconds)
+            await machine.disks.wait_ready(self._deadline_seconds, partial(_tell_of_disks, report))
         await machine.start_migration(self._socket_path)
         left = max(1.0, self._deadline_seconds - (trio.current_time() - began))
         return await machine.wait_migration(deadline_seconds=left, on_progress=steer, interval_seconds=_STEER_SECONDS)
