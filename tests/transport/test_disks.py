@@ -109,7 +109,7 @@ def require_no_write_missing(numbers: list[int]) -> int:
 
 
 async def test_the_disks_of_a_guest_that_writes_arrive_byte_by_byte(scene: Scene) -> None:
-    await until(lambda: len(scene.source.printed()) > WRITTEN // 64 + 1, 60)  # each sector was written once
+    await until(lambda: len(scene.source.printed()) > WRITTEN // 64 + 1, 150)  # each sector was written once
     last = await scene.carry()
     assert last.state == "completed", last.message
     told = [news.progress for news in scene.here.news if news.progress is not None and news.progress.status == "disks"]
@@ -162,7 +162,7 @@ async def test_an_image_that_is_too_small_at_the_destination_ends_the_move_and_n
 
 
 async def test_disks_move_by_post_copy_too(scene: Scene) -> None:
-    await until(lambda: len(scene.source.printed()) > WRITTEN // 64 + 1, 60)
+    await until(lambda: len(scene.source.printed()) > WRITTEN // 64 + 1, 150)
     last = await scene.carry(how=How(post_copy_after_seconds=0))
     assert last.state == "completed", last.message
     await until(lambda: len(scene.destination.printed()) > 20, 30)
