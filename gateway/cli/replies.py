@@ -310,12 +310,12 @@ class MigrationReply(msgspec.Struct, frozen=True):
 
     migration_id: str
     state: str
-    vm: VmOfMigration | None = None
     progress: Progress | None = None
     outcome: str | None = None
     message: str | None = None
     receipts: tuple[dict[str, Any], ...] = ()
     revoked: Revoked | None = None
+    vm: VmOfMigration | None = None
 
 
 class VmOfGrant(msgspec.Struct, frozen=True):
