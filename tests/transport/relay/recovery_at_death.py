@@ -4,12 +4,20 @@ may not come to its end within the deadline (docs/failures.md); whether it does 
 
 from __future__ import annotations
 
+from contextlib import AsyncExitStack
+from functools import partial
+
 import pytest
 
+from gateway.demo.guest import build_boot_image
+from gateway.demo.machines import start_qemu, stop_qemu, wait_passes
 from policy.permit import Limits
+from tests.transport.kinds import NEWEST
 from tests.transport.recoveries import MIB
 from tests.transport.relay.conftest import until
 from tests.transport.relay.test_handover import (
+    LAYOUT,
+    MEMORY_MIB,
     VM,
     Machines,
     machines,
@@ -39,3 +47,25 @@ async def test_a_source_relay_that_dies_as_it_gives_the_guest_away_recovers_it(s
         async with relay(config):
             assert await wait_one_place(site, machines, 150) == "destination"
             await require_one_guest(machines, "destination")
+
+
+@pytest.mark.skipif(not NEWEST.exists(), reason="`make newest-qemu` fetches it; QEMU before 10.2 may lose this guest")
+async def test_a_source_relay_that_dies_before_it_has_noted_the_switch_hands_the_guest_over(site: Site) -> None:
+    image = build_boot_image(LAYOUT, site.folder)
+    start = partial(start_qemu, uuid=VM, memory_mib=MEMORY_MIB, image=image, program=str(NEWEST))
+    async with AsyncExitStack() as stack:
+        source = await start(site.folder / "qa" / VM)
+        stack.push_async_callback(stop_qemu, source)
+        destination = await start(site.folder / "qb" / VM, incoming=True)
+        stack.push_async_callback(stop_qemu, destination)
+        newest = Machines(source, destination)
+        await wait_passes(source, 3)
+        permit = site.folder / "permit.jwt"
+        permit.write_text(site.permit(vm=VM, limits=Limits(max_channels=16, bandwidth_bytes_per_second=40 * MIB)))
+        at_b = await stack.enter_async_context(relay(write_config(site, "b")))
+        config = write_config(site, "a")
+        async with relay(config, "before:handed-over", str(permit), at_b.address, HOW) as at_a:
+            await until(lambda: at_a.process.poll() is not None, 40)
+        async with relay(config):
+            assert await wait_one_place(site, newest, 150) == "destination"
+            await require_one_guest(newest, "destination")
