@@ -119,7 +119,7 @@ class AskToBreakGlass(Body):
 
     vm: Name
     destination: Name
-    ticket: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=64)]
+    ticket: Annotated[str, Field(min_length=1, max_length=64)]
     minutes: Annotated[int, Field(ge=1, le=1440)]
     reason: ShortReason
     ports: Annotated[list[Port], Field(min_length=1, max_length=3)] | None = None
