@@ -22,8 +22,8 @@ from audit.index_rebuild import Progress, ReadableLog, digests, hasten
 from audit.index_schema import INDEX_VERSION, INDEXES, INSERT, TABLES
 from audit.proof import leaf_hash
 
-_CACHED_TEXTS = 200_000
-_MMAP_BYTES = 256 * 2**20
+_CACHED_TEXTS = 50_000
+_MMAP_BYTES = 16 * 2**20  # the writer looks up texts; who asks maps more
 
 
 class Index:

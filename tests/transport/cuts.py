@@ -65,8 +65,8 @@ async def cuts_survived(folder: Path, kind: Kind, cuts: int, chance: random.Rand
             with trio.move_on_after(_SECONDS_BETWEEN):
                 await until(lambda enough=enough: between.forwarded >= enough, 2 * _SECONDS_BETWEEN)  # type: ignore[misc]
             if (made + 1) % every_hole == 0:
-                made += bool(between.open_hole())
-                holes += 1
+                met = bool(between.open_hole())
+                made, holes = made + met, holes + met
                 await trio.sleep(chance.uniform(*HOLE_SECONDS))
                 between.close_hole()
                 continue

@@ -10,7 +10,7 @@ import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NoReturn
 
 import structlog
 import trio
@@ -41,6 +41,7 @@ _NBD = re.compile(rb"<nbd(?:\s+port='[0-9]+')?")
 _CHUNK = 64 * 1024
 _MAX_WAITING = 16
 _MAX_REFUSALS = 16
+_LAST_WORD_SECONDS = 1.0
 
 
 # Told each refused call: the cause, the call if it was one, and its VM if that is known.
@@ -280,6 +281,12 @@ def with_nbd_port(cookie: bytes, port: int) -> bytes:
     return _NBD.sub(f"<nbd port='{port}'".encode(), cookie, count=1)
 
 
+async def _ended() -> NoReturn:
+    """Why the channel ended is said on the control connection, and that word may come a moment later."""
+    await trio.sleep(_LAST_WORD_SECONDS)
+    raise LocalBroken("the destination ended the libvirt channel")
+
+
 class _Remote:
     """The filtered RPC at the other end of the libvirt channel; one call at a time."""
 
@@ -297,7 +304,7 @@ class _Remote:
             while True:
                 data = await self._lane.receive_some(_CHUNK)
                 if not data:
-                    raise LocalBroken("the destination ended the libvirt channel")
+                    await _ended()
                 packets = self._reader.feed(bytes(data))
                 if packets:
                     return self._check(packets, procedure)
@@ -308,7 +315,7 @@ class _Remote:
         data = await self._lane.receive_some(_CHUNK)
         if data:
             raise RpcMalformed("a reply that nobody asked for")
-        raise LocalBroken("the destination ended the libvirt channel")
+        await _ended()
 
     def _check(self, packets: list[Packet], procedure: int) -> Packet:
         reply = packets[0]

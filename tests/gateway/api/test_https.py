@@ -124,7 +124,7 @@ async def test_connections_are_capped_per_address_and_free_again_when_they_close
         ({"vm": "web"}, "destination"),
         ({"vm": 5, "destination": "b"}, "vm"),
         ({"vm": "", "destination": "b"}, "vm"),
-        ({"vm": "web", "destination": "b", "ports": ["libvirtd"]}, "ports"),
+        ({"vm": "web", "destination": "b", "ports": ["Libvirt!"]}, "ports"),
         ({"vm": "web", "destination": "b", "reason": "x" * 1025}, "reason"),
         ({"vm": "we\u202eb", "destination": "b"}, "vm"),
         ([], "body"),

@@ -241,4 +241,4 @@ async def test_the_command_tells_the_state_reconciles_and_shows_the_quarantine(
         assert "0 in quarantine" in await sealane("siem", "quarantine", "elastic")
         assert "denied" in await sealane("siem", "resend", "elastic", "--from", "0", "--to", "1", code=1)
         assert "gateway.started" in await sealane("audit", "query", "kind:gateway.*", "--on", "elastic")
-        assert "no sink has that name" in await sealane("siem", "reconcile", "elastik", code=1)
+        assert "no sink is called elastik" in await sealane("siem", "reconcile", "elastik", code=1)

@@ -338,7 +338,7 @@ async def test_sources_qemu_hangs_midway_and_comes_back(stage: Stage) -> None:
             nursery.start_soon(stage.move, stage.slow_permit(), 2)
             await stage.until_under_way()
             source.process.send_signal(signal.SIGSTOP)
-            await until(lambda: any("cannot resume the guest" in log["event"] for log in logs), 20)
+            await until(lambda: any("cannot note that the session broke" in log["event"] for log in logs), 20)
             source.process.send_signal(signal.SIGCONT)
     await require_kept_by_source(stage, source, destination)
 

@@ -43,6 +43,7 @@ def test_a_good_permit_is_taken_by_both_ends(site: Site, desk: PermitDesk) -> No
 
 
 NOW = int(time.time())
+DAY = 86_400
 
 
 @pytest.mark.parametrize(
@@ -50,7 +51,8 @@ NOW = int(time.time())
     [
         pytest.param({"iat": NOW - 900, "nbf": NOW - 900, "exp": NOW - 40}, RefusalCode.PERMIT_TIMES, id="expired"),
         pytest.param(
-            {"nbf": NOW + 86_400, "iat": NOW + 86_400, "exp": NOW + 86_450},
+            {"nbf": NOW + DAY, "iat": NOW + DAY}
+            | dict.fromkeys(("exp", "session_until", "recover_until"), NOW + DAY + 50),
             RefusalCode.PERMIT_TIMES,
             id="not yet valid",
         ),
