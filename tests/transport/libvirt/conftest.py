@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.transport.libvirt.gateway_site import Whole, whole_site
 from tests.transport.libvirt.hosts import Pair, require_programs, two_hosts
 
 
@@ -15,4 +16,10 @@ from tests.transport.libvirt.hosts import Pair, require_programs, two_hosts
 def pair() -> Iterator[Pair]:
     require_programs()
     with tempfile.TemporaryDirectory(prefix="sllv") as folder, two_hosts(Path(folder)) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def whole() -> Iterator[Whole]:
+    with whole_site() as running:
         yield running

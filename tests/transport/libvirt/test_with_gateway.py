@@ -4,136 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
-import signal
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gateway.starter import HostPlan, Site, VmPlan, lay_out_site
-from policy.identity.local import ScryptCost
+from tests.transport.libvirt.gateway_site import (
+    LEDGER,
+    SEALANE,
+    WEB,
+    Whole,
+    answers,
+    is_reported,
+    lead_to_gateway,
+    records_of,
+    run_service,
+)
 from tests.transport.libvirt.hosts import (
     ROOT,
-    Guest,
-    Host,
-    Pair,
     Relay,
     make_disk,
-    require_programs,
-    two_hosts,
     wait_for,
 )
 
 pytestmark = [pytest.mark.real, pytest.mark.whole]
-
-SEALANE = Path(sys.executable).with_name("sealane")
-GATEWAY = "127.0.0.1:8443"
-WEB = Guest("web", "11111111-2222-4333-8444-555555555555")
-LEDGER = Guest("ledger", "99999999-2222-4333-8444-555555555555")
-
-
-@dataclass
-class Whole:
-    """Two hosts, a gateway on host a, and what an operator there has."""
-
-    pair: Pair
-    site: Site
-    home: Path
-
-    def sealane(self, *arguments: str) -> dict[str, object]:
-        """The object that a command on host a prints."""
-        command = self.pair.a.inside("env", f"HOME={self.home}", str(SEALANE), *arguments, "--json")
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-        answer: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
-        return answer
-
-    def sign_in(self, username: str) -> None:
-        password = self.site.directory / "passwords" / username
-        said = self.sealane("login", "--user", username, "--password-file", str(password))
-        assert said["outcome"] != "error", said
-
-    def wait_settled(self) -> None:
-        """Until the gateway waits no more for the receipt of host b, which cannot reach it."""
-        asked = [str(SEALANE), "audit", "query", "kind:migration.decision outcome:allowed", "--log", str(self.site.log)]
-        done = subprocess.run([*asked, "--format", "jsonl"], capture_output=True, text=True, timeout=60, check=False)
-        for line in done.stdout.splitlines():
-            found = json.loads(line)
-            migration = str(found.get("record", found)["migration_id"])
-            is_over = lambda of=migration: self.sealane("migration", "show", of)["outcome"] is not None  # noqa: E731
-            wait_for(is_over, "the end of an earlier migration")
-
-
-def relay_toml(site: Site, host: Host) -> str:
-    plain = site.relay_config(host.name).read_text()
-    return (
-        plain[: plain.index("[hypervisor]")]
-        + f"""
-[hypervisor]
-kind = "libvirt"
-socket_dir = "{host.base}/sessions"
-domain_paths = ["{site.directory.parent}/", "/run/libvirt/"]
-
-[placement]
-libvirt_uri = "qemu:///system"
-scan_seconds = 0.5
-report_seconds = 0.5
-
-[front]
-folder = "{host.base}/front"
-session_socket = "{host.base}/session.sock"
-"""
-        # Host b has no way to the gateway, and so no address book.
-        + ('[[front.destinations]]\nhost = "a"\n' if host.name == "b" else "")
-    )
-
-
-@pytest.fixture(scope="module")
-def whole() -> Iterator[Whole]:
-    require_programs()
-    with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="slg")))
-        pair = stack.enter_context(two_hosts(folder, with_relays=False))
-        site = lay_out_site(
-            folder / "site",
-            hosts=[HostPlan(h.name, f"{h.address}:7443") for h in pair.hosts],
-            vms=[VmPlan("web", WEB.uuid, "a"), VmPlan("ledger", LEDGER.uuid, "a", zone="production")],
-            gateway_listen=GATEWAY,
-            now=datetime.now(UTC),
-            password_cost=ScryptCost(14, 8, 1),
-        )
-        start(stack, pair.a, folder / "gateway.log", "gateway", "serve", "--config", str(site.gateway_config))
-        for host in pair.hosts:
-            site.relay_config(host.name).write_text(relay_toml(site, host))
-            log = folder / f"relay-{host.name}.log"
-            process = start(stack, host, log, "relay", "serve", "--config", str(site.relay_config(host.name)))
-            host.relay = Relay(process, log)
-        home = folder / "home"
-        settings = home / ".config" / "sealane"
-        settings.mkdir(parents=True)
-        (settings / "client.toml").write_text(f'gateway = "https://{GATEWAY}"\nca = "{site.ca}"\n')
-        yield Whole(pair, site, home)
-
-
-def start(stack: contextlib.ExitStack, host: Host, log: Path, *arguments: str) -> subprocess.Popen[bytes]:
-    """A service on `host`, once it has said that it is ready."""
-    return run_service(stack, host, log, [str(SEALANE), *arguments])
-
-
-def run_service(stack: contextlib.ExitStack, host: Host, log: Path, command: list[str]) -> subprocess.Popen[bytes]:
-    out = stack.enter_context(log.open("wb"))
-    process = subprocess.Popen(host.inside(*command), stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd=host.base)
-    stack.callback(Relay(process, log).stop)
-    wait_for(lambda: b'"ready": true' in log.read_bytes() or process.poll() is not None, log.name)
-    assert process.poll() is None, log.read_text()[-3000:]
-    return process
 
 
 def stands_on_page(said: str) -> bool:
@@ -340,73 +236,11 @@ def test_a_source_relay_that_was_taken_over_gains_nothing_and_is_on_record(whole
         assert "Sealane: the permit is for VM" in words, words
         records = refused_by_destination(whole)
         Relay(hostile, log).stop()
-    pair.b.relay = None
     refused = {record["details"]["procedure"] for record in records}
     assert refused == {12, 10, 382, 303}
     assert all(record["source"].endswith("/host/b") and record["vm"]["uuid"] == WEB.uuid for record in records)
     assert pair.b.state(guest) == "running"
     pair.b.virsh("destroy", guest.name)
-
-
-HOOK = """#!/bin/sh
-export SEALANE_REFUSE={base}/refuse SEALANE_RELAY_RUNS=false SEALANE_HOOK_LOG={base}/hook-log
-exec {shipped} "$@"
-"""
-
-
-def test_a_migration_by_libvirts_own_road_is_seen_and_the_hook_can_refuse_it(whole: Whole) -> None:
-    """Between the two libvirtds without the relays: last of all, for VM web is then where no permit brought it."""
-    pair = whole.pair
-    give_hook(pair.b)
-    guest = pair.guest(pair.a, known=WEB)
-    folder = pair.folder / "own-road"
-    folder.mkdir()
-    folder.chmod(0o777)
-    whole.sign_in("alice")
-    road = ("--live", "--p2p", "--migrateuri", f"unix://{folder}/memory.sock")
-    uri = f"qemu+unix:///system?socket={pair.b.socket}"
-    with contextlib.ExitStack() as stack:
-        lead_to_gateway(stack, pair)
-        if pair.b.relay is None:  # the test before took it over
-            config = str(whole.site.relay_config("b"))
-            start(stack, pair.b, pair.folder / "relay-b-again.log", "relay", "serve", "--config", config)
-        wait_for(lambda: is_reported(whole, "a") and answers(whole, "b"), "both relays answer the gateway")
-        (pair.b.base / "refuse").touch()
-        code, said = pair.a.migrate(guest, *road, uri=uri)
-        assert code != 0
-        assert "this host takes migrations through its relay only" in said
-        assert pair.running(guest) == ["a"]
-        (pair.b.base / "refuse").unlink()
-        code, said = pair.a.migrate(guest, *road, uri=uri)
-        assert code == 0, said
-        assert f"incoming migration of {guest.uuid}" in (pair.b.base / "hook.txt").read_text()
-        wait_for(lambda: bool(records_of(whole, "placement.unpermitted")), "the gateway raises the alarm")
-    (record,) = records_of(whole, "placement.unpermitted")
-    assert (record["vm"]["uuid"], record["details"]["arrival"]) == (guest.uuid, "migrated")
-    assert record["source"].endswith("/host/a")
-    assert record["destination"].endswith("/host/b")
-    pair.b.virsh("destroy", guest.name)
-
-
-def give_hook(host: Host) -> None:
-    """The shipped hook, as docs/install.md says; what a host without systemd lacks is told to it."""
-    hooks = host.base / "etc" / "hooks"
-    hooks.mkdir()
-    log = host.base / "hook-log"
-    log.write_text(f'#!/bin/sh\necho "$@" >>{host.base}/hook.txt\n')
-    hook = hooks / "qemu"
-    hook.write_text(HOOK.format(base=host.base, shipped=ROOT / "deploy" / "libvirt" / "qemu-hook"))
-    for each in (log, hook):
-        each.chmod(0o755)
-    os.kill(host.libvirtd(), signal.SIGKILL)
-    host.start_libvirtd()
-
-
-def records_of(whole: Whole, kind: str) -> list[dict[str, Any]]:
-    asked = [str(SEALANE), "audit", "query", f"kind:{kind}", "--log", str(whole.site.log), "--format", "jsonl"]
-    done = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=False)
-    found = [json.loads(line) for line in done.stdout.splitlines()]
-    return [each.get("record", each) for each in found]
 
 
 def refused_by_destination(whole: Whole) -> list[dict[str, Any]]:
@@ -419,30 +253,3 @@ def refused_by_destination(whole: Whole) -> list[dict[str, Any]]:
 
     wait_for(are_recorded, "records of all that was refused")
     return found
-
-
-def lead_to_gateway(stack: contextlib.ExitStack, pair: Pair) -> None:
-    """A way from host b to the gateway, which is on host a."""
-    gate = pair.folder / "gateway.sock"
-    gate.unlink(missing_ok=True)
-    lead(stack, pair.a, f"UNIX-LISTEN:{gate},fork,mode=666", f"TCP:{GATEWAY}")
-    lead(stack, pair.b, f"TCP-LISTEN:{GATEWAY.partition(':')[2]},bind=127.0.0.1,fork,reuseaddr", f"UNIX:{gate}")
-
-
-def answers(whole: Whole, host: str) -> bool:
-    known: Any = whole.sealane("hosts", host).get("hosts", [])
-    return any(each["relay_reachable"] for each in known)
-
-
-def lead(stack: contextlib.ExitStack, host: Host, listening: str, target: str) -> None:
-    # Without `--pid`, for which nsenter would fork, and to be killed would leave socat behind.
-    command = ("nsenter", "-t", str(host.pid), "-m", "-n", "socat", listening, target)
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
-    stack.callback(process.wait, 20)
-    stack.callback(process.kill)
-
-
-def is_reported(whole: Whole, host: str) -> bool:
-    vms = whole.sealane("vms", "web")
-    known: Any = vms.get("vms", [])
-    return any(vm["host"] == host and vm["by_libvirt"] for vm in known)
