@@ -72,6 +72,7 @@ kinds:
 
 recovery:
 	@deploy/setup.sh test
+	@[ -d .qemu-newest ] || deploy/newest-qemu.sh
 	@$(BIN)/pytest -q -n 0 tests/transport/relay/recovery_at_death.py $(ARGS)
 
 silence: ARGS = guest 30
@@ -90,7 +91,7 @@ upgrade:
 sites:
 	@deploy/setup.sh test
 	$(BIN)/pytest -n 0 -v tests/gateway/test_sites_real.py tests/gateway/test_evacuation_real.py \
-		tests/gateway/test_two_gateways_real.py $(ARGS)
+		tests/gateway/test_two_gateways_real.py tests/gateway/test_evacuation_two_gateways_real.py $(ARGS)
 
 newest-qemu:
 	@deploy/newest-qemu.sh $(ARGS)

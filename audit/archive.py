@@ -24,6 +24,7 @@ from audit.merkle import Tree
 from audit.proof import leaf_hash
 from audit.tile_tree import TileSource
 from audit.tiles import TILE_WIDTH
+from audit.verify_keys import MAX_BYTES
 
 
 class Archive:
@@ -48,11 +49,12 @@ class Archive:
         source: TileSource,
         progress: Callable[[int, int], None] | None = None,
         *,
-        successors: str = "",
+        successors: bytes = b"",
     ) -> Checkpoint:
         """Archive what `source` has up to the checkpoint; returns it. Nothing changes if anything is wrong.
 
-        `successors`: lines of the log's file `keys`, which the caller has checked. What the archive has of them stays.
+        `successors`: lines of the log's file `keys` that the caller has checked, each joined to a key that it trusts.
+        What the archive has of them stays.
 
         Raises CheckpointError, LogTruncated (it is older than the archive), LogDamaged (it is another history, or the
         source does not have what its checkpoint says), what the source raises, and OSError.
@@ -64,8 +66,9 @@ class Archive:
         if new.size < self.size:
             raise LogTruncated(f"the log has {new.size} entries where {self.size} are archived: it was put back")
         shutil.rmtree(self.directory / "incoming", ignore_errors=True)
+        keys = self._keys_with(successors)
         written = self._fetch(new, source, progress)
-        self._keep_keys(successors)
+        self._keep_keys(keys)
         self._publish(written, new, checkpoint_text)
         self.checkpoint = new
         return new
@@ -124,12 +127,19 @@ class Archive:
             if tail.name != str(new.size // TILE_WIDTH) or new.size % TILE_WIDTH == 0:
                 tail.unlink()
 
-    def _keep_keys(self, successors: str) -> None:
+    def _keys_with(self, successors: bytes) -> bytes:
+        """What `keys` shall be; empty if it is that already. It must stay one that an auditor's tool reads."""
+        known = read_successors(self.directory).encode()
+        held = known.splitlines()
+        new = b"".join(line + b"\n" for line in successors.splitlines() if line not in held)
+        if new and len(known + new) > MAX_BYTES:
+            raise LogDamaged("the log's keys were replaced more often than an archive can tell")
+        return known + new if new else b""
+
+    def _keep_keys(self, keys: bytes) -> None:
         """Before the checkpoint, which the newest key may have signed: an auditor may pin any of them."""
-        known = read_successors(self.directory)
-        new = "".join(line for line in successors.splitlines(keepends=True) if line not in known)
-        if new:
-            self._write(PurePosixPath(KEYS_FILE), (known + new).encode())
+        if keys:
+            self._write(PurePosixPath(KEYS_FILE), keys)
             self._disk.rename(self.directory / "incoming" / KEYS_FILE, self.directory / KEYS_FILE)
             self._disk.sync_folder(self.directory)
 

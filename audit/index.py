@@ -38,6 +38,8 @@ class Index:
         self._path = path
         self._lock = _lock(path)
         try:
+            if path != ":memory:":
+                _remove(_unfinished(path))  # of a rebuild that was killed
             self.database = _open_or_replace(path)
         except BaseException:
             self._unlock()
@@ -103,7 +105,7 @@ class Index:
             self._clear()
             self._fill(log, progress)
             return
-        path = Path(f"{self._path}.rebuilding")
+        path = _unfinished(self._path)
         _remove(path)
         self._forget()
         self.database.close()
@@ -259,6 +261,11 @@ def _take_the_place(new: Path, path: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def _unfinished(path: Path | str) -> Path:
+    """Where a new index is made."""
+    return Path(f"{path}.rebuilding")
 
 
 def _open(path: Path | str, hasten_by: int = 0) -> sqlite3.Connection:

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
 from itertools import islice
-from multiprocessing import get_context
 from typing import Final, Protocol
 
 from audit.errors import QueryRefused
 from audit.index_digest import Digest, digest
+from audit.verify_work import in_order
 
 BATCH: Final = 4096
-_AHEAD: Final = 2  # batches of each process that wait or are done: what bounds the memory
 _CACHE_KIB: Final = 256 * 1024  # pages of texts that are looked up, and then what the SQL indexes sort
 
 Progress = Callable[[int, int], None]
@@ -37,29 +35,20 @@ class ReadableLog(Protocol):
 def digests(log: ReadableLog, start: int, size: int, *, workers: int = 1) -> Iterator[Digest]:
     """Of the entries [start, size), in order. With several `workers` the log goes to other processes, pickled.
 
-    Raises what reading the log raises, and QueryRefused where it gives fewer entries than it has.
+    Raises what reading the log raises, QueryRefused where it gives fewer entries than it has, and BrokenExecutor where
+    one of the processes dies.
     """
     if workers == 1 or size - start <= 2 * BATCH:
         entries = log.entries(start, size)
         for first in range(start, size, BATCH):
             yield _digest_of(list(islice(entries, BATCH)), first, size)
         return
-    # Not forked: a process that holds threads and locks of others is none to copy.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        waiting: list[Future[Digest]] = []
-        try:
-            for first in range(start, size, BATCH):
-                waiting.append(pool.submit(_read, log, first, min(first + BATCH, size)))
-                if len(waiting) > _AHEAD * workers:
-                    yield waiting.pop(0).result()
-            while waiting:
-                yield waiting.pop(0).result()
-        finally:
-            for one in waiting:
-                one.cancel()
+    starts = ((log, first, min(first + BATCH, size)) for first in range(start, size, BATCH))
+    yield from in_order(_read, starts, workers)
 
 
-def _read(log: ReadableLog, first: int, end: int) -> Digest:
+def _read(part: tuple[ReadableLog, int, int]) -> Digest:
+    log, first, end = part
     return _digest_of(list(log.entries(first, end)), first, end)
 
 

@@ -9,9 +9,7 @@ an older state: give it checkpoints that others hold (permits, receipts, witness
 import json
 import secrets
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from multiprocessing import get_context
 from pathlib import Path
 
 from audit import verify_entry
@@ -31,13 +29,13 @@ from audit.verify_range import (
 )
 from audit.verify_receipt import read_authorities
 from audit.verify_tree import Accumulator, Note, file_of, read_frames, read_note, read_vkey
+from audit.verify_work import in_order
 
 __all__ = ["Options", "Problem", "Verdict", "verify_log"]
 
 CHECKPOINT_LIMIT = 65536
 BUNDLES_OF_A_JOB = 16
 SAMPLE_ONE_IN = 64
-_AHEAD = 4  # jobs of each worker that wait or are done: what bounds the memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,19 +275,7 @@ class _Check:
         if self.options.workers == 1 or bundles <= 2 * BUNDLES_OF_A_JOB:
             yield from map(check_range, jobs)
             return
-        # Not forked: a process that holds threads and locks of others is none to copy.
-        with ProcessPoolExecutor(self.options.workers, mp_context=get_context("spawn")) as pool:
-            waiting = []
-            try:
-                for job in jobs:
-                    waiting.append(pool.submit(check_range, job))
-                    if len(waiting) > _AHEAD * self.options.workers:
-                        yield waiting.pop(0).result()
-                while waiting:
-                    yield waiting.pop(0).result()
-            finally:
-                for one in waiting:
-                    one.cancel()
+        yield from in_order(check_range, jobs, self.options.workers)
 
     def _take(self, found: Found) -> None:
         for problems, others in ((self.problems, found.problems), (self.warnings, found.warnings)):

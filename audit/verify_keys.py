@@ -17,20 +17,27 @@ MEMBERS = {"new", "new_signature", "old", "old_signature"}
 
 def known_keys(directory: Path, vkeys: Sequence[str]) -> tuple[str, ...]:
     """`vkeys` and all that are joined to one of them by lines that both keys signed. Raises ValueError, OSError."""
+    return joined_keys(directory, vkeys)[0]
+
+
+def joined_keys(directory: Path, vkeys: Sequence[str]) -> tuple[tuple[str, ...], bytes]:
+    """As `known_keys`, and the lines that join them. Lines of keys that lead to none of `vkeys` say nothing."""
     known = {vkey.strip(): read_vkey(vkey) for vkey in vkeys}
     path = directory / "keys"
     if not path.exists():
-        return tuple(known)
+        return tuple(known), b""
     with path.open("rb") as file:
         data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
         raise ValueError("the file `keys` is too large")
-    changes = [_change(line) for line in data.splitlines()]
+    lines = data.splitlines()
+    changes = [_change(line) for line in lines]
     for _ in changes:  # each round follows one more step of the chain, in whatever direction
         for old, new in changes:
             if (old in known) != (new in known) and read_vkey(old).name == read_vkey(new).name:
                 known[old], known[new] = read_vkey(old), read_vkey(new)
-    return tuple(known)
+    joining = (line for line, pair in zip(lines, changes, strict=True) if known.keys() >= set(pair))
+    return tuple(known), b"".join(line + b"\n" for line in joining)
 
 
 def _change(line: bytes) -> tuple[str, str]:

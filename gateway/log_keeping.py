@@ -106,7 +106,7 @@ async def open_log_keeping(
         published_file=directory / "cosigned",
         ml_dsa=_ml_dsa(config),
     )
-    return LogKeeping(signer, _every_key(directory, signer), committer, recorder, watching, witnessing)
+    return LogKeeping(signer, every_key(directory, signer), committer, recorder, watching, witnessing)
 
 
 async def _witness(config: GatewayConfig, table: WitnessTable, stack: AsyncExitStack) -> WitnessClient:
@@ -122,8 +122,8 @@ async def _witness(config: GatewayConfig, table: WitnessTable, stack: AsyncExitS
     return WitnessClient(keys[0].name, url.rstrip("/"), keys, await stack.enter_async_context(client))
 
 
-def _every_key(directory: Path, signer: LogSigner) -> tuple[LogVerifier, ...]:
-    """Errors: StartRefused."""
+def every_key(directory: Path, signer: LogSigner) -> tuple[LogVerifier, ...]:
+    """Of the log in `directory`, that it ever had. Errors: StartRefused."""
     try:
         return tuple(map(LogVerifier.parse, known_keys(directory, [each.vkey for each in signer.verifiers])))
     except (ValueError, OSError, AuditError) as error:

@@ -67,8 +67,7 @@ def _update(
     from audit.archive import Archive
     from audit.checkpoint import LogVerifier
     from audit.errors import AuditError, CheckpointError
-    from audit.log_keys import read_successors
-    from audit.verify_keys import known_keys
+    from audit.verify_keys import joined_keys
     from gateway.cli.verification import read_keys
 
     try:
@@ -76,15 +75,15 @@ def _update(
     except CheckpointError as error:
         raise BadConfiguration(f"--key: {error}", REQUESTER, "get it anew from where you trust it") from error
     try:
-        for folder in (directory, log):
-            if folder is not None:
-                verifiers = [LogVerifier.parse(vkey) for vkey in known_keys(folder, [each.vkey for each in verifiers])]
-    except ValueError as error:
+        for folder in (directory, log or directory):
+            vkeys, joining = joined_keys(folder, [each.vkey for each in verifiers])
+            verifiers = [LogVerifier.parse(vkey) for vkey in vkeys]
+    except (ValueError, OSError) as error:
         raise Refused(f"nothing was archived: {folder}/keys: {error}", OPERATOR, "restore that file") from error
     try:
         archived = Archive(directory, verifiers)
         before = archived.size
-        new = archived.update(text, source, successors=read_successors(log) if log is not None else "")
+        new = archived.update(text, source, successors=joining)
     except AuditError as error:
         raise Refused(f"nothing was archived: {error}", OPERATOR, "compare both with `sealane audit verify`") from error
     except OSError as error:

@@ -9,6 +9,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterator
+from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -29,6 +30,8 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
+
+MAX_WORKERS = 8  # one process stores what all of them read: more would only fill the memory
 
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", metavar="FILE", help="The gateway's configuration: its log and its index.")
@@ -53,7 +56,7 @@ def rebuild(
     committed, path = _places(config, log, index)
     started = time.monotonic()
     with _index_errors(path), Index(path, committed.origin) as opened, progress_bar(quiet=as_json) as progress:
-        opened.rebuild(committed, progress, workers=len(os.sched_getaffinity(0)))
+        opened.rebuild(committed, progress, workers=min(len(os.sched_getaffinity(0)), MAX_WORKERS))
         size = opened.size
     seconds = time.monotonic() - started
     if as_json:
@@ -126,5 +129,8 @@ def _index_errors(path: Path) -> Iterator[None]:
         yield
     except AuditError as error:
         raise Refused(str(error), OPERATOR, "stop the gateway, or run `sealane audit verify` on the log") from error
+    except BrokenExecutor as error:
+        what = "a process that read the log was ended from outside; the index is as it was"
+        raise Refused(what, OPERATOR, "see whether memory ran out, and repeat it") from error
     except (sqlite3.Error, OSError) as error:
         raise BadConfiguration(f"{path} cannot be used: {error}", OPERATOR, "check the path and its disk") from error

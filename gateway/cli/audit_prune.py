@@ -104,12 +104,10 @@ def _by_key(config: Path, *, check: bool) -> dict[str, Any]:
 def _prune(path: Path, *, check: bool) -> Plan:
     import gateway.config as configuration
     from audit.archive import Archive
-    from audit.checkpoint import LogVerifier
     from audit.log import Log
     from audit.pruning import months_before, plan
     from audit.pruning import prune as do_prune
-    from audit.verify_keys import known_keys
-    from gateway.log_keeping import log_signer
+    from gateway.log_keeping import every_key, log_signer
 
     config = configuration.load(path)
     retention = config.log.retention
@@ -124,7 +122,7 @@ def _prune(path: Path, *, check: bool) -> Plan:
         raise BadConfiguration(f"{archive_folder} is no archive", OPERATOR, "make it by `sealane audit archive`")
     before = months_before(datetime.now(UTC), retention.months)
     # The archive may be older than the log's key.
-    verifiers = [LogVerifier.parse(vkey) for vkey in known_keys(directory, [one.vkey for one in signer.verifiers])]
+    verifiers = every_key(directory, signer)
     with Log.open(directory, signer) as log:
         planned = plan(log, Archive(archive_folder, verifiers), before)
         if not check:

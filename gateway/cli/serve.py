@@ -164,6 +164,8 @@ def relay_open(
       sealane relay open --config relay.toml --permit permit.jwt --to 192.0.2.7:7443 --socket /run/x/lane.sock
     """
     opening = _opening(name, permit, vm, to, reason, config, wait_seconds)
+    if opening is not None and socket is not None:
+        raise BadConfiguration("--socket is for --permit", REQUESTER, "set `listen` of the port in the configuration")
     if opening is not None:
         from gateway.cli.named_ports import open_port
 
@@ -223,4 +225,6 @@ def _opening(
             REQUESTER,
             "name the port and the VM to have the gateway asked, or give a permit that it has issued",
         )
+    if permit is not None and reason is not None:
+        raise BadConfiguration("--permit takes no --reason", REQUESTER, "leave it out: that decision has been made")
     return None if name is None or vm is None else Opening(name, vm, to, reason, config, wait_seconds)

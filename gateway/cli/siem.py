@@ -120,15 +120,16 @@ def resend(
     job = _run(lambda client: client.begin_siem(name, "resend", body), name, gateway, ca, token_file)
     result = job.result or {}
     refused = result.get("refused", 0)
+    outcome = "refused" if refused and job.state == "done" else job.state
     if as_json:
-        print_json({"outcome": job.state, "error": job.error, **result})
+        print_json({"outcome": outcome, "error": job.error, **result})
     elif job.state == "failed":
         say(f"FAILED: {job.error}")
     else:
         say(f"sent {result.get('sent')} entries")
         if refused:
             say(f"REFUSED: {refused} more; see why: sealane siem quarantine {name}")
-    raise typer.Exit(0 if job.state == "done" and not refused else EXIT_DIFFERS)
+    raise typer.Exit(0 if outcome == "done" else EXIT_DIFFERS)
 
 
 @app.command("quarantine")

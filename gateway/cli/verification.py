@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
-from gateway.cli.errors import REQUESTER, BadConfiguration
+from gateway.cli.errors import OPERATOR, REQUESTER, BadConfiguration, Refused
 from gateway.cli.output import console
 from gateway.cli.terminal import harmless, plain
 from gateway.counted import counted
@@ -62,6 +63,9 @@ def check_log(
         notes = [path.read_text() for path in seen]
         with progress_bar(quiet=quiet) as progress:
             verdict = verify_log(directory, keys, progress, seen=notes, options=options)
+    except BrokenExecutor as error:
+        what = "nothing was verified: a process that read the log was ended from outside"
+        raise Refused(what, OPERATOR, "see whether memory ran out; --workers 1 needs least") from error
     except OSError as error:
         raise BadConfiguration(
             f"{error.filename or directory} cannot be read: {error.strerror}", REQUESTER, "check the path"

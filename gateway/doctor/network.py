@@ -25,10 +25,17 @@ def gateway_findings(
 ) -> Iterator[Finding]:
     """The gateway answers under a trusted certificate, and its clock agrees with ours. `client`: ours, and its key."""
     try:
-        answer = _health(url, trust_bundle, client)
+        context = _context(trust_bundle, client)
+    except OSError as error:
+        message = f"{', '.join(map(str, (trust_bundle, *(client or ()))))} cannot be used: {error}"
+        yield Finding("gateway", "wrong", message, "mend them: sealane certs check shows which")
+        return
+    try:
+        answer = _health(url, context)
     except (OSError, httpx.HTTPError) as error:
         if client is not None and (date := _date_for_anyone(url, trust_bundle)) is not None:
-            message = f"{url} answers, but not to this host's certificate: it is revoked, expired, or of another CA"
+            which = f"{url} answers, but not to this host's certificate ({error})"
+            message = f"{which}: it is revoked, expired, or of another CA"
             yield Finding("gateway", "wrong", message, "look at the clock; then enrol again: sealane certs token HOST")
             yield clock_finding(date, now)
             return
@@ -45,11 +52,15 @@ def gateway_findings(
     yield clock_finding(answer.headers.get("date", ""), now)
 
 
-def _health(url: str, trust_bundle: Path, client: tuple[Path, Path] | None) -> httpx.Response:
+def _context(trust_bundle: Path, client: tuple[Path, Path] | None) -> ssl.SSLContext:
     context = ssl.create_default_context(cafile=str(trust_bundle))
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     if client is not None:
         context.load_cert_chain(*client)
+    return context
+
+
+def _health(url: str, context: ssl.SSLContext) -> httpx.Response:
     with httpx.Client(verify=context, timeout=SECONDS, trust_env=False) as http:
         return http.get(f"{url}/v1/health")
 
@@ -57,7 +68,7 @@ def _health(url: str, trust_bundle: Path, client: tuple[Path, Path] | None) -> h
 def _date_for_anyone(url: str, trust_bundle: Path) -> str | None:
     """What the gateway says of its clock to whoever shows no certificate; None if it does not answer that either."""
     try:
-        return str(_health(url, trust_bundle, None).headers.get("date", ""))
+        return str(_health(url, _context(trust_bundle, None)).headers.get("date", ""))
     except (OSError, httpx.HTTPError):
         return None
 

@@ -155,6 +155,13 @@ def test_a_rebuild_that_is_cut_short_leaves_the_index_that_was_there(tmp_path: P
         assert index.size == 601
 
 
+def test_what_a_killed_rebuild_left_goes_when_the_index_is_opened(tmp_path: Path) -> None:
+    left = tmp_path / "index.sqlite.rebuilding"
+    left.write_bytes(b"half of it")
+    Index(tmp_path / "index.sqlite", ORIGIN).close()
+    assert not left.exists()
+
+
 @pytest.mark.parametrize("other", [raw(entry(0, reason="another log's")), raw(entry(0), entry(1), entry(2))])
 def test_an_index_of_another_or_a_longer_log_is_rebuilt(other: object, tmp_path: Path) -> None:
     with Index(tmp_path / "index", ORIGIN) as index:

@@ -27,6 +27,7 @@ from audit.tile_tree import FolderTiles, TileTree
 from audit.tiles import bundle_path
 from audit.verify import Options, verify_log
 from audit.verify_bundle import verify_bundle
+from audit.verify_keys import MAX_BYTES
 from audit.watch import Watch
 from tests.audit.disks import FastDisk, FaultyDisk, Loss, PowerCut
 from tests.audit.samples import OTHER_SIGNER, SIGNER, entry, permit
@@ -223,7 +224,7 @@ def test_an_archive_from_before_a_rollover_of_the_logs_key_goes_on_to_count(fold
         assert (log.pruned.bundles, log.entry(5)) == (2, aged(5)[0])
         text = log.checkpoint_text
     Archive(folder / "archive", both, FastDisk()).update(
-        text, FolderTiles(folder / "log"), successors=read_successors(folder / "log")
+        text, FolderTiles(folder / "log"), successors=read_successors(folder / "log").encode()
     )
     for pinned in (SIGNER, new):
         for place, archive, pruned in (("log", None, 512), ("log", folder / "archive", 0), ("archive", None, 0)):
@@ -233,6 +234,18 @@ def test_an_archive_from_before_a_rollover_of_the_logs_key_goes_on_to_count(fold
     (folder / "bundle").write_text("".join(export_entries(proven, [5, SIZE])))
     shown = verify_bundle(folder / "bundle", [SIGNER.vkey, new.vkey])
     assert (shown.problems, shown.entries) == ([], 2)
+
+
+def test_a_log_cannot_make_its_archive_one_that_nobody_reads(folder: Path) -> None:
+    """Whoever holds the log's key can replace it as often as he likes; the archive is the evidence against him."""
+    too_many = successor_line(SIGNER, OTHER_SIGNER).encode() * 2
+    too_many += b"".join(b"%d\n" % number for number in range(MAX_BYTES // 5))
+    archive = Archive(folder / "archive", [SIGNER.verifier], FastDisk())
+    text = (folder / "log" / "checkpoint").read_text()
+    with pytest.raises(LogDamaged, match="more often than an archive can tell"):
+        archive.update(text, FolderTiles(folder / "log"), successors=too_many)
+    assert not (folder / "archive" / KEYS_FILE).exists()
+    assert verify_log(folder / "archive", [SIGNER.vkey]).problems == []
 
 
 def test_the_watch_misses_what_was_pruned_and_nothing_else(folder: Path) -> None:

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from audit.checkpoint import LogSigner
 from audit.log_keys import KEYS_FILE, LOG_KEY_CONTEXT, read_successors, successor_line
-from audit.verify_keys import MAX_BYTES, known_keys
+from audit.verify_keys import MAX_BYTES, joined_keys, known_keys
 
 ORIGIN = "corp.example/audit"
 
@@ -31,6 +31,14 @@ def test_the_chain_is_known_from_any_of_its_keys(tmp_path: Path) -> None:
     stranger = signer().vkey
     assert known_keys(tmp_path, [stranger]) == (stranger,)
     assert read_successors(tmp_path).count("\n") == 2
+
+
+def test_lines_of_strangers_say_nothing_and_are_not_taken_along(tmp_path: Path) -> None:
+    good = successor_line(FIRST, SECOND)
+    (tmp_path / KEYS_FILE).write_text(successor_line(signer(), signer()) + good + successor_line(THIRD, signer()))
+    keys, lines = joined_keys(tmp_path, [SECOND.vkey])
+    assert set(keys) == {FIRST.vkey, SECOND.vkey}
+    assert lines == good.encode()
 
 
 def with_signature_of(who: LogSigner, old: LogSigner, new: LogSigner, name: str) -> str:

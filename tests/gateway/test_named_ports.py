@@ -166,7 +166,8 @@ async def test_a_named_port_is_opened_alone_and_under_no_broken_glass(site: Site
         # A relay asks for guests alone: libvirt's client opens no port of another program.
         relay = running.client("a")
         body = {"vm": UUID, "destination": "b", "ports": ["backup"]}
-        assert (await relay.post("/v1/relay/admission", json=body)).status_code in {400, 422}
+        answer = await relay.post("/v1/relay/admission", json=body)
+        assert (answer.status_code, "ports" in answer.text) == (400, True), answer.text
 
 
 def test_either_a_name_or_a_permit(tmp_path: Path) -> None:
@@ -181,3 +182,20 @@ def test_either_a_name_or_a_permit(tmp_path: Path) -> None:
         )
         assert done.returncode == 2
         assert b"either NAME with --vm, or --permit" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["open", "x", "--vm", "v", "--socket", "s"], b"--socket is for --permit"),
+        (["pipe", "--permit", "p", "--reason", "CHG-1"], b"--permit takes no --reason"),
+    ],
+)
+def test_what_would_be_passed_over_is_refused(tmp_path: Path, arguments: list[str], words: bytes) -> None:
+    sealane = str(Path(sys.executable).with_name("sealane"))
+    done = subprocess.run(
+        [sealane, "relay", *arguments, "--config", "c", "--to", "b"],
+        capture_output=True, cwd=tmp_path, stdin=subprocess.DEVNULL, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert words in done.stderr

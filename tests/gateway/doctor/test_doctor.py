@@ -225,6 +225,13 @@ async def test_a_host_that_was_revoked_is_told_that_it_is_its_certificate_and_th
     assert found[1].status == "ok"
 
 
+def test_a_key_that_is_not_the_certificates_is_no_word_of_the_gateway(site: Site) -> None:
+    pair = site.host_folder("a") / "host.pem", site.host_folder("b") / "host.key"
+    (found,) = gateway_findings("https://127.0.0.1:1", site.ca, datetime.now(UTC), pair)
+    assert (found.status, "cannot be used" in found.message) == ("wrong", True)
+    assert "sealane certs check" in found.remedy
+
+
 def test_a_gateway_that_is_away_or_another_is_wrong(site: Site) -> None:
     (found,) = gateway_findings("https://127.0.0.1:1", site.ca, datetime.now(UTC))
     assert found.status == "wrong"

@@ -35,6 +35,7 @@ class Whole:
         """The object that a command on host a prints."""
         command = self.pair.a.inside("env", f"HOME={self.home}", str(SEALANE), *arguments, "--json")
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert done.stdout, done.stderr
         answer: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
         return answer
 
@@ -47,6 +48,7 @@ class Whole:
         """Until the gateway waits no more for the receipt of host b, which cannot reach it."""
         asked = [str(SEALANE), "audit", "query", "kind:migration.decision outcome:allowed", "--log", str(self.site.log)]
         done = subprocess.run([*asked, "--format", "jsonl"], capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
         for line in done.stdout.splitlines():
             found = json.loads(line)
             migration = str(found.get("record", found)["migration_id"])
@@ -122,6 +124,7 @@ def run_service(stack: contextlib.ExitStack, host: Host, log: Path, command: lis
 def records_of(whole: Whole, kind: str) -> list[dict[str, Any]]:
     asked = [str(SEALANE), "audit", "query", f"kind:{kind}", "--log", str(whole.site.log), "--format", "jsonl"]
     done = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
     found = [json.loads(line) for line in done.stdout.splitlines()]
     return [each.get("record", each) for each in found]
 
