@@ -69,7 +69,7 @@ def create_app(desk: Desk, request_seconds: float) -> Any:
     app.add_exception_handler(RequestValidationError, _answer_validation_error)
     app.add_exception_handler(HTTPException, _answer_http_error)
     app.add_exception_handler(Exception, _answer_unforeseen)
-    return BoundedBody(TellsVersion(_Edge(app)), request_seconds)
+    return TellsVersion(BoundedBody(_Edge(app), request_seconds))
 
 
 class _Edge:

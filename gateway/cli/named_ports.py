@@ -11,6 +11,7 @@ import socket
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -73,7 +74,11 @@ def _follow(client: GatewayClient, opening: Opening, ready: Any) -> dict[str, An
         nonlocal has_begun
         if reply.state == "running" and not has_begun and reply.vm is not None:
             has_begun = True
-            ready(section.listens_at(opening.port, reply.vm.uuid))
+            try:
+                ready(section.listens_at(opening.port, reply.vm.uuid))
+            except Refused:
+                client.cancel(reply.migration_id)  # else it waits for a connection that nobody makes
+                raise
 
     with Interrupts() as interrupts:
         answer = client.request_migration(opening.question())
@@ -147,7 +152,7 @@ class _Pipe:
                 sock.sendall(data)
             sock.shutdown(socket.SHUT_WR)
         except OSError:
-            pass  # the session broke, which its outcome tells
+            _break_off(sock)  # if it was the session that broke, its outcome tells
 
     def _receive(self, sock: socket.socket) -> None:
         try:
@@ -156,3 +161,10 @@ class _Pipe:
             self._sink.flush()
         except OSError as error:
             self._trouble = f"what came back could not be written or read: {error.strerror}"
+            _break_off(sock)
+
+
+def _break_off(sock: socket.socket) -> None:
+    """Both ways: the relay must not wait for an end that does not go on."""
+    with suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)

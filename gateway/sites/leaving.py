@@ -121,6 +121,7 @@ async def _ask(gate: Gate, site: OtherSite, facts: Facts, claims: PermitClaims, 
     """The other site's permit, verified as both relays will, and on record. Errors: GatewayError; on record, too."""
     assert facts.vm is not None
     assert facts.source is not None
+    own_key = PermitKey.from_public_key(gate.terms.private_key.public_key())  # another may count when they answer
     digest = hashlib.sha256(permit.encode()).hexdigest()
     said: dict[str, Any] = {"permit_sha256": digest}
     try:
@@ -138,7 +139,7 @@ async def _ask(gate: Gate, site: OtherSite, facts: Facts, claims: PermitClaims, 
             said["other_record"] = answered.record_index
         if not isinstance(answered, Admitted):
             raise RefusedThere(f"site {site.name} refuses it: {answered.message}")
-        said |= _verified(gate, claims, permit, answered)
+        said |= _verified(gate, own_key, claims, permit, answered)
     except GatewayError as refused:
         outcome = "denied" if isinstance(refused, RefusedThere) else "failed"
         await _record(gate, site, facts, claims, outcome, {**said, "because": refused.detail[:2000]})
@@ -147,9 +148,8 @@ async def _ask(gate: Gate, site: OtherSite, facts: Facts, claims: PermitClaims, 
     return answered
 
 
-def _verified(gate: Gate, claims: PermitClaims, permit: str, answered: Admitted) -> dict[str, Any]:
+def _verified(gate: Gate, own_key: PermitKey, claims: PermitClaims, permit: str, answered: Admitted) -> dict[str, Any]:
     assert gate.sites is not None
-    own_key = PermitKey.from_public_key(gate.terms.private_key.public_key())  # it may have been rolled over since
     try:
         desk = replace(gate.sites.desk, permit_keys=(own_key,))
         pair = desk.verify(permit, answered.permit, source=claims.source, destination=claims.destination)

@@ -128,7 +128,7 @@ class Upgraded:
                 words = said.get("error", {}).get("code", "")
                 assert words in {"relay_unreachable", "unreachable"}, said
                 await trio.sleep(0.5)
-        assert said["state"] == "completed", said
+        assert said["outcome"] == "completed", said
         with trio.fail_after(30):
             while not self.guest.ended:
                 await trio.sleep(0.05)

@@ -60,8 +60,7 @@ class Admissions:
         own, other = offer.permits[-1], offer.permits[0] if len(offer.permits) > 1 else None
         permit = self._host.permits.verify(own, other, source=key[0], destination=self._host.spiffe_id)
         vm = permit.claims.vm
-        if key in self.sessions:
-            raise OfferRefused(RefusalCode.SESSION_KNOWN, "a session of this name exists")
+        self._require_new(key)
         if self._host.board.is_draining:
             raise OfferRefused(RefusalCode.BUSY, "this relay is about to be restarted: try again")
         busy = [s for s in self.sessions.values() if s.occupies_vm]
@@ -93,8 +92,7 @@ class Admissions:
             raise OfferRefused(RefusalCode.BUSY, "this relay is about to be restarted: try again")
         if now().timestamp() > session.permit.claims.recover_until + SKEW_SECONDS:
             raise OfferRefused(RefusalCode.PERMIT_TIMES, "past recover_until")
-        if key in self.sessions or key in self._being_admitted:
-            raise OfferRefused(RefusalCode.SESSION_KNOWN, "a session of this name exists")
+        self._require_new(key)
         self._being_admitted[key] = trio.Event()
         former = (key[0], session.recovery_id)
         try:
@@ -108,6 +106,11 @@ class Admissions:
         log.warning("post-copy goes on in a new session", vm=session.permit.claims.vm)
         self._bring_to_life(session)
         return session
+
+    def _require_new(self, key: SessionKey) -> None:
+        """Also among those that are only being admitted: two of one name would take each other's place."""
+        if key in self.sessions or key in self._being_admitted:
+            raise OfferRefused(RefusalCode.SESSION_KNOWN, "a session of this name exists")
 
     def _known(self, key: SessionKey, offer: Offer) -> DestinationSession:
         session = self.sessions.get(key)

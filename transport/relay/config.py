@@ -259,6 +259,8 @@ def load_relay_config(path: Path) -> RelayConfig:
     for name, port in config.ports.items():
         if problem := port_problem(name, port):
             raise ConfigurationError(f"{path}: ports.{name}: {problem}")
+    if len({port.listens_at(name, "{uuid}") for name, port in config.ports.items()}) != len(config.ports):
+        raise ConfigurationError(f"{path}: ports: two have the same listen; a program would meet the other's session")
     if len({site.trust_domain for site in config.sites}) != len(config.sites):
         raise ConfigurationError(f"{path}: [[sites]]: each trust domain once")
     split_address(config.relay.listen, f"{path}: relay.listen")

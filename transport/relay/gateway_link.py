@@ -369,8 +369,10 @@ class GatewayLink:
             request = self._client.build_request("POST", path, content=body, headers=headers)
             request.stream = _Whole(body)
             async with aclosing(await self._client.send(request, stream=True)) as response:
-                self._agree(path, response.headers.get(link_version.HEADER))
                 status = response.status_code
+                theirs = response.headers.get(link_version.HEADER)
+                if theirs is not None or status // 100 != 5:  # without it, a 502 may be the word of a proxy
+                    self._agree(path, theirs)
                 bound = at_most if status // 100 == 2 else min(at_most, _MAX_ERROR_BYTES)
                 if (told := response.headers.get("content-length", "")).isdigit() and int(told) > bound:
                     raise GatewayAway(f"{path}: the gateway's answer is too long ({status})")

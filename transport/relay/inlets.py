@@ -51,6 +51,7 @@ class SourceLanes:
         self._channels.add(port, local)
 
     async def accept_forever(self, inlet: Inlet) -> None:
+        refused = 0
         while True:
             try:
                 accepted, _ = await inlet.listening.accept()
@@ -60,8 +61,10 @@ class SourceLanes:
             if inlet.allows(local):
                 await self.open(inlet.port, local)
             else:
-                log.warning("session socket dialled by another process", port=inlet.port)
                 local.close()
+                refused += 1
+                if refused & (refused - 1) == 0:  # the 1st, 2nd, 4th, …: anybody may dial, and none may fill the log
+                    log.warning("session socket dialled by another process", port=inlet.port, times=refused)
 
 
 def peer_process(local: socket.socket) -> tuple[int, int]:

@@ -40,8 +40,15 @@ class SocketSource:
 
     def _listen_again(self, path: Path) -> trio.socket.SocketType:
         """In place of what a former session left; who may connect is said by `peer_uids`, asked of the kernel."""
+        folder = path.parent
         try:
-            path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            if not folder.exists():
+                folder.mkdir(parents=True)
+                folder.chmod(0o755)  # whatever the umask: who may come is said by peer_uids
+            found = folder.stat()
+            if found.st_uid not in {0, os.geteuid()} or found.st_mode & 0o022:
+                # Whoever can write there could put a link in the socket's place while its mode is set.
+                raise LocalBroken(f"{folder} must belong to root or the relay's user, and be writable by nobody else")
             if path.is_socket():
                 path.unlink()
         except OSError as error:

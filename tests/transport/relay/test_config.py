@@ -75,6 +75,13 @@ def test_an_unknown_key_or_a_bad_value_is_refused_with_file_and_key(
     assert "\n" not in str(refused.value)
 
 
+def test_two_ports_with_one_socket_are_refused(file: Path) -> None:
+    with file.open("a") as more:
+        more.write('\n[ports.a]\nlisten = "/p/{uuid}"\n[ports.b]\nlisten = "/p/x/../{uuid}"\n')
+    with pytest.raises(ConfigurationError, match="two have the same listen"):
+        load_relay_config(file)
+
+
 @pytest.mark.parametrize("content", [b"[[[", b"\xff"])
 def test_what_is_no_toml_is_said_to_be_none(file: Path, content: bytes) -> None:
     file.write_bytes(content)

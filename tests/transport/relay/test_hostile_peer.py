@@ -301,6 +301,28 @@ async def test_another_session_of_a_vm_that_is_under_way_is_refused_as_busy(
     await require_still_carrying(pair)
 
 
+async def test_two_sessions_of_one_name_at_once_do_not_take_each_others_place(
+    pair: Pair, vm_listener: trio.SocketListener
+) -> None:
+    """Under two permits: the one that came first goes on, and is served; the other's permit is not spent."""
+    said: dict[str, Message | None] = {}
+    permits = {vm: pair.site.permit(vm=vm) for vm in (VM, OTHER_VM)}
+
+    async def offer(vm: str) -> None:
+        async with Driver.connected(pair.address, pair.source.credentials) as driver:
+            said[vm] = await driver.offer(permits[vm], session_id="2" * 32)
+            await until(lambda: len(said) == 2)
+
+    async with listen(pair.site, OTHER_VM), trio.open_nursery() as nursery:
+        for vm in permits:
+            nursery.start_soon(offer, vm)
+    refused = {vm: answer for vm, answer in said.items() if isinstance(answer, Refusal)}
+    assert [answer.code for answer in refused.values()] == [RefusalCode.SESSION_KNOWN], said
+    async with Driver.connected(pair.address, pair.source.credentials) as driver:
+        assert isinstance(await driver.offer(permits[next(iter(refused))]), Answer)
+    await require_still_carrying(pair)
+
+
 async def test_the_same_offer_many_times_at_once_is_taken_once(pair: Pair, vm_listener: trio.SocketListener) -> None:
     permit = pair.site.permit(vm=VM)
     said: list[Message | None] = []

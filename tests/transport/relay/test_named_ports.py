@@ -12,7 +12,7 @@ import trio
 from policy.permit import Requirements
 from tests.transport.relay.conftest import serving
 from tests.transport.site import Site
-from transport.errors import OfferRefused
+from transport.errors import LocalBroken, OfferRefused
 from transport.relay.config import RelayConfig
 from transport.relay.host import RelayHost, open_host
 from transport.relay.named_ports import PortSection, loopback_port, port_problem
@@ -99,8 +99,25 @@ async def test_a_socket_that_a_dead_relay_left_is_made_anew_for_those_who_may_co
     site: Site, short_path: Path
 ) -> None:
     at = short_path / "ports" / "echo"
-    for uids, mode in ((frozenset({0}), 0o600), (frozenset({0, 12345}), 0o666)):
-        (inlet,) = SocketSource(uids, "echo", at).inlets(short_path / "unused")
-        with inlet.listening:  # whose path stays, as it does where a relay is killed
-            assert at.stat().st_mode & 0o777 == mode
-            assert inlet.port == "echo"
+    before = os.umask(0o077)  # that of the unit
+    try:
+        for uids, mode in ((frozenset({0}), 0o600), (frozenset({0, 12345}), 0o666)):
+            assert at.exists() == (mode == 0o666)
+            (inlet,) = SocketSource(uids, "echo", at).inlets(short_path / "unused")
+            with inlet.listening:  # whose path stays, as it does where a relay is killed
+                assert (at.stat().st_mode & 0o777, at.parent.stat().st_mode & 0o777) == (mode, 0o755)
+                assert inlet.port == "echo"
+    finally:
+        os.umask(before)
+
+
+@pytest.mark.parametrize(("mode", "owner"), [(0o777, 0), (0o775, 0), (0o755, 12345)])
+async def test_a_folder_in_which_others_could_put_a_link_is_none_for_a_port(
+    short_path: Path, mode: int, owner: int
+) -> None:
+    folder = short_path / "ports"
+    folder.mkdir()
+    folder.chmod(mode)
+    os.chown(folder, owner, -1)
+    with pytest.raises(LocalBroken, match="writable by nobody else"):
+        SocketSource(frozenset({0, 12345}), "echo", folder / "echo").inlets(short_path / "unused")
