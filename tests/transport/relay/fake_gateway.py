@@ -51,7 +51,8 @@ def serving_https(site: Site, gateway: FakeGateway) -> Iterator[FakeGateway]:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(site.certs / "gateway" / "tls.pem", site.certs / "gateway" / "tls.key")
-    server.socket = context.wrap_socket(server.socket, server_side=True)
+    # Hands are shaken by the thread of each connection: one that says nothing would keep `shutdown` waiting for ever.
+    server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     gateway.url = f"https://127.0.0.1:{server.server_address[1]}"

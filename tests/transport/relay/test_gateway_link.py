@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -85,14 +86,24 @@ async def test_a_receipt_that_is_refused_for_good_is_set_aside_and_blocks_no_oth
 async def polls(host: RelayHost, gateway: FakeGateway, count: int) -> list[dict[str, object]]:
     """The bodies of the first `count` polls that the gateway took."""
     link = GatewayLink(host)
+    answer, asks_again, may_end = gateway.answer, threading.Event(), threading.Event()
+
+    def hold_the_next(path: str, body: bytes) -> tuple[int, bytes] | None:
+        """It is cancelled while it waits for an answer: in the midst of connecting, httpx would leave a socket open."""
+        if len(gateway.paths("/v1/relay/poll")) >= count:
+            asks_again.set()
+            may_end.wait(30)
+        return answer(path, body)
 
     async def nothing(_: object) -> None:
         pass
 
+    gateway.answer = hold_the_next
     async with trio.open_nursery() as nursery:
         nursery.start_soon(link.poll_forever, nothing, nothing)
-        await until(lambda: len(gateway.paths("/v1/relay/poll")) >= count)
+        await until(asks_again.is_set)
         nursery.cancel_scope.cancel()
+    may_end.set()
     await link.close()
     return gateway.paths("/v1/relay/poll")[:count]
 
