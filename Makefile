@@ -5,6 +5,7 @@
 #   make check   before each commit: format, lint, types, import contracts, unit tests; under a minute
 #   make bench   measure against haproxy, stunnel, socat and QEMU's own TLS; results in bench/results/
 #   make fuzz    Hypothesis tests with many random examples, for FUZZ_SECONDS (default 60)
+#   make fuzz-guided  each decoder of `tests/fuzz/targets` under libFuzzer, in turns, for FUZZ_SECONDS (ARGS="TARGET …")
 #   make soak    kill a gateway under load KILLS times (default 1000; about 2 s each), then compare all it said with its log
 #   make soak-sinks  kill each receiver of the log 100 times during delivery (ARGS="--kills N"); rsyslog is real
 #   make failures  kill relays, libvirtd and connections at each moment of a migration by libvirt (ARGS="--kind all")
@@ -30,7 +31,7 @@ ARGS ?=
 FUZZ_SECONDS ?= 60
 KILLS ?= 1000
 
-.PHONY: help demo test check bench rollover failures fuzz soak soak-sinks kinds recovery silence neighbours upgrade sites newest-qemu other-libvirt keycloak editor deb lock setup
+.PHONY: help demo test check bench rollover failures fuzz fuzz-guided soak soak-sinks kinds recovery silence neighbours upgrade sites newest-qemu other-libvirt keycloak editor deb lock setup
 .DEFAULT_GOAL := help
 
 help:
@@ -113,6 +114,10 @@ editor:
 
 fuzz: setup
 	@$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) $(ARGS)
+
+fuzz-guided: setup
+	@deploy/atheris.sh
+	@$(BIN)/python -m tests.fuzz.guided --seconds $(FUZZ_SECONDS) $(ARGS)
 
 # Goes on in .soak/ where it was stopped; ARGS=--fresh begins anew.
 soak: setup

@@ -209,7 +209,10 @@ class BundleCheck:
         line = self._file.readline(LINE_LIMIT)
         if not line.endswith(b"\n"):
             raise ValueError("it ends before its last entry, or a line is too long")
-        value = json.loads(line)
+        try:
+            value = json.loads(line)
+        except RecursionError:
+            raise ValueError("a line of it is nested too deeply") from None
         # One spelling: a key that stands twice, say, would be another to the next reader.
         if json.dumps(value, sort_keys=True, separators=(",", ":")).encode("ascii") + b"\n" != line:
             raise ValueError("a line of it is not in canonical form")

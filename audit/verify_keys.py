@@ -42,7 +42,10 @@ def joined_keys(directory: Path, vkeys: Sequence[str]) -> tuple[tuple[str, ...],
 
 def _change(line: bytes) -> tuple[str, str]:
     """The old and the new key of a line, both of whose signatures hold. Raises ValueError."""
-    value = json.loads(line)
+    try:
+        value = json.loads(line)
+    except RecursionError:
+        raise ValueError("a line of the file `keys` is nested too deeply") from None
     if (
         not isinstance(value, dict)
         or set(value) != MEMBERS

@@ -98,7 +98,7 @@ def is_signed(
 def _statement(introduction: Introduction) -> Statement:
     try:
         return msgspec.json.decode(introduction.text, type=Statement)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise CredentialError(None, f"an introduction of a key is malformed: {error}", _REMEDY) from None
 
 
@@ -111,7 +111,7 @@ def decode_introductions(data: bytes) -> tuple[Introduction, ...]:
     """Raises `CredentialError`."""
     try:
         return tuple(msgspec.json.decode(data, type=list[Introduction]))
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise CredentialError(None, f"these are no introductions of keys: {error}", "restore the file") from None
 
 

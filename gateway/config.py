@@ -289,7 +289,7 @@ def parse(text: bytes, path: Path) -> GatewayConfig:
         # msgspec says "Expected `int`, got `str` - at `$.log.origin`"
         what, _, where = str(error).partition(" - at ")
         raise ConfigRefused(path, where.strip("`").removeprefix("$").removeprefix("."), what) from error
-    except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigRefused(path, "", f"is not TOML: {error}") from error
     if config.directory != Path():
         raise ConfigRefused(path, "directory", "Object contains unknown field `directory`")

@@ -123,7 +123,7 @@ def _read(path: Path, signer: LogSigner) -> tuple[Checkpoint | None, list[int]]:
         return open_checkpoint(seen.checkpoint, signer.verifiers), list(seen.bundle_sizes)
     except FileNotFoundError:
         return None, []
-    except (OSError, msgspec.DecodeError, CheckpointError) as error:
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, CheckpointError) as error:
         raise StartRefused(
             f"{path} cannot be used ({error}); compare the log with checkpoints that others keep, then remove it"
         ) from error

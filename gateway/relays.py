@@ -15,7 +15,7 @@ import structlog
 from cryptography import x509
 from cryptography.x509 import verification
 
-from certs.errors import CertificateError, PeerRefused
+from certs.errors import UNREADABLE, CertificateError, PeerRefused
 from certs.files import read_certificates, read_crls
 from certs.identity import ServiceId, SpiffeId, spiffe_id_of
 from certs.verification import Trust, hosts_crl_number, verify_chain, verify_service
@@ -88,7 +88,7 @@ def relay_of(certificate_der: bytes | None, trust: HostTrust, inventory: Invento
     try:
         certificate = x509.load_der_x509_certificate(certificate_der)
         host = trust.host_of((certificate,), now)
-    except (CertificateError, ValueError) as error:
+    except (CertificateError, *UNREADABLE) as error:
         log.warning("client certificate refused", error=str(error))
         raise RelayRefused("the client certificate is not that of a host of this site") from error
     if inventory.host(str(host)) is None:

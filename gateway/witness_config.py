@@ -91,7 +91,7 @@ def load_witness_config(path: Path) -> WitnessConfig:
         file = msgspec.toml.decode(path.read_bytes(), type=_File)
     except OSError as error:
         raise ConfigRefused(path, "", f"cannot be read: {error.strerror}") from error
-    except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
+    except (ValueError, RecursionError) as error:  # msgspec's own errors are ValueErrors
         raise ConfigRefused(path, "", str(error)) from error
     folder = path.parent.resolve()
     try:

@@ -14,6 +14,13 @@ TransportError
 from __future__ import annotations
 
 from enum import Enum
+from typing import Final
+
+import msgspec
+
+# What msgspec raises for bytes that are not what was asked for: UnicodeDecodeError within a text, RecursionError for
+# nesting within a member that it passes over. Whoever forgets the latter two is ended by whoever sends them.
+UNDECODABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 class RefusalCode(Enum):

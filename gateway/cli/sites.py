@@ -61,7 +61,7 @@ def trust(
     try:
         document = msgspec.convert(answer, SiteDocument)
         digests = lay_down(document, out)
-    except (msgspec.ValidationError, CertificateError, ValueError) as error:
+    except (CertificateError, ValueError, RecursionError) as error:
         raise Unreachable(
             f"{url} says nothing of its site that can be used: {error}", OPERATOR, "check URL and version"
         ) from error

@@ -98,7 +98,7 @@ async def _ask(
     sent = site.client.build_request("POST", f"{site.url}/v1/sites/ask", content=body, headers=headers)
     try:
         return decode(await _send(site, sent, at_most))
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise SiteUnreachable(f"site {site.name} gives an answer that is none: {error}") from error
 
 

@@ -66,7 +66,7 @@ async def keep_crls_fresh(sites: tuple[OtherSite, ...], changed: Callable[[], Aw
                     log.info("newer CRLs of another site", site=site.name)
                     news = True
                 away.discard(site.name)
-            except (GatewayError, CertificateError, msgspec.MsgspecError, OSError, ValueError) as error:
+            except (GatewayError, CertificateError, OSError, ValueError, RecursionError) as error:
                 if site.name not in away:
                     log.warning("the CRLs of another site could not be fetched", site=site.name, cause=str(error))
                 away.add(site.name)

@@ -20,7 +20,7 @@ import structlog
 import trio
 from msgspec import Meta
 
-from transport.errors import ConfigurationError, LocalBroken
+from transport.errors import UNDECODABLE, ConfigurationError, LocalBroken
 from transport.libvirt_rpc.errors import LibvirtAway, RpcFailed, RpcMalformed
 from transport.relay.inlets import listen_unix, peer_process
 from transport.relay.wish import NotAdmitted, Wish
@@ -114,7 +114,7 @@ class Announced:
                 data = await _read_line(accepted)
                 self.keep(await self._resolved(_decode(data)), uid)
                 answer = b'{"announced":true}\n'
-            except msgspec.MsgspecError:
+            except UNDECODABLE:
                 answer = msgspec.json.encode({"error": "this is no announcement of this version"}) + b"\n"
             except (LocalBroken, LibvirtAway, RpcFailed, RpcMalformed) as error:
                 log.warning("session not announced", uid=uid, cause=str(error))

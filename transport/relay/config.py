@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from policy.permit import Seal
-from transport.errors import ConfigurationError
+from transport.errors import UNDECODABLE, ConfigurationError
 from transport.libvirt_rpc.domain_xml import DomainRules
 from transport.relay.named_ports import PortName, PortSection, port_problem
 
@@ -247,7 +247,7 @@ def load_relay_config(path: Path) -> RelayConfig:
         what, _, where = str(error).partition(" - at ")  # "Expected `int`, got `str` - at `$.network.seals`"
         key = where.strip("`").removeprefix("$").removeprefix(".")
         raise ConfigurationError(f"{path}: {key}: {what}" if key else f"{path}: {what}") from None
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except UNDECODABLE as error:
         raise ConfigurationError(f"{path}: is not TOML: {error}") from None
     except OSError as error:
         raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from None

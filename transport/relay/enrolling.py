@@ -31,7 +31,7 @@ from certs.enrolment import EnrolmentToken, make_request
 from certs.errors import UNREADABLE, CredentialError
 from certs.files import read_private_key, write_atomically, write_private_key
 from policy.permit import PermitKey
-from transport.errors import ConfigurationError
+from transport.errors import UNDECODABLE, ConfigurationError
 from transport.relay.config import load_relay_config, split_address
 from transport.relay.gateway_link import GatewayAway, GatewayRefuses
 from transport.relay.identity import keep_crls
@@ -130,7 +130,7 @@ def _root_of_gateway(url: str, token: EnrolmentToken) -> x509.Certificate:
         data = _read(client, "GET", "/v1/enrolment/root", None)
     try:
         root = x509.load_pem_x509_certificate(msgspec.json.decode(data, type=_Root).root.encode())
-    except (msgspec.MsgspecError, *UNREADABLE):
+    except (*UNDECODABLE, *UNREADABLE):
         raise GatewayAway(f"{url} does not answer like a gateway that enrols hosts") from None
     if not token.is_of_root(root):
         raise CredentialError(
@@ -149,7 +149,7 @@ def _ask_for_certificate(
         data = _read(client, "POST", "/v1/enrolment", body)
     try:
         return msgspec.json.decode(data, type=_Enrolled)
-    except msgspec.MsgspecError as error:
+    except UNDECODABLE as error:
         raise GatewayAway(f"{url} answers in another version's words: {error}") from None
 
 
@@ -247,5 +247,5 @@ def _read(client: httpx.Client, method: str, path: str, body: dict[str, str] | N
 def _words(data: bytes, status: int) -> str:
     try:
         return msgspec.json.decode(data, type=_Refusal).error.message
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except UNDECODABLE:
         return f"the gateway answers {status}"

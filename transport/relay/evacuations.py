@@ -21,7 +21,7 @@ from msgspec import Meta
 from certs.errors import KeyFileError
 from certs.files import read_private, write_atomically
 from policy.permit import PermitClaims
-from transport.errors import LocalBroken, SpoolFailed
+from transport.errors import UNDECODABLE, LocalBroken, SpoolFailed
 from transport.relay.permits import PermitDesk
 
 MAX_BYTES: Final = 32 * 1024 * 1024
@@ -148,7 +148,7 @@ class Evacuations:
                 return None
             # Of a file that others can read nothing is used: it was given away, or laid there.
             return msgspec.json.decode(read_private(path, MAX_BYTES), type=Evacuation)
-        except (OSError, KeyFileError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except (OSError, KeyFileError, *UNDECODABLE) as error:
             log.error("an evacuation cannot be read", path=str(path), cause=str(error))
             return None
 

@@ -19,7 +19,7 @@ import trio
 from msgspec import Meta
 
 from transport import link_version
-from transport.errors import ConfigurationError, TransportError
+from transport.errors import UNDECODABLE, ConfigurationError, TransportError
 from transport.hypervisors.moving import How
 from transport.hypervisors.preflight_facts import Inspection, Machine
 from transport.relay.address_book import MAX_BYTES, AddressBook
@@ -217,7 +217,7 @@ class GatewayLink:
             try:
                 data = await self._post("/v1/relay/poll", self._poll_body())
                 answer = decode_assignments(data)
-            except (GatewayAway, GatewayRefuses, msgspec.MsgspecError) as error:
+            except (GatewayAway, GatewayRefuses, *UNDECODABLE) as error:
                 if not away and isinstance(error, GatewayRefuses):
                     log.error("the gateway refuses this host; streams go on, no new work comes", cause=str(error))
                 elif not away:
@@ -258,7 +258,7 @@ class GatewayLink:
             log.warning("the gateway refuses to answer for a permit", vm=wish.vm, cause=str(error))
             words = "the token that was handed in is not accepted: sign in again" if error.status == 401 else str(error)
             raise NotAdmitted(words) from None
-        except (GatewayAway, trio.TooSlowError, msgspec.MsgspecError) as error:
+        except (GatewayAway, trio.TooSlowError, *UNDECODABLE) as error:
             if passes_on:
                 raise GatewayAway(str(error) or "no answer in time") from None
             log.error("the gateway could not be asked for a permit", vm=wish.vm, cause=str(error))
@@ -350,7 +350,7 @@ class GatewayLink:
         data = await self.ask("/v1/relay/evacuation", {"evacuation_id": evacuation_id}, MAX_EVACUATION_BYTES)
         try:
             return msgspec.json.decode(data, type=Evacuation)
-        except msgspec.MsgspecError as error:
+        except UNDECODABLE as error:
             raise GatewayAway(f"its evacuation is none: {error}") from None
 
     async def tell_evacuation_held(self, evacuation_id: str, problem: str) -> None:
@@ -415,7 +415,7 @@ def _words(answer: bytes | bytearray) -> str:
     """What the gateway says of it, for our log; "" where that is nothing of that form, as of a proxy in between."""
     try:
         error = msgspec.json.decode(answer, type=_Refusal).error
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except UNDECODABLE:
         return ""
     text = f": {error.message}; {error.next_step}"
     return "".join(character if character.isprintable() else " " for character in text)

@@ -17,7 +17,7 @@ import structlog
 import trio
 from msgspec import Meta
 
-from transport.errors import ConfigurationError, LocalBroken, TransportError
+from transport.errors import UNDECODABLE, ConfigurationError, LocalBroken, TransportError
 from transport.relay.board import Board
 from transport.relay.evacuating import EvacuationDesk
 from transport.relay.inlets import listen_unix, peer_process
@@ -109,7 +109,7 @@ class Operators:
     async def _answer(self, line: bytes) -> dict[str, object]:
         try:
             request = decode_question(line)
-        except msgspec.MsgspecError:
+        except UNDECODABLE:
             return {"error": "this is no question of this version"}
         match request:
             case AskStatus():

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from certs.tls import CIPHER as TLS_CIPHER
 from certs.tls import ControlPeer, HostCredentials
 from policy.permit import VerifiedPermit
-from transport.errors import ConfigurationError, ProtocolViolation
+from transport.errors import UNDECODABLE, ConfigurationError, ProtocolViolation
 from transport.relay.content_digests import document
 from transport.relay.lane import ChannelCounts
 from transport.wire.control import Role
@@ -79,7 +79,7 @@ def for_gateway_and_permit(kept: bytes) -> tuple[bytes, str | None]:
     """Of a kept receipt the gateway's part, and the permit if it is there. What cannot be read goes as it is."""
     try:
         document = msgspec.json.decode(kept, type=dict)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNDECODABLE:
         return kept, None
     permit = document.pop("permit", None)
     return msgspec.json.encode(document), permit if isinstance(permit, str) else None

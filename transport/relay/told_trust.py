@@ -22,6 +22,7 @@ from certs.errors import UNREADABLE, CredentialError
 from certs.files import read_certificates, read_crl, sync_directory, write_atomically
 from certs.introduction import MAX_INTRODUCTIONS, authority_key_id, crl_id, introduced_roots, root_id
 from certs.key_introduction import MAX_KEY_INTRODUCTIONS, Introduction
+from transport.errors import UNDECODABLE
 from transport.relay.identity import FORMER, Identity
 from transport.relay.pins import Pins
 
@@ -46,7 +47,7 @@ class ToldTrust(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """The keys to believe from now on. Raises `CredentialError`."""
         try:
             introductions = [msgspec.json.decode(text, type=Introduction) for text in self.key_introductions]
-        except msgspec.MsgspecError as error:
+        except UNDECODABLE as error:
             raise CredentialError(None, f"an introduction of a key is none: {error}", "look at the gateway") from None
         return pins.after(introductions, self.retired)
 

@@ -15,7 +15,7 @@ import msgspec
 import structlog
 import trio
 
-from transport.errors import TransportError
+from transport.errors import UNDECODABLE, TransportError
 from transport.hypervisors.errors import HypervisorError
 from transport.hypervisors.guests import GuestBook, Sighting
 from transport.hypervisors.libvirt_guests import LibvirtGuests
@@ -93,7 +93,7 @@ class Watch:
                 is_due = now - self._last_report >= self._report_seconds
                 if changed or gone or is_due or at_once or self._reporter.needs_snapshot:
                     await self._report_to_all()
-            except (TransportError, HypervisorError, OSError, msgspec.MsgspecError) as error:
+            except (TransportError, HypervisorError, OSError, *UNDECODABLE) as error:
                 trouble = f"{type(error).__name__}: {error}"
             if trouble and not self._trouble:
                 log.warning("placement is not reported", cause=trouble)

@@ -115,6 +115,7 @@ async def say(path: Path, line: bytes) -> dict[str, Any]:
         (b'{"vm":"web","token":"t","minutes":5,"more":1}\n', frozenset({0}), "error"),
         (b'{"vm":"web","token":"t","minutes":100000}\n', frozenset({0}), "error"),
         (b"\xff\xfe\n", frozenset({0}), "error"),
+        (b'{"vm":"\xff","token":"t","minutes":5}\n', frozenset({0}), "error"),
         (b"x" * 40_000 + b"\n", frozenset({0}), "error"),
     ],
 )

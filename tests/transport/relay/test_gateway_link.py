@@ -148,6 +148,26 @@ async def test_a_gateway_of_which_nothing_is_common_is_away_and_the_word_says_wh
     await link.close()
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        (200, b'{"assignments":[],"trust_version":"\xff"}'),
+        (503, b'{"x":' + b"[" * 30_000),
+        (500, b'{"error":{"\xff":1}}'),
+    ],
+    ids=["no text", "nested", "no text in a refusal"],
+)
+async def test_an_answer_that_no_gateway_gives_ends_no_relay(
+    answering: tuple[RelayHost, FakeGateway], said: tuple[int, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transport.relay.gateway_link._RETRY_SECONDS", 0.01)
+    host, gateway = answering
+    first = iter([said])
+    gateway.answer = lambda _path, _body: next(first, (200, b'{"assignments": []}'))
+    with trio.fail_after(30):
+        assert len(await polls(host, gateway, 2)) == 2
+
+
 async def test_why_the_gateway_refuses_is_said_in_its_own_words_and_those_of_others_are_not(
     answering: tuple[RelayHost, FakeGateway],
 ) -> None:

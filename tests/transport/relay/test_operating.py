@@ -103,7 +103,7 @@ async def test_status_tells_of_a_session_at_both_ends_and_of_none_afterwards(pai
 async def test_only_the_owner_reaches_the_control_socket_and_rubbish_is_answered_with_words(pair: Pair) -> None:
     path = pair.destination.control_socket
     assert path.stat().st_mode & 0o777 == 0o600
-    for rubbish in (b"{}\n", b"x" * 5000, b'{"ask":"status","more":1}\n', b"\xff\n", b""):
+    for rubbish in (b"{}\n", b"x" * 5000, b'{"ask":"status","more":1}\n', b"\xff\n", b'{"ask":"\xff"}\n', b""):
         stream = await trio.open_unix_socket(str(path))
         async with stream:
             await stream.send_all(rubbish)

@@ -1,0 +1,224 @@
+"""What comes from this host's hypervisors and from callers of libvirt: QEMU's monitor, libvirt's RPC, XML, virsh."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from tests.fuzz.targets.target import Target, in_pieces
+from tests.transport.hypervisors.test_qmp_messages import TRANSCRIPT
+from tests.transport.hypervisors.test_virsh import PRINTED
+from tests.transport.libvirt_rpc.samples import (
+    PLACES,
+    RULES,
+    VM,
+    call,
+    cookie,
+    finish,
+    finish_call,
+    prepare,
+    prepare_call,
+    text,
+    xml,
+)  # fmt: skip
+from transport.hypervisors.errors import HypervisorError, HypervisorGarbled
+from transport.hypervisors.libvirt_guests import devices_of
+from transport.hypervisors.libvirt_preflight import read_machine
+from transport.hypervisors.migration_progress import read_progress
+from transport.hypervisors.qmp_messages import LineBuffer, decode_message
+from transport.hypervisors.virsh import parse_domains, parse_event
+from transport.libvirt_rpc.domain_xml import DomainIdentity, check_cookie, check_domain, identify_domain
+from transport.libvirt_rpc.errors import CallRefused, RpcFailed, RpcMalformed
+from transport.libvirt_rpc.filter import MigrationFilter
+from transport.libvirt_rpc.framing import (
+    PING,
+    MessageType,
+    Packet,
+    PacketReader,
+    Status,
+    decode_error,
+    encode_error,
+)
+from transport.libvirt_rpc.migration import Domain, Finish, FinishReply, Prepare, PrepareReply
+from transport.libvirt_rpc.opening import feature_call, is_supported
+from transport.libvirt_rpc.procedures import Feature, Procedure
+from transport.libvirt_rpc.xdr import XdrWriter
+from transport.relay.caller import answer_locally
+
+
+def monitor_lines(data: bytes) -> None:
+    """The same lines in any pieces."""
+    buffer = LineBuffer(200)
+    try:
+        whole: list[object] = [*LineBuffer(200).feed(data)]
+    except HypervisorGarbled:
+        return
+    assert in_pieces(lambda piece: [*buffer.feed(piece)], data) == whole
+
+
+def monitor_message(data: bytes) -> None:
+    decode_message(data)
+
+
+def migration_progress(data: bytes) -> None:
+    """As it comes: what a reply has under `return`."""
+    try:
+        answer = msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return
+    read_progress(answer)
+
+
+def packets(data: bytes) -> None:
+    """The same packets in any pieces, and each is written as it came."""
+    whole = list(PacketReader().feed(data))
+    reader = PacketReader()
+    assert in_pieces(lambda piece: list(reader.feed(piece)), data) == whole
+    written = b"".join(packet.encode() for packet in whole)
+    assert data[: len(written)] == written
+
+
+def migration_filter(data: bytes) -> None:
+    """What passes is of the permit's VM, whatever was sent before."""
+    for packet in PacketReader().feed(data):
+        for rpc in (MigrationFilter(VM, RULES, PLACES), _prepared()):
+            try:
+                procedure, body = rpc.check(packet)
+            except (CallRefused, RpcMalformed):
+                continue
+            if procedure == Procedure.MIGRATE_PREPARE3_PARAMS:
+                sent = Prepare.decode(body)
+                assert check_domain(sent.xml, RULES).uuid == VM
+
+
+def _prepared() -> MigrationFilter:
+    rpc = MigrationFilter(VM, RULES, PLACES)
+    rpc.check(prepare_call())
+    rpc.note_reply(Procedure.MIGRATE_PREPARE3_PARAMS, prepare_call().answer(PrepareReply(b"", None).encode()))
+    return rpc
+
+
+def front_answers(data: bytes) -> None:
+    """What a front answers by itself."""
+    for packet in PacketReader().feed(data):
+        if packet.type is MessageType.CALL:
+            answer_locally(packet)
+
+
+def libvirtd_replies(data: bytes) -> None:
+    """What the destination's libvirtd says: to a Prepare, a Finish, a question; or an error."""
+    reply = Packet(0x20008086, 306, MessageType.REPLY, 1, Status.OK, data)
+    for read in (
+        lambda: _prepared().note_reply(Procedure.MIGRATE_PREPARE3_PARAMS, reply),
+        lambda: _prepared().note_reply(Procedure.MIGRATE_FINISH3_PARAMS, reply),
+        lambda: is_supported(data),
+        lambda: PrepareReply.decode(data),
+        lambda: FinishReply.decode(data),
+        lambda: decode_error(data),
+    ):
+        try:
+            read()
+        except (RpcMalformed, RpcFailed):
+            pass
+
+
+def domain_xml(data: bytes) -> None:
+    """Text that passes names one VM, as the source would read it."""
+    assert identify_domain(_text(data)) == check_domain(_text(data), RULES)
+
+
+def migration_cookie(data: bytes) -> None:
+    check_cookie(data, DomainIdentity(VM, "web"), RULES)
+
+
+def own_domain_xml(data: bytes) -> None:
+    read_machine(_text(data), "running")
+    devices_of(_text(data))
+
+
+def virsh_output(data: bytes) -> None:
+    parse_domains(_text(data))
+    for line in _text(data).splitlines():
+        parse_event(line)
+
+
+def _text(data: bytes) -> str:
+    return data.decode(errors="replace")
+
+
+def _round_trip(decode: Callable[[bytes], Prepare | Finish]) -> Callable[[bytes], None]:
+    def run(data: bytes) -> None:
+        again = decode(decode(data).encode())
+        assert again == decode(data)
+
+    return run
+
+
+_RPC: Final = (CallRefused, RpcMalformed)
+_DISK: Final = (
+    "<disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='/var/lib/libvirt/images/w.img'/>"
+    "<target dev='vdb'/></disk><interface type='network'><source network='default'/></interface>"
+)
+_MORE: Final = (
+    "<vcpu>2</vcpu><memory unit='KiB'>4096</memory><os><type arch='x86_64' machine='q35'>hvm</type></os>"
+    "<memoryBacking><hugepages><page size='2048' unit='KiB'/></hugepages></memoryBacking>"
+)
+_CALLS: Final = (
+    PING,
+    call(Procedure.CONNECT_SUPPORTS_FEATURE, feature_call(Feature.MIGRATION_PARAMS)),
+    call(Procedure.AUTH_LIST),
+    call(Procedure.CONNECT_GET_LIB_VERSION),
+    prepare_call(),
+    prepare_call(prepare(text("migrate_uri", "tcp:b"), text("disks_uri", "unix:///x"))),
+    finish_call(),
+    call(1, encode_error(38, "no")),
+)
+_SENT: Final = tuple(each.encode() for each in _CALLS)
+_FINISHED: Final = bytes(Domain("web", VM, 3).write(XdrWriter()).opaque(b"").data)
+_L: Final = "transport.libvirt_rpc."
+_H: Final = "transport.hypervisors."
+TARGETS: Final = (
+    Target(
+        "monitor-lines", monitor_lines, (), (b"\r\n".join(line for line, _ in TRANSCRIPT),), (_H + "qmp_messages",)
+    ),
+    Target(
+        "monitor-message", monitor_message, (HypervisorGarbled,), tuple(line for line, _ in TRANSCRIPT),
+        (_H + "qmp_messages", _H + "qmp", _H + "qmp_preflight"),
+    ),
+    Target(
+        "migration-progress", migration_progress, (HypervisorGarbled,),
+        (b'{"status":"active","expected-downtime":300,"ram":{"total":9,"remaining":4,"transferred":5,"mbps":8.5}}',),
+        (_H + "migration_progress",),
+    ),
+    Target("libvirt-packets", packets, (RpcMalformed,), (*_SENT, b"".join(_SENT)), (_L + "framing", _L + "xdr")),
+    Target("libvirt-filter", migration_filter, _RPC, _SENT, (_L + "filter",)),
+    Target("libvirt-front", front_answers, _RPC, _SENT, (_L + "opening", "transport.relay.caller")),
+    Target(
+        "libvirt-prepare", _round_trip(Prepare.decode), _RPC,
+        (prepare().encode(), prepare(text("migrate_uri", "tcp:b")).encode()), (_L + "migration", _L + "parameters"),
+    ),
+    Target("libvirt-finish", _round_trip(Finish.decode), _RPC, (finish().encode(),), (_L + "migration",)),
+    Target(
+        "libvirtd-replies", libvirtd_replies, (),
+        (PrepareReply(cookie(), "unix:///x").encode(), _FINISHED, encode_error(38, "no")),
+        (_L + "migration", _L + "client"),
+    ),
+    Target(
+        "domain-xml", domain_xml, (CallRefused,), (xml().encode(), xml(devices=_DISK).encode()),
+        (_L + "domain_xml", _L + "domain_devices"),
+    ),
+    Target(
+        "migration-cookie", migration_cookie, (CallRefused,), (cookie(), cookie(more=xml(devices=_DISK))),
+        (_L + "domain_xml",),
+    ),
+    Target(
+        "own-domain-xml", own_domain_xml, (HypervisorError,), (xml(devices=_DISK, more=_MORE).encode(),),
+        (_H + "libvirt_preflight", _H + "libvirt_guests"),
+    ),
+    Target(
+        "virsh-output", virsh_output, (HypervisorGarbled,),
+        (PRINTED.encode(), b"event 'lifecycle' for domain 'web': Started Migrated"), (_H + "virsh",),
+    ),
+)  # fmt: skip

@@ -1,0 +1,200 @@
+"""What comes from the network: another relay, whoever is on the way, and hosts that ask to be enrolled."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from typing import Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from certs.enrolment import EnrolmentToken, make_request, requested_key
+from certs.errors import UNREADABLE, CertificateError
+from certs.identity import service_id_of, spiffe_id_of
+from certs.tls import ControlPeer
+from certs.verification import Trust, crl_number_of, verify_chain, verify_service
+from policy.errors import PermitRefused
+from policy.permit import VerifiedPermit, proof_entry, verify_permit
+from tests.certs.chains import TRUST_DOMAIN, make_crl, make_host, make_site
+from tests.fuzz.targets.target import Target, in_pieces
+from tests.policy.test_permit import MATERIAL, PINNED
+from tests.transport.wire.test_frames import KEYS, LANE, seal
+from tests.transport.wire.test_messages import EXAMPLES
+from transport.errors import Misuse, ProtocolViolation
+from transport.relay.receipts import verify_peer_receipt
+from transport.wire.clear_frames import ClearOpener, ClearSealer
+from transport.wire.control import ControlOrder, Role
+from transport.wire.frames import HEADER_BYTES, MAX_PAYLOAD_BYTES, FrameOrder, FrameType, LaneOpener, LaneSealer
+from transport.wire.messages import MessageReader, Receipt, encode_message
+from transport.wire.preface import authenticate_preface, make_preface, read_preface
+
+SITE: Final = make_site()
+HOST: Final = make_host(SITE.ca, "host-a")
+TRUST: Final = Trust((SITE.ca.certificate,), SITE.crls)
+NOW: Final = datetime.now(UTC)
+PEER: Final = ControlPeer(spiffe_id_of(HOST.certificate), HOST.certificate, b"", (), "", "", "")
+PLAINTEXT: Final = memoryview(bytearray(MAX_PAYLOAD_BYTES))
+
+
+def control_messages(data: bytes) -> None:
+    """Whole or byte by byte, the same messages or the same refusal."""
+    whole = _messages(MessageReader().feed, data)
+    reader = MessageReader()
+    assert _messages(lambda each: in_pieces(lambda piece: list(reader.feed(piece)), each), data) == whole
+    for message in MessageReader().feed(data):
+        assert MessageReader().feed(encode_message(message)) == [message]
+
+
+def _messages(feed: Callable[[bytes], Iterable[object]], data: bytes) -> list[object] | str:
+    try:
+        return list(feed(data))
+    except ProtocolViolation as violation:
+        return str(violation)
+
+
+def control_order(data: bytes) -> None:
+    """Messages of both ends in any order: each of the peer's is taken or a violation, each of ours taken or our bug."""
+    for role in Role:
+        order = ControlOrder(role)
+        for number in data[:64]:
+            message = EXAMPLES[number % len(EXAMPLES)]
+            if number & 0x80:
+                order.received(message, {"0": 3})
+            else:
+                with contextlib.suppress(Misuse):
+                    order.sent(message)
+
+
+def sealed_frames(data: bytes) -> None:
+    _frames(LaneOpener(LANE), data)
+
+
+def clear_frames(data: bytes) -> None:
+    _frames(ClearOpener(), data)
+
+
+def _frames(opener: LaneOpener | ClearOpener, data: bytes) -> None:
+    while len(data) >= HEADER_BYTES:
+        header = data[:HEADER_BYTES]
+        due = opener.header(header)
+        assert due <= MAX_PAYLOAD_BYTES + opener.tag_bytes
+        body = data[HEADER_BYTES : HEADER_BYTES + due]
+        if len(body) < due:
+            return
+        before = opener.next_seq
+        assert opener.open_into(header, memoryview(body), PLAINTEXT) == due - opener.tag_bytes
+        assert opener.next_seq == before + 1
+        data = data[HEADER_BYTES + due :]
+
+
+def frame_headers(data: bytes) -> None:
+    """A header that passes has the size that its type may have, and is the one that is due."""
+    order = FrameOrder(7)
+    if len(data) >= HEADER_BYTES:
+        size = order.header(data[:HEADER_BYTES]) - order.tag_bytes
+        assert int.from_bytes(data[8:16]) == 7
+        assert size == int.from_bytes(data[:4]) <= MAX_PAYLOAD_BYTES
+
+
+def preface(data: bytes) -> None:
+    """Only the preface that was made authenticates."""
+    read = read_preface(data)
+    authenticate_preface(read, KEYS)
+    assert data == make_preface(KEYS, read.channel)
+
+
+def receipt(data: bytes) -> None:
+    body, _, signature = data.partition(b"\n")
+    verify_peer_receipt(Receipt(body.decode(errors="replace"), signature.decode(errors="replace")), PEER)
+
+
+def permit(data: bytes) -> None:
+    """None but the one that was sealed verifies."""
+    read: VerifiedPermit = verify_permit(data.decode(errors="replace"), [PINNED])
+    assert read.token == MATERIAL.good
+    proof_entry(read)
+
+
+def certificate(data: bytes) -> None:
+    """A peer's leaf, as TLS hands it on."""
+    try:
+        leaf = x509.load_der_x509_certificate(data)
+    except UNREADABLE:
+        return
+    for judge in (
+        lambda: spiffe_id_of(leaf),
+        lambda: service_id_of(leaf),
+        lambda: verify_chain([leaf], TRUST, TRUST_DOMAIN, NOW),
+        lambda: verify_service([leaf], TRUST, NOW),
+    ):
+        try:
+            judge()
+        except CertificateError:
+            pass
+
+
+def crl(data: bytes) -> None:
+    try:
+        crl_number_of(x509.load_der_x509_crl(data))
+    except UNREADABLE:
+        pass
+
+
+def signing_request(data: bytes) -> None:
+    requested_key(data)
+
+
+def enrolment_token(data: bytes) -> None:
+    text = data.decode(errors="replace")
+    assert EnrolmentToken.parse(text).text() == text
+
+
+def _clear(payloads: list[bytes]) -> bytes:
+    sealer, found = ClearSealer(), b""
+    for payload in payloads:
+        frame = memoryview(bytearray(HEADER_BYTES + len(payload)))
+        sealer.seal_into(FrameType.DATA if payload else FrameType.FIN, payload, frame)
+        found += bytes(frame)
+    return found
+
+
+_sealer = LaneSealer(LANE)
+_STREAM: Final = b"".join(seal(_sealer, each) for each in (b"a", b"guest" * 10)) + seal(_sealer, b"", FrameType.FIN)
+_W: Final = "transport.wire."
+TARGETS: Final = (
+    Target(
+        "control-messages", control_messages, (ProtocolViolation,),
+        (*map(encode_message, EXAMPLES), b"".join(map(encode_message, EXAMPLES))), (_W + "messages",),
+    ),
+    Target("control-order", control_order, (ProtocolViolation,), (bytes(range(0x80, 0x90)),), (_W + "control",)),
+    Target("sealed-frames", sealed_frames, (ProtocolViolation,), (_STREAM,), (_W + "frames", _W + "keys")),
+    Target(
+        "clear-frames", clear_frames, (ProtocolViolation,), (_clear([b"a", b"guest" * 10, b""]),),
+        (_W + "clear_frames",),
+    ),
+    Target("frame-headers", frame_headers, (ProtocolViolation,), (_STREAM[:16],), (_W + "frames",)),
+    Target(
+        "preface", preface, (ProtocolViolation,), (make_preface(KEYS, 0), make_preface(KEYS, 255)),
+        (_W + "preface",),
+    ),
+    Target(
+        "peer-receipt", receipt, (ProtocolViolation,), (b'{"version":1}\nMAYCAQECAQE=',),
+        ("transport.relay.receipts",),
+    ),
+    Target("permit", permit, (PermitRefused,), (MATERIAL.good.encode(),), ("policy.permit", "policy.jws")),
+    Target(
+        "certificate", certificate, (), (HOST.certificate.public_bytes(Encoding.DER),),
+        ("certs.identity", "certs.verification", "certs.tls", "gateway.relays", "gateway.services"),
+    ),
+    Target(
+        "crl", crl, (), (make_crl(SITE.ca, revoked=[HOST.certificate]).public_bytes(Encoding.DER),),
+        ("certs.verification", "transport.relay.identity"),
+    ),
+    Target("signing-request", signing_request, (CertificateError,), (make_request(HOST.key),), ("certs.enrolment",)),
+    Target(
+        "enrolment-token", enrolment_token, (CertificateError,),
+        (EnrolmentToken("host-a", bytes(32), bytes(32)).text().encode(),), ("certs.enrolment",),
+    ),
+)  # fmt: skip
