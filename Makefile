@@ -18,6 +18,7 @@
 #   make sites   a real guest: to another site, off a host with its gateways dead, and by the second gateway of two
 #   make newest-qemu  fetch the newest QEMU of Debian into .qemu-newest, for make kinds and make test
 #   make other-libvirt  fetch libvirt and QEMU of Debian 13 into .other-libvirt, and move guests between it and Debian 12's
+#   make nova    fetch OpenStack's nova into .nova, and let its own libvirt driver move a guest between the two hosts
 #   make keycloak  fetch Keycloak into .keycloak and try the preset for it (about three minutes)
 #   make editor  Neovim and Cedar's language server on a bundle (CEDAR_LANGUAGE_SERVER=PATH; docs/policy-guide.md)
 #   make deb     Debian packages of relay and gateway, in build/deb
@@ -31,7 +32,7 @@ ARGS ?=
 FUZZ_SECONDS ?= 60
 KILLS ?= 1000
 
-.PHONY: help demo test check bench rollover failures fuzz fuzz-guided soak soak-sinks kinds recovery silence neighbours upgrade sites newest-qemu other-libvirt keycloak editor deb lock setup
+.PHONY: help demo test check bench rollover failures fuzz fuzz-guided soak soak-sinks kinds recovery silence neighbours upgrade sites newest-qemu other-libvirt nova keycloak editor deb lock setup
 .DEFAULT_GOAL := help
 
 help:
@@ -101,6 +102,11 @@ other-libvirt:
 	@deploy/setup.sh test
 	@deploy/other-libvirt.sh
 	$(BIN)/pytest -n 0 tests/transport/libvirt/test_versions.py $(ARGS)
+
+nova:
+	@deploy/setup.sh test
+	@deploy/nova.sh
+	$(BIN)/pytest -n 0 tests/transport/libvirt/test_nova.py $(ARGS)
 
 keycloak:
 	@deploy/setup.sh test

@@ -146,6 +146,8 @@ def _check_domain(root: ElementTree.Element, rules: DomainRules) -> DomainIdenti
                 raise _refused(why)
     for element in _walk(root, 0):
         _check_element(element, rules)
+        for label in element.findall("seclabel"):
+            _check_label(label, of=element.tag)
     return identity
 
 
@@ -159,6 +161,16 @@ def _walk(element: ElementTree.Element, depth: int) -> Iterator[ElementTree.Elem
             yield from _walk(child, depth + 1)
 
 
+def _check_label(label: ElementTree.Element, of: str) -> None:
+    """The guest's own label must be dynamic. One of a single disk may only say that its owner is left alone."""
+    if of == "source" and label.get("model") == "dac" and label.get("relabel") == "no" and len(label) == 0:
+        return  # every disk of oVirt's has it: QEMU may open then what it could open anyway
+    if label.get("type") != "dynamic":
+        raise _refused(f"its <seclabel> is {label.get('type')!a}: only dynamic labels keep it confined")
+    if label.get("relabel", "yes") != "yes":
+        raise _refused("its <seclabel> is not to relabel what it names")
+
+
 def _check_element(element: ElementTree.Element, rules: DomainRules) -> None:
     tag = element.tag
     if tag.startswith("{"):
@@ -170,10 +182,6 @@ def _check_element(element: ElementTree.Element, rules: DomainRules) -> None:
         return
     if tag in _REFUSED:
         raise _refused(f"its <{tag}> {_REFUSED[tag]}")
-    if tag == "seclabel" and element.get("type") != "dynamic":
-        raise _refused(f"its <seclabel> is {element.get('type')!a}: only dynamic labels keep it confined")
-    if tag == "seclabel" and element.get("relabel", "yes") != "yes":
-        raise _refused("its <seclabel> is not to relabel what it names")
     if tag in _PATH_ELEMENTS and (path := _content(element)):
         _check_path(tag, path, rules)
     for name, value in element.attrib.items():

@@ -113,6 +113,38 @@ def test_a_domain_that_is_not_confined_or_not_one_is_refused(more: str, words: s
         check_domain(xml(more=more), RULES)
 
 
+OWNED = "<disk type='block' device='disk'><source dev='/var/lib/libvirt/images/lv'>{}</source>{}</disk>"
+LEFT_ALONE = "<seclabel model='dac' relabel='no'/>"
+
+
+def test_a_disk_whose_owner_libvirt_is_to_leave_alone_passes() -> None:
+    """Each disk of oVirt's says so, its backing files as well: vdsm owns them, and QEMU is confined as ever."""
+    backing = f"<backingStore type='block'><source dev='/var/lib/libvirt/images/b'>{LEFT_ALONE}</source></backingStore>"
+    assert check_domain(xml(devices=OWNED.format(LEFT_ALONE, backing)), RULES) == WEB
+    assert check_domain(xml(devices=OWNED.format("<seclabel type='none' model='dac' relabel='no'/>", "")), RULES) == WEB
+
+
+@pytest.mark.parametrize(
+    "devices",
+    [
+        OWNED.format("<seclabel model='dac' relabel='yes'><label>root:root</label></seclabel>", ""),
+        OWNED.format("<seclabel model='dac' relabel='no'><label>root:root</label></seclabel>", ""),
+        OWNED.format("<seclabel model='selinux' relabel='no'/>", ""),
+        OWNED.format("<seclabel relabel='no'/>", ""),
+        OWNED.format("", LEFT_ALONE),
+        LEFT_ALONE,
+    ],
+)
+def test_no_other_label_of_a_device_passes(devices: str) -> None:
+    with pytest.raises(CallRefused, match="seclabel"):
+        check_domain(xml(devices=devices), RULES)
+
+
+def test_the_guests_own_label_is_not_left_out() -> None:
+    with pytest.raises(CallRefused, match="seclabel"):
+        check_domain(xml(more=LEFT_ALONE), RULES)
+
+
 def test_what_virt_manager_makes_passes() -> None:
     devices = """
       <disk type='block' device='disk'><driver name='qemu' type='qcow2' cache='none'/>
