@@ -14,6 +14,8 @@ from gateway.errors import CannotMove
 from gateway.gate import Gate
 from gateway.preflight_findings import Finding, destination_findings, source_findings
 from policy.facts import HostFacts
+from transport.hypervisors.preflight_facts import without_sizes
+from transport.link_version import DISK_SIZES
 
 
 async def preflight(gate: Gate, facts: Facts) -> list[Finding]:
@@ -30,7 +32,8 @@ async def preflight(gate: Gate, facts: Facts) -> list[Finding]:
     found = list(source_findings(here, source.name))
     if here.machine is None:
         return found
-    wanted = msgspec.to_builtins(here.machine)
+    knows_sizes = (gate.dispatch.link(destination.spiffe_id) or 0) >= DISK_SIZES
+    wanted = msgspec.to_builtins(here.machine if knows_sizes else without_sizes(here.machine))
     there = await gate.inspections.ask(destination.spiffe_id, {"vm": vm.uuid, "wanted": wanted})
     copies_disks = "disks" in facts.asked.ports
     return found + list(destination_findings(here.machine, there, destination.name, copies_disks=copies_disks))

@@ -73,6 +73,8 @@ def destination_findings(
         yield Finding("no_waiting_qemu", "cannot", "operator of the destination host", message)
         return
     yield from _compare(machine, destination.machine, host)
+    disks = _copied_disks if copies_disks else _shared_disks
+    yield from disks(machine, destination.machine, host)
 
 
 def _nothing_said(destination: Inspection, host: str) -> Finding:
@@ -112,7 +114,6 @@ def _compare(here: Machine, there: Machine, host: str) -> Iterator[Finding]:
         if mine != other:
             yield Finding(what, "cannot", operator, f"{what}: {mine} here, {other} on {host}: start it with the same")
     yield from _devices(here, there, host)
-    yield from _disks(here, there, host)
     if _version(here.version) > _version(there.version):
         message = f"QEMU {here.version} here, the older {there.version} on {host}: it works only for old machine types"
         yield Finding("version", "attention", operator, message)
@@ -141,7 +142,7 @@ def _devices(here: Machine, there: Machine, host: str) -> Iterator[Finding]:
             yield Finding("device", "cannot", "operator of the destination host", message)
 
 
-def _disks(here: Machine, there: Machine, host: str) -> Iterator[Finding]:
+def _shared_disks(here: Machine, there: Machine, host: str) -> Iterator[Finding]:
     theirs = {disk.name: disk for disk in there.disks}
     for disk in here.disks:
         other = theirs.get(disk.name)
@@ -151,6 +152,25 @@ def _disks(here: Machine, there: Machine, host: str) -> Iterator[Finding]:
         elif other.path != disk.path and not disk.read_only:
             message = f"disk {disk.name} is {disk.path} here, {other.path} on {host}: are both the same storage?"
             yield Finding("storage", "attention", "operator of the storage", message)
+
+
+def _copied_disks(here: Machine, there: Machine, host: str) -> Iterator[Finding]:
+    """Each is written into the image that waits for it, which QEMU does not enlarge."""
+    operator = "operator of the destination host"
+    theirs = {disk.name: disk for disk in there.disks}
+    for disk in here.disks:
+        other = theirs.get(disk.name)
+        if disk.read_only:
+            continue
+        if other is None or other.read_only:
+            message = f"disk {disk.name} is {'missing' if other is None else 'read-only'} on {host}"
+            yield Finding("storage", "cannot", operator, message)
+        elif disk.size_bytes and other.size_bytes and other.size_bytes < disk.size_bytes:
+            message = (
+                f"disk {disk.name} has {disk.size_bytes} bytes here, and its image {other.path} on {host} only "
+                f"{other.size_bytes}: make it as large"
+            )
+            yield Finding("disk_size", "cannot", operator, message)
 
 
 def _version(text: str) -> tuple[int, ...]:

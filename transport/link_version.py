@@ -6,7 +6,7 @@ the lower one. A version is spoken until the next but one; beyond that, both sid
 
     1   no header; assignments `migrate`, `cancel`, `inspect`; of trust roots and CRLs
     2   `holds` of a poll; of trust introductions, `leaving`, `retired`, `foreign_crls`; `other_permit` of `migrate`;
-        assignments `evacuation`, `withdraw_evacuation`
+        assignments `evacuation`, `withdraw_evacuation`; `size_bytes` of disks in facts of a machine
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ _NUMBER: Final = re.compile(r"[1-9][0-9]{0,3}")
 ROLLOVERS: Final = 2
 SITES: Final = 2
 EVACUATIONS: Final = 2
+DISK_SIZES: Final = 2
 
 
 class LinkRefused(Exception):

@@ -19,7 +19,7 @@ from gateway.starter import Site as StarterSite
 from tests.gateway.conftest import UUID_WEB, Running, running_gateway
 from tests.transport.hypervisors.libvirtd import Libvirtd, running_libvirtd
 from transport.hypervisors.libvirt_preflight import destination_checks, machine_of, read_machine
-from transport.hypervisors.preflight_facts import Check, Disk, Inspection, Machine
+from transport.hypervisors.preflight_facts import Check, Disk, Inspection, Machine, without_sizes
 from transport.hypervisors.virsh import Virsh
 from transport.libvirt_rpc.domain_xml import DomainRules
 from transport.relay.config import load_relay_config
@@ -91,6 +91,30 @@ def test_what_the_vm_itself_has_against_it() -> None:
     found = list(source_findings(Inspection(machine=machine), "a"))
     assert codes(found) == {("not_running", "cannot"), ("device", "cannot"), ("disk_cache", "attention")}
     assert any("0000:01:00.0" in finding.message for finding in found)
+
+
+@pytest.mark.parametrize(
+    ("there_is", "severity"),
+    [
+        (Disk(name="vda", path="/other.qcow2", size_bytes=20), None),
+        (Disk(name="vda", path="/other.qcow2", size_bytes=30), None),
+        (Disk(name="vda", path="/other.qcow2"), None),  # of an earlier version, which tells no size
+        (Disk(name="vda", path="/other.qcow2", size_bytes=19), "cannot"),
+        (Disk(name="vda", path="/other.qcow2", size_bytes=20, read_only=True), "cannot"),
+        (Disk(name="vdb", size_bytes=20), "cannot"),
+    ],
+)
+def test_a_disk_that_is_copied_needs_an_image_as_large(there_is: Disk, severity: str | None) -> None:
+    mine = msgspec.structs.replace(QEMU, disks=(Disk(name="vda", path="/a.qcow2", size_bytes=20),))
+    theirs = Inspection(machine=msgspec.structs.replace(WAITING, disks=(there_is,)))
+    found = list(destination_findings(mine, theirs, "b", copies_disks=True))
+    assert [each.severity for each in found] == ([] if severity is None else [severity])
+
+
+def test_sizes_are_left_out_for_a_side_that_does_not_know_them() -> None:
+    sized = msgspec.structs.replace(QEMU, disks=(Disk(name="vda", size_bytes=20),))
+    assert b"size_bytes" in msgspec.json.encode(sized)
+    assert b"size_bytes" not in msgspec.json.encode(without_sizes(sized))
 
 
 def test_a_source_that_says_nothing_is_unknown_and_stops_nothing() -> None:

@@ -13,11 +13,14 @@ import trio
 
 from gateway.demo.guest import FLOPPY_BYTES
 from gateway.demo.machines import Qemu, run_state, start_qemu, stop_qemu
+from gateway.preflight_findings import destination_findings
 from tests.transport.kinds import VM, Stage, stage
 from tests.transport.relay.conftest import short_path as short_path  # noqa: PLC0414 - a fixture
 from tests.transport.relay.conftest import until
 from transport.hypervisors.moving import How
+from transport.hypervisors.preflight_facts import Inspection
 from transport.hypervisors.qmp import QmpConnection
+from transport.hypervisors.qmp_preflight import machine_of
 from transport.relay.news import News
 from transport.relay.source import MigrationOrder, carry_as_source
 
@@ -154,9 +157,13 @@ async def test_a_cancelled_copy_leaves_the_guest_and_its_disks_as_they_were(scen
 
 @pytest.mark.parametrize("scene", [SECOND_BYTES // 3], indirect=True)
 async def test_an_image_that_is_too_small_at_the_destination_ends_the_move_and_not_the_guest(scene: Scene) -> None:
+    here, there = [await machine_of(VM, each.observer_socket) for each in (scene.source, scene.destination)]
+    found = destination_findings(here, Inspection(machine=there), "b", copies_disks=True)
+    assert [(each.code, each.severity) for each in found] == [("disk_size", "cannot")]
     last = await scene.carry()
     assert last.state == "failed"
-    assert "size" in last.message
+    assert f"has {SECOND_BYTES} bytes, and its image at the destination only {SECOND_BYTES // 3}" in last.message
+    assert not any(scene.image("b", "first")), "another disk was begun"
     assert await run_state(scene.source) == "running"
     assert b"E" not in scene.source.printed()
 

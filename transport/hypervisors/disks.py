@@ -37,6 +37,15 @@ class _Block(msgspec.Struct, frozen=True):
     inserted: _Inserted | None = None
 
 
+class _Image(msgspec.Struct, frozen=True, rename="kebab"):
+    virtual_size: Annotated[int, Meta(ge=0)] = 0
+
+
+class _Node(msgspec.Struct, frozen=True, rename="kebab"):
+    node_name: str
+    image: _Image = _Image()
+
+
 class _Job(msgspec.Struct, frozen=True):
     device: str
     ready: bool = False
@@ -94,8 +103,12 @@ class Disks:
             await self._run("nbd-server-stop")
 
     async def mirror(self, path: Path, bandwidth: int) -> None:
-        """Begin to copy all of them to the NBD server that is reached by `path`; see `wait_ready`."""
-        for number, disk in enumerate(await self.writable()):
+        """Begin to copy all of them to the NBD server that is reached by `path`; see `wait_ready`.
+
+        MigrationFailed, before anything is copied, if an image there is too small.
+        """
+        disks = await self.writable()
+        for number, disk in enumerate(disks):
             target = f"{_PREFIX}{number}"
             await self._run(
                 "blockdev-add",
@@ -107,8 +120,23 @@ class Disks:
                     "reconnect-delay": 0,
                 },
             )
+        await self._require_room(disks)
+        for number, disk in enumerate(disks):
+            target = f"{_PREFIX}{number}"
             job = {"job-id": target, "device": disk.node, "target": target, "sync": "full"}
             await self._run("blockdev-mirror", {**job, "copy-mode": "write-blocking", "speed": bandwidth})
+
+    async def _require_room(self, disks: Sequence[Disk]) -> None:
+        found = await self._qmp.query(
+            "query-named-block-nodes", list[_Node], {"flat": True}, deadline_seconds=self._seconds
+        )
+        sizes = {node.node_name: node.image.virtual_size for node in found}
+        for number, disk in enumerate(disks):
+            here, there = sizes.get(disk.node, 0), sizes.get(f"{_PREFIX}{number}", 0)
+            if there < here:
+                raise MigrationFailed(
+                    f"disk {disk.name} has {here} bytes, and its image at the destination only {there}: enlarge it"
+                )
 
     async def wait_ready(self, deadline_seconds: float, report: Callable[[int, int], Awaitable[None]]) -> None:
         """Until every mirror is alike and kept so; `report` is told of how many bytes how many are copied, again and

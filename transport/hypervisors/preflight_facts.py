@@ -19,8 +19,11 @@ class _Facts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     pass
 
 
-class Disk(_Facts, frozen=True):
-    """`cache`: none, directsync, writeback, writethrough, unsafe, or "" where it is not told."""
+class Disk(_Facts, frozen=True, omit_defaults=True):
+    """`cache`: none, directsync, writeback, writethrough, unsafe, or "" where it is not told.
+
+    `size_bytes`: as the guest sees it, 0 where it is not told. See `without_sizes`.
+    """
 
     name: Word
     path: Path = ""
@@ -28,6 +31,7 @@ class Disk(_Facts, frozen=True):
     read_only: bool = False
     shareable: bool = False
     cache: Word = ""
+    size_bytes: Annotated[int, Meta(ge=0)] = 0
 
 
 class Machine(_Facts, frozen=True):
@@ -52,6 +56,12 @@ class Machine(_Facts, frozen=True):
     networks: Annotated[tuple[Word, ...], Meta(max_length=64)] = ()
     bridges: Annotated[tuple[Word, ...], Meta(max_length=64)] = ()
     secrets: Annotated[tuple[Word, ...], Meta(max_length=64)] = ()
+
+
+def without_sizes(machine: Machine) -> Machine:
+    """For a side that does not know sizes of disks (`transport.link_version`)."""
+    disks = tuple(msgspec.structs.replace(disk, size_bytes=0) for disk in machine.disks)
+    return msgspec.structs.replace(machine, disks=disks)
 
 
 class Check(_Facts, frozen=True):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
+from msgspec import Meta
 
 from transport.hypervisors.errors import HypervisorGarbled, HypervisorRefused, WrongVm
 from transport.hypervisors.preflight_facts import Disk, Machine
@@ -45,11 +46,16 @@ class _Cache(msgspec.Struct, frozen=True, rename="kebab"):
     no_flush: bool = False
 
 
+class _Image(msgspec.Struct, frozen=True, rename="kebab"):
+    virtual_size: Annotated[int, Meta(ge=0)] = 0
+
+
 class _Inserted(msgspec.Struct, frozen=True):
     file: str = ""
     drv: str = ""
     ro: bool = False
     cache: _Cache = _Cache()
+    image: _Image = _Image()
 
 
 class _Block(msgspec.Struct, frozen=True):
@@ -135,4 +141,5 @@ def _disk(block: _Block) -> Disk:
         format=inserted.drv[:255],
         read_only=inserted.ro,
         cache=mode,
+        size_bytes=inserted.image.virtual_size,
     )

@@ -184,6 +184,8 @@ class LimitsSection(_Section, frozen=True):
     `bandwidth_bytes_per_second`: of all that this host sends, 0 for no limit. `max_moves`: of how many VMs at once;
     others wait for `queue_seconds`, and no longer than their permits may begin.
 
+    `first_connection_seconds`: until a program connects to a named port that was opened for it.
+
     `resume_seconds`: for how long a session whose connection was lost tries to go on over another, 0 for never;
     `silence_seconds`: after how much silence of the peer a connection counts as lost; `window_bytes`: what each channel
     may have under way, and keeps until the peer has acknowledged it.
@@ -205,6 +207,7 @@ class LimitsSection(_Section, frozen=True):
     bandwidth_bytes_per_second: Annotated[int, Meta(ge=0, le=2**53 - 1)] = 0
     max_moves: Count = 64
     queue_seconds: Seconds = 600.0
+    first_connection_seconds: Seconds = 120.0
     max_sessions: Count = 64
     max_channels: Annotated[int, Meta(ge=1, le=256)] = 64
     max_callers: Count = 128

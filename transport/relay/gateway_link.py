@@ -21,7 +21,7 @@ from msgspec import Meta
 from transport import link_version
 from transport.errors import UNDECODABLE, ConfigurationError, TransportError
 from transport.hypervisors.moving import How
-from transport.hypervisors.preflight_facts import Inspection, Machine
+from transport.hypervisors.preflight_facts import Inspection, Machine, without_sizes
 from transport.relay.address_book import MAX_BYTES, AddressBook
 from transport.relay.evacuations import MAX_BYTES as MAX_EVACUATION_BYTES
 from transport.relay.evacuations import Evacuation
@@ -340,6 +340,8 @@ class GatewayLink:
 
     async def answer_inspection(self, inspection_id: str, found: Inspection) -> None:
         """Lost when the gateway is away: it has stopped waiting then."""
+        if found.machine is not None and (self._version or link_version.FIRST) < link_version.DISK_SIZES:
+            found = msgspec.structs.replace(found, machine=without_sizes(found.machine))
         try:
             await self._post("/v1/relay/inspection", {"inspection_id": inspection_id, "found": found})
         except (GatewayAway, GatewayRefuses) as error:

@@ -136,7 +136,8 @@ class RelayHost:
         vm = permit.claims.vm
         if (name := named_port(permit.claims.ports)) is not None:
             port = self.config.ports.get(name, PortSection())
-            return SocketSource(frozenset(port.peer_uids), name, port.listens_at(name, vm))
+            patience = self.config.limits.first_connection_seconds
+            return SocketSource(frozenset(port.peer_uids), name, port.listens_at(name, vm), patience)
         if section.kind == "sockets":
             return SocketSource(frozenset(section.peer_uids))
         if section.kind == "libvirt":

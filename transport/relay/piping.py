@@ -8,7 +8,7 @@ from pathlib import Path
 
 import trio
 
-from policy.permit import named_port
+from policy.permit import VerifiedPermit, named_port
 from transport.hypervisors.migration_progress import MigrationProgress
 from transport.relay.ends import Milestones, Report
 from transport.relay.host import RelayHost
@@ -38,22 +38,23 @@ class PipeSource(SocketSource):
 async def pipe(host: RelayHost, permit: str, address: str, descriptors: tuple[int, int]) -> News:
     """Carry what comes from the first descriptor, and write what comes back to the second, until both have ended.
 
-    Errors: those of `carry_as_source`.
+    Errors: those of `carry_as_source`, in a group.
     """
-    verified = host.permits.verify(permit, None, source=host.spiffe_id, destination=None)
-    port = named_port(verified.claims.ports) or "memory"
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
 
     async def tell(news: News) -> None:
         pass
 
+    def end(verified: VerifiedPermit) -> PipeSource:
+        return PipeSource(theirs, named_port(verified.claims.ports) or "memory")
+
     with theirs:
         async with stream, trio.open_nursery() as nursery:
             nursery.start_soon(_send, descriptors[0], stream)
             nursery.start_soon(_receive, stream, descriptors[1])
             order = MigrationOrder(permit, address)
-            news = await carry_as_source(host, order, tell, trio.Event(), libvirt=PipeSource(theirs, port))
+            news = await carry_as_source(host, order, tell, trio.Event(), end=end)
             if news.state != "completed":
                 nursery.cancel_scope.cancel()
     return news

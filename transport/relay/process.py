@@ -8,12 +8,13 @@ import resource
 import signal
 import sys
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 import structlog
 import trio
 
-from policy.permit import named_port
+from policy.permit import VerifiedPermit, named_port
 from transport.errors import ConfigurationError, SpoolFailed, TransportError
 from transport.hypervisors.errors import HypervisorError
 from transport.relay import systemd
@@ -62,9 +63,10 @@ def run_open(config_path: Path, permit_path: Path, address: str, socket_path: Pa
             if news.state == "running" and news.progress is None:
                 _print_ready(str(socket_path))
 
-        end = _end_at(host, permit, socket_path)
         order = MigrationOrder(permit, where)
-        news = await carry_as_source(host, order, tell, trio.Event(), socket_path, libvirt=end)
+        news = await carry_as_source(
+            host, order, tell, trio.Event(), socket_path, end=partial(_end_at, host, socket_path)
+        )
         print(json.dumps({"outcome": news.state, "message": news.message}), flush=True)
         return EXIT_DONE if news.state == "completed" else EXIT_FAILED
 
@@ -83,11 +85,13 @@ def run_pipe(config_path: Path, permit_path: Path, address: str) -> int:
     return _run(main)
 
 
-def _end_at(host: RelayHost, permit: str, socket_path: Path) -> SocketSource | None:
+def _end_at(host: RelayHost, socket_path: Path, verified: VerifiedPermit) -> SocketSource | None:
     """For a named port, which listens where the caller wants it this time."""
-    verified = host.permits.verify(permit, None, source=host.spiffe_id, destination=None)
     name = named_port(verified.claims.ports)
-    return None if name is None else SocketSource(frozenset(host.config.ports[name].peer_uids), name, socket_path)
+    if name is None:
+        return None
+    uids = frozenset(host.config.ports[name].peer_uids)
+    return SocketSource(uids, name, socket_path, host.config.limits.first_connection_seconds)
 
 
 def _permitted(config_path: Path, permit_path: Path, address: str) -> tuple[RelayHost, str, str]:

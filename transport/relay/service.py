@@ -200,9 +200,14 @@ class Relay:
         self._cancels.setdefault(permitted.migration_id, trio.Event())
         tell = self._telling(permitted.migration_id)
         order = _order_of(permitted)
-        end = self._host.libvirt_source(wish.vm, conversation)
         try:
-            return await carry_as_source(self._host, order, tell, self._cancels[permitted.migration_id], libvirt=end)
+            return await carry_as_source(
+                self._host,
+                order,
+                tell,
+                self._cancels[permitted.migration_id],
+                end=lambda _permit: self._host.libvirt_source(wish.vm, conversation),
+            )
         except (TransportError, HypervisorError) as error:
             await tell(News("failed", None, None, str(error)))
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 from contextlib import suppress
@@ -23,11 +24,21 @@ class SocketSource:
     vm_binding: Literal["uuid", "none"] = "none"
     hands_over = False
 
-    def __init__(self, peer_uids: frozenset[int], port: Port = "memory", listens_at: Path | None = None) -> None:
-        """`listens_at`: instead of the session's own socket, where programs look for a named port."""
+    def __init__(
+        self,
+        peer_uids: frozenset[int],
+        port: Port = "memory",
+        listens_at: Path | None = None,
+        patience_seconds: float = math.inf,
+    ) -> None:
+        """`listens_at`: instead of the session's own socket, where programs look for a named port.
+
+        `patience_seconds`: until the first one connects. A session in which nobody does holds its VM's moves up.
+        """
         self._peer_uids = peer_uids
         self._port = port
         self._listens_at = listens_at
+        self._patience = patience_seconds
         self.facts: dict[str, object] = {}
 
     async def prepare(self) -> str:
@@ -59,7 +70,11 @@ class SocketSource:
         return peer_process(local)[0] in self._peer_uids
 
     async def migrate(self, lanes: SourceLanes, milestones: Milestones, report: Report) -> MigrationProgress | None:  # noqa: ARG002
-        """The caller's channels are all there is."""
+        """The caller's channels are all there is. LocalBroken if there is none in time."""
+        with trio.move_on_after(self._patience):
+            await lanes.has_first.wait()
+        if not lanes.has_first.is_set():
+            raise LocalBroken(f"nobody connected within {self._patience:g} s (limits.first_connection_seconds)")
         return None
 
     async def whereabouts(self, *, accepted: bool) -> Whereabouts:  # noqa: ARG002

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,7 @@ from transport.wire.control import Role
 from transport.wire.messages import Handover, Outcome, Receipt
 
 log = structlog.get_logger("sealane.relay")
+EndOf = Callable[[VerifiedPermit], SourceEnd | None]
 _REVOCABLE = frozenset({"begun", "accepted"})  # the guest was not given away yet
 
 
@@ -61,11 +63,11 @@ async def carry_as_source(
     tell: Tell,
     cancelled: trio.Event,
     socket_path: Path | None = None,
-    libvirt: SourceEnd | None = None,
+    end: EndOf | None = None,
 ) -> News:
     """Move one VM, or carry one program's stream; returns the last news, which has been told too.
 
-    `libvirt`: the conversation of a libvirt client that moves the VM itself, or another end than the configured one.
+    `end`: what sends, where it is not what the configuration says; asked once the permit is verified.
 
     `cancelled` asks to give it up, which is heeded until the guest is handed over. Raises `OfferRefused`,
     `TransportError` or `HypervisorError` only while nothing has been touched; later failures are news.
@@ -75,7 +77,7 @@ async def carry_as_source(
     patience = min(host.config.limits.queue_seconds, max(0.0, claims.exp - now().timestamp()))
     async with host.board.places.place(claims.migration_id, claims.vm, patience, cancelled):
         with host.board.session("source", claims, cancelled) as entry:
-            way = _Way(permit, cancelled, socket_path, libvirt)
+            way = _Way(permit, cancelled, socket_path, None if end is None else end(permit))
             return await _carry_permitted(host, order, way, entry, entry.telling(tell))
 
 
@@ -86,13 +88,13 @@ class _Way:
     permit: VerifiedPermit
     cancelled: trio.Event
     socket_path: Path | None
-    libvirt: SourceEnd | None
+    end: SourceEnd | None  # None: the configured one
 
 
 async def _carry_permitted(host: RelayHost, order: MigrationOrder, way: _Way, entry: Entry, tell: Tell) -> News:
-    permit, cancelled, socket_path, libvirt = way.permit, way.cancelled, way.socket_path, way.libvirt
+    permit, cancelled, socket_path = way.permit, way.cancelled, way.socket_path
     seconds = _deadline(host, order, permit)
-    new_end: SourceEnd = libvirt or host.source_end(permit, {}, order.downtime_limit_ms, seconds, order.how)
+    new_end: SourceEnd = way.end or host.source_end(permit, {}, order.downtime_limit_ms, seconds, order.how)
     async with host.leaving(permit.claims.vm), new_end as end:
         session = await _begin(host, order, permit, end)
         entry.lanes = lambda: session.facts.channels

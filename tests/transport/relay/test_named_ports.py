@@ -16,8 +16,10 @@ from transport.errors import LocalBroken, OfferRefused
 from transport.relay.config import RelayConfig
 from transport.relay.host import RelayHost, open_host
 from transport.relay.named_ports import PortSection, loopback_port, port_problem
+from transport.relay.news import News
 from transport.relay.piping import PipeSource, pipe
 from transport.relay.socket_ends import SocketSource
+from transport.relay.source import MigrationOrder, carry_as_source
 
 VM = "5ea1a4e0-0000-4000-8000-0000000000ac"
 
@@ -79,6 +81,32 @@ async def test_a_stream_of_a_named_port_reaches_a_program_on_loopback_and_an_ans
             for descriptor in (given[0], *taken):
                 os.close(descriptor)
     await listener.aclose()
+
+
+@pytest.mark.whole
+async def test_a_port_to_which_nobody_connects_holds_its_vm_for_so_long_and_no_longer(
+    site: Site, short_path: Path
+) -> None:
+    config = with_limits(site.relay_config("a"), first_connection_seconds=1.0)
+    section = PortSection(connect=f"{short_path}/nobody-{{uuid}}", listen=f"{short_path}/{{uuid}}")
+    server = trio.socket.socket(trio.socket.AF_UNIX)
+    await server.bind(f"{short_path}/nobody-{VM}")
+    server.listen()
+    with server, trio.fail_after(30):
+        async with serving(with_ports(site.relay_config("b"), echo=section)) as (_, address):
+            source = with_ports(config, echo=section)
+            order = MigrationOrder(site.permit(vm=VM, ports=("echo",)), address)
+            news = await carry_as_source(source, order, unheard, trio.Event())
+    assert (news.state, news.message) == ("failed", "nobody connected within 1 s (limits.first_connection_seconds)")
+    assert not Path(f"{short_path}/{VM}").exists()
+
+
+async def unheard(_: News) -> None:
+    pass
+
+
+def with_limits(config: RelayConfig, **limits: float) -> RelayConfig:
+    return msgspec.structs.replace(config, limits=msgspec.structs.replace(config.limits, **limits))
 
 
 @pytest.mark.parametrize("kind", ["qmp", "sockets"])
