@@ -1,7 +1,8 @@
 """What host identity costs, at a gateway process with HTTPS, register and log on disk.
 
-enrolments_per_s              a host without a certificate: asks for the root, then shows its token; two TLS
-                              connections, the token judged and spent, the certificate issued, register and log durable
+enrolments_per_s              a host without a certificate shows its token on a new TLS connection: it is judged and
+                              spent, the certificate issued, register and log durable
+enrolment_cpu_ms              the gateway's CPU time for one
 renewals_per_s                a host that shows its certificate, on a connection that is open, as its relay keeps one
 renewals_anew_per_s           the same on a new connection for each
 register_enrolments_per_s     of that, what is the register's and the CA's own
@@ -32,7 +33,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from OpenSSL import SSL
 
 from bench.gateway_callers import Call, Where, call_all, call_on_open, callers
-from bench.harness import BenchError, Plan
+from bench.harness import BenchError, Plan, cpu_seconds
 from bench.peers import free_port
 from bench.permit_latency import DISK, TIMEOUT_SECONDS, SourceRelay, gateway, sign_in, trust, vm_uuid
 from certs.authority import Authority
@@ -84,7 +85,7 @@ def _at_a_gateway(hosts: int, rounds: int, relays: int) -> dict[str, float]:
         each_seconds = HOUR_SECONDS / RELAYS
         admissions = int(relays * each_seconds / ADMISSION_SECONDS)
         site = _site(folder, max(hosts * rounds, relays), 2 * admissions)
-        _, url = stack.enter_context(gateway(site, folder))
+        pid, url = stack.enter_context(gateway(site, folder))
         address, _, port = url.removeprefix("https://").rpartition(":")
         where = Where(address, int(port), site.ca)
         pool = stack.enter_context(callers())
@@ -96,8 +97,11 @@ def _at_a_gateway(hosts: int, rounds: int, relays: int) -> dict[str, float]:
             return len(callings) / pool.submit(call_all, where, callings, AT_ONCE).result()
 
         parts = [slice(number * hosts, (number + 1) * hosts) for number in range(rounds)]
+        cpu_before = cpu_seconds(pid)
+        enrolments_per_s = statistics.median(rate(enrolling[part]) for part in parts)
         figures = {
-            "enrolments_per_s": statistics.median(rate(enrolling[part]) for part in parts),
+            "enrolments_per_s": enrolments_per_s,
+            "enrolment_cpu_ms": (cpu_seconds(pid) - cpu_before) / len(names) * 1000,
             "renewals_per_s": statistics.median(
                 hosts / pool.submit(call_on_open, where, [calls[0] for calls in renewing[:hosts]], AT_ONCE).result()
                 for _ in parts
@@ -142,7 +146,7 @@ def _tokens(site: Site, url: str, names: Sequence[str]) -> list[str]:
 
 def _enrolment(token: str) -> list[Call]:
     request = make_request(ec.generate_private_key(ec.SECP256R1())).decode()
-    return [Call("/v1/enrolment/root"), Call("/v1/enrolment", {"token": token, "request": request})]
+    return [Call("/v1/enrolment", {"token": token, "request": request})]
 
 
 def _renewals(site: Site, names: Sequence[str], folder: Path) -> list[list[Call]]:

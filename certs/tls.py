@@ -35,6 +35,7 @@ __all__ = [
     "client_context",
     "export_secret",
     "local_leaf_sha256",
+    "presented_chain",
     "server_context",
     "step_handshake",
 ]
@@ -131,7 +132,7 @@ def accept_peer(connection: SSL.Connection, credentials: HostCredentials, now: d
         raise PeerRefused(Check.KEY_EXCHANGE, f"{group}, not {GROUP}: recorded traffic could be opened later")
     if alpn != ALPN:
         raise PeerRefused(Check.ALPN, f"{alpn!r:.80}, not {ALPN!r}")
-    presented = _presented_chain(connection)
+    presented = presented_chain(connection)
     verdict = ledger.verdicts.get(connection)
     if verdict is None:
         raise PeerRefused(Check.RESUMPTION, "no certificate was verified in this handshake")
@@ -181,6 +182,18 @@ def export_secret(connection: SSL.Connection, context: bytes) -> bytes:
     return connection.export_keying_material(EXPORTER_LABEL, SECRET_BYTES, context)
 
 
+def presented_chain(connection: SSL.Connection) -> tuple[x509.Certificate, ...]:
+    """Leaf first. On a server OpenSSL keeps the leaf apart from the rest; on a client it is among them."""
+    try:
+        leaf = connection.get_peer_certificate(as_cryptography=True)
+        sent = connection.get_peer_cert_chain(as_cryptography=True) or []
+    except UNREADABLE as error:
+        raise PeerRefused(Check.MALFORMED, f"a certificate cannot be read: {error}") from None
+    if leaf is None:
+        raise PeerRefused(Check.NO_CERTIFICATE, "the peer presented no certificate")
+    return (leaf, *(certificate for certificate in sent if certificate != leaf))
+
+
 def _context(credentials: HostCredentials) -> SSL.Context:
     context = SSL.Context(SSL.TLS_METHOD)
     context.set_min_proto_version(SSL.TLS1_3_VERSION)
@@ -217,18 +230,6 @@ def _ledger_of(connection: SSL.Connection) -> _Ledger:
     if not isinstance(ledger, _Ledger):
         raise NotAccepted("this connection was not made with client_context or server_context")
     return ledger
-
-
-def _presented_chain(connection: SSL.Connection) -> tuple[x509.Certificate, ...]:
-    """Leaf first. On a server OpenSSL keeps the leaf apart from the rest; on a client it is among them."""
-    try:
-        leaf = connection.get_peer_certificate(as_cryptography=True)
-        sent = connection.get_peer_cert_chain(as_cryptography=True) or []
-    except UNREADABLE as error:
-        raise PeerRefused(Check.MALFORMED, f"a certificate cannot be read: {error}") from None
-    if leaf is None:
-        raise PeerRefused(Check.NO_CERTIFICATE, "the peer presented no certificate")
-    return (leaf, *(certificate for certificate in sent if certificate != leaf))
 
 
 def _handshake_refusal(connection: SSL.Connection, error: SSL.Error) -> PeerRefused:

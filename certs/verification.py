@@ -6,6 +6,7 @@ accept two URI names. See docs/wire-protocol.md, section 2.
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -98,6 +99,26 @@ def verify_service(presented: Sequence[x509.Certificate], trust: Trust, now: dat
         raise PeerRefused(Check.MALFORMED, f"a certificate cannot be read: {error}") from None
 
 
+def verify_gateway(presented: Sequence[x509.Certificate], root: x509.Certificate, name: str, now: datetime) -> None:
+    """The gateway of that name or address, under this root and no other. Raises `PeerRefused`.
+
+    For a host that has nothing yet but the root's hash, so without CRLs: it gets them with its first certificate.
+    """
+    if not 1 <= len(presented) <= MAX_PRESENTED:
+        raise PeerRefused(Check.MALFORMED, f"{len(presented)} certificates presented, not 1 to {MAX_PRESENTED}")
+    store = _store_at(now)
+    try:
+        store.add_cert(crypto.X509.from_cryptography(root))
+        store.set_flags(crypto.X509StoreFlags.X509_STRICT)
+        _path_within(store, presented)
+        verifier = _second_verifier([root], now).build_server_verifier(_general_name(name))
+        verifier.verify(presented[0], [each for each in presented[1:] if each != root])
+    except verification.VerificationError as error:
+        raise PeerRefused(Check.SECOND_VERIFIER, f"cryptography: {error}") from None
+    except (*UNREADABLE, crypto.Error) as error:
+        raise PeerRefused(Check.MALFORMED, f"a certificate or name cannot be read: {error}") from None
+
+
 def refusal_by_openssl(code: int, detail: str) -> PeerRefused:
     """The refusal that an X509_V_ERR code stands for."""
     check = _CHECK_OF_OPENSSL_ERROR.get(code, Check.MALFORMED)
@@ -146,10 +167,19 @@ def _authority_key_id(crl: x509.CertificateRevocationList) -> bytes:
     return found or b""
 
 
-def _openssl_path(presented: Sequence[x509.Certificate], trust: Trust, now: datetime) -> tuple[x509.Certificate, ...]:
+def _store_at(now: datetime) -> crypto.X509Store:
     store = crypto.X509Store()
     store.set_time(now.astimezone(UTC))  # before the flags: it replaces the store's parameters
+    return store
+
+
+def _openssl_path(presented: Sequence[x509.Certificate], trust: Trust, now: datetime) -> tuple[x509.Certificate, ...]:
+    store = _store_at(now)
     trust.fill(store)
+    return _path_within(store, presented)
+
+
+def _path_within(store: crypto.X509Store, presented: Sequence[x509.Certificate]) -> tuple[x509.Certificate, ...]:
     try:
         leaf, *others = (crypto.X509.from_cryptography(certificate) for certificate in presented)
     except crypto.Error as error:  # it takes no text that is not UTF-8, which `cryptography` looks at later
@@ -168,17 +198,23 @@ def _ask_second_verifier(
     presented: Sequence[x509.Certificate], anchors: Sequence[x509.Certificate], now: datetime
 ) -> None:
     """As a client on both sides: a server's verifier would want a DNS name, and names do not count here."""
-    verifier = (
-        verification.PolicyBuilder()
-        .store(verification.Store(list(anchors)))
-        .time(now.astimezone(UTC))
-        .max_chain_depth(MAX_INTERMEDIATES)
-        .build_client_verifier()
-    )
+    verifier = _second_verifier(anchors, now).build_client_verifier()
     try:
         verifier.verify(presented[0], list(presented[1:]))
     except verification.VerificationError as error:
         raise PeerRefused(Check.SECOND_VERIFIER, f"cryptography: {error}") from None
+
+
+def _second_verifier(anchors: Sequence[x509.Certificate], now: datetime) -> verification.PolicyBuilder:
+    builder = verification.PolicyBuilder().store(verification.Store(list(anchors))).time(now.astimezone(UTC))
+    return builder.max_chain_depth(MAX_INTERMEDIATES)
+
+
+def _general_name(name: str) -> x509.DNSName | x509.IPAddress:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(name))
+    except ValueError:
+        return x509.DNSName(name)
 
 
 def _require_fresh_crls(

@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 import pytest
 import trio
+from cryptography import x509
 
 from certs.enrolment import EnrolmentToken
 from certs.errors import CredentialError
@@ -22,6 +23,7 @@ from tests.gateway.test_enrolment import OFFICER, enrolling, token_of
 from tests.transport.relay.conftest import until
 from transport.relay.config import load_relay_config
 from transport.relay.enrolling import Outcome, Plan, enrol
+from transport.relay.first_contact import Unproven
 from transport.relay.gateway_link import GatewayLink, GatewayRefuses
 from transport.relay.host import RelayHost, open_host
 from transport.relay.identity_keeping import IdentityKeeper
@@ -125,6 +127,17 @@ async def test_while_the_gateway_is_away_the_certificate_stays_and_the_wait_grow
         await keeper.look(leaf.not_valid_before_utc + timedelta(hours=hours))
     assert host.credentials.chain[0] == leaf
     await link.close()
+
+
+async def test_a_gateway_presents_its_root_so_that_an_enrolment_is_one_call(
+    site: Site, host_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked(_: Unproven) -> x509.Certificate:
+        raise AssertionError("the root was not among what the gateway presents")
+
+    monkeypatch.setattr(Unproven, "_root_asked_for", asked)
+    async with enrolling(site) as running:
+        assert (await enrolled(running, host_folder, await token_of(running))).wrote_config
 
 
 async def test_a_token_of_another_gateway_is_not_sent_to_this_one(site: Site, host_folder: Path) -> None:

@@ -1,6 +1,6 @@
 """How a bare host becomes one of a site, with nothing but a gateway's address and a one-time token.
 
-make a key here → compare the gateway's root with the token → speak TLS under that root only → token and request →
+make a key here → prove the gateway by the root that the token names (`first_contact`) → token and request →
 judge the answer as any peer would → write the files, the configuration last.
 
 The key never leaves the host. It is on disk before the token is used, so that a lost answer can be asked for again.
@@ -9,19 +9,15 @@ The key never leaves the host. It is on disk before the token is used, so that a
 from __future__ import annotations
 
 import json
-import ssl
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-import httpx
 import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding
 from msgspec import Meta
 
 from audit.checkpoint import LogVerifier
@@ -33,16 +29,12 @@ from certs.files import read_private_key, write_atomically, write_private_key
 from policy.permit import PermitKey
 from transport.errors import UNDECODABLE, ConfigurationError
 from transport.relay.config import load_relay_config, split_address
-from transport.relay.gateway_link import GatewayAway, GatewayRefuses
+from transport.relay.first_contact import Proven, first_contact
+from transport.relay.gateway_link import GatewayAway
 from transport.relay.identity import keep_crls
 
-SECONDS: Final = 30.0
 MAX_ANSWER_BYTES: Final = 32 * 1024 * 1024
 _Pem = Annotated[str, Meta(max_length=1024 * 1024)]
-
-
-class _Root(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    root: _Pem
 
 
 class _Enrolled(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -56,13 +48,6 @@ class _Enrolled(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     log_keys: Annotated[list[_Pem], Meta(min_length=1, max_length=16)]
     trust_bundle: _Pem
     crls: Annotated[list[str], Meta(min_length=1, max_length=16)]
-
-
-class _Refusal(msgspec.Struct, frozen=True):
-    class Error(msgspec.Struct, frozen=True):
-        message: Annotated[str, Meta(max_length=1024)]
-
-    error: Error
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +81,8 @@ def enrol(plan: Plan, token: EnrolmentToken, now: datetime) -> Outcome:
     for private in (plan.state_dir, folder, folder / "crls"):  # one by one: `parents` would be open to all
         private.mkdir(mode=0o700, exist_ok=True)
     key = _own_key(folder / "host.key")
-    root = _root_of_gateway(plan.url, token)
-    given = _ask_for_certificate(plan.url, root, token, key)
+    with first_contact(plan.url) as unproven:
+        given = _ask_for_certificate(unproven.prove(token, now), token, key)
     chain = _judged(given, token, key, now)
     _write_pinned(folder, given)
     keep_crls(folder / "crls", given.crls)
@@ -120,37 +105,13 @@ def _own_key(path: Path) -> ec.EllipticCurvePrivateKey:
     return key
 
 
-def _root_of_gateway(url: str, token: EnrolmentToken) -> x509.Certificate:
-    """What anybody at that address calls its root; taken only if it is the token's. Only the question is sent."""
-    blind = ssl.create_default_context()
-    blind.check_hostname = False
-    blind.verify_mode = ssl.CERT_NONE
-    blind.minimum_version = ssl.TLSVersion.TLSv1_3
-    with _client(url, blind) as client:
-        data = _read(client, "GET", "/v1/enrolment/root", None)
-    try:
-        root = x509.load_pem_x509_certificate(msgspec.json.decode(data, type=_Root).root.encode())
-    except (*UNDECODABLE, *UNREADABLE):
-        raise GatewayAway(f"{url} does not answer like a gateway that enrols hosts") from None
-    if not token.is_of_root(root):
-        raise CredentialError(
-            None, f"{url} is not the gateway that issued this token: its root is another", "check the address"
-        )
-    return root
-
-
-def _ask_for_certificate(
-    url: str, root: x509.Certificate, token: EnrolmentToken, key: ec.EllipticCurvePrivateKey
-) -> _Enrolled:
-    context = ssl.create_default_context(cadata=root.public_bytes(Encoding.PEM).decode())
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    with _client(url, context) as client:
-        body = {"token": token.text(), "request": make_request(key).decode()}
-        data = _read(client, "POST", "/v1/enrolment", body)
+def _ask_for_certificate(gateway: Proven, token: EnrolmentToken, key: ec.EllipticCurvePrivateKey) -> _Enrolled:
+    body = {"token": token.text(), "request": make_request(key).decode()}
+    data = gateway.post("/v1/enrolment", body, MAX_ANSWER_BYTES)
     try:
         return msgspec.json.decode(data, type=_Enrolled)
     except UNDECODABLE as error:
-        raise GatewayAway(f"{url} answers in another version's words: {error}") from None
+        raise GatewayAway(f"the gateway answers in another version's words: {error}") from None
 
 
 def _judged(
@@ -220,32 +181,3 @@ log_keys = {texts("log", ".vkey", len(given.log_keys))}
 [hypervisor]
 kind = {text(plan.hypervisor)}
 {qmp}{placement}"""
-
-
-@contextmanager
-def _client(url: str, context: ssl.SSLContext) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=url, verify=context, timeout=SECONDS, trust_env=False, follow_redirects=False) as client:
-        yield client
-
-
-def _read(client: httpx.Client, method: str, path: str, body: dict[str, str] | None) -> bytes:
-    """The answer, bounded. GatewayAway, GatewayRefuses with the gateway's own words."""
-    data = bytearray()
-    try:
-        with client.stream(method, path, json=body) as answer:
-            for chunk in answer.iter_bytes():
-                data += chunk
-                if len(data) > MAX_ANSWER_BYTES:
-                    raise GatewayAway(f"{path}: the answer is too long")
-    except (httpx.HTTPError, OSError) as error:
-        raise GatewayAway(f"{path}: {type(error).__name__}: {error}") from None
-    if answer.status_code != 200:
-        raise GatewayRefuses(f"{path}: {_words(bytes(data), answer.status_code)}", answer.status_code)
-    return bytes(data)
-
-
-def _words(data: bytes, status: int) -> str:
-    try:
-        return msgspec.json.decode(data, type=_Refusal).error.message
-    except UNDECODABLE:
-        return f"the gateway answers {status}"

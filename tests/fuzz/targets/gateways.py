@@ -28,7 +28,7 @@ from tests.policy.test_permit import GATEWAY, PINNED
 from tests.transport.relay.test_address_book import A, B, document
 from transport.errors import UNDECODABLE, ConfigurationError, SpoolFailed, TransportError
 from transport.link_version import LinkRefused, agreed
-from transport.relay import announced, enrolling, evacuations, gateway_link, identity_keeping, operating
+from transport.relay import announced, enrolling, evacuations, first_contact, gateway_link, identity_keeping, operating
 from transport.relay.address_book import AddressBook
 from transport.relay.config import load_relay_config
 from transport.relay.front_destinations import FILE_NAME, Loopbacks
@@ -55,7 +55,7 @@ def each(*decoders: Callable[[bytes], object]) -> Callable[[bytes], None]:
 def words_of_an_error(data: bytes) -> None:
     """Never refused: what a proxy answers is told as nothing."""
     assert gateway_link._words(data).isprintable()
-    assert enrolling._words(data, 500)
+    assert first_contact._words(data, 500).isprintable()
 
 
 def file(name: str, read: Callable[[Path], object]) -> Callable[[bytes], None]:
@@ -152,6 +152,7 @@ TARGETS: Final = (
             identity_keeping._decode_renewed,
             lambda data: msgspec.json.decode(data, type=evacuations.Evacuation),
             lambda data: msgspec.json.decode(data, type=enrolling._Enrolled),
+            lambda data: msgspec.json.decode(data, type=first_contact._Root),
         ),
         (),
         (
@@ -162,7 +163,7 @@ TARGETS: Final = (
     ),
     Target(
         "gateway-refusals", words_of_an_error, (), (b'{"error":{"message":"no","next_step":"ask"},"x":[[]]}',),
-        (_R + "gateway_link", _R + "enrolling"),
+        (_R + "gateway_link", _R + "first_contact"),
     ),
     Target("address-book", AddressBook.decode, (ValueError,), (document(A, B),), (_R + "address_book",)),
     Target("link-version", link_version, (LinkRefused,), (b"1", b"2"), ("transport.link_version",)),
