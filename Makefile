@@ -12,6 +12,7 @@
 #   make rollover  replace both CAs, the permit key and the log key under a guest that moves back and forth; some minutes
 #   make kinds   move a guest in every way that QEMU knows, and write the table in docs/migration-kinds.md
 #   make recovery  post-copy that goes on after a relay's death, which is not reliable yet (docs/failures.md)
+#   make criu    fetch the newest CRIU of Debian into .criu, and move a process: its memory goes through a named port
 #   make silence  a guest on its way while the network is gone for 30 s without a word (ARGS="guest SECONDS")
 #   make neighbours  move guests between relays of this commit and of earlier ones (ARGS="--revision COMMIT"), both ways
 #   make upgrade  upgrade a whole site from an earlier commit, process by process, while a guest moves (ARGS="--revision COMMIT")
@@ -32,7 +33,7 @@ ARGS ?=
 FUZZ_SECONDS ?= 60
 KILLS ?= 1000
 
-.PHONY: help demo test check bench rollover failures fuzz fuzz-guided soak soak-sinks kinds recovery silence neighbours upgrade sites newest-qemu other-libvirt nova keycloak editor deb lock setup
+.PHONY: help demo test check bench rollover failures fuzz fuzz-guided soak soak-sinks kinds recovery criu silence neighbours upgrade sites newest-qemu other-libvirt nova keycloak editor deb lock setup
 .DEFAULT_GOAL := help
 
 help:
@@ -76,6 +77,11 @@ recovery:
 	@deploy/setup.sh test
 	@[ -d .qemu-newest ] || deploy/newest-qemu.sh
 	@$(BIN)/pytest -q -n 0 tests/transport/relay/recovery_at_death.py $(ARGS)
+
+criu:
+	@deploy/setup.sh test
+	@deploy/criu.sh
+	@$(BIN)/pytest -q -n 0 tests/transport/relay/criu_pages.py $(ARGS)
 
 silence: ARGS = guest 30
 silence:
