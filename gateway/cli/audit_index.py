@@ -19,7 +19,7 @@ import typer
 from gateway.cli.errors import OPERATOR, REQUESTER, BadConfiguration, Refused
 from gateway.cli.options import JsonOption
 from gateway.cli.output import print_json, say
-from gateway.cli.verification import progress_bar
+from gateway.cli.progress import progress_bar
 from gateway.counted import counted
 
 if TYPE_CHECKING:

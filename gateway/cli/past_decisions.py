@@ -24,7 +24,8 @@ class PastDecisions:
     """Those since a time, and what is to be said of them once they were read."""
 
     def __init__(self, log: Path, since: str) -> None:
-        self._log, self._size = log, FromFolder(log).size()
+        self._log, self.size = log, FromFolder(log).size()
+        self.looked_at = 0  # entries of `size`, with what is not of the time asked for
         self._since = parse_moment(since, datetime.now(UTC), "--since")
         self._first: str | None = None
         self._unusable = self._left_out = 0
@@ -33,6 +34,7 @@ class PastDecisions:
         try:
             for index, entry in self._entries():
                 record = _record_in(entry)
+                self.looked_at = index
                 if record is None:
                     continue
                 self._first = self._first or str(record.get("time"))
@@ -47,13 +49,13 @@ class PastDecisions:
     def _entries(self) -> Iterator[tuple[int, bytes]]:
         """From the first that can be had: those that were pruned are read in their archive, if it is there."""
         reader = LogReader(self._log)
-        pruned = min(read_pruned(self._log).bundles * TILE_WIDTH, self._size)
+        pruned = min(read_pruned(self._log).bundles * TILE_WIDTH, self.size)
         try:
             for first in range(0, pruned, TILE_WIDTH):
                 reader.entry(first)
         except LogTruncated:
             self._left_out = pruned
-        yield from enumerate(reader.entries(self._left_out, self._size), self._left_out)
+        yield from enumerate(reader.entries(self._left_out, self.size), self._left_out)
 
     def notes(self) -> list[str]:
         """To be asked after the decisions."""

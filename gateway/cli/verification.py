@@ -6,10 +6,8 @@
 from __future__ import annotations
 
 import base64
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import BrokenExecutor
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 from gateway.cli.errors import OPERATOR, REQUESTER, BadConfiguration, Refused
-from gateway.cli.output import console
+from gateway.cli.progress import progress_bar
 from gateway.cli.terminal import harmless, plain
 from gateway.counted import counted
 
@@ -91,19 +89,6 @@ def check_log(
         "problems": [{"index": one.index, "what": one.what} for one in verdict.problems],
         "warnings": [{"index": one.index, "what": one.what} for one in verdict.warnings],
     }
-
-
-@contextmanager
-def progress_bar(*, quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
-    """A progress bar on stderr, for a person; None for a program."""
-    if quiet or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    with Progress(BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console(stderr=True)) as bar:
-        task = bar.add_task("entries")
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def show_verdict(out: Console, document: Mapping[str, Any]) -> None:

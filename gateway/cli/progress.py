@@ -1,0 +1,43 @@
+"""How far a command is that lasts: a bar on stderr for a person, nothing for a program."""
+
+# Imports wait until they are needed: most commands are done in a moment.
+# ruff: noqa: PLC0415
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from gateway.cli.output import console
+
+_STRIDE = 64  # between two looks at the bar
+Progress = Callable[[int, int], None] | None  # done, of how many; None shows nothing
+T = TypeVar("T")
+
+
+@contextmanager
+def progress_bar(*, quiet: bool) -> Iterator[Progress]:
+    """A progress bar on stderr, for a person; None for a program."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    with Bar(BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console(stderr=True)) as bar:
+        task = bar.add_task("entries")
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def counted_on(
+    things: Iterable[T], progress: Progress, total: int, done: Callable[[], int] | None = None
+) -> Iterator[T]:
+    """Each of `things`, and the bar moved; `done` tells how many of `total` it is, where it is not their own count."""
+    for number, thing in enumerate(things):
+        if progress is not None and number % _STRIDE == 0:
+            progress(done() if done is not None else number, total)
+        yield thing
+    if progress is not None:
+        progress(total, total)

@@ -1,0 +1,52 @@
+"""A bar for a person who waits at a terminal, and nothing for a program."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gateway.cli.progress import counted_on, progress_bar
+from gateway.starter import EXAMPLE_BUNDLE
+
+
+def test_everything_passes_and_the_bar_ends_full() -> None:
+    told: list[tuple[int, int]] = []
+    assert list(counted_on(range(150), lambda done, total: told.append((done, total)), 150)) == list(range(150))
+    assert told == [(0, 150), (64, 150), (128, 150), (150, 150)]
+
+
+def test_what_was_done_may_be_counted_elsewhere() -> None:
+    told: list[int] = []
+    assert len(list(counted_on("abc", lambda done, _: told.append(done), 900, lambda: 7))) == 3
+    assert told == [7, 900]
+
+
+def test_a_program_gets_no_bar(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_bar(quiet=False) as progress:  # stderr is no terminal here
+        assert progress is None
+    assert capsys.readouterr().err == ""
+
+
+def test_somebody_who_waits_for_a_diff_at_a_terminal_sees_how_far_it_is() -> None:
+    bundle = str(EXAMPLE_BUNDLE)
+    leader, terminal = os.openpty()
+    code = "import sys; from gateway.cli.main import run; sys.argv[0] = 'sealane'; run()"
+    words = [sys.executable, "-c", code, "policy", "diff", bundle, bundle]
+    environment = {**os.environ, "TERM": "xterm", "PYTHONPATH": str(Path(__file__).parents[3])}
+    shown = b""
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=terminal, env=environment) as process:
+        os.close(terminal)
+        try:
+            while piece := os.read(leader, 65536):  # while it runs: a terminal holds little that nobody reads
+                shown += piece
+        except OSError:
+            pass  # nobody holds it any more
+        said, _ = process.communicate(timeout=60)
+    os.close(leader)
+    assert process.returncode == 0
+    asked = int(said.split(b" requests")[0].split()[-1])
+    assert f"{asked}/{asked}".encode() in shown, shown[-300:]
