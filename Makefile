@@ -71,6 +71,7 @@ failures:
 
 kinds:
 	@deploy/setup.sh test
+	@[ -d .qemu-newest ] || deploy/newest-qemu.sh
 	@$(BIN)/python -m tests.transport.kinds_table --write docs/migration-kinds.md $(ARGS)
 
 recovery:

@@ -61,7 +61,9 @@ def main() -> int:
     parser.add_argument("--write", type=Path, help="where the table goes, beside stdout")
     arguments = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
-    programs = [QEMU, *([str(NEWEST)] if NEWEST.exists() else [])]
+    if not NEWEST.exists():  # a table without its column would pass for a whole one
+        parser.exit(2, f"{NEWEST} is missing: run `make newest-qemu`\n")
+    programs = [QEMU, str(NEWEST)]
     rows = {name: row for name, row in ROWS.items() if arguments.only in name}
     columns: dict[str, dict[str, str]] = {}
     for program in programs:
