@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from functools import lru_cache
+from json.scanner import make_scanner
 from typing import Any, Final
 
 from audit.verify_group import Signatures
@@ -16,31 +17,32 @@ from audit.verify_tree import exact_base64
 
 ENTRY_LIMIT = 61440
 
-_ALONE = frozenset({"key", "record", "signature"})
-_GROUPED = _ALONE | {"group"}
-_RECORD_KEYS = frozenset(
-    [
-        "version",
-        "kind",
-        "origin",
-        "sequence",
-        "boot_id",
-        "time",
-        "monotonic_ns",
-        "migration_id",
-        "outcome",
-        "actor",
-        "vm",
-        "source",
-        "destination",
-        "reason",
-        "details",
-    ]
-)
-_KEYS_OF_2 = _RECORD_KEYS | {"clock_error_us"}
+# In the order of canonical form, which is the only one that there is.
+_ALONE: Final = ["key", "record", "signature"]
+_GROUPED: Final = ["group", *_ALONE]
+_PERMIT: Final = ["claims", "decision", "kind"]
+_LINK: Final = ["index", "leaf_hash"]
+_RECORD_KEYS: Final = [
+    "actor",
+    "boot_id",
+    "destination",
+    "details",
+    "kind",
+    "migration_id",
+    "monotonic_ns",
+    "origin",
+    "outcome",
+    "reason",
+    "sequence",
+    "source",
+    "time",
+    "version",
+    "vm",
+]
+_KEYS_OF_2: Final = sorted([*_RECORD_KEYS, "clock_error_us"])
 PERMITTING: Final = frozenset({"allowed", "would_deny"})  # the latter in zones that are being observed
-_ACTOR_KEYS = frozenset({"id", "name", "authenticated_by", "issuer", "groups"})
-_VM_KEYS = frozenset({"name", "uuid"})
+_ACTOR_KEYS: Final = ["authenticated_by", "groups", "id", "issuer", "name"]
+_VM_KEYS: Final = ["name", "uuid"]
 _TEXTS = ("kind", "boot_id")
 _OPTIONAL_TEXTS = ("migration_id", "outcome", "source", "destination", "reason")
 _TIME_FORM = re.compile(r"\d\d\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\.\d\d\d\d\d\dZ", re.ASCII)
@@ -56,10 +58,12 @@ def parse(entry: bytes) -> Mapping[str, Any]:
         raise Malformed(f"it is {len(entry)} bytes long, over {ENTRY_LIMIT}")
     try:
         text = entry.decode("utf-8")
-        value, _ = _decode(text)
+        value, _ = _decode(text, 0)
         # A key that occurs twice is one key in `value`, so that it does not encode back to the same either; nor does
         # what goes on after its value.
         same = "".join(_encode(value, 0)) == text
+    except StopIteration:
+        raise Malformed("it is not JSON of this log's kind: no value is there") from None
     except (ValueError, RecursionError) as error:
         raise Malformed(f"it is not JSON of this log's kind: {error}") from error
     if not same:
@@ -83,7 +87,8 @@ def record_faults(
     Without `signature` that of the record is not checked: the tree's, which covers the record, then stands for it.
     """
     record = value.get("record")
-    if (value.keys() != _ALONE and value.keys() != _GROUPED) or not isinstance(record, dict):
+    members = [*value]
+    if members not in (_GROUPED, _ALONE) or not isinstance(record, dict):
         yield "it is neither a record nor a permit entry"
         return
     candidates = signatures.candidates(origin, value["key"])
@@ -96,8 +101,8 @@ def record_faults(
         yield f"its version {version!r} is unknown"
         return
     expected = _RECORD_KEYS if version == 1 else _KEYS_OF_2
-    if record.keys() != expected:
-        yield f"its fields are not those of a record: {sorted(set(record) ^ expected)}"
+    if [*record] != expected:
+        yield f"its fields are not those of a record: {sorted(set(record) ^ set(expected))}"
         return
     if record["sequence"] != index or isinstance(record["sequence"], bool):
         yield f"it says that it is number {record['sequence']!r}"
@@ -113,10 +118,10 @@ def permit_faults(
 ) -> Iterator[str]:
     """Everything that is wrong with a permit entry at `index` that follows `decision` (None: no record)."""
     claims, link = value.get("claims"), value.get("decision")
-    if set(value) != {"claims", "decision", "kind"} or value["kind"] != "sealane-permit":
+    if [*value] != _PERMIT or value["kind"] != "sealane-permit":
         yield "it is neither a record nor a permit entry"
         return
-    if not isinstance(claims, dict) or not isinstance(link, dict) or set(link) != {"index", "leaf_hash"}:
+    if not isinstance(claims, dict) or not isinstance(link, dict) or [*link] != _LINK:
         yield "it is a malformed permit entry"
         return
     if decision is None or decision_hash is None:
@@ -131,9 +136,8 @@ def permit_faults(
     if not claims.get("migration_id") or claims["migration_id"] != decision.get("migration_id"):
         yield "it is a permit for another migration than its decision"
     vm = decision.get("vm")
-    decided = {"vm": vm.get("uuid") if isinstance(vm, dict) else None}
-    decided |= {name: decision.get(name) for name in ("source", "destination")}
-    for name, what in decided.items():
+    for name in ("vm", "source", "destination"):
+        what = decision.get(name) if name != "vm" else vm.get("uuid") if isinstance(vm, dict) else None
         if what is not None and claims.get(name) != what:
             yield f"it is a permit for another {name} than its decision"
 
@@ -157,19 +161,19 @@ def _shape_faults(record: Mapping[str, Any]) -> Iterator[str]:
         if type(record[name]) is not str or not record[name]:
             yield f"its {name} is not a text"
     for name in _OPTIONAL_TEXTS:
-        if record[name] is not None and type(record[name]) is not str:
+        if (text := record[name]) is not None and type(text) is not str:
             yield f"its {name} is neither null nor a text"
     if type(record["monotonic_ns"]) is not int or record["monotonic_ns"] < 0:
         yield "its monotonic_ns is not a count"
     error_us = record.get("clock_error_us")
     if error_us is not None and (type(error_us) is not int or error_us < 0):
         yield "its clock_error_us is neither null nor a count"
-    if not isinstance(record["details"], dict):
+    if type(record["details"]) is not dict:
         yield "its details are not an object"
     actor, vm = record["actor"], record["vm"]
-    if actor is not None and (type(actor) is not dict or actor.keys() != _ACTOR_KEYS):
+    if actor is not None and (type(actor) is not dict or [*actor] != _ACTOR_KEYS):
         yield "its actor is malformed"
-    if vm is not None and (type(vm) is not dict or vm.keys() != _VM_KEYS):
+    if vm is not None and (type(vm) is not dict or [*vm] != _VM_KEYS):
         yield "its vm is malformed"
 
 
@@ -184,7 +188,7 @@ def _refuse_number(text: str) -> object:
     raise ValueError(f"the number {text[:40]} is not an integer")
 
 
-_decode = json.JSONDecoder(parse_float=_refuse_number, parse_constant=_refuse_number).raw_decode
+_decode = make_scanner(json.JSONDecoder(parse_float=_refuse_number, parse_constant=_refuse_number))  # type: ignore[arg-type]
 # JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, check_circular=False), without making one anew
 # for each entry. What was decoded holds no circles to look for, and nothing that needs a default.
 _encode = json.encoder.c_make_encoder(  # type: ignore[attr-defined]  # CPython's, which is all that we run on

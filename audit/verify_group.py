@@ -2,23 +2,42 @@
 
 Shares no code with the writer, on purpose. The format is in docs/audit-log.md. What was found to lead to a signed root
 is remembered for some groups: a log costs one Ed25519 check for each group, and each record its own way up to where an
-earlier one has been. A way that differs from theirs in one bit is walked to its end.
+earlier one has been, or beside it. A way that differs from theirs in one bit is walked to its end.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
-from audit.verify_tree import PinnedKey, exact_base64, hash_children, hash_leaf
+from audit.verify_tree import PinnedKey, canonical_base64, exact_base64, hash_children, hash_leaf
 
 RECORD_PREFIX: Final = b"sealane audit record v1\n"
 GROUP_PREFIX: Final = b"sealane audit group v1\n"
 GROUP_LIMIT: Final = 256
 _SALT_BYTES = 16
 _REMEMBERED: Final = 16
+_PLACE_KEYS: Final = ["index", "path", "salt", "size"]  # in the order of canonical form
+_BEFORE_RECORD: Final = b',"record":'
+_AFTER_RECORD: Final = b',"signature":'
 
 State = tuple[int, int, bytes, bytes]
 """On the way up: number of the node and of the last one on its level, its hash, and the rest of the path. What follows
 depends on nothing else."""
+
+Place = tuple[int, int, bytes, str]
+"""Of a record in its group: its number, how many they are, salt, and the path as it is written."""
+
+_NOTHING: Final[frozenset[State]] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class _Expected:
+    """What follows from a record that was found good, of the one beside it: all but its salt, and its leaf's hash."""
+
+    key: PinnedKey
+    signature: bytes
+    place: tuple[int, int, str]
+    leaf: bytes
 
 
 class Signatures:
@@ -28,6 +47,8 @@ class Signatures:
         self._keys = keys
         self._named: dict[tuple[str, object], list[PinnedKey]] = {}
         self._good: dict[tuple[int, int, bytes], set[State]] = {}  # by key, size and signature
+        self._expected: _Expected | None = None
+        self._decoded: tuple[str, bytes] = "", b""  # the last signature: all records of a group have the same one
 
     def candidates(self, origin: str, key_id: object) -> list[PinnedKey]:
         """The given keys that a record of this log may name."""
@@ -43,59 +64,101 @@ class Signatures:
     def fault(self, value: Mapping[str, Any], entry: bytes, candidates: Sequence[PinnedKey], *, check: bool) -> str:
         """What is wrong with the signature of the record entry; empty: nothing. Without `check`, its form alone."""
         try:
-            signature = exact_base64(value["signature"]) if isinstance(value["signature"], str) else b""
-            place = _Place(value["group"]) if "group" in value else None
+            signature = self._decode(value["signature"])
+            place = _place(value["group"]) if "group" in value else None
+            if check and place is not None and self._is_expected(place, entry, signature, candidates):
+                return ""
+            path = _path(place) if place is not None else b""
         except ValueError:
-            return "its signature is malformed"
-        if len(signature) != 64:
             return "its signature is malformed"
         if not check:
             return ""
         record = _record_in(entry)
-        if place is None:
-            good = any(key.verifies(RECORD_PREFIX + record, signature) for key in candidates)
-        else:
-            good = any(self._is_of_group(key, place, record, signature) for key in candidates)
-        return "" if good else "its signature is wrong"
+        for key in candidates:
+            if place is None:
+                if key.verifies(RECORD_PREFIX + record, signature):
+                    return ""
+            elif self._is_of_group(key, place, path, record, signature):
+                return ""
+        return "its signature is wrong"
 
-    def _is_of_group(self, key: PinnedKey, place: "_Place", record: bytes, signature: bytes) -> bool:
-        group = (id(key), place.size, signature)  # the keys live as long as this does
-        known = self._good.get(group, set())
+    def _decode(self, text: Any) -> bytes:
+        """A signature's 64 bytes. Raises ValueError."""
+        known, signature = self._decoded
+        if text != known or not known:
+            signature = exact_base64(text) if isinstance(text, str) else b""
+            if len(signature) != 64:
+                raise ValueError("a signature has 64 bytes")
+            self._decoded = text, signature
+        return signature
+
+    def _is_expected(self, place: Place, entry: bytes, signature: bytes, candidates: Sequence[PinnedKey]) -> bool:
+        """Whether it is, in every bit, what the record before it said of the one beside it."""
+        index, size, salt, path = place
+        expected = self._expected
+        return (
+            expected is not None
+            and (index, size, path) == expected.place
+            and signature == expected.signature
+            and expected.key in candidates
+            and hash_leaf(salt + _record_in(entry)) == expected.leaf
+        )
+
+    def _is_of_group(self, key: PinnedKey, place: Place, path: bytes, record: bytes, signature: bytes) -> bool:
+        index, size, salt, _ = place
+        group = (id(key), size, signature)  # the keys live as long as this does
+        known = self._good.get(group, _NOTHING)
+        state: State = (index, size - 1, hash_leaf(salt + record), path)
         passed: list[State] = []
-        state: State | None = (place.index, place.size - 1, hash_leaf(place.salt + record), place.path)
         while state not in known:
-            if state is None:
-                return False
+            node, last, found, rest = state
             passed.append(state)
-            _, last, root, rest = state
             if not rest:
-                message = GROUP_PREFIX + place.size.to_bytes(2, "big") + root
-                if last or not key.verifies(message, signature):
+                if last or not key.verifies(GROUP_PREFIX + size.to_bytes(2, "big") + found, signature):
                     return False
                 break
-            state = _parent(state)
-        known.update(passed)
+            parent = _parent(state)
+            if parent is None:
+                return False
+            if node & 1 or node != last:  # the other child leads there, too, and its hash is in the path
+                passed.append((node ^ 1, last, rest[:32], found + rest[32:]))
+            state = parent
+        if passed and not index & 1 and index + 1 < size:
+            self._expected = _Expected(
+                key, signature, (index + 1, size, canonical_base64(passed[0][2] + path[32:])), path[:32]
+            )
+        self._remember(group, passed)
+        return True
+
+    def _remember(self, group: tuple[int, int, bytes], passed: Sequence[State]) -> None:
         if group not in self._good:
             if len(self._good) >= _REMEMBERED:
                 del self._good[next(iter(self._good))]  # the oldest
-            self._good[group] = known
-        return True
+            self._good[group] = set()
+        self._good[group].update(passed)
 
 
-class _Place:
-    """Where the record stands in its group. Raises ValueError where it can stand nowhere."""
+def _place(value: Any) -> Place:
+    """Where the record says that it stands in its group. Raises ValueError where it can stand nowhere."""
+    if not isinstance(value, dict) or [*value] != _PLACE_KEYS:
+        raise ValueError("other members than those of a group")
+    index, path, salt, size = value.values()
+    if not (type(index) is type(size) is int and isinstance(salt, str) and isinstance(path, str)):
+        raise ValueError("members of other types than those of a group")
+    if not 2 <= size <= GROUP_LIMIT or not 0 <= index < size:
+        raise ValueError("there is no such group, or no such place in it")
+    decoded_salt = exact_base64(salt)
+    if len(decoded_salt) != _SALT_BYTES:
+        raise ValueError("its salt is no such thing")
+    return index, size, decoded_salt, path
 
-    def __init__(self, value: Any) -> None:
-        if not isinstance(value, dict) or value.keys() != {"index", "path", "salt", "size"}:
-            raise ValueError("other members than those of a group")
-        self.index, self.size, salt, path = value["index"], value["size"], value["salt"], value["path"]
-        if not (type(self.index) is type(self.size) is int and isinstance(salt, str) and isinstance(path, str)):
-            raise ValueError("members of other types than those of a group")
-        if not 2 <= self.size <= GROUP_LIMIT or not 0 <= self.index < self.size:
-            raise ValueError("there is no such group, or no such place in it")
-        self.salt, self.path = exact_base64(salt), exact_base64(path)
-        if len(self.salt) != _SALT_BYTES or len(self.path) % 32:
-            raise ValueError("its salt or its path is no such thing")
+
+def _path(place: Place) -> bytes:
+    """The hashes on its way up, joined. Raises ValueError."""
+    decoded = exact_base64(place[3])
+    if len(decoded) % 32:
+        raise ValueError("its path is no such thing")
+    return decoded
 
 
 def _parent(state: State) -> State | None:
@@ -115,5 +178,4 @@ def _parent(state: State) -> State | None:
 def _record_in(entry: bytes) -> bytes:
     """The canonical record within a canonical entry: {…"key":"…","record":…,"signature":"…"}, in this order."""
     # Before it stand a known key id and, of a group, what was found to be numbers and base64: no quote is in them.
-    start = entry.index(b',"record":') + len(b',"record":')
-    return entry[start : entry.rindex(b',"signature":')]
+    return entry[entry.index(_BEFORE_RECORD) + len(_BEFORE_RECORD) : entry.rindex(_AFTER_RECORD)]

@@ -7,6 +7,8 @@ permit and its decision, two records and the time between them) is seen whoever 
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +104,7 @@ class _Range:
     signatures: Signatures
     found: Found = field(default_factory=Found)
     _authorities: Sequence[x509.Certificate] = ()
-    _last_record: Mapping[str, Any] | None = None
+    _last_clock: "tuple[datetime, int, object] | None" = None  # of the last record
     _previous: tuple[Mapping[str, Any] | None, bytes] | None = None  # the entry before: (record, leaf hash)
 
     def run(self) -> Found:
@@ -120,14 +122,13 @@ class _Range:
                 self.found.is_cut_short = True  # without this bundle no later index or hash is known
                 break
             sealed, entries = bundle
+            leaves = [hash_leaf(entry) for entry in entries]
             stored = self._stored_tile(number, required=sealed) if wanted == WIDTH else None
-            leaves = []
-            for offset, entry in enumerate(entries):
-                leaf = hash_leaf(entry)
-                leaves.append(leaf)
-                if stored is not None and stored[32 * offset : 32 * offset + 32] != leaf:
-                    self._report(first + offset, "it does not have the hash in its tile")
-                self._entry(first + offset, entry, leaf, signature=draw is None or draw.randrange(job.one_in) == 0)
+            differs = stored is not None and stored != b"".join(leaves)
+            for index, entry, leaf in zip(count(first), entries, leaves, strict=False):
+                if differs and stored is not None and stored[32 * (index - first) :][:32] != leaf:
+                    self._report(index, "it does not have the hash in its tile")
+                self._entry(index, entry, leaf, signature=draw is None or draw.randrange(job.one_in) == 0)
             self._close(number, sealed, leaves)
         return self.found
 
@@ -139,7 +140,7 @@ class _Range:
         if stored is None:
             return False
         self.found.pruned += WIDTH
-        self._previous = self._last_record = None
+        self._previous = self._last_clock = None
         self._close(number, True, [stored[32 * offset : 32 * offset + 32] for offset in range(WIDTH)])
         return True
 
@@ -165,7 +166,7 @@ class _Range:
             if offset == 0:
                 self._previous = (record, hash_leaf(entry))
             if record is not None:
-                self._last_record = record
+                self._last_clock = _clock_of(record)
                 return
 
     def _report(self, index: int | None, what: str) -> None:
@@ -232,21 +233,20 @@ class _Range:
 
     def _clock(self, index: int, record: Mapping[str, Any]) -> None:
         """Warn of time that runs backwards or jumps without a record of kind `clock-step` that says so."""
-        details = record.get("details")
-        promise = details.get("heartbeat_seconds") if isinstance(details, dict) else None
-        if record.get("kind") == "gateway.started" and type(promise) is int:
-            self.found.promises[str(record.get("boot_id"))] = promise
-        before, self._last_record = self._last_record, record
-        if before is None or record.get("kind") == "clock-step":
+        kind = record.get("kind")
+        if kind == "gateway.started" and isinstance(details := record.get("details"), dict):
+            promise = details.get("heartbeat_seconds")
+            if type(promise) is int:
+                self.found.promises[str(record.get("boot_id"))] = promise
+        before, self._last_clock = self._last_clock, _clock_of(record)
+        if before is None or self._last_clock is None or kind == "clock-step":
             return
-        now, then = verify_entry.time_of(record), verify_entry.time_of(before)
-        ticks, ticks_before = record.get("monotonic_ns"), before.get("monotonic_ns")
-        if now is None or then is None or type(ticks) is not int or type(ticks_before) is not int:
-            return
+        then, ticks_before, boot_before = before
+        now, ticks, boot = self._last_clock
         wall = (now - then).total_seconds()
         if wall < 0:
             self._warn(index, f"its clock is {-wall:.6f} s behind the record before it")
-        if record.get("boot_id") != before.get("boot_id"):
+        if boot != boot_before:
             return
         elapsed = (ticks - ticks_before) / 1e9
         if elapsed < 0:
@@ -254,7 +254,17 @@ class _Range:
         elif abs(wall - elapsed) > _STEP_SECONDS + _SLEW * elapsed:
             self._warn(index, f"the clock was stepped by {wall - elapsed:+.3f} s (or the machine slept)")
         if elapsed > SILENCE_SECONDS and len(self.found.silences) < MAX_SILENCES:
-            self.found.silences.append(Silence(index, elapsed, str(record.get("boot_id"))))
+            self.found.silences.append(Silence(index, elapsed, str(boot)))
+
+
+_Clock = tuple[datetime, int, object]
+"""What a record says of its moment: time, monotonic nanoseconds, boot."""
+
+
+def _clock_of(record: Mapping[str, Any]) -> _Clock | None:
+    """None where it is malformed."""
+    now, ticks = verify_entry.time_of(record), record.get("monotonic_ns")
+    return (now, ticks, record.get("boot_id")) if now is not None and type(ticks) is int else None
 
 
 def add(problems: list[Problem], index: int | None, what: str) -> None:

@@ -18,7 +18,9 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
-_SAME = {"migration_id": "migration_id", "source": "source", "destination": "destination", "outcome": "outcome"}
+_SAME_AS_RECORD = ("migration_id", "source", "destination", "outcome")
+_SAME_AS_DETAILS = ("role", "jti")
+_decode = json.JSONDecoder().decode  # as json.loads does, without asking for each text what it is
 
 
 def is_unsigned(details: Mapping[str, Any]) -> bool:
@@ -36,18 +38,20 @@ def receipt_faults(record: Mapping[str, Any], authorities: Sequence[x509.Certifi
     if hashlib.sha256(body_text.encode("utf-8")).hexdigest() != details.get("body_sha256"):
         yield "its receipt's body does not have the digest that the record says"
     try:
-        body = json.loads(body_text)
+        body = _decode(body_text)
     except (ValueError, RecursionError):
         body = None
     if not isinstance(body, dict):
         yield "its receipt's body is not a JSON object"
         return
+    for name in _SAME_AS_RECORD:
+        if body.get(name) != record.get(name):
+            yield f"its receipt speaks of another {name} than the record"
     vm = record.get("vm")
-    expected = {name: record.get(field) for name, field in _SAME.items()}
-    expected |= {"vm": vm.get("uuid") if isinstance(vm, dict) else None}
-    expected |= {name: details.get(name) for name in ("role", "jti")}
-    for name, value in expected.items():
-        if body.get(name) != value:
+    if body.get("vm") != (vm.get("uuid") if isinstance(vm, dict) else None):
+        yield "its receipt speaks of another vm than the record"
+    for name in _SAME_AS_DETAILS:
+        if body.get(name) != details.get(name):
             yield f"its receipt speaks of another {name} than the record"
     if not is_unsigned(details):
         yield from _signature_faults(details, body, body_text, authorities)

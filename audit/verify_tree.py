@@ -109,6 +109,11 @@ def exact_base64(text: str) -> bytes:
     return blob
 
 
+def canonical_base64(data: bytes) -> str:
+    """The one spelling that `exact_base64` takes."""
+    return binascii.b2a_base64(data, newline=False).decode("ascii")
+
+
 def hash_leaf(entry: bytes) -> bytes:
     """RFC 6962 leaf hash."""
     return hashlib.sha256(b"\x00" + entry).digest()
@@ -155,11 +160,11 @@ def file_of(directory: Path, kind: str, number: int) -> Path:
 
 def read_frames(data: bytes) -> tuple[list[bytes], int]:
     """The entries of u16-length-prefixed `data`, and how many bytes at its end are no whole entry."""
-    entries, rest = [], memoryview(data)
-    while len(rest) >= 2:
-        length = rest[0] << 8 | rest[1]
-        if len(rest) < 2 + length:
+    entries, position, end = [], 0, len(data)
+    while position + 2 <= end:
+        following = position + 2 + (data[position] << 8 | data[position + 1])
+        if following > end:
             break
-        entries.append(bytes(rest[2 : 2 + length]))
-        rest = rest[2 + length :]
-    return entries, len(rest)
+        entries.append(data[position + 2 : following])
+        position = following
+    return entries, end - position

@@ -215,6 +215,40 @@ def test_a_path_that_leaves_a_known_one_anywhere_is_refused() -> None:
         )
 
 
+@pytest.mark.parametrize("size", [2, 3, 5, 64])
+def test_whatever_differs_from_what_the_record_before_it_said_is_refused(size: int) -> None:
+    """Of the record beside it a good one says all but the salt: what is taken for it must be it, in every bit."""
+    entries, other = grouped(size), grouped(size, start=size)
+    for index in range(1, size, 2):
+        value, beside = json.loads(entries[index]), json.loads(other[index])
+        own = value["group"]
+        path = base64.b64decode(own["path"])
+        forged = [
+            value | {"record": value["record"] | {"reason": "another"}},
+            value | {"record": beside["record"]},
+            value | {"signature": beside["signature"]},
+            value | {"key": OTHER_SIGNER.key_id},
+            *(
+                value | {"group": own | change}
+                for change in (
+                    {"index": True},
+                    {"index": index - 1},
+                    {"size": size + 1},
+                    {"salt": b64(bytes(16))},
+                    {"salt": ""},
+                    {"path": own["path"] + "\n"},
+                    {"path": b64(path + bytes(32))},
+                    {"path": b64(path[:-1] + bytes([path[-1] ^ 1]))},
+                )
+            ),
+        ]
+        for one in map(reencode, forged):
+            signatures = Signatures([KEY, read_vkey(OTHER_SIGNER.vkey)])
+            assert is_believed(entries[index - 1], signatures=signatures)
+            assert not is_believed(one, signatures=signatures), one
+            assert is_believed(entries[index], signatures=signatures)
+
+
 def test_a_group_known_under_one_key_is_not_known_under_another() -> None:
     both = Signatures([KEY, read_vkey(OTHER_SIGNER.vkey)])
     data = grouped(2)[0]
