@@ -78,6 +78,9 @@ def read_private(path: Path, limit_bytes: int) -> bytes:
     """What is in a file that only its owner can read. Raises `KeyFileError`."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except PermissionError:
+        problem, remedy = "cannot be opened (Permission denied)", f"run: chown {os.geteuid()} {path}, or see its folder"
+        raise KeyFileError(path, problem, remedy) from None
     except OSError as error:
         raise KeyFileError(path, f"cannot be opened ({error.strerror})", "give the path of a private key") from None
     try:

@@ -35,7 +35,7 @@ SigningRequest = Annotated[str, Field(min_length=1, max_length=8 * 1024)]
 
 
 class TokenWish(Body):
-    """`minutes`: how long it may wait to be used; at most, and by default, what the gateway's [enrolment] says."""
+    """`minutes`: how long it may wait to be used; by default, and at most, what the gateway's [enrolment] says."""
 
     host: HostName
     minutes: Annotated[int, Field(ge=1, le=10_080)] | None = None

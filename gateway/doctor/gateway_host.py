@@ -20,6 +20,7 @@ from gateway.doctor.finding import Finding
 from gateway.doctor.machine import open_files, suid_dumps, swap
 from gateway.doctor.network import listen_finding
 from gateway.doctor.pairs import name_finding, pair_findings
+from gateway.doctor.service_user import as_service_user
 from gateway.errors import ConfigRefused, StartRefused
 from gateway.reloading import load_policy
 from gateway.rollover.places import Places, Stage
@@ -39,6 +40,19 @@ def gateway_host_findings(path: Path, root: Path, now: datetime) -> Iterator[Fin
     except ConfigRefused as error:
         yield Finding("configuration", "wrong", error.detail, error.next_step)
         return
+    with as_service_user(config.path(config.gateway.state_dir)):
+        found = list(_as_the_service(path, now))
+    yield from found
+    yield listen_finding(config.listen.host, config.listen.port)
+
+
+def _as_the_service(path: Path, now: datetime) -> Iterator[Finding]:
+    """All that the gateway reads."""
+    try:
+        config = configuration.load(path)
+    except ConfigRefused as error:
+        yield Finding("configuration", "wrong", error.detail, error.next_step)
+        return
     yield Finding("configuration", "ok", f"{path} is understood")
     yield key_finding(config.path(config.tls.private_key))
     yield from _signing_keys(config)
@@ -53,7 +67,6 @@ def gateway_host_findings(path: Path, root: Path, now: datetime) -> Iterator[Fin
     yield folder_finding(config.path(config.gateway.state_dir), 0o700)
     yield folder_finding(config.path(config.log.directory), 0o750)
     yield _space(config)
-    yield listen_finding(config.listen.host, config.listen.port)
     yield from _policy(config)
 
 

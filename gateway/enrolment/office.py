@@ -105,7 +105,14 @@ class Office:
         spiffe_id = self._spiffe_id(name)
         event = await self._permitted("EnrolHost", "host.token_issued", person, spiffe_id, None, now, address)
         self._listed(spiffe_id)
-        minutes = min(minutes or self.terms.token_minutes, self.terms.token_minutes)
+        if minutes is None:
+            minutes = self.terms.token_minutes
+        elif minutes > self.terms.token_minutes:
+            # Cut in silence, somebody would rely on a token that has ended.
+            raise RequestRefused(
+                f"a token waits {self.terms.token_minutes} minutes at most here, not {minutes}",
+                next_step="ask for fewer minutes, or set token_minutes of [enrolment] in the gateway's file",
+            )
         expires = int(now.timestamp()) + minutes * 60
         root_sha256 = self.terms.root.fingerprint(hashes.SHA256())
         token = EnrolmentToken(name, root_sha256, secrets.token_bytes(SECRET_BYTES))

@@ -156,6 +156,16 @@ async def test_a_host_that_the_inventory_does_not_list_gets_no_token(site: Site)
         assert "inventory" in answer.json()["error"]["next_step"]
 
 
+async def test_a_token_that_should_wait_longer_than_it_may_is_refused_and_not_cut(site: Site) -> None:
+    async with enrolling(site) as running:
+        officer = running.person(OFFICER)
+        answer = await officer.post("/v1/enrolment/tokens", json={"host": "b", "minutes": 61})
+        assert answer.status_code == 400
+        assert "60 minutes at most" in answer.json()["error"]["message"]
+        assert await running.records("host.token_issued") == []
+        assert (await officer.post("/v1/enrolment/tokens", json={"host": "b", "minutes": 60})).status_code == 200
+
+
 async def test_guesses_are_throttled_and_do_not_fill_the_log(site: Site) -> None:
     async with enrolling(site) as running, stranger(running, site) as client:
         codes = [(await enrol(client, f"slt1.b.{'A' * 43}.{'A' * 43}", new_key())).status_code for _ in range(14)]

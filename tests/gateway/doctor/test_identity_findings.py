@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import pwd
+import shutil
+import tempfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -60,6 +64,32 @@ def test_the_name_by_which_the_gateway_is_called(site: Site) -> None:
     assert unknown is not None
     assert (known.status, unknown.status) == ("ok", "attention")
     assert "elsewhere" in unknown.message
+
+
+def test_root_sees_a_gateways_files_as_the_user_whom_it_runs_as(site: Site) -> None:
+    """As root it once advised to give the keys to root: the gateway could not have read them."""
+    service = pwd.getpwnam("nobody")
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
+        folder = Path(name)
+        folder.chmod(0o755)  # a folder of pytest's is root's alone
+        shutil.copytree(site.directory, folder / "site")
+        (folder / "site" / "state").mkdir(mode=0o700)
+        config = folder / "site" / site.gateway_config.name
+        keys = sorted((folder / "site").rglob("gateway/*.key"))
+        assert len(keys) >= 2
+        for each in (folder / "site", *(folder / "site").rglob("*")):
+            os.chown(each, service.pw_uid, service.pw_gid)
+
+        def wrong() -> list[Finding]:
+            found = gateway_host_findings(config, Path("/"), datetime.now(UTC))
+            return [each for each in found if each.status == "wrong"]
+
+        assert wrong() == []
+        for key in keys:
+            os.chown(key, 0, 0)
+        assert {each.check for each in wrong()} == {"private_key"}
+        assert all(f"chown {service.pw_uid} " in each.message for each in wrong())
+        assert os.geteuid() == 0
 
 
 def test_what_ends_soon_is_said_before_it_ends(site: Site) -> None:
