@@ -111,6 +111,13 @@ def test_a_disk_that_is_copied_needs_an_image_as_large(there_is: Disk, severity:
     assert [each.severity for each in found] == ([] if severity is None else [severity])
 
 
+@pytest.mark.parametrize("said", ["two", "-1", "9" * 5000, "²"])
+def test_numbers_in_a_domains_xml_that_are_none_count_as_not_told(said: str) -> None:
+    xml = f"<domain type='kvm'><vcpu>{said}</vcpu><memory unit='KiB'>{said}</memory></domain>"
+    machine = read_machine(xml, "running")
+    assert (machine.vcpus, machine.memory_bytes) == (0, 0)
+
+
 def test_sizes_are_left_out_for_a_side_that_does_not_know_them() -> None:
     sized = msgspec.structs.replace(QEMU, disks=(Disk(name="vda", size_bytes=20),))
     assert b"size_bytes" in msgspec.json.encode(sized)

@@ -17,6 +17,7 @@ from transport.libvirt_rpc.domain_xml import DomainRules
 
 # Of these folders the relay's unit gives it others, or none (deploy/systemd).
 _HIDDEN: Final = ("/dev/", "/home/", "/root/")
+_MOST_DIGITS: Final = 18
 _UNITS: Final = {"b": 1, "bytes": 1, "KiB": 1 << 10, "k": 1 << 10, "MiB": 1 << 20, "M": 1 << 20, "GiB": 1 << 30}
 # These stop a migration whatever the destination has; others of `devices_of` depend on the versions.
 _NEVER: Final = {
@@ -52,7 +53,7 @@ def read_machine(xml: str, state: str) -> Machine:
         emulator=_text(domain, "./devices/emulator"),
         cpu=_text(domain, "./cpu/model") or (cpu.get("mode", "") if cpu is not None else ""),
         cpu_xml=ElementTree.tostring(cpu, "unicode")[: 16 * 1024] if cpu is not None else "",
-        vcpus=int(_text(domain, "./vcpu") or 0),
+        vcpus=_number(_text(domain, "./vcpu")),
         memory_bytes=_bytes(domain.find("./memory")),
         hugepage_kib=(_bytes(page) >> 10 if page is not None else 2048) if hugepages is not None else 0,
         devices=devices,
@@ -270,4 +271,9 @@ def _bytes(element: ElementTree.Element | None) -> int:
     if element is None:
         return 0
     text = element.get("size") or element.text or "0"
-    return int(text) * _UNITS.get(element.get("unit", "KiB"), 1 << 10) if text.isascii() and text.isdigit() else 0
+    return _number(text) * _UNITS.get(element.get("unit", "KiB"), 1 << 10)
+
+
+def _number(text: str) -> int:
+    """0 for what is none, or none that libvirt could mean: Python refuses to read more than some thousand digits."""
+    return int(text) if len(text) <= _MOST_DIGITS and text.isascii() and text.isdigit() else 0
