@@ -14,6 +14,7 @@ import trio.testing
 from tests.transport.relay.conftest import until
 from tests.transport.relay.fake_gateway import FakeGateway, serving_https
 from tests.transport.site import Site
+from transport.hypervisors.preflight_facts import Disk, Inspection, Machine
 from transport.link_version import NEWEST
 from transport.relay.gateway_link import GatewayAway, GatewayLink, GatewayRefuses, NewsDesk
 from transport.relay.gateway_links import GatewayLinks
@@ -146,6 +147,23 @@ async def test_a_gateway_of_which_nothing_is_common_is_away_and_the_word_says_wh
     with pytest.raises(GatewayAway, match=f"upgrade {who}: it speaks version"):  # and receipts stay here
         await link.bring_receipt(b"{}")
     await link.close()
+
+
+@pytest.mark.parametrize(("link", "is_told"), [(str(NEWEST), True), (None, False)])
+async def test_a_gateway_that_knows_no_sizes_of_disks_is_told_none(
+    answering: tuple[RelayHost, FakeGateway], link: str | None, is_told: bool
+) -> None:
+    host, gateway = answering
+    gateway.link = link
+    said = GatewayLink(host)
+    await said.show_permit("x")  # any call: by its answer the version is known
+    await said.answer_inspection("i", Inspection(machine=Machine(kind="qmp", state="x", disks=(DISK,))))
+    (told,) = gateway.paths("/v1/relay/inspection")
+    assert ("size_bytes" in told["found"]["machine"]["disks"][0]) is is_told
+    await said.close()
+
+
+DISK = Disk(name="vda", size_bytes=1024)
 
 
 @pytest.mark.parametrize(
