@@ -20,6 +20,7 @@ from policy.engine import Decision, Engine
 from policy.errors import FactRefused
 from policy.facts import (
     NEVER_CONFIRMED,
+    OPEN_PORT,
     Context,
     HostFacts,
     Person,
@@ -36,7 +37,6 @@ from transport.hypervisors.moving import AS_CONFIGURED, How
 log = structlog.get_logger("gateway.asking")
 
 DEFAULT_PORTS: Final = ("memory",)
-OPEN_PORT: Final = "OpenPort"  # the action by which a port of another program is opened
 LIBVIRT_PORTS: Final = ("libvirt", "memory")  # where libvirt has the VM, as its host's relay reports
 
 

@@ -18,6 +18,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from gateway.standing import Standing, standing_of
+from policy.facts import OPEN_PORT
 
 BEGIN_GRACE_SECONDS: Final = 60  # after a permit's `exp`: clock skew, and a report that is under way
 END_GRACE_SECONDS: Final = 300  # after `session_until`, for receipts that are spooled
@@ -279,7 +280,7 @@ def from_decision(index: int, record: Mapping[str, Any]) -> Migration:
         break_glass=details.get("asked", {}).get("break_glass"),
         standing=standing_of(record),
         site_role=(details.get("site") or {}).get("role"),
-        moves_guest=details.get("action") != "OpenPort",
+        moves_guest=details.get("action") != OPEN_PORT,
     ).expecting_silence()
 
 

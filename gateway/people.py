@@ -23,7 +23,7 @@ from gateway.sealed_people import SEAL_BROKEN, SIGNED_IN, SealBroken, SealedIssu
 from gateway.services import ServiceRefused, Services
 from gateway.throttle import Throttle
 from policy.errors import DirectoryRefused, DirectoryUnavailable, FactRefused, IssuerUnavailable, TokenRefused
-from policy.facts import CLIENT_CERTIFICATE, NOT_AUTHENTICATED, DirectoryFacts, Person, group_id
+from policy.facts import CLIENT_CERTIFICATE, NOT_AUTHENTICATED, OPEN_PORT, DirectoryFacts, Person, group_id
 from policy.identity.active_directory import ActiveDirectory, resolve
 from policy.identity.directory_account import AccountAttribute
 from policy.identity.local import LocalDirectory, LocalPerson, issue_token
@@ -38,7 +38,7 @@ PRIVILEGED_ACTIONS: Final = frozenset(
         "ApproveBreakGlass",
         "EndBreakGlass",
         "OpenLibvirt",
-        "OpenPort",
+        OPEN_PORT,
     }
 )
 TOKEN_FACTS_SECONDS: Final = 3_600  # how long what only a token told is believed after its end, of what runs

@@ -23,6 +23,7 @@ from gateway.recording import EntryAfter, Event, Recorded, document_of
 from gateway.standing import standing_of
 from gateway.witnessing import Witnessing
 from policy.engine import Decision
+from policy.facts import OPEN_PORT
 from policy.permit import (
     MAX_PROOF_CHECKPOINT_CHARS,
     Limits,
@@ -124,7 +125,7 @@ def sealed_permit(
         break_glass=facts.asked.break_glass,
         standing=standing_of(document_of(event)),
         site_role=str(facts.site["role"]) if facts.site is not None else None,
-        moves_guest=facts.asked.named_port is None,
+        moves_guest=facts.asked.action != OPEN_PORT,
     ).expecting_silence()
     document = {
         "kind": "migrate",

@@ -16,7 +16,8 @@ from typing import Final
 
 from policy.errors import FactRefused
 
-VM_ACTIONS: Final = ("MigrateVm", "Evacuate", "BreakGlass", "OpenLibvirt", "OpenPort")
+OPEN_PORT: Final = "OpenPort"  # the action by which a port of another program is opened; it moves no guest
+VM_ACTIONS: Final = ("MigrateVm", "Evacuate", "BreakGlass", "OpenLibvirt", OPEN_PORT)
 GATEWAY_ACTIONS: Final = (
     "CheckDecision", "ReadAudit", "ExportAudit", "ReadInventory", "ReadOwnMigrations", "CancelMigration",
     "PublishPolicy", "EnrolHost", "RevokeHost", "RollKey", "ReadSiem", "ManageSiem", "PruneLog",

@@ -6,6 +6,7 @@ TransportError
 ├── PeerCancelled       the requester or the peer's operator: the peer ended the session in order
 ├── ConnectionBroken    the network, or a peer that died: the session may be settled later, never taken for an end
 ├── LocalBroken         the operator of this host: the hypervisor's connection failed
+│   └── NobodyListens   the operator of the destination: no program is where a port leads
 ├── SpoolFailed         the operator of this host: durable state cannot be read or written
 ├── ConfigurationError  the operator of this host: configuration file, key or socket folder
 └── Misuse              us: a bug of this program
@@ -63,11 +64,15 @@ class ProtocolViolation(TransportError):
 
 
 class OfferRefused(TransportError):
-    """An offer was refused: by our own check before it was sent, or by the destination relay."""
+    """An offer was refused: by our own check before it was sent, or by the destination relay.
 
-    def __init__(self, code: RefusalCode, detail: str) -> None:
+    `is_told`: whether a peer may read the detail, or the code alone.
+    """
+
+    def __init__(self, code: RefusalCode, detail: str, *, is_told: bool = False) -> None:
         super().__init__(f"offer refused ({code.value}): {detail}")
         self.code = code
+        self.is_told = is_told or code is RefusalCode.BUSY
         self.detail = detail
 
 
@@ -87,6 +92,10 @@ class ConnectionBroken(TransportError):
 
 class LocalBroken(TransportError):
     """The connection to the local hypervisor, or its socket, failed."""
+
+
+class NobodyListens(LocalBroken):
+    """At the destination nobody takes a connection where a port leads."""
 
 
 class SpoolFailed(TransportError):

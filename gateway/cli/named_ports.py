@@ -67,11 +67,18 @@ def pipe_port(opening: Opening, gateway: str | None, ca: Path | None, token_file
 
 
 def _follow(client: GatewayClient, opening: Opening, ready: Any) -> dict[str, Any]:
-    section = _section(opening)
+    section, here = _section(opening)
     has_begun = False
 
     def show(reply: MigrationReply) -> None:
         nonlocal has_begun
+        if here is not None and reply.source is not None and reply.source != here:
+            client.cancel(reply.migration_id)
+            there = reply.source.rpartition("/")[2]
+            raise Refused(
+                f"{opening.vm} is on {there}, by what the gateway knows, and so would the socket be", OPERATOR,
+                f"run this on {there}",
+            )  # fmt: skip
         if reply.state == "running" and not has_begun and reply.vm is not None:
             has_begun = True
             try:
@@ -103,19 +110,26 @@ def _follow(client: GatewayClient, opening: Opening, ready: Any) -> dict[str, An
     }
 
 
-def _section(opening: Opening) -> Any:
-    from transport.errors import ConfigurationError  # noqa: PLC0415 - the relay's parts load slowly
+def _section(opening: Opening) -> tuple[Any, str | None]:
+    """The port's section, and the SPIFFE id of this host if whoever asks may read its certificate."""
+    from certs.errors import CertificateError  # noqa: PLC0415 - the relay's parts load slowly
+    from certs.files import read_certificates  # noqa: PLC0415
+    from certs.identity import spiffe_id_of  # noqa: PLC0415
+    from transport.errors import ConfigurationError  # noqa: PLC0415
     from transport.relay.config import load_relay_config  # noqa: PLC0415
 
     try:
-        ports = load_relay_config(opening.config).ports
+        config = load_relay_config(opening.config)
     except ConfigurationError as error:
         raise BadConfiguration(str(error), OPERATOR, "name the relay's configuration with --config") from None
-    if (section := ports.get(opening.port)) is None:
+    here: str | None = None
+    with suppress(CertificateError):
+        here = str(spiffe_id_of(read_certificates(Path(config.identity.certificate))[0]))
+    if (section := config.ports.get(opening.port)) is None:
         raise BadConfiguration(
             f"{opening.config} has no [ports.{opening.port}]", OPERATOR, "add it at both hosts and reload their relays"
         )
-    return section
+    return section, here
 
 
 class _Pipe:

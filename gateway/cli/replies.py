@@ -316,6 +316,7 @@ class MigrationReply(msgspec.Struct, frozen=True):
     receipts: tuple[dict[str, Any], ...] = ()
     revoked: Revoked | None = None
     vm: VmOfMigration | None = None
+    source: str | None = None
 
 
 class VmOfGrant(msgspec.Struct, frozen=True):

@@ -152,8 +152,31 @@ async def test_tar_goes_where_its_port_leads_under_a_policy_of_its_own_and_the_v
             env=commands.environment(),
         )  # fmt: skip
         assert failed.returncode == 1
-        assert "hypervisor" in json.loads(failed.stderr.splitlines()[-1])["message"]
+        assert "do not say where that port leads" in json.loads(failed.stderr.splitlines()[-1])["message"]
     listener.close()
+
+
+async def test_who_opens_a_port_where_nobody_listens_or_on_another_host_than_the_vms_is_told_so(site: Site) -> None:
+    told = []
+    with trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_STREAM) as listener:
+        async with whole(site) as (running, commands, signed_in):
+            for host, is_bound in (("a", False), ("a", True), ("b", False)):
+                if is_bound:  # the socket is there, and nobody takes connections on it
+                    await listener.bind(str(site.directory / "backup.sock"))
+                wish = ["relay", "pipe", "backup", "--config", str(site.relay_config(host)), "--vm", "counter"]
+                done = await trio.run_process(
+                    commands.line([*wish, "--to", "b", *signed_in]), capture_stdout=True, capture_stderr=True,
+                    check=False, env=commands.environment(),
+                )  # fmt: skip
+                assert done.returncode != 0
+                told.append(done.stderr.decode())
+            *_, last = await running.records("migration.decision")
+            (cancelled,) = await running.records("migration.cancel_requested")
+    absent, deaf, elsewhere = told
+    assert "nobody listens at the destination where that port leads" in absent
+    assert "nobody takes connections at the destination where that port leads" in deaf
+    assert "counter is on a, by what the gateway knows" in elsewhere
+    assert cancelled["migration_id"] == last["migration_id"], "a socket on the other host waits for nobody"
 
 
 async def test_a_named_port_is_opened_alone_and_under_no_broken_glass(site: Site) -> None:

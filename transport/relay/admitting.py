@@ -11,7 +11,7 @@ import trio
 
 from certs.tls import ControlPeer, local_leaf_sha256
 from policy.permit import VerifiedPermit
-from transport.errors import LocalBroken, OfferRefused, RefusalCode, SpoolFailed
+from transport.errors import LocalBroken, NobodyListens, OfferRefused, RefusalCode, SpoolFailed
 from transport.hypervisors.errors import HypervisorError
 from transport.hypervisors.moving import Movement
 from transport.relay.destination_session import DestinationSession
@@ -187,6 +187,8 @@ class Admissions:
             await end.__aexit__(None, None, None)
             await host.enter(journal, "ended")
             await host.on_disk(remove_session_folder, folder)
+            if isinstance(error, NobodyListens):
+                raise OfferRefused(RefusalCode.HYPERVISOR, str(error), is_told=True) from None
             raise OfferRefused(RefusalCode.HYPERVISOR, f"no hypervisor waits for this VM: {error}") from None
         except SpoolFailed as error:
             log.error("a prepared session cannot be noted durably", vm=claims.vm, cause=str(error))

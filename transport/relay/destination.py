@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 import structlog
 import trio
@@ -14,6 +15,7 @@ from policy.permit import VerifiedPermit
 from transport.errors import (
     ConnectionBroken,
     LocalBroken,
+    NobodyListens,
     ProtocolViolation,
     TransportError,
 )
@@ -37,6 +39,10 @@ from transport.wire.messages import Answer, Bye, Cancel, Handover, Message, Offe
 from transport.wire.session_states import Event, State, follow
 
 log = structlog.get_logger("sealane.relay")
+_REASONS: Final = {
+    "hypervisor": "the hypervisor there failed, refused or hangs; the log of the relay there says which",
+    "port": "nobody takes connections at the destination where that port leads; its relay's log says where",
+}
 
 
 class Destination:
@@ -115,8 +121,7 @@ class Destination:
             may_go_on = is_kept and session.may_go_on and self.admissions.resume_seconds(session) > 0
             log.warning("connection lost" if may_go_on else "session broke", vm=vm, cause=str(cause))
             if not may_go_on:
-                of_hypervisor = isinstance(cause, (HypervisorError, LocalBroken))
-                await _say_cancelled(link, "hypervisor" if of_hypervisor else "broken")
+                await _say_cancelled(link, _code_of(cause))
         return said_bye, may_go_on
 
     async def _after_connection(self, session: DestinationSession, said_bye: bool, may_go_on: bool) -> None:
@@ -325,12 +330,17 @@ class Destination:
         self.admissions.forget(session)
 
 
+def _code_of(cause: TransportError | HypervisorError) -> str:
+    match cause:
+        case NobodyListens():
+            return "port"
+        case HypervisorError() | LocalBroken():
+            return "hypervisor"
+        case _:
+            return "broken"
+
+
 async def _say_cancelled(link: ControlLink, code: str) -> None:
     """Let S know at once, if the connection still carries it; the outcome it gets when it comes to settle."""
-    try:
-        of_hypervisor = "the hypervisor there failed, refused or hangs; the log of the relay there says which"
-        await link.send(
-            Cancel(code, of_hypervisor if code == "hypervisor" else "the destination relay ended the session")
-        )
-    except TransportError:
-        pass
+    with suppress(TransportError):
+        await link.send(Cancel(code, _REASONS.get(code, "the destination relay ended the session")))

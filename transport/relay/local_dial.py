@@ -31,7 +31,7 @@ async def dial_unix(path: Path, seconds: float, is_expected: Callable[[int], boo
                     await trio.sleep(_QUEUE_FULL_SECONDS)
     except (OSError, trio.TooSlowError):
         sock.close()
-        raise LocalBroken(f"the hypervisor does not take a connection on {path}") from None
+        raise LocalBroken(f"nobody takes a connection on {path}") from None
     except BaseException:  # cancelled
         sock.close()
         raise

@@ -21,7 +21,6 @@ from transport.errors import (
     ConfigurationError,
     ConnectionBroken,
     OfferRefused,
-    RefusalCode,
     SpoolFailed,
     TransportError,
 )
@@ -130,9 +129,8 @@ class Relay:
         except OfferRefused as refused:
             source = str(peer.spiffe_id)
             self._log_refused(source, "offer refused", source=source, code=refused.code.value, detail=refused.detail)
-            # The peer, whose permit is good, is told what is busy; of a check that failed nothing that helps a forger.
-            is_busy = refused.code is RefusalCode.BUSY
-            words = refused.detail if is_busy else f"the destination's check of {refused.code.value} failed"
+            # A peer whose permit is good is told what is busy; of a check that failed nothing that helps a forger.
+            words = refused.detail if refused.is_told else f"the destination's check of {refused.code.value} failed"
             await link.send(Refusal(refused.code, words))
             return
         if offer.purpose == "begin":

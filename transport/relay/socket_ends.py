@@ -9,13 +9,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal, Self
 
+import structlog
 import trio
 
-from transport.errors import LocalBroken
+from transport.errors import LocalBroken, NobodyListens
 from transport.hypervisors.migration_progress import MigrationProgress
 from transport.relay.ends import Arrival, Milestones, Report, Whereabouts
 from transport.relay.inlets import Inlet, Port, SourceLanes, listen_unix, peer_process
 from transport.relay.local_dial import dial_loopback, dial_unix
+
+log = structlog.get_logger("sealane.relay")
 
 
 class SocketSource:
@@ -122,17 +125,21 @@ class SocketDestination:
 
     async def prepare(self, folder: Path) -> str:  # noqa: ARG002
         if self._at is None:
-            raise LocalBroken("this host's [ports] say nothing of where that port leads (connect)")
+            raise NobodyListens("the destination's [ports] do not say where that port leads (connect)")
         if isinstance(self._at, Path) and not self._at.is_socket():
-            raise LocalBroken(f"nothing listens on {self._at}")
+            log.warning("nobody listens where a port leads", socket=str(self._at))
+            raise NobodyListens("nobody listens at the destination where that port leads; its relay's log says where")
         return ""
 
     async def dial(self, port: Port, arrival: Arrival) -> socket.socket:  # noqa: ARG002 - one port only
-        if isinstance(self._at, Path):
-            return await dial_unix(self._at, arrival.dial_seconds, lambda pid: True)  # noqa: ARG005 - whoever it is
-        if self._at is None:
-            raise LocalBroken("that port leads nowhere here")
-        return await dial_loopback(*self._at, arrival.dial_seconds)
+        try:
+            if isinstance(self._at, Path):
+                return await dial_unix(self._at, arrival.dial_seconds, lambda pid: True)  # noqa: ARG005 - whoever it is
+            if self._at is not None:
+                return await dial_loopback(*self._at, arrival.dial_seconds)
+        except LocalBroken as broken:
+            raise NobodyListens(str(broken)) from None
+        raise NobodyListens("that port leads nowhere here")
 
     async def wait_loaded(self, seconds: float) -> bool:  # noqa: ARG002
         return False
