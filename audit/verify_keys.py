@@ -21,13 +21,17 @@ def known_keys(directory: Path, vkeys: Sequence[str]) -> tuple[str, ...]:
 
 
 def joined_keys(directory: Path, vkeys: Sequence[str]) -> tuple[tuple[str, ...], bytes]:
-    """As `known_keys`, and the lines that join them. Lines of keys that lead to none of `vkeys` say nothing."""
-    known = {vkey.strip(): read_vkey(vkey) for vkey in vkeys}
+    """As `known_keys`, and the lines that join them."""
     path = directory / "keys"
     if not path.exists():
-        return tuple(known), b""
+        return keys_joined_by(b"", vkeys)
     with path.open("rb") as file:
-        data = file.read(MAX_BYTES + 1)
+        return keys_joined_by(file.read(MAX_BYTES + 1), vkeys)
+
+
+def keys_joined_by(data: bytes, vkeys: Sequence[str]) -> tuple[tuple[str, ...], bytes]:
+    """By what a file `keys` holds. Lines of keys that lead to none of `vkeys` say nothing. Raises ValueError."""
+    known = {vkey.strip(): read_vkey(vkey) for vkey in vkeys}
     if len(data) > MAX_BYTES:
         raise ValueError("the file `keys` is too large")
     lines = data.splitlines()

@@ -71,6 +71,10 @@ class TileReading:
             window.highest_entry = last if highest is None else max(highest, last)
         return data
 
+    async def keys(self) -> str:
+        """How the log's keys followed each other: public, and signed by both of each two. Errors: LogUnavailable."""
+        return await self._committer.read(lambda opened: opened.successors())
+
     async def run(self) -> None:
         """Record what was read in windows that have passed, until cancelled."""
         while True:

@@ -26,6 +26,12 @@ async def checkpoint(desk: AtDesk, person: Asking) -> Response:  # noqa: ARG001 
     return Response(text, headers={"cache-control": "no-cache"}, media_type="text/plain")
 
 
+@router.get("/v1/log/keys", summary="The lines that join the log's former keys to its key, each signed by both")
+async def keys(desk: AtDesk, person: Asking) -> Response:  # noqa: ARG001 - anyone who is authenticated
+    """As the file `keys` in the log's folder (docs/audit-log.md); empty where the key was never replaced."""
+    return Response(await desk.tile_reading.keys(), headers={"cache-control": "no-cache"}, media_type="text/plain")
+
+
 @router.get("/v1/log/tile/{path:path}", summary="A tile or an entry bundle of the log (C2SP tlog-tiles)")
 async def tile(path: str, request: Request, desk: AtDesk, person: Asking, address: Address) -> Response:
     """`<L>/<N>[.p/<W>]` or `entries/<N>[.p/<W>]`. Needs ReadAudit; recorded by quarters of an hour."""

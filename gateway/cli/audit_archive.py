@@ -49,7 +49,9 @@ def archive(
 
     if log is None:
         with connected(gateway, ca, token_file) as client:
-            _update(directory, key, client.checkpoint(), GatewayTiles(client), None, as_json=as_json)
+            # The checkpoint first: its key may be newer than what was said of the keys before it.
+            text, lines = client.checkpoint(), client.log_keys()
+            _update(directory, key, text, GatewayTiles(client), lines, as_json=as_json)
         return
     if gateway is not None:
         raise BadConfiguration("--log and --gateway exclude each other", REQUESTER, "give one of them")
@@ -57,29 +59,32 @@ def archive(
         text = (log / "checkpoint").read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise BadConfiguration(f"{log} is no log: {error}", REQUESTER, "name the folder of a log") from error
-    _update(directory, key, text, FolderTiles(log), log, as_json=as_json)
+    _update(directory, key, text, FolderTiles(log), log / "keys", as_json=as_json)
 
 
 def _update(
-    directory: Path, given: list[str], text: str, source: TileSource, log: Path | None, *, as_json: bool
+    directory: Path, given: list[str], text: str, source: TileSource, said: Path | bytes, *, as_json: bool
 ) -> None:
-    """`log`: the folder that `source` is, if it is one: what it says of keys that followed the given ones is kept."""
+    """`said`: what the log says of keys that followed the given ones or went before, or its file; it is kept."""
     from audit.archive import Archive
     from audit.checkpoint import LogVerifier
     from audit.errors import AuditError, CheckpointError
-    from audit.verify_keys import joined_keys
+    from audit.log_keys import KEYS_FILE
+    from audit.verify_keys import joined_keys, keys_joined_by
     from gateway.cli.verification import read_keys
 
     try:
         verifiers = [LogVerifier.parse(vkey) for vkey in read_keys(given)]
     except CheckpointError as error:
         raise BadConfiguration(f"--key: {error}", REQUESTER, "get it anew from where you trust it") from error
+    vkeys, where = tuple(each.vkey for each in verifiers), f"{directory}/{KEYS_FILE}"
     try:
-        for folder in (directory, log or directory):
-            vkeys, joining = joined_keys(folder, [each.vkey for each in verifiers])
-            verifiers = [LogVerifier.parse(vkey) for vkey in vkeys]
+        vkeys, _ = joined_keys(directory, vkeys)
+        where = "the gateway's /v1/log/keys" if isinstance(said, bytes) else str(said)
+        vkeys, joining = keys_joined_by(said, vkeys) if isinstance(said, bytes) else joined_keys(said.parent, vkeys)
     except (ValueError, OSError) as error:
-        raise Refused(f"nothing was archived: {folder}/keys: {error}", OPERATOR, "restore that file") from error
+        raise Refused(f"nothing was archived: {where}: {error}", OPERATOR, "restore that file") from error
+    verifiers = [LogVerifier.parse(vkey) for vkey in vkeys]
     try:
         archived = Archive(directory, verifiers)
         before = archived.size
@@ -87,8 +92,8 @@ def _update(
     except AuditError as error:
         raise Refused(f"nothing was archived: {error}", OPERATOR, "compare both with `sealane audit verify`") from error
     except OSError as error:
-        where = error.filename or directory
-        raise Refused(f"nothing was archived: {where}: {error.strerror}", OPERATOR, "mend that and repeat") from error
+        place = error.filename or directory
+        raise Refused(f"nothing was archived: {place}: {error.strerror}", OPERATOR, "mend that and repeat") from error
     document = {"outcome": "archived", "directory": str(directory), "origin": new.origin, "size": new.size}
     if as_json:
         print_json({**document, "added": new.size - before})

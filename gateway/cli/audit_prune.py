@@ -67,23 +67,30 @@ def prune(
 
 def _by_gateway(gateway: str | None, ca: Path | None, token_file: Path | None, *, check: bool) -> dict[str, Any]:
     """Ask, and wait for the end."""
+    from msgspec import to_builtins
 
     with signed_in(gateway, ca, token_file) as client:
-        document = client.begin_pruning(check=check)
-        asked, wait = document["asked"], _FIRST_WAIT_SECONDS
-        while document["state"] == "running":
+        run = client.begin_pruning(check=check)
+        asked, wait = run.asked, _FIRST_WAIT_SECONDS
+        while run.state == "running":
             time.sleep(wait)
             wait = min(2 * wait, _MAX_WAIT_SECONDS)
-            document = client.pruning()
-            if document["asked"] != asked:
+            latest = client.pruning()
+            if latest is None:
+                raise Refused("the gateway was started again meanwhile", OPERATOR, "run it again: nothing is lost")
+            run = latest
+            if run.asked != asked:
                 raise Refused(
                     "another run has begun since",
                     OPERATOR,
                     "`sealane audit query kind:log.pruned` says what became of it",
                 )
-    if document["state"] != "done":
-        raise Refused(str(document["because"]), OPERATOR, "compare log and archive by audit verify; mount the archive")
-    return {**document, "outcome": "would_prune" if check else "pruned"}
+        if run.state == "done" and None in {run.first_entry, run.end_entry, run.before, run.archive}:
+            raise client.no_sense("it does not say what went")
+    if run.state != "done":
+        because = harmless(run.because or f"the run is {run.state}", limit=1000)
+        raise Refused(because, OPERATOR, "compare log and archive by audit verify; mount the archive")
+    return {**to_builtins(run), "outcome": "would_prune" if check else "pruned"}
 
 
 def _by_key(config: Path, *, check: bool) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import quote
 
 from gateway.cli.connection import Connection, decode
+from gateway.cli.errors import Refused
 from gateway.cli.record_replies import (
     CheckpointReply,
     HistogramReply,
@@ -29,6 +30,7 @@ from gateway.cli.replies import (
     InventoryReply,
     MigrationReply,
     NamedReply,
+    PruneReply,
     RolloverReply,
     RolloversReply,
     TokenReply,
@@ -169,13 +171,13 @@ class GatewayClient(Connection):
         """The answer about one record, whole."""
         return decode(self.ask("GET", f"/v1/records/{index}"), dict[str, Any])
 
-    def begin_pruning(self, *, check: bool) -> dict[str, Any]:
+    def begin_pruning(self, *, check: bool) -> PruneReply:
         """Have the gateway prune its log, or say what it would; it goes on in the background."""
-        return decode(self.ask("POST", "/v1/log/prune", body={"check": check}), dict[str, Any])
+        return decode(self.ask("POST", "/v1/log/prune", body={"check": check}), PruneReply)
 
-    def pruning(self) -> dict[str, Any]:
-        """What the latest pruning did, so far."""
-        return decode(self.ask("GET", "/v1/log/prune"), dict[str, Any])
+    def pruning(self) -> PruneReply | None:
+        """What the latest pruning did, so far; None: there was none since the gateway's start."""
+        return decode(self.ask("GET", "/v1/log/prune"), PruneReply | None)  # type: ignore[arg-type]
 
     def reconcile_hosts(self, since: str) -> dict[str, Any]:
         """What the receipts of both hosts say of each migration since then; the gateway records it."""
@@ -217,6 +219,15 @@ class GatewayClient(Connection):
     def checkpoint(self) -> str:
         """The signed note of the log: the published one, with cosignatures, where there is one."""
         return self.ask("GET", "/v1/log/checkpoint").decode()
+
+    def log_keys(self) -> bytes:
+        """What joins the log's former keys to its key; nothing where the gateway is too old to say it."""
+        try:
+            return self.ask("GET", "/v1/log/keys")
+        except Refused as error:
+            if error.code != "not_known":
+                raise
+            return b""
 
     def tile(self, path: str) -> bytes:
         """A tile or entry bundle of the log, by its C2SP path without `tile/`."""

@@ -21,6 +21,7 @@ from audit.record import format_time
 from audit.tile_tree import FolderTiles
 from audit.tiles import bundle_path
 from audit.verify import Options, verify_log
+from audit.verify_keys import keys_joined_by
 from certs.files import read_private_key
 from gateway.starter import Site
 from policy.identity.local import hash_password, person_table
@@ -190,6 +191,8 @@ async def test_an_archive_from_before_the_logs_key_was_replaced_counts(site: Sit
     with Log.open(site.log, replace(signer, former=former), disk=FastDisk()) as log:
         log.append([lambda index: [Unsigned.of(record(index, origin=site.log_origin))]])
     async with running_gateway(site) as running:
+        lines = await running.person("carol").get("/v1/log/keys")  # for an archive that is made through the gateway
+        assert keys_joined_by(lines.content, [former.vkey])[0] == (former.vkey, signer.vkey)
         told = await end_of(running)
         assert (told["state"], told["end_entry"]) == ("done", 512)
     verdict = verify_log(site.log, [former.vkey], options=Options(archive=archive_of(site)))
