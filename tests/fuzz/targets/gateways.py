@@ -10,21 +10,22 @@ from typing import Final
 import msgspec
 
 from certs.errors import CredentialError
-from certs.federation import parse_bundle
+from certs.federation import bundle_document, parse_bundle
 from certs.key_introduction import Introduction, Statement, decode_introductions
 from gateway import config as gateway_config
 from gateway.errors import ConfigRefused, GatewayError, ReceiptRefused
 from gateway.receipts import SignedReceipt, read_body
 from gateway.sites.peer import Admitted, Denied, SharedRecords
 from gateway.sites.publishing import SiteDocument
-from gateway.sites.request import SiteRefused, ToldHost, open_request
+from gateway.sites.request import HostQuestion, SiteRefused, ToldHost, open_request, sign_request
 from gateway.witness_config import load_witness_config
 from policy.permit import PermitKey
+from tests.fuzz.targets.peers import SITE
 from tests.fuzz.targets.target import Target
 from tests.gateway.test_config import GOOD as GATEWAY_TOML
 from tests.gateway.test_receipts import GOOD
 from tests.policy.forgery import dump, forge
-from tests.policy.test_permit import GATEWAY, PINNED
+from tests.policy.test_permit import GATEWAY, NOW, PINNED
 from tests.transport.relay.test_address_book import A, B, document
 from transport.errors import UNDECODABLE, ConfigurationError, SpoolFailed, TransportError
 from transport.link_version import LinkRefused, agreed
@@ -130,7 +131,15 @@ _STATEMENT: Final = msgspec.json.encode(Statement("permit", "pem"), order="sorte
 _INTRODUCTION: Final = Introduction(_STATEMENT, "0" * 8, b"x", "0" * 8, b"y")
 _RELAY_TOML: Final = b"""[relay]\nlisten = "127.0.0.1:7443"\nstate_dir = "s"\n[identity]\ncertificate = "c"
 private_key = "k"\ntrust_bundle = "t"\ncrls = ["x"]\n[gateway]\nurl = "https://g"\ntrust_bundle = "t"
-permit_keys = ["p"]\nlog_keys = ["l"]\n[hypervisor]\nkind = "sockets"\n[ports.criu]\nsource = "{uuid}"\n"""
+permit_keys = ["p"]\nlog_keys = ["l"]\n[hypervisor]\nkind = "sockets"
+memory_socket = "/m/{uuid}"\n[ports.criu]\nconnect = "127.0.0.1:873"\n"""
+_WITNESS_TOML: Final = b"""[witness]\nlisten = "127.0.0.1:1"\nname = "w.example/w"\nstate_dir = "s"\nkeys = ["k"]
+[tls]\ncertificate = "c"\nprivate_key = "k"\n[[logs]]\nkeys = ["l"]\n"""
+_ASKS: Final = sign_request(
+    HostQuestion(iss="a.test", aud="b.test", iat=NOW, exp=NOW + 10, host="spiffe://b.test/host/b"),
+    GATEWAY,
+    PINNED.key_id,
+)
 _R: Final = "transport.relay."
 _J: Final = msgspec.json.encode
 TARGETS: Final = (
@@ -195,16 +204,16 @@ TARGETS: Final = (
     ),
     Target(
         "witness-configuration", file("witness.toml", load_witness_config), (ConfigRefused,),
-        (b'[witness]\nlisten = "127.0.0.1:1"\nname = "w.example/w"\n',), ("gateway.witness_config",),
+        (_WITNESS_TOML,), ("gateway.witness_config",),
     ),
     Target(
         "key-introductions", key_introductions, (CredentialError,), (_J([_INTRODUCTION]),), ("certs.key_introduction",)
     ),
-    Target("spiffe-bundle", spiffe_bundle, (CredentialError,), (b'{"keys":[{"use":"x509-svid","x5c":["MAA="]}]}',),
+    Target("spiffe-bundle", spiffe_bundle, (CredentialError,), (_J(bundle_document([SITE.ca.certificate], 1)),),
            ("certs.federation",)),
     Target("receipt-body", receipt_body, (ReceiptRefused,), (GOOD,), ("gateway.receipts",)),
     Target(
-        "site-request", site_request, (SiteRefused,), (b"e30.e30.AAAA",), ("gateway.sites.request", "policy.jws")
+        "site-request", site_request, (SiteRefused,), (_ASKS.encode(),), ("gateway.sites.request", "policy.jws")
     ),
     Target("signed-site-request", signed_site_request, (GatewayError,), (dump(_ASKED),), ("gateway.sites.request",)),
     Target(

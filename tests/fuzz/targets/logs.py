@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import json
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -15,6 +17,7 @@ from audit.checkpoint import Checkpoint, LogVerifier, open_checkpoint, read_note
 from audit.cosignature import Cosigner, CosignerKey, cosignatures, read_answer
 from audit.errors import AuditError, CheckpointError, ProofError, RecordInvalid, RecordTooLarge, WitnessRefused
 from audit.index_digest import digest, document_of
+from audit.log_keys import successor_line
 from audit.proof import leaf_hash, verify_consistency, verify_inclusion
 from audit.query.parse import parse as parse_query
 from audit.record import decode_entry
@@ -37,12 +40,17 @@ from audit.verify_receipt import receipt_faults
 from audit.verify_tree import read_frames, read_vkey
 from audit.verify_tree import read_note as read_note_again
 from audit.witness import read_request, write_request
-from tests.audit.samples import ORIGIN, SIGNER, entry, permit
+from policy.bundle_files import bundle_digest
+from tests.audit.samples import ORIGIN, OTHER_SIGNER, SIGNER, entry, permit
 from tests.audit.siem.entries import log_entry as log_entry_of
-from tests.audit.siem.test_relp_session import HELLO, opened
+from tests.audit.siem.entries import permit_entry
+from tests.audit.siem.test_relp_session import opened
+from tests.audit.test_verify_bundle import with_policy
 from tests.fuzz.targets.target import Target
 
 _FOLDER: Final = Path(tempfile.mkdtemp(prefix="sealane-fuzz-"))
+_BUNDLE: Final = {"bundle.toml": "name = 'a'"}
+PROVEN: Final = with_policy(_FOLDER / "log", _BUNDLE, bundle_digest(_BUNDLE))
 NOW: Final = datetime(2026, 11, 26, tzinfo=UTC)
 KEY: Final = read_vkey(SIGNER.vkey)
 LEAVES: Final = [leaf_hash(b"%d" % number) for number in range(2)]
@@ -186,10 +194,16 @@ def key_lines(data: bytes) -> None:
 
 
 def proof_bundle(data: bytes) -> None:
-    """The verdict of a file that anybody can have made: never verified, never an exception."""
+    """The verdict of a file that anybody can have made: never an exception, and verified only as it was exported,
+    but for `reference`, which is a finding aid that nobody signs."""
     path = _FOLDER / "proof.bundle"
     path.write_bytes(data)
-    assert not verify_bundle(path, [SIGNER.vkey]).ok
+    assert not verify_bundle(path, [SIGNER.vkey]).ok or _proven(data) == _proven(PROVEN)
+
+
+def _proven(bundle: bytes) -> tuple[dict[str, Any], list[bytes]]:
+    head, *rest = bundle.splitlines()
+    return {name: value for name, value in json.loads(head).items() if name != "reference"}, rest
 
 
 def receipt_in_record(data: bytes) -> None:
@@ -197,6 +211,7 @@ def receipt_in_record(data: bytes) -> None:
     list(receipt_faults({"details": details, "migration_id": "m"}, []))
 
 
+_J: Final = msgspec.json.encode
 _S: Final = "audit.siem."
 _V: Final = "audit.verify_"
 TARGETS: Final = (
@@ -207,7 +222,7 @@ TARGETS: Final = (
     Target("verifiers-entry", verifiers_entry, (Malformed,), (entry(3),), (_V + "entry",)),
     Target("index-entry", index_entry, (AuditError,), (entry(3),), ("audit.index_digest", "gateway.reading")),
     Target(
-        "siem-entry", siem_entry, (AuditError,), (entry(3), permit(3, entry(3))), (_S + "document", _S + "selection")
+        "siem-entry", siem_entry, (AuditError,), (entry(3), permit_entry(3).entry), (_S + "document", _S + "selection")
     ),
     Target("note", note, (CheckpointError,), (NOTE.encode(),), ("audit.checkpoint", _V + "tree")),
     Target("cosigned-note", cosigned_note, (), (COSIGNED.encode(),), ("audit.cosignature", _V + "cosignature")),
@@ -224,7 +239,7 @@ TARGETS: Final = (
     Target("bundle-frames", frames, (), (b"\0\1a\0\3abc",), ("audit.tiles", _V + "tree")),
     Target(
         "query", query, (AuditError,),
-        (b'vm.name:"web 1" AND NOT outcome:denied', b"time:[now-1d TO now]"), ("audit.query.parse",),
+        (b'vm.name:"web 1" AND NOT outcome:denied', b"time:[2026-11 TO 2026-12]"), ("audit.query.parse",),
     ),
     Target(
         "stored-line", stored_line, (LineError,),
@@ -232,14 +247,20 @@ TARGETS: Final = (
         (_S + "formats.parse",),
     ),
     Target("stored-document", stored_document, (), (entry(3),), (_S + "verify_document", _S + "verify_line")),
-    Target("relp", relp, (RelpError,), (b"2 rsp 6 200 OK\n3 rsp 12 500 too full\n", HELLO), (_S + "relp_session",)),
+    Target("relp", relp, (RelpError,), (b"2 rsp 6 200 OK\n3 rsp 12 500 too full\n",), (_S + "relp_session",)),
     Target("splunk", splunk, (), (b'{"acks":{"1":true}}', b'{"text":"x","code":0,"ackId":1}'), (_S + "splunk",)),
-    Target("webhook-keys", webhook_keys, (AuditError, ValueError), (b"whsec_AAAA\n",), (_S + "webhook_signature",)),
-    Target("cursor", cursor, (AuditError,), (b'{"origin":"x","position":3}',), (_S + "cursor", _S + "quarantine")),
+    Target(
+        "webhook-keys", webhook_keys, (AuditError, ValueError), (b"whsec_" + base64.b64encode(bytes(24)) + b"\n",),
+        (_S + "webhook_signature",),
+    ),
+    Target(
+        "cursor", cursor, (AuditError,), (_J({"origin": ORIGIN, "position": 3, "last": "0" * 64}),),
+        (_S + "cursor", _S + "quarantine"),
+    ),
     Target(
         "key-lines", key_lines, (ValueError,),
-        (b'{"new":"","new_signature":"","old":"","old_signature":""}\n',), (_V + "keys",),
+        (successor_line(SIGNER, OTHER_SIGNER).encode(),), (_V + "keys",),
     ),
-    Target("proof-bundle", proof_bundle, (), (b'{"format":"sealane-proof"}\n',), (_V + "bundle",)),
+    Target("proof-bundle", proof_bundle, (), (PROVEN,), (_V + "bundle",)),
     Target("receipt-in-record", receipt_in_record, (), (b"{}",), (_V + "receipt",)),
 )  # fmt: skip

@@ -15,19 +15,20 @@ from policy.identity.local import LocalDirectory
 from policy.identity.oidc import TokenVerifier
 from policy.identity.sids import decode_guid, decode_sid, encode_sid
 from policy.jws import SUPPORTED_ALGORITHMS, decode_object, parse_strict
-from policy.publication import Signers, decode_publication
+from policy.publication import Signers, decode_publication, unsigned
 from policy.rules import compile_rules
 from policy.sources.netbox import NetboxFields, read_pages
 from policy.told import parse_json, parse_toml
 from policy.yaml_text import NotStrict
 from policy.yaml_text import decode as decode_yaml
 from tests.fuzz.targets.target import Target
-from tests.policy.cedar_world import BANK, OUR_SCHEMA
+from tests.policy.cedar_world import ALLOW_ALL, BANK, OUR_SCHEMA
 from tests.policy.forgery import dump, forge
 from tests.policy.identity.test_keys import EC_KEY, RSA_KEY
 from tests.policy.identity.test_local import FILE as PEOPLE
 from tests.policy.identity.test_oidc import CLAIMS, HEADER, KEY, KEYS, MATERIAL, NOW, SETTINGS
 from tests.policy.test_inventory import FILE as INVENTORY
+from tests.policy.test_publication import signers_text
 
 
 def token(data: bytes) -> None:
@@ -134,8 +135,29 @@ _ENTRY: Final = b"\n".join(
     )
 )  # fmt: skip
 _NETBOX: Final = dump({"count": 1, "next": None, "results": [{"id": 1, "name": "web", "tags": [{"slug": "pci"}]}]})
-_VMS: Final = dump({"vms": [{"uuid": "6f1c2a52-4c0e-4a57-9d3c-0b8f6f0f7a11", "name": "web", "tags": ["a"]}]})
-_CEDAR: Final = sorted((BANK / "policies").glob("*.cedar"))
+_VMS: Final = dump(
+    {
+        "vms": [
+            {
+                "uuid": "6f1c2a52-4c0e-4a57-9d3c-0b8f6f0f7a11",
+                "name": "web",
+                "zone": "z",
+                "classification": "c",
+                "tags": ["a"],
+            }
+        ]
+    }
+)
+_FILES: Final = {"bundle.toml": "name = 'a'", "policies/a.cedar": ALLOW_ALL, "schema.cedarschema": ""}
+_CASES: Final = b"""people:
+  olga: {groups: [S-1-5-21-1-2-3-4]}
+cases:
+  - name: operators check
+    action: CheckDecision
+    person: olga
+    expect: allow
+    by: [all]
+"""
 _TESTS: Final = sorted((BANK / "tests").glob("*.yaml"))
 _I: Final = "policy.identity."
 
@@ -159,14 +181,14 @@ TARGETS: Final = (
     Target("inventory-json", inventory_json, (InventoryRefused,), (_VMS,), ("policy.told",)),
     Target("netbox", netbox, (InventoryRefused,), (_NETBOX,), ("policy.sources.netbox",)),
     Target(
-        "publication", publication, (BundleRefused,), (b'{"files":{},"signatures":[]}',), ("policy.publication",)
+        "publication", publication, (BundleRefused,), (unsigned(_FILES).encode(),), ("policy.publication",)
     ),
     Target(
-        "signers", signers, (ValueError, BundleRefused), (b'[[signer]]\nname = "a"\nkey = "x"\n',),
+        "signers", signers, (ValueError, BundleRefused), (signers_text().encode(),),
         ("policy.publication",),
     ),
     Target("bundle-manifest", manifest, (BundleRefused,), (_short(BANK / "bundle.toml"),), ("policy.bundle",)),
     Target("yaml", yaml_text, (NotStrict,), tuple(map(_short, _TESTS[:2])), ("policy.yaml_text",)),
-    Target("policy-tests", policy_tests, (BundleRefused,), tuple(map(_short, _TESTS[:2])), ("policy.cases",)),
-    Target("policies", policies, (BundleRefused,), tuple(map(_short, _CEDAR[:2])), ("policy.rules",)),
+    Target("policy-tests", policy_tests, (BundleRefused,), (_CASES,), ("policy.cases",)),
+    Target("policies", policies, (BundleRefused,), (ALLOW_ALL.encode(),), ("policy.rules",)),
 )  # fmt: skip
