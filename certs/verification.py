@@ -22,6 +22,7 @@ from certs.identity import ServiceId, SpiffeId, service_id_of, spiffe_id_of
 # Each flag is needed: CRL_CHECK_ALL alone checks nothing, CRL_CHECK alone misses a revoked intermediate,
 # and without X509_STRICT paths pass that RFC 5280 forbids.
 VERIFY_FLAGS = crypto.X509StoreFlags.X509_STRICT | crypto.X509StoreFlags.CRL_CHECK | crypto.X509StoreFlags.CRL_CHECK_ALL
+GATEWAY_VERIFY_FLAGS = crypto.X509StoreFlags.X509_STRICT
 MAX_INTERMEDIATES = 2
 MAX_PRESENTED = 8  # certificates that we look at at all: a peer could send any number of them
 
@@ -109,7 +110,7 @@ def verify_gateway(presented: Sequence[x509.Certificate], root: x509.Certificate
     store = _store_at(now)
     try:
         store.add_cert(crypto.X509.from_cryptography(root))
-        store.set_flags(crypto.X509StoreFlags.X509_STRICT)
+        store.set_flags(GATEWAY_VERIFY_FLAGS)
         _path_within(store, presented)
         verifier = _second_verifier([root], now).build_server_verifier(_general_name(name))
         verifier.verify(presented[0], [each for each in presented[1:] if each != root])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -14,9 +15,22 @@ from OpenSSL import crypto
 from certs import verification
 from certs.errors import PeerRefused
 from certs.identity import SpiffeId
-from certs.verification import VerifiedChain, verify_chain
+from certs.verification import VerifiedChain, verify_chain, verify_gateway
 from tests.certs.bad_peers import BAD_PEERS
-from tests.certs.chains import DAY, NOW, TRUST_DOMAIN, Ca, Host, Site, make_ca, make_crl, make_host, make_site
+from tests.certs.chains import (
+    CLIENT,
+    DAY,
+    NOW,
+    SERVER,
+    TRUST_DOMAIN,
+    Ca,
+    Host,
+    Site,
+    make_ca,
+    make_crl,
+    make_host,
+    make_site,
+)
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 FLAGS = crypto.X509StoreFlags
@@ -138,5 +152,70 @@ def test_with_all_guards_it_is_refused_and_without_one_it_passes(name: str, monk
     assert judged(host, site).spiffe_id.name == "host-a"
 
 
+# --- The gateway, before there are CRLs
+
+
+def gateway_of(**defect: Any) -> tuple[Host, Ca]:
+    ca = make_ca()
+    sound = {"uris": (), "dns_names": ["gateway.example"], "common_name": "gateway", "usages": [SERVER]}
+    return make_host(ca, **{**sound, **defect}), ca
+
+
+class PassesAll:
+    """In the second verifier's place."""
+
+    def build_server_verifier(self, _: Any) -> PassesAll:
+        return self
+
+    def verify(self, *_: Any) -> None:
+        pass
+
+
+GATEWAY_SECOND = replaced("_second_verifier", lambda *_: PassesAll())
+GATEWAY_OPENSSL = replaced("_path_within", lambda *_: ())
+STRANGER = make_ca("stranger").key
+GATEWAY_GUARDS: dict[str, tuple[Patch, dict[str, Any]]] = {
+    "the second verifier, for the name": (GATEWAY_SECOND, {"dns_names": ["other.example"]}),
+    "the second verifier, for usages": (GATEWAY_SECOND, {"usages": [CLIENT]}),
+    "the second verifier, for a leaf that is a CA": (GATEWAY_SECOND, {"is_ca": True}),
+    "both verifiers, for the signature": (both(GATEWAY_OPENSSL, GATEWAY_SECOND), {"signer": STRANGER}),
+    "both verifiers, for validity": (both(GATEWAY_OPENSSL, GATEWAY_SECOND), {"not_after": NOW - timedelta(minutes=1)}),
+    "X509_STRICT and the second verifier": (
+        both(replaced("GATEWAY_VERIFY_FLAGS", 0), GATEWAY_SECOND),
+        {"with_key_ids": False},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GATEWAY_GUARDS)
+def test_a_gateway_is_refused_with_all_guards_and_passes_without_one(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    removed, defect = GATEWAY_GUARDS[name]
+    host, ca = gateway_of(**defect)
+    with pytest.raises(PeerRefused):
+        verify_gateway(host.chain, ca.certificate, "gateway.example", NOW)
+    removed(monkeypatch)
+    verify_gateway(host.chain, ca.certificate, "gateway.example", NOW)
+
+
+@pytest.mark.parametrize(("left", "defect"), [
+    ("OpenSSL", {"signer": STRANGER}),
+    ("OpenSSL", {"not_after": NOW - timedelta(minutes=1)}),
+    ("OpenSSL", {"with_key_ids": False}),
+    ("the second verifier", {"signer": STRANGER}),
+    ("the second verifier", {"not_after": NOW - timedelta(minutes=1)}),
+    ("the second verifier", {"with_key_ids": False}),
+])  # fmt: skip
+def test_of_two_verifiers_either_alone_refuses_a_gateway(
+    left: str, defect: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (GATEWAY_SECOND if left == "OpenSSL" else GATEWAY_OPENSSL)(monkeypatch)
+    host, ca = gateway_of(**defect)
+    with pytest.raises(PeerRefused):
+        verify_gateway(host.chain, ca.certificate, "gateway.example", NOW)
+
+
 def test_every_flag_that_is_set_is_among_them() -> None:
+    assert verification.GATEWAY_VERIFY_FLAGS == FLAGS.X509_STRICT
     assert FLAGS.X509_STRICT | FLAGS.CRL_CHECK | FLAGS.CRL_CHECK_ALL == verification.VERIFY_FLAGS
