@@ -14,8 +14,8 @@ from OpenSSL import crypto
 
 from certs import verification
 from certs.errors import PeerRefused
-from certs.identity import SpiffeId
-from certs.verification import VerifiedChain, verify_chain, verify_gateway
+from certs.identity import ServiceId, SpiffeId
+from certs.verification import VerifiedChain, verify_chain, verify_gateway, verify_service
 from tests.certs.bad_peers import BAD_PEERS
 from tests.certs.chains import (
     CLIENT,
@@ -152,6 +152,67 @@ def test_with_all_guards_it_is_refused_and_without_one_it_passes(name: str, monk
     assert judged(host, site).spiffe_id.name == "host-a"
 
 
+# --- A service: a client, and no host
+
+
+SERVICE = "spiffe://td.example/service/nova"
+
+
+def service_of(site: Site, **defect: Any) -> Host:
+    return make_host(site.ca, **{"uris": [SERVICE], "usages": [CLIENT], **defect})
+
+
+def service_name(host: Host, site: Site) -> str:
+    return str(verify_service(host.chain, verification.Trust((site.ca.certificate,), tuple(site.crls)), NOW))
+
+
+def numberless() -> Site:
+    site = make_site()
+    return Site(site.ca, site.intermediate, (make_crl(site.ca, number=None),))
+
+
+def many(host: Host) -> Host:
+    strangers = [make_ca(f"stranger {number}").certificate for number in range(verification.MAX_PRESENTED)]
+    return Host((*host.chain, *strangers), host.key)
+
+
+SERVICE_GUARDS: dict[str, tuple[Patch, Callable[[], Site], Callable[[Site], Host]]] = {
+    "the second verifier": (SECOND, make_site, lambda site: service_of(site, is_ca=True, common_name="nova")),
+    "our rule for CRLs": (replaced("_require_fresh_crls", lambda *_: 1), numberless, service_of),
+    "our rule for identities": (
+        replaced("service_id_of", lambda _: ServiceId.parse(SERVICE)),
+        make_site,
+        lambda site: service_of(site, uris=["spiffe://td.example/host/nova"]),
+    ),
+    "the limit of certificates": (replaced("MAX_PRESENTED", 64), make_site, lambda site: many(service_of(site))),
+}
+
+
+@pytest.mark.parametrize("name", SERVICE_GUARDS)
+def test_a_service_is_refused_with_all_guards_and_passes_without_one(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    removed, make, presents = SERVICE_GUARDS[name]
+    site = make()
+    host = presents(site)
+    with pytest.raises(PeerRefused):
+        service_name(host, site)
+    removed(monkeypatch)
+    assert service_name(host, site) == SERVICE
+
+
+@pytest.mark.parametrize("usages", [[SERVER], None], ids=["servers", "nothing"])
+def test_our_rule_alone_refuses_a_service_whose_certificate_is_for(
+    usages: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = make_site()
+    SECOND(monkeypatch)
+    assert service_name(service_of(site), site) == SERVICE
+    with pytest.raises(PeerRefused) as refused:
+        service_name(service_of(site, usages=usages), site)
+    assert refused.value.check == "usage"
+
+
 # --- The gateway, before there are CRLs
 
 
@@ -185,6 +246,14 @@ GATEWAY_GUARDS: dict[str, tuple[Patch, dict[str, Any]]] = {
         {"with_key_ids": False},
     ),
 }
+
+
+def test_a_sound_gateway_passes_by_its_name_alone() -> None:
+    host, ca = gateway_of()
+    verify_gateway(host.chain, ca.certificate, "gateway.example", NOW)
+    for other in ("localhost", "example", "a.gateway.example", "127.0.0.1", "gateway_1.example", ""):
+        with pytest.raises(PeerRefused):
+            verify_gateway(host.chain, ca.certificate, other, NOW)
 
 
 @pytest.mark.parametrize("name", GATEWAY_GUARDS)

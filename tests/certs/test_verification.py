@@ -164,6 +164,60 @@ def test_our_own_rule_for_crls_does_not_lean_on_openssl(
     assert check_of(host.chain, site, [make_crl(site.ca, **changes)]) == check
 
 
+def test_our_own_rule_takes_no_crl_of_a_part_either(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = make_host(site.ca)
+    monkeypatch.setattr(verification, "_openssl_path", lambda *_: (host.certificate, site.ca.certificate))
+    for only_authorities in (True, False):
+        part = make_crl(site.ca, extra=_partial(only_authorities=only_authorities))
+        assert check_of(host.chain, site, [part]) == Check.CRL_INVALID
+
+
+def test_a_crl_of_another_name_is_not_the_cas_though_its_key_signed_it(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = make_host(site.ca)
+    monkeypatch.setattr(verification, "_openssl_path", lambda *_: (host.certificate, site.ca.certificate))
+    namesake = Ca(make_ca("Other name").certificate, site.ca.key)
+    assert check_of(host.chain, site, [make_crl(namesake)]) == Check.CRL_MISSING
+
+
+def test_of_two_crls_of_a_ca_our_rule_takes_the_newest_wherever_it_lies(site: Site) -> None:
+    older, newest = make_crl(site.ca, number=3), make_crl(site.ca, number=7)
+    ended = make_crl(site.ca, number=2, last_update=NOW - 3 * DAY, next_update=NOW - DAY)
+    for crls in ([older, newest, ended], [ended, newest, older], [newest, older, ended]):
+        assert judged(make_host(site.ca).chain, site, crls).crl_number == 7
+
+
+def test_the_second_verifier_alone_judges_by_the_time_that_it_is_given(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = make_host(site.ca, not_after=NOW + DAY)
+    monkeypatch.setattr(verification, "_openssl_path", lambda *_: (host.certificate, site.ca.certificate))
+    crls = [make_crl(site.ca, next_update=NOW + 9 * DAY)]
+    assert judged(host.chain, site, crls)
+    assert check_of(host.chain, site, crls, NOW + 2 * DAY) == Check.SECOND_VERIFIER
+
+
+def test_the_second_verifier_alone_refuses_too_long_a_path(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    cas = [site.ca]
+    for number in range(3):
+        cas.append(make_ca(f"below {number}", parent=cas[-1]))
+        host, crls = make_host(cas[-1]), [make_crl(ca) for ca in cas]
+        path = (*host.chain, site.ca.certificate)
+        monkeypatch.setattr(verification, "_openssl_path", lambda *_, path=path: path)
+        if number < 2:
+            assert judged(host.chain, site, crls)
+    assert check_of(host.chain, site, crls) == Check.SECOND_VERIFIER
+
+
+def test_a_leaf_that_is_an_anchor_itself_has_no_ca_that_could_revoke_it(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = make_host(site.ca)
+    monkeypatch.setattr(verification, "_openssl_path", lambda *_: (host.certificate,))
+    assert check_of(host.chain, site) == Check.UNTRUSTED
+
+
 def test_a_crl_without_an_end_is_what_openssl_lets_pass(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verification, "_require_fresh_crls", lambda *_: 1)
     assert judged(make_host(site.ca).chain, site, [_without_end(site.ca)])

@@ -27,6 +27,7 @@ from transport.relay.gateway_link import GatewayAway, GatewayRefuses
 SECRET = "token-that-nobody-else-may-see"
 LIMIT = 4096
 ROOT = make_ca("Root of the gateway")
+ENDLESS = b"HTTP/1.1 200 X\r\ncontent-length: 4000\r\n\r\n"  # then a byte every 20 ms
 Answer = Callable[[str], bytes | None]
 
 
@@ -123,6 +124,8 @@ def _serve(stream: ssl.SSLSocket, found: Peer, answer: Answer, over: threading.E
             over.wait(10)
             return
         stream.sendall(said)
+        while said is ENDLESS and not over.wait(0.02):
+            stream.sendall(b"x")
         if b"connection: close" in said:
             return
 
@@ -275,9 +278,8 @@ def test_a_peer_that_answers_nothing_ends_within_the_deadline(tmp_path: Path, mo
 def test_an_answer_in_drops_ends_within_the_deadline_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A deadline for each read alone would be one for ever."""
     monkeypatch.setattr(module, "SECONDS", 0.5)
-    endless = b"HTTP/1.1 200 X\r\ncontent-length: 99\r\n\r\nx"
     with (
-        peer(tmp_path, TRUE, [TRUE.certificate, ROOT.certificate], lambda _: endless) as found,
+        peer(tmp_path, TRUE, [TRUE.certificate, ROOT.certificate], lambda _: ENDLESS) as found,
         pytest.raises(GatewayAway, match="no answer in time"),
     ):
         enrol(found.url)
