@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -99,6 +98,8 @@ async def test_without_acknowledgement_nothing_counts(receiver: FakeSplunkReceiv
         (Said(200, b"<html>proxy login</html>"), "HTTP 200"),
         (Said(200, b'{"text":"Success","code":0,"ackId":"one"}'), "HTTP 200"),
         (Said(413, b""), "HTTP 413"),
+        (Said(200, b'{"text":"\xff","code":0}'), "HTTP 200"),
+        (Said(200, b'{"text":"x","more":' + b"[" * 30_000), "HTTP 200"),
     ],
 )
 async def test_what_says_neither_yes_nor_which_event_is_at_fault_is_later(
@@ -114,12 +115,17 @@ async def test_what_says_neither_yes_nor_which_event_is_at_fault_is_later(
     await sink.close()
 
 
-async def test_an_acknowledgement_of_another_batch_is_none(receiver: FakeSplunkReceiver) -> None:
+@pytest.mark.parametrize(
+    "said", [b'{"acks":{"999":true,"1":"true"}}', b'{"acks":{"\xff":true}}', b'{"more":' + b"[" * 30_000]
+)
+async def test_an_acknowledgement_of_another_batch_or_one_that_is_none_is_no_yes(
+    receiver: FakeSplunkReceiver, said: bytes
+) -> None:
     honest = receiver.splunk
 
     def lies(asked: Asked) -> Said:
         if "/ack?" in asked.path:
-            return Said(200, json.dumps({"acks": {"999": True, "1": "true"}}).encode())
+            return Said(200, said)
         return honest(asked)
 
     receiver.server.answer = lies
