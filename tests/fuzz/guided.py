@@ -9,10 +9,12 @@ Exits 1 at the first failure, whose input is then `.fuzz/NAME.failure-*`.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
+import io
 import json
+import os
 import re
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -29,35 +31,39 @@ MEMORY_MIB: Final = 1500
 _RUNS: Final = re.compile(r"Done (\d+) runs in (\d+) second")
 
 
-def run_one(name: str, seconds: int) -> tuple[int, int]:
-    """One target in a process of its own. Returns how many inputs it was given and for how many seconds."""
-    corpus = KEPT / name
+def run_one(atheris: Any, target: Any, seconds: int) -> tuple[int, int]:
+    """One target in a child of its own, which libFuzzer ends. Returns how many inputs it took, in how many seconds."""
+    corpus, said = KEPT / target.name, KEPT / f"{target.name}.log"
     corpus.mkdir(parents=True, exist_ok=True)
-    command = [
-        sys.executable, "-m", "tests.fuzz.guided", "--inside", name, str(corpus),
-        f"-max_total_time={seconds}", f"-timeout={INPUT_SECONDS}", f"-max_len={INPUT_BYTES}", "-len_control=20",
-        f"-rss_limit_mb={MEMORY_MIB}", f"-artifact_prefix={KEPT / name}.failure-", "-print_final_stats=1",
-    ]  # fmt: skip
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, errors="replace", check=False)
-    found = _RUNS.search(done.stderr)
-    if done.returncode or found is None:
-        print(done.stdout[-2000:], done.stderr[-6000:], sep="\n")
-        raise SystemExit(f"fuzz: FAILED: {name}")
+    for number, seed in enumerate(target.seeds):
+        (corpus / f"seed-{number}").write_bytes(seed)
+    sys.stdout.flush()
+    child = os.fork()  # everything is imported by now, which takes longer than a slice on a slow machine
+    if child == 0:
+        with said.open("wb") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        limits = [f"-timeout={INPUT_SECONDS}", f"-max_len={INPUT_BYTES}", f"-rss_limit_mb={MEMORY_MIB}"]
+        kept = f"-artifact_prefix={KEPT / target.name}.failure-"
+        atheris.Setup(["fuzz", str(corpus), f"-max_total_time={seconds}", "-len_control=20", *limits, kept], target)
+        atheris.Fuzz()
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    text = said.read_text(errors="replace")
+    found = _RUNS.search(text)
+    if status or found is None:
+        raise SystemExit(f"{text[-6000:]}\nfuzz: FAILED: {target.name}")
+    said.unlink()
     return int(found[1]), int(found[2])
 
 
-def inside(name: str, libfuzzer: list[str]) -> None:
-    """In the process of one target: everything of ours is imported under atheris, which adds what it must see."""
+def instrumented() -> tuple[Any, dict[str, Any]]:
+    """atheris and the targets, with everything of ours under its eyes."""
     sys.path.insert(0, str(ATHERIS))
     atheris: Any = importlib.import_module("atheris")
-    with atheris.instrument_imports(include=OURS):
-        targets = importlib.import_module("tests.fuzz.targets").TARGETS
-    target = targets[name]
-    corpus = Path(libfuzzer[0])
-    for number, seed in enumerate(target.seeds):
-        (corpus / f"seed-{number}").write_bytes(seed)
-    atheris.Setup([sys.argv[0], *libfuzzer], target)
-    atheris.Fuzz()
+    with contextlib.redirect_stderr(io.StringIO()), atheris.instrument_imports(include=OURS):
+        targets: dict[str, Any] = importlib.import_module("tests.fuzz.targets").TARGETS
+    return atheris, targets
 
 
 def main() -> None:
@@ -66,13 +72,14 @@ def main() -> None:
     parser.add_argument("--slice", type=int, default=60, help="seconds that a target has before it is another's turn")
     parser.add_argument("targets", nargs="*")
     arguments = parser.parse_args()
-    names = arguments.targets or list(importlib.import_module("tests.fuzz.targets").TARGETS)
+    atheris, targets = instrumented()
+    names = arguments.targets or list(targets)
     KEPT.mkdir(exist_ok=True)
     done: dict[str, list[int]] = json.loads(DONE.read_text()) if DONE.exists() else {}
     until = time.monotonic() + arguments.seconds
     while (left := until - time.monotonic()) > 1:
         name = min(names, key=lambda each: done.get(each, [0, 0])[1])
-        runs, seconds = run_one(name, max(1, round(min(left, arguments.slice))))
+        runs, seconds = run_one(atheris, targets[name], max(1, round(min(left, arguments.slice))))
         before = done.get(name, [0, 0])
         done[name] = [before[0] + runs, before[1] + seconds]
         DONE.write_text(json.dumps(done, indent=0, sort_keys=True))
@@ -81,7 +88,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--inside"]:
-        inside(sys.argv[2], sys.argv[3:])
-    else:
-        main()
+    main()
