@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -21,7 +20,7 @@ from gateway.sites.request import HostQuestion, SiteRefused, ToldHost, open_requ
 from gateway.witness_config import load_witness_config
 from policy.permit import PermitKey
 from tests.fuzz.targets.peers import SITE
-from tests.fuzz.targets.target import Target
+from tests.fuzz.targets.target import Target, scratch
 from tests.gateway.test_config import GOOD as GATEWAY_TOML
 from tests.gateway.test_receipts import GOOD
 from tests.policy.forgery import dump, forge
@@ -37,7 +36,7 @@ from transport.relay.placement_report import decode_answer
 from transport.relay.receipts import for_gateway_and_permit
 from transport.relay.spool import FOLLOWING, SessionJournal
 
-_FOLDER: Final = Path(tempfile.mkdtemp(prefix="sealane-fuzz-"))
+_FOLDER: Final = scratch()
 
 
 def each(*decoders: Callable[[bytes], object]) -> Callable[[bytes], None]:

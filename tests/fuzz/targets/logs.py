@@ -5,9 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-import tempfile
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -46,9 +44,9 @@ from tests.audit.siem.entries import log_entry as log_entry_of
 from tests.audit.siem.entries import permit_entry
 from tests.audit.siem.test_relp_session import opened
 from tests.audit.test_verify_bundle import with_policy
-from tests.fuzz.targets.target import Target
+from tests.fuzz.targets.target import Target, scratch
 
-_FOLDER: Final = Path(tempfile.mkdtemp(prefix="sealane-fuzz-"))
+_FOLDER: Final = scratch()
 _BUNDLE: Final = {"bundle.toml": "name = 'a'"}
 PROVEN: Final = with_policy(_FOLDER / "log", _BUNDLE, bundle_digest(_BUNDLE))
 NOW: Final = datetime(2026, 11, 26, tzinfo=UTC)

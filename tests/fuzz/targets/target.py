@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
+import os
+import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,3 +34,15 @@ def in_pieces(feed: Callable[[bytes], list[object]], data: bytes) -> list[object
     for at in range(len(data)):
         found += feed(data[at : at + 1])
     return found
+
+
+def scratch() -> Path:
+    """A folder for decoders that read files. It goes with the process that made it, not with children of it."""
+    folder, maker = Path(tempfile.mkdtemp(prefix="sealane-fuzz-")), os.getpid()
+
+    def remove() -> None:
+        if os.getpid() == maker:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(remove)
+    return folder
