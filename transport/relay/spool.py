@@ -152,11 +152,13 @@ class Spool:
             try:
                 lines = path.read_bytes().split(b"\n")[:-1]
                 entries = [json.loads(line) for line in lines]
+                is_of_vm = bool(entries) and entries[0].get("vm") == vm
+                is_over = not entries or entries[-1].get("state") in _OVER_AT_SOURCE
             except FileNotFoundError:
                 continue  # ended and forgotten meanwhile
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, AttributeError, RecursionError) as error:
                 raise SpoolFailed(f"{path}: {error}") from None
-            if entries and entries[0].get("vm") == vm and entries[-1].get("state") not in _OVER_AT_SOURCE:
+            if is_of_vm and not is_over:
                 raise LocalBroken(f"an earlier migration of this VM is not over here yet ({path.name})")
 
     def unfinished(self, role: Role) -> Iterator[SessionJournal]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from transport.errors import Misuse, SpoolFailed
+from transport.errors import LocalBroken, Misuse, SpoolFailed
 from transport.relay.spool import FOLLOWING, SessionJournal, Spool
 from transport.wire.control import Role
 
@@ -70,6 +70,16 @@ def test_a_damaged_journal_stops_the_relay_and_names_the_file(tmp_path: Path, da
     path.write_bytes(damage)
     with pytest.raises(SpoolFailed, match="operator"):
         SessionJournal.load(path, -1)
+
+
+@pytest.mark.parametrize("damage", [b"[]\n", b"7\n", b"nonsense\n", b"[" * 100_000 + b"\n"])
+def test_no_move_begins_beside_a_damaged_journal(spool: Spool, damage: bytes) -> None:
+    journal = spool.begin(Role.SOURCE, "0" * 32, vm="v")
+    with pytest.raises(LocalBroken, match="not over"):
+        spool.require_free_source("v")
+    journal.path.write_bytes(damage)
+    with pytest.raises(SpoolFailed):
+        spool.require_free_source("v")
 
 
 def test_what_ended_is_forgotten_and_what_did_not_is_found_by_the_next_process(spool: Spool, tmp_path: Path) -> None:
