@@ -221,6 +221,8 @@ def _refusal(status: int, data: bytes, gateway: str) -> CommandError:
 def _without_words(status: int, kind: type[CommandError], gateway: str) -> CommandError:
     if status == 401:
         return Refused("the gateway does not accept the token", REQUESTER, "run `sealane login`", "not_authenticated")
+    if status in {414, 431}:
+        return BadConfiguration("the request is longer than the gateway takes", REQUESTER, "ask for less at once")
     if 300 <= status < 400 or status == 404:
         return _no_sense(gateway, f"status {status}")
     who = DEVELOPERS if status == 500 else OPERATOR

@@ -227,7 +227,11 @@ def show_bundle(out: Console, document: Mapping[str, Any], found: Sequence[Prove
         where = "bundle" if one["index"] is None else f"entry {one['index']}"
         out.print(Text(f"  {where}: ", "red").append_text(plain(one["what"], limit=1000)), soft_wrap=True)
     if document["outcome"] != "verified":
-        out.print(Text("NOT VERIFIED", "bold red").append(f"  {len(document['problems'])} problems; it proves nothing"))
+        out.print(
+            Text("NOT VERIFIED", "bold red").append(
+                f"  {counted(len(document['problems']), 'problem')}; it proves nothing"
+            )
+        )
         return
     if found:
         show_records([(one.index, one.document) for one in found[:_SHOWN]])

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from audit.log import Log
 from audit.log_keys import KEYS_FILE, successor_line
 from tests.audit.disks import FastDisk
 from tests.audit.samples import OTHER_SIGNER, SIGNER, one
-from tests.gateway.cli.conftest import Sealane, last_object
+from tests.gateway.cli.conftest import CannedGateway, Sealane, last_object
 
 
 def grow(directory: Path, entries: int) -> None:
@@ -52,3 +54,32 @@ def test_an_archive_follows_its_log_to_another_key_and_whoever_pins_either_verif
     refused = sealane("audit", "archive", archive, "--key", SIGNER.vkey, "--log", log)
     assert refused.exit_code == 1
     assert "malformed" in refused.stderr
+
+
+@pytest.mark.parametrize("said", [True, False])
+def test_through_a_gateway_one_key_of_the_log_is_enough_where_it_says_how_they_followed(
+    said: bool, logged_in: CannedGateway, sealane: Sealane, tmp_path: Path
+) -> None:
+    log, archive, lines = tmp_path / "log", tmp_path / "archive", successor_line(SIGNER, OTHER_SIGNER)
+    grow(log, 5)
+    with Log.open(log, replace(OTHER_SIGNER, former=SIGNER), disk=FastDisk()) as opened:
+        opened.append([one])
+    with Log.open(log, OTHER_SIGNER, disk=FastDisk()) as opened:
+        opened.append([one])
+    logged_in.answer("GET", "/v1/log/checkpoint", (200, (log / "checkpoint").read_bytes()))
+    logged_in.answer("GET", "/v1/log/tile/entries/000.p/7", (200, (log / "tail" / "0").read_bytes()))
+    if said:  # else it is one that does not know the question
+        logged_in.answer("GET", "/v1/log/keys", (200, lines.encode()))
+    else:
+        logged_in.answer("GET", "/v1/log/keys", (404, {"error": {"code": "not_known", "message": "no such call"}}))
+    result = sealane("audit", "archive", archive, "--key", SIGNER.vkey)
+    assert result.exit_code == (0 if said else 1), result.output
+    if not said:
+        assert sealane("audit", "archive", archive, "--key", SIGNER.vkey, "--key", OTHER_SIGNER.vkey).exit_code == 0
+        return
+    for pinned in (SIGNER, OTHER_SIGNER):
+        assert sealane("audit", "verify", archive, "--key", pinned.vkey).exit_code == 0
+    logged_in.answer("GET", "/v1/log/keys", (200, lines.replace('"old":', '"odd":').encode()))
+    refused = sealane("audit", "archive", archive, "--key", SIGNER.vkey)
+    assert refused.exit_code == 1
+    assert "/v1/log/keys: a line of the file `keys` is malformed" in refused.stderr

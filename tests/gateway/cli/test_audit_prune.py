@@ -148,3 +148,25 @@ def test_a_gateways_pruning_that_fails_says_why(
     result = sealane("audit", "prune")
     assert result.exit_code == 1
     assert said in only_error_line(result)
+
+
+@pytest.mark.parametrize(
+    "latest",
+    [PRUNED | {"before": "soon"}, PRUNED | {"before": None}, PRUNED | {"end_entry": "512"}, {"state": "done"}, []],
+)
+def test_an_answer_that_does_not_say_what_went_is_no_answer(
+    sealane: Sealane, logged_in: CannedGateway, latest: object
+) -> None:
+    logged_in.answer("POST", "/v1/log/prune", (202, PRUNING))
+    logged_in.answer("GET", "/v1/log/prune", (200, latest))
+    result = sealane("audit", "prune")
+    assert result.exit_code == 3
+    assert "an answer that is not a gateway's" in only_error_line(result)
+
+
+def test_a_gateway_that_was_started_again_meanwhile_is_said(sealane: Sealane, logged_in: CannedGateway) -> None:
+    logged_in.answer("POST", "/v1/log/prune", (202, PRUNING))
+    logged_in.answer("GET", "/v1/log/prune", (200, None))
+    result = sealane("audit", "prune")
+    assert result.exit_code == 1
+    assert "started again" in only_error_line(result)

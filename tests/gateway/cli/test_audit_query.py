@@ -68,6 +68,13 @@ def test_a_malformed_query_is_one_line_with_its_position(log: Path, sealane: Sea
     assert "\x1b" not in line
 
 
+def test_ten_thousand_clauses_are_refused_before_they_are_sent(logged_in: CannedGateway, sealane: Sealane) -> None:
+    result = sealane("audit", "query", " OR ".join("a" * 10_000))
+    assert result.exit_code == 2
+    assert "longer than 4096 characters (at character 4097)" in only_error_line(result)
+    assert not logged_in.asked
+
+
 def test_a_malformed_query_is_told_before_a_missing_log(sealane: Sealane, tmp_path: Path) -> None:
     assert "at character" in only_error_line(sealane("audit", "query", "vm:(", "--log", tmp_path / "none"))
 
