@@ -288,3 +288,12 @@ def test_of_two_verifiers_either_alone_refuses_a_gateway(
 def test_every_flag_that_is_set_is_among_them() -> None:
     assert verification.GATEWAY_VERIFY_FLAGS == FLAGS.X509_STRICT
     assert FLAGS.X509_STRICT | FLAGS.CRL_CHECK | FLAGS.CRL_CHECK_ALL == verification.VERIFY_FLAGS
+
+
+@pytest.mark.parametrize("usages", [[SERVER], [CLIENT], None], ids=["servers", "clients", "nothing"])
+def test_our_rule_alone_refuses_a_host_whose_certificate_is_for(usages: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = make_site()
+    SECOND(monkeypatch)
+    with pytest.raises(PeerRefused) as refused:
+        judged(make_host(site.ca, usages=usages), site)
+    assert refused.value.check == "usage"
