@@ -21,6 +21,7 @@ from transport.errors import (
     ConfigurationError,
     ConnectionBroken,
     OfferRefused,
+    RefusalCode,
     SpoolFailed,
     TransportError,
 )
@@ -130,8 +131,7 @@ class Relay:
             source = str(peer.spiffe_id)
             self._log_refused(source, "offer refused", source=source, code=refused.code.value, detail=refused.detail)
             # A peer whose permit is good is told what is busy; of a check that failed nothing that helps a forger.
-            words = refused.detail if refused.is_told else f"the destination's check of {refused.code.value} failed"
-            await link.send(Refusal(refused.code, words))
+            await link.send(Refusal(refused.code, refused.detail if refused.is_told else _words_for(refused.code)))
             return
         if offer.purpose == "begin":
             self._nursery.start_soon(self._link.show_permit, session.permit.token)
@@ -359,6 +359,19 @@ async def serve_relay(host: RelayHost, ready: Callable[[str], None], ask: Ask | 
         listening.close()
         with trio.move_on_after(1, shield=True):
             await link.close()
+
+
+def _words_for(code: RefusalCode) -> str:
+    """What a refused peer reads, and whoever moves a VM: who knows more of it, and nothing that helps a forger."""
+    match code:
+        case RefusalCode.HYPERVISOR:
+            return "the hypervisor there does not take this VM; the log of the relay there says why"
+        case RefusalCode.PERMIT_REPLAYED:  # its first offer met a hypervisor that hung for longer than S waited
+            return "this permit was used before, if in vain; the log of the relay there says why"
+        case RefusalCode.INTERNAL:
+            return "the relay there cannot keep a session; its log says why"
+        case _:
+            return f"the destination's check of {code.value} failed"
 
 
 def _listening(host: RelayHost) -> trio.socket.SocketType:
