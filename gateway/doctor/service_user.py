@@ -14,9 +14,9 @@ UNIT_USER: Final = "sealane-gateway"  # User= of deploy/systemd/sealane-gateway.
 
 
 @contextmanager
-def as_service_user(state_dir: Path) -> Iterator[None]:
-    """Who owns `state_dir`; before the first start, whom the unit names. For a program of one thread."""
-    user = _service_user(state_dir) if os.geteuid() == 0 else None
+def as_service_user(folder: Path) -> Iterator[None]:
+    """Who owns `folder`; where it is yet to be made, whom the unit names. For a program of one thread."""
+    user = _service_user(folder) if os.geteuid() == 0 else None
     if user is None or user.pw_uid == 0:
         yield
         return
@@ -32,8 +32,8 @@ def as_service_user(state_dir: Path) -> Iterator[None]:
         os.setgroups(groups)
 
 
-def _service_user(state_dir: Path) -> pwd.struct_passwd | None:
+def _service_user(folder: Path) -> pwd.struct_passwd | None:
     try:
-        return pwd.getpwuid(state_dir.stat().st_uid) if state_dir.exists() else pwd.getpwnam(UNIT_USER)
+        return pwd.getpwuid(folder.stat().st_uid) if folder.exists() else pwd.getpwnam(UNIT_USER)
     except (KeyError, OSError):
         return None

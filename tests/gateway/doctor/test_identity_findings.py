@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import typer
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -18,6 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from certs import layout
 from certs.authority import Authority
 from certs.files import read_private_key, write_private_key
+from gateway.cli.certs import check
 from gateway.doctor.credentials import certificate_findings, crl_findings
 from gateway.doctor.finding import Finding
 from gateway.doctor.gateway_host import gateway_host_findings
@@ -85,8 +87,11 @@ def test_root_sees_a_gateways_files_as_the_user_whom_it_runs_as(site: Site) -> N
             return [each for each in found if each.status == "wrong"]
 
         assert wrong() == []
+        check(folder / "site" / "certs")  # sealane certs check
         for key in keys:
             os.chown(key, 0, 0)
+        with pytest.raises(typer.Exit):
+            check(folder / "site" / "certs")
         assert {each.check for each in wrong()} == {"private_key"}
         assert all(f"chown {service.pw_uid} " in each.message for each in wrong())
         assert os.geteuid() == 0
