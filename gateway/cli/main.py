@@ -58,6 +58,12 @@ Examples:
 class _OneLineErrors(TyperGroup):
     """Commands raise CommandError; it is put into words here and nowhere else."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        # Python makes surrogates of bytes that are not UTF-8: no name may hold them, and most encoders fail at them.
+        if any(not arg.isascii() and any("\ud800" <= char <= "\udfff" for char in arg) for arg in args):
+            ctx.fail("an argument is not UTF-8 text")
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)

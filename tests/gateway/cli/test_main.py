@@ -149,3 +149,12 @@ def test_an_error_before_any_answer_is_an_object_too(sealane: Sealane) -> None:
     assert result.exit_code == 2
     assert "--since" in only_error_line(result)
     assert last_object(result)["outcome"] == "error"
+
+
+@pytest.mark.parametrize(
+    "words", [["audit", "query", "vm:a\udcff"], ["migrate", "a\udcff\udcfeb", "--to", "b", "--check"]]
+)
+def test_an_argument_that_is_not_utf8_is_a_line(words: list[str], sealane: Sealane) -> None:
+    result = sealane(*words)
+    assert result.exit_code == 2
+    assert "an argument is not UTF-8 text" in result.stderr
