@@ -123,10 +123,11 @@ def _checked(roots: Sequence[x509.Certificate], trust_domain: str, path: Path | 
     for root in roots:
         try:
             is_authority = root.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+            is_root = is_authority and root.issuer == root.subject  # names, too, are read only when they are asked for
             names = _uris(root)
         except (x509.ExtensionNotFound, *UNREADABLE):
-            is_authority, names = False, []
-        if not is_authority or root.issuer != root.subject:
+            is_root, names = False, []
+        if not is_root:
             raise CredentialError(path, "holds a certificate that is no root CA", "list roots only")
         if names and names != [f"spiffe://{trust_domain}"]:
             # Else a bundle laid into the wrong folder would let one site speak for another.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -50,6 +51,18 @@ def knowing(site: Site, domain: str, name: str, other: Site, other_domain: str) 
     """A host of `site` that has the bundle of the other."""
     foreign = ForeignTrust(other_domain, Trust((other.ca.certificate,), other.crls))
     return replace(site.of(named(site, domain, name)), foreign=(foreign,))
+
+
+def test_a_root_whose_name_is_no_text_is_refused_in_words(ours: Site) -> None:
+    der = ours.ca.certificate.public_bytes(Encoding.DER)
+    for name in (b"Test root", b"\xff\xfe\xfdt root"):
+        text = base64.b64encode(der.replace(b"Test root", name)).decode()
+        bundle = json.dumps({"keys": [{"use": "x509-svid", "x5c": [text]}]}).encode()
+        if name.isascii():
+            assert parse_bundle(bundle, OURS) == (ours.ca.certificate,)
+        else:
+            with pytest.raises(CredentialError, match="no root CA"):
+                parse_bundle(bundle, OURS)
 
 
 def test_hosts_of_two_sites_accept_each_other(ours: Site, theirs: Site) -> None:
