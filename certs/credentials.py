@@ -88,12 +88,15 @@ def _public_key_of(leaf: x509.Certificate, path: Path) -> object:
 def _anchors(path: Path) -> tuple[x509.Certificate, ...]:
     anchors = read_certificates(path)
     for anchor in anchors:
+        name = ""
         try:
+            name = anchor.subject.rfc4514_string()
             is_authority = anchor.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+            is_root = is_authority and anchor.issuer == anchor.subject
         except (x509.ExtensionNotFound, *UNREADABLE):
-            is_authority = False
-        if not is_authority or anchor.issuer != anchor.subject:
-            problem = f"holds {anchor.subject.rfc4514_string() or 'a certificate'}, which is no root CA"
+            is_root = False
+        if not is_root:
+            problem = f"holds {name or 'a certificate'}, which is no root CA"
             raise CredentialError(path, problem, "list only the root CAs of hosts")
     return anchors
 
