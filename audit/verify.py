@@ -166,7 +166,9 @@ class _Check:
             for witness in witnesses:
                 time = cosigned_at(data, note, witness)
                 if time is None:
-                    self.report(None, f"the checkpoint carries no cosignature of {witness.name}")
+                    there = (self.directory / "cosigned").exists()
+                    aside = "; what witnesses cosigned stands in the file `cosigned`" if there else ""
+                    self.report(None, f"the checkpoint carries no cosignature of {witness.name}{aside}")
                 else:
                     self.cosignatures.append((witness.name, time))
         except FileNotFoundError:
