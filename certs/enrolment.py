@@ -2,7 +2,7 @@
 
     slt1.<host>.<SHA-256 of the gateway's root, base64url>.<32 random bytes, base64url>
 
-The token tells the host which gateway to believe before anything is sent to it, and the gateway for which name it may
+The token tells the host which gateway to believe before the token is sent to it, and the gateway for which name it may
 sign. The gateway keeps only the SHA-256 of the whole text: who reads its disk cannot enrol.
 """
 

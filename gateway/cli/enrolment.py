@@ -103,7 +103,7 @@ def enrol(
 ) -> None:
     """Make this host one of the gateway's site: a key that never leaves it, certificate, CRLs, pins, configuration.
 
-    Nothing is sent before the gateway has shown the CA that the token names. Run it again if it failed half-way.
+    The token goes to nobody but a gateway proven under the CA that it names. Run it again if it failed half-way.
 
     \b
     Example:
