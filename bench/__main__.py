@@ -17,6 +17,7 @@ from bench import (
     permit_latency,
     policy_decisions,
     policy_replay,
+    relay_cores,
     relay_cuts,
     relay_downtime,
     relay_idle,
@@ -40,6 +41,7 @@ PARTS = {
         "idle": relay_idle.measure,
         "link": relay_link.measure,
         "cuts": relay_cuts.measure,
+        "cores": relay_cores.measure,
     },
     "policy": {
         "permit": permit_latency.measure,

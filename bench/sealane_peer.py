@@ -46,7 +46,7 @@ def straight(folder: Path, port: int) -> Iterator[int]:  # noqa: ARG001 - a Link
     yield port
 
 
-def sealane(site: Path, link: Link = straight, **claims: object) -> Start:
+def sealane(site: Path, link: Link = straight, seal_threads: int | None = None, **claims: object) -> Start:
     """A pair of relays. Makes the site's keys in `site`, once. `link`: the port to dial in place of the relay's own.
 
     `claims`: of the permit, where they are not the usual ones.
@@ -61,9 +61,9 @@ def sealane(site: Path, link: Link = straight, **claims: object) -> Start:
         enter = folder / "enter.sock"
         permit = folder / "permit.jwt"
         permit.write_text(mint_permit(site, int(time.time()), VM, **claims))
-        with destination_relay(site, folder, leave) as (port, pid), link(folder, port) as near:
+        with destination_relay(site, folder, leave, seal_threads) as (port, pid), link(folder, port) as near:
             to = ("--to", f"127.0.0.1:{near}", "--socket", str(enter))
-            config = source_config(site, folder, port)
+            config = source_config(site, folder, port, seal_threads)
             carry = [*SEALANE, "open", "--config", str(config), "--permit", str(permit), *to]
             with running(carry, folder / "source.log") as source:
                 wait_until(lambda: _ready(folder / "source.log"), "the source relay's start")
@@ -74,19 +74,21 @@ def sealane(site: Path, link: Link = straight, **claims: object) -> Start:
 
 
 @contextmanager
-def destination_relay(site: Path, folder: Path, leave: Path) -> Iterator[tuple[int, int]]:
+def destination_relay(
+    site: Path, folder: Path, leave: Path, seal_threads: int | None = None
+) -> Iterator[tuple[int, int]]:
     """Its port and process id; `leave` is where the stream of VM goes."""
     port, config = free_port(), folder / "destination.toml"
-    config.write_text(_configuration(site, "destination", port, folder, leave))
+    config.write_text(_configuration(site, "destination", port, folder, leave, seal_threads))
     with running([*SEALANE, "serve", "--config", str(config)], folder / "destination.log") as destination:
         wait_until(lambda: _ready(folder / "destination.log"), "the destination relay's start")
         yield port, destination.pid
 
 
-def source_config(site: Path, folder: Path, port: int) -> Path:
+def source_config(site: Path, folder: Path, port: int, seal_threads: int | None = None) -> Path:
     """The configuration file of a source. `port`: the destination's, which it never listens on."""
     config = folder / "source.toml"
-    config.write_text(_configuration(site, "source", port, folder, folder / VM / "leave.sock"))
+    config.write_text(_configuration(site, "source", port, folder, folder / VM / "leave.sock", seal_threads))
     return config
 
 
@@ -123,9 +125,10 @@ def mint_permit(site: Path, now: int, vm: str = VM, **changes: object) -> str:
     return seal_permit(claims, proof, permit_key, key_id_of(permit_key.public_key()))
 
 
-def _configuration(site: Path, host: str, port: int, folder: Path, leave: Path) -> str:
+def _configuration(site: Path, host: str, port: int, folder: Path, leave: Path, seal_threads: int | None = None) -> str:
     identity, gateway = site / "hosts" / host, site / "gateway"
     memory_socket = str(leave).replace(VM, "{uuid}")
+    limits = "" if seal_threads is None else f"[limits]\nseal_threads = {seal_threads}\n"
     # Nobody answers at the gateway's address: receipts stay in the spool, as when a gateway is down.
     return (
         f'[relay]\nlisten = "127.0.0.1:{port}"\nstate_dir = "{folder / f"{host}-state"}"\n'
@@ -135,6 +138,7 @@ def _configuration(site: Path, host: str, port: int, folder: Path, leave: Path) 
         f'permit_keys = ["{gateway / "permit.pub"}"]\nlog_keys = ["{gateway / "log.vkey"}"]\n'
         f'[network]\nseals = ["sealane", "tls"]\n'
         f'[hypervisor]\nkind = "sockets"\nmemory_socket = "{memory_socket}"\n'
+        f"{limits}"
     )
 
 

@@ -15,6 +15,7 @@ from transport.errors import Misuse, ProtocolViolation
 from transport.relay.bandwidth import Pace
 from transport.relay.content_digests import ContentDigests
 from transport.relay.control import ControlLink
+from transport.relay.cores import Cores
 from transport.relay.lane import Channel, ChannelCounts, PortName, carry_channel
 from transport.relay.tls_lane import Lane, TlsLane
 from transport.wire.clear_frames import ClearOpener, ClearSealer
@@ -34,13 +35,14 @@ class Channels:
     `claims`: of the permit, which says how lanes are sealed, and whether their content is digested.
     """
 
-    def __init__(self, role: Role, window_bytes: int, claims: PermitClaims | None = None) -> None:
+    def __init__(self, role: Role, window_bytes: int, cores: Cores, claims: PermitClaims | None = None) -> None:
         self._is_tls = claims is not None and claims.seal == "tls"
         self._digests_content = claims is not None and claims.requirements.content_digest
         self._outward, self._inward = Direction.SOURCE_TO_DESTINATION, Direction.DESTINATION_TO_SOURCE
         if role is Role.DESTINATION:
             self._outward, self._inward = self._inward, self._outward
         self._window_bytes = window_bytes
+        self._cores = cores
         self.all: list[Channel] = []
         self.counts: list[ChannelCounts] = []
         self.pace: Pace | None = None  # how fast this end may send
@@ -57,7 +59,7 @@ class Channels:
         size = self._window_bytes if number < _WIDE_CHANNELS else max(MIN_WINDOW_BYTES, self._window_bytes // 4)
         digests = ContentDigests.new() if self._digests_content else None
         counts = ChannelCounts(number, port, may_leave, digests=digests)
-        channel = Channel(counts, local, SendWindow(size), self._note_written, pace=self.pace)
+        channel = Channel(counts, local, SendWindow(size), self._note_written, self._cores, pace=self.pace)
         self.all.append(channel)
         self.counts.append(counts)
         self.note_change()
@@ -155,7 +157,7 @@ class Channels:
         """Let go of the hypervisor's connections: nothing of this session is carried any more."""
         self.is_closed = True
         for channel in self.all:
-            channel.local.close()
+            channel.close()
         self.note_change()
 
     def note_change(self) -> None:

@@ -189,6 +189,9 @@ class LimitsSection(_Section, frozen=True):
     `resume_seconds`: for how long a session whose connection was lost tries to go on over another, 0 for never;
     `silence_seconds`: after how much silence of the peer a connection counts as lost; `window_bytes`: what each channel
     may have under way, and keeps until the peer has acknowledged it.
+
+    `seal_threads`: for frames of several channels at once, 0 for none; left out, one for each core but one where there
+    are four or more.
     """
 
     handshake_seconds: Seconds = 10.0
@@ -200,6 +203,7 @@ class LimitsSection(_Section, frozen=True):
     resume_seconds: Annotated[float, Meta(ge=0, le=86400)] = 60.0
     silence_seconds: Annotated[float, Meta(ge=2, le=300)] = 6.0
     window_bytes: Annotated[int, Meta(ge=8 << 20, le=256 << 20)] = 16 << 20
+    seal_threads: Annotated[int, Meta(ge=0, le=64)] | None = None
     drain_seconds: Seconds = 30.0
     stop_seconds: Seconds = 10.0
     remember_outcome_seconds: Seconds = 30 * 86400.0

@@ -54,7 +54,8 @@ class Destination:
         self.admissions = Admissions(host, self._bring_to_life)
 
     def _bring_to_life(self, session: DestinationSession) -> None:
-        channels = Channels(Role.DESTINATION, self._host.config.limits.window_bytes, session.permit.claims)
+        window_bytes = self._host.config.limits.window_bytes
+        channels = Channels(Role.DESTINATION, window_bytes, self._host.cores, session.permit.claims)
         channels.pace = self._host.pace_of(session.permit)
         session.facts.channels = channels.counts
         live = session.live = Live(channels)
@@ -181,7 +182,8 @@ class Destination:
         """Answer, and do what S says until Bye. Any break raises."""
         limits = self._host.config.limits
         live = session.live if session.may_go_on else None
-        channels = live.channels if live is not None else Channels(Role.DESTINATION, limits.window_bytes)
+        none = Channels(Role.DESTINATION, limits.window_bytes, self._host.cores)
+        channels = live.channels if live is not None else none
         if len(offer.next) < len(channels.all):
             raise ProtocolViolation("a resumption that leaves channels out")
         channels.rewind(offer.next)

@@ -29,6 +29,7 @@ from transport.relay.bandwidth import HostBandwidth, Pace
 from transport.relay.board import Board
 from transport.relay.caller import Conversation
 from transport.relay.config import LimitsSection, RelayConfig, SiteSection
+from transport.relay.cores import Cores, threads_for_this_host
 from transport.relay.ends import DestinationEnd, SourceEnd, template_path
 from transport.relay.evacuations import Evacuations
 from transport.relay.identity import Identity
@@ -65,6 +66,7 @@ class RelayHost:
     qemu_uid: int = -1  # as whom QEMU runs, if not as the relay's own user
     refused_calls: RefusedCalls = field(default_factory=RefusedCalls)
     bandwidth: HostBandwidth = field(default_factory=HostBandwidth)
+    cores: Cores = field(default_factory=lambda: Cores(0))
     board: Board = field(default_factory=lambda: Board(Places(LimitsSection().max_moves)))
     _leaving: list[str] = field(default_factory=list)
 
@@ -244,6 +246,7 @@ def open_host(config: RelayConfig) -> RelayHost:
         key = f"hypervisor.socket_dir: {run_dir}" if run_dir else f"relay.state_dir: {state_dir}"
         raise ConfigurationError(f"{key} is {longest - MAX_UNIX_PATH} characters too long for unix sockets in it")
     spool = Spool(state_dir, run_dir)
+    threads = config.limits.seal_threads
     return RelayHost(
         config=config,
         identity=identity,
@@ -257,6 +260,7 @@ def open_host(config: RelayConfig) -> RelayHost:
         ),
         qemu_uid=qemu_uid,
         bandwidth=HostBandwidth(config.limits.bandwidth_bytes_per_second),
+        cores=Cores(threads_for_this_host() if threads is None else threads),
         board=Board(Places(config.limits.max_moves)),
     )
 

@@ -10,6 +10,7 @@ A lane may be lost at any moment, and another takes its place: a `Channel` holds
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -18,13 +19,15 @@ import trio
 from transport.errors import ConnectionBroken, LocalBroken, ProtocolViolation
 from transport.relay.bandwidth import Pace
 from transport.relay.content_digests import ContentDigests
+from transport.relay.cores import Cores
 from transport.relay.tcp import is_broken
-from transport.relay.tls_lane import Lane
+from transport.relay.tls_lane import Lane, TlsLane
 from transport.wire.clear_frames import ClearOpener, ClearSealer
 from transport.wire.frames import (
     HEADER_BYTES,
     MAX_FRAME_BYTES,
     MAX_PAYLOAD_BYTES,
+    TAG_BYTES,
     FrameType,
     LaneOpener,
     LaneSealer,
@@ -88,11 +91,13 @@ class Channel:
     local: socket.socket
     window: SendWindow
     wrote: Callable[[int, bool], None]
+    cores: Cores
     arriving: Arriving = field(default_factory=Arriving)
     pace: Pace | None = None
     broke: str = ""
     last_filled: int = 0
     _was_acknowledged: trio.Event = field(default_factory=trio.Event)
+    _writing: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def has_ended(self) -> bool:
@@ -103,6 +108,18 @@ class Channel:
     def has_arrived(self) -> bool:
         """As `has_ended`, and the peer has said that it has written everything."""
         return self.has_ended and self.window.is_acknowledged
+
+    def write_held(self) -> None:
+        """Write of the frame that is held what the hypervisor takes now; perhaps in a thread. OSError."""
+        arriving = self.arriving
+        with self._writing:
+            while arriving.written < arriving.held:
+                arriving.written += self.local.send(arriving.plaintext[arriving.written : arriving.held])
+
+    def close(self) -> None:
+        """Let go of the hypervisor's connection; not within a thread's write, whose descriptor might be another's."""
+        with self._writing:
+            self.local.close()
 
     def acknowledge(self, count: int) -> None:
         self.window.acknowledge(count)
@@ -131,7 +148,7 @@ async def carry_channel(channel: Channel, lane: Lane, sealer: Sealer, opener: Op
             nursery.start_soon(_seal_watched, channel, lane, sealer)
             nursery.start_soon(_open_direction, channel, lane, opener)
         await _until_held(channel, lane)
-    channel.local.close()
+    channel.close()
 
 
 async def _until_held(channel: Channel, lane: Lane) -> None:
@@ -171,7 +188,7 @@ async def _watch(lane: Lane) -> None:
 
 
 async def _seal_direction(channel: Channel, lane: Lane, sealer: Sealer) -> None:
-    window, counts, pace = channel.window, channel.counts, channel.pace
+    window, pace, cores = channel.window, channel.pace, channel.cores
     frame = lazy_buffer(MAX_FRAME_BYTES)
     while True:
         due = window.unsent()
@@ -180,18 +197,40 @@ async def _seal_direction(channel: Channel, lane: Lane, sealer: Sealer) -> None:
                 break
             await _read_local(channel)
             continue
-        size = sealer.seal_into(due[0], due[1], frame)
-        # Counted before it is sent: the peer may acknowledge what we have not yet returned from sending.
-        window.note_sent()
-        counts.sent_frames = max(counts.sent_frames, window.sent)
+        payload = len(due[1])
         if pace is not None:
-            await pace.take(size)
-        await _send_all(lane, frame[:size])
+            await pace.take(HEADER_BYTES + payload + TAG_BYTES)
+        try:
+            if cores.are_shared(sealer, payload) and not isinstance(lane, TlsLane):
+                rest = await cores.work(_seal_and_send, channel, lane, sealer, due, frame)
+            else:
+                rest = _seal_and_send(channel, lane, sealer, due, frame)
+        except OSError:
+            raise ConnectionBroken("a lane was reset") from None
+        await _send_all(lane, rest)
         if sealer.next_seq % _FRAMES_PER_CHECKPOINT == 0:
             await trio.lowlevel.checkpoint()
     if window.closed_by is FrameType.RESET:
         raise LocalBroken(f"the hypervisor's connection broke: {channel.broke}")
     _shut_down(lane)
+
+
+def _seal_and_send(
+    channel: Channel, lane: Lane, sealer: Sealer, due: tuple[FrameType, memoryview | bytes], frame: memoryview
+) -> memoryview:
+    """Seal what is due and send what the lane takes now; return the rest. Perhaps in a thread. OSError."""
+    counts, window = channel.counts, channel.window
+    size = sealer.seal_into(due[0], due[1], frame)
+    # Counted before it is sent: the peer may acknowledge what we have not yet returned from sending.
+    window.note_sent()
+    counts.sent_frames = max(counts.sent_frames, window.sent)
+    sent = 0
+    try:
+        while sent < size:
+            sent += lane.send(frame[sent:size])
+    except BlockingIOError:
+        pass
+    return frame[sent:size]
 
 
 async def _read_local(channel: Channel) -> None:
@@ -217,7 +256,7 @@ async def _read_local(channel: Channel) -> None:
 
 
 async def _open_direction(channel: Channel, lane: Lane, opener: Opener) -> None:
-    arriving = channel.arriving
+    arriving, cores = channel.arriving, channel.cores
     header = memoryview(bytearray(HEADER_BYTES))
     body = lazy_buffer(MAX_FRAME_BYTES)
     in_header = 0
@@ -227,13 +266,12 @@ async def _open_direction(channel: Channel, lane: Lane, opener: Opener) -> None:
         try:
             due = opener.header(header)
             filled = await _receive(lane, body[: due + HEADER_BYTES], due)
-            size = opener.open_into(header, body[:due], arriving.plaintext)
+            if cores.are_shared(opener, due):
+                await cores.work(_open_and_write, channel, opener, header, body[:due])
+            else:
+                _open_and_write(channel, opener, header, body[:due])
         except ProtocolViolation as violation:
             raise ConnectionBroken(f"a lane was tampered with: {violation.rule}") from None
-        # From here to the next wait nothing may come in between: the frame is held, and the peer may be told so.
-        arriving.next_seq = opener.next_seq
-        arriving.closed_by = opener.closed_by
-        arriving.held, arriving.written = size, 0
         in_header = filled - due
         header[:in_header] = body[due:filled]
         if arriving.closed_by is FrameType.RESET:
@@ -250,6 +288,20 @@ async def _open_direction(channel: Channel, lane: Lane, opener: Opener) -> None:
         raise ConnectionBroken("a lane was tampered with: bytes after fin")
 
 
+def _open_and_write(channel: Channel, opener: Opener, header: memoryview, body: memoryview) -> None:
+    """Hold the frame, and write of it what the hypervisor takes now. Perhaps in a thread. `ProtocolViolation`."""
+    arriving = channel.arriving
+    size = opener.open_into(header, body, arriving.plaintext)
+    # From here to the next wait nothing may come in between: the frame is held, and the peer may be told so.
+    arriving.next_seq = opener.next_seq
+    arriving.closed_by = opener.closed_by
+    arriving.held, arriving.written = size, 0
+    try:
+        channel.write_held()
+    except OSError:
+        pass  # no room for more, or broken: `_write_held` meets it again, and judges it
+
+
 async def _write_held(channel: Channel) -> None:
     """Write the frame that is held to the hypervisor; after a cancellation, what is left of it."""
     arriving, counts = channel.arriving, channel.counts
@@ -257,7 +309,7 @@ async def _write_held(channel: Channel) -> None:
         return
     while arriving.written < arriving.held:
         try:
-            arriving.written += channel.local.send(arriving.plaintext[arriving.written : arriving.held])
+            channel.write_held()
         except BlockingIOError:
             await trio.lowlevel.wait_writable(channel.local)
         except OSError as error:
