@@ -5,10 +5,14 @@ frame is full or the socket empty and only then a wait, sealing into the send bu
 plaintext, one send per frame, the next header taken together with a body. No `bytes` object is made on the way.
 
 A lane may be lost at any moment, and another takes its place: a `Channel` holds what must outlive it.
+
+A thread's work (`cores`) is not abandoned where its task is cancelled, so whatever fails afterwards is looked at only
+by a task that is not: the lane or the hypervisor's connection may have been closed meanwhile, by us.
 """
 
 from __future__ import annotations
 
+import errno
 import socket
 import threading
 from collections.abc import Callable
@@ -201,11 +205,12 @@ async def _seal_direction(channel: Channel, lane: Lane, sealer: Sealer) -> None:
         if pace is not None:
             await pace.take(HEADER_BYTES + payload + TAG_BYTES)
         try:
-            if cores.are_shared(sealer, payload) and not isinstance(lane, TlsLane):
+            if cores.are_shared(channel, payload) and not isinstance(lane, TlsLane):
                 rest = await cores.work(_seal_and_send, channel, lane, sealer, due, frame)
             else:
                 rest = _seal_and_send(channel, lane, sealer, due, frame)
         except OSError:
+            await trio.lowlevel.checkpoint_if_cancelled()
             raise ConnectionBroken("a lane was reset") from None
         await _send_all(lane, rest)
         if sealer.next_seq % _FRAMES_PER_CHECKPOINT == 0:
@@ -266,11 +271,12 @@ async def _open_direction(channel: Channel, lane: Lane, opener: Opener) -> None:
         try:
             due = opener.header(header)
             filled = await _receive(lane, body[: due + HEADER_BYTES], due)
-            if cores.are_shared(opener, due):
+            if cores.are_shared(channel, due):
                 await cores.work(_open_and_write, channel, opener, header, body[:due])
             else:
                 _open_and_write(channel, opener, header, body[:due])
         except ProtocolViolation as violation:
+            await trio.lowlevel.checkpoint_if_cancelled()
             raise ConnectionBroken(f"a lane was tampered with: {violation.rule}") from None
         in_header = filled - due
         header[:in_header] = body[due:filled]
@@ -313,7 +319,8 @@ async def _write_held(channel: Channel) -> None:
         except BlockingIOError:
             await trio.lowlevel.wait_writable(channel.local)
         except OSError as error:
-            if not counts.may_leave:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            if not counts.may_leave or error.errno == errno.EBADF:  # which is our own closing, not its leaving
                 raise LocalBroken(f"the hypervisor's connection broke: {error.strerror}") from None
             arriving.written = arriving.held
     counts.received_frames = arriving.next_seq
@@ -383,6 +390,7 @@ async def _send_all(lane: Lane, data: memoryview) -> None:
         except BlockingIOError:
             await trio.lowlevel.wait_writable(lane)
         except OSError:
+            await trio.lowlevel.checkpoint_if_cancelled()
             raise ConnectionBroken("a lane was reset") from None
 
 

@@ -22,15 +22,18 @@ from tests.transport.site import Site
 from transport.relay.channels import Channels
 from transport.relay.cores import WORTH_BYTES, Cores, threads_for_this_host
 from transport.relay.host import RelayHost
+from transport.relay.lane import carry_channel
 from transport.wire.control import Role
+from transport.wire.frames import FrameType, LaneOpener, LaneSealer
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
+SECRET = bytes(48)
 MIB = 1 << 20
 EACH = 24 * MIB
 
 
-@pytest.mark.parametrize(("cores", "threads"), [(1, 0), (2, 0), (3, 0), (4, 3), (64, 63)])
+@pytest.mark.parametrize(("cores", "threads"), [(1, 0), (2, 0), (3, 0), (4, 3), (128, 8)])
 def test_a_host_of_few_cores_has_no_threads(monkeypatch: pytest.MonkeyPatch, cores: int, threads: int) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
     assert threads_for_this_host() == threads
@@ -158,3 +161,48 @@ async def test_a_connection_is_not_closed_within_a_threads_write() -> None:
     assert channel.arriving.written == 1000
     ours.close()
     theirs.close()
+
+
+class Ending(Cores):
+    """While its thread works, everything is given up."""
+
+    def __init__(self, scope: trio.CancelScope, close: Callable[[], None]) -> None:
+        super().__init__(1)
+        self._scope, self._close = scope, close
+
+    def are_shared(self, by: object, size_bytes: int) -> bool:  # noqa: ARG002
+        return True
+
+    async def work(self, step: Callable[[*Ts], T], *arguments: *Ts) -> T:
+        await trio.testing.wait_all_tasks_blocked()  # the other direction waits by then, as it would for a thread
+        self._scope.cancel()
+        self._close()
+        return step(*arguments)
+
+
+@pytest.mark.parametrize("direction", ["sealing", "opening"])
+@pytest.mark.parametrize("may_leave", [False, True])
+async def test_what_a_thread_meets_in_a_task_that_was_given_up_is_nobodys_failure(
+    direction: str, may_leave: bool
+) -> None:
+    lane, peer = socket.socketpair()
+    local, hypervisor = socket.socketpair()
+    for each in (lane, local):
+        each.setblocking(False)
+    with trio.CancelScope() as scope, peer, hypervisor:
+
+        def close() -> None:
+            channel.close()
+            if direction == "sealing":
+                peer.close()
+
+        channel = Channels(Role.DESTINATION, 16 * MIB, Ending(scope, close)).add("memory", local, may_leave=may_leave)
+        if direction == "sealing":
+            hypervisor.sendall(b"x" * 1000)
+        else:
+            frame = memoryview(bytearray(2000))
+            peer.sendall(frame[: LaneSealer(SECRET).seal_into(FrameType.DATA, bytes(1000), frame)])
+        with trio.fail_after(10):
+            await carry_channel(channel, lane, LaneSealer(SECRET), LaneOpener(SECRET))
+    assert scope.cancelled_caught
+    assert channel.counts.received_bytes == 0
