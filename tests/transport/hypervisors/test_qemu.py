@@ -88,7 +88,8 @@ async def test_a_guest_moves_unharmed_and_starts_only_when_it_is_told_to(pair: P
     await pair.begin(MigrationSettings(movement=Movement(multifd_channels=channels)))
     last = await pair.at_source.wait_migration(deadline_seconds=30, on_progress=keep, interval_seconds=0.01)
     assert await pair.at_destination.wait_incoming(deadline_seconds=10) == "paused"
-    assert await pair.at_source.status() == "postmigrate"
+    # "completed" is told a moment before QEMU's main loop has left the other.
+    assert await pair.at_source.status() in {"postmigrate", "finish-migrate"}
     assert pair.destination.printed() == b""
     counted_at_source = pair.source.printed()
 
