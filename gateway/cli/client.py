@@ -12,6 +12,7 @@ from gateway.cli.errors import Refused
 from gateway.cli.record_replies import (
     CheckpointReply,
     HistogramReply,
+    PruneReply,
     QuarantineReply,
     RecordedReply,
     RecordsReply,
@@ -30,7 +31,6 @@ from gateway.cli.replies import (
     InventoryReply,
     MigrationReply,
     NamedReply,
-    PruneReply,
     RolloverReply,
     RolloversReply,
     TokenReply,

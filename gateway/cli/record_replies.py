@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -99,3 +100,21 @@ class CheckpointReply(msgspec.Struct, frozen=True):
     """The signed note of the log's size and root."""
 
     checkpoint: str
+
+
+class PruneReply(msgspec.Struct, frozen=True):
+    """What became of a run: `state` is running, done or failed (`because`). What would go, or went, once it is known.
+
+    `asked`, `record`: records of who asked, and of what went.
+    """
+
+    state: str
+    check: bool
+    asked: Count | None = None
+    record: Count | None = None
+    first_entry: Count | None = None
+    end_entry: Count | None = None
+    before: datetime | None = None
+    archive: str | None = None
+    left_over_bundles: Count | None = None
+    because: str | None = None

@@ -6,7 +6,6 @@ Unknown members are let through (a newer gateway may say more); a member of the 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
 from typing import Annotated, Any
 
 import msgspec
@@ -29,24 +28,6 @@ class ErrorReply(msgspec.Struct, frozen=True):
 
     error: ApiError
     record_index: Count | None = None
-
-
-class PruneReply(msgspec.Struct, frozen=True):
-    """What became of a run: `state` is running, done or failed (`because`). What would go, or went, once it is known.
-
-    `asked`, `record`: records of who asked, and of what went.
-    """
-
-    state: str
-    check: bool
-    asked: Count | None = None
-    record: Count | None = None
-    first_entry: Count | None = None
-    end_entry: Count | None = None
-    before: datetime | None = None
-    archive: str | None = None
-    left_over_bundles: Count | None = None
-    because: str | None = None
 
 
 class EnrolmentTokenReply(msgspec.Struct, frozen=True):

@@ -15,7 +15,7 @@ import trio
 
 from policy.permit import PermitClaims
 from transport.hypervisors.migration_progress import MigrationProgress
-from transport.relay.lane import ChannelCounts
+from transport.relay.channel import ChannelCounts
 from transport.relay.news import News, Tell
 from transport.relay.places import Places
 

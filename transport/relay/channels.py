@@ -13,10 +13,11 @@ import trio
 from policy.permit import PermitClaims
 from transport.errors import Misuse, ProtocolViolation
 from transport.relay.bandwidth import Pace
+from transport.relay.channel import Channel, ChannelCounts, PortName
 from transport.relay.content_digests import ContentDigests
 from transport.relay.control import ControlLink
 from transport.relay.cores import Cores
-from transport.relay.lane import Channel, ChannelCounts, PortName, carry_channel
+from transport.relay.lane import carry_channel
 from transport.relay.tls_lane import Lane, TlsLane
 from transport.wire.clear_frames import ClearOpener, ClearSealer
 from transport.wire.control import Phase, Role

@@ -21,13 +21,13 @@ from transport.errors import (
 )
 from transport.hypervisors.errors import HypervisorError
 from transport.relay.admitting import Admissions
+from transport.relay.channel import Channel, PortName
 from transport.relay.channels import Channels
 from transport.relay.control import ControlLink
 from transport.relay.destination_session import OUTCOMES, DestinationSession
 from transport.relay.ends import Arrival, remove_session_folder
 from transport.relay.failures import cause_of
 from transport.relay.host import RelayHost, now
-from transport.relay.lane import Channel, PortName
 from transport.relay.listener import LaneDesk
 from transport.relay.live import Live
 from transport.relay.receipts import ReceiptFacts, receipt_sha256, verify_peer_receipt

@@ -28,13 +28,14 @@ from transport.relay.address_book import AddressBookFile
 from transport.relay.bandwidth import HostBandwidth, Pace
 from transport.relay.board import Board
 from transport.relay.caller import Conversation
-from transport.relay.config import LimitsSection, RelayConfig, SiteSection
+from transport.relay.config import RelayConfig, SiteSection
 from transport.relay.cores import Cores, threads_for_this_host
 from transport.relay.ends import DestinationEnd, SourceEnd, template_path
 from transport.relay.evacuations import Evacuations
 from transport.relay.identity import Identity
 from transport.relay.libvirt_destination import LibvirtDestination
 from transport.relay.libvirt_source import LibvirtSource
+from transport.relay.limits import LimitsSection
 from transport.relay.metrics import metrics_text
 from transport.relay.named_ports import MAX_UNIX_PATH, PortSection
 from transport.relay.outgoing import Leaving, leaving_of

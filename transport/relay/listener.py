@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import trio
 
 from transport.errors import ConnectionBroken, ProtocolViolation
-from transport.relay.config import LimitsSection
+from transport.relay.limits import LimitsSection
 from transport.relay.strangers import Entrance
 from transport.relay.tcp import tune_tcp
 from transport.wire.keys import ConnectionKeys

@@ -20,8 +20,8 @@ from certs.tls import CIPHER as TLS_CIPHER
 from certs.tls import ControlPeer, HostCredentials
 from policy.permit import VerifiedPermit
 from transport.errors import UNDECODABLE, ConfigurationError, ProtocolViolation
+from transport.relay.channel import ChannelCounts
 from transport.relay.content_digests import document
-from transport.relay.lane import ChannelCounts
 from transport.wire.control import Role
 from transport.wire.frames import CIPHER
 from transport.wire.messages import Receipt

@@ -13,11 +13,11 @@ import structlog
 import trio
 
 from transport.errors import ConnectionBroken, OfferRefused, PeerCancelled, RefusalCode, TransportError
+from transport.relay.channel import Channel
 from transport.relay.channels import Channels
 from transport.relay.dialling import AnswerLost, SourceConnection, offered
 from transport.relay.failures import SessionError, cause_of
 from transport.relay.host import now
-from transport.relay.lane import Channel
 from transport.relay.source_session import SourceSession
 from transport.relay.tls_lane import Lane, LaneEnds, as_client
 from transport.wire.control import Role

@@ -13,7 +13,7 @@ from collections import OrderedDict, deque
 
 import trio
 
-from transport.relay.config import LimitsSection
+from transport.relay.limits import LimitsSection
 
 
 class Strangers:

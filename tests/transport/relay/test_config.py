@@ -15,7 +15,8 @@ import structlog
 from tests.transport.site import Site, write_toml
 from transport.errors import ConfigurationError
 from transport.relay import host
-from transport.relay.config import LimitsSection, load_relay_config, split_address
+from transport.relay.config import load_relay_config, split_address
+from transport.relay.limits import LimitsSection
 from transport.relay.process import EXIT_CONFIGURATION, run_relay
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import trio
 import trio.testing
 
-from transport.relay.config import LimitsSection
+from transport.relay.limits import LimitsSection
 from transport.relay.strangers import HandshakeTurns, Strangers
 
 

@@ -1,0 +1,105 @@
+"""One hypervisor connection of a session, and what has been carried of it: all that outlives a lost lane."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import trio
+
+from transport.relay.bandwidth import Pace
+from transport.relay.content_digests import ContentDigests
+from transport.relay.cores import Cores
+from transport.wire.frames import MAX_PAYLOAD_BYTES, FrameType
+from transport.wire.window import SendWindow, lazy_buffer
+
+PortName = str  # memory, disks, libvirt, or a name of [ports]
+
+
+@dataclass(slots=True)
+class ChannelCounts:
+    """What one channel has carried, for acknowledgements and receipts. Frames include fin and reset.
+
+    `digests`: of what it carried, where the permit asks for them. `may_leave`: that the hypervisor leaves with
+    something unread is an end. QEMU closes multifd's channels when the guest is whole, while their last packets are on
+    the way; whether it is, it is asked itself.
+    """
+
+    channel: int
+    port: PortName
+    may_leave: bool = False
+    sent_bytes: int = 0
+    received_bytes: int = 0
+    sent_frames: int = 0
+    received_frames: int = 0
+    digests: ContentDigests | None = None
+
+
+@dataclass(slots=True)
+class Arriving:
+    """The direction towards the local hypervisor: the frame that is held, and how much of it is written already."""
+
+    next_seq: int = 0  # the first frame that is not authenticated and held
+    closed_by: FrameType | None = None
+    held: int = 0
+    written: int = 0
+    plaintext: memoryview = field(default_factory=lambda: lazy_buffer(MAX_PAYLOAD_BYTES))
+
+
+@dataclass(slots=True)
+class Channel:
+    """One hypervisor connection: what of it outlives the network's connections. It owns `local`.
+
+    `wrote` is told of each frame that has been written to the hypervisor, so that it is acknowledged.
+    """
+
+    counts: ChannelCounts
+    local: socket.socket
+    window: SendWindow
+    wrote: Callable[[int, bool], None]
+    cores: Cores
+    arriving: Arriving = field(default_factory=Arriving)
+    pace: Pace | None = None
+    broke: str = ""
+    last_filled: int = 0
+    _was_acknowledged: trio.Event = field(default_factory=trio.Event)
+    _writing: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def has_ended(self) -> bool:
+        """Both directions have ended in order as far as this end can see by itself."""
+        return self.window.is_finished and self.arriving.closed_by is FrameType.FIN and not self.arriving.held
+
+    @property
+    def has_arrived(self) -> bool:
+        """As `has_ended`, and the peer has said that it has written everything."""
+        return self.has_ended and self.window.is_acknowledged
+
+    def write_held(self) -> None:
+        """Write of the frame that is held what the hypervisor takes now; perhaps in a thread. OSError."""
+        arriving = self.arriving
+        with self._writing:
+            while arriving.written < arriving.held:
+                arriving.written += self.local.send(arriving.plaintext[arriving.written : arriving.held])
+
+    def close(self) -> None:
+        """Let go of the hypervisor's connection; not within a thread's write, whose descriptor might be another's."""
+        with self._writing:
+            self.local.close()
+
+    def acknowledge(self, count: int) -> None:
+        self.window.acknowledge(count)
+        self._was_acknowledged.set()
+
+    async def wait_acknowledged(self) -> None:
+        """Until the peer acknowledges something."""
+        self._was_acknowledged = trio.Event()
+        await self._was_acknowledged.wait()
+
+    async def room(self) -> memoryview:
+        """Where to read to; waits for the peer's acknowledgements while there is none."""
+        while not (room := self.window.room()):
+            await self.wait_acknowledged()
+        return room if self.pace is None else room[: self.pace.frame_bytes]

@@ -1,0 +1,53 @@
+"""The bounds and deadlines of a relay, a section of its configuration file."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+Seconds = Annotated[float, Meta(gt=0, le=30 * 86400)]
+Count = Annotated[int, Meta(ge=1, le=65536)]
+
+
+class LimitsSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Each has its unit in its name; docs/relay.md says what each is for.
+
+    `bandwidth_bytes_per_second`: of all that this host sends, 0 for no limit. `max_moves`: of how many VMs at once;
+    others wait for `queue_seconds`, and no longer than their permits may begin.
+
+    `first_connection_seconds`: until a program connects to a named port that was opened for it.
+
+    `resume_seconds`: for how long a session whose connection was lost tries to go on over another, 0 for never;
+    `silence_seconds`: after how much silence of the peer a connection counts as lost; `window_bytes`: what each channel
+    may have under way, and keeps until the peer has acknowledged it.
+
+    `seal_threads`: for frames of several channels at once, 0 for none; left out, one for each core but one where there
+    are four or more.
+    """
+
+    handshake_seconds: Seconds = 10.0
+    message_seconds: Seconds = 30.0
+    dial_seconds: Seconds = 5.0
+    hypervisor_seconds: Seconds = 30.0
+    migration_deadline_seconds: Seconds = 3600.0
+    settle_retry_seconds: Seconds = 5.0
+    resume_seconds: Annotated[float, Meta(ge=0, le=86400)] = 60.0
+    silence_seconds: Annotated[float, Meta(ge=2, le=300)] = 6.0
+    window_bytes: Annotated[int, Meta(ge=8 << 20, le=256 << 20)] = 16 << 20
+    seal_threads: Annotated[int, Meta(ge=0, le=64)] | None = None
+    drain_seconds: Seconds = 30.0
+    stop_seconds: Seconds = 10.0
+    remember_outcome_seconds: Seconds = 30 * 86400.0
+    ack_interval_seconds: Annotated[float, Meta(ge=0.01, le=0.1)] = 0.1
+    bandwidth_bytes_per_second: Annotated[int, Meta(ge=0, le=2**53 - 1)] = 0
+    max_moves: Count = 64
+    queue_seconds: Seconds = 600.0
+    first_connection_seconds: Seconds = 120.0
+    max_sessions: Count = 64
+    max_channels: Annotated[int, Meta(ge=1, le=256)] = 64
+    max_callers: Count = 128
+    max_unauthenticated: Count = 256
+    max_unauthenticated_per_address: Count = 64
+    handshakes_per_second: Count = 100
