@@ -107,26 +107,25 @@ async def carried(source: RelayHost, destination: RelayHost, site: Site, folder:
     assert sorted(back) == sorted(hashlib.sha256(data[::-1]).digest() for data in contents)
 
 
-@pytest.mark.whole
-async def test_several_channels_use_several_threads_and_arrive_whole(site: Site, short_path: Path) -> None:
-    counts = Counting(2), Counting(2)
+async def carried_counting(threads: int, channels: int, site: Site, folder: Path) -> tuple[Counting, Counting]:
+    counts = Counting(threads), Counting(threads)
     source, destination = (
         dataclasses.replace(host_with(site, name, {}), cores=each) for name, each in zip("ab", counts, strict=True)
     )
-    await carried(source, destination, site, short_path, 3)
-    for each in counts:
+    await carried(source, destination, site, folder, channels)
+    return counts
+
+
+@pytest.mark.whole
+async def test_several_channels_use_several_threads_and_arrive_whole(site: Site, short_path: Path) -> None:
+    for each in await carried_counting(2, 3, site, short_path):
         assert {name for name, _ in each.done} == {"_seal_and_send", "_open_and_write"}
         assert len({thread for _, thread in each.done} - {threading.get_ident()}) >= 2
 
 
 @pytest.mark.whole
 async def test_a_host_without_threads_uses_none(site: Site, short_path: Path) -> None:
-    counts = Counting(0), Counting(0)
-    source, destination = (
-        dataclasses.replace(host_with(site, name, {}), cores=each) for name, each in zip("ab", counts, strict=True)
-    )
-    await carried(source, destination, site, short_path, 2)
-    assert [each.done for each in counts] == [[], []]
+    assert [each.done for each in await carried_counting(0, 2, site, short_path)] == [[], []]
 
 
 async def test_a_connection_is_not_closed_within_a_threads_write() -> None:
