@@ -129,7 +129,7 @@ class Archive:
 
     def _keys_with(self, successors: bytes) -> bytes:
         """What `keys` shall be; empty if it is that already. It must stay one that an auditor's tool reads."""
-        known = read_successors(self.directory).encode()
+        known = read_successors(self.directory)
         held = known.splitlines()
         new = b"".join(line + b"\n" for line in successors.splitlines() if line not in held)
         if new and len(known + new) > MAX_BYTES:

@@ -19,6 +19,16 @@ AuditError
     └── QueryMalformed       a query text that is not of our language: where, why, and what was perhaps meant
 """
 
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+# What msgspec raises for bytes that are not what was asked for: UnicodeDecodeError within a text, RecursionError for
+# nesting within a member that it passes over.
+UNDECODABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
 
 class AuditError(Exception):
     """Root of this package's errors."""

@@ -12,6 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from audit import index_arrivals
+from audit.errors import UNDECODABLE
 from audit.index_schema import PLAIN, TERMS, ZONE_WIDTH, Store
 from audit.proof import leaf_hash
 from audit.query import fields
@@ -111,7 +112,7 @@ def document_of(entry: bytes) -> dict[str, Any]:
     """What stands in an entry, as `facets_of` takes it; what cannot be read has the kind `unreadable`."""
     try:
         document = msgspec.json.decode(entry)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNDECODABLE:
         return {"kind": UNREADABLE_KIND}
     if isinstance(document, dict):
         if document.get("kind") == PERMIT_KIND:

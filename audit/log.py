@@ -20,7 +20,6 @@ from audit.checkpoint import Checkpoint, LogSigner, open_checkpoint, sign_checkp
 from audit.disk import Disk
 from audit.errors import CheckpointError, EntryPruned, LogDamaged, LogFailed, LogTruncated, RecordError, RecordInvalid
 from audit.group import Draft, require_draft, sign_drafts
-from audit.log_keys import read_successors
 from audit.proof import leaf_hash
 from audit.pruned import Pruned
 from audit.store import Store
@@ -186,10 +185,6 @@ class Log:
         number, offset = divmod(index, TILE_WIDTH)
         tail = self._tails.get(number)
         return tail[offset] if tail is not None else self._read_bundle(number)[offset]
-
-    def successors(self) -> str:
-        """The lines of the keys that signed it one after the other (`audit.log_keys`). Raises OSError."""
-        return read_successors(self._store.directory)
 
     def entries(self, start: int, end: int) -> Iterator[bytes]:
         """The committed entries [start, end), as they are asked for."""

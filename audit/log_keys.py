@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Final
 
 from audit.checkpoint import LogSigner
+from audit.errors import LogDamaged
+from audit.verify_keys import MAX_BYTES
 
 KEYS_FILE: Final = "keys"
 LOG_KEY_CONTEXT: Final = b"sealane-log-key/v1\n"
@@ -31,9 +33,13 @@ def successor_line(old: LogSigner, new: LogSigner) -> str:
     return json.dumps(line, sort_keys=True, separators=(",", ":")) + "\n"
 
 
-def read_successors(directory: Path) -> str:
-    """The whole file; empty if no key was ever replaced."""
+def read_successors(directory: Path) -> bytes:
+    """The whole file; empty if no key was ever replaced. Raises LogDamaged if nobody wrote it so large, and OSError."""
     try:
-        return (directory / KEYS_FILE).read_text()
+        with (directory / KEYS_FILE).open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        return ""
+        return b""
+    if len(data) > MAX_BYTES:
+        raise LogDamaged(f"{directory / KEYS_FILE} is larger than {MAX_BYTES} bytes")
+    return data

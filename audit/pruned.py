@@ -12,7 +12,7 @@ from typing import Annotated
 import msgspec
 
 from audit import tiles
-from audit.errors import EntryPruned, LogDamaged
+from audit.errors import UNDECODABLE, EntryPruned, LogDamaged
 from audit.record import SignedRecord, decode_entry
 
 PRUNED_KIND = "log.pruned"
@@ -68,5 +68,5 @@ def read_pruned(directory: Path) -> Pruned:
             return msgspec.json.decode(file.read(_MAX_BYTES), type=Pruned)
     except FileNotFoundError:
         return NOTHING
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UNDECODABLE as error:
         raise LogDamaged(f"{path} is malformed ({error}); restore it") from error

@@ -23,7 +23,7 @@ from typing import Annotated, Any
 import msgspec
 
 from audit.checkpoint import LogVerifier
-from audit.errors import ProofError, RecordInvalid, RecordTooLarge
+from audit.errors import UNDECODABLE, ProofError, RecordInvalid, RecordTooLarge
 from audit.proof import HASH_BYTES, leaf_hash, path_length, root_of_path
 
 MAX_ENTRY_BYTES = 60 * 1024  # under the u16 length prefix of C2SP entry bundles, with room for SIEM envelopes
@@ -257,7 +257,7 @@ def _envelope(
 def _decode_signed(entry: bytes) -> SignedRecord:
     try:
         envelope = _record_envelope_decoder.decode(entry)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UNDECODABLE as error:
         raise RecordInvalid(f"entry is neither a record nor a permit entry: {error}") from error
     record_bytes = bytes(envelope.record)
     record = _decode_record(record_bytes)
@@ -294,7 +294,7 @@ def _decode_record(record_bytes: bytes) -> Record:
 def _decode_struct(record_bytes: bytes) -> Record:
     try:
         record = _record_decoder.decode(record_bytes)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UNDECODABLE as error:
         raise RecordInvalid(f"not a record: {error}") from error
     if (record.version == 1) != (record.clock_error_us is msgspec.UNSET):
         raise RecordInvalid(f"a record of version {record.version} does not have that version's fields")
@@ -304,7 +304,7 @@ def _decode_struct(record_bytes: bytes) -> Record:
 def _decode_permit(entry: bytes) -> PermitEntry:
     try:
         envelope = _permit_envelope_decoder.decode(entry)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UNDECODABLE as error:
         raise RecordInvalid(f"not a permit entry: {error}") from error
     if envelope.kind != PERMIT_KIND:
         raise RecordInvalid(f"entry of unknown kind {envelope.kind[:64]!r}")

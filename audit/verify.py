@@ -205,7 +205,7 @@ class _Check:
                 raise ValueError("no record says so")
         except FileNotFoundError:
             return
-        except (ValueError, KeyError, TypeError, IndexError, verify_entry.Malformed) as error:
+        except (ValueError, KeyError, TypeError, IndexError, RecursionError, verify_entry.Malformed) as error:
             self.report(None, f"what is said to be pruned cannot be believed: {error}")
         else:
             self._pruned = bundles

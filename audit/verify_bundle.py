@@ -95,8 +95,10 @@ class BundleCheck:
             verdict = self.verdict
             if verdict.policy_digest is not None and verdict.decided_by_others and not verdict.decided_by_it:
                 self._report(None, "the policy bundle that came along is not the one that any decision in it names")
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             self._report(None, str(error) or "it is malformed")
+        except RecursionError:
+            self._report(None, "a line of it is nested too deeply")
 
     def _checkpoint(self, header: Mapping[str, Any]) -> Note:
         if header["format"] != FORMAT:
@@ -209,10 +211,7 @@ class BundleCheck:
         line = self._file.readline(LINE_LIMIT)
         if not line.endswith(b"\n"):
             raise ValueError("it ends before its last entry, or a line is too long")
-        try:
-            value = json.loads(line)
-        except RecursionError:
-            raise ValueError("a line of it is nested too deeply") from None
+        value = json.loads(line)
         # One spelling: a key that stands twice, say, would be another to the next reader.
         if json.dumps(value, sort_keys=True, separators=(",", ":")).encode("ascii") + b"\n" != line:
             raise ValueError("a line of it is not in canonical form")

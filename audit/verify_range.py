@@ -98,13 +98,17 @@ def check_range(job: Job) -> Found:
     return _Range(job, Signatures([read_vkey(vkey) for vkey in job.vkeys])).run()
 
 
+_Clock = tuple[datetime, int, object]
+"""What a record says of its moment: time, monotonic nanoseconds, boot."""
+
+
 @dataclass(slots=True)
 class _Range:
     job: Job
     signatures: Signatures
     found: Found = field(default_factory=Found)
     _authorities: Sequence[x509.Certificate] = ()
-    _last_clock: "tuple[datetime, int, object] | None" = None  # of the last record
+    _last_clock: _Clock | None = None  # of the last record
     _previous: tuple[Mapping[str, Any] | None, bytes] | None = None  # the entry before: (record, leaf hash)
 
     def run(self) -> Found:
@@ -255,10 +259,6 @@ class _Range:
             self._warn(index, f"the clock was stepped by {wall - elapsed:+.3f} s (or the machine slept)")
         if elapsed > SILENCE_SECONDS and len(self.found.silences) < MAX_SILENCES:
             self.found.silences.append(Silence(index, elapsed, str(boot)))
-
-
-_Clock = tuple[datetime, int, object]
-"""What a record says of its moment: time, monotonic nanoseconds, boot."""
 
 
 def _clock_of(record: Mapping[str, Any]) -> _Clock | None:

@@ -12,9 +12,15 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
+from typing import Final
 
+import msgspec
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
+
+# What msgspec raises for bytes that are not what was asked for: UnicodeDecodeError within a text, RecursionError for
+# nesting within a member that it passes over.
+UNDECODABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 # What cryptography raises, at loading or at the first look, for a certificate or CRL that cannot be read.
 UNREADABLE = (

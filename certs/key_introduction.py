@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from msgspec import Meta
 
-from certs.errors import CredentialError
+from certs.errors import UNDECODABLE, CredentialError
 
 MAX_KEY_INTRODUCTIONS: Final = 32
 _DOMAIN: Final = b"sealane-key-introduction/v1\n"
@@ -98,7 +98,7 @@ def is_signed(
 def _statement(introduction: Introduction) -> Statement:
     try:
         return msgspec.json.decode(introduction.text, type=Statement)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except UNDECODABLE as error:
         raise CredentialError(None, f"an introduction of a key is malformed: {error}", _REMEDY) from None
 
 
@@ -111,7 +111,7 @@ def decode_introductions(data: bytes) -> tuple[Introduction, ...]:
     """Raises `CredentialError`."""
     try:
         return tuple(msgspec.json.decode(data, type=list[Introduction]))
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except UNDECODABLE as error:
         raise CredentialError(None, f"these are no introductions of keys: {error}", "restore the file") from None
 
 

@@ -15,6 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from gateway.counted import counted
+from transport.errors import UNDECODABLE
 
 GRACE_SECONDS: Final = 3_600
 MAX_RECORDED_FINDINGS: Final = 100
@@ -118,7 +119,7 @@ def _differences(receipts: list[Mapping[str, Any]]) -> Iterator[str]:
         source, destination = (
             msgspec.json.decode(newest[role]["body"], type=dict) for role in ("source", "destination")
         )
-    except (KeyError, TypeError, msgspec.DecodeError):
+    except (KeyError, TypeError, *UNDECODABLE):
         yield "a receipt cannot be read"
         return
     outcomes = source.get("outcome"), destination.get("outcome")

@@ -25,6 +25,7 @@ from audit.watch import Watch
 from certs.files import write_atomically
 from gateway.committer import Committer
 from gateway.errors import LogUnavailable, StartRefused
+from transport.errors import UNDECODABLE
 
 TICK_SECONDS: Final = 1.0
 SAVE_SECONDS: Final = 60
@@ -123,7 +124,7 @@ def _read(path: Path, signer: LogSigner) -> tuple[Checkpoint | None, list[int]]:
         return open_checkpoint(seen.checkpoint, signer.verifiers), list(seen.bundle_sizes)
     except FileNotFoundError:
         return None, []
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError, CheckpointError) as error:
+    except (OSError, CheckpointError, *UNDECODABLE) as error:
         raise StartRefused(
             f"{path} cannot be used ({error}); compare the log with checkpoints that others keep, then remove it"
         ) from error

@@ -26,6 +26,7 @@ from certs.identity import SpiffeId
 from gateway.errors import ReceiptRefused
 from gateway.migrations import Migration
 from gateway.relays import HostTrust
+from transport.errors import UNDECODABLE
 
 CLOCK_SKEW: Final = timedelta(minutes=5)
 _TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
@@ -109,7 +110,7 @@ def read_body(receipt: SignedReceipt) -> ReceiptBody:
         raw = receipt.body.encode()
         body = msgspec.json.decode(raw, type=ReceiptBody)
         canonical = msgspec.json.encode(msgspec.json.decode(raw), order="sorted")
-    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+    except (UnicodeEncodeError, *UNDECODABLE) as error:
         raise ReceiptRefused("form", f"the body is not a receipt: {error}") from error
     if canonical != raw:
         raise ReceiptRefused("form", "the body is not canonical JSON")

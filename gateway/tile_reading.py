@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Final
 
 import structlog
 import trio
 
-from audit.errors import EntryPruned
+from audit.errors import EntryPruned, LogDamaged
+from audit.log_keys import KEYS_FILE, read_successors
 from audit.tiles import TILE_WIDTH, Resource
 from gateway.committer import Committer
-from gateway.errors import GatewayError, NotKnown
+from gateway.errors import GatewayError, NotKnown, SearchUnavailable
 from gateway.reading import Reading
 from gateway.recording import Event, Recorder, actor_of
 from policy.facts import Person
@@ -46,9 +48,11 @@ class _Window:
 class TileReading:
     """`run` ends windows; `finish` ends all of them, at the stop."""
 
-    def __init__(self, reading: Reading, committer: Committer, recorder: Recorder) -> None:
+    def __init__(self, reading: Reading, committer: Committer, recorder: Recorder, directory: Path) -> None:
+        """`directory`: of the log."""
         self._reading = reading
         self._committer = committer
+        self._directory = directory
         self._recorder = recorder
         self._windows: dict[tuple[str, str], _Window] = {}
 
@@ -71,9 +75,17 @@ class TileReading:
             window.highest_entry = last if highest is None else max(highest, last)
         return data
 
-    async def keys(self) -> str:
-        """How the log's keys followed each other: public, and signed by both of each two. Errors: LogUnavailable."""
-        return await self._committer.read(lambda opened: opened.successors())
+    async def keys(self) -> bytes:
+        """How the log's keys followed each other: public, and signed by both of each two. Errors: SearchUnavailable.
+
+        Not by the committer: what is wrong with this file stops no admission.
+        """
+        try:
+            return await trio.to_thread.run_sync(read_successors, self._directory)
+        except (LogDamaged, OSError) as error:
+            raise SearchUnavailable(
+                f"the log's file `{KEYS_FILE}` cannot be read: {error}", next_step="restore that file from an archive"
+            ) from error
 
     async def run(self) -> None:
         """Record what was read in windows that have passed, until cancelled."""

@@ -16,7 +16,7 @@ import msgspec
 from policy.bundle_files import MANIFEST, POLICIES, SCHEMA, TESTS, bundle_digest, read_bundle_files
 from policy.cases import probe_questions, run_cases
 from policy.decision import evaluate
-from policy.errors import BundleRefused
+from policy.errors import UNDECODABLE, BundleRefused
 from policy.request import entities_of, request_of
 from policy.rules import Policy, Rules, compile_rules
 
@@ -69,7 +69,7 @@ def decode_manifest(text: str) -> _Manifest:
     """bundle.toml. Raises BundleRefused."""
     try:
         return msgspec.toml.decode(text, type=_Manifest)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except UNDECODABLE as error:
         raise BundleRefused(MANIFEST, str(error)) from error
 
 

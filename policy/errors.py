@@ -16,7 +16,13 @@ PolicyError
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Final, Literal, get_args
+
+import msgspec
+
+# What msgspec raises for bytes that are not what was asked for: UnicodeDecodeError within a text, RecursionError for
+# nesting within a member that it passes over.
+UNDECODABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 TokenCheck = Literal[
     "size", "form", "header", "algorithm", "key", "signature", "type", "claims",

@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from policy.bundle_files import MAX_BYTES, require_bundle_files
-from policy.errors import BundleRefused
+from policy.errors import UNDECODABLE, BundleRefused
 
 MAX_SIGNATURES: Final = 32
 MAX_SIGNERS: Final = 1_000
@@ -109,7 +109,7 @@ def decode_publication(data: bytes) -> Publication:
         raise BundleRefused(WHERE, f"is larger than {MAX_PUBLICATION_BYTES >> 20} MiB")
     try:
         publication = msgspec.json.decode(data, type=Publication)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UNDECODABLE as error:
         raise BundleRefused(WHERE, f"is none, or was cut off or altered: {error}") from error
     require_bundle_files(publication.files)
     return publication

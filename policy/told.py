@@ -38,7 +38,7 @@ from typing import Annotated, Final, TypeVar
 
 import msgspec
 
-from policy.errors import FactRefused, InventoryRefused, TokenRefused
+from policy.errors import UNDECODABLE, FactRefused, InventoryRefused, TokenRefused
 from policy.facts import HostFacts, MigrationAddress, VmFacts
 from policy.jws import decode_object
 
@@ -129,7 +129,7 @@ def parse_toml(content: bytes, name: str, *, partial: bool = False) -> Told:
     try:
         shape: type[_Whole | _Partial] = _Partial if partial else _Whole
         return _told(msgspec.toml.decode(content, type=shape), name)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UNDECODABLE as error:
         raise InventoryRefused(name, _one_line(error)) from error
 
 

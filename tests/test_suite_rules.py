@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -57,3 +58,14 @@ def test_a_module_that_skips_itself_fails_the_session(suite: pytest.Pytester) ->
     result = suite.runpytest_inprocess("-p", "no:cacheprovider")
     assert result.ret != pytest.ExitCode.OK
     result.assert_outcomes(errors=1)
+
+
+def test_what_bytes_that_do_not_decode_raise_is_spelt_once_in_a_package() -> None:
+    """By hand one forgets RecursionError, and whoever sends `[[[[…` ends the program."""
+    root = Path(__file__).parents[1]
+    by_hand = re.compile(r"except[^:]*msgspec\.(DecodeError|MsgspecError)")
+    modules = [
+        path for name in ("gateway", "transport", "policy", "audit", "certs") for path in (root / name).rglob("*.py")
+    ]
+    assert len(modules) > 400
+    assert [str(path) for path in modules if by_hand.search(path.read_text(encoding="utf-8"))] == []

@@ -12,6 +12,7 @@ from typing import Annotated, Final
 
 import msgspec
 
+from audit.errors import UNDECODABLE
 from audit.siem.sink import SinkStopped
 
 MAX_CURSOR_BYTES: Final = 4096
@@ -44,7 +45,7 @@ def read_cursor(path: Path, origin: str) -> Cursor:
         raise SinkStopped(f"{path}: cannot be read ({error.strerror}); make it readable") from error
     try:
         cursor = msgspec.json.decode(data, type=Cursor)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UNDECODABLE as error:
         raise SinkStopped(f"{path}: is damaged; remove it to deliver the whole log again") from error
     if cursor.origin != origin:
         raise SinkStopped(f"{path}: belongs to the log {cursor.origin}; remove it to deliver this log from its start")

@@ -17,6 +17,7 @@ from uuid import UUID
 import msgspec
 import trio
 
+from audit.errors import UNDECODABLE
 from audit.siem.document import Document
 from audit.siem.formats import Format, Line
 from audit.siem.formats.text import milliseconds
@@ -27,8 +28,6 @@ from audit.siem.status import one_line
 from audit.siem.turns import made
 
 SOURCE_TYPE: Final = "sealane:audit"
-# The receiver is not ours: it may answer with bytes that are no text, and nest without end what we pass over.
-_UNDECODABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _FIRST_POLL: Final = 0.1
 _LONGEST_POLL: Final = 2.0
 _INVALID_DATA: Final = frozenset({5, 6, 12, 13, 15})  # HEC's codes that speak of one event
@@ -134,7 +133,7 @@ class SplunkSink:
                 raise away(answer)
             try:
                 acks = msgspec.json.decode(answer.body, type=_Acks).acks
-            except _UNDECODABLE:
+            except UNDECODABLE:
                 raise SinkAway("its acknowledgements are not what HEC sends") from None
             if acks.get(str(ack_id)) is True:
                 return
@@ -153,7 +152,7 @@ class SplunkSink:
 def _said(answer: Answer) -> _Said:
     try:
         return msgspec.json.decode(answer.body, type=_Said)
-    except _UNDECODABLE:
+    except UNDECODABLE:
         return _Said()
 
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from audit.errors import AuditError
+from audit.errors import UNDECODABLE, AuditError
 from audit.siem.document import LogEntry, document_id, document_of
 from audit.siem.formats import Format, line_of
 from audit.siem.formats.leef import SEPARATOR
@@ -27,7 +27,7 @@ def verify_stored(data: bytes, keys: Sequence[PinnedKey], entry_at: LogAt | None
     """A document or a line, whichever it is. Never raises for what is in `data`."""
     try:
         value = msgspec.json.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNDECODABLE:
         value = None
     match value:
         case {"hash": str(), "id": str(claimed), "sequence": int(), "entry": dict(inner)}:
@@ -83,7 +83,7 @@ def _canonical(original: str) -> bytes | None:
     """The log's bytes: in a line, what is not ASCII is escaped."""
     try:
         return msgspec.json.encode(msgspec.json.decode(original), order="sorted")
-    except (msgspec.DecodeError, RecursionError):
+    except UNDECODABLE:
         return None
 
 

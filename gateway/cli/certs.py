@@ -250,6 +250,7 @@ def check(directory: DirectoryArgument, as_json: JsonOption = False) -> None:
     from gateway.doctor.credentials import certificate_findings, crl_findings, key_finding
     from gateway.doctor.finding import worst
     from gateway.doctor.service_user import as_service_user
+    from gateway.errors import StartRefused
 
     now = datetime.now(UTC)
     if not (directory / "ca.pem").exists():
@@ -258,12 +259,15 @@ def check(directory: DirectoryArgument, as_json: JsonOption = False) -> None:
     keys = [path for path in sorted(directory.glob("**/*.key")) if not _is_elsewhere(path)]
     certificates = [path for path in sorted(directory.glob("**/*.pem")) if "crl" not in path.name]
     crls = sorted(directory.glob("*crl.pem"))
-    with as_service_user(directory):
-        found = [
-            *map(key_finding, keys),
-            *(each for path in certificates for each in certificate_findings(path, now)),
-            *crl_findings(crls, now),
-        ]
+    try:
+        with as_service_user(directory):
+            found = [
+                *map(key_finding, keys),
+                *(each for path in certificates for each in certificate_findings(path, now)),
+                *crl_findings(crls, now),
+            ]
+    except StartRefused as error:
+        raise BadConfiguration(error.detail, OPERATOR, error.next_step) from error
     outcome = worst(found)
     if as_json:
         names = ("check", "status", "message", "remedy")

@@ -20,6 +20,7 @@ from gateway.cli.credentials import read_secret
 from gateway.cli.errors import DEVELOPERS, OPERATOR, REQUESTER, BadConfiguration, CommandError, Refused, Unreachable
 from gateway.cli.replies import DecisionReply, ErrorReply
 from gateway.cli.settings import ClientSettings
+from transport.errors import UNDECODABLE
 
 CONNECT_TIMEOUT_SECONDS = 10
 MAX_ANSWER_BYTES = 16 * 1024 * 1024  # a page of 200 records of 60 KiB each fits
@@ -192,7 +193,7 @@ def _no_sense(gateway: str, reason: str) -> Unreachable:
 def _carries_decision(data: bytes) -> bool:
     try:
         msgspec.json.decode(data, type=DecisionReply)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    except UNDECODABLE:
         return False
     return True
 
@@ -206,7 +207,7 @@ def _refusal(status: int, data: bytes, gateway: str) -> CommandError:
         kind = Unreachable
     try:
         reply = msgspec.json.decode(data, type=ErrorReply)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    except UNDECODABLE:
         return _without_words(status, kind, gateway)
     error = reply.error
     recorded = "" if reply.record_index is None else f" (record {reply.record_index})"
@@ -232,5 +233,5 @@ def _without_words(status: int, kind: type[CommandError], gateway: str) -> Comma
 def decode(data: bytes, shape: type[Reply]) -> Reply:
     try:
         return msgspec.json.decode(data, type=shape)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except UNDECODABLE as error:
         raise _no_sense("the gateway", str(error)) from error

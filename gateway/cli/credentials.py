@@ -19,6 +19,7 @@ import msgspec
 
 from gateway.cli.errors import REQUESTER, BadConfiguration, Refused
 from gateway.cli.settings import ClientSettings
+from transport.errors import UNDECODABLE
 
 _MAX_SECRET_BYTES = 32 * 1024
 
@@ -79,7 +80,7 @@ def read_token(path: Path, gateway: str, now: int) -> str:
         return _bare(text, path)
     try:
         stored = msgspec.json.decode(text, type=StoredToken)
-    except msgspec.MsgspecError as error:
+    except UNDECODABLE as error:
         raise BadConfiguration(
             f"the token file {path} is not one of `sealane login`: {error}", REQUESTER, "run `sealane login` again"
         ) from error

@@ -21,6 +21,7 @@ import httpx
 import msgspec
 
 from gateway.cli.errors import OPERATOR, REQUESTER, BadConfiguration, Refused, Unreachable
+from transport.errors import UNDECODABLE
 
 MAX_ANSWER_BYTES = 256 * 1024
 TIMEOUT_SECONDS = 20
@@ -139,7 +140,7 @@ class IssuerClient:
     def _decode(self, data: bytes, shape: type[Shape]) -> Shape:
         try:
             return msgspec.json.decode(data, type=shape)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        except UNDECODABLE as error:
             raise self._no_sense(str(error)) from error
 
     def _no_sense(self, reason: str) -> Unreachable:

@@ -15,26 +15,26 @@ from audit.reader import LogReader
 from audit.tiles import TILE_WIDTH
 from gateway.cli.errors import REQUESTER, BadConfiguration
 from gateway.cli.moments import parse_moment
+from gateway.cli.progress import Progress, counted_on
 from gateway.cli.record_folder import FromFolder
 from gateway.counted import counted
 from policy.authoring.compare import Asked, Side
+from transport.errors import UNDECODABLE
 
 
 class PastDecisions:
     """Those since a time, and what is to be said of them once they were read."""
 
     def __init__(self, log: Path, since: str) -> None:
-        self._log, self.size = log, FromFolder(log).size()
-        self.looked_at = 0  # entries of `size`, with what is not of the time asked for
+        self._log, self._size = log, FromFolder(log).size()
         self._since = parse_moment(since, datetime.now(UTC), "--since")
         self._first: str | None = None
         self._unusable = self._left_out = 0
 
-    def decisions(self) -> Iterator[Asked]:
+    def decisions(self, progress: Progress = None) -> Iterator[Asked]:
         try:
-            for index, entry in self._entries():
+            for index, entry in counted_on(self._entries(), progress, self._size):
                 record = _record_in(entry)
-                self.looked_at = index
                 if record is None:
                     continue
                 self._first = self._first or str(record.get("time"))
@@ -49,13 +49,13 @@ class PastDecisions:
     def _entries(self) -> Iterator[tuple[int, bytes]]:
         """From the first that can be had: those that were pruned are read in their archive, if it is there."""
         reader = LogReader(self._log)
-        pruned = min(read_pruned(self._log).bundles * TILE_WIDTH, self.size)
+        pruned = min(read_pruned(self._log).bundles * TILE_WIDTH, self._size)
         try:
             for first in range(0, pruned, TILE_WIDTH):
                 reader.entry(first)
         except LogTruncated:
             self._left_out = pruned
-        yield from enumerate(reader.entries(self._left_out, self.size), self._left_out)
+        yield from enumerate(reader.entries(self._left_out, self._size), self._left_out)
 
     def notes(self) -> list[str]:
         """To be asked after the decisions."""
@@ -76,7 +76,7 @@ class PastDecisions:
 def _record_in(entry: bytes) -> dict[str, Any] | None:
     try:
         record = msgspec.json.decode(entry).get("record")
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, AttributeError):
+    except (AttributeError, *UNDECODABLE):
         return None
     return record if isinstance(record, dict) and isinstance(record.get("details"), dict) else None
 

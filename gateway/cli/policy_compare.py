@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -16,11 +16,10 @@ from gateway.cli.errors import REQUESTER, BadConfiguration
 from gateway.cli.options import JsonOption
 from gateway.cli.output import print_json, say
 from gateway.cli.policy_workshop import EXIT_FAULTS, BundleArgument, read_bundle, refusing
-from gateway.cli.progress import Progress, counted_on, progress_bar
+from gateway.cli.progress import counted_on, progress_bar
 from gateway.counted import counted
 
 if TYPE_CHECKING:
-    from gateway.cli.past_decisions import PastDecisions
     from policy.authoring.compare import Asked, Comparison
 
 LogOption = Annotated[
@@ -118,8 +117,8 @@ def diff(
         asked, notes = grid(one, two)
         past = PastDecisions(log, since) if log is not None else None
         with progress_bar(quiet=as_json) as progress:
-            posed = chain(counted_on(asked, progress, len(asked)), _shown(past, progress) if past is not None else ())
-            comparison = compare(*rules, posed)
+            of_past = past.decisions(progress) if past is not None else ()
+            comparison = compare(*rules, chain(counted_on(asked, progress, len(asked)), of_past))
     _tell(comparison, [*notes, *(past.notes() if past is not None else ())], as_json=as_json)
 
 
@@ -144,12 +143,8 @@ def replay(
 
     past = PastDecisions(log, since)
     with refusing(), progress_bar(quiet=as_json) as progress:
-        comparison = compare(None, rules_of(files), _shown(past, progress))
+        comparison = compare(None, rules_of(files), past.decisions(progress))
     _tell(comparison, past.notes(), as_json=as_json)
-
-
-def _shown(past: PastDecisions, progress: Progress) -> Iterator[Asked]:
-    return counted_on(past.decisions(), progress, past.size, lambda: past.looked_at)
 
 
 def _tell(comparison: Comparison, notes: list[str], *, as_json: bool) -> None:

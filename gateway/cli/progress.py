@@ -31,13 +31,11 @@ def progress_bar(*, quiet: bool) -> Iterator[Progress]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def counted_on(
-    things: Iterable[T], progress: Progress, total: int, done: Callable[[], int] | None = None
-) -> Iterator[T]:
-    """Each of `things`, and the bar moved; `done` tells how many of `total` it is, where it is not their own count."""
+def counted_on(things: Iterable[T], progress: Progress, total: int) -> Iterator[T]:
+    """Each of `things`, and the bar moved."""
     for number, thing in enumerate(things):
         if progress is not None and number % _STRIDE == 0:
-            progress(done() if done is not None else number, total)
+            progress(number, total)
         yield thing
     if progress is not None:
         progress(total, total)

@@ -25,6 +25,7 @@ from gateway.cli.errors import REQUESTER, BadConfiguration, Refused
 from gateway.cli.record_replies import Bucket, HistogramReply, NumberedRecord, RecordsReply
 from gateway.cli.record_source import Question
 from gateway.cli.serve import needs_gateway_extra
+from transport.errors import UNDECODABLE
 
 _MAX_CHECKPOINT_BYTES = 64 * 1024
 _MAX_BUNDLE_BYTES = TILE_WIDTH * (2 + MAX_FRAMED_BYTES)
@@ -169,7 +170,7 @@ def _record(entry: bytes) -> Record:
 def _document(entry: bytes) -> dict[str, Any]:
     try:
         document = msgspec.json.decode(entry)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UNDECODABLE as error:
         return {"record": _unreadable(f"{error}")}
     return document if isinstance(document, dict) else {"record": _unreadable("it is no JSON object")}
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from gateway.cli.credentials import token_of
 from gateway.cli.errors import REQUESTER, BadConfiguration
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from gateway.cli.client import GatewayClient
 
 PAGE_RECORDS = 100
-
-
-MAX_QUERY_CHARS: Final = 4096  # of the language (docs/audit-queries.md), which not every host has
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +41,10 @@ class Question:
 
     def parameters(self) -> dict[str, str | int]:
         """As the API takes it. Raises BadConfiguration: what is too long for a query is so for HTTP, too."""
-        if len(self.text) > MAX_QUERY_CHARS:
-            what = f"the query is longer than {MAX_QUERY_CHARS} characters (at character {MAX_QUERY_CHARS + 1})"
+        from audit.query.parse import MAX_CHARS
+
+        if len(self.text) > MAX_CHARS:
+            what = f"the query is longer than {MAX_CHARS} characters (at character {MAX_CHARS + 1})"
             raise BadConfiguration(what, REQUESTER, "ask for less at once")
         texts = {"query": self.text, "timezone": self.timezone or "", "on": self.on or ""}
         return {**self.terms, **{name: text for name, text in texts.items() if text}}

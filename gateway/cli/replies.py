@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 import msgspec
 
+from transport.errors import UNDECODABLE
+
 # Bounded, so that no answer can hold a number that arithmetic here chokes on.
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
@@ -380,6 +382,6 @@ def _body(receipt: Mapping[str, Any]) -> Mapping[str, Any] | None:
     if isinstance(body, str):
         try:
             body = msgspec.json.decode(body)
-        except (msgspec.DecodeError, RecursionError):
+        except UNDECODABLE:
             return None
     return body if isinstance(body, Mapping) else None

@@ -10,6 +10,7 @@ import msgspec
 
 from certs.files import write_atomically
 from gateway.cli.errors import REQUESTER, BadConfiguration
+from transport.errors import UNDECODABLE
 
 MAX_QUERIES = 500
 _MAX_FILE_BYTES = 4 * 2**20
@@ -39,7 +40,7 @@ def read_queries(path: Path) -> dict[str, str]:
         data = file.read(_MAX_FILE_BYTES + 1)
     try:
         return msgspec.json.decode(data[: _MAX_FILE_BYTES + 1], type=dict[str, str])
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except UNDECODABLE as error:
         raise BadConfiguration(f"{path} holds no saved queries: {error}", REQUESTER, "correct or remove it") from error
 
 

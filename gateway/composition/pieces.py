@@ -98,7 +98,8 @@ async def make_pieces(
     placement_watching = PlacementWatching(gate)
     publishing = Publishing(gate.engine, config, recorder, clock, gate.bell)
     gate.shadow = publishing.shadow
-    entries = CommittedEntries(committer, origin, config.path(config.log.directory))
+    log_directory = config.path(config.log.directory)
+    entries = CommittedEntries(committer, origin, log_directory)
     siem_dir = config.path(config.gateway.state_dir) / "siem"
     delivery = Delivery(config.siem, config.path, siem_dir, entries, recorder, clock)
     oversight, metrics = Oversight(gate, delivery, keeping.verifiers), make_metrics(config, keeping, delivery)
@@ -113,7 +114,7 @@ async def make_pieces(
         people=people,
         issuers=issuers,
         reading=reading,
-        tile_reading=TileReading(reading, committer, recorder),
+        tile_reading=TileReading(reading, committer, recorder, log_directory),
         published_checkpoint=keeping.witnessing.published_checkpoint,
         reporting=reporting,
         placement=placement_watching,

@@ -40,14 +40,17 @@ def gateway_host_findings(path: Path, root: Path, now: datetime) -> Iterator[Fin
     except ConfigRefused as error:
         yield Finding("configuration", "wrong", error.detail, error.next_step)
         return
-    with as_service_user(config.path(config.gateway.state_dir)):
-        found = list(_as_the_service(path, now))
+    try:
+        with as_service_user(config.path(config.gateway.state_dir)):
+            found = list(_as_the_service(path, now))
+    except StartRefused as error:
+        found = [Finding("configuration", "wrong", error.detail, error.next_step)]
     yield from found
     yield listen_finding(config.listen.host, config.listen.port)
 
 
 def _as_the_service(path: Path, now: datetime) -> Iterator[Finding]:
-    """All that the gateway reads."""
+    """All that the gateway reads, its configuration included: root may have read one that the service may not."""
     try:
         config = configuration.load(path)
     except ConfigRefused as error:

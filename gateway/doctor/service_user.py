@@ -8,23 +8,32 @@ import pwd
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
+
+from gateway.errors import StartRefused
 
 UNIT_USER: Final = "sealane-gateway"  # User= of deploy/systemd/sealane-gateway.service
 
 
 @contextmanager
 def as_service_user(folder: Path) -> Iterator[None]:
-    """Who owns `folder`; where it is yet to be made, whom the unit names. For a program of one thread."""
+    """Who owns `folder`; where it is yet to be made, whom the unit names. For a program of one thread.
+
+    Raises StartRefused where root may not take that user's place.
+    """
     user = _service_user(folder) if os.geteuid() == 0 else None
-    if user is None or user.pw_uid == 0:
+    if user is None or user.uid == 0:
         yield
         return
     groups, group = os.getgroups(), os.getegid()
-    os.setgroups(os.getgrouplist(user.pw_name, user.pw_gid))
-    os.setegid(user.pw_gid)
-    os.seteuid(user.pw_uid)
     try:
+        try:
+            os.setgroups(user.groups)
+            os.setegid(user.gid)
+            os.seteuid(user.uid)
+        except OSError as error:
+            what = f"files cannot be judged as user {user.uid}, who owns {folder}: {error.strerror}"
+            raise StartRefused(what, next_step="run this as that user") from error
         yield
     finally:
         os.seteuid(0)
@@ -32,8 +41,20 @@ def as_service_user(folder: Path) -> Iterator[None]:
         os.setgroups(groups)
 
 
-def _service_user(folder: Path) -> pwd.struct_passwd | None:
+class _User(NamedTuple):
+    uid: int
+    gid: int
+    groups: list[int]
+
+
+def _service_user(folder: Path) -> _User | None:
+    """None: the folder is yet to be made, and the package has made no user."""
     try:
-        return pwd.getpwuid(folder.stat().st_uid) if folder.exists() else pwd.getpwnam(UNIT_USER)
-    except (KeyError, OSError):
-        return None
+        found = folder.stat()
+    except FileNotFoundError:
+        found = None
+    try:
+        entry = pwd.getpwnam(UNIT_USER) if found is None else pwd.getpwuid(found.st_uid)
+    except KeyError:  # an owner whom no user database knows, as in a container
+        return None if found is None else _User(found.st_uid, found.st_gid, [found.st_gid])
+    return _User(entry.pw_uid, entry.pw_gid, os.getgrouplist(entry.pw_name, entry.pw_gid))

@@ -51,9 +51,9 @@ class LogKeyRollover(SigningKeyRollover):
     def _switch(self) -> None:
         key = self._keys.read(self._keys.places.next)
         assert isinstance(key, ed25519.Ed25519PrivateKey)
-        line = successor_line(self._signer, LogSigner(self._signer.origin, key))
+        line = successor_line(self._signer, LogSigner(self._signer.origin, key)).encode()
         known = read_successors(self._log)
         if line not in known:  # Ed25519 is deterministic: a step that is taken again says the same
-            write_atomically(self._log / KEYS_FILE, (known + line).encode())
+            write_atomically(self._log / KEYS_FILE, known + line)
         self._keys.places.switch()
         self._keys.write_public()

@@ -17,6 +17,7 @@ from gateway.reading import MAX_ASKED
 from gateway.sites.request import LIFETIME_SECONDS, HostQuestion, RecordsWanted, Request, ToldHost, sign_request
 from gateway.sites.settings import OtherSite
 from policy.sources.https import read_bounded
+from transport.errors import UNDECODABLE
 
 SECONDS: Final = 15.0
 MAX_ANSWER_BYTES: Final = 256 * 1024
@@ -98,7 +99,7 @@ async def _ask(
     sent = site.client.build_request("POST", f"{site.url}/v1/sites/ask", content=body, headers=headers)
     try:
         return decode(await _send(site, sent, at_most))
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except UNDECODABLE as error:
         raise SiteUnreachable(f"site {site.name} gives an answer that is none: {error}") from error
 
 

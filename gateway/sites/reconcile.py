@@ -15,6 +15,7 @@ import msgspec
 
 from gateway.host_receipts import GRACE_SECONDS, different_counts, other_than_sent
 from policy.permit import trust_domain_of
+from transport.errors import UNDECODABLE
 
 KINDS: Final = ("migration.decision", "migration.other_site", "migration.receipt")
 _ARRIVED: Final = frozenset({"running", "completed", "handed-over"})
@@ -225,7 +226,7 @@ def _newest(half: _Half, role: str) -> Mapping[str, Any] | None:
 def _receipts_differ(source: Mapping[str, Any], destination: Mapping[str, Any]) -> Iterator[str]:
     try:
         ours, theirs = (msgspec.json.decode(each["body"], type=dict) for each in (source, destination))
-    except (KeyError, TypeError, msgspec.DecodeError):
+    except (KeyError, TypeError, *UNDECODABLE):
         yield "a receipt cannot be read"
         return
     outcomes = ours.get("outcome"), theirs.get("outcome")

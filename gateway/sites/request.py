@@ -17,6 +17,7 @@ from gateway.errors import RelayError
 from policy.errors import TokenRefused
 from policy.jws import VerificationKey, parse_strict, sign, verify_signature
 from policy.permit import CanonicalUuid, HostId, PermitKey
+from transport.errors import UNDECODABLE
 
 REQUEST_TYPE: Final = "sealane-site-request+jwt"
 LIFETIME_SECONDS: Final = 60
@@ -120,7 +121,7 @@ def open_request(token: str, keys_of: Mapping[str, Sequence[PermitKey]], own: st
             raise SiteRefused("not signed by a gateway of a site that is known here")
         verify_signature(parsed, VerificationKey(key.key_id, key.public_key, "ES256"))
         request = _decoder.decode(parsed.payload)
-    except (TokenRefused, msgspec.MsgspecError) as error:
+    except (TokenRefused, *UNDECODABLE) as error:
         raise SiteRefused("the request is not one of another site's gateway") from error
     if parsed.header.get("typ") != REQUEST_TYPE:
         raise SiteRefused(f"typ is not {REQUEST_TYPE}")

@@ -30,7 +30,7 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric import ec
 from msgspec import Meta
 
-from policy.errors import DirectoryRefused
+from policy.errors import UNDECODABLE, DirectoryRefused
 from policy.identity.keys import JwkSet
 from policy.identity.oidc import IssuerSettings, TokenVerifier
 from policy.jws import key_id_of, sign
@@ -144,7 +144,7 @@ class LocalDirectory:
         """Decode strictly: unknown keys, bad names and unequal costs are refused. Raises DirectoryRefused."""
         try:
             tables = msgspec.toml.decode(data, type=_File).people
-        except (msgspec.DecodeError, RecursionError, ValueError) as error:
+        except (ValueError, *UNDECODABLE) as error:
             raise DirectoryRefused(f"not a directory of people: {error}") from error
         people = {username: _person(username, table) for username, table in tables.items()}
         costs = {person.password.cost for person in people.values()}

@@ -224,7 +224,7 @@ def test_an_archive_from_before_a_rollover_of_the_logs_key_goes_on_to_count(fold
         assert (log.pruned.bundles, log.entry(5)) == (2, aged(5)[0])
         text = log.checkpoint_text
     Archive(folder / "archive", both, FastDisk()).update(
-        text, FolderTiles(folder / "log"), successors=read_successors(folder / "log").encode()
+        text, FolderTiles(folder / "log"), successors=read_successors(folder / "log")
     )
     for pinned in (SIGNER, new):
         for place, archive, pruned in (("log", None, 512), ("log", folder / "archive", 0), ("archive", None, 0)):

@@ -30,7 +30,7 @@ def test_the_chain_is_known_from_any_of_its_keys(tmp_path: Path) -> None:
         assert set(known_keys(tmp_path, [pinned.vkey])) == {FIRST.vkey, SECOND.vkey, THIRD.vkey}
     stranger = signer().vkey
     assert known_keys(tmp_path, [stranger]) == (stranger,)
-    assert read_successors(tmp_path).count("\n") == 2
+    assert read_successors(tmp_path).count(b"\n") == 2
 
 
 def test_lines_of_strangers_say_nothing_and_are_not_taken_along(tmp_path: Path) -> None:

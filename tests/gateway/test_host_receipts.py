@@ -92,9 +92,10 @@ def test_what_was_denied_or_is_of_an_earlier_time_is_no_finding() -> None:
     assert report(receipt("source")).findings == ()
 
 
-def test_a_receipt_that_is_no_json_is_a_finding_and_no_crash() -> None:
+@pytest.mark.parametrize("body", ["{", '{"a": ' + "[" * 100_000, '{"a": "\\ud800"}'])
+def test_a_receipt_that_is_no_json_is_a_finding_and_no_crash(body: str) -> None:
     bad = receipt("destination")
-    bad[1]["details"]["body"] = "{"
+    bad[1]["details"]["body"] = body
     (finding,) = report(decision(), receipt("source"), bad).findings
     assert finding.why == ("a receipt cannot be read",)
 

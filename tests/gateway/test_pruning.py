@@ -195,6 +195,12 @@ async def test_an_archive_from_before_the_logs_key_was_replaced_counts(site: Sit
         assert keys_joined_by(lines.content, [former.vkey])[0] == (former.vkey, signer.vkey)
         told = await end_of(running)
         assert (told["state"], told["end_entry"]) == ("done", 512)
+        kept = (site.log / KEYS_FILE).read_bytes()
+        (site.log / KEYS_FILE).write_bytes(bytes(300_000))  # is told, and stops no admission
+        refused = await running.person("carol").get("/v1/log/keys")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "search_unavailable")
+        assert running.gateway.committer.failed_because is None
+        (site.log / KEYS_FILE).write_bytes(kept)
     verdict = verify_log(site.log, [former.vkey], options=Options(archive=archive_of(site)))
     assert (verdict.problems, verdict.pruned) == ([], 0)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from transport.errors import UNDECODABLE
 from transport.hypervisors.errors import HypervisorGarbled
 
 MAX_LINE_BYTES = 256 * 1024  # the longest answer to any command used here is under 8 KiB
@@ -108,7 +109,7 @@ def decode_message(line: bytes) -> Message:
     """Read one line of a monitor. Raises HypervisorGarbled for anything but exactly one kind of message."""
     try:
         read = _line_decoder.decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UNDECODABLE as error:
         raise HypervisorGarbled(f"the monitor sent no QMP message: {error}") from None
     found: list[Message] = []
     if read.qmp is not msgspec.UNSET:

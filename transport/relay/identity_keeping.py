@@ -21,6 +21,7 @@ from certs.errors import UNREADABLE, CertificateError, CredentialError
 from certs.files import write_atomically
 from certs.introduction import authority_key_id, crl_id
 from certs.renewal import renewal_due, require_successor, retry_delay
+from transport.errors import UNDECODABLE
 from transport.relay.gateway_link import GatewayAway, GatewayRefuses
 from transport.relay.host import RelayHost, now, pin_files
 from transport.relay.pins import read_pins
@@ -192,14 +193,7 @@ class IdentityKeeper:
                 answer = _decode_renewed(await self._link.ask("/v1/relay/renewal", body, _MAX_RENEWED_BYTES))
             chain = tuple(x509.load_pem_x509_certificates(answer.certificate.encode()))
             require_successor(held, chain, moment)
-        except (
-            GatewayAway,
-            GatewayRefuses,
-            CredentialError,
-            msgspec.MsgspecError,
-            trio.TooSlowError,
-            *UNREADABLE,
-        ) as e:
+        except (GatewayAway, GatewayRefuses, CredentialError, trio.TooSlowError, *UNREADABLE, *UNDECODABLE) as e:
             self._failures += 1
             self._not_before = moment + retry_delay(self._failures, _chance())
             self._say_failed(moment, held.chain[0], str(e) or "no answer in time")

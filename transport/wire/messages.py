@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from policy.permit import Port
-from transport.errors import Misuse, ProtocolViolation, RefusalCode
+from transport.errors import UNDECODABLE, Misuse, ProtocolViolation, RefusalCode
 from transport.hypervisors.moving import Movement
 from transport.wire.preface import MAX_CHANNELS
 
@@ -148,7 +148,7 @@ def _decode(body: bytes) -> Message:
         message = _decoder.decode(body)
         json.loads(body, object_pairs_hook=_once)  # msgspec takes the last of two members of one name in silence
         return message
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError):
+    except (ValueError, *UNDECODABLE):
         # The text of the error would carry the peer's bytes into our log.
         raise ProtocolViolation("a control message that does not decode") from None
 

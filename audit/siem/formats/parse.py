@@ -13,6 +13,7 @@ from typing import Final
 
 import msgspec
 
+from audit.errors import UNDECODABLE
 from audit.siem.formats.leef import SEPARATOR
 from audit.siem.formats.text import printable
 
@@ -90,5 +91,5 @@ def _claimed_id(text: str, line: bytes) -> str:
         if text.startswith('{"time":'):
             return _ocsf_decoder.decode(line).metadata.uid
         return _ecs_decoder.decode(line).event.id
-    except (msgspec.DecodeError, RecursionError):
+    except UNDECODABLE:
         raise LineError("a line without an event id") from None

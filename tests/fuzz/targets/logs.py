@@ -13,7 +13,15 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from audit.checkpoint import Checkpoint, LogVerifier, open_checkpoint, read_note, sign_checkpoint
 from audit.cosignature import Cosigner, CosignerKey, cosignatures, read_answer
-from audit.errors import AuditError, CheckpointError, ProofError, RecordInvalid, RecordTooLarge, WitnessRefused
+from audit.errors import (
+    UNDECODABLE,
+    AuditError,
+    CheckpointError,
+    ProofError,
+    RecordInvalid,
+    RecordTooLarge,
+    WitnessRefused,
+)
 from audit.index_digest import digest, document_of
 from audit.log_keys import successor_line
 from audit.proof import leaf_hash, verify_consistency, verify_inclusion
@@ -25,7 +33,7 @@ from audit.siem.document import document_of as siem_document_of
 from audit.siem.formats import Format, line_of
 from audit.siem.formats.parse import LineError, parse_line
 from audit.siem.relp_session import RelpError
-from audit.siem.splunk import _UNDECODABLE, _Acks, _Said
+from audit.siem.splunk import _Acks, _Said
 from audit.siem.verify_document import verify_document
 from audit.siem.verify_line import verify_stored
 from audit.siem.webhook_signature import parse_keys
@@ -172,7 +180,7 @@ def relp(data: bytes) -> None:
 
 def splunk(data: bytes) -> None:
     for shape in (_Acks, _Said):
-        with contextlib.suppress(*_UNDECODABLE):
+        with contextlib.suppress(*UNDECODABLE):
             msgspec.json.decode(data, type=shape)
 
 

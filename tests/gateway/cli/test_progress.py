@@ -19,12 +19,6 @@ def test_everything_passes_and_the_bar_ends_full() -> None:
     assert told == [(0, 150), (64, 150), (128, 150), (150, 150)]
 
 
-def test_what_was_done_may_be_counted_elsewhere() -> None:
-    told: list[int] = []
-    assert len(list(counted_on("abc", lambda done, _: told.append(done), 900, lambda: 7))) == 3
-    assert told == [7, 900]
-
-
 def test_a_program_gets_no_bar(capsys: pytest.CaptureFixture[str]) -> None:
     with progress_bar(quiet=False) as progress:  # stderr is no terminal here
         assert progress is None

@@ -25,6 +25,8 @@ from gateway.doctor.finding import Finding
 from gateway.doctor.gateway_host import gateway_host_findings
 from gateway.doctor.pairs import name_finding, pair_findings
 from gateway.doctor.relay_host import relay_host_findings
+from gateway.doctor.service_user import as_service_user
+from gateway.errors import StartRefused
 from gateway.starter import Site
 from tests.gateway.rolling_site import rolling_site
 from tests.gateway.test_watch import edit
@@ -95,6 +97,21 @@ def test_root_sees_a_gateways_files_as_the_user_whom_it_runs_as(site: Site) -> N
         assert {each.check for each in wrong()} == {"private_key"}
         assert all(f"chown {service.pw_uid} " in each.message for each in wrong())
         assert os.geteuid() == 0
+
+
+def test_root_that_may_not_take_the_users_place_says_so(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "state").mkdir()
+    os.chown(tmp_path / "state", 54321, 54321)  # whom no user database knows
+
+    def denied(uid: int) -> None:
+        if uid:
+            raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "seteuid", denied)
+    with pytest.raises(StartRefused, match="as user 54321, who owns"), as_service_user(tmp_path / "state"):
+        pytest.fail("judged as root")
 
 
 def test_what_ends_soon_is_said_before_it_ends(site: Site) -> None:
