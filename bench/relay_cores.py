@@ -7,18 +7,16 @@ run; on two cores, which two relays and the ends of the streams share, it cannot
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from bench import peers
-from bench.harness import GB, BenchError, Meter, Plan, Run, print_rounds, run_interleaved
-from bench.peers import Start
-from bench.relay_stream import DEADLINE_SECONDS
+from bench.harness import GB, Plan, Run, print_rounds, run_interleaved
+from bench.peers import Carrier, Start
+from bench.relay_stream import carry
 from bench.sealane_peer import sealane
 
 CHANNELS = (1, 2, 4)
@@ -57,29 +55,15 @@ def _name(channels: int, threads: int) -> str:
 
 
 def _run(start: Start, channels: int, size_bytes: int, used: list[float]) -> Run:
+    @contextmanager
+    def watched(folder: Path, leave: Path) -> Iterator[Carrier]:
+        with start(folder, leave) as carrier:
+            with Threads(carrier.pids) as threads:
+                yield carrier
+            used.append(threads.cores_used())
+
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
-        folder = Path(name)
-        leave = folder / peers.VM / "leave.sock"
-        leave.parent.mkdir()
-        ends = [sys.executable, "-m", "bench.stream_ends"]
-        receive = [*ends, "receive", str(leave), str(channels)]
-        with subprocess.Popen(receive, stdout=subprocess.PIPE, text=True) as receiver:
-            try:
-                assert receiver.stdout is not None
-                if receiver.stdout.readline() != "ready\n":
-                    raise BenchError("the receiver did not start: its message is above")
-                with start(folder, leave) as carrier, Threads(carrier.pids) as threads, Meter(carrier.pids) as meter:
-                    send = [*ends, "send", str(carrier.enter), str(size_bytes // channels)]
-                    senders = [subprocess.Popen(send) for _ in range(channels)]
-                    if any(sender.wait(DEADLINE_SECONDS) for sender in senders):
-                        raise BenchError("a stream broke: its message is above")
-                    _, seconds = receiver.communicate(timeout=DEADLINE_SECONDS)[0].split()
-            except (subprocess.SubprocessError, ValueError) as error:
-                raise BenchError(f"the streams broke: {error}") from error
-            finally:
-                receiver.kill()
-    used.append(threads.cores_used())
-    return Run(float(seconds), size_bytes // channels * channels, meter.cpu_seconds, meter.peak_rss_bytes)
+        return carry(watched, Path(name), size_bytes, channels)
 
 
 class Threads:

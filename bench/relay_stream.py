@@ -71,25 +71,39 @@ def _contender(start: Start, size_bytes: int) -> Callable[[], Run]:
     return run
 
 
-def carry(start: Start, folder: Path, size_bytes: int) -> Run:
-    """Send `size_bytes` through a pair. Start-up and handshake are not in the time, nor start-up in the CPU time."""
+def carry(start: Start, folder: Path, size_bytes: int, channels: int = 1) -> Run:
+    """Send `size_bytes` through a pair, in so many streams at once.
+
+    Start-up and handshake are not in the time, nor start-up in the CPU time.
+    """
     leave = folder / peers.VM / "leave.sock"
     leave.parent.mkdir()
     ends = [sys.executable, "-m", "bench.stream_ends"]
-    with subprocess.Popen([*ends, "receive", str(leave)], stdout=subprocess.PIPE, text=True) as receiver:
+    with subprocess.Popen([*ends, "receive", str(leave), str(channels)], stdout=subprocess.PIPE, text=True) as receiver:
         try:
             assert receiver.stdout is not None
             if receiver.stdout.readline() != "ready\n":
                 raise BenchError("the receiver did not start: its message is above")
             with start(folder, leave) as carrier:
                 with Meter(carrier.pids) as meter:
-                    send = [*ends, "send", str(carrier.enter), str(size_bytes)]
-                    subprocess.run(send, timeout=DEADLINE_SECONDS, check=True)
+                    _send([*ends, "send", str(carrier.enter), str(size_bytes // channels)], channels)
                     received, seconds = receiver.communicate(timeout=DEADLINE_SECONDS)[0].split()
-                if int(received) != size_bytes:
+                if int(received) != size_bytes // channels * channels:
                     raise BenchError(f"{received} of {size_bytes} bytes arrived")
         except (subprocess.SubprocessError, ValueError) as error:
             raise BenchError(f"the stream broke: {error}") from error
         finally:
             receiver.kill()
-    return Run(float(seconds), size_bytes, meter.cpu_seconds, meter.peak_rss_bytes)
+    return Run(float(seconds), int(received), meter.cpu_seconds, meter.peak_rss_bytes)
+
+
+def _send(command: list[str], times: int) -> None:
+    senders = [subprocess.Popen(command) for _ in range(times)]
+    try:
+        for sender in senders:
+            if sender.wait(DEADLINE_SECONDS):
+                raise BenchError("a sender broke: its message is above")
+    finally:
+        for sender in senders:
+            sender.kill()
+            sender.wait()

@@ -9,7 +9,7 @@ deploy/debian-tree.sh "${1:-sid}" "$root" criu
 libraries=$root/files/usr/lib/$(uname -m)-linux-gnu
 cat >"$root/criu" <<END
 #!/bin/sh
-exec $(find "$root/files" -name 'ld-linux-*.so.*' | head -n 1) --library-path $libraries $root/files/usr/sbin/criu "\$@"
+exec "$(find "$root/files" -name 'ld-linux-*.so.*' | head -n 1)" --library-path "$libraries" "$root/files/usr/sbin/criu" "\$@"
 END
 chmod 755 "$root/criu"
 "$root/criu" check >&2 || { echo "criu: this kernel, or who you are, does not let it work" >&2; exit 1; }

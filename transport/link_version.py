@@ -6,7 +6,8 @@ the lower one. A version is spoken until the next but one; beyond that, both sid
 
     1   no header; assignments `migrate`, `cancel`, `inspect`; of trust roots and CRLs
     2   `holds` of a poll; of trust introductions, `leaving`, `retired`, `foreign_crls`; `other_permit` of `migrate`;
-        assignments `evacuation`, `withdraw_evacuation`; `size_bytes` of disks in facts of a machine
+        assignments `evacuation`, `withdraw_evacuation`; `size_bytes` of disks in facts of a machine (no release
+        spoke it without)
 """
 
 from __future__ import annotations

@@ -26,8 +26,16 @@ _PREFIX: Final = "sealane-disk-"
 _LOOK_SECONDS: Final = 0.1
 
 
-class _Inserted(msgspec.Struct, frozen=True, rename="kebab"):
+class _Image(msgspec.Struct, frozen=True, rename="kebab"):
+    virtual_size: Annotated[int, Meta(ge=0)]
+
+
+class _Node(msgspec.Struct, frozen=True, rename="kebab"):
     node_name: str
+    image: _Image
+
+
+class _Inserted(_Node, frozen=True, rename="kebab"):
     ro: bool
 
 
@@ -35,15 +43,6 @@ class _Block(msgspec.Struct, frozen=True):
     device: str
     qdev: str = ""
     inserted: _Inserted | None = None
-
-
-class _Image(msgspec.Struct, frozen=True, rename="kebab"):
-    virtual_size: Annotated[int, Meta(ge=0)] = 0
-
-
-class _Node(msgspec.Struct, frozen=True, rename="kebab"):
-    node_name: str
-    image: _Image = _Image()
 
 
 class _Job(msgspec.Struct, frozen=True):
@@ -61,6 +60,7 @@ class Disk:
 
     name: str
     node: str
+    size_bytes: int
 
 
 class Disks:
@@ -74,7 +74,7 @@ class Disks:
         """Those that move. HypervisorRefused if there are none, more than can be, or two of one name."""
         found = await self._qmp.query("query-block", list[_Block], deadline_seconds=self._seconds)
         disks = [
-            Disk(each.device or each.qdev, each.inserted.node_name)
+            Disk(each.device or each.qdev, each.inserted.node_name, each.inserted.image.virtual_size)
             for each in found
             if each.inserted is not None and not each.inserted.ro
         ]
@@ -132,10 +132,11 @@ class Disks:
         )
         sizes = {node.node_name: node.image.virtual_size for node in found}
         for number, disk in enumerate(disks):
-            here, there = sizes.get(disk.node, 0), sizes.get(f"{_PREFIX}{number}", 0)
-            if there < here:
+            there = sizes.get(f"{_PREFIX}{number}", 0)
+            if there < disk.size_bytes:
                 raise MigrationFailed(
-                    f"disk {disk.name} has {here} bytes, and its image at the destination only {there}: enlarge it"
+                    f"disk {disk.name} has {disk.size_bytes} bytes, and its image at the destination only {there}: "
+                    "enlarge it"
                 )
 
     async def wait_ready(self, deadline_seconds: float, report: Callable[[int, int], Awaitable[None]]) -> None:

@@ -162,8 +162,11 @@ def _walk(element: ElementTree.Element, depth: int) -> Iterator[ElementTree.Elem
 
 
 def _check_label(label: ElementTree.Element, of: str) -> None:
-    """The guest's own label must be dynamic. One of a single disk may only say that its owner is left alone."""
-    if of == "source" and label.get("model") == "dac" and label.get("relabel") == "no" and len(label) == 0:
+    """The guest's own label must be dynamic. One of a disk may only say that its owner is left alone: libvirt, as root,
+    gives a file the label that stands there, whatever the type."""
+    if of != "domain":
+        if of != "source" or label.get("model") != "dac" or label.get("relabel") != "no" or len(label):
+            raise _refused("a <seclabel> of one device names another label than the guest's own")
         return  # every disk of oVirt's has it: QEMU may open then what it could open anyway
     if label.get("type") != "dynamic":
         raise _refused(f"its <seclabel> is {label.get('type')!a}: only dynamic labels keep it confined")

@@ -182,8 +182,11 @@ class Destination:
         """Answer, and do what S says until Bye. Any break raises."""
         limits = self._host.config.limits
         live = session.live if session.may_go_on else None
-        none = Channels(Role.DESTINATION, limits.window_bytes, self._host.cores)
-        channels = live.channels if live is not None else none
+        channels = (
+            live.channels
+            if live is not None
+            else Channels(Role.DESTINATION, limits.window_bytes, self._host.cores)  # that carry nothing
+        )
         if len(offer.next) < len(channels.all):
             raise ProtocolViolation("a resumption that leaves channels out")
         channels.rewind(offer.next)

@@ -29,7 +29,7 @@ from certs.errors import UNREADABLE, CredentialError, PeerRefused
 from certs.tls import presented_chain
 from certs.verification import verify_gateway
 from transport.errors import UNDECODABLE, quoted
-from transport.relay.gateway_link import GatewayAway, GatewayRefuses
+from transport.relay.gateway_link import GatewayAway, GatewayRefuses, words_of_refusal
 
 SECONDS: Final = 30.0  # for the handshake, and for each answer as a whole
 MAX_ROOT_BYTES: Final = 64 * 1024  # of what somebody unproven answers
@@ -39,13 +39,6 @@ _T = TypeVar("_T")
 
 class _Root(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     root: str
-
-
-class _Refusal(msgspec.Struct, frozen=True):
-    class Error(msgspec.Struct, frozen=True):
-        message: str
-
-    error: Error
 
 
 class Unproven:
@@ -102,8 +95,8 @@ def first_contact(url: str) -> Iterator[Unproven]:
     host = parts.hostname or ""
     try:
         opened = socket.create_connection((host, parts.port or 443), SECONDS)
-    except OSError as error:
-        raise GatewayAway(f"{url}: {error.strerror or error}") from None
+    except (OSError, UnicodeError) as error:  # UnicodeError: of a host whose parts no name can have
+        raise GatewayAway(f"{url}: {getattr(error, 'strerror', None) or error}") from None
     with opened:
         opened.setblocking(False)
         line = _Line(url, host, opened)
@@ -142,7 +135,7 @@ class _Line:
             self._send(self._http.send(h11.EndOfMessage()))
             status, data = self._answer(path, limit)
         if status != 200:
-            raise GatewayRefuses(f"{path}: {_words(data, status)}", status)
+            raise GatewayRefuses(f"{path}: the gateway answers {status}{words_of_refusal(data)}", status)
         return data
 
     def _request(self, method: str, path: str, length: int) -> h11.Request:
@@ -184,6 +177,8 @@ class _Line:
 
     def _when_ready(self, step: Callable[..., _T], *arguments: Any) -> _T:
         while True:
+            if time.monotonic() >= self._deadline:  # also of a peer that always has something more to say
+                raise TimeoutError("no answer in time")
             try:
                 return step(*arguments)
             except SSL.WantReadError:
@@ -193,8 +188,7 @@ class _Line:
 
     def _wait(self, what: int) -> None:
         self._poll.modify(self.tls.fileno(), what)
-        if not self._poll.poll(max(0.0, self._deadline - time.monotonic()) * 1000):
-            raise TimeoutError("no answer in time")
+        self._poll.poll(max(0.0, self._deadline - time.monotonic()) * 1000)
 
     @contextmanager
     def _as_away(self, doing: str) -> Iterator[None]:
@@ -229,11 +223,3 @@ def _cause(error: Exception) -> str:
     if isinstance(reasons, list):
         return ", ".join(str(reason) for *_, reason in reasons) or "TLS failed"
     return quoted(f"{type(error).__name__}: {error}"[:500]).strip("'\"")
-
-
-def _words(data: bytes, status: int) -> str:
-    """What is shown at a terminal, perhaps of somebody unproven."""
-    try:
-        return quoted(msgspec.json.decode(data, type=_Refusal).error.message[:1024])
-    except UNDECODABLE:
-        return f"the gateway answers {status}"

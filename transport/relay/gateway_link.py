@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Annotated, Protocol
+from typing import Annotated, Protocol, TypeVar
 
 import httpx
 import msgspec
@@ -102,6 +102,8 @@ class _NotPermitted(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag
 
 
 decode_admission = msgspec.json.Decoder(Migrate | _NotPermitted).decode
+_decode_evacuation = msgspec.json.Decoder(Evacuation).decode
+T = TypeVar("T")
 
 
 class GatewayAway(TransportError):
@@ -114,6 +116,14 @@ class GatewayRefuses(TransportError):
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
         self.status = status
+
+
+def understood(decode: Callable[[bytes], T], answer: bytes) -> T:
+    """GatewayAway for what is no answer of a gateway, or one of a version that is not ours."""
+    try:
+        return decode(answer)
+    except UNDECODABLE as error:
+        raise GatewayAway(f"the gateway's answer is not understood: {error}") from None
 
 
 class Telling(Protocol):
@@ -215,9 +225,8 @@ class GatewayLink:
         away = False
         while True:
             try:
-                data = await self._post("/v1/relay/poll", self._poll_body())
-                answer = decode_assignments(data)
-            except (GatewayAway, GatewayRefuses, *UNDECODABLE) as error:
+                answer = understood(decode_assignments, await self._post("/v1/relay/poll", self._poll_body()))
+            except (GatewayAway, GatewayRefuses) as error:
                 if not away and isinstance(error, GatewayRefuses):
                     log.error("the gateway refuses this host; streams go on, no new work comes", cause=str(error))
                 elif not away:
@@ -253,12 +262,12 @@ class GatewayLink:
             body["reason"] = wish.reason
         try:
             with trio.fail_after(self._host.config.limits.message_seconds):
-                answer = decode_admission(await self._post("/v1/relay/admission", body))
+                answer = understood(decode_admission, await self._post("/v1/relay/admission", body))
         except GatewayRefuses as error:
             log.warning("the gateway refuses to answer for a permit", vm=wish.vm, cause=str(error))
             words = "the token that was handed in is not accepted: sign in again" if error.status == 401 else str(error)
             raise NotAdmitted(words) from None
-        except (GatewayAway, trio.TooSlowError, *UNDECODABLE) as error:
+        except (GatewayAway, trio.TooSlowError) as error:
             if passes_on:
                 raise GatewayAway(str(error) or "no answer in time") from None
             log.error("the gateway could not be asked for a permit", vm=wish.vm, cause=str(error))
@@ -350,10 +359,7 @@ class GatewayLink:
     async def fetch_evacuation(self, evacuation_id: str) -> Evacuation:
         """What was prepared for this host under that id. GatewayAway, GatewayRefuses."""
         data = await self.ask("/v1/relay/evacuation", {"evacuation_id": evacuation_id}, MAX_EVACUATION_BYTES)
-        try:
-            return msgspec.json.decode(data, type=Evacuation)
-        except UNDECODABLE as error:
-            raise GatewayAway(f"its evacuation is none: {error}") from None
+        return understood(_decode_evacuation, data)
 
     async def tell_evacuation_held(self, evacuation_id: str, problem: str) -> None:
         """GatewayAway, GatewayRefuses."""
@@ -383,9 +389,9 @@ class GatewayLink:
                     if len(answer) > bound:
                         raise GatewayAway(f"{path}: the gateway's answer is too long ({status})")
                 if status in _NEVER:
-                    raise GatewayRefuses(f"{path}: the gateway answers {status}{_words(answer)}", status)
+                    raise GatewayRefuses(f"{path}: the gateway answers {status}{words_of_refusal(answer)}", status)
                 if status // 100 != 2:
-                    raise GatewayAway(f"{path}: the gateway answers {status}{_words(answer)}")
+                    raise GatewayAway(f"{path}: the gateway answers {status}{words_of_refusal(answer)}")
         except (httpx.ReadError, httpx.RemoteProtocolError) as error:
             # In TLS 1.3 a server refuses a client's certificate after the client believes that it is connected.
             hint = "it was stopped, or does not accept this host's certificate: sealane doctor"
@@ -413,8 +419,8 @@ class _Refusal(msgspec.Struct, frozen=True):
     error: Error
 
 
-def _words(answer: bytes | bytearray) -> str:
-    """What the gateway says of it, for our log; "" where that is nothing of that form, as of a proxy in between."""
+def words_of_refusal(answer: bytes | bytearray) -> str:
+    """ ": " and what the gateway says, for a log or terminal; "" where it is not of that form, as of a proxy."""
     try:
         error = msgspec.json.decode(answer, type=_Refusal).error
     except UNDECODABLE:

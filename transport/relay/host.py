@@ -126,6 +126,15 @@ class RelayHost:
         finally:
             self._leaving.remove(vm)
 
+    def port_source(self, permit: VerifiedPermit, listens_at: Path | None = None) -> SocketSource | None:
+        """None if the permit is of no named port. `listens_at`: where the caller wants it, not where [ports] says."""
+        name = named_port(permit.claims.ports)
+        if name is None:
+            return None
+        port, patience = self.config.ports.get(name, PortSection()), self.config.limits.first_connection_seconds
+        where = listens_at or port.listens_at(name, permit.claims.vm)
+        return SocketSource(frozenset(port.peer_uids), name, where, patience)
+
     def source_end(
         self,
         permit: VerifiedPermit,
@@ -137,10 +146,8 @@ class RelayHost:
         """`facts`: what the session's journal says, if it is not a new one. Its named port may be gone since."""
         section, limits = self.config.hypervisor, self.config.limits
         vm = permit.claims.vm
-        if (name := named_port(permit.claims.ports)) is not None:
-            port = self.config.ports.get(name, PortSection())
-            patience = self.config.limits.first_connection_seconds
-            return SocketSource(frozenset(port.peer_uids), name, port.listens_at(name, vm), patience)
+        if (port := self.port_source(permit)) is not None:
+            return port
         if section.kind == "sockets":
             return SocketSource(frozenset(section.peer_uids))
         if section.kind == "libvirt":

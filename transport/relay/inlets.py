@@ -41,7 +41,6 @@ class SourceLanes:
     def __init__(self, channels: Channels, most: int) -> None:
         self._channels = channels
         self._most = most
-        self.has_first = trio.Event()
 
     async def open(self, port: Port, local: socket.socket) -> None:
         """Carry `local`, which is ours from now on, as the next channel of `port`."""
@@ -50,7 +49,10 @@ class SourceLanes:
             raise LocalBroken(f"the hypervisor opened more than the {self._most} channels that are allowed")
         local.setblocking(False)
         self._channels.add(port, local)
-        self.has_first.set()
+
+    async def wait_first(self) -> None:
+        """Until there is a channel."""
+        await self._channels.wait_more(0)
 
     async def accept_forever(self, inlet: Inlet) -> None:
         refused = 0

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import trio
 
-from transport.errors import LocalBroken
+from transport.errors import LocalBroken, NobodyListens
 from transport.relay.inlets import peer_process
 from transport.wire.frames import MAX_PAYLOAD_BYTES
 
@@ -31,7 +31,7 @@ async def dial_unix(path: Path, seconds: float, is_expected: Callable[[int], boo
                     await trio.sleep(_QUEUE_FULL_SECONDS)
     except (OSError, trio.TooSlowError):
         sock.close()
-        raise LocalBroken(f"nobody takes a connection on {path}") from None
+        raise NobodyListens(f"nobody takes a connection on {path}") from None
     except BaseException:  # cancelled
         sock.close()
         raise
@@ -50,7 +50,7 @@ async def dial_unix(path: Path, seconds: float, is_expected: Callable[[int], boo
 
 
 async def dial_loopback(address: str, port: int, seconds: float) -> socket.socket:
-    """A non-blocking socket of TCP to a program on this host. `LocalBroken`."""
+    """A non-blocking socket of TCP to a program on this host. `NobodyListens`."""
     sock = trio.socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
     try:
         with trio.fail_after(seconds):
@@ -58,7 +58,7 @@ async def dial_loopback(address: str, port: int, seconds: float) -> socket.socke
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     except (OSError, trio.TooSlowError):
         sock.close()
-        raise LocalBroken(f"nothing takes a connection on {address} port {port}") from None
+        raise NobodyListens(f"nothing takes a connection on {address} port {port}") from None
     except BaseException:  # cancelled
         sock.close()
         raise

@@ -14,7 +14,6 @@ from pathlib import Path
 import structlog
 import trio
 
-from policy.permit import VerifiedPermit, named_port
 from transport.errors import ConfigurationError, SpoolFailed, TransportError
 from transport.hypervisors.errors import HypervisorError
 from transport.relay import systemd
@@ -24,7 +23,6 @@ from transport.relay.host import RelayHost, open_host
 from transport.relay.news import News
 from transport.relay.piping import pipe
 from transport.relay.service import drain, serve_relay
-from transport.relay.socket_ends import SocketSource
 from transport.relay.source import MigrationOrder, carry_as_source
 
 EXIT_DONE, EXIT_FAILED, EXIT_CONFIGURATION = 0, 1, 2
@@ -65,7 +63,7 @@ def run_open(config_path: Path, permit_path: Path, address: str, socket_path: Pa
 
         order = MigrationOrder(permit, where)
         news = await carry_as_source(
-            host, order, tell, trio.Event(), socket_path, end=partial(_end_at, host, socket_path)
+            host, order, tell, trio.Event(), socket_path, end=partial(host.port_source, listens_at=socket_path)
         )
         print(json.dumps({"outcome": news.state, "message": news.message}), flush=True)
         return EXIT_DONE if news.state == "completed" else EXIT_FAILED
@@ -83,15 +81,6 @@ def run_pipe(config_path: Path, permit_path: Path, address: str) -> int:
         return EXIT_DONE if news.state == "completed" else EXIT_FAILED
 
     return _run(main)
-
-
-def _end_at(host: RelayHost, socket_path: Path, verified: VerifiedPermit) -> SocketSource | None:
-    """For a named port, which listens where the caller wants it this time."""
-    name = named_port(verified.claims.ports)
-    if name is None:
-        return None
-    uids = frozenset(host.config.ports[name].peer_uids)
-    return SocketSource(uids, name, socket_path, host.config.limits.first_connection_seconds)
 
 
 def _permitted(config_path: Path, permit_path: Path, address: str) -> tuple[RelayHost, str, str]:

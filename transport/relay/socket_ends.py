@@ -74,9 +74,9 @@ class SocketSource:
 
     async def migrate(self, lanes: SourceLanes, milestones: Milestones, report: Report) -> MigrationProgress | None:  # noqa: ARG002
         """The caller's channels are all there is. LocalBroken if there is none in time."""
-        with trio.move_on_after(self._patience):
-            await lanes.has_first.wait()
-        if not lanes.has_first.is_set():
+        with trio.move_on_after(self._patience) as patience:
+            await lanes.wait_first()
+        if patience.cancelled_caught:
             raise LocalBroken(f"nobody connected within {self._patience:g} s (limits.first_connection_seconds)")
         return None
 
@@ -132,13 +132,10 @@ class SocketDestination:
         return ""
 
     async def dial(self, port: Port, arrival: Arrival) -> socket.socket:  # noqa: ARG002 - one port only
-        try:
-            if isinstance(self._at, Path):
-                return await dial_unix(self._at, arrival.dial_seconds, lambda pid: True)  # noqa: ARG005 - whoever it is
-            if self._at is not None:
-                return await dial_loopback(*self._at, arrival.dial_seconds)
-        except LocalBroken as broken:
-            raise NobodyListens(str(broken)) from None
+        if isinstance(self._at, Path):
+            return await dial_unix(self._at, arrival.dial_seconds, lambda pid: True)  # noqa: ARG005 - whoever it is
+        if self._at is not None:
+            return await dial_loopback(*self._at, arrival.dial_seconds)
         raise NobodyListens("that port leads nowhere here")
 
     async def wait_loaded(self, seconds: float) -> bool:  # noqa: ARG002

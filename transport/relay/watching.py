@@ -15,12 +15,13 @@ import msgspec
 import structlog
 import trio
 
-from transport.errors import UNDECODABLE, TransportError
+from transport.errors import TransportError
 from transport.hypervisors.errors import HypervisorError
 from transport.hypervisors.guests import GuestBook, Sighting
 from transport.hypervisors.libvirt_guests import LibvirtGuests
 from transport.hypervisors.qmp_guests import QmpGuests
 from transport.relay.config import RelayConfig
+from transport.relay.gateway_link import understood
 from transport.relay.libvirt_orders import libvirt_uri
 from transport.relay.placement_report import Reporter, decode_answer
 
@@ -93,7 +94,7 @@ class Watch:
                 is_due = now - self._last_report >= self._report_seconds
                 if changed or gone or is_due or at_once or self._reporter.needs_snapshot:
                     await self._report_to_all()
-            except (TransportError, HypervisorError, OSError, *UNDECODABLE) as error:
+            except (TransportError, HypervisorError, OSError) as error:
                 trouble = f"{type(error).__name__}: {error}"
             if trouble and not self._trouble:
                 log.warning("placement is not reported", cause=trouble)
@@ -133,7 +134,7 @@ class Watch:
             wants_snapshot = False
             try:
                 for report in self._reporter.reports(trio.current_time()):
-                    answer = decode_answer(await self._send(msgspec.json.encode(report)))
+                    answer = understood(decode_answer, await self._send(msgspec.json.encode(report)))
                     wants_snapshot |= answer.resync
             except BaseException:
                 self._reporter.needs_snapshot = True  # what was lost is in the snapshot

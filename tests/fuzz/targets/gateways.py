@@ -54,8 +54,7 @@ def each(*decoders: Callable[[bytes], object]) -> Callable[[bytes], None]:
 
 def words_of_an_error(data: bytes) -> None:
     """Never refused: what a proxy answers is told as nothing."""
-    assert gateway_link._words(data).isprintable()
-    assert first_contact._words(data, 500).isprintable()
+    assert gateway_link.words_of_refusal(data).isprintable()
 
 
 def file(name: str, read: Callable[[Path], object]) -> Callable[[bytes], None]:

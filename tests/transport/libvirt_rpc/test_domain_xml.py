@@ -131,6 +131,8 @@ def test_a_disk_whose_owner_libvirt_is_to_leave_alone_passes() -> None:
         OWNED.format("<seclabel model='dac' relabel='no'><label>root:root</label></seclabel>", ""),
         OWNED.format("<seclabel model='selinux' relabel='no'/>", ""),
         OWNED.format("<seclabel relabel='no'/>", ""),
+        OWNED.format("<seclabel type='dynamic' model='dac'><label>0:0</label></seclabel>", ""),
+        OWNED.format("<seclabel type='dynamic' model='selinux' relabel='yes'><label>a:b:c:s0</label></seclabel>", ""),
         OWNED.format("", LEFT_ALONE),
         LEFT_ALONE,
     ],
