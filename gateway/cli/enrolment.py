@@ -114,7 +114,7 @@ def enrol(
     from transport.errors import ConfigurationError
     from transport.relay.enrolling import Plan
     from transport.relay.enrolling import enrol as enrol_host
-    from transport.relay.gateway_link import GatewayAway, GatewayRefuses
+    from transport.relay.gateway_answers import GatewayAway, GatewayRefuses
 
     url = canonical_url(gateway, "GATEWAY")
     text = sys.stdin.readline() if str(token_file) == "-" else read_secret(token_file, "token file")

@@ -24,7 +24,8 @@ from tests.transport.relay.conftest import until
 from transport.relay.config import load_relay_config
 from transport.relay.enrolling import Outcome, Plan, enrol
 from transport.relay.first_contact import Unproven
-from transport.relay.gateway_link import GatewayLink, GatewayRefuses
+from transport.relay.gateway_answers import GatewayRefuses
+from transport.relay.gateway_link import GatewayLink
 from transport.relay.host import RelayHost, open_host
 from transport.relay.identity_keeping import IdentityKeeper
 from transport.relay.service import serve_relay

@@ -30,7 +30,7 @@ from policy.permit import PermitKey
 from transport.errors import UNDECODABLE, ConfigurationError
 from transport.relay.config import load_relay_config, split_address
 from transport.relay.first_contact import Proven, first_contact
-from transport.relay.gateway_link import GatewayAway
+from transport.relay.gateway_answers import GatewayAway
 from transport.relay.identity import keep_crls
 
 MAX_ANSWER_BYTES: Final = 32 * 1024 * 1024

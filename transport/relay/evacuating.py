@@ -11,7 +11,7 @@ import structlog
 
 from transport.errors import LocalBroken, TransportError
 from transport.relay.evacuations import Evacuation, shown
-from transport.relay.gateway_link import GatewayAway, GatewayRefuses, Migrate
+from transport.relay.gateway_answers import GatewayAway, GatewayRefuses, Migrate
 from transport.relay.gateway_links import GatewayLinks
 from transport.relay.host import RelayHost
 from transport.relay.news import News, Tell

@@ -29,7 +29,7 @@ from certs.errors import UNREADABLE, CredentialError, PeerRefused
 from certs.tls import presented_chain
 from certs.verification import verify_gateway
 from transport.errors import UNDECODABLE, quoted
-from transport.relay.gateway_link import GatewayAway, GatewayRefuses, words_of_refusal
+from transport.relay.gateway_answers import GatewayAway, GatewayRefuses, words_of_refusal
 
 SECONDS: Final = 30.0  # for the handshake, and for each answer as a whole
 MAX_ROOT_BYTES: Final = 64 * 1024  # of what somebody unproven answers

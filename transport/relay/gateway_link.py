@@ -10,21 +10,31 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Annotated, Protocol, TypeVar
+from typing import Protocol
 
 import httpx
 import msgspec
 import structlog
 import trio
-from msgspec import Meta
 
 from transport import link_version
-from transport.errors import UNDECODABLE, ConfigurationError, TransportError
-from transport.hypervisors.moving import How
-from transport.hypervisors.preflight_facts import Inspection, Machine, without_sizes
+from transport.errors import ConfigurationError
+from transport.hypervisors.preflight_facts import Inspection, without_sizes
 from transport.relay.address_book import MAX_BYTES, AddressBook
 from transport.relay.evacuations import MAX_BYTES as MAX_EVACUATION_BYTES
 from transport.relay.evacuations import Evacuation
+from transport.relay.gateway_answers import (
+    Assignment,
+    GatewayAway,
+    GatewayRefuses,
+    Migrate,
+    NotPermitted,
+    decode_admission,
+    decode_assignments,
+    decode_evacuation,
+    understood,
+    words_of_refusal,
+)
 from transport.relay.host import RelayHost
 from transport.relay.news import News
 from transport.relay.wish import NotAdmitted, Wish
@@ -42,88 +52,6 @@ _FORMER_SECONDS = 120.0
 _REPORT_SECONDS = 10.0
 _ADDRESS_BOOK_SECONDS = 60.0
 _ADDRESS_BOOK_RETRY_SECONDS = 10.0
-
-
-class _Assignment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind"):
-    pass
-
-
-class Migrate(_Assignment, frozen=True, tag="migrate"):
-    """Move a VM from this host."""
-
-    migration_id: Annotated[str, Meta(min_length=1, max_length=64)]
-    permit: Annotated[str, Meta(max_length=16 * 1024)]
-    destination_address: Annotated[str, Meta(max_length=261)]
-    deadline_seconds: Annotated[float, Meta(gt=0)]
-    downtime_limit_ms: Annotated[int, Meta(ge=1, le=60_000)]
-    how: How = How()
-    other_permit: Annotated[str, Meta(max_length=16 * 1024)] | None = None  # of the destination's site
-
-
-class CancelMigration(_Assignment, frozen=True, tag="cancel"):
-    migration_id: Annotated[str, Meta(min_length=1, max_length=64)]
-
-
-class Inspect(_Assignment, frozen=True, tag="inspect"):
-    """Say what this host has for a VM, and touch nothing. `wanted`: None at the source, the VM's facts there."""
-
-    inspection_id: Annotated[str, Meta(min_length=1, max_length=64)]
-    vm: Annotated[str, Meta(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
-    wanted: Machine | None
-
-
-class TakeEvacuation(_Assignment, frozen=True, tag="evacuation"):
-    """Fetch permits that were prepared for the VMs of this host, and keep them."""
-
-    evacuation_id: Annotated[str, Meta(min_length=1, max_length=64)]
-
-
-class WithdrawEvacuation(_Assignment, frozen=True, tag="withdraw_evacuation"):
-    """Forget them."""
-
-    evacuation_id: Annotated[str, Meta(min_length=1, max_length=64)]
-
-
-class _Assignments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    assignments: Annotated[
-        list[Migrate | CancelMigration | Inspect | TakeEvacuation | WithdrawEvacuation], Meta(max_length=256)
-    ]
-    trust_version: Annotated[str, Meta(max_length=64)] | None = None
-
-
-Assignment = Migrate | CancelMigration | Inspect | TakeEvacuation | WithdrawEvacuation
-decode_assignments = msgspec.json.Decoder(_Assignments).decode
-
-
-class _NotPermitted(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="denied"):
-    """`message`: what the caller is to read: which policy refused, and why."""
-
-    message: Annotated[str, Meta(max_length=4096)]
-
-
-decode_admission = msgspec.json.Decoder(Migrate | _NotPermitted).decode
-_decode_evacuation = msgspec.json.Decoder(Evacuation).decode
-T = TypeVar("T")
-
-
-class GatewayAway(TransportError):
-    """The gateway cannot be reached, or does not answer as it should: the operator must act; what waits is kept."""
-
-
-class GatewayRefuses(TransportError):
-    """The gateway will never take this message: asking again cannot help, an operator must look."""
-
-    def __init__(self, message: str, status: int) -> None:
-        super().__init__(message)
-        self.status = status
-
-
-def understood(decode: Callable[[bytes], T], answer: bytes) -> T:
-    """GatewayAway for what is no answer of a gateway, or one of a version that is not ours."""
-    try:
-        return decode(answer)
-    except UNDECODABLE as error:
-        raise GatewayAway(f"the gateway's answer is not understood: {error}") from None
 
 
 class Telling(Protocol):
@@ -272,7 +200,7 @@ class GatewayLink:
                 raise GatewayAway(str(error) or "no answer in time") from None
             log.error("the gateway could not be asked for a permit", vm=wish.vm, cause=str(error))
             raise NotAdmitted("the gateway cannot be asked, and nothing moves without its permit") from None
-        if isinstance(answer, _NotPermitted):
+        if isinstance(answer, NotPermitted):
             raise NotAdmitted(answer.message)
         assert isinstance(answer, Migrate)
         return answer
@@ -359,7 +287,7 @@ class GatewayLink:
     async def fetch_evacuation(self, evacuation_id: str) -> Evacuation:
         """What was prepared for this host under that id. GatewayAway, GatewayRefuses."""
         data = await self.ask("/v1/relay/evacuation", {"evacuation_id": evacuation_id}, MAX_EVACUATION_BYTES)
-        return understood(_decode_evacuation, data)
+        return understood(decode_evacuation, data)
 
     async def tell_evacuation_held(self, evacuation_id: str, problem: str) -> None:
         """GatewayAway, GatewayRefuses."""
@@ -407,26 +335,6 @@ class GatewayLink:
         except link_version.LinkRefused as refused:
             who = "this relay" if refused.ours_is_older else "the gateway"
             raise GatewayAway(f"{path}: upgrade {who}: {refused}") from None
-
-
-class _Refusal(msgspec.Struct, frozen=True):
-    """An error of the gateway, as it answers everybody; other members mean nothing here."""
-
-    class Error(msgspec.Struct, frozen=True):
-        message: Annotated[str, Meta(max_length=1024)]
-        next_step: Annotated[str, Meta(max_length=1024)]
-
-    error: Error
-
-
-def words_of_refusal(answer: bytes | bytearray) -> str:
-    """ ": " and what the gateway says, for a log or terminal; "" where it is not of that form, as of a proxy."""
-    try:
-        error = msgspec.json.decode(answer, type=_Refusal).error
-    except UNDECODABLE:
-        return ""
-    text = f": {error.message}; {error.next_step}"
-    return "".join(character if character.isprintable() else " " for character in text)
 
 
 def _tls(host: RelayHost) -> ssl.SSLContext:

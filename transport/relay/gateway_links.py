@@ -18,7 +18,8 @@ import trio
 
 from transport.hypervisors.preflight_facts import Inspection
 from transport.relay.evacuations import Evacuation
-from transport.relay.gateway_link import Assignment, GatewayAway, GatewayLink, GatewayRefuses, Migrate
+from transport.relay.gateway_answers import Assignment, GatewayAway, GatewayRefuses, Migrate
+from transport.relay.gateway_link import GatewayLink
 from transport.relay.host import RelayHost
 from transport.relay.news import News
 from transport.relay.receipts import for_gateway_and_permit

@@ -22,7 +22,7 @@ from certs.files import write_atomically
 from certs.introduction import authority_key_id, crl_id
 from certs.renewal import renewal_due, require_successor, retry_delay
 from transport.errors import UNDECODABLE
-from transport.relay.gateway_link import GatewayAway, GatewayRefuses
+from transport.relay.gateway_answers import GatewayAway, GatewayRefuses
 from transport.relay.host import RelayHost, now, pin_files
 from transport.relay.pins import read_pins
 from transport.relay.told_trust import ToldTrust, TrustNews

@@ -21,7 +21,7 @@ from transport.hypervisors.virsh import Virsh
 from transport.relay.config import RelayConfig
 from transport.relay.front import SOCKET_NAME
 from transport.relay.front_destinations import leads_to
-from transport.relay.gateway_link import Migrate
+from transport.relay.gateway_answers import Migrate
 from transport.relay.host import RelayHost
 from transport.relay.wish import Wish
 

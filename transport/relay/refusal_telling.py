@@ -10,7 +10,7 @@ import msgspec
 import structlog
 import trio
 
-from transport.relay.gateway_link import GatewayAway, GatewayRefuses
+from transport.relay.gateway_answers import GatewayAway, GatewayRefuses
 from transport.relay.refused_calls import RefusedCalls
 
 log = structlog.get_logger("sealane.relay")

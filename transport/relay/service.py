@@ -33,15 +33,15 @@ from transport.relay.control import ControlLink, TlsStream
 from transport.relay.destination import Destination
 from transport.relay.evacuating import EvacuationDesk
 from transport.relay.fronting import announced_at, start_front
-from transport.relay.gateway_link import (
+from transport.relay.gateway_answers import (
     Assignment,
     CancelMigration,
     Inspect,
     Migrate,
-    NewsDesk,
     TakeEvacuation,
     WithdrawEvacuation,
 )
+from transport.relay.gateway_link import NewsDesk
 from transport.relay.gateway_links import GatewayLinks
 from transport.relay.handover import close_source, settle_source
 from transport.relay.host import RelayHost, now

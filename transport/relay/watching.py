@@ -21,7 +21,7 @@ from transport.hypervisors.guests import GuestBook, Sighting
 from transport.hypervisors.libvirt_guests import LibvirtGuests
 from transport.hypervisors.qmp_guests import QmpGuests
 from transport.relay.config import RelayConfig
-from transport.relay.gateway_link import understood
+from transport.relay.gateway_answers import understood
 from transport.relay.libvirt_orders import libvirt_uri
 from transport.relay.placement_report import Reporter, decode_answer
 

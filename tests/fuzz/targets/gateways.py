@@ -28,7 +28,15 @@ from tests.policy.test_permit import GATEWAY, NOW, PINNED
 from tests.transport.relay.test_address_book import A, B, document
 from transport.errors import UNDECODABLE, ConfigurationError, SpoolFailed, TransportError
 from transport.link_version import LinkRefused, agreed
-from transport.relay import announced, enrolling, evacuations, first_contact, gateway_link, identity_keeping, operating
+from transport.relay import (
+    announced,
+    enrolling,
+    evacuations,
+    first_contact,
+    gateway_answers,
+    identity_keeping,
+    operating,
+)
 from transport.relay.address_book import AddressBook
 from transport.relay.config import load_relay_config
 from transport.relay.front_destinations import FILE_NAME, Loopbacks
@@ -54,7 +62,7 @@ def each(*decoders: Callable[[bytes], object]) -> Callable[[bytes], None]:
 
 def words_of_an_error(data: bytes) -> None:
     """Never refused: what a proxy answers is told as nothing."""
-    assert gateway_link.words_of_refusal(data).isprintable()
+    assert gateway_answers.words_of_refusal(data).isprintable()
 
 
 def file(name: str, read: Callable[[Path], object]) -> Callable[[bytes], None]:
@@ -142,14 +150,14 @@ _R: Final = "transport.relay."
 _J: Final = msgspec.json.encode
 TARGETS: Final = (
     Target(
-        "assignments", each(gateway_link.decode_assignments, gateway_link.decode_admission), UNDECODABLE,
+        "assignments", each(gateway_answers.decode_assignments, gateway_answers.decode_admission), UNDECODABLE,
         (
             b'{"assignments":[{"kind":"cancel","migration_id":"m"}],"trust_version":"1"}',
             b'{"assignments":[{"kind":"inspect","inspection_id":"i","vm":"' + _VM.encode() + b'","wanted":null}]}',
             b'{"assignments":[{"kind":"evacuation","evacuation_id":"e"}]}',
             b'{"kind":"denied","message":"no"}',
         ),
-        (_R + "gateway_link",),
+        (_R + "gateway_answers",),
     ),
     Target(
         "gateway-answers",
@@ -170,7 +178,7 @@ TARGETS: Final = (
     ),
     Target(
         "gateway-refusals", words_of_an_error, (), (b'{"error":{"message":"no","next_step":"ask"},"x":[[]]}',),
-        (_R + "gateway_link", _R + "first_contact"),
+        (_R + "gateway_answers", _R + "first_contact"),
     ),
     Target("address-book", AddressBook.decode, (ValueError,), (document(A, B),), (_R + "address_book",)),
     Target("link-version", link_version, (LinkRefused,), (b"1", b"2"), ("transport.link_version",)),

@@ -27,7 +27,8 @@ from transport.libvirt_rpc.client import LibvirtClient
 from transport.libvirt_rpc.framing import Packet
 from transport.relay import caller
 from transport.relay.config import FrontSection, HypervisorSection
-from transport.relay.gateway_link import GatewayLink, Migrate
+from transport.relay.gateway_answers import Migrate
+from transport.relay.gateway_link import GatewayLink
 from transport.relay.host import RelayHost, open_host
 from transport.relay.process import log_to_stderr
 from transport.relay.service import serve_relay

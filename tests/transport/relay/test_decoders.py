@@ -20,7 +20,7 @@ from certs.identity import SpiffeId
 from certs.tls import ControlPeer
 from transport.errors import ConfigurationError, ProtocolViolation, SpoolFailed
 from transport.relay.config import load_relay_config
-from transport.relay.gateway_link import decode_admission, decode_assignments
+from transport.relay.gateway_answers import decode_admission, decode_assignments
 from transport.relay.operating import decode_question
 from transport.relay.receipts import verify_peer_receipt
 from transport.relay.spool import FOLLOWING, SessionJournal

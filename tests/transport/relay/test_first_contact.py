@@ -22,7 +22,7 @@ from certs.errors import CredentialError
 from tests.certs.chains import CLIENT, DAY, NOW, SERVER, Ca, Host, make_ca, make_host
 from transport.relay import first_contact as module
 from transport.relay.first_contact import first_contact
-from transport.relay.gateway_link import GatewayAway, GatewayRefuses
+from transport.relay.gateway_answers import GatewayAway, GatewayRefuses
 
 SECRET = "token-that-nobody-else-may-see"
 LIMIT = 4096

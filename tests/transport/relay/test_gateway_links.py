@@ -13,7 +13,8 @@ import trio
 from tests.transport.relay.conftest import until
 from tests.transport.relay.fake_gateway import Answer, FakeGateway, serving_https
 from tests.transport.site import Site
-from transport.relay.gateway_link import Assignment, GatewayLink
+from transport.relay.gateway_answers import Assignment
+from transport.relay.gateway_link import GatewayLink
 from transport.relay.gateway_links import GatewayLinks
 from transport.relay.host import RelayHost, open_host
 from transport.relay.wish import NotAdmitted, Wish

@@ -11,7 +11,7 @@ import trio.testing
 
 from tests.transport.libvirt_rpc.samples import VM, call
 from transport.libvirt_rpc.xdr import XdrWriter
-from transport.relay.gateway_link import GatewayAway, GatewayRefuses
+from transport.relay.gateway_answers import GatewayAway, GatewayRefuses
 from transport.relay.refusal_telling import tell_refused_calls
 from transport.relay.refused_calls import MAX_CAUSE, MAX_WAITING, PART, RefusedCalls, refused_call, vm_named
 
