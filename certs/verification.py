@@ -115,7 +115,8 @@ def verify_gateway(presented: Sequence[x509.Certificate], root: x509.Certificate
         verifier = _second_verifier([root], now).build_server_verifier(_general_name(name))
         verifier.verify(presented[0], [each for each in presented[1:] if each != root])
     except verification.VerificationError as error:
-        raise PeerRefused(Check.SECOND_VERIFIER, f"cryptography: {error}") from None
+        why = _other_names(presented[0], name) or f"cryptography: {error}"
+        raise PeerRefused(Check.SECOND_VERIFIER, why) from None
     except (*UNREADABLE, crypto.Error) as error:
         raise PeerRefused(Check.MALFORMED, f"a certificate or name cannot be read: {error}") from None
 
@@ -209,6 +210,18 @@ def _ask_second_verifier(
 def _second_verifier(anchors: Sequence[x509.Certificate], now: datetime) -> verification.PolicyBuilder:
     builder = verification.PolicyBuilder().store(verification.Store(list(anchors))).time(now.astimezone(UTC))
     return builder.max_chain_depth(MAX_INTERMEDIATES)
+
+
+def _other_names(leaf: x509.Certificate, name: str) -> str:
+    """In words, for whom a certificate is that is not for `name`; "" if that is not what is wrong with it."""
+    try:
+        names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (x509.ExtensionNotFound, *UNREADABLE):
+        return ""
+    known = {*names.get_values_for_type(x509.DNSName), *map(str, names.get_values_for_type(x509.IPAddress))}
+    if name.lower() in known or any(each.startswith("*.") for each in known):
+        return ""
+    return f"its certificate is for {', '.join(sorted(known)) or 'no name'}, not for {name}"[:500]
 
 
 def _general_name(name: str) -> x509.DNSName | x509.IPAddress:

@@ -16,6 +16,7 @@ import cedarpy
 import msgspec
 
 from policy.facts import ACTIONS, ACTIONS_ON_VMS, SEALED, SEALED_ACTIONS
+from policy.many_groups import expand_entities
 from policy.request import Json, references
 from policy.rules import Rules
 from policy.selection import Selected, Uid
@@ -70,6 +71,21 @@ class _Entity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     parents: list[Uid]
 
 
+def is_readable(request: Json, entities: list[Json]) -> bool:
+    """Whether it has the form of a request. One of a record that was damaged may not."""
+    try:
+        _read(request, expand_entities(entities))
+    except (msgspec.ValidationError, ValueError, RecursionError):
+        return False
+    return True
+
+
+def _read(request: Json, entities: list[Json]) -> tuple[_Request, dict[tuple[str, str], Json]]:
+    """Raises ValidationError, RecursionError."""
+    asked = msgspec.convert(request, _Request)
+    return asked, {(e.uid.type, e.uid.id): e.attrs for e in msgspec.convert(entities, list[_Entity])}
+
+
 def evaluate(rules: Rules, bundle_digest: str, request: Json, entities: list[Json]) -> Decision:
     """Decide. Raises nothing that the request or the entities could cause: what is malformed is denied."""
 
@@ -80,8 +96,7 @@ def evaluate(rules: Rules, bundle_digest: str, request: Json, entities: list[Jso
         return Decision(False, tuple(reasons), (), because, bundle_digest, request, entities, by_policy=True)
 
     try:
-        asked = msgspec.convert(request, _Request)
-        known = {(e.uid.type, e.uid.id): e.attrs for e in msgspec.convert(entities, list[_Entity])}
+        asked, known = _read(request, entities)
         unknown = [
             (where, kind)
             for where, kind, name in references(request)

@@ -133,5 +133,5 @@ def find_name(text: str) -> Name | None:
 
 def similar(text: str) -> str | None:
     """The field that was perhaps meant."""
-    found = difflib.get_close_matches(text.lower()[:64], SPELLINGS, n=1, cutoff=0.6)
+    found = difflib.get_close_matches(text.lower()[:64], SPELLINGS, n=1, cutoff=0.7)
     return found[0] if found else None

@@ -109,7 +109,7 @@ def verify(
     from gateway.cli.verification import check_log, read_keys, show_verdict
 
     keys = read_keys(key)
-    ca_pem, witnesses = _read_ca(authorities), read_keys(witness or [])
+    ca_pem, witnesses = _read_ca(authorities), read_keys(witness or [], "--witness")
     if directory.is_file():
         _verify_bundle(directory, keys, witnesses, ca_pem, seen or [], as_json=as_json)
     if not directory.is_dir():

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -44,6 +45,9 @@ def token(  # noqa: PLR0913, PLR0917 - its options
       sealane certs token fra7 --out fra7.token
     """
 
+    if out is not None and not (out.parent.is_dir() and os.access(out.parent, os.W_OK | os.X_OK) and not out.is_dir()):
+        # Before it is issued: that withdraws the one before it.
+        raise BadConfiguration(f"{out} cannot be written: no token was asked for", REQUESTER, "name another file")
     with signed_in(gateway, ca, token_file) as client:
         made, asked = client.enrolment_token(host, minutes), client.url
     if out is not None:
@@ -58,7 +62,7 @@ def token(  # noqa: PLR0913, PLR0917 - its options
         say(f"It is for {made.host}, once, until {until}.")
     else:
         say(f"The token of {made.host} is in {out}, until {until}.")
-    say(f"Next, on the host: sealane relay enrol {asked} --token-file FILE")
+    say(f"Next, on the host: sealane relay enrol {asked} --token-file {out.name if out is not None else 'FILE'}")
 
 
 def revoke(
@@ -110,7 +114,7 @@ def enrol(
       sealane relay enrol https://gateway.bank.example:8443 --token-file fra7.token
     """
     from certs.enrolment import EnrolmentToken
-    from certs.errors import CertificateError
+    from certs.errors import CertificateError, CredentialError
     from transport.errors import ConfigurationError
     from transport.relay.enrolling import Plan
     from transport.relay.enrolling import enrol as enrol_host
@@ -122,9 +126,12 @@ def enrol(
         plan = Plan(url, config, state_dir, _hypervisor(hypervisor))
         done = enrol_host(plan, EnrolmentToken.parse(text.strip()), datetime.now(UTC))
     except GatewayRefuses as error:
-        raise Refused(str(error), OPERATOR, "ask for a new token: sealane certs token HOST") from error
+        raise Refused(str(error), OPERATOR, "where the token is at fault: sealane certs token HOST") from error
     except GatewayAway as error:
         raise Unreachable(str(error), OPERATOR, "check the address and that the gateway runs") from error
+    except CredentialError as error:
+        what = f"{error.path}: {error.problem}" if error.path else error.problem
+        raise BadConfiguration(what, OPERATOR, error.remedy) from error
     except (CertificateError, ConfigurationError) as error:
         raise BadConfiguration(str(error), OPERATOR, "correct it and run the command again") from error
     except OSError as error:
@@ -157,5 +164,7 @@ def _write_secret(path: Path, text: str) -> None:
         write_atomically(path, f"{text}\n".encode(), mode=0o600)
     except OSError as error:
         raise BadConfiguration(
-            f"{path} cannot be written: {error.strerror}", REQUESTER, "name another file, then ask again"
+            f"{path} cannot be written: {error.strerror}",
+            REQUESTER,
+            "ask for another token: this one is lost, and one before it withdrawn",
         ) from error

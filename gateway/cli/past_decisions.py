@@ -19,6 +19,7 @@ from gateway.cli.progress import Progress, counted_on
 from gateway.cli.record_folder import FromFolder
 from gateway.counted import counted
 from policy.authoring.compare import Asked, Side
+from policy.decision import is_readable
 from transport.errors import UNDECODABLE
 
 
@@ -69,7 +70,8 @@ class PastDecisions:
                 f"entries 0 to {self._left_out - 1} were pruned, and their archive is not there: mount it to go by them"
             )
         if self._unusable:
-            notes.append(f"left out: {counted(self._unusable, 'record')} with a decision that cannot be made again")
+            left_out = counted(self._unusable, "record")
+            notes.append(f"left out: {left_out} with a decision that cannot be made again: run `sealane audit verify`")
         return notes
 
 
@@ -82,7 +84,10 @@ def _record_in(entry: bytes) -> dict[str, Any] | None:
 
 
 def decision_in(index: int, record: Any) -> Asked | None:
-    """The request of a record with what was decided; None if it holds none. An observed yes is the policies' no."""
+    """The request of a record with what was decided; None if it holds none, or a damaged one.
+
+    An observed yes is the policies' no.
+    """
     match record:
         case {
             "details": {
@@ -94,6 +99,6 @@ def decision_in(index: int, record: Any) -> Asked | None:
             names = tuple(str(each.get("id")) for each in policies if isinstance(each, dict))
             because = str(more.get("denied_because") or "")
             recorded = Side(allowed and not more.get("observed"), names, because)
-            return Asked(f"record {index}", request, entities, recorded)
+            return Asked(f"record {index}", request, entities, recorded) if is_readable(request, entities) else None
         case _:
             return None

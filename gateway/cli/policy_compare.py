@@ -162,7 +162,7 @@ def _tell(comparison: Comparison, notes: list[str], *, as_json: bool) -> None:
             say(shift.text())
         for weight in comparison.weights:
             say(f"{weight.policy}: determines {weight.before} of them before, {weight.after} after")
-        for note in notes:
+        for note in notes if comparison.compared else (*notes, "there was nothing to compare: this says nothing"):
             say(f"note: {note}")
         counts = f"{comparison.differing} decided differently, {comparison.shifted} by other policies only"
         say(f"{counted(comparison.compared, 'request')} compared: {counts}")

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 _MAX_KEY_FILE_BYTES = 64 * 1024
 
 
-def read_keys(given: Sequence[str]) -> list[str]:
-    """The verifier keys: each argument is a key itself, or a file that holds one on each line."""
+def read_keys(given: Sequence[str], option: str = "--key") -> list[str]:
+    """The verifier keys that `option` names: each argument is a key itself, or a file that holds one on each line."""
     keys: list[str] = []
     for one in given:
         path = Path(one)
@@ -38,15 +38,15 @@ def read_keys(given: Sequence[str]) -> list[str]:
             # A verifier key holds base64 with `/`, so what is no file is taken for a key if it looks like one.
             if one.count("+") < 2:
                 raise BadConfiguration(
-                    f"--key {one!r} is neither a readable file nor a verifier key",
+                    f"{option} {one!r} is neither a readable file nor a verifier key",
                     REQUESTER,
-                    "name the file log.vkey, or give its line: ORIGIN+KEYID+BASE64",
+                    "name a file such as log.vkey, or give its line: NAME+KEYID+BASE64",
                 ) from None
             lines = [one]
         found = [line.strip() for line in lines if line.strip()]
         # Told without what stands there: it may be a private key, or anything else that was named by mistake.
         if not found or not all(line.count("+") >= 2 for line in found):
-            raise BadConfiguration(f"{path} holds no verifier key", REQUESTER, "name the file log.vkey")
+            raise BadConfiguration(f"{path} holds no verifier key", REQUESTER, "name a file such as log.vkey")
         keys += found
     return keys
 
@@ -113,4 +113,8 @@ def show_verdict(out: Console, document: Mapping[str, Any]) -> None:
         text = Text("NOT VERIFIED", "bold red").append(f"  {counted(len(document['problems']), 'problem')}")
     if document["warnings"]:
         text.append(f"; {counted(len(document['warnings']), 'warning')} to judge")
-    out.print(text.append(f"\n  log {harmless(document['origin'])}  root {document['root']}"), soft_wrap=True)
+    if document["origin"]:
+        text.append(f"\n  log {harmless(document['origin'])}")
+    if document["outcome"] == "verified":
+        text.append(f"  root {document['root']}")
+    out.print(text, soft_wrap=True)

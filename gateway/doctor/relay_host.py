@@ -19,6 +19,7 @@ from gateway.doctor.pairs import pair_findings
 from transport.errors import ConfigurationError
 from transport.relay.address_book import AddressBookFile
 from transport.relay.config import RelayConfig, load_relay_config, split_address
+from transport.relay.host import qemu_uid_of
 
 
 def relay_host_findings(path: Path, root: Path, now: datetime) -> Iterator[Finding]:
@@ -37,7 +38,18 @@ def relay_host_findings(path: Path, root: Path, now: datetime) -> Iterator[Findi
     for url in (config.gateway.url, *config.gateway.others):
         yield from gateway_findings(url, Path(config.gateway.trust_bundle), now, client)
     yield from _peers(config)
+    if config.hypervisor.kind == "libvirt":
+        yield _qemu_user(config.hypervisor.qemu_user)
     yield from hypervisor_findings(root, uses_libvirt=bool(config.placement.libvirt_uri))
+
+
+def _qemu_user(name: str) -> Finding:
+    """Without it the relay does not start."""
+    try:
+        qemu_uid_of(name)
+    except ConfigurationError as error:
+        return Finding("qemu_user", "wrong", str(error), "install libvirt and QEMU first, or correct the name")
+    return Finding("qemu_user", "ok", f"QEMU runs as {name}")
 
 
 def _identity(config: RelayConfig, now: datetime) -> Iterator[Finding]:

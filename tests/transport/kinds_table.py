@@ -61,6 +61,8 @@ def main() -> int:
     parser.add_argument("--write", type=Path, help="where the table goes, beside stdout")
     arguments = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    if not any(arguments.only in name for name in ROWS):
+        parser.exit(2, f"no kind's name holds {arguments.only!r}; they are: {', '.join(ROWS)}\n")
     if not NEWEST.exists():  # a table without its column would pass for a whole one
         parser.exit(2, f"{NEWEST} is missing: run `make newest-qemu`\n")
     programs = [QEMU, str(NEWEST)]
@@ -74,7 +76,7 @@ def main() -> int:
             print(f"{version}, {name}: {columns[version][name]}", file=sys.stderr, flush=True)
     table = _table(list(rows), columns)
     print(table)
-    if arguments.write:
+    if arguments.write and not arguments.only:  # the page is of all kinds
         arguments.write.write_text(table)
     failed = sum(outcome.startswith("FAILED") for column in columns.values() for outcome in column.values())
     print(f"{len(rows) * len(columns)} moves, {failed} failed", file=sys.stderr)

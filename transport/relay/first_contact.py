@@ -135,7 +135,9 @@ class _Line:
             self._send(self._http.send(h11.EndOfMessage()))
             status, data = self._answer(path, limit)
         if status != 200:
-            raise GatewayRefuses(f"{path}: the gateway answers {status}{words_of_refusal(data)}", status)
+            if not (words := words_of_refusal(data)):
+                raise GatewayAway(f"{self.url} does not answer like a gateway: {status} to {path}")
+            raise GatewayRefuses(f"{path}: the gateway answers {status}{words}", status)
         return data
 
     def _request(self, method: str, path: str, length: int) -> h11.Request:
@@ -221,5 +223,6 @@ def _is_address(host: str) -> bool:
 def _cause(error: Exception) -> str:
     reasons = error.args[0] if isinstance(error, SSL.Error) and error.args else None
     if isinstance(reasons, list):
-        return ", ".join(str(reason) for *_, reason in reasons) or "TLS failed"
-    return quoted(f"{type(error).__name__}: {error}"[:500]).strip("'\"")
+        said = {str(reason) for *_, reason in reasons}
+        return "it speaks no TLS" if "wrong version number" in said else ", ".join(sorted(said)) or "TLS failed"
+    return quoted(str(error)[:500] or type(error).__name__).strip("'\"")

@@ -232,7 +232,7 @@ def open_host(config: RelayConfig) -> RelayHost:
     if required > len({key.name for key in witnesses}):
         raise ConfigurationError("gateway.witnesses_required is more than there are witnesses in gateway.witness_keys")
     section = config.hypervisor
-    qemu_uid = _qemu_uid(section.qemu_user) if section.kind == "libvirt" else -1
+    qemu_uid = qemu_uid_of(section.qemu_user) if section.kind == "libvirt" else -1
     run_dir = Path(section.socket_dir) if section.kind == "libvirt" else None
     desk = PermitDesk(
         trust_domain=identity.credentials.spiffe_id.trust_domain,
@@ -278,7 +278,7 @@ def pin_files(config: RelayConfig) -> tuple[list[Path], list[Path]]:
     return [Path(name) for name in config.gateway.permit_keys], [Path(name) for name in config.gateway.log_keys]
 
 
-def _qemu_uid(name: str) -> int:
+def qemu_uid_of(name: str) -> int:
     """-1 where QEMU runs as the relay does. `ConfigurationError` for a user that this host lacks."""
     try:
         uid = pwd.getpwnam(name).pw_uid

@@ -77,7 +77,9 @@ def test_a_decision_that_cannot_be_made_again_is_counted_and_an_entry_that_is_go
         log.append([lambda _: list(records())])
     past = PastDecisions(tmp_path / "log", EVER)
     assert list(past.decisions()) == []
-    assert past.notes()[1] == "left out: 2 records with a decision that cannot be made again"
+    assert past.notes()[1] == (
+        "left out: 2 records with a decision that cannot be made again: run `sealane audit verify`"
+    )
     next((tmp_path / "log" / "tail").iterdir()).write_bytes(b"")
     with pytest.raises(BadConfiguration):
         list(PastDecisions(tmp_path / "log", EVER).decisions())

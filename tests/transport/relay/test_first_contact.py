@@ -217,7 +217,7 @@ def test_no_redirect_is_followed_neither_for_the_root_nor_with_the_token(tmp_pat
     with peer(tmp_path, MINE, [MINE.certificate], answering(ROOT)) as elsewhere:
         away = http(307, b"", f"location: {elsewhere.url}/v1/enrolment")
         for sent in ([TRUE.certificate], [TRUE.certificate, ROOT.certificate]):
-            with peer(tmp_path, TRUE, sent, lambda _: away) as found, pytest.raises(GatewayRefuses, match="307"):
+            with peer(tmp_path, TRUE, sent, lambda _: away) as found, pytest.raises(GatewayAway, match="307"):
                 enrol(found.url)
             assert found.connections == 1
     assert (elsewhere.connections, elsewhere.knows_the_secret) == (0, False)
@@ -254,7 +254,7 @@ def test_whatever_the_unproven_answers_to_the_question_for_its_root_it_is_not_se
 
 
 def test_words_of_the_unproven_cannot_rule_the_terminal(tmp_path: Path) -> None:
-    words = json.dumps({"error": {"message": "\x1b]0;owned\x07 type your password"}}).encode()
+    words = json.dumps({"error": {"message": "\x1b]0;owned\x07 type your password", "next_step": ""}}).encode()
     with (
         peer(tmp_path, TRUE, [TRUE.certificate], lambda _: http(404, words)) as found,
         pytest.raises(GatewayRefuses) as refused,
