@@ -1,4 +1,4 @@
-"""Rules for the whole suite: Hypothesis profiles, and no silent skip of a real component.
+"""Rules for the whole suite: Hypothesis profiles, and no silent skip of a real component, none left out silently.
 
 Profiles are chosen by HYPOTHESIS_PROFILE: ``ci`` (the default) draws the same examples in every run, so that
 a red build can be repeated; ``quick`` (``make check``) draws fewer of them; ``fuzz`` (``make fuzz``) many new ones.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -36,6 +37,53 @@ def pytest_runtest_makereport(
         report.outcome = "failed"
         report.longrepr = f"a `real` test may not skip: `make test` installs what it needs\n{report.longrepr}"
     return report
+
+
+# What `make test` does not fetch: with what a tree of it is whole.
+FETCHED = {
+    "newest-qemu": ".qemu-newest/qemu-system-x86_64",
+    "other-libvirt": ".other-libvirt/suite",
+    "nova": ".nova/version",
+}
+LEFT_OUT = pytest.StashKey[dict[str, int]]()
+
+
+@pytest.hookimpl(trylast=True)  # after -k and -m
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests marked ``fetched(goal)`` are part of a run once `make GOAL` was; until then they are counted, left out."""
+    kept: list[pytest.Item] = []
+    left: list[pytest.Item] = []
+    counts: dict[str, int] = {}
+    for item in items:
+        mark = item.get_closest_marker("fetched")
+        if mark is None or (config.rootpath / FETCHED[mark.args[0]]).exists():
+            kept.append(item)
+        else:
+            left.append(item)
+            counts[mark.args[0]] = counts.get(mark.args[0], 0) + 1
+    config.stash[LEFT_OUT] = counts
+    items[:] = kept
+    if left:
+        config.hook.pytest_deselected(items=left)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A worker tells what it left out; each of them collects the whole."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left_out"] = session.config.stash.get(LEFT_OUT, {})
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    output = getattr(node, "workeroutput", {})  # none of a worker that died
+    node.config.stash[LEFT_OUT] = {**node.config.stash.get(LEFT_OUT, {}), **output.get("left_out", {})}
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for goal, count in config.stash.get(LEFT_OUT, {}).items():
+        terminalreporter.write_line(
+            f"LEFT OUT {count}: `make {goal}` fetches what they need, which `make test` does not"
+        )
 
 
 @pytest.hookimpl(wrapper=True)

@@ -9,7 +9,7 @@ import pytest
 
 pytest_plugins = ["pytester"]
 RULES = Path(__file__).with_name("conftest.py").read_text(encoding="utf-8")
-SETTINGS = "[pytest]\nmarkers = real: needs a real component\n"
+SETTINGS = "[pytest]\nmarkers =\n    real: needs a real component\n    fetched(goal): needs what it fetches\n"
 
 
 @pytest.fixture
@@ -58,6 +58,32 @@ def test_a_module_that_skips_itself_fails_the_session(suite: pytest.Pytester) ->
     result = suite.runpytest_inprocess("-p", "no:cacheprovider")
     assert result.ret != pytest.ExitCode.OK
     result.assert_outcomes(errors=1)
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_what_needs_a_component_that_was_not_fetched_is_left_out_and_counted(
+    suite: pytest.Pytester, workers: str
+) -> None:
+    suite.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.real
+        @pytest.mark.fetched("nova")
+        def test_marked(): pass
+
+        def test_not_marked(): pass
+        """
+    )
+    words = ("-p", "no:cacheprovider", "-n", workers)
+    result = suite.runpytest_inprocess(*words)
+    assert result.parseoutcomes()["passed"] == 1
+    result.stdout.fnmatch_lines(["LEFT OUT 1: `make nova`*"])
+    (suite.path / ".nova").mkdir()
+    (suite.path / ".nova" / "version").touch()
+    result = suite.runpytest_inprocess(*words)
+    result.assert_outcomes(passed=2)
+    result.stdout.no_fnmatch_line("LEFT OUT*")
 
 
 def test_what_bytes_that_do_not_decode_raise_is_spelt_once_in_a_package() -> None:

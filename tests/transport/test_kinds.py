@@ -22,8 +22,7 @@ async def test_a_guest_moves_unharmed_in_every_kind(kind: Kind, short_path: Path
     assert await move(kind, short_path)
 
 
-if NEWEST.exists():  # optional: deploy/newest-qemu.sh fetches it, and `make test` does not
-
-    @pytest.mark.parametrize("name", ["pre-copy, return path", "post-copy, preempt, capped"])
-    async def test_a_guest_moves_unharmed_between_the_newest_qemus(name: str, short_path: Path) -> None:
-        assert await move(NAMED[name], short_path, str(NEWEST))
+@pytest.mark.fetched("newest-qemu")
+@pytest.mark.parametrize("name", ["pre-copy, return path", "post-copy, preempt, capped"])
+async def test_a_guest_moves_unharmed_between_the_newest_qemus(name: str, short_path: Path) -> None:
+    assert await move(NAMED[name], short_path, str(NEWEST))

@@ -1,7 +1,7 @@
 """Guests moved by nova's own libvirt driver, through the front: `make nova`.
 
-`make test` does not fetch nova (250 MB); where it has been fetched it runs these, too. What of nova runs, and what
-stands in for the cloud around it: `nova_step.py`.
+`make test` does not fetch nova (250 MB): where it has been fetched it runs this, too, and else it says that it was left
+out. What of nova runs, and what stands in for the cloud around it: `nova_step.py`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import pytest
 from gateway.demo.guest import count_passes
 from tests.transport.libvirt.hosts import ROOT, Guest, Host, Pair, require_programs, two_hosts, wait_for
 
-pytestmark = [pytest.mark.real, pytest.mark.whole]
+pytestmark = [pytest.mark.real, pytest.mark.whole, pytest.mark.fetched("nova")]
 
 NOVA = ROOT / ".nova"
 STEP = Path(__file__).with_name("nova_step.py")
@@ -80,7 +80,7 @@ def configure(host: Host) -> None:
     subprocess.run(host.inside("mount", "--bind", str(host.base / "hosts"), "/etc/hosts"), check=True, timeout=20)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def cloud() -> Iterator[Cloud]:
     require_programs()
     with tempfile.TemporaryDirectory(prefix="slno") as folder, two_hosts(Path(folder)) as pair:
@@ -92,42 +92,50 @@ def cloud() -> Iterator[Cloud]:
         yield made
 
 
-if (NOVA / "version").exists():
+def test_nova_starts_its_instance_goes_on_with_it_after_a_refusal_and_moves_it_with_its_disk(cloud: Cloud) -> None:
+    start(cloud)
+    be_refused(cloud)
+    move(cloud)
 
-    def test_nova_starts_its_instance_and_its_checks_find_no_fault(cloud: Cloud) -> None:
-        pair = cloud.pair
-        cloud.do(pair.a, "spawn")
-        wait_for(lambda: cloud.printed(pair.a).count(b"\n") > 3, "the instance counts")
-        cloud.do(pair.b, "check_destination")
-        cloud.do(pair.a, "check_source")
-        cloud.do(pair.b, "prepare")
 
-    def test_what_the_policy_refuses_is_in_novas_log_and_its_instance_goes_on(cloud: Cloud) -> None:
-        pair = cloud.pair
-        pair.deny("denied by policy zone-of-production: VMs of zone production stay in it (record 17)")
-        try:
-            code, said = cloud.step(pair.a, "migrate")
-        finally:
-            pair.allow()
-        assert code != 0
-        assert "denied by policy zone-of-production" in said
-        assert cloud.kept()["called"] == ["recover"]  # its way of rolling back
-        before = cloud.printed(pair.a)
-        wait_for(lambda: cloud.printed(pair.a) != before, "the instance goes on where it was")
-        assert not pair.b.qemus(cloud.vm)
+def start(cloud: Cloud) -> None:
+    """Its own checks find no fault, either."""
+    pair = cloud.pair
+    cloud.do(pair.a, "spawn")
+    wait_for(lambda: cloud.printed(pair.a).count(b"\n") > 3, "the instance counts")
+    cloud.do(pair.b, "check_destination")
+    cloud.do(pair.a, "check_source")
+    cloud.do(pair.b, "prepare")
 
-    def test_nova_moves_its_instance_with_its_disk(cloud: Cloud) -> None:
-        pair = cloud.pair
-        cloud.do(pair.a, "migrate")
-        assert cloud.kept()["called"] == ["post"]
-        cloud.do(pair.a, "finish_source")
-        cloud.do(pair.b, "finish_destination")
-        assert cloud.kept()["is_running"]
-        wait_for(lambda: not pair.a.qemus(cloud.vm), "no QEMU of it is left on host a")
-        wait_for(lambda: cloud.printed(pair.b).count(b"\n") > 3, "the instance counts on host b")
-        count_passes(cloud.printed(pair.a) + cloud.printed(pair.b))
-        image = Path(INSTANCES).relative_to("/var/lib/libvirt") / cloud.vm.uuid / "disk"
-        assert (pair.b.base / "lib" / image).read_bytes() == pair.image.read_bytes()
-        assert cloud.vm.name in pair.b.virsh("list", "--persistent", "--name")[1].split()
-        assert cloud.vm.name not in pair.a.virsh("list", "--all", "--name")[1].split()
-        pair.b.virsh("destroy", cloud.vm.name)
+
+def be_refused(cloud: Cloud) -> None:
+    """What the policy says is in nova's log, and the instance goes on where it was."""
+    pair = cloud.pair
+    pair.deny("denied by policy zone-of-production: VMs of zone production stay in it (record 17)")
+    try:
+        code, said = cloud.step(pair.a, "migrate")
+    finally:
+        pair.allow()
+    assert code != 0
+    assert "denied by policy zone-of-production" in said
+    assert cloud.kept()["called"] == ["recover"]  # its way of rolling back
+    before = cloud.printed(pair.a)
+    wait_for(lambda: cloud.printed(pair.a) != before, "the instance goes on where it was")
+    assert not pair.b.qemus(cloud.vm)
+
+
+def move(cloud: Cloud) -> None:
+    pair = cloud.pair
+    cloud.do(pair.a, "migrate")
+    assert cloud.kept()["called"] == ["post"]
+    cloud.do(pair.a, "finish_source")
+    cloud.do(pair.b, "finish_destination")
+    assert cloud.kept()["is_running"]
+    wait_for(lambda: not pair.a.qemus(cloud.vm), "no QEMU of it is left on host a")
+    wait_for(lambda: cloud.printed(pair.b).count(b"\n") > 3, "the instance counts on host b")
+    count_passes(cloud.printed(pair.a) + cloud.printed(pair.b))
+    image = Path(INSTANCES).relative_to("/var/lib/libvirt") / cloud.vm.uuid / "disk"
+    assert (pair.b.base / "lib" / image).read_bytes() == pair.image.read_bytes()
+    assert cloud.vm.name in pair.b.virsh("list", "--persistent", "--name")[1].split()
+    assert cloud.vm.name not in pair.a.virsh("list", "--all", "--name")[1].split()
+    pair.b.virsh("destroy", cloud.vm.name)
