@@ -14,6 +14,7 @@ import pytest
 import trio
 
 from tests.transport.site import Site
+from transport.relay.config import RelayConfig
 from transport.relay.host import RelayHost, open_host
 from transport.relay.news import News
 from transport.relay.service import serve_relay
@@ -58,8 +59,15 @@ async def pair(site: Site) -> AsyncIterator[Pair]:
 
 def host_with(site: Site, name: str, limits: dict[str, float], **hypervisor: Any) -> RelayHost:
     """A relay's host whose limits differ from the site's."""
-    config = site.relay_config(name, **hypervisor)
-    return open_host(msgspec.structs.replace(config, limits=msgspec.structs.replace(config.limits, **limits)))
+    return open_host(with_limits(site.relay_config(name, **hypervisor), **limits))
+
+
+def with_limits(config: RelayConfig, **limits: float) -> RelayConfig:
+    return msgspec.structs.replace(config, limits=msgspec.structs.replace(config.limits, **limits))
+
+
+async def unheard(_: News) -> None:
+    """For a source of whose news nobody wants to hear."""
 
 
 @contextlib.asynccontextmanager

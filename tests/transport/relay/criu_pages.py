@@ -20,7 +20,7 @@ import msgspec
 import pytest
 import trio
 
-from tests.transport.relay.conftest import serving, until
+from tests.transport.relay.conftest import serving, unheard, until
 from tests.transport.site import Site
 from transport.relay.host import RelayHost, open_host
 from transport.relay.named_ports import PortSection
@@ -121,7 +121,3 @@ async def test_the_memory_of_a_process_goes_through_a_named_port_and_it_counts_o
 def is_listening(port: int) -> bool:
     lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     return any(line[1].endswith(f":{port:04X}") and line[3] == "0A" for line in lines)
-
-
-async def unheard(_: News) -> None:
-    pass

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from certs.files import read_certificates
 from tests.go_tools import run_go
-from tests.transport.relay.conftest import host_with
+from tests.transport.relay.conftest import host_with, unheard
 from tests.transport.relay.meddler import Meddler, meddling
 from tests.transport.relay.test_carriage import dial
 from tests.transport.site import DOMAIN, Site
@@ -89,11 +89,8 @@ async def go_destination(program: Path, site: Site, domain: str = "") -> AsyncIt
 
 
 async def carry(source: RelayHost, permit: str, address: str, path: Path) -> News:
-    async def tell(_news: News) -> None:
-        pass
-
     order = MigrationOrder(permit, address, deadline_seconds=20)
-    return await carry_as_source(source, order, tell, trio.Event(), path)
+    return await carry_as_source(source, order, unheard, trio.Event(), path)
 
 
 @pytest.mark.parametrize("size", [0, 9_000_000])

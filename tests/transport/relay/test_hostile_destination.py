@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 
 from gateway.demo.guest import GuestLayout, build_boot_image, count_passes
 from gateway.demo.machines import run_state, start_qemu, stop_qemu, wait_passes
-from tests.transport.relay.conftest import host_with, until
+from tests.transport.relay.conftest import host_with, unheard, until
 from tests.transport.relay.hostile import Conversation, fake_destination
 from tests.transport.site import Site
 from transport.errors import RefusalCode
@@ -137,13 +137,9 @@ async def test_a_destination_that_never_settles_keeps_no_caller_of_relay_open_wa
     permit = site.permit(vm=VM, exp=now + 1, session_until=now + 2)
     with trio.fail_after(10):
         async with fake_destination(destination, play) as fake:
-            news = await carry_as_source(source, MigrationOrder(permit, fake.address), ignore, trio.Event())
+            news = await carry_as_source(source, MigrationOrder(permit, fake.address), unheard, trio.Event())
     assert news.state == "failed"
     assert [(offer.purpose, offer.attempt) for offer in fake.offers] == [("begin", 0), ("settle", 1)]
-
-
-async def ignore(_: News) -> None:
-    pass
 
 
 @pytest.mark.real
@@ -194,7 +190,7 @@ async def test_a_guest_may_move_elsewhere_while_its_first_destination_cannot_be_
                 nursery.start_soon(carry_as_source, source, MigrationOrder(first, gone.address), tell, trio.Event())
                 await until(lambda: [news.state for news in told][-1:] == ["failed"])
                 await until(lambda: len(gone.offers) > 2)
-                news = await carry_as_source(source, MigrationOrder(second, other.address), ignore, trio.Event())
+                news = await carry_as_source(source, MigrationOrder(second, other.address), unheard, trio.Event())
                 assert "not ready" in news.message
                 nursery.cancel_scope.cancel()
         assert await run_state(machine) == "running"

@@ -10,13 +10,12 @@ import pytest
 import trio
 
 from policy.permit import Requirements
-from tests.transport.relay.conftest import serving
+from tests.transport.relay.conftest import serving, unheard, with_limits
 from tests.transport.site import Site
 from transport.errors import LocalBroken, OfferRefused
 from transport.relay.config import RelayConfig
 from transport.relay.host import RelayHost, open_host
 from transport.relay.named_ports import PortSection, loopback_port, port_problem
-from transport.relay.news import News
 from transport.relay.piping import PipeSource, pipe
 from transport.relay.socket_ends import SocketSource
 from transport.relay.source import MigrationOrder, carry_as_source
@@ -99,14 +98,6 @@ async def test_a_port_to_which_nobody_connects_holds_its_vm_for_so_long_and_no_l
             news = await carry_as_source(source, order, unheard, trio.Event())
     assert (news.state, news.message) == ("failed", "nobody connected within 1 s (limits.first_connection_seconds)")
     assert not Path(f"{short_path}/{VM}").exists()
-
-
-async def unheard(_: News) -> None:
-    pass
-
-
-def with_limits(config: RelayConfig, **limits: float) -> RelayConfig:
-    return msgspec.structs.replace(config, limits=msgspec.structs.replace(config.limits, **limits))
 
 
 @pytest.mark.parametrize("kind", ["qmp", "sockets"])
