@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -25,22 +26,27 @@ def test_a_program_gets_no_bar(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == ""
 
 
-def test_somebody_who_waits_for_a_diff_at_a_terminal_sees_how_far_it_is() -> None:
+def test_somebody_who_waits_for_a_diff_at_a_terminal_sees_how_far_it_is(tmp_path: Path) -> None:
     bundle = str(EXAMPLE_BUNDLE)
     leader, terminal = os.openpty()
     code = "import sys; from gateway.cli.main import run; sys.argv[0] = 'sealane'; run()"
     words = [sys.executable, "-c", code, "policy", "diff", bundle, bundle]
     environment = {**os.environ, "TERM": "xterm", "PYTHONPATH": str(Path(__file__).parents[3])}
-    shown = b""
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=terminal, env=environment) as process:
+    shown, said = b"", tmp_path / "said"
+    with said.open("wb") as output, subprocess.Popen(words, stdout=output, stderr=terminal, env=environment) as process:
         os.close(terminal)
+        deadline = threading.Timer(120, process.kill)  # the terminal ends with it
+        deadline.start()
         try:
             while piece := os.read(leader, 65536):  # while it runs: a terminal holds little that nobody reads
                 shown += piece
         except OSError:
             pass  # nobody holds it any more
-        said, _ = process.communicate(timeout=60)
+        finally:
+            process.wait()
+            deadline.cancel()
+            deadline.join()
     os.close(leader)
     assert process.returncode == 0
-    asked = int(said.split(b" requests")[0].split()[-1])
+    asked = int(said.read_bytes().split(b" requests")[0].split()[-1])
     assert f"{asked}/{asked}".encode() in shown, shown[-300:]

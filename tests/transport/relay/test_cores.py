@@ -19,6 +19,7 @@ import trio.testing
 from tests.transport.relay.conftest import Pair, host_with, serving, until
 from tests.transport.relay.test_carriage import VM, dial, listen
 from tests.transport.site import Site
+from transport.relay import cores as module
 from transport.relay.channels import Channels
 from transport.relay.cores import WORTH_BYTES, Cores, threads_for_this_host
 from transport.relay.host import RelayHost
@@ -55,15 +56,23 @@ async def test_small_frames_and_hosts_without_threads_keep_to_the_one(autojump_c
 
 
 class Counting(Cores):
-    """Where its work was done."""
+    """Where its work was done. What comes first waits for a second, so that two are in threads at once."""
 
     def __init__(self, threads: int) -> None:
         super().__init__(threads)
         self.done: list[tuple[str, int]] = []
+        self._begun = 0
+        self._second = threading.Event()
 
     async def work(self, step: Callable[[*Ts], T], *arguments: *Ts) -> T:
+        number = self._begun = self._begun + 1
+
         def counted() -> T:
             self.done.append((step.__name__, threading.get_ident()))
+            if number == 1:
+                assert self._second.wait(30)
+            else:
+                self._second.set()
             return step(*arguments)
 
         return await super().work(counted)
@@ -117,7 +126,10 @@ async def carried_counting(threads: int, channels: int, site: Site, folder: Path
 
 
 @pytest.mark.whole
-async def test_several_channels_use_several_threads_and_arrive_whole(site: Site, short_path: Path) -> None:
+async def test_several_channels_use_several_threads_and_arrive_whole(
+    site: Site, short_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_SHARED_SECONDS", 60.0)  # on a busy machine channels do not take turns in 50 ms
     for each in await carried_counting(2, 3, site, short_path):
         assert {name for name, _ in each.done} == {"_seal_and_send", "_open_and_write"}
         assert len({thread for _, thread in each.done} - {threading.get_ident()}) >= 2
@@ -132,7 +144,7 @@ async def test_a_connection_is_not_closed_within_a_threads_write() -> None:
     """Whatever gets its descriptor next would be written to."""
     ours, theirs = socket.socketpair()
     channel = Channels(Role.DESTINATION, 16 * MIB, Cores(1)).add("memory", ours)
-    writes, closes = threading.Event(), threading.Event()
+    writes, closing, closes = threading.Event(), threading.Event(), threading.Event()
 
     class Slow:
         """A socket whose write takes until it was tried to close it."""
@@ -141,6 +153,7 @@ async def test_a_connection_is_not_closed_within_a_threads_write() -> None:
 
         def send(self, data: memoryview) -> int:
             writes.set()
+            assert closing.wait(10)
             assert not closes.wait(0.3)
             assert not self.closed
             return len(data)
@@ -154,6 +167,7 @@ async def test_a_connection_is_not_closed_within_a_threads_write() -> None:
     thread = threading.Thread(target=channel.write_held)
     thread.start()
     assert writes.wait(10)
+    closing.set()
     channel.close()
     thread.join()
     assert slow.closed

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -58,6 +59,7 @@ class Peer:
     connections: int = 0
     requests: list[str] = field(default_factory=list)
     heard: bytes = b""
+    drops: int = 0
 
     @property
     def knows_the_secret(self) -> bool:
@@ -126,6 +128,7 @@ def _serve(stream: ssl.SSLSocket, found: Peer, answer: Answer, over: threading.E
         stream.sendall(said)
         while said is ENDLESS and not over.wait(0.02):
             stream.sendall(b"x")
+            found.drops += 1
         if b"connection: close" in said:
             return
 
@@ -265,24 +268,34 @@ def test_words_of_the_unproven_cannot_rule_the_terminal(tmp_path: Path) -> None:
 
 
 def test_a_peer_that_answers_nothing_ends_within_the_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SECONDS", 0.5)
+
+    def answer(path: str) -> bytes | None:
+        """Its root, and to the token nothing. A short deadline from there on: neither is the handshake what is late."""
+        monkeypatch.setattr(module, "SECONDS", 0.5)
+        return answering(ROOT)(path) if path == "/v1/enrolment/root" else None
+
     with (
-        peer(tmp_path, TRUE, [TRUE.certificate], lambda _: None) as found,
-        pytest.raises(GatewayAway, match="no answer in time"),
+        peer(tmp_path, TRUE, [TRUE.certificate], answer) as found,
+        pytest.raises(GatewayAway, match=r"/v1/enrolment: .*no answer in time"),
     ):
         enrol(found.url)
+    assert found.requests == ["GET /v1/enrolment/root", "POST /v1/enrolment"]
+
+
+def test_somebody_deaf_ends_within_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SECONDS", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as deaf, pytest.raises(GatewayAway, match="no answer in time"):
         enrol(f"https://localhost:{deaf.getsockname()[1]}")
 
 
 def test_an_answer_in_drops_ends_within_the_deadline_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A deadline for each read alone would be one for ever."""
-    monkeypatch.setattr(module, "SECONDS", 0.5)
-    with (
-        peer(tmp_path, TRUE, [TRUE.certificate, ROOT.certificate], lambda _: ENDLESS) as found,
-        pytest.raises(GatewayAway, match="no answer in time"),
-    ):
-        enrol(found.url)
+    """A deadline for each read alone would be one for ever. By a clock that each drop puts on by a second."""
+    with peer(tmp_path, TRUE, [TRUE.certificate, ROOT.certificate], lambda _: ENDLESS) as found:
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: float(found.drops)))
+        with pytest.raises(GatewayAway, match=r"/v1/enrolment: .*no answer in time"):
+            enrol(found.url)
+    assert found.requests == ["POST /v1/enrolment"]
+    assert found.drops >= module.SECONDS
 
 
 def test_an_older_tls_is_refused(tmp_path: Path) -> None:
