@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import socket
 import ssl
@@ -60,6 +61,7 @@ class Peer:
     requests: list[str] = field(default_factory=list)
     heard: bytes = b""
     drops: int = 0
+    answered: int = 0  # whole answers, that the other side took
 
     @property
     def knows_the_secret(self) -> bool:
@@ -126,6 +128,7 @@ def _serve(stream: ssl.SSLSocket, found: Peer, answer: Answer, over: threading.E
             over.wait(10)
             return
         stream.sendall(said)
+        found.answered += 1
         while said is ENDLESS and not over.wait(0.02):
             stream.sendall(b"x")
             found.drops += 1
@@ -296,6 +299,19 @@ def test_an_answer_in_drops_ends_within_the_deadline_too(tmp_path: Path, monkeyp
             enrol(found.url)
     assert found.requests == ["POST /v1/enrolment"]
     assert found.drops >= module.SECONDS
+
+
+def test_a_peer_that_goes_on_announcing_its_answer_ends_within_the_deadline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It always has something more to say, so there is never a wait. By a clock that goes on at each look."""
+    flood = b"HTTP/1.1 100 Continue\r\n\r\n" * 1_000_000
+    ticks = itertools.count()
+    with peer(tmp_path, TRUE, [TRUE.certificate], lambda _: flood) as found:
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: next(ticks) / 10))
+        with pytest.raises(GatewayAway, match="no answer in time"):
+            enrol(found.url)
+    assert (found.requests, found.answered) == (["GET /v1/enrolment/root"], 0)
 
 
 def test_an_older_tls_is_refused(tmp_path: Path) -> None:
