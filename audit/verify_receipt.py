@@ -14,12 +14,22 @@ from itertools import pairwise
 from typing import Any
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
 _SAME_AS_RECORD = ("migration_id", "source", "destination", "outcome")
 _SAME_AS_DETAILS = ("role", "jti")
+# What cryptography raises, at loading or at the first look, for a certificate that cannot be read.
+_UNREADABLE = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.ExtensionNotFound,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
 _decode = json.JSONDecoder().decode  # as json.loads does, without asking for each text what it is
 
 
@@ -75,7 +85,7 @@ def _signature_faults(
         hosts = names.get_values_for_type(x509.UniformResourceIdentifier)
         signature = base64.b64decode(details["signature"], validate=True)
         ended = datetime.fromisoformat(str(body.get("ended")))
-    except (ValueError, KeyError, TypeError, x509.ExtensionNotFound) as error:
+    except (KeyError, *_UNREADABLE) as error:
         yield f"its receipt's certificate or signature cannot be read: {error}"
         return
     if hosts != [body.get(str(body.get("role")))]:
@@ -105,7 +115,7 @@ def _is_issued(encoded: tuple[str, ...], authorities: tuple[x509.Certificate, ..
             subject.verify_directly_issued_by(issuer)
             if not _may_issue(issuer):
                 return False  # a host's own certificate could else vouch for any other host
-    except (ValueError, TypeError, InvalidSignature):
+    except (InvalidSignature, *_UNREADABLE):
         return False
     return not authorities or any(_issued_by(chain[-1], one) for one in authorities)
 
@@ -114,7 +124,7 @@ def _may_issue(certificate: x509.Certificate) -> bool:
     try:
         constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
         usage = certificate.extensions.get_extension_for_class(x509.KeyUsage).value
-    except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError):
+    except _UNREADABLE:
         return False
     return constraints.ca and usage.key_cert_sign
 
@@ -122,6 +132,6 @@ def _may_issue(certificate: x509.Certificate) -> bool:
 def _issued_by(subject: x509.Certificate, authority: x509.Certificate) -> bool:
     try:
         subject.verify_directly_issued_by(authority)
-    except (ValueError, TypeError, InvalidSignature):
+    except (InvalidSignature, *_UNREADABLE):
         return subject == authority
     return True

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from msgspec import Meta
 
-from certs.errors import CertificateError
+from certs.errors import UNREADABLE, CertificateError
 from certs.identity import SpiffeId
 from gateway.errors import ReceiptRefused
 from gateway.migrations import Migration
@@ -171,7 +171,7 @@ def _check_signature(
         # A receipt may have waited in the spool until its certificate was renewed.
         is_past = now > chain[0].not_valid_after_utc
         signer = trust.past_host_of(chain, ended) if is_past else trust.host_of(chain, now)
-    except (CertificateError, ValueError) as error:
+    except (CertificateError, *UNREADABLE) as error:
         raise ReceiptRefused("chain", f"the chain does not verify: {error}") from error
     if signer != reporter:
         raise ReceiptRefused("chain", "signed by another host than the one that reports it")

@@ -15,7 +15,7 @@ import structlog
 from cryptography import x509
 from msgspec import Meta
 
-from certs.errors import CertificateError
+from certs.errors import UNREADABLE, CertificateError
 from certs.identity import ServiceId
 from gateway.relays import HostTrust
 from policy.errors import FactRefused
@@ -51,7 +51,7 @@ class Services:
         try:
             certificate = x509.load_der_x509_certificate(certificate_der)
             service = str(self._trust().service_of((certificate,), now))
-        except (CertificateError, ValueError) as error:
+        except (CertificateError, *UNREADABLE) as error:
             raise ServiceRefused(str(error)) from error
         if (person := self._people.get(service)) is None:
             raise ServiceRefused(f"{service} is not among the services of the configuration")

@@ -8,6 +8,7 @@ from functools import partial
 
 import msgspec
 
+from audit.errors import UNDECODABLE
 from audit.query import facets_of, matches, parse
 from audit.siem.document import Document, LogEntry, Render, document_of
 from audit.siem.mapping import REDACTABLE
@@ -28,7 +29,10 @@ def selection(query: str | None, redact: Collection[str], now: datetime) -> Rend
     where = parse(query, now).where
 
     def wanted(entry: LogEntry) -> Document | None:
-        read = msgspec.json.decode(entry.entry)
+        try:
+            read = msgspec.json.decode(entry.entry, type=dict)
+        except UNDECODABLE:
+            return render(entry)  # which says that it is no entry
         return render(entry) if matches(where, facets_of(entry.index, read.get("record", read))) else None
 
     return wanted

@@ -120,6 +120,7 @@ def _judged(
     """The chain, if every peer would accept it and it is of this host. Pinned keys that cannot be read fail here."""
     try:
         chain = tuple(x509.load_pem_x509_certificates(given.certificate.encode()))
+        is_ours = chain[0].public_key() == key.public_key()
         roots = tuple(x509.load_pem_x509_certificates(given.trust_bundle.encode()))
         crls = tuple(x509.load_pem_x509_crl(crl.encode()) for crl in given.crls)
         for permit_key in given.permit_keys:
@@ -130,7 +131,7 @@ def _judged(
             split_address(given.address, "address")
     except (*UNREADABLE, AuditError, ConfigurationError) as error:
         raise CredentialError(None, f"the gateway's answer cannot be used: {error}", "look at its log") from None
-    if chain[0].public_key() != key.public_key():
+    if not is_ours:
         raise CredentialError(None, "the certificate is of another key", "look at the gateway's log")
     credentials = HostCredentials(chain, key, roots, crls)
     credentials.require_usable(now)

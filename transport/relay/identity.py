@@ -129,8 +129,8 @@ def keep_crls(folder: Path, texts: list[str]) -> int:
         raise CredentialError(None, f"more than {MAX_CRLS} CRLs", "look at the gateway's tls.crls")
     taken = 0
     for text in texts:
-        crl, number = _numbered(text)
-        file = folder / f"{_name_of(crl)}.pem"
+        crl, number, name = _numbered(text)
+        file = folder / f"{name}.pem"
         former = folder / FORMER / file.name  # let go of once: not even then does it come back with a lower number
         if any(each.exists() and (crl_number_of(read_crl(each)) or 0) >= number for each in (file, former)):
             continue
@@ -158,15 +158,16 @@ def _load(section: IdentitySection, sites: tuple[SiteSection, ...]) -> HostCrede
     return replace(credentials, foreign=foreign)
 
 
-def _numbered(text: str) -> tuple[x509.CertificateRevocationList, int]:
+def _numbered(text: str) -> tuple[x509.CertificateRevocationList, int, str]:
+    """With its number and its `_name_of`: cryptography reads both only when they are asked for."""
     try:
         crl = x509.load_pem_x509_crl(text.encode())
-        number = crl_number_of(crl)
+        number, name = crl_number_of(crl), _name_of(crl)
     except UNREADABLE:
         raise CredentialError(None, "a CRL that cannot be read", "look at the gateway's tls.crls") from None
     if number is None:
         raise CredentialError(None, "a CRL without a number", "look at the gateway's tls.crls")
-    return crl, number
+    return crl, number, name
 
 
 def _name_of(crl: x509.CertificateRevocationList) -> str:
