@@ -1,15 +1,17 @@
 """``make fuzz-guided``: every target of `targets` under libFuzzer, by the package atheris.
 
-It sees which branches of our code an input reached and goes on from those that reached a new one, some thousand times a
-second. What led somewhere is kept in `.fuzz/NAME` and is where the next run begins. Targets take turns, those that
-have had the least time first; `.fuzz/done.json` counts. atheris is no dependency: `deploy/atheris.sh` fetches it.
-Exits 1 at the first failure, whose input is then `.fuzz/NAME.failure-*`.
+It sees which branches of our code an input reached and goes on from those that reached a new one, as often as decoder
+and machine allow (docs/fuzzing.md). What led somewhere is kept in `.fuzz/NAME` and is where the next run begins.
+Targets take turns, those that have had the least time first; `.fuzz/done.json` counts. atheris is no dependency:
+`deploy/atheris.sh` fetches it. Exits 1 at the first failure, whose input is then `.fuzz/NAME.failure-*`, and if
+nothing was run.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import importlib
 import io
 import json
@@ -74,17 +76,25 @@ def main() -> None:
     arguments = parser.parse_args()
     atheris, targets = instrumented()
     names = arguments.targets or list(targets)
+    for name in names:
+        if name not in targets:
+            near = ", ".join(difflib.get_close_matches(name, targets, n=5, cutoff=0.4) or sorted(targets))
+            parser.error(f"no target is called {name!r}; there are: {near}")
     KEPT.mkdir(exist_ok=True)
     done: dict[str, list[int]] = json.loads(DONE.read_text()) if DONE.exists() else {}
     until = time.monotonic() + arguments.seconds
-    while (left := until - time.monotonic()) > 1:
+    turns = inputs = 0
+    while (left := until - time.monotonic()) > 0:
         name = min(names, key=lambda each: done.get(each, [0, 0])[1])
         runs, seconds = run_one(atheris, targets[name], max(1, round(min(left, arguments.slice))))
         before = done.get(name, [0, 0])
         done[name] = [before[0] + runs, before[1] + seconds]
         DONE.write_text(json.dumps(done, indent=0, sort_keys=True))
         print(f"fuzz: {name}: {runs} inputs in {seconds} s; in all {done[name][0]} in {done[name][1]} s", flush=True)
-    print("fuzz: no failure")
+        turns, inputs = turns + 1, inputs + runs
+    if not inputs:
+        raise SystemExit(f"fuzz: nothing was run in {arguments.seconds:g} s: give it more (FUZZ_SECONDS)")
+    print(f"fuzz: no failure in {inputs} inputs; turns: {turns}, targets: {len(names)}")
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import json
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -24,7 +24,8 @@ from audit.errors import (
 )
 from audit.index_digest import digest, document_of
 from audit.log_keys import successor_line
-from audit.proof import leaf_hash, verify_consistency, verify_inclusion
+from audit.proof import leaf_hash, node_hash, verify_consistency, verify_inclusion
+from audit.query.facets import UNREADABLE_KIND
 from audit.query.parse import parse as parse_query
 from audit.record import decode_entry
 from audit.siem.cursor import read_cursor
@@ -32,9 +33,11 @@ from audit.siem.document import LogEntry
 from audit.siem.document import document_of as siem_document_of
 from audit.siem.formats import Format, line_of
 from audit.siem.formats.parse import LineError, parse_line
+from audit.siem.quarantine import Quarantine, Quarantined
 from audit.siem.relp_session import RelpError
+from audit.siem.selection import selection
 from audit.siem.splunk import _Acks, _Said
-from audit.siem.verify_document import verify_document
+from audit.siem.verify_document import Verdict, verify_document
 from audit.siem.verify_line import verify_stored
 from audit.siem.webhook_signature import parse_keys
 from audit.tiles import parse_resource, unframe
@@ -42,8 +45,8 @@ from audit.verify_bundle import verify_bundle
 from audit.verify_cosignature import cosigned_at, read_witness
 from audit.verify_entry import Malformed, parse
 from audit.verify_keys import known_keys
-from audit.verify_receipt import receipt_faults
-from audit.verify_tree import read_frames, read_vkey
+from audit.verify_receipt import _chain, is_unsigned, receipt_faults
+from audit.verify_tree import PinnedKey, read_frames, read_vkey
 from audit.verify_tree import read_note as read_note_again
 from audit.witness import read_request, write_request
 from policy.bundle_files import bundle_digest
@@ -51,18 +54,28 @@ from tests.audit.samples import ORIGIN, OTHER_SIGNER, SIGNER, entry, permit
 from tests.audit.siem.entries import log_entry as log_entry_of
 from tests.audit.siem.entries import permit_entry
 from tests.audit.siem.test_relp_session import opened
+from tests.audit.test_verify import host_certificate, receipt_of
 from tests.audit.test_verify_bundle import with_policy
-from tests.fuzz.targets.target import Target, scratch
+from tests.fuzz.targets.peers import HOST, of_no_version
+from tests.fuzz.targets.target import Target, scratch, shaped
 
 _FOLDER: Final = scratch()
 _BUNDLE: Final = {"bundle.toml": "name = 'a'"}
 PROVEN: Final = with_policy(_FOLDER / "log", _BUNDLE, bundle_digest(_BUNDLE))
 NOW: Final = datetime(2026, 11, 26, tzinfo=UTC)
+CHOICE: Final = selection("outcome:allowed", ["user.name"], NOW)
 KEY: Final = read_vkey(SIGNER.vkey)
 LEAVES: Final = [leaf_hash(b"%d" % number) for number in range(2)]
+ROOT: Final = node_hash(*LEAVES)
 NOTE: Final = sign_checkpoint(Checkpoint(ORIGIN, 7, bytes(range(32))), SIGNER)
 COSIGNER: Final = Cosigner("w.example/w", Ed25519PrivateKey.from_private_bytes(bytes(32)))
+SIGNED: Final = json.loads(entry(3))["record"]
+RECEIPT: Final = json.loads(receipt_of(host_certificate()))["record"]
 COSIGNED: Final = NOTE + COSIGNER.cosign(read_note(NOTE), 1_764_100_000)
+
+
+def _numbers(*numbers: int) -> bytes:
+    return b"".join(number.to_bytes(8) for number in numbers)
 
 
 def log_entry(data: bytes) -> None:
@@ -75,10 +88,10 @@ def verifiers_entry(data: bytes) -> None:
     parse(data)
 
 
-def index_entry(data: bytes) -> None:
-    """Whatever is in the log, an index can be made of it."""
-    document_of(data)
+def index_entry(data: bytes) -> bool:
+    """Whatever is in the log, an index can be made of it. Whether it can be read."""
     digest(0, [data])
+    return bool(document_of(data)["kind"] != UNREADABLE_KIND)
 
 
 def siem_entry(data: bytes) -> None:
@@ -88,55 +101,68 @@ def siem_entry(data: bytes) -> None:
         assert b"\n" not in line_of(form)(document, 8192)
 
 
+def siem_choice(data: bytes) -> bool:
+    """What a receiver is to have, by a query. Whether it is to have this."""
+    return CHOICE(LogEntry(ORIGIN, 3, data)) is not None
+
+
 def note(data: bytes) -> None:
     """Both readers, which share no code, open the same checkpoints of the log's key."""
-    text = data.decode(errors="replace")
-    try:
-        theirs = read_note_again(data, [KEY])
-    except (ValueError, IndexError):
-        theirs = None
-    try:
-        ours = open_checkpoint(text, [SIGNER.verifier])
-    except CheckpointError:
-        ours = None
-    if ours is not None:
-        assert theirs is not None
-        assert (theirs.size, theirs.root) == (ours.size, ours.root)
+    ours = open_checkpoint(data.decode(errors="replace"), [SIGNER.verifier])
+    theirs = read_note_again(data, [KEY])
+    assert (theirs.size, theirs.root) == (ours.size, ours.root)
 
 
-def cosigned_note(data: bytes) -> None:
-    text = data.decode(errors="replace")
-    with contextlib.suppress(CheckpointError):
-        cosignatures(text, [COSIGNER.key])
-    with contextlib.suppress(CheckpointError):
-        read_answer(read_note(NOTE), text, [COSIGNER.key])
-    with contextlib.suppress(ValueError):
-        cosigned_at(data, read_note_again(NOTE.encode(), [KEY]), read_witness(COSIGNER.key.vkey))
+def verifiers_note(data: bytes) -> None:
+    read_note_again(data, [KEY])
 
 
-def verifier_keys(data: bytes) -> None:
-    text = data.decode(errors="replace")
-    with contextlib.suppress(CheckpointError):
-        LogVerifier.parse(text)
-    with contextlib.suppress(CheckpointError):
-        CosignerKey.parse(text)
-    for read in (read_vkey, read_witness):
-        with contextlib.suppress(ValueError):
-            read(text)
+def cosigned_note(data: bytes) -> bool:
+    """The witness has stated one thing, about one tree. Whether it is that."""
+    text = data.decode()
+    if not cosignatures(text, [COSIGNER.key]):
+        return False
+    assert read_note(text).body == read_note(NOTE).body
+    return True
 
 
-def proof(data: bytes) -> None:
-    """No proof but the true one of two leaves passes, however long: sizes, an index, hashes."""
+def witness_answer(data: bytes) -> bool:
+    """Signature lines alone, to the note that was shown. Whether one is the witness's."""
+    return bool(read_answer(read_note(NOTE), data.decode(), [COSIGNER.key]))
+
+
+def verifiers_cosignature(data: bytes) -> bool:
+    note = read_note_again(NOTE.encode(), [KEY])
+    return cosigned_at(data, note, read_witness(COSIGNER.key.vkey)) is not None
+
+
+def text_of(read: Callable[[str], object]) -> Callable[[bytes], None]:
+    """Where the caller has decoded UTF-8, and does without what is none."""
+
+    def run(data: bytes) -> None:
+        read(data.decode(errors="replace"))
+
+    return run
+
+
+def proof(data: bytes) -> bool:
+    """No proof but the true ones of two leaves passes, however long: sizes, an index, hashes. Whether one did."""
     if len(data) < 24:
-        return
+        return False
     first, second, index = (int.from_bytes(data[at : at + 8]) for at in (0, 8, 16))
     path = [data[at : at + 32] for at in range(24, len(data), 32)]
-    with contextlib.suppress(ProofError):
-        verify_inclusion(LEAVES[0], index, second, path, LEAVES[1])
-        raise AssertionError("a proof that is none")
-    with contextlib.suppress(ProofError):
-        verify_consistency(first, LEAVES[0], second, LEAVES[1], path)
-        raise AssertionError("a history that is none")
+    included, consistent = True, True
+    try:
+        verify_inclusion(LEAVES[0], index, second, path, ROOT)
+    except ProofError:
+        included = False
+    try:
+        verify_consistency(first, LEAVES[0], second, ROOT, path)
+    except ProofError:
+        consistent = False
+    assert included == ((index, second, path) == (0, 2, [LEAVES[1]]))
+    assert consistent == ((first, second, path) == (1, 2, [LEAVES[1]]))
+    return included or consistent
 
 
 def witness_request(data: bytes) -> None:
@@ -145,16 +171,17 @@ def witness_request(data: bytes) -> None:
     assert write_request(request.old_size, request.path, request.checkpoint_text) == data
 
 
-def tile_path(data: bytes) -> None:
-    parse_resource(data.decode("latin-1"))
+def tile_path(data: bytes) -> bool:
+    return parse_resource(data.decode("latin-1")) is not None
 
 
-def frames(data: bytes) -> None:
+def frames(data: bytes) -> bool:
     """Writer and verifier cut a bundle alike."""
     entries, size = unframe(data)
     again, rest = read_frames(data)
     assert again == entries
     assert rest == len(data) - size
+    return bool(entries)
 
 
 def query(data: bytes) -> None:
@@ -165,10 +192,17 @@ def stored_line(data: bytes) -> None:
     parse_line(data)
 
 
-def stored_document(data: bytes) -> None:
-    """Never raises, and verifies nothing but what the log's key has signed."""
-    for verdict in (verify_document(data, [KEY]), verify_stored(data, [KEY])):
-        assert verdict.outcome != "verified" or verdict.record is not None
+def stored(verify: Callable[[bytes, Sequence[PinnedKey]], Verdict]) -> Callable[[bytes], bool]:
+    """Never raises, and what it verifies is the one record that the log's key has signed. Whether it did."""
+
+    def run(data: bytes) -> bool:
+        verdict = verify(data, [KEY])
+        if verdict.outcome != "verified":
+            return False
+        assert (verdict.origin, verdict.index, verdict.record) == (ORIGIN, 3, SIGNED)
+        return True
+
+    return run
 
 
 def relp(data: bytes) -> None:
@@ -178,10 +212,10 @@ def relp(data: bytes) -> None:
     session.receive(data)
 
 
-def splunk(data: bytes) -> None:
-    for shape in (_Acks, _Said):
-        with contextlib.suppress(*UNDECODABLE):
-            msgspec.json.decode(data, type=shape)
+def quarantined(data: bytes) -> None:
+    (_FOLDER / "quarantine").mkdir(exist_ok=True)
+    (_FOLDER / "quarantine" / "3.json").write_bytes(data)
+    Quarantine(_FOLDER / "quarantine", lambda *_: None).list()
 
 
 def webhook_keys(data: bytes) -> None:
@@ -199,12 +233,14 @@ def key_lines(data: bytes) -> None:
     known_keys(_FOLDER, [SIGNER.vkey])
 
 
-def proof_bundle(data: bytes) -> None:
+def proof_bundle(data: bytes) -> bool:
     """The verdict of a file that anybody can have made: never an exception, and verified only as it was exported,
     but for `reference`, which is a finding aid that nobody signs."""
     path = _FOLDER / "proof.bundle"
     path.write_bytes(data)
-    assert not verify_bundle(path, [SIGNER.vkey]).ok or _proven(data) == _proven(PROVEN)
+    is_verified = verify_bundle(path, [SIGNER.vkey]).ok
+    assert not is_verified or _proven(data) == _proven(PROVEN)
+    return is_verified
 
 
 def _proven(bundle: bytes) -> tuple[dict[str, Any], list[bytes]]:
@@ -212,61 +248,85 @@ def _proven(bundle: bytes) -> tuple[dict[str, Any], list[bytes]]:
     return {name: value for name, value in json.loads(head).items() if name != "reference"}, rest
 
 
-def receipt_in_record(data: bytes) -> None:
-    details = {"body": data.decode("utf-8", "replace"), "chain": [], "signature": "", "body_sha256": ""}
-    list(receipt_faults({"details": details, "migration_id": "m"}, []))
+def receipt_in_record(data: bytes) -> bool:
+    """Any details, in a record that the log's key has signed: canonical, so that all of its text is text. Whether they
+    are without fault. The host's own certificate vouches for the receipt that was signed, and for no other."""
+    _chain.cache_clear()
+    try:
+        details = parse(data)
+    except Malformed:
+        return False
+    faults = list(receipt_faults(RECEIPT | {"details": details}, []))
+    if not faults and not is_unsigned(details) and details["chain"] == RECEIPT["details"]["chain"]:
+        assert details["body"] == RECEIPT["details"]["body"]
+    return not faults
 
 
 _J: Final = msgspec.json.encode
-_S: Final = "audit.siem."
-_V: Final = "audit.verify_"
+_canonical: Final = msgspec.json.Encoder(order="sorted").encode
+_DOCUMENT: Final = siem_document_of(log_entry_of(3))
+_LINES: Final = tuple(line_of(form)(_DOCUMENT, 8192) for form in Format)
 TARGETS: Final = (
     Target(
         "log-entry", log_entry, (RecordInvalid, RecordTooLarge), (entry(3), permit(3, entry(3))),
-        ("audit.record", _V + "entry"),
     ),
-    Target("verifiers-entry", verifiers_entry, (Malformed,), (entry(3),), (_V + "entry",)),
-    Target("index-entry", index_entry, (AuditError,), (entry(3),), ("audit.index_digest", "gateway.reading")),
+    Target("verifiers-entry", verifiers_entry, (Malformed,), (entry(3),)),
+    Target("index-entry", index_entry, (AuditError,), (entry(3),)),
     Target(
-        "siem-entry", siem_entry, (AuditError,), (entry(3), permit_entry(3).entry), (_S + "document", _S + "selection")
+        "siem-entry", siem_entry, (AuditError,), (entry(3), permit_entry(3).entry)
     ),
-    Target("note", note, (CheckpointError,), (NOTE.encode(),), ("audit.checkpoint", _V + "tree")),
-    Target("cosigned-note", cosigned_note, (), (COSIGNED.encode(),), ("audit.cosignature", _V + "cosignature")),
+    Target("siem-choice", siem_choice, (AuditError,), (entry(3),)),
+    Target("note", note, (CheckpointError,), (NOTE.encode(),)),
+    Target("verifiers-note", verifiers_note, (ValueError, IndexError), (NOTE.encode(),)),
+    Target("cosigned-note", cosigned_note, (CheckpointError, UnicodeDecodeError), (COSIGNED.encode(),)),
     Target(
-        "verifier-keys", verifier_keys, (), (SIGNER.vkey.encode(), COSIGNER.key.vkey.encode()),
-        ("audit.checkpoint", "audit.cosignature", _V + "tree", _V + "cosignature"),
+        "witness-answer", witness_answer, (CheckpointError, UnicodeDecodeError),
+        (COSIGNED.removeprefix(NOTE).encode(),),
     ),
-    Target("proof", proof, (), (bytes(24 + 64), b"\0" * 7 + b"\1" + b"\0" * 7 + b"\2" + bytes(40)), ("audit.proof",)),
+    Target("verifiers-cosignature", verifiers_cosignature, (ValueError,), (COSIGNED.encode(),)),
+    Target("log-key", text_of(LogVerifier.parse), (CheckpointError,), (SIGNER.vkey.encode(),)),
+    Target("cosigner-key", text_of(CosignerKey.parse), (CheckpointError,), (COSIGNER.key.vkey.encode(),)),
+    Target("verifiers-log-key", text_of(read_vkey), (ValueError,), (SIGNER.vkey.encode(),)),
+    Target("verifiers-cosigner-key", text_of(read_witness), (ValueError,), (COSIGNER.key.vkey.encode(),)),
+    Target(
+        "proof", proof, (),
+        (_numbers(1, 2, 0) + LEAVES[1], _numbers(0, 2, 0) + LEAVES[1], _numbers(1, 2, 1) + LEAVES[1]),
+    ),
     Target(
         "witness-request", witness_request, (WitnessRefused,), (write_request(3, [bytes(32)] * 2, NOTE),),
-        ("audit.witness",),
     ),
-    Target("tile-path", tile_path, (), (b"0/x001/234.p/5", b"entries/000"), ("audit.tiles",)),
-    Target("bundle-frames", frames, (), (b"\0\1a\0\3abc",), ("audit.tiles", _V + "tree")),
+    Target("tile-path", tile_path, (), (b"0/x001/234.p/5", b"entries/000")),
+    Target("bundle-frames", frames, (), (b"\0\1a\0\3abc",)),
     Target(
         "query", query, (AuditError,),
-        (b'vm.name:"web 1" AND NOT outcome:denied', b"time:[2026-11 TO 2026-12]"), ("audit.query.parse",),
+        (b'vm.name:"web 1" AND NOT outcome:denied', b"time:[2026-11 TO 2026-12]"),
     ),
+    Target("stored-line", stored_line, (LineError,), _LINES),
+    Target("stored-document", stored(verify_document), (), (_J(_DOCUMENT.body), _J({"_source": _DOCUMENT.body}))),
+    Target("stored-anything", stored(verify_stored), (), (_J(_DOCUMENT.body), *_LINES)),
+    Target("quarantined", quarantined, UNDECODABLE, (_J(Quarantined(3, "too long", "{}")),)),
+    Target("relp", relp, (RelpError,), (b"2 rsp 6 200 OK\n3 rsp 12 500 too full\n",)),
+    Target("splunk-acks", shaped(_Acks), UNDECODABLE, (b'{"acks":{"1":true}}',)),
     Target(
-        "stored-line", stored_line, (LineError,),
-        tuple(line_of(f)(siem_document_of(log_entry_of(3)), 8192) for f in Format),
-        (_S + "formats.parse",),
+        "splunk-answer", shaped(_Said), UNDECODABLE,
+        (b'{"text":"x","code":0,"ackId":1}',),
     ),
-    Target("stored-document", stored_document, (), (entry(3),), (_S + "verify_document", _S + "verify_line")),
-    Target("relp", relp, (RelpError,), (b"2 rsp 6 200 OK\n3 rsp 12 500 too full\n",), (_S + "relp_session",)),
-    Target("splunk", splunk, (), (b'{"acks":{"1":true}}', b'{"text":"x","code":0,"ackId":1}'), (_S + "splunk",)),
     Target(
         "webhook-keys", webhook_keys, (AuditError, ValueError), (b"whsec_" + base64.b64encode(bytes(24)) + b"\n",),
-        (_S + "webhook_signature",),
     ),
     Target(
         "cursor", cursor, (AuditError,), (_J({"origin": ORIGIN, "position": 3, "last": "0" * 64}),),
-        (_S + "cursor", _S + "quarantine"),
     ),
     Target(
         "key-lines", key_lines, (ValueError,),
-        (successor_line(SIGNER, OTHER_SIGNER).encode(),), (_V + "keys",),
+        (successor_line(SIGNER, OTHER_SIGNER).encode(),),
     ),
-    Target("proof-bundle", proof_bundle, (), (PROVEN,), (_V + "bundle",)),
-    Target("receipt-in-record", receipt_in_record, (), (b"{}",), (_V + "receipt",)),
+    Target("proof-bundle", proof_bundle, (), (PROVEN,)),
+    Target(
+        "receipt-in-record", receipt_in_record, (),
+        (
+            _canonical(RECEIPT["details"]), _canonical(RECEIPT["details"] | {"chain": [], "signature": ""}),
+            _canonical(RECEIPT["details"] | {"chain": [base64.b64encode(of_no_version(HOST.certificate)).decode()]}),
+        ),
+    ),
 )  # fmt: skip

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
-import contextlib
+import shutil
+import tempfile
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Final
 
 from cryptography import x509
@@ -14,18 +16,20 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from certs.enrolment import EnrolmentToken, make_request, requested_key
-from certs.errors import UNREADABLE, CertificateError
+from certs.errors import UNREADABLE, CertificateError, CredentialError
 from certs.identity import service_id_of, spiffe_id_of
 from certs.tls import ControlPeer
 from certs.verification import Trust, crl_number_of, verify_chain, verify_service
 from policy.errors import PermitRefused
 from policy.permit import VerifiedPermit, proof_entry, verify_permit
 from tests.certs.chains import TRUST_DOMAIN, make_crl, make_host, make_site
-from tests.fuzz.targets.target import Target, in_pieces
+from tests.certs.test_guards import service_of
+from tests.fuzz.targets.target import Target, in_pieces, scratch
 from tests.policy.test_permit import MATERIAL, PINNED
 from tests.transport.wire.test_frames import KEYS, LANE, seal
 from tests.transport.wire.test_messages import EXAMPLES, SESSION
 from transport.errors import Misuse, ProtocolViolation, RefusalCode
+from transport.relay.identity import keep_crls
 from transport.relay.receipts import verify_peer_receipt
 from transport.wire.clear_frames import ClearOpener, ClearSealer
 from transport.wire.control import ControlOrder, Role
@@ -48,6 +52,7 @@ from transport.wire.preface import authenticate_preface, make_preface, read_pref
 
 SITE: Final = make_site()
 HOST: Final = make_host(SITE.ca, "host-a")
+SERVICE: Final = service_of(SITE)
 TRUST: Final = Trust((SITE.ca.certificate,), SITE.crls)
 NOW: Final = datetime.now(UTC)
 PEER: Final = ControlPeer(spiffe_id_of(HOST.certificate), HOST.certificate, b"", (), "", "", "")
@@ -57,6 +62,14 @@ SAID: Final = (
     Receipt("{}", ""), Bye(), Offer(1, "resume", ("permit",), SESSION, 1, {"0": 3}), Answer({"0": 2}, 16),
     Ack({"1": 1}),
 )  # fmt: skip
+_FOLDER: Final = scratch()
+
+
+def of_no_version(certificate: x509.Certificate) -> bytes:
+    """X.509 knows no version 6: cryptography has an exception of its own for that, which is no ValueError."""
+    return certificate.public_bytes(Encoding.DER).replace(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x05", 1)
+
+
 PLAINTEXT: Final = memoryview(bytearray(MAX_PAYLOAD_BYTES))
 
 
@@ -76,18 +89,27 @@ def _messages(feed: Callable[[bytes], Iterable[object]], data: bytes) -> list[ob
         return str(violation)
 
 
-def control_order(data: bytes) -> None:
-    """Messages of both ends in any order: each of the peer's is taken or a violation, each of ours taken or our bug."""
-    for role in Role:
-        order = ControlOrder(role)
-        with contextlib.suppress(ProtocolViolation):
-            for number in data[:64]:
-                message = SAID[number % len(SAID)]
-                if number & 0x80:
-                    order.received(message, {"0": 3})
-                else:
-                    with contextlib.suppress(Misuse):
-                        order.sent(message)
+def control_order(data: bytes) -> bool:
+    """Messages of both ends in any order: each of the peer's is taken or a violation, each of ours taken or our bug.
+    Whether it is a whole session of either end."""
+    as_source, as_destination = (_is_in_order(role, data[:64]) for role in Role)
+    return as_source or as_destination
+
+
+def _is_in_order(role: Role, numbers: bytes) -> bool:
+    order, is_sound = ControlOrder(role), True
+    for number in numbers:
+        message = SAID[number % len(SAID)]
+        try:
+            if number & 0x80:
+                order.received(message, {"0": 3})
+            else:
+                order.sent(message)
+        except ProtocolViolation:
+            return False
+        except Misuse:
+            is_sound = False
+    return is_sound
 
 
 def sealed_frames(data: bytes) -> None:
@@ -140,29 +162,40 @@ def permit(data: bytes) -> None:
     proof_entry(read)
 
 
-def certificate(data: bytes) -> None:
-    """A peer's leaf, as TLS hands it on."""
-    try:
-        leaf = x509.load_der_x509_certificate(data)
-    except UNREADABLE:
-        return
-    for judge in (
-        lambda: spiffe_id_of(leaf),
-        lambda: service_id_of(leaf),
-        lambda: verify_chain([leaf], TRUST, TRUST_DOMAIN, NOW),
-        lambda: verify_service([leaf], TRUST, NOW),
-    ):
-        try:
-            judge()
-        except CertificateError:
-            pass
+def host_certificate(data: bytes) -> None:
+    """A peer's leaf, as TLS hands it on. None but the one that was issued is believed."""
+    leaf = x509.load_der_x509_certificate(data)
+    spiffe_id_of(leaf)
+    assert verify_chain([leaf], TRUST, TRUST_DOMAIN, NOW).spiffe_id == PEER.spiffe_id
+    assert leaf == HOST.certificate
+
+
+def service_certificate(data: bytes) -> None:
+    """A client's, which is of no host. None but the one that was issued is believed."""
+    leaf = x509.load_der_x509_certificate(data)
+    assert verify_service([leaf], TRUST, NOW) == service_id_of(leaf)
+    assert leaf == SERVICE.certificate
 
 
 def crl(data: bytes) -> None:
+    crl_number_of(x509.load_der_x509_crl(data))
+
+
+def told_crls(data: bytes) -> bool:
+    """The CRLs that a gateway tells, into the folder. Whether one was newer."""
+    folder = Path(tempfile.mkdtemp(dir=_FOLDER))
     try:
-        crl_number_of(x509.load_der_x509_crl(data))
-    except UNREADABLE:
-        pass
+        return keep_crls(folder, data.decode().split("\n\n")) > 0
+    finally:
+        shutil.rmtree(folder)
+
+
+def _of_no_name() -> bytes:
+    """A CRL whose issuer's name is no text: cryptography reads names only when they are asked for."""
+    (name,) = SITE.ca.certificate.subject
+    value = str(name.value).encode()
+    der = _CRL.public_bytes(Encoding.DER).replace(value, b"\xff" * len(value))
+    return b"-----BEGIN X509 CRL-----\n" + base64.encodebytes(der) + b"-----END X509 CRL-----\n"
 
 
 def signing_request(data: bytes) -> None:
@@ -188,44 +221,45 @@ _STREAM: Final = b"".join(seal(_sealer, each) for each in (b"a", b"guest" * 10))
 _HEADER: Final = (5).to_bytes(4) + bytes(4) + (7).to_bytes(8)
 _BODY: Final = b'{"role":"source","version":1}'
 _SIGNED: Final = _BODY + b"\n" + base64.b64encode(HOST.key.sign(_BODY, ec.ECDSA(hashes.SHA256())))
-_W: Final = "transport.wire."
+_CRL: Final = make_crl(SITE.ca, revoked=[HOST.certificate])
 TARGETS: Final = (
     Target(
         "control-messages", control_messages, (ProtocolViolation,),
-        (*map(encode_message, EXAMPLES), b"".join(map(encode_message, EXAMPLES))), (_W + "messages",),
+        (*map(encode_message, EXAMPLES), b"".join(map(encode_message, EXAMPLES))),
     ),
     Target(
         "control-order", control_order, (),
         # All of a session, as its source and its destination see it: numbers of SAID, the peer's with the high bit.
         (bytes([0, 0x81, 3, 4, 0x85, 5, 8, 0x89, 11, 0x8B, 12]), bytes([0x80, 1, 0x83, 5, 0x86, 0x88, 9, 0x8B, 11])),
-        (_W + "control",),
     ),
-    Target("sealed-frames", sealed_frames, (ProtocolViolation,), (_STREAM,), (_W + "frames", _W + "keys")),
+    Target("sealed-frames", sealed_frames, (ProtocolViolation,), (_STREAM,)),
     Target(
         "clear-frames", clear_frames, (ProtocolViolation,), (_clear([b"a", b"guest" * 10, b""]),),
-        (_W + "clear_frames",),
     ),
-    Target("frame-headers", frame_headers, (ProtocolViolation,), (_HEADER,), (_W + "frames",)),
+    Target("frame-headers", frame_headers, (ProtocolViolation,), (_HEADER,)),
     Target(
         "preface", preface, (ProtocolViolation,), (make_preface(KEYS, 0), make_preface(KEYS, 255)),
-        (_W + "preface",),
     ),
     Target(
         "peer-receipt", receipt, (ProtocolViolation,), (_SIGNED,),
-        ("transport.relay.receipts",),
     ),
-    Target("permit", permit, (PermitRefused,), (MATERIAL.good.encode(),), ("policy.permit", "policy.jws")),
+    Target("permit", permit, (PermitRefused,), (MATERIAL.good.encode(),)),
     Target(
-        "certificate", certificate, (), (HOST.certificate.public_bytes(Encoding.DER),),
-        ("certs.identity", "certs.verification", "certs.tls", "gateway.relays", "gateway.services"),
+        "host-certificate", host_certificate, (*UNREADABLE, CertificateError),
+        (HOST.certificate.public_bytes(Encoding.DER), of_no_version(HOST.certificate)),
     ),
     Target(
-        "crl", crl, (), (make_crl(SITE.ca, revoked=[HOST.certificate]).public_bytes(Encoding.DER),),
-        ("certs.verification", "transport.relay.identity"),
+        "service-certificate", service_certificate, (*UNREADABLE, CertificateError),
+        (SERVICE.certificate.public_bytes(Encoding.DER),),
     ),
-    Target("signing-request", signing_request, (CertificateError,), (make_request(HOST.key),), ("certs.enrolment",)),
+    Target("crl", crl, UNREADABLE, (_CRL.public_bytes(Encoding.DER),)),
+    Target(
+        "told-crls", told_crls, (CredentialError, UnicodeDecodeError),
+        (_CRL.public_bytes(Encoding.PEM), _of_no_name()),
+    ),
+    Target("signing-request", signing_request, (CertificateError,), (make_request(HOST.key),)),
     Target(
         "enrolment-token", enrolment_token, (CertificateError,),
-        (EnrolmentToken("host-a", bytes(32), bytes(32)).text().encode(),), ("certs.enrolment",),
+        (EnrolmentToken("host-a", bytes(32), bytes(32)).text().encode(),),
     ),
 )  # fmt: skip

@@ -167,28 +167,27 @@ def _short(path: Path) -> bytes:
 
 
 TARGETS: Final = (
-    Target("token", token, (TokenRefused,), (MATERIAL.good.encode(),), (_I + "oidc", "policy.jws")),
-    Target("signed-token", signed_token, (TokenRefused,), (dump(CLAIMS),), (_I + "oidc",)),
-    Target("jws", jws, (TokenRefused,), (MATERIAL.good.encode(),), ("policy.jws",)),
-    Target("json-object", json_object, (TokenRefused,), (dump(CLAIMS), b'{"a":[1,"\\u00e9",{}]}'), ("policy.jws",)),
+    Target("token", token, (TokenRefused,), (MATERIAL.good.encode(),)),
+    Target("signed-token", signed_token, (TokenRefused,), (dump(CLAIMS),)),
+    Target("jws", jws, (TokenRefused,), (MATERIAL.good.encode(),)),
+    Target("json-object", json_object, (TokenRefused,), (dump(CLAIMS), b'{"a":[1,"\\u00e9",{}]}')),
     Target(
-        "key-set", key_set, (TokenRefused,), (dump({"keys": [EC_KEY, RSA_KEY]}),), (_I + "keys", _I + "jwks")
+        "key-set", key_set, (TokenRefused,), (dump({"keys": [EC_KEY, RSA_KEY]}),)
     ),
-    Target("local-people", local_people, (DirectoryRefused,), (PEOPLE.encode(),), (_I + "local",)),
-    Target("sid", sid, (ValueError,), (_SID,), (_I + "sids",)),
-    Target("directory-entry", directory_entry, (DirectoryUnavailable,), (_ENTRY,), (_I + "directory_account",)),
-    Target("inventory-toml", inventory_toml, (InventoryRefused,), (INVENTORY.encode(),), ("policy.told",)),
-    Target("inventory-json", inventory_json, (InventoryRefused,), (_VMS,), ("policy.told",)),
-    Target("netbox", netbox, (InventoryRefused,), (_NETBOX,), ("policy.sources.netbox",)),
+    Target("local-people", local_people, (DirectoryRefused,), (PEOPLE.encode(),)),
+    Target("sid", sid, (ValueError,), (_SID,)),
+    Target("directory-entry", directory_entry, (DirectoryUnavailable,), (_ENTRY,)),
+    Target("inventory-toml", inventory_toml, (InventoryRefused,), (INVENTORY.encode(),)),
+    Target("inventory-json", inventory_json, (InventoryRefused,), (_VMS,)),
+    Target("netbox", netbox, (InventoryRefused,), (_NETBOX,)),
     Target(
-        "publication", publication, (BundleRefused,), (unsigned(_FILES).encode(),), ("policy.publication",)
+        "publication", publication, (BundleRefused,), (unsigned(_FILES).encode(),)
     ),
     Target(
         "signers", signers, (ValueError, BundleRefused), (signers_text().encode(),),
-        ("policy.publication",),
     ),
-    Target("bundle-manifest", manifest, (BundleRefused,), (_short(BANK / "bundle.toml"),), ("policy.bundle",)),
-    Target("yaml", yaml_text, (NotStrict,), tuple(map(_short, _TESTS[:2])), ("policy.yaml_text",)),
-    Target("policy-tests", policy_tests, (BundleRefused,), (_CASES,), ("policy.cases",)),
-    Target("policies", policies, (BundleRefused,), (ALLOW_ALL.encode(),), ("policy.rules",)),
+    Target("bundle-manifest", manifest, (BundleRefused,), (_short(BANK / "bundle.toml"),)),
+    Target("yaml", yaml_text, (NotStrict,), tuple(map(_short, _TESTS[:2]))),
+    Target("policy-tests", policy_tests, (BundleRefused,), (_CASES,)),
+    Target("policies", policies, (BundleRefused,), (ALLOW_ALL.encode(),)),
 )  # fmt: skip

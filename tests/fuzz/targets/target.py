@@ -9,23 +9,39 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """`run` takes bytes and raises nothing but `refusals`. `seeds`: good input. `modules`: whose decoder it is."""
+    """`run` takes bytes and raises nothing but `refusals`. `seeds`: good input.
+
+    What it returns is False where the decoder refuses without raising. So a seed is taken, or the seed is none.
+    """
 
     name: str
     run: Callable[[bytes], object]
     refusals: tuple[type[Exception], ...]
     seeds: tuple[bytes, ...]
-    modules: tuple[str, ...]
 
     def __call__(self, data: bytes) -> None:
         try:
             self.run(data)
         except self.refusals:
             pass
+
+    def takes(self, data: bytes) -> bool:
+        try:
+            return self.run(data) is not False
+        except self.refusals:
+            return False
+
+
+def shaped(shape: Any) -> Callable[[bytes], object]:
+    """Bytes before the decoder of a shape, as its caller makes it."""
+    return msgspec.json.Decoder(shape).decode
 
 
 def in_pieces(feed: Callable[[bytes], list[object]], data: bytes) -> list[object]:
