@@ -23,7 +23,7 @@ from audit.errors import EntryPruned, LogDamaged, RecordError
 from audit.log import Log
 from audit.proof import leaf_hash
 from audit.pruned import Pruned
-from audit.record import PermitEntry, decode_entry, parse_time
+from audit.record import PermitEntry, decode_entry, format_time, parse_time
 from audit.tiles import TILE_WIDTH
 
 RecordOf = Callable[[int, Mapping[str, Any]], bytes]  # (index, details) -> the signed entry of kind log.pruned
@@ -112,7 +112,7 @@ def record_details(planned: Plan, root: bytes) -> dict[str, Any]:
         "first_entry": planned.first,
         "end_entry": planned.end,
         "root": root.hex(),
-        "before": planned.before.isoformat(),
+        "before": format_time(planned.before),
         "archive": {"directory": str(planned.archive), "size": planned.archive_size},
     }
 

@@ -15,6 +15,7 @@ import structlog
 
 from gateway.asking import Facts
 from gateway.errors import StartRefused
+from gateway.times import rfc3339
 from policy.engine import Decision
 from policy.facts import NOT_AUTHENTICATED
 
@@ -43,7 +44,7 @@ class Observation:
         return {vm.zone, source.zone, destination.zone} <= self.zones
 
     def document(self, now: int) -> dict[str, Any]:
-        until = datetime.fromtimestamp(self.until, UTC).isoformat().replace("+00:00", "Z")
+        until = rfc3339(datetime.fromtimestamp(self.until, UTC))
         return {
             "zones": sorted(self.zones),
             "until": until,

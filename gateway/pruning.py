@@ -30,6 +30,7 @@ from gateway.errors import Conflict, GatewayError, NotAllowed, NotPrunable
 from gateway.gate import Gate
 from gateway.log_keeping import LogKeeping
 from gateway.recording import Event, actor_of, identity_of
+from gateway.times import rfc3339
 from policy.facts import Context, Person, Question
 
 FIRST_SECONDS: Final = 600.0  # after the start, so that a gateway that is started daily prunes, too
@@ -56,7 +57,7 @@ class Run:
         told = {"state": self.state, "asked": self.asked, "check": self.check, "record": self.record}
         if self.planned is not None:
             told |= {"first_entry": self.planned.first, "end_entry": self.planned.end}
-            told |= {"before": self.planned.before.isoformat(), "archive": str(self.planned.archive)}
+            told |= {"before": rfc3339(self.planned.before), "archive": str(self.planned.archive)}
             told |= {"left_over_bundles": self.planned.left_over}
         return told | {"because": self.because}
 

@@ -20,6 +20,7 @@ from gateway.cli.errors import OPERATOR, BadConfiguration, Refused
 from gateway.cli.options import CaOption, GatewayOption, JsonOption, TokenFileOption
 from gateway.cli.output import print_json, say
 from gateway.cli.terminal import harmless
+from gateway.times import rfc3339, to_the_minute
 
 _FIRST_WAIT_SECONDS = 0.1
 _MAX_WAIT_SECONDS = 2.0
@@ -62,7 +63,7 @@ def prune(
     verb = "would go" if check else "are gone"
     what = f"entries {first} to {end - 1} {verb}" if end > first else "no entry is to go"
     before = datetime.fromisoformat(document["before"])
-    say(f"{what}: older than {before:%Y-%m-%d %H:%M} UTC, and in {harmless(document['archive'])}")
+    say(f"{what}: older than {to_the_minute(before)}, and in {harmless(document['archive'])}")
 
 
 def _by_gateway(gateway: str | None, ca: Path | None, token_file: Path | None, *, check: bool) -> dict[str, Any]:
@@ -102,7 +103,7 @@ def _by_key(config: Path, *, check: bool) -> dict[str, Any]:
         "outcome": "would_prune" if check else "pruned",
         "first_entry": planned.first,
         "end_entry": planned.end,
-        "before": planned.before.isoformat(),
+        "before": rfc3339(planned.before),
         "archive": str(planned.archive),
         "left_over_bundles": planned.left_over,
     }

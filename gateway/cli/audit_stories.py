@@ -20,6 +20,7 @@ from gateway.cli.record_replies import NumberedRecord
 from gateway.cli.record_source import Question, RecordSource, opened, read_pages
 from gateway.cli.stories import BEGINNINGS, Line, Move, life_of, moves_of, story_of
 from gateway.counted import counted
+from gateway.times import record_time_to_the_second
 
 MAX_OF_MIGRATION = 1000
 MAX_MOVES = 10_000
@@ -198,7 +199,7 @@ def _print_moves(moves: Sequence[Move]) -> None:
         downtime = "" if one.downtime_ms is None else f"{one.downtime_ms} ms"
         table.add_row(
             str(one.index),
-            plain(one.time.removesuffix("Z").replace("T", " ")[:19]),
+            plain(record_time_to_the_second(one.time)),
             plain(one.who, limit=64),
             plain(f"{one.source or '?'} → {one.destination or '?'}", limit=130),
             plain(one.decided, limit=20),

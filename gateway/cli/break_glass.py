@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +17,7 @@ from gateway.cli.options import CaOption, GatewayOption, JsonOption, TokenFileOp
 from gateway.cli.output import console, print_json, print_table, say
 from gateway.cli.terminal import harmless, plain
 from gateway.counted import counted
+from gateway.times import to_the_second
 
 if TYPE_CHECKING:
     from gateway.cli.replies import GrantReply
@@ -70,7 +70,7 @@ def request(
     if as_json:
         print_json(_document(grant))
         return
-    until = _hour(grant.answer_until)
+    until = to_the_second(grant.answer_until)
     say(f"Recorded as {grant.id} (record {grant.record_index}). It waits for an approval until {until}.")
     say(f"Next: have somebody else run `sealane break-glass approve {grant.id}`")
 
@@ -107,7 +107,7 @@ def approve(
     if as_json:
         print_json(_document(grant))
         return
-    say(f"Approved until {_hour(grant.until or 0)}. {grant.requested_by.name} may now run:")
+    say(f"Approved until {to_the_second(grant.until or 0)}. {grant.requested_by.name} may now run:")
     vm, to = grant.vm.name or grant.vm.uuid, grant.destination.rpartition("/")[2]
     say(f"  sealane migrate {vm} --to {to} --reason {grant.ticket} --break-glass {grant.id}")
 
@@ -158,7 +158,7 @@ def list_(
     table = Table("id", "state", "VM", "from → to", "who", "ticket", "approved by", "until (UTC)", "reason", box=None)
     for grant in grants:
         cells = (grant.id, grant.ended_because or grant.state, grant.vm.name, _route(grant), grant.requested_by.id)
-        until = _hour(grant.until if grant.until is not None else grant.answer_until)
+        until = to_the_second(grant.until if grant.until is not None else grant.answer_until)
         table.add_row(*(plain(cell or "") for cell in (*cells, grant.ticket, grant.approved_by, until, grant.reason)))
     print_table(table)
 
@@ -215,7 +215,3 @@ def _show(grant: GrantReply) -> None:
 
 def _route(grant: GrantReply) -> str:
     return " → ".join(end.rpartition("/host/")[2] for end in (grant.source, grant.destination))
-
-
-def _hour(seconds: int) -> str:
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S} UTC"

@@ -19,6 +19,7 @@ from gateway.cli.options import JsonOption
 from gateway.cli.output import print_json, print_table, say
 from gateway.cli.terminal import plain
 from gateway.counted import counted
+from gateway.times import rfc3339
 
 if TYPE_CHECKING:
     from certs.layout import Fact
@@ -322,7 +323,7 @@ def _document(fact: Fact) -> dict[str, str]:
         "name": fact.name,
         "file": fact.file,
         "serial": fact.serial,
-        "valid_until": fact.valid_until.isoformat().replace("+00:00", "Z"),
+        "valid_until": rfc3339(fact.valid_until),
         "state": fact.state,
         "sha256": fact.sha256,
     }

@@ -21,6 +21,7 @@ from gateway.cli.options import CaOption, GatewayOption, JsonOption, TokenFileOp
 from gateway.cli.output import print_json, say
 from gateway.cli.settings import canonical_url
 from gateway.counted import counted
+from gateway.times import rfc3339, to_the_minute
 
 HostArgument = Annotated[str, typer.Argument(metavar="HOST", help="The host's name in the inventory.")]
 
@@ -52,7 +53,7 @@ def token(  # noqa: PLR0913, PLR0917 - its options
         made, asked = client.enrolment_token(host, minutes), client.url
     if out is not None:
         _write_secret(out, made.token)
-    until = f"{datetime.fromtimestamp(made.expires, UTC):%Y-%m-%d %H:%M} UTC"
+    until = to_the_minute(made.expires)
     if as_json:
         shown = {"token": made.token} if out is None else {"file": str(out)}
         print_json({"outcome": "issued", "host": made.host, "expires": made.expires, **shown})
@@ -141,7 +142,7 @@ def enrol(
             "make the folder it lies in, or run this as who runs the relay (root)",
         ) from error
     if as_json:
-        until = done.valid_until.isoformat().replace("+00:00", "Z")
+        until = rfc3339(done.valid_until)
         print_json({"outcome": "enrolled", "host": done.host, "valid_until": until, "config": str(config)})
         return
     wrote = f"Wrote {config}." if done.wrote_config else f"{config} was there already and stays as it is."

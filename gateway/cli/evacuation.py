@@ -19,6 +19,7 @@ from gateway.cli.output import console, print_json, say
 from gateway.cli.relay_operating import DEFAULT, SocketOption, ask
 from gateway.cli.terminal import harmless
 from gateway.counted import counted
+from gateway.times import to_the_second
 
 app = typer.Typer(
     help="Permits to empty a host while no gateway can be asked: docs/evacuation.md.",
@@ -58,7 +59,7 @@ def prepare(
     if as_json:
         print_json(answer)
         return
-    until = time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(answer["until"]))
+    until = to_the_second(answer["until"])
     say(f"{host} holds {counted(answer['permits'], 'permit')} for {counted(answer['vms'], 'VM')} until {until}")
     say(f"evacuation {answer['evacuation']}, record {answer['record_index']}")
     for each in answer["left_out"]:

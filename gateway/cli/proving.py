@@ -26,6 +26,7 @@ from gateway.cli.errors import OPERATOR, REQUESTER, BadConfiguration, Refused
 from gateway.cli.record_source import Question
 from gateway.cli.terminal import harmless, plain
 from gateway.counted import counted
+from gateway.times import to_the_second
 
 if TYPE_CHECKING:
     from gateway.cli.client import GatewayClient
@@ -194,7 +195,7 @@ def bundle_document(
 def proven(verdict: BundleVerdict, found: Sequence[ProvenEntry], asked_again: bool | None) -> list[str]:
     """What the bundle proves, and what it does not, in sentences."""
     told = [f"the log {verdict.origin} had {counted(verdict.size, 'entry')}, and its key vouches for them"]
-    told += [f"{harmless(name)} cosigned that state {_when(time)}" for name, time in verdict.cosignatures]
+    told += [f"{harmless(name)} cosigned that state at {to_the_second(time)}" for name, time in verdict.cosignatures]
     if verdict.policy_digest is not None:
         others = f"; {len(verdict.decided_by_others)} name another one" if verdict.decided_by_others else ""
         told.append(f"of its decisions {len(verdict.decided_by_it)} name the policy bundle that came along{others}")
@@ -218,10 +219,6 @@ def proven(verdict: BundleVerdict, found: Sequence[ProvenEntry], asked_again: bo
     elif verdict.query is not None:
         told.append("its query was not asked again: install sealane[gateway], which has the language")
     return told
-
-
-def _when(unix_seconds: int) -> str:
-    return f"at {datetime.fromtimestamp(min(unix_seconds, 2**36), UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def show_bundle(out: Console, document: Mapping[str, Any], found: Sequence[ProvenEntry]) -> None:

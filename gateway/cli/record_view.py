@@ -16,6 +16,7 @@ from rich.text import Text
 
 from gateway.cli.output import print_table
 from gateway.cli.terminal import harmless, plain
+from gateway.times import record_time_to_the_second
 
 _OUTCOME_STYLES = {
     "allowed": "green",
@@ -44,7 +45,7 @@ def cells(record: Mapping[str, Any]) -> list[Text]:
     """The columns after the index."""
     outcome = harmless(record.get("outcome") or "", limit=20)
     return [
-        plain(str(record.get("time") or "").removesuffix("Z").replace("T", " ")[:19]),
+        plain(record_time_to_the_second(record.get("time"))),
         plain(record.get("kind") or "", limit=64),
         Text(outcome, _OUTCOME_STYLES.get(outcome, "")),
         plain(_named(record.get("actor")), limit=64),

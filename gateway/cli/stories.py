@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
 from gateway.cli.record_replies import NumberedRecord
 from gateway.counted import counted
+from gateway.times import to_the_second
 
 # What a migration begins with: decided when it was asked for, hours before, or by the other gateway of the site.
 BEGINNINGS: Final = frozenset({"migration.decision", "evacuation.decision", "migration.elsewhere"})
@@ -202,10 +202,7 @@ def _permit(record: Mapping[str, Any]) -> Iterator[Line]:
 
 
 def _moment(unix: object) -> str:
-    try:
-        return f"{datetime.fromtimestamp(unix, UTC):%Y-%m-%d %H:%M:%S} UTC" if type(unix) is int else "no time"
-    except (ValueError, OverflowError, OSError):
-        return "an impossible time"
+    return to_the_second(unix) if type(unix) is int else "no time"
 
 
 def _outcome_of(receipts: Sequence[NumberedRecord]) -> Iterator[Line]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping, Sequence
 from concurrent.futures import BrokenExecutor
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from gateway.cli.errors import OPERATOR, REQUESTER, BadConfiguration, Refused
 from gateway.cli.progress import progress_bar
 from gateway.cli.terminal import harmless, plain
 from gateway.counted import counted
+from gateway.times import to_the_second
 
 if TYPE_CHECKING:
     from audit.verify import Options
@@ -107,8 +107,7 @@ def show_verdict(out: Console, document: Mapping[str, Any]) -> None:
         if document["pruned"]:
             text.append(f"; {document['pruned']} of them were pruned, so only their hashes are checked (--archive DIR)")
         for one in document["cosignatures"]:
-            when = datetime.fromtimestamp(min(one["time"], 2**36), UTC)
-            text.append(f"; cosigned by {harmless(one['witness'])} at {when:%Y-%m-%d %H:%M:%S} UTC")
+            text.append(f"; cosigned by {harmless(one['witness'])} at {to_the_second(one['time'])}")
     else:
         text = Text("NOT VERIFIED", "bold red").append(f"  {counted(len(document['problems']), 'problem')}")
     if document["warnings"]:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +13,7 @@ from gateway.cli.credentials import token_of
 from gateway.cli.options import CaOption, GatewayOption, JsonOption, TokenFileOption
 from gateway.cli.output import print_json, say
 from gateway.cli.settings import resolve
+from gateway.times import to_the_minute
 
 if TYPE_CHECKING:
     from gateway.cli.replies import WhoamiReply
@@ -53,7 +53,7 @@ def whoami(
 
 
 def _tell(reply: WhoamiReply, gateway: str) -> None:
-    until = "" if reply.expires_at is None else f", until {_moment(reply.expires_at)}"
+    until = "" if reply.expires_at is None else f", until {to_the_minute(reply.expires_at)}"
     say(f"{reply.name} at {gateway}")
     say(f"  id             {reply.id}")
     say(f"  authenticated  by {reply.authenticated_by}, issuer {reply.issuer}{until}")
@@ -73,7 +73,3 @@ def _tell(reply: WhoamiReply, gateway: str) -> None:
 
 def _because(reason: str | None) -> str:
     return f" ({reason})" if reason else ""
-
-
-def _moment(seconds: int) -> str:
-    return datetime.fromtimestamp(min(seconds, 2**36), UTC).strftime("%Y-%m-%d %H:%M UTC")

@@ -38,6 +38,7 @@ from gateway.hosts_seen import HostsSeen
 from gateway.recording import Event, actor_of, host_actor, identity_of
 from gateway.rollover.authorities import Authorities
 from gateway.throttle import Throttle
+from gateway.times import rfc3339
 from policy.facts import Context, HostFacts, Person, Question
 
 CRL_CHECK_SECONDS: Final = 60.0
@@ -368,7 +369,7 @@ def _certificate_facts(leaf: x509.Certificate, key_sha256: bytes) -> dict[str, A
         "serial": f"{leaf.serial_number:x}",
         "sha256": leaf.fingerprint(hashes.SHA256()).hex(),
         "key_sha256": key_sha256.hex(),
-        "not_after": leaf.not_valid_after_utc.isoformat().replace("+00:00", "Z"),
+        "not_after": rfc3339(leaf.not_valid_after_utc),
     }
 
 

@@ -12,8 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cryptography import x509
-
 from certs.introduction import authority_key_id, crl_id, root_id
 from gateway.enrolment.office import Office
 from gateway.gate import Gate
@@ -23,6 +21,7 @@ from gateway.rollover.kinds import NotNow
 from gateway.rollover.places import Places, Stage
 from gateway.rollover.progress import Holdings, Progress, migrations_since_before, own_hosts, who_holds
 from gateway.rollover.telling import authority_name, names_needed, root_of
+from gateway.times import rfc3339
 
 ChangeTls = Callable[[Callable[[], None]], Awaitable[None]]
 
@@ -132,8 +131,4 @@ class IssuingCa:
 
 def _described(folder: Path) -> dict[str, str]:
     root, authority = root_of(folder), authority_name(folder)
-    return {"authority": authority, "root": root_id(root), "ends": _ends(root)}
-
-
-def _ends(certificate: x509.Certificate) -> str:
-    return certificate.not_valid_after_utc.isoformat().replace("+00:00", "Z")
+    return {"authority": authority, "root": root_id(root), "ends": rfc3339(root.not_valid_after_utc)}
