@@ -23,6 +23,8 @@ from policy.identity.directory_settings import DirectorySettings
 from policy.permit import Seal
 from policy.sources.settings import InventorySettings
 from transport.hypervisors.moving import AS_CONFIGURED, How
+from transport.settings import SettingRefused, decode_settings
+from transport.settings.allowed import shown
 
 Text = Annotated[str, Meta(min_length=1, max_length=255)]
 Seconds = Annotated[int, Meta(ge=1, le=86_400)]
@@ -80,7 +82,7 @@ class LogTable(_Table, frozen=True):
 class WitnessTable(_Table, frozen=True):
     """A witness by C2SP tlog-witness. `keys`: its verifier keys of types 4 and 6, or files of them."""
 
-    url: Annotated[str, Meta(pattern=r"^https://[^\s]+\Z", max_length=2048)]
+    url: Annotated[str, Meta(pattern=r"^https://[^\s]+\Z", max_length=2048, description="https://HOST[:PORT]/…")]
     keys: Annotated[tuple[Text, ...], Meta(min_length=1, max_length=8)]
     trust_bundle: Text | None = None
 
@@ -156,7 +158,9 @@ class SealedTable(_Table, frozen=True):
     """People for when the directory is down; `people_sha256` seals their file (`sealane break-glass seal`)."""
 
     people: Text
-    people_sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+    people_sha256: Annotated[
+        str, Meta(pattern=r"^[0-9a-f]{64}\Z", description="64 hexadecimal digits, of `sealane break-glass seal`")
+    ]
     signing_key: Text
     issuer: Text = "sealane-sealed"
     audience: Text = "sealane-sealed"
@@ -268,7 +272,7 @@ def parse_address(text: str) -> Address:
     """`HOST:PORT` or `[IPv6]:PORT`; ValueError otherwise. Port 0 asks the system for a free one."""
     match = _ADDRESS.fullmatch(text)
     if match is None or int(match[3]) > 65_535:
-        raise ValueError(f"{text!r} is not HOST:PORT")
+        raise ValueError(f"{shown(text)} is not HOST:PORT, with a port from 0 to 65535")
     return Address(match[1] or match[2], int(match[3]))
 
 
@@ -284,15 +288,9 @@ def load(path: Path) -> GatewayConfig:
 def parse(text: bytes, path: Path) -> GatewayConfig:
     """Decode `text` as the content of `path`. Errors: ConfigRefused."""
     try:
-        config = msgspec.toml.decode(text, type=GatewayConfig)
-    except msgspec.ValidationError as error:
-        # msgspec says "Expected `int`, got `str` - at `$.log.origin`"
-        what, _, where = str(error).partition(" - at ")
-        raise ConfigRefused(path, where.strip("`").removeprefix("$").removeprefix("."), what) from error
-    except (ValueError, RecursionError) as error:
-        raise ConfigRefused(path, "", f"is not TOML: {error}") from error
-    if config.directory != Path():
-        raise ConfigRefused(path, "directory", "Object contains unknown field `directory`")
+        config = decode_settings(text, GatewayConfig)
+    except SettingRefused as error:
+        raise ConfigRefused(path, error.key, error.problem) from None
     _check(config, path)
     return msgspec.structs.replace(config, directory=path.parent)
 

@@ -33,7 +33,7 @@ def run_gateway(config_path: Path) -> int:
         config = configuration.load(config_path)
         trio.run(_main, config)
     except (ConfigRefused, StartRefused) as error:
-        print(f"sealane gateway: {error.detail}; {error.next_step}", file=sys.stderr)
+        print(f"sealane gateway: {error.detail}; the {error.who_must_act} must act; {error.next_step}", file=sys.stderr)
         return EXIT_CONFIGURATION
     except GatewayError as error:
         log.error("gateway ended", error=error.detail)

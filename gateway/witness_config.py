@@ -32,6 +32,7 @@ from certs.errors import CertificateError
 from certs.files import read_private_key
 from gateway.config import Address, parse_address
 from gateway.errors import ConfigRefused
+from transport.settings import SettingRefused, decode_settings
 
 MAX_KEY_FILE_BYTES = 64 * 1024
 Text = Annotated[str, Meta(min_length=1, max_length=4096)]
@@ -66,7 +67,7 @@ class LimitsTable(_Table, frozen=True):
     request_seconds: Count = 10
 
 
-class _File(_Table, frozen=True):
+class WitnessFile(_Table, frozen=True):
     witness: WitnessTable
     tls: TlsTable
     logs: Annotated[tuple[LogTable, ...], Meta(min_length=1, max_length=1024)]
@@ -88,11 +89,11 @@ class WitnessConfig(msgspec.Struct, frozen=True):
 def load_witness_config(path: Path) -> WitnessConfig:
     """Errors: ConfigRefused, naming file and key."""
     try:
-        file = msgspec.toml.decode(path.read_bytes(), type=_File)
+        file = decode_settings(path.read_bytes(), WitnessFile)
     except OSError as error:
         raise ConfigRefused(path, "", f"cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:  # msgspec's own errors are ValueErrors
-        raise ConfigRefused(path, "", str(error)) from error
+    except SettingRefused as error:
+        raise ConfigRefused(path, error.key, error.problem) from None
     folder = path.parent.resolve()
     try:
         listen = parse_address(file.witness.listen)

@@ -132,7 +132,10 @@ def run_witness(path: Path) -> int:
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
         assert isinstance(error, GatewayError)
-        print(f"sealane audit witness: {error.detail}; {error.next_step}", file=sys.stderr)
+        print(
+            f"sealane audit witness: {error.detail}; the {error.who_must_act} must act; {error.next_step}",
+            file=sys.stderr,
+        )
         code = EXIT_CONFIGURATION
     return code
 

@@ -19,7 +19,6 @@ resource = "https://sealane.example"
 from __future__ import annotations
 
 import re
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -28,6 +27,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from gateway.cli.errors import OPERATOR, REQUESTER, BadConfiguration
+from transport.settings import SettingRefused, decode_settings
 
 _MAX_FILE_BYTES = 64 * 1024
 
@@ -115,14 +115,10 @@ def read_client_file(path: Path) -> ClientFile:
         raise BadConfiguration(f"{path} cannot be read: {error.strerror}", OPERATOR, "check the file") from error
     try:
         if len(text) > _MAX_FILE_BYTES:
-            raise msgspec.ValidationError("the file is larger than 64 KiB")
-        return msgspec.convert(tomllib.loads(text.decode()), ClientFile)
-    except (msgspec.ValidationError, tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BadConfiguration(
-            f"{path} is refused: {error}",
-            REQUESTER,
-            "correct the file; its keys are " + ", ".join(ClientFile.__struct_fields__),
-        ) from error
+            raise SettingRefused("", "is larger than 64 KiB")
+        return decode_settings(text, ClientFile)
+    except SettingRefused as error:
+        raise BadConfiguration(f"{path}: {error}", REQUESTER, "correct the file") from None
 
 
 def canonical_url(url: str, where: str) -> str:

@@ -13,6 +13,7 @@ from gateway.siem.line_tables import FileTable, RelpTable, SplunkTable, SyslogTa
 from gateway.siem.sink_table import SinkTable, Text, require_https
 
 MAX_SINKS: Final = 16
+INDEX_NAME: Final = "1 to 64 of a-z, 0-9 and -, with no - in front"
 
 
 def unknown_sink(name: str, known: Collection[str]) -> NotKnown:
@@ -36,7 +37,7 @@ class ElasticsearchTable(SinkTable, frozen=True, kw_only=True, tag="elasticsearc
     certificate: Text | None = None
     private_key: Text | None = None
     trust_bundle: Text | None = None
-    indices: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,63}\Z")] = "sealane-audit"
+    indices: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,63}\Z", description=INDEX_NAME)] = "sealane-audit"
     lifecycle: Text | None = None
 
     def check(self) -> None:

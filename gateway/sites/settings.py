@@ -24,6 +24,7 @@ from transport.relay.permits import PORTS_OF_KIND, PermitDesk, SitePins
 from transport.relay.pins import Pins, read_pins
 
 Text = Annotated[str, Meta(min_length=1, max_length=255)]
+SITE_NAME: Final = "1 to 32 of a-z, 0-9 and -, with no - at either end"
 _ANY_CRL: Final = 2**53  # a gateway carries nothing: which CRL a host must have, its relay sees to
 
 
@@ -34,9 +35,9 @@ class SiteTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     by what that gateway publishes, and relays get the CRLs from here.
     """
 
-    name: Annotated[str, Meta(pattern=r"^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?\Z")]
+    name: Annotated[str, Meta(pattern=r"^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?\Z", description=SITE_NAME)]
     trust_domain: Text
-    url: Annotated[str, Meta(pattern=r"^https://[^\s/]+\Z", max_length=300)]
+    url: Annotated[str, Meta(pattern=r"^https://[^\s/]+\Z", max_length=300, description="https://HOST[:PORT]")]
     ca: Text
     bundle: Text
     crls: Text

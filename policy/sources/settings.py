@@ -14,7 +14,14 @@ from policy.sources.https import require_https
 MAIN: Final = "inventory"  # what the file that `[policy] inventory` names is called as a source
 
 Text = Annotated[str, Meta(min_length=1, max_length=255)]
-FieldPath = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*){0,2}\Z", max_length=200)]
+FieldPath = Annotated[
+    str,
+    Meta(
+        pattern=r"^[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*){0,2}\Z",
+        max_length=200,
+        description="up to three names of a-z, 0-9 and _ with dots between them, such as custom_fields.zone",
+    ),
+]
 Url = Annotated[str, Meta(min_length=1, max_length=1024)]
 
 

@@ -51,12 +51,20 @@ def test_paths_are_relative_to_the_file() -> None:
 @pytest.mark.parametrize(
     ("before", "after", "where"),
     [
-        ('name = "gw"', 'name = "gw"\nport = 1', "gateway: Object contains unknown field `port`"),
-        ('origin = "example.org/log"', "origin = 5", "log.origin: Expected `str`"),
-        ('signing_key = "permit.key"', 'signing_key = "permit.key"\nlifetime_seconds = 0', "permits.lifetime_seconds:"),
-        ('listen = "127.0.0.1:8443"', 'listen = "127.0.0.1"', "gateway.listen: '127.0.0.1' is not HOST:PORT"),
+        (
+            'name = "gw"',
+            'name = "gw"\nport = 1',
+            "gateway.port: is no key; the keys of [gateway] are listen, name, state_dir",
+        ),
+        ('origin = "example.org/log"', "origin = 5", "log.origin: is 5; allowed is a text of 1 to 255 characters"),
+        (
+            'signing_key = "permit.key"',
+            'signing_key = "permit.key"\nlifetime_seconds = 0',
+            "permits.lifetime_seconds: is 0; allowed is a whole number of seconds, from 5 to 3600",
+        ),
+        ('listen = "127.0.0.1:8443"', 'listen = "127.0.0.1"', 'gateway.listen: "127.0.0.1" is not HOST:PORT'),
         ('local_directory = "people.toml"', "", "identity: `local_directory` and `local_issuer` need each other"),
-        ('crls = ["crl.pem"]', "", "tls: Object missing required field `crls`"),
+        ('crls = ["crl.pem"]', "", "tls.crls: is missing; it must be a list"),
         ("[policy]", "[limits]\nrelay_silence_seconds = 20\n[policy]", "limits.relay_silence_seconds: must be longer"),
         ("[policy]", "[policy", "is not TOML"),
     ],

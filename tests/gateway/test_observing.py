@@ -145,7 +145,7 @@ async def test_a_date_too_far_ahead_or_none_is_refused(site: Site) -> None:
     for changed, what in (
         ("\n".join(lines), "until"),
         (text.replace('["test"]', "[]", 1), "zones"),
-        (text.replace("+00:00", "", 1), "timezone"),
+        (text.replace("+00:00", "", 1), "time zone"),
     ):
         with pytest.raises(ConfigRefused, match=what):
             configuration.parse(changed.encode(), site.gateway_config)

@@ -5,17 +5,21 @@ from __future__ import annotations
 import ipaddress
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 from msgspec import Meta
 
 from policy.permit import Seal
-from transport.errors import UNDECODABLE, ConfigurationError
+from transport.errors import ConfigurationError
 from transport.libvirt_rpc.domain_xml import DomainRules
 from transport.relay.limits import LimitsSection
 from transport.relay.named_ports import PortName, PortSection, port_problem
+from transport.settings import SettingRefused, decode_settings
+from transport.settings.allowed import shown
 
+HOST_NAME: Final = "a host's name in the inventory: 1 to 63 of a-z, 0-9 and -, with no - at either end"
+DEVICE_NAME: Final = "the name of an interface: at most 15 letters, digits, dots, - and _"
 AddressText = Annotated[str, Meta(min_length=3, max_length=261)]
 
 
@@ -124,7 +128,7 @@ class FrontDestination(_Section, frozen=True):
     `loopback`: an address of this host for clients that know `qemu+tcp://` only; another for each destination.
     """
 
-    host: Annotated[str, Meta(pattern=r"\A[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\Z")]
+    host: Annotated[str, Meta(pattern=r"\A[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\Z", description=HOST_NAME)]
     loopback: str = ""
 
 
@@ -157,7 +161,7 @@ class NetworkSection(_Section, frozen=True):
 
     bind_ipv4: str = ""
     bind_ipv6: str = ""
-    bind_device: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{0,15}$")] = ""
+    bind_device: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{0,15}$", description=DEVICE_NAME)] = ""
     dscp: Annotated[int, Meta(ge=0, le=63)] | None = None
     seals: Annotated[tuple[Seal, ...], Meta(min_length=1, max_length=2)] = ("sealane",)
 
@@ -202,17 +206,13 @@ class RelayConfig(_Section, frozen=True):
 def load_relay_config(path: Path) -> RelayConfig:
     """Decode and check `path`; paths in it are relative to its folder. `ConfigurationError` says what to mend."""
     try:
-        config = msgspec.toml.decode(path.read_bytes(), type=RelayConfig)
+        config = decode_settings(path.read_bytes(), RelayConfig)
     except FileNotFoundError:
         raise ConfigurationError(
             f"{path}: no such file; `sealane relay enrol` writes it; docs/install.md shows one"
         ) from None
-    except msgspec.ValidationError as error:
-        what, _, where = str(error).partition(" - at ")  # "Expected `int`, got `str` - at `$.network.seals`"
-        key = where.strip("`").removeprefix("$").removeprefix(".")
-        raise ConfigurationError(f"{path}: {key}: {what}" if key else f"{path}: {what}") from None
-    except UNDECODABLE as error:
-        raise ConfigurationError(f"{path}: is not TOML: {error}") from None
+    except SettingRefused as error:
+        raise ConfigurationError(f"{path}: {error}") from None
     except OSError as error:
         raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from None
     _check_hypervisor(path, config.hypervisor)
@@ -229,8 +229,9 @@ def load_relay_config(path: Path) -> RelayConfig:
         raise ConfigurationError(f"{path}: [[sites]]: each trust domain once")
     split_address(config.relay.listen, f"{path}: relay.listen")
     _check_metrics(path, config.metrics)
-    if not all(url.startswith("https://") for url in (config.gateway.url, *config.gateway.others)):
-        raise ConfigurationError(f"{path}: gateway.url and gateway.others must begin with https://")
+    for key, url in (("url", config.gateway.url), *(("others", other) for other in config.gateway.others)):
+        if not url.startswith("https://"):
+            raise ConfigurationError(f"{path}: gateway.{key}: is {shown(url)}; allowed is https://HOST:PORT")
     return _resolved(config, path.resolve().parent)
 
 
@@ -242,7 +243,7 @@ def split_address(text: str, what: str) -> tuple[str, int]:
     elif ":" in host:
         host = ""
     if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise ConfigurationError(f'{what}: "{text}" is not host:port')
+        raise ConfigurationError(f"{what}: {shown(text)} is not host:port, with a port from 0 to 65535")
     return host, int(port)
 
 
@@ -276,10 +277,13 @@ def _check_front(path: Path, config: RelayConfig) -> None:
 def _check_loopback_network(path: Path, text: str) -> None:
     try:
         network = ipaddress.IPv4Network(text)
-    except ValueError as error:
-        raise ConfigurationError(f"{path}: front.loopback_network: {error}") from None
+    except ValueError:
+        network = ipaddress.IPv4Network("0.0.0.0/0")
     if not network.is_loopback or network.prefixlen > 30:
-        raise ConfigurationError(f"{path}: front.loopback_network: {text} is no network within 127.0.0.0/8")
+        raise ConfigurationError(
+            f"{path}: front.loopback_network: is {shown(text)}; allowed is a network within 127.0.0.0/8 of four "
+            'addresses or more, such as "127.77.0.0/16", or "" for none'
+        )
 
 
 def _is_loopback(address: str) -> bool:
@@ -306,15 +310,17 @@ def _check_hypervisor(path: Path, hypervisor: HypervisorSection) -> None:
 
 
 def _check_network(path: Path, network: NetworkSection) -> None:
-    for key, text, kind in (
-        ("bind_ipv4", network.bind_ipv4, ipaddress.IPv4Address),
-        ("bind_ipv6", network.bind_ipv6, ipaddress.IPv6Address),
+    for key, text, kind, words in (
+        ("bind_ipv4", network.bind_ipv4, ipaddress.IPv4Address, "IPv4"),
+        ("bind_ipv6", network.bind_ipv6, ipaddress.IPv6Address, "IPv6"),
     ):
         try:
             if text:
                 kind(text)
         except ValueError:
-            raise ConfigurationError(f"{path}: network.{key}: {text!r} is no {kind.__name__}") from None
+            raise ConfigurationError(
+                f"{path}: network.{key}: is {shown(text)}; allowed is an {words} address of this host"
+            ) from None
 
 
 def _resolved(config: RelayConfig, folder: Path) -> RelayConfig:

@@ -15,7 +15,14 @@ from msgspec import Meta
 
 from policy.permit import HYPERVISOR_PORTS, PORT_NAME
 
-PortName = Annotated[str, Meta(pattern=PORT_NAME, max_length=32)]
+PortName = Annotated[
+    str,
+    Meta(
+        pattern=PORT_NAME,
+        max_length=32,
+        description="a port's name: 1 to 32 of a-z, 0-9 and -, a letter first and no - at the end",
+    ),
+]
 MAX_UNIX_PATH: Final = 107  # sun_path, unix(7)
 _UUID_CHARS: Final = 36
 

@@ -108,8 +108,11 @@ def _run(main: Callable[[], Awaitable[int | None]]) -> int:
         result = trio.run(main)
     except (TransportError, HypervisorError, BaseExceptionGroup) as error:
         cause = cause_of(error)
+        if isinstance(cause, (ConfigurationError, SpoolFailed)):
+            print(f"sealane relay: {cause}; the operator must act; correct it and start again", file=sys.stderr)
+            return EXIT_CONFIGURATION
         print(f"sealane relay: {cause}", file=sys.stderr)
-        return EXIT_CONFIGURATION if isinstance(cause, (ConfigurationError, SpoolFailed)) else EXIT_FAILED
+        return EXIT_FAILED
     return int(result or EXIT_DONE)
 
 
