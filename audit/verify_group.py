@@ -5,9 +5,9 @@ is remembered for some groups: a log costs one Ed25519 check for each group, and
 earlier one has been, or beside it. A way that differs from theirs in one bit is walked to its end.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from audit.verify_tree import PinnedKey, canonical_base64, exact_base64, hash_children, hash_leaf
 
@@ -24,8 +24,15 @@ State = tuple[int, int, bytes, bytes]
 """On the way up: number of the node and of the last one on its level, its hash, and the rest of the path. What follows
 depends on nothing else."""
 
-Place = tuple[int, int, bytes, str]
-"""Of a record in its group: its number, how many they are, salt, and the path as it is written."""
+
+class _Place(NamedTuple):
+    """Of a record in its group, which has `size` of them. `path` is as it is written."""
+
+    number: int
+    size: int
+    salt: bytes
+    path: str
+
 
 _NOTHING: Final[frozenset[State]] = frozenset()
 
@@ -92,41 +99,27 @@ class Signatures:
             self._decoded = text, signature
         return signature
 
-    def _is_expected(self, place: Place, entry: bytes, signature: bytes, candidates: Sequence[PinnedKey]) -> bool:
+    def _is_expected(self, place: _Place, entry: bytes, signature: bytes, candidates: Sequence[PinnedKey]) -> bool:
         """Whether it is, in every bit, what the record before it said of the one beside it."""
-        index, size, salt, path = place
         expected = self._expected
         return (
             expected is not None
-            and (index, size, path) == expected.place
+            and (place.number, place.size, place.path) == expected.place
             and signature == expected.signature
             and expected.key in candidates
-            and hash_leaf(salt + _record_in(entry)) == expected.leaf
+            and hash_leaf(place.salt + _record_in(entry)) == expected.leaf
         )
 
-    def _is_of_group(self, key: PinnedKey, place: Place, path: bytes, record: bytes, signature: bytes) -> bool:
-        index, size, salt, _ = place
-        group = (id(key), size, signature)  # the keys live as long as this does
+    def _is_of_group(self, key: PinnedKey, place: _Place, path: bytes, record: bytes, signature: bytes) -> bool:
+        group = (id(key), place.size, signature)  # the keys live as long as this does
+        leaf = hash_leaf(place.salt + record)
         known = self._good.get(group, _NOTHING)
-        state: State = (index, size - 1, hash_leaf(salt + record), path)
-        passed: list[State] = []
-        while state not in known:
-            node, last, found, rest = state
-            passed.append(state)
-            if not rest:
-                if last or not key.verifies(GROUP_PREFIX + size.to_bytes(2, "big") + found, signature):
-                    return False
-                break
-            parent = _parent(state)
-            if parent is None:
-                return False
-            if node & 1 or node != last:  # the other child leads there, too, and its hash is in the path
-                passed.append((node ^ 1, last, rest[:32], found + rest[32:]))
-            state = parent
-        if passed and not index & 1 and index + 1 < size:
-            self._expected = _Expected(
-                key, signature, (index + 1, size, canonical_base64(passed[0][2] + path[32:])), path[:32]
-            )
+        passed = _way_up((place.number, place.size - 1, leaf, path), known, key, place.size, signature)
+        if passed is None:
+            return False
+        if passed and not place.number & 1 and place.number + 1 < place.size:
+            beside = place.number + 1, place.size, canonical_base64(leaf + path[32:])
+            self._expected = _Expected(key, signature, beside, path[:32])
         self._remember(group, passed)
         return True
 
@@ -138,7 +131,25 @@ class Signatures:
         self._good[group].update(passed)
 
 
-def _place(value: Any) -> Place:
+def _way_up(state: State, known: Set[State], key: PinnedKey, size: int, signature: bytes) -> list[State] | None:
+    """What was passed on the way up to a root that the key has signed, or to a state known to lead there; else None."""
+    passed: list[State] = []
+    while state not in known:
+        node, last, found, rest = state
+        passed.append(state)
+        if not rest:
+            is_signed = not last and key.verifies(GROUP_PREFIX + size.to_bytes(2, "big") + found, signature)
+            return passed if is_signed else None
+        parent = _parent(state)
+        if parent is None:
+            return None
+        if node & 1 or node != last:  # the other child leads there, too, and its hash is in the path
+            passed.append((node ^ 1, last, rest[:32], found + rest[32:]))
+        state = parent
+    return passed
+
+
+def _place(value: Any) -> _Place:
     """Where the record says that it stands in its group. Raises ValueError where it can stand nowhere."""
     if not isinstance(value, dict) or [*value] != _PLACE_KEYS:
         raise ValueError("other members than those of a group")
@@ -150,12 +161,12 @@ def _place(value: Any) -> Place:
     decoded_salt = exact_base64(salt)
     if len(decoded_salt) != _SALT_BYTES:
         raise ValueError("its salt is no such thing")
-    return index, size, decoded_salt, path
+    return _Place(index, size, decoded_salt, path)
 
 
-def _path(place: Place) -> bytes:
+def _path(place: _Place) -> bytes:
     """The hashes on its way up, joined. Raises ValueError."""
-    decoded = exact_base64(place[3])
+    decoded = exact_base64(place.path)
     if len(decoded) % 32:
         raise ValueError("its path is no such thing")
     return decoded

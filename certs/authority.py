@@ -26,6 +26,7 @@ from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from certs.crls import crl_number_of
 from certs.errors import CredentialError, IdentityError
 from certs.files import (
     MAX_KEY_BYTES,
@@ -38,7 +39,6 @@ from certs.files import (
 from certs.identity import ServiceId, SpiffeId, require_trust_domain
 from certs.introduction import MAX_INTRODUCTIONS
 from certs.pkcs11 import signing_key, token_key
-from certs.verification import crl_number_of
 
 CA_LIFETIME = timedelta(days=3652)
 HOST_LIFETIME = timedelta(hours=24)

@@ -10,11 +10,12 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from certs.crls import crl_number_of, hosts_crl_number
 from certs.errors import UNREADABLE, CredentialError, IdentityError, KeyFileError, PeerRefused
 from certs.federation import ForeignTrust
 from certs.files import read_certificates, read_crls, read_private_key
 from certs.identity import SpiffeId, spiffe_id_of
-from certs.verification import Trust, crl_number_of, hosts_crl_number, verify_chain
+from certs.verification import Trust, verify_chain
 
 
 @dataclass(frozen=True, slots=True)

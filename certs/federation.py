@@ -18,10 +18,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from certs.crls import crl_number_of, hosts_crl_number
 from certs.errors import UNREADABLE, CredentialError, IdentityError
 from certs.files import read_certificates, read_crls
 from certs.identity import require_trust_domain
-from certs.verification import Trust, crl_number_of, hosts_crl_number
+from certs.verification import Trust
 
 MAX_BUNDLE_BYTES: Final = 256 * 1024
 MAX_ROOTS: Final = 16

@@ -26,6 +26,7 @@ from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from certs.authority import HOST_LIFETIME, NEXT_TLS, Authority, trust_domain_of
+from certs.crls import crl_number_of
 from certs.errors import CredentialError, IdentityError
 from certs.files import (
     read_certificates,
@@ -36,7 +37,6 @@ from certs.files import (
     write_private_key,
 )
 from certs.identity import SpiffeId, spiffe_id_of
-from certs.verification import crl_number_of
 
 # The gateway's first certificate lasts until someone renews it by hand; its CA is private to the site.
 FIRST_GATEWAY_LIFETIME = timedelta(days=398)

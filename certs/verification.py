@@ -7,7 +7,8 @@ accept two URI names. See docs/wire-protocol.md, section 2.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -16,6 +17,7 @@ from cryptography.x509 import verification
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from OpenSSL import crypto
 
+from certs.crls import newest_crls, require_fresh_crls
 from certs.errors import UNREADABLE, Check, IdentityError, PeerRefused
 from certs.identity import ServiceId, SpiffeId, service_id_of, spiffe_id_of
 
@@ -69,35 +71,16 @@ def verify_chain(
     presented: Sequence[x509.Certificate], trust: Trust, trust_domain: str, now: datetime
 ) -> VerifiedChain:
     """The host that a presented chain (leaf first, then any order) stands for. Raises `PeerRefused`."""
-    if now.tzinfo is None:
-        raise ValueError("now must know its time zone")
-    if not 1 <= len(presented) <= MAX_PRESENTED:
-        raise PeerRefused(Check.MALFORMED, f"{len(presented)} certificates presented, not 1 to {MAX_PRESENTED}")
-    presented = (*presented, *(each for each in trust.intermediates if each not in presented))
-    try:
-        path = _openssl_path(presented, trust, now)
-        _ask_second_verifier(presented, trust.anchors, now)
-        crl_number = _require_fresh_crls(path, trust.crls, now)
-        spiffe_id = _require_host(path[0], trust_domain)
-    except UNREADABLE as error:
-        raise PeerRefused(Check.MALFORMED, f"a certificate cannot be read: {error}") from None
-    return VerifiedChain(spiffe_id, path, crl_number)
+    with _judging(presented, now):
+        path, crl_number = _sound_path(presented, trust, now)
+        return VerifiedChain(_require_host(path[0], trust_domain), path, crl_number)
 
 
 def verify_service(presented: Sequence[x509.Certificate], trust: Trust, now: datetime) -> ServiceId:
     """The service that a presented chain stands for: a client, and no host. Raises `PeerRefused`."""
-    if now.tzinfo is None:
-        raise ValueError("now must know its time zone")
-    if not 1 <= len(presented) <= MAX_PRESENTED:
-        raise PeerRefused(Check.MALFORMED, f"{len(presented)} certificates presented, not 1 to {MAX_PRESENTED}")
-    presented = (*presented, *(each for each in trust.intermediates if each not in presented))
-    try:
-        path = _openssl_path(presented, trust, now)
-        _ask_second_verifier(presented, trust.anchors, now)
-        _require_fresh_crls(path, trust.crls, now)
+    with _judging(presented, now):
+        path, _ = _sound_path(presented, trust, now)
         return _require_service(path[0])
-    except UNREADABLE as error:
-        raise PeerRefused(Check.MALFORMED, f"a certificate cannot be read: {error}") from None
 
 
 def verify_gateway(presented: Sequence[x509.Certificate], root: x509.Certificate, name: str, now: datetime) -> None:
@@ -105,8 +88,7 @@ def verify_gateway(presented: Sequence[x509.Certificate], root: x509.Certificate
 
     For a host that has nothing yet but the root's hash, so without CRLs: it gets them with its first certificate.
     """
-    if not 1 <= len(presented) <= MAX_PRESENTED:
-        raise PeerRefused(Check.MALFORMED, f"{len(presented)} certificates presented, not 1 to {MAX_PRESENTED}")
+    _require_few(presented)
     store = _store_at(now)
     try:
         store.add_cert(crypto.X509.from_cryptography(root))
@@ -129,44 +111,30 @@ def refusal_by_openssl(code: int, detail: str) -> PeerRefused:
     return PeerRefused(check, detail)
 
 
-def newest_crls(
-    crls: Sequence[x509.CertificateRevocationList],
-) -> tuple[x509.CertificateRevocationList, ...]:
-    """Of each issuer the CRL with the highest number, so that an old file left beside it cannot be preferred."""
-    newest: dict[tuple[bytes, bytes], x509.CertificateRevocationList] = {}
-    for crl in crls:
-        issuer = (crl.issuer.public_bytes(), _authority_key_id(crl))
-        held = newest.get(issuer)
-        if held is None or (crl_number_of(crl) or 0) > (crl_number_of(held) or 0):
-            newest[issuer] = crl
-    return tuple(newest.values())
+def _sound_path(
+    presented: Sequence[x509.Certificate], trust: Trust, now: datetime
+) -> tuple[tuple[x509.Certificate, ...], int]:
+    """The path on which both verifiers agree, whoever it is of, and the number of its leaf's CA's CRL."""
+    presented = (*presented, *(each for each in trust.intermediates if each not in presented))
+    path = _openssl_path(presented, trust, now)
+    _ask_second_verifier(presented, trust.anchors, now)
+    return path, require_fresh_crls(path, trust.crls, now)
 
 
-def hosts_crl_number(crls: Sequence[x509.CertificateRevocationList], anchors: Sequence[x509.Certificate]) -> int:
-    """The lowest number among the newest CRLs of CAs below the roots; of the roots where none is below; 0 without any.
-
-    The CRL of a root whose key is away stays the same for months: its number says nothing of revoked hosts.
-    """
-    newest = newest_crls(crls)
-    roots = {anchor.subject.public_bytes() for anchor in anchors}
-    below = [crl for crl in newest if crl.issuer.public_bytes() not in roots]
-    return min((crl_number_of(crl) or 0 for crl in below or newest), default=0)
+def _require_few(presented: Sequence[x509.Certificate]) -> None:
+    if not 1 <= len(presented) <= MAX_PRESENTED:
+        raise PeerRefused(Check.MALFORMED, f"{len(presented)} certificates presented, not 1 to {MAX_PRESENTED}")
 
 
-def crl_number_of(crl: x509.CertificateRevocationList) -> int | None:
-    """RFC 5280 section 5.2.3; None if the CRL has none."""
+@contextmanager
+def _judging(presented: Sequence[x509.Certificate], now: datetime) -> Iterator[None]:
+    if now.tzinfo is None:
+        raise ValueError("now must know its time zone")
+    _require_few(presented)
     try:
-        return crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
-    except x509.ExtensionNotFound:
-        return None
-
-
-def _authority_key_id(crl: x509.CertificateRevocationList) -> bytes:
-    try:
-        found = crl.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value.key_identifier
-    except x509.ExtensionNotFound:
-        return b""
-    return found or b""
+        yield
+    except UNREADABLE as error:
+        raise PeerRefused(Check.MALFORMED, f"a certificate cannot be read: {error}") from None
 
 
 def _store_at(now: datetime) -> crypto.X509Store:
@@ -231,69 +199,34 @@ def _general_name(name: str) -> x509.DNSName | x509.IPAddress:
         return x509.DNSName(name)
 
 
-def _require_fresh_crls(
-    path: Sequence[x509.Certificate], crls: Sequence[x509.CertificateRevocationList], now: datetime
-) -> int:
-    """Every CA of the path, the root too, has a complete CRL that is current. The number of the leaf's CA's CRL."""
-    numbers = [_require_fresh_crl(authority, crls, now) for authority in path[1:]]
-    if not numbers:
-        raise PeerRefused(Check.UNTRUSTED, "the leaf itself is a trust anchor")
-    return numbers[0]
-
-
-def _require_fresh_crl(
-    authority: x509.Certificate, crls: Sequence[x509.CertificateRevocationList], now: datetime
-) -> int:
-    name = authority.subject.rfc4514_string()
-    crl = next((crl for crl in newest_crls(crls) if _is_issued_by(crl, authority)), None)
-    if crl is None:
-        raise PeerRefused(Check.CRL_MISSING, f"no CRL of {name}: fetch it from that CA")
-    if crl.last_update_utc > now:
-        raise PeerRefused(Check.CRL_STALE, f"the CRL of {name} is from the future: is this clock right?")
-    if crl.next_update_utc is None or crl.next_update_utc <= now:  # OpenSSL lets a CRL without an end pass
-        raise PeerRefused(Check.CRL_STALE, f"the CRL of {name} has ended or never ends: fetch a new one")
-    for partial in (x509.DeltaCRLIndicator, x509.IssuingDistributionPoint):
-        if any(isinstance(extension.value, partial) for extension in crl.extensions):
-            raise PeerRefused(Check.CRL_INVALID, f"the CRL of {name} does not cover all of its certificates")
-    number = crl_number_of(crl)
-    if number is None:
-        raise PeerRefused(Check.CRL_INVALID, f"the CRL of {name} has no number")
-    return number
-
-
-def _is_issued_by(crl: x509.CertificateRevocationList, authority: x509.Certificate) -> bool:
-    key = authority.public_key()
-    try:
-        return crl.issuer == authority.subject and crl.is_signature_valid(key)  # type: ignore[arg-type]
-    except TypeError:  # a key that signs no CRLs (X25519): the same as not signed by it
-        return False
-
-
 def _require_service(leaf: x509.Certificate) -> ServiceId:
-    try:
+    with _identity_refused():
         service = service_id_of(leaf)
-    except IdentityError as error:
-        raise PeerRefused(Check.IDENTITY, str(error)) from None
-    try:
-        usages = leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
-    except x509.ExtensionNotFound:
-        raise PeerRefused(Check.USAGE, "no extended key usage: client is needed") from None
-    if ExtendedKeyUsageOID.CLIENT_AUTH not in usages:
-        raise PeerRefused(Check.USAGE, "extended key usage is not client")
+    _require_usages(leaf, (ExtendedKeyUsageOID.CLIENT_AUTH,), "client")
     return service
 
 
 def _require_host(leaf: x509.Certificate, trust_domain: str) -> SpiffeId:
-    try:
+    with _identity_refused():
         spiffe_id = spiffe_id_of(leaf)
-    except IdentityError as error:
-        raise PeerRefused(Check.IDENTITY, str(error)) from None
     if spiffe_id.trust_domain != trust_domain:
         raise PeerRefused(Check.TRUST_DOMAIN, f"{spiffe_id} is not of {trust_domain}")
+    _require_usages(leaf, _BOTH_USAGES, "client and server")
+    return spiffe_id
+
+
+@contextmanager
+def _identity_refused() -> Iterator[None]:
+    try:
+        yield
+    except IdentityError as error:
+        raise PeerRefused(Check.IDENTITY, str(error)) from None
+
+
+def _require_usages(leaf: x509.Certificate, needed: Sequence[x509.ObjectIdentifier], in_words: str) -> None:
     try:
         usages = leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
     except x509.ExtensionNotFound:
-        raise PeerRefused(Check.USAGE, "no extended key usage: client and server are needed") from None
-    if any(usage not in usages for usage in _BOTH_USAGES):
-        raise PeerRefused(Check.USAGE, "extended key usage is not client and server")
-    return spiffe_id
+        raise PeerRefused(Check.USAGE, f"no extended key usage: {in_words} needed") from None
+    if any(usage not in usages for usage in needed):
+        raise PeerRefused(Check.USAGE, f"extended key usage is not {in_words}")

@@ -15,10 +15,11 @@ import structlog
 from cryptography import x509
 from cryptography.x509 import verification
 
+from certs.crls import hosts_crl_number
 from certs.errors import UNREADABLE, CertificateError, PeerRefused
 from certs.files import read_certificates, read_crls
 from certs.identity import ServiceId, SpiffeId, spiffe_id_of
-from certs.verification import Trust, hosts_crl_number, verify_chain, verify_service
+from certs.verification import Trust, verify_chain, verify_service
 from gateway.errors import RelayRefused, StartRefused
 from gateway.rollover.telling import NOTHING_ROLLS, Rolling
 from policy.inventory import Inventory

@@ -10,9 +10,10 @@ import structlog
 import trio
 
 from certs.changes import Marks, marks_of
+from certs.crls import newest_crls
 from certs.errors import CertificateError
 from certs.files import read_certificates
-from certs.verification import Trust, newest_crls
+from certs.verification import Trust
 from gateway.config import GatewayConfig
 from gateway.dispatch import Dispatch
 from gateway.errors import StartRefused

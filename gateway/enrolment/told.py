@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from certs.verification import Trust, newest_crls
+from certs.crls import newest_crls
+from certs.verification import Trust
 from gateway.rollover.telling import NOTHING_ROLLS, Rolling
 
 

@@ -15,9 +15,9 @@ import trio
 from cryptography.hazmat.primitives.serialization import Encoding
 from msgspec import Meta
 
+from certs.crls import newest_crls
 from certs.errors import CertificateError
 from certs.federation import bundle_document
-from certs.verification import newest_crls
 from gateway.errors import GatewayError
 from gateway.gate import Gate
 from gateway.relays import HostTrust

@@ -123,10 +123,10 @@ GUARDS = {
     ),
     "the second verifier": Guard(SECOND, peer("that is a CA")),
     "our rule that a CRL ends": Guard(
-        both(replaced("_require_fresh_crls", lambda *_: 1), without_flag(FLAGS.CRL_CHECK | FLAGS.CRL_CHECK_ALL)),
+        both(replaced("require_fresh_crls", lambda *_: 1), without_flag(FLAGS.CRL_CHECK | FLAGS.CRL_CHECK_ALL)),
         with_crl(last_update=NOW - 3 * DAY, next_update=NOW - DAY),
     ),
-    "our rule that a CRL has a number": Guard(replaced("_require_fresh_crls", lambda *_: 1), with_crl(number=None)),
+    "our rule that a CRL has a number": Guard(replaced("require_fresh_crls", lambda *_: 1), with_crl(number=None)),
     "our rule for identities": Guard(replaced("spiffe_id_of", no_identity_check), peer("two SPIFFE ids")),
     "our rule for the trust domain and usages": Guard(
         replaced("_require_host", any_host), peer("of another trust domain")
@@ -178,7 +178,7 @@ def many(host: Host) -> Host:
 
 SERVICE_GUARDS: dict[str, tuple[Patch, Callable[[], Site], Callable[[Site], Host]]] = {
     "the second verifier": (SECOND, make_site, lambda site: service_of(site, is_ca=True, common_name="nova")),
-    "our rule for CRLs": (replaced("_require_fresh_crls", lambda *_: 1), numberless, service_of),
+    "our rule for CRLs": (replaced("require_fresh_crls", lambda *_: 1), numberless, service_of),
     "our rule for identities": (
         replaced("service_id_of", lambda _: ServiceId.parse(SERVICE)),
         make_site,

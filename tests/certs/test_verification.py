@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from OpenSSL import crypto
 
 from certs import verification
+from certs.crls import newest_crls
 from certs.errors import UNREADABLE, Check, PeerRefused
-from certs.verification import MAX_PRESENTED, Trust, VerifiedChain, newest_crls, verify_chain
+from certs.verification import MAX_PRESENTED, Trust, VerifiedChain, verify_chain
 from tests.certs.bad_peers import BAD_PEERS
 from tests.certs.chains import DAY, NOW, TRUST_DOMAIN, Ca, Host, Site, make_ca, make_crl, make_host, make_site
 
@@ -219,7 +220,7 @@ def test_a_leaf_that_is_an_anchor_itself_has_no_ca_that_could_revoke_it(
 
 
 def test_a_crl_without_an_end_is_what_openssl_lets_pass(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verification, "_require_fresh_crls", lambda *_: 1)
+    monkeypatch.setattr(verification, "require_fresh_crls", lambda *_: 1)
     assert judged(make_host(site.ca).chain, site, [_without_end(site.ca)])
 
 

@@ -19,13 +19,13 @@ from OpenSSL import SSL
 
 from certs.changes import Marks, marks_of
 from certs.credentials import HostCredentials
+from certs.crls import crl_number_of, newest_crls
 from certs.errors import UNREADABLE, Check, CredentialError, PeerRefused
 from certs.federation import load_foreign
 from certs.files import read_crl, write_atomically
 from certs.identity import SpiffeId
 from certs.introduction import authority_key_id, crl_id, root_id
 from certs.tls import local_leaf_sha256, server_context
-from certs.verification import crl_number_of, newest_crls
 from transport.relay.config import IdentitySection, SiteSection
 
 _REMEMBERED: Final = 8  # certificates of sessions that may still run

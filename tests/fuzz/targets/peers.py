@@ -15,11 +15,12 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from certs.crls import crl_number_of
 from certs.enrolment import EnrolmentToken, make_request, requested_key
 from certs.errors import UNREADABLE, CertificateError, CredentialError
 from certs.identity import service_id_of, spiffe_id_of
 from certs.tls import ControlPeer
-from certs.verification import Trust, crl_number_of, verify_chain, verify_service
+from certs.verification import Trust, verify_chain, verify_service
 from policy.errors import PermitRefused
 from policy.permit import VerifiedPermit, proof_entry, verify_permit
 from tests.certs.chains import TRUST_DOMAIN, make_crl, make_host, make_site

@@ -1,0 +1,94 @@
+"""CRLs: which of an issuer's is the newest, and whether every CA of a path has one that is complete and current.
+
+OpenSSL looks at them too, and lets pass what ours do not: one that never ends, or covers a part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from cryptography import x509
+
+from certs.errors import Check, PeerRefused
+
+
+def newest_crls(
+    crls: Sequence[x509.CertificateRevocationList],
+) -> tuple[x509.CertificateRevocationList, ...]:
+    """Of each issuer the CRL with the highest number, so that an old file left beside it cannot be preferred."""
+    newest: dict[tuple[bytes, bytes], x509.CertificateRevocationList] = {}
+    for crl in crls:
+        issuer = (crl.issuer.public_bytes(), _authority_key_id(crl))
+        held = newest.get(issuer)
+        if held is None or (crl_number_of(crl) or 0) > (crl_number_of(held) or 0):
+            newest[issuer] = crl
+    return tuple(newest.values())
+
+
+def hosts_crl_number(crls: Sequence[x509.CertificateRevocationList], anchors: Sequence[x509.Certificate]) -> int:
+    """The lowest number among the newest CRLs of CAs below the roots; of the roots where none is below; 0 without any.
+
+    The CRL of a root whose key is away stays the same for months: its number says nothing of revoked hosts.
+    """
+    newest = newest_crls(crls)
+    roots = {anchor.subject.public_bytes() for anchor in anchors}
+    below = [crl for crl in newest if crl.issuer.public_bytes() not in roots]
+    return min((crl_number_of(crl) or 0 for crl in below or newest), default=0)
+
+
+def crl_number_of(crl: x509.CertificateRevocationList) -> int | None:
+    """RFC 5280 section 5.2.3; None if the CRL has none."""
+    try:
+        return crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
+    except x509.ExtensionNotFound:
+        return None
+
+
+def require_fresh_crls(
+    path: Sequence[x509.Certificate], crls: Sequence[x509.CertificateRevocationList], now: datetime
+) -> int:
+    """Every CA of the path, the root too, has a complete CRL that is current. The number of the leaf's CA's CRL.
+
+    Raises PeerRefused.
+    """
+    numbers = [_require_fresh_crl(authority, crls, now) for authority in path[1:]]
+    if not numbers:
+        raise PeerRefused(Check.UNTRUSTED, "the leaf itself is a trust anchor")
+    return numbers[0]
+
+
+def _require_fresh_crl(
+    authority: x509.Certificate, crls: Sequence[x509.CertificateRevocationList], now: datetime
+) -> int:
+    name = authority.subject.rfc4514_string()
+    crl = next((crl for crl in newest_crls(crls) if _is_issued_by(crl, authority)), None)
+    if crl is None:
+        raise PeerRefused(Check.CRL_MISSING, f"no CRL of {name}: fetch it from that CA")
+    if crl.last_update_utc > now:
+        raise PeerRefused(Check.CRL_STALE, f"the CRL of {name} is from the future: is this clock right?")
+    if crl.next_update_utc is None or crl.next_update_utc <= now:  # OpenSSL lets a CRL without an end pass
+        raise PeerRefused(Check.CRL_STALE, f"the CRL of {name} has ended or never ends: fetch a new one")
+    for partial in (x509.DeltaCRLIndicator, x509.IssuingDistributionPoint):
+        if any(isinstance(extension.value, partial) for extension in crl.extensions):
+            raise PeerRefused(Check.CRL_INVALID, f"the CRL of {name} does not cover all of its certificates")
+    number = crl_number_of(crl)
+    if number is None:
+        raise PeerRefused(Check.CRL_INVALID, f"the CRL of {name} has no number")
+    return number
+
+
+def _is_issued_by(crl: x509.CertificateRevocationList, authority: x509.Certificate) -> bool:
+    key = authority.public_key()
+    try:
+        return crl.issuer == authority.subject and crl.is_signature_valid(key)  # type: ignore[arg-type]
+    except TypeError:  # a key that signs no CRLs (X25519): the same as not signed by it
+        return False
+
+
+def _authority_key_id(crl: x509.CertificateRevocationList) -> bytes:
+    try:
+        found = crl.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value.key_identifier
+    except x509.ExtensionNotFound:
+        return b""
+    return found or b""
