@@ -29,6 +29,7 @@ from policy.facts import (
     Question,
     VmFacts,
     check_text,
+    moves_guest,
 )
 from policy.permit import named_port
 from transport.hypervisors.guests import MAX_DEVICES
@@ -138,7 +139,7 @@ def collect_facts(gate: Gate, person: Person, asked: Asked, now: datetime, actio
 
 def protection_of(usual: Protection, action: str) -> Protection:
     """Nobody can say which VM a program's bytes are of, so of a named port it is not said."""
-    return replace(usual, vm_binding=False) if action == OPEN_PORT else usual
+    return usual if moves_guest(action) else replace(usual, vm_binding=False)
 
 
 def _devices_of(location: Location, vm: VmFacts) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from gateway.gate import Gate
 from gateway.migrations import from_elsewhere
 from gateway.reading import Reading
 from gateway.recording import Event, host_actor
-from policy.permit import VerifiedPermit, named_port
+from policy.permit import VerifiedPermit
 from transport.errors import OfferRefused
 from transport.relay.permits import verify_past
 from transport.relay.pins import Pins, read_pins
@@ -68,7 +68,7 @@ class Elsewhere:
                 },
                 "permit_sha256": hashlib.sha256(token.encode()).hexdigest(),
                 "checkpoint": permit.proof.checkpoint,
-                **({"named_port": port} if (port := named_port(claims.ports)) is not None else {}),
+                **({} if claims.moves_guest else {"named_port": claims.named_port}),
             },
         )
         recorded = await self._gate.recorder.append(event)

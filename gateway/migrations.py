@@ -18,7 +18,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from gateway.standing import Standing, standing_of
-from policy.facts import OPEN_PORT
+from policy.facts import moves_guest
 
 BEGIN_GRACE_SECONDS: Final = 60  # after a permit's `exp`: clock skew, and a report that is under way
 END_GRACE_SECONDS: Final = 300  # after `session_until`, for receipts that are spooled
@@ -80,7 +80,7 @@ class Migration:
     revoked_because: str | None = None
     elsewhere: str | None = None  # the other gateway of this site that permitted it
     site_role: str | None = None  # of this site, where another one takes part: source or destination
-    moves_guest: bool = True  # else a named port: whatever becomes of it, its VM stays where it is
+    moves_guest: bool = True  # as its permit says (`PermitClaims`)
 
     @property
     def is_final(self) -> bool:
@@ -280,7 +280,7 @@ def from_decision(index: int, record: Mapping[str, Any]) -> Migration:
         break_glass=details.get("asked", {}).get("break_glass"),
         standing=standing_of(record),
         site_role=(details.get("site") or {}).get("role"),
-        moves_guest=details.get("action") != OPEN_PORT,
+        moves_guest=moves_guest(details.get("action")),
     ).expecting_silence()
 
 

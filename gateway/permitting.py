@@ -23,7 +23,6 @@ from gateway.recording import EntryAfter, Event, Recorded, document_of
 from gateway.standing import standing_of
 from gateway.witnessing import Witnessing
 from policy.engine import Decision
-from policy.facts import OPEN_PORT
 from policy.permit import (
     MAX_PROOF_CHECKPOINT_CHARS,
     Limits,
@@ -83,8 +82,8 @@ def _limits(limits: Limits, wish: int) -> Limits:
 
 
 def _requirements(usual: Requirements, facts: Facts) -> Requirements:
-    """Of a named port its VM cannot be checked: the policy was told so, and has allowed it."""
-    return usual if facts.asked.named_port is None else msgspec.structs.replace(usual, vm_binding=False)
+    """The VM is checked as the policy was told: of a named port it cannot be."""
+    return msgspec.structs.replace(usual, vm_binding=facts.question.context.protection.vm_binding)
 
 
 def permit_entry_after(claims: PermitClaims | None) -> EntryAfter | None:
@@ -125,7 +124,7 @@ def sealed_permit(
         break_glass=facts.asked.break_glass,
         standing=standing_of(document_of(event)),
         site_role=str(facts.site["role"]) if facts.site is not None else None,
-        moves_guest=facts.asked.action != OPEN_PORT,
+        moves_guest=claims.moves_guest,
     ).expecting_silence()
     document = {
         "kind": "migrate",

@@ -16,7 +16,7 @@ from typing import Final
 
 from policy.errors import FactRefused
 
-OPEN_PORT: Final = "OpenPort"  # the action by which a port of another program is opened; it moves no guest
+OPEN_PORT: Final = "OpenPort"  # the action by which a port of another program is opened
 VM_ACTIONS: Final = ("MigrateVm", "Evacuate", "BreakGlass", "OpenLibvirt", OPEN_PORT)
 GATEWAY_ACTIONS: Final = (
     "CheckDecision", "ReadAudit", "ExportAudit", "ReadInventory", "ReadOwnMigrations", "CancelMigration",
@@ -49,6 +49,12 @@ _DEVICE: Final = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,15}")  # IFNAMSIZ les
 _HOST_NAME: Final = re.compile(r"(?=.{1,253}$)[A-Za-z0-9]([A-Za-z0-9-]{0,62})(\.[A-Za-z0-9]([A-Za-z0-9-]{0,62}))*")
 # Characters that turn the reading direction: a name could show as another one in the console and the log.
 _BIDI: Final = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def moves_guest(action: object) -> bool:
+    """Whether what a record or request names moves a VM. A named port carries another program's stream, whose VM cannot
+    be checked, and stays where it is."""
+    return action != OPEN_PORT
 
 
 def check_text(what: str, text: str) -> None:

@@ -114,6 +114,15 @@ class PermitClaims(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     bundle: Digest
     seal: Seal = "sealane"
 
+    @property
+    def named_port(self) -> str | None:
+        return named_port(self.ports)
+
+    @property
+    def moves_guest(self) -> bool:
+        """Else another program's stream is carried, and whatever becomes of it, the VM stays where it is."""
+        return self.named_port is None
+
 
 class PermitProof(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where the permit entry is in the log (`index`, `path`, `checkpoint`), and which decision it follows."""
@@ -350,7 +359,7 @@ def _check_consistent(claims: PermitClaims, proof: PermitProof) -> None:
         raise PermitRefused("claims", "source and destination are one host")
     if not claims.ports or list(claims.ports) != sorted(set(claims.ports)):
         raise PermitRefused("claims", "ports are not sorted, unique and at least one")
-    if len(claims.ports) > 1 and named_port(claims.ports) is not None:
+    if len(claims.ports) > 1 and not claims.moves_guest:
         raise PermitRefused("ports", "a named port beside another: it moves no guest, and is opened alone")
     if not claims.nbf <= claims.exp <= claims.session_until <= claims.recover_until:
         raise PermitRefused("times", "not nbf <= exp <= session_until <= recover_until")

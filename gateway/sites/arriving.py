@@ -26,7 +26,7 @@ from gateway.sites.told import host_of, person_of, vm_of
 from policy.engine import Decision
 from policy.errors import FactRefused
 from policy.facts import Provenance
-from policy.permit import VerifiedPermit, named_port, trust_domain_of
+from policy.permit import VerifiedPermit, trust_domain_of
 from transport.errors import OfferRefused
 from transport.link_version import SITES
 
@@ -76,7 +76,7 @@ def _their_permit(gate: Gate, site: OtherSite, request: AdmissionRequest, permit
     except OfferRefused as refused:
         raise SiteRefused(f"the other site's permit is refused ({refused.code.value}: {refused.detail})") from None
     claims = theirs.claims
-    if named_port(claims.ports) is not None:
+    if not claims.moves_guest:
         raise SiteRefused("no named port is opened to another site")
     agrees = (
         hashlib.sha256(permit.encode()).hexdigest() == request.permit_sha256

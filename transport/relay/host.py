@@ -19,7 +19,7 @@ from audit.cosignature import CosignerKey
 from audit.errors import AuditError
 from certs.errors import CertificateError
 from certs.tls import HostCredentials
-from policy.permit import VerifiedPermit, named_port
+from policy.permit import VerifiedPermit
 from transport.errors import ConfigurationError, OfferRefused, RefusalCode
 from transport.hypervisors.moving import AS_CONFIGURED, PLAIN, How, Movement
 from transport.hypervisors.qemu import MigrationSettings
@@ -128,7 +128,7 @@ class RelayHost:
 
     def port_source(self, permit: VerifiedPermit, listens_at: Path | None = None) -> SocketSource | None:
         """None if the permit is of no named port. `listens_at`: where the caller wants it, not where [ports] says."""
-        name = named_port(permit.claims.ports)
+        name = permit.claims.named_port
         if name is None:
             return None
         port, patience = self.config.ports.get(name, PortSection()), self.config.limits.first_connection_seconds
@@ -180,7 +180,7 @@ class RelayHost:
         """`facts`: what the session's journal says, if it is not a new one. `movement`: what S's QEMU will do."""
         section, limits = self.config.hypervisor, self.config.limits
         vm = permit.claims.vm
-        if (name := named_port(permit.claims.ports)) is not None:
+        if (name := permit.claims.named_port) is not None:
             return SocketDestination(self.config.ports.get(name, PortSection()).connects_to(vm))
         if section.kind == "sockets":
             return SocketDestination(template_path(section.memory_socket, vm))

@@ -22,7 +22,6 @@ from policy.permit import (
     VerifiedPermit,
     check_parties,
     check_times,
-    named_port,
     paired,
     proof_entry,
     trust_domain_of,
@@ -185,7 +184,7 @@ class PermitDesk:
 
     def _binds_vm(self, claims: PermitClaims) -> bool:
         """Nobody can say which VM a program's stream is of."""
-        return self.can_bind_vm and named_port(claims.ports) is None
+        return self.can_bind_vm and claims.moves_guest
 
 
 def verify_past(token: str, pins: Pins) -> VerifiedPermit:

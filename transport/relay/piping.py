@@ -8,7 +8,7 @@ from pathlib import Path
 
 import trio
 
-from policy.permit import VerifiedPermit, named_port
+from policy.permit import VerifiedPermit
 from transport.hypervisors.migration_progress import MigrationProgress
 from transport.relay.ends import Milestones, Report
 from transport.relay.host import RelayHost
@@ -47,7 +47,7 @@ async def pipe(host: RelayHost, permit: str, address: str, descriptors: tuple[in
         pass
 
     def end(verified: VerifiedPermit) -> PipeSource:
-        return PipeSource(theirs, named_port(verified.claims.ports) or "memory")
+        return PipeSource(theirs, verified.claims.named_port or "memory")
 
     with theirs:
         async with stream, trio.open_nursery() as nursery:

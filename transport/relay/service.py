@@ -16,7 +16,7 @@ from OpenSSL import SSL
 from certs.errors import PeerRefused
 from certs.tls import ControlPeer, HostCredentials, accept_peer, export_secret, local_leaf_sha256
 from policy.errors import PermitRefused
-from policy.permit import VerifiedPermit, named_port
+from policy.permit import VerifiedPermit
 from transport.errors import (
     ConfigurationError,
     ConnectionBroken,
@@ -252,7 +252,7 @@ class Relay:
         permit = host.permits.verify(
             assignment.permit, assignment.other_permit, source=host.spiffe_id, destination=None
         )
-        return named_port(permit.claims.ports) is not None
+        return not permit.claims.moves_guest
 
     async def end_when_drained(self, scope: trio.CancelScope) -> None:
         """Once nothing new is taken: wait for the last session, then for its receipt to be told, and end."""
