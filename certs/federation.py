@@ -83,7 +83,7 @@ def read_bundle(path: Path, trust_domain: str) -> tuple[x509.Certificate, ...]:
 def parse_bundle(data: bytes, trust_domain: str, path: Path | None = None) -> tuple[x509.Certificate, ...]:
     """The roots in a SPIFFE bundle. Raises `CredentialError`."""
     try:
-        document = json.loads(data)
+        document = json.loads(data, object_pairs_hook=_once)
         keys = document["keys"]
         certificates = [_root(key) for key in keys if key.get("use") == X509_USE]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, *UNREADABLE) as error:
@@ -98,6 +98,13 @@ def bundle_document(roots: Sequence[x509.Certificate], sequence: int, refresh_se
         "spiffe_sequence": sequence,
         "spiffe_refresh_hint": refresh_seconds,
     }
+
+
+def _once(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    """One document must not pin other roots here than another reader finds in it."""
+    if len({name for name, _ in members}) != len(members):
+        raise ValueError("a member stands twice")
+    return dict(members)
 
 
 def _root(key: dict[str, Any]) -> x509.Certificate:

@@ -12,7 +12,7 @@ in force only if it will be again after a restart.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -43,6 +43,7 @@ from policy.publication import (
 )
 
 ACTION: Final = "PublishPolicy"
+ReadBody = Callable[[], Awaitable[bytes]]
 _PENDING: Final = "pending.json"
 _VERSION: Final = re.compile(r"(\d{10})\.json")
 
@@ -138,10 +139,14 @@ class Publishing:
     def is_on(self) -> bool:
         return self._store is not None
 
-    async def publish(self, person: Person, data: bytes, address: str) -> dict[str, Any]:
-        """Check, record and put in force. Errors: NotAllowed, PublicationRefused (both recorded), LogUnavailable."""
+    async def publish(self, person: Person, read: ReadBody, address: str) -> dict[str, Any]:
+        """Check, record and put in force. `read`: the body, once its sender may publish.
+
+        Errors: NotAllowed, PublicationRefused (both recorded), LogUnavailable.
+        """
         await self._require(person, address, "policy.published")
         store = self._need_store()
+        data = await read()
         async with self._lock:  # the version is compared with the one in force
             try:
                 kept = await trio.to_thread.run_sync(self._check, data)
@@ -158,12 +163,13 @@ class Publishing:
         log.info("policy published", version=kept.bundle.version, digest=kept.bundle.digest)
         return {**details, "record_index": recorded}
 
-    async def begin_shadow(self, person: Person, data: bytes, address: str) -> dict[str, Any]:
+    async def begin_shadow(self, person: Person, read: ReadBody, address: str) -> dict[str, Any]:
         """Evaluate a candidate beside the live bundle from now on. It decides nothing, so it needs no signature.
 
         Errors: NotAllowed, PublicationRefused (both recorded), LogUnavailable.
         """
         await self._require(person, address, "policy.shadowed")
+        data = await read()
         try:
             bundle = await trio.to_thread.run_sync(_bundle_of, data)
         except BundleRefused as error:

@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
-import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
@@ -22,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from jose import jwk, jws
 from jose.backends.base import Key
 
+from policy import strict_json
 from policy.errors import TokenRefused
 
 MAX_TOKEN_BYTES: Final = 16 * 1024
@@ -181,64 +180,14 @@ def encode_base64url(data: bytes) -> str:
 
 
 def decode_object(data: bytes, max_depth: int = MAX_DEPTH) -> dict[str, Any]:
-    """Decode a JSON object that every parser reads alike.
-
-    Refuses what parsers differ on: duplicate members, NaN and Infinity (also as 1e999), lone surrogates, a byte
-    order mark, bytes that are not UTF-8, more than `max_depth` levels. Raises TokenRefused("form").
-    """
+    """A JSON object that every parser reads alike (`policy.strict_json`). Raises TokenRefused("form")."""
     try:
-        value = json.loads(
-            data.decode("utf-8"),
-            object_pairs_hook=_unique_members,
-            parse_constant=_refuse_constant,
-            parse_float=_finite,
-        )
-    except (ValueError, RecursionError) as error:  # ValueError also: an integer of more than 4,300 digits
-        raise TokenRefused("form", "not strict JSON") from error
+        value = strict_json.decode(data, max_depth)
+    except strict_json.NotStrict as error:
+        raise TokenRefused("form", str(error)) from error
     if not isinstance(value, dict):
         raise TokenRefused("form", "not a JSON object")
-    _check_depth(value, max_depth)
     return value
-
-
-def _unique_members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    members = dict(pairs)
-    if len(members) != len(pairs):
-        raise TokenRefused("form", "duplicate JSON members")
-    return members
-
-
-def _refuse_constant(_name: str) -> None:
-    raise TokenRefused("form", "NaN or Infinity in JSON")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise TokenRefused("form", "NaN or Infinity in JSON")
-    return value
-
-
-def _check_depth(value: Any, max_depth: int) -> None:
-    """Level by level, so that deep nesting costs no recursion; looks at every string on the way."""
-    level: list[Any] = [value]
-    for _ in range(max_depth):
-        inner: list[Any] = []
-        for item in level:
-            children: Iterable[Any] = (*item, *item.values()) if isinstance(item, dict) else item
-            for child in children:
-                if isinstance(child, (dict, list)):
-                    inner.append(child)
-                elif isinstance(child, str) and not child.isascii() and _has_surrogate(child):
-                    raise TokenRefused("form", "a lone surrogate in JSON")
-        if not inner:
-            return
-        level = inner
-    raise TokenRefused("form", f"JSON of more than {max_depth} levels")
-
-
-def _has_surrogate(text: str) -> bool:
-    return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _check_header(header: Mapping[str, Any], allowed: frozenset[str]) -> dict[str, str]:

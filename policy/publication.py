@@ -27,6 +27,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from policy.bundle_files import MAX_BYTES, require_bundle_files
 from policy.errors import UNDECODABLE, BundleRefused
+from policy.strict_json import strictly
 
 MAX_SIGNATURES: Final = 32
 MAX_SIGNERS: Final = 1_000
@@ -103,12 +104,15 @@ class Signed:
     approvers: tuple[str, ...]
 
 
+_decode: Final = strictly(msgspec.json.Decoder(Publication).decode)
+
+
 def decode_publication(data: bytes) -> Publication:
     """Strictly, and with every file such as a bundle may have it. Raises BundleRefused."""
     if len(data) > MAX_PUBLICATION_BYTES:
         raise BundleRefused(WHERE, f"is larger than {MAX_PUBLICATION_BYTES >> 20} MiB")
     try:
-        publication = msgspec.json.decode(data, type=Publication)
+        publication = _decode(data)
     except UNDECODABLE as error:
         raise BundleRefused(WHERE, f"is none, or was cut off or altered: {error}") from error
     require_bundle_files(publication.files)

@@ -1,4 +1,10 @@
-"""ASGI middleware: the body is read here, whole, with a limit on bytes and seconds, before the application runs."""
+"""ASGI middleware: a body is read whole, with a limit on bytes and seconds, before the application sees any of it.
+
+Whatever the call, a body is JSON, says so, and is read alike by everybody (`policy.strict_json`): no route can forget
+it, and pydantic would take the last of two members of one name. Publications, which are large, are read once it is
+known that their sender may publish: strangers must not hold the places for them. They are as strict
+(`policy.publication`), in a thread.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +13,20 @@ from typing import Any, Final
 import trio
 
 from gateway.api.answers import JsonAnswer, error_answer
-from gateway.errors import GatewayError, RequestTooLarge, RequestTooSlow
+from gateway.errors import GatewayError, RequestRefused, RequestTooLarge, RequestTooSlow
+from policy import strict_json
 from policy.publication import MAX_PUBLICATION_BYTES
 
 MAX_BODY_BYTES: Final = 64 * 1024
 LARGE_BODIES: Final = {"/v1/policy/publications": MAX_PUBLICATION_BYTES, "/v1/policy/shadow": MAX_PUBLICATION_BYTES}
-MAX_LARGE_AT_ONCE: Final = 2  # they are read before anyone is known
+MAX_LARGE_AT_ONCE: Final = 2
+_JSON_TYPES: Final = frozenset({b"application/json", b"application/json;charset=utf-8"})
 _DRAIN_BYTES: Final = 1024 * 1024
 _DRAIN_SECONDS: Final = 2.0
 
 
 class BoundedBody:
-    """Answers 413 or 408 itself and hangs up, so that no rest of a body can hold the connection."""
+    """Answers 400, 408 or 413 itself, and hangs up where a rest of the body could hold the connection."""
 
     def __init__(self, app: Any, seconds: float) -> None:
         self._app = app
@@ -28,28 +36,53 @@ class BoundedBody:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
-            return
+        elif scope["path"] in LARGE_BODIES and scope["method"] == "POST":
+            await self._serve_large(scope, receive, send)
+        else:
+            await self._serve_small(scope, receive, send)
+
+    async def _serve_large(self, scope: Any, receive: Any, send: Any) -> None:
+        try:
+            _require_announced(scope, LARGE_BODIES[scope["path"]])
+        except RequestTooLarge as error:
+            await _last_answer(error)(scope, receive, send)
+            await _let_go(scope, receive)
+        else:
+            later = _Later(self._read_large, scope, receive)
+            await self._app(scope, later, later.closing(send))
+            if not later.is_whole:
+                await _let_go(scope, receive)
+
+    async def _serve_small(self, scope: Any, receive: Any, send: Any) -> None:
         try:
             with trio.fail_after(self._seconds):
-                most = LARGE_BODIES.get(scope["path"], MAX_BODY_BYTES)
-                if most == MAX_BODY_BYTES:
-                    body = await _read_body(scope, receive, most)
-                else:
-                    async with self._large:
-                        body = await _read_body(scope, receive, most)
+                body = await _read_body(scope, receive, MAX_BODY_BYTES)
+            if body:
+                _require_json(scope, body)
         except trio.TooSlowError:
             await _last_answer(RequestTooSlow("the body did not arrive in time"))(scope, receive, send)
             _hang_up(scope)
-            return
         except RequestTooLarge as error:
             await _last_answer(error)(scope, receive, send)
-            # Closing at once would reset the connection and could take our answer with it.
-            with trio.move_on_after(_DRAIN_SECONDS):
-                await _drain(receive)
-            _hang_up(scope)
-            return
-        if body is not None:
-            await self._app(scope, _Replay(body, receive), send)
+            await _let_go(scope, receive)
+        except RequestRefused as error:
+            await error_answer(error)(scope, receive, send)
+        else:
+            if body is not None:
+                await self._app(scope, _Replay(body, receive), send)
+
+    async def _read_large(self, scope: Any, receive: Any) -> bytes:
+        """Errors: RequestRefused, RequestTooLarge, RequestTooSlow."""
+        _require_json_type(scope)
+        try:
+            with trio.fail_after(self._seconds):
+                async with self._large:
+                    body = await _read_body(scope, receive, LARGE_BODIES[scope["path"]])
+        except trio.TooSlowError as error:
+            raise RequestTooSlow("the body did not arrive in time") from error
+        if body is None:
+            raise RequestRefused("the connection ended before the body")  # nobody is there to read it
+        return body
 
 
 class _Replay:
@@ -66,11 +99,36 @@ class _Replay:
         return {"type": "http.request", "body": body, "more_body": False}
 
 
+class _Later:
+    """A body that is read when the application asks for it."""
+
+    def __init__(self, read: Any, scope: Any, receive: Any) -> None:
+        self._read = read
+        self._scope = scope
+        self._receive = receive
+        self.is_whole = False
+
+    async def __call__(self) -> Any:
+        if self.is_whole:
+            return await self._receive()
+        body = await self._read(self._scope, self._receive)
+        self.is_whole = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    def closing(self, send: Any) -> Any:
+        """`send`, which tells the client that the connection ends where its body was not wanted."""
+
+        async def tell(message: Any) -> None:
+            if message["type"] == "http.response.start" and not self.is_whole:
+                message = {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}
+            await send(message)
+
+        return tell
+
+
 async def _read_body(scope: Any, receive: Any, most: int) -> bytes | None:
     """The body; None if the peer left. Errors: RequestTooLarge."""
-    for name, value in scope["headers"]:
-        if name == b"content-length" and (not value.isdigit() or len(value) > 9 or int(value) > most):
-            raise RequestTooLarge(f"a body is at most {most} bytes")
+    _require_announced(scope, most)
     body = bytearray()
     while True:
         message = await receive()
@@ -83,11 +141,41 @@ async def _read_body(scope: Any, receive: Any, most: int) -> bytes | None:
             return bytes(body)
 
 
+def _require_announced(scope: Any, most: int) -> None:
+    """Before anything is read. Errors: RequestTooLarge."""
+    for name, value in scope["headers"]:
+        if name == b"content-length" and (not value.isdigit() or len(value) > 9 or int(value) > most):
+            raise RequestTooLarge(f"a body is at most {most} bytes")
+
+
+def _require_json(scope: Any, body: bytes) -> None:
+    """Errors: RequestRefused."""
+    _require_json_type(scope)
+    try:
+        strict_json.decode(body)
+    except strict_json.NotStrict as error:
+        raise RequestRefused(f"the body is refused: {error}") from error
+
+
+def _require_json_type(scope: Any) -> None:
+    """Errors: RequestRefused."""
+    types = [value.lower().replace(b" ", b"") for name, value in scope["headers"] if name == b"content-type"]
+    if len(types) != 1 or types[0] not in _JSON_TYPES:
+        raise RequestRefused("a body must be JSON, and say so: content-type: application/json")
+
+
 def _last_answer(error: GatewayError) -> JsonAnswer:
     """The client is told that the connection ends, or its next request on it could be cut off."""
     answer = error_answer(error)
     answer.headers["connection"] = "close"
     return answer
+
+
+async def _let_go(scope: Any, receive: Any) -> None:
+    """Closing at once would reset the connection and could take our answer with it."""
+    with trio.move_on_after(_DRAIN_SECONDS):
+        await _drain(receive)
+    _hang_up(scope)
 
 
 async def _drain(receive: Any) -> None:

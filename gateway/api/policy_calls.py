@@ -29,13 +29,13 @@ async def version(version: Version, desk: AtDesk, person: Asking, address: Addre
 @router.post("/v1/policy/publications", status_code=201, summary="Put a signed and approved bundle in force")
 async def publish(request: Request, desk: AtDesk, person: AskingPrivileged, address: Address) -> Response:
     """Needs PublishPolicy. The body is a publication (docs/policy-publishing.md). Recorded, refused or not."""
-    return JsonAnswer(await desk.publishing.publish(person, await request.body(), address), 201)
+    return JsonAnswer(await desk.publishing.publish(person, request.body, address), 201)
 
 
 @router.post("/v1/policy/shadow", status_code=201, summary="Evaluate a bundle beside the one in force")
 async def begin_shadow(request: Request, desk: AtDesk, person: AskingPrivileged, address: Address) -> Response:
     """Needs PublishPolicy. Differences are recorded with each decision, and none is enforced."""
-    return JsonAnswer(await desk.publishing.begin_shadow(person, await request.body(), address), 201)
+    return JsonAnswer(await desk.publishing.begin_shadow(person, request.body, address), 201)
 
 
 @router.delete("/v1/policy/shadow", summary="End the trial")

@@ -17,6 +17,7 @@ from gateway.reading import MAX_ASKED
 from gateway.sites.request import LIFETIME_SECONDS, HostQuestion, RecordsWanted, Request, ToldHost, sign_request
 from gateway.sites.settings import OtherSite
 from policy.sources.https import read_bounded
+from policy.strict_json import strictly
 from transport.errors import UNDECODABLE
 
 SECONDS: Final = 15.0
@@ -59,19 +60,20 @@ class SharedRecords(msgspec.Struct, frozen=True):
 async def ask_host(gate: Gate, site: OtherSite, host: str) -> ToldHost | None:
     """None: that site knows no such host. Errors: SiteUnreachable."""
     request = HostQuestion(host=host, **envelope(gate, site))
-    return await _ask(gate, site, request, {}, msgspec.json.Decoder(ToldHost | None).decode, MAX_ANSWER_BYTES)
+    return await _ask(gate, site, request, {}, strictly(msgspec.json.Decoder(ToldHost | None).decode), MAX_ANSWER_BYTES)
 
 
 async def ask_admission(gate: Gate, site: OtherSite, request: Request, permit: str) -> Admitted | Denied:
     """Errors: SiteUnreachable."""
-    decode = msgspec.json.Decoder(Admitted | Denied).decode
+    decode = strictly(msgspec.json.Decoder(Admitted | Denied).decode)
     return await _ask(gate, site, request, {"permit": permit}, decode, MAX_ANSWER_BYTES)
 
 
 async def ask_records(gate: Gate, site: OtherSite, since: str) -> SharedRecords:
     """Errors: SiteUnreachable."""
     request = RecordsWanted(since=since, **envelope(gate, site))
-    return await _ask(gate, site, request, {}, msgspec.json.Decoder(SharedRecords).decode, MAX_RECORDS_BYTES)
+    decode = strictly(msgspec.json.Decoder(SharedRecords).decode)
+    return await _ask(gate, site, request, {}, decode, MAX_RECORDS_BYTES)
 
 
 def envelope(gate: Gate, site: OtherSite) -> dict[str, Any]:
@@ -98,7 +100,8 @@ async def _ask(
     headers = {"content-type": "application/json"}
     sent = site.client.build_request("POST", f"{site.url}/v1/sites/ask", content=body, headers=headers)
     try:
-        return decode(await _send(site, sent, at_most))
+        answer = await _send(site, sent, at_most)
+        return await trio.to_thread.run_sync(decode, answer)  # records may be many megabytes
     except UNDECODABLE as error:
         raise SiteUnreachable(f"site {site.name} gives an answer that is none: {error}") from error
 

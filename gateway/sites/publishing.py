@@ -23,6 +23,7 @@ from gateway.gate import Gate
 from gateway.relays import HostTrust
 from gateway.sites.peer import fetch
 from gateway.sites.settings import OtherSite
+from policy.strict_json import strictly
 from transport.relay.identity import MAX_CRLS, keep_crls
 
 FETCH_SECONDS: Final = 20.0
@@ -37,6 +38,9 @@ class SiteDocument(msgspec.Struct, frozen=True):
     crls: Annotated[list[str], Meta(max_length=MAX_CRLS)]
     permit_keys: Annotated[list[Annotated[str, Meta(max_length=4096)]], Meta(min_length=1, max_length=8)]
     log_keys: Annotated[list[Annotated[str, Meta(max_length=4096)]], Meta(min_length=1, max_length=8)]
+
+
+decode_site: Final = strictly(msgspec.json.Decoder(SiteDocument).decode)
 
 
 def site_document(gate: Gate, trust: HostTrust, pinned: Mapping[str, list[str]]) -> dict[str, Any]:
@@ -59,7 +63,7 @@ async def keep_crls_fresh(sites: tuple[OtherSite, ...], changed: Callable[[], Aw
         news = False
         for site in sites:
             try:
-                document = msgspec.json.decode(await fetch(site, "/v1/site"), type=SiteDocument)
+                document = decode_site(await fetch(site, "/v1/site"))
                 if document.trust_domain != site.trust_domain:
                     raise ValueError(f"it speaks for {document.trust_domain!a:.80}")
                 if await trio.to_thread.run_sync(partial(keep_crls, site.crls, document.crls)):

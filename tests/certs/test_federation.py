@@ -142,6 +142,14 @@ def test_a_bundle_comes_back_as_it_went(root: Path, tmp_path: Path) -> None:
     assert document["keys"][0]["use"] == "x509-svid"
 
 
+def test_a_document_that_names_its_keys_twice_is_no_bundle(root: Path) -> None:
+    """Whoever compared it by another reader's eyes would have pinned other roots than this one finds."""
+    good = json.dumps(bundle_document(read_certificates(root), 1))
+    for twice in ('{"keys": [], ' + good[1:], good.replace('"x5c"', '"x5c": [], "x5c"')):
+        with pytest.raises(CredentialError, match="twice"):
+            parse_bundle(twice.encode(), THEIRS)
+
+
 def test_keys_for_other_uses_are_passed_over(root: Path) -> None:
     document = bundle_document(read_certificates(root), 1)
     document["keys"].append({"use": "jwt-svid", "kty": "EC", "kid": "1"})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import ssl
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,18 +15,21 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 import gateway.config as configuration
 from audit.verify import verify_log
+from gateway.api.bounds import LARGE_BODIES
 from gateway.errors import StartRefused
 from gateway.publishing import PublicationStore, newest_published, read_or_refuse
 from gateway.starter import Site
 from policy.bundle import Bundle
 from policy.bundle_files import read_bundle_files
 from policy.publication import MAX_PUBLICATION_BYTES, BundleName, public_text, sign_publication, unsigned
+from tests.gateway.api.test_https import answer_of, connected
 from tests.gateway.conftest import Running, running_gateway
 
 pytestmark = pytest.mark.whole
 
 KEYS = {name: Ed25519PrivateKey.generate() for name in ("ann", "ben", "cyd")}
 NOW = datetime(2026, 11, 26, tzinfo=UTC)
+JSON = {"content-type": "application/json"}
 FREEZE = """
 @id("freeze")
 @reason("Nothing moves this week.")
@@ -75,7 +79,7 @@ def publication(files: dict[str, str], *signers: str) -> bytes:
 
 
 async def publish(running: Running, data: bytes, who: str = "bob") -> Any:
-    return await running.person(who).post("/v1/policy/publications", content=data)
+    return await running.person(who).post("/v1/policy/publications", content=data, headers=JSON)
 
 
 async def may_move(running: Running) -> bool:
@@ -146,6 +150,52 @@ async def test_a_bundle_with_a_policy_that_errors_or_a_test_that_fails_is_refuse
         assert await may_move(running)
 
 
+async def test_a_publication_that_says_something_twice_is_refused_and_recorded(site: Site) -> None:
+    """The file that its reader was shown, then the one that would come into force."""
+    async with running_gateway(site) as running:
+        good = publication(files_of(site, 2, FREEZE, tests=False), "ann", "ben")
+        answer = await publish(running, good.replace(b'"form":', b'"form":1,"form":', 1))
+        assert answer.status_code == 409
+        assert "duplicate JSON members" in answer.json()["error"]["message"]
+        (record,) = await running.records("policy.published")
+        assert record["outcome"] == "failed"
+        assert await may_move(running)
+
+
+async def test_strangers_do_not_hold_the_places_in_which_publications_are_read(site: Site) -> None:
+    """Nor do people who may not publish: nothing is read of them, however much they announce."""
+    async with running_gateway(site) as running, AsyncExitStack() as stack:
+        for token in (None, running.token("alice")):
+            bearer = "" if token is None else f"authorization: Bearer {token}\r\n"
+            for path in LARGE_BODIES:
+                stream = await stack.enter_async_context(connected(running))
+                head = f"POST {path} HTTP/1.1\r\nHost: x\r\ncontent-type: application/json\r\n{bearer}"
+                await stream.send_all(f"{head}content-length: 1000000\r\n\r\n{{".encode())
+                with trio.fail_after(5):
+                    told = await stream.receive_some()
+                assert (b" 403 " if token else b" 401 ") in told.partition(b"\r\n")[0]
+                assert b"connection: close" in told
+        answer = await publish(running, publication(files_of(site, 2, FREEZE, tests=False), "ann", "ben"))
+        assert answer.status_code == 201, answer.text
+
+
+async def test_a_publication_that_does_not_come_or_is_no_json_is_refused(site: Site) -> None:
+    add(site, "[limits]\nrequest_seconds = 1\n")
+    async with running_gateway(site) as running:
+        async with connected(running) as stream:
+            head = "POST /v1/policy/publications HTTP/1.1\r\nHost: x\r\ncontent-type: application/json\r\n"
+            bearer = f"authorization: Bearer {running.token('bob')}\r\n"
+            await stream.send_all(f"{head}{bearer}content-length: 1000\r\n\r\n{{".encode())
+            assert b" 408 " in await answer_of(stream)
+        async with connected(running) as stream:
+            await stream.send_all(f"{head}{bearer}content-length: 1000\r\n\r\n{{".encode())
+        plain = await running.person("bob").post("/v1/policy/publications", content=b"{}")
+        assert "content-type" in plain.text
+        assert plain.status_code == 400
+        answer = await publish(running, publication(files_of(site, 2, FREEZE, tests=False), "ann", "ben"))
+        assert answer.status_code == 201, answer.text
+
+
 async def test_who_may_not_publish_is_told_nothing_of_it(site: Site) -> None:
     async with running_gateway(site) as running:
         data = publication(files_of(site, 2, FREEZE, tests=False), "ann", "ben")
@@ -153,11 +203,11 @@ async def test_who_may_not_publish_is_told_nothing_of_it(site: Site) -> None:
             await publish(running, data, "alice"),
             await running.person("alice").get("/v1/policy"),
             await running.person("alice").get("/v1/policy/versions/1"),
-            await running.person("alice").post("/v1/policy/shadow", content=data),
+            await running.person("alice").post("/v1/policy/shadow", content=data, headers=JSON),
             await running.person("alice").delete("/v1/policy/shadow"),
         ):
             assert answer.status_code == 403
-        assert (await running.client().post("/v1/policy/publications", content=data)).status_code == 401
+        assert (await running.client().post("/v1/policy/publications", content=data, headers=JSON)).status_code == 401
         (record,) = await running.records("policy.published")
         assert record["outcome"] == "denied"
         assert await may_move(running)
@@ -211,7 +261,8 @@ async def test_a_rollback_is_a_new_version_with_old_content(site: Site) -> None:
 async def test_a_candidate_answers_beside_the_live_bundle_and_decides_nothing(site: Site) -> None:
     async with running_gateway(site) as running:
         bob = running.person("bob")
-        answer = await bob.post("/v1/policy/shadow", content=publication(files_of(site, 7, FREEZE, tests=False)))
+        data = publication(files_of(site, 7, FREEZE, tests=False))
+        answer = await bob.post("/v1/policy/shadow", content=data, headers=JSON)
         assert answer.status_code == 201, answer.text
         assert await may_move(running)
         *_, record = await running.records("decision.check")

@@ -149,6 +149,8 @@ def altered(change: Callable[[dict[str, Any]], Any]) -> bytes:
         b"[" * 100_000,
         b" " * (MAX_PUBLICATION_BYTES + 1),
         altered(lambda d: d.update(form=2)),
+        GOOD.encode().replace(b'"form": 1', b'"form": 1, "form": 1'),
+        GOOD.encode().replace(b'"files": {', b'"files": {"bundle.toml": "another",'),
         altered(lambda d: d.update(more=1)),
         altered(lambda d: d["signatures"][0].update(role="owner")),
         altered(lambda d: d["signatures"][0].update(signer="../../etc/passwd")),

@@ -20,6 +20,7 @@ import structlog
 import trio
 from msgspec import Meta
 
+from policy.strict_json import strictly
 from transport.errors import UNDECODABLE, ConfigurationError, LocalBroken
 from transport.libvirt_rpc.errors import LibvirtAway, RpcFailed, RpcMalformed
 from transport.relay.inlets import listen_unix, peer_process
@@ -52,7 +53,7 @@ class _Kept:
     until: float
 
 
-_decode: Final = msgspec.json.Decoder(Announcement).decode
+_decode: Final = strictly(msgspec.json.Decoder(Announcement).decode)
 
 
 class Announced:

@@ -6,13 +6,14 @@ Specified in docs/wire-protocol.md section 2.
 
 from __future__ import annotations
 
-import json
-from typing import Annotated, Literal
+from collections.abc import Callable
+from typing import Annotated, Final, Literal
 
 import msgspec
 from msgspec import Meta
 
 from policy.permit import Port
+from policy.strict_json import strictly
 from transport.errors import UNDECODABLE, Misuse, ProtocolViolation, RefusalCode
 from transport.hypervisors.moving import Movement
 from transport.wire.preface import MAX_CHANNELS
@@ -106,7 +107,7 @@ class Bye(_Message, frozen=True, tag="bye"):
 
 
 Message = Offer | Answer | Refusal | Open | Ack | Handover | Outcome | Cancel | Receipt | Bye
-_decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
+_decode_strictly: Final[Callable[[bytes], Message]] = strictly(msgspec.json.Decoder(Message).decode)
 _encoder = msgspec.json.Encoder(order="deterministic")
 
 
@@ -145,14 +146,7 @@ class MessageReader:
 
 def _decode(body: bytes) -> Message:
     try:
-        message = _decoder.decode(body)
-        json.loads(body, object_pairs_hook=_once)  # msgspec takes the last of two members of one name in silence
-        return message
+        return _decode_strictly(body)
     except (ValueError, *UNDECODABLE):
         # The text of the error would carry the peer's bytes into our log.
         raise ProtocolViolation("a control message that does not decode") from None
-
-
-def _once(members: list[tuple[str, object]]) -> None:
-    if len({name for name, _ in members}) != len(members):
-        raise ValueError("a member stands twice")
