@@ -133,7 +133,7 @@ class Rollovers:
 
 
 def _unless(kind: Kind, what: str, step: Step) -> str:
-    return f"wait for them, or sealane certs rollover {step.value} {what} --force: then {kind.breaks}"
+    return f"wait for them, or sealane certs rollover {step.value} {what} --reason TEXT --force: then {kind.breaks}"
 
 
 def _next_step(what: str, stage: Stage, progress: Progress | None) -> str:
@@ -142,11 +142,11 @@ def _next_step(what: str, stage: Stage, progress: Progress | None) -> str:
         case Stage.IDLE:
             return "nothing is under way"
         case Stage.PREPARED:
-            return f"{command} begin {what}"
+            return f"{command} begin {what} --reason TEXT"
         case Stage.BEGUN:
-            following = f"{command} switch {what}"
+            following = f"{command} switch {what} --reason TEXT"
         case Stage.SWITCHED:
-            following = f"{command} retire {what}"
+            following = f"{command} retire {what} --reason TEXT"
     return (
         following if progress is None or progress.is_complete else f"wait until all hosts are ready, then {following}"
     )

@@ -17,7 +17,7 @@ import pytest
 import typer
 
 from gateway.cli.main import app
-from tests.docs.pages import PAGES, ROOT, Piece, blocks, spans
+from tests.docs.pages import PAGES, ROOT, Piece, blocks, read, spans
 
 EITHER = "\x1f"  # in place of the | of `begin|switch`, which is no pipe
 UNSAID = ("…", "...")
@@ -58,6 +58,13 @@ def test_each_command_that_a_message_names_exists(root: Any) -> None:
         f"{file.relative_to(ROOT)}: {fault}" for file, words in named for fault in faults(root, words, whole=False)
     }
     assert sorted(found) == []
+
+
+def test_each_command_stands_on_some_page_and_each_group_in_the_readme(root: Any) -> None:
+    pages = " ".join(" ".join(read(page).split()) for page in PAGES if page.name != "CHANGELOG.md")
+    assert [path for path in leaves(root, "") if path not in pages] == []
+    readme = {words[0] for block in blocks(ROOT / "README.md") for words in commands(block) if words}
+    assert sorted(root.commands.keys() - readme) == []
 
 
 @pytest.mark.parametrize(
@@ -153,6 +160,14 @@ def help_texts(command: Any, path: str) -> Iterator[tuple[str, str]]:
     yield path, command.help or ""
     for name, below in getattr(command, "commands", {}).items():
         yield from help_texts(below, f"{path} {name}".strip())
+
+
+def leaves(command: Any, path: str) -> Iterator[str]:
+    below = getattr(command, "commands", {})
+    if not below:
+        yield path
+    for name, each in below.items():
+        yield from leaves(each, f"{path} {name}".strip())
 
 
 def texts(file: Path) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Whether an Offer's permits are good, in the order of docs/wire-protocol.md section 2; the first failure ends it.
+"""Whether an Offer's permits are good, in the order of docs/wire-protocol.md section 3; the first failure ends it.
 
 Both relays run all of it offline against what the configuration pins. Single use (`used_permits`) comes last, at D.
 Between hosts of two sites there are two permits, the source's gateway's and the destination's; each is held against the
