@@ -30,6 +30,10 @@ from policy.identity.local import ScryptCost, hash_password, person_table
 EXAMPLE_BUNDLE: Final = Path(policy.__file__).parent / "examples" / "bank"
 LOCAL_ISSUER: Final = "sealane-local"  # the example bundle names groups of this issuer
 AUDIENCE: Final = "sealane"
+_TRUST: Final = 'client_trust_bundle = "certs/ca.pem"\ncrls = ["certs/crl.pem"]'
+_TRUST_OF_ISSUING: Final = (
+    'client_trust_bundle = "issuing/bundle.pem"\ncrls = ["issuing/crl.pem", "issuing/root-crl.pem"]'
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,8 +134,11 @@ def lay_out_site(  # noqa: PLR0913 - what differs between a demo, a test and a f
     log_origin: str = "sealane.example/demo",
     now: datetime,
     password_cost: ScryptCost | None = None,
+    enrols: bool = False,
 ) -> Site:
     """Make the folder. Its parent must exist, the folder itself must not (or be empty). Errors: CertificateError.
+
+    `enrols`: hosts may enrol at its gateway, by a CA of their own in D/issuing.
 
     With port 0 in `gateway_listen` the relays cannot know where the gateway is: `point_relays` tells them later.
     """
@@ -145,7 +152,11 @@ def lay_out_site(  # noqa: PLR0913 - what differs between a demo, a test and a f
     shutil.copytree(EXAMPLE_BUNDLE, site.bundle)
     write_inventory(site, hosts, vms)
     _write_people(site, people, password_cost or ScryptCost())
-    write_atomically(site.gateway_config, _gateway_toml(gateway_listen, log_origin).encode())
+    gateway_toml = _gateway_toml(gateway_listen, log_origin)
+    if enrols:
+        layout.init_issuing(site.certs, directory / "issuing", now)
+        gateway_toml = gateway_toml.replace(_TRUST, _TRUST_OF_ISSUING) + '\n[enrolment]\nauthority = "issuing"\n'
+    write_atomically(site.gateway_config, gateway_toml.encode())
     point_relays(site, hosts, gateway_listen)
     return site
 
@@ -193,8 +204,7 @@ state_dir = "state"
 [tls]
 certificate = "certs/gateway/tls.pem"
 private_key = "certs/gateway/tls.key"
-client_trust_bundle = "certs/ca.pem"
-crls = ["certs/crl.pem"]
+{_TRUST}
 
 [log]
 directory = "log"

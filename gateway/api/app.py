@@ -32,6 +32,7 @@ from gateway.api.bounds import BoundedBody
 from gateway.api.desk import Desk
 from gateway.api.tells_version import TellsVersion
 from gateway.errors import GatewayError, NotKnown, RequestRefused
+from gateway.validation_words import words_of
 
 log = structlog.get_logger("gateway.api")
 
@@ -103,7 +104,7 @@ async def _answer_validation_error(_request: Request, error: Exception) -> JsonA
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
-    return error_answer(RequestRefused(f"{where[:200]}: {first['msg']}"))
+    return error_answer(RequestRefused(f"{where[:200]}: {words_of(first)}"))
 
 
 async def _answer_http_error(_request: Request, error: Exception) -> JsonAnswer:

@@ -6,16 +6,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from gateway.validation_words import HOST_NAME, MIGRATION_ID, PORT_NAME
+
 Name = Annotated[str, Field(min_length=1, max_length=255)]
 # Blanks give no reason: where one is demanded they are none.
 Reason = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1024)]
 ShortReason = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=500)]
-MigrationId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
+MigrationId = Annotated[str, Field(pattern=MIGRATION_ID)]
 Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Port = Literal["memory", "disks", "libvirt"]
 
 
-AnyPort = Annotated[str, Field(pattern=r"^[a-z]([a-z0-9-]{0,30}[a-z0-9])?$", max_length=32)]
+AnyPort = Annotated[str, Field(pattern=PORT_NAME, max_length=32)]
 
 
 class Body(BaseModel):
@@ -30,7 +32,7 @@ class SignIn(Body):
     sealed: bool = False
 
 
-HostName = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
+HostName = Annotated[str, Field(pattern=HOST_NAME)]
 SigningRequest = Annotated[str, Field(min_length=1, max_length=8 * 1024)]
 
 

@@ -55,7 +55,11 @@ def rebuild(
 
     committed, path = _places(config, log, index)
     started = time.monotonic()
-    with _index_errors(path), Index(path, committed.origin) as opened, progress_bar(quiet=as_json) as progress:
+    with (
+        _index_errors(path),
+        Index(path, committed.origin) as opened,
+        progress_bar("indexed", quiet=as_json) as progress,
+    ):
         opened.rebuild(committed, progress, workers=min(len(os.sched_getaffinity(0)), MAX_WORKERS))
         size = opened.size
     seconds = time.monotonic() - started
@@ -78,7 +82,7 @@ def check(
     from audit.index_check import differences
 
     committed, path = _places(config, log, index)
-    with _index_errors(path), progress_bar(quiet=as_json) as progress:
+    with _index_errors(path), progress_bar("compared", quiet=as_json) as progress:
         database = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
         try:
             database.execute("BEGIN")  # one state of it, though a gateway may be writing

@@ -18,11 +18,14 @@ import msgspec
 
 from gateway.cli.credentials import read_secret
 from gateway.cli.errors import DEVELOPERS, OPERATOR, REQUESTER, BadConfiguration, CommandError, Refused, Unreachable
+from gateway.cli.interruption import note_change_asked
 from gateway.cli.replies import DecisionReply, ErrorReply
 from gateway.cli.settings import ClientSettings
+from gateway.cli.waiting import waiting_for
 from transport.errors import UNDECODABLE
 
 CONNECT_TIMEOUT_SECONDS = 10
+_CHANGES_NOTHING = frozenset({"/v1/decisions", "/v1/drain/check", "/v1/token"})
 MAX_ANSWER_BYTES = 16 * 1024 * 1024  # a page of 200 records of 60 KiB each fits
 
 Reply = TypeVar("Reply")
@@ -78,11 +81,16 @@ class Connection:
         if body is not None:
             content = msgspec.json.encode(body)
         headers = {} if content is None else {"content-type": "application/json"}
+        if method != "GET" and path not in _CHANGES_NOTHING:
+            note_change_asked("the gateway")
         for _ in self._all if not stays else self._all[:1]:
             try:
-                with self._all[self._current].stream(
-                    method, path, content=content, headers=headers, params=parameters
-                ) as answer:
+                with (
+                    waiting_for(self.url, CONNECT_TIMEOUT_SECONDS + self._settings.timeout_seconds),
+                    self._all[self._current].stream(
+                        method, path, content=content, headers=headers, params=parameters
+                    ) as answer,
+                ):
                     data = self._read(answer)
                 break
             except httpx.TransportError as error:

@@ -20,9 +20,11 @@ from gateway.cli.errors import OPERATOR, REQUESTER, BadConfiguration, Refused, U
 from gateway.cli.options import CaOption, GatewayOption, JsonOption, TokenFileOption
 from gateway.cli.output import print_json, say
 from gateway.cli.settings import canonical_url
+from gateway.cli.waiting import waiting_for
 from gateway.counted import counted
 from gateway.times import rfc3339, to_the_minute
 
+_EXCHANGES = 4  # with the gateway: connect, handshake, its root, the certificate
 HostArgument = Annotated[str, typer.Argument(metavar="HOST", help="The host's name in the inventory.")]
 
 
@@ -119,13 +121,16 @@ def enrol(
     from transport.errors import ConfigurationError
     from transport.relay.enrolling import Plan
     from transport.relay.enrolling import enrol as enrol_host
+    from transport.relay.first_contact import SECONDS as FIRST_CONTACT_SECONDS
     from transport.relay.gateway_answers import GatewayAway, GatewayRefuses
 
     url = canonical_url(gateway, "GATEWAY")
     text = sys.stdin.readline() if str(token_file) == "-" else read_secret(token_file, "token file")
     try:
         plan = Plan(url, config, state_dir, _hypervisor(hypervisor))
-        done = enrol_host(plan, EnrolmentToken.parse(text.strip()), datetime.now(UTC))
+        token_text = EnrolmentToken.parse(text.strip())
+        with waiting_for(url, _EXCHANGES * FIRST_CONTACT_SECONDS):
+            done = enrol_host(plan, token_text, datetime.now(UTC))
     except GatewayRefuses as error:
         raise Refused(str(error), OPERATOR, "where the token is at fault: sealane certs token HOST") from error
     except GatewayAway as error:

@@ -21,6 +21,7 @@ import httpx
 import msgspec
 
 from gateway.cli.errors import OPERATOR, REQUESTER, BadConfiguration, Refused, Unreachable
+from gateway.cli.waiting import waiting_for
 from transport.errors import UNDECODABLE
 
 MAX_ANSWER_BYTES = 256 * 1024
@@ -124,7 +125,10 @@ class IssuerClient:
         data = bytearray()
         headers = {"accept": "application/json"}
         try:
-            with self._http.stream(method, url, data=form, headers=headers) as answer:
+            with (
+                waiting_for(self.login.issuer, 2 * TIMEOUT_SECONDS),
+                self._http.stream(method, url, data=form, headers=headers) as answer,
+            ):
                 for part in answer.iter_bytes():
                     data += part
                     if len(data) > MAX_ANSWER_BYTES or time.monotonic() > deadline:

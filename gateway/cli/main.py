@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -39,12 +40,14 @@ from gateway.cli import (
     whoami,
     witness,
 )
+from gateway.cli.bad_parameter import allowed_of
 from gateway.cli.errors import CommandError
+from gateway.cli.interruption import EXIT_INTERRUPTED, interrupted_line
 from gateway.cli.output import json_asked, print_error
 
 _HELP = """Move running virtual machines over a sealed lane: encrypted, authorised, recorded.
 
-Exit codes: 0 done, 1 denied or failed, 2 usage or configuration, 3 unreachable.
+Exit codes: 0 done, 1 denied or failed, 2 usage or configuration, 3 unreachable, 130 interrupted.
 
 \b
 Examples:
@@ -65,11 +68,32 @@ class _OneLineErrors(TyperGroup):
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
+        words = _command_words(self, [*ctx._protected_args, *ctx.args])
         try:
             return super().invoke(ctx)
         except CommandError as error:
             print_error(error, as_json=json_asked(ctx))
             raise typer.Exit(error.exit_code) from None
+        except typer.BadParameter as error:
+            error.message = allowed_of(error) or error.message
+            raise
+        except (KeyboardInterrupt, BaseExceptionGroup) as error:
+            # trio puts it into a group where a task got it.
+            if isinstance(error, BaseExceptionGroup) and error.subgroup(KeyboardInterrupt) is None:
+                raise
+            sys.stderr.write(interrupted_line(words) + "\n")
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+def _command_words(group: Any, arguments: list[str]) -> str:
+    """Which command they name, such as "audit verify"."""
+    words = []
+    for argument in arguments:
+        if argument not in getattr(group, "commands", {}):
+            break
+        group = group.commands[argument]
+        words.append(argument)
+    return " ".join(words)
 
 
 app = typer.Typer(

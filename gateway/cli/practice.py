@@ -18,7 +18,8 @@ from gateway.cli.serve import needs_gateway_extra
 from transport.errors import ConfigurationError
 from transport.relay.config import split_address
 
-PEOPLE = {"olga": ("Olga Operator", "operators"), "paula": ("Paula Publisher", "policy-authors")}
+PEOPLE = {"olga": ("Olga Operator", "operators"), "paula": ("Paula Publisher", "policy-authors"),
+          "petra": ("Petra Platform", "platform-team")}  # fmt: skip
 HOSTS = {"lab1": ("test", "fra", "DE"), "lab2": ("test", "fra", "DE"), "fra1": ("production", "fra", "DE"),
          "zrh1": ("production", "zrh", "CH")}  # fmt: skip
 VMS = {"cards": ("lab1", "confidential", ("pci",)), "sandbox": ("lab1", "internal", ()),
@@ -32,7 +33,9 @@ def practice(
     ] = "127.0.0.1:8443",
     as_json: JsonOption = False,
 ) -> None:
-    """Lay out a gateway to try policies against: keys, the example bundle, made-up hosts, VMs and people. No VM moves.
+    """Lay out a gateway to practise on: keys, the example bundle, made-up hosts, VMs and people. No VM moves.
+
+    olga asks for moves, paula publishes policies, petra enrols and revokes hosts.
 
     Nothing in it is secret or for real hosts: passwords lie beside it. Start it by `sealane gateway serve`.
 
@@ -53,7 +56,7 @@ def practice(
     people = [PersonPlan(user, name, (group,)) for user, (name, group) in PEOPLE.items()]
     try:
         site = lay_out_site(
-            directory, hosts=hosts, vms=vms, people=people, gateway_listen=listen, now=datetime.now(UTC)
+            directory, hosts=hosts, vms=vms, people=people, gateway_listen=listen, now=datetime.now(UTC), enrols=True
         )
         client = f'gateway = "https://{listen}"\nca = "{site.ca.resolve()}"\n'
         (directory / "client.toml").write_text(client, encoding="utf-8")
@@ -65,6 +68,7 @@ def practice(
     say(f"{directory}: people {', '.join(PEOPLE)} (passwords/), hosts {', '.join(HOSTS)}, VMs {', '.join(VMS)}")
     say(f"Start it: sealane gateway serve --config {site.gateway_config}")
     say(f"Talk to it: cp {directory}/client.toml ~/.config/sealane/, then sealane login --user olga")
+    say("Enrol a host: as petra, sealane certs token lab1 --out lab1.token; docs/certificates.md, To practise it")
 
 
 def _require_loopback(listen: str) -> None:

@@ -18,16 +18,17 @@ T = TypeVar("T")
 
 
 @contextmanager
-def progress_bar(*, quiet: bool) -> Iterator[Progress]:
-    """A progress bar on stderr, for a person; None for a program."""
+def progress_bar(what: str, *, quiet: bool) -> Iterator[Progress]:
+    """A progress bar on stderr, for a person; None for a program. `what` stands in front of it."""
     if quiet or not sys.stderr.isatty():
         yield None
         return
-    from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
-    with Bar(BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console(stderr=True)) as bar:
-        task = bar.add_task("entries")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Bar(*columns, console=console(stderr=True)) as bar:
+        task = bar.add_task(what, total=None)  # "0/?", until somebody has counted
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 

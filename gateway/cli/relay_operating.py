@@ -14,10 +14,13 @@ from typing import Annotated, Any
 import typer
 
 from gateway.cli.errors import OPERATOR, Refused, Unreachable
+from gateway.cli.interruption import note_change_asked
 from gateway.cli.options import JsonOption
 from gateway.cli.output import console, print_json, say
+from gateway.cli.waiting import waiting_for
 
 _SECONDS = 10.0
+_CHANGING = frozenset({"cancel", "drain", "evacuate"})
 _MAX_ANSWER_BYTES = 4 * 1024 * 1024
 SocketOption = Annotated[
     Path,
@@ -109,8 +112,10 @@ def metrics(socket_path: SocketOption = DEFAULT, as_json: JsonOption = False) ->
 
 def ask(path: Path, question: dict[str, Any]) -> dict[str, Any]:
     """One question, one answer. Raises Unreachable, Refused."""
+    if question["ask"] in _CHANGING:
+        note_change_asked("this host's relay")
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as relay:
+        with waiting_for("this host's relay", _SECONDS), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as relay:
             relay.settimeout(_SECONDS)
             relay.connect(str(path))
             relay.sendall(json.dumps(question).encode() + b"\n")

@@ -18,6 +18,7 @@ from gateway.cli.errors import OPERATOR, REQUESTER, Refused, Unreachable
 from gateway.cli.options import CaOption, GatewayOption, JsonOption, TokenFileOption
 from gateway.cli.output import print_json, say
 from gateway.cli.settings import resolve
+from gateway.cli.waiting import waiting_for
 from gateway.counted import counted
 
 app = typer.Typer(
@@ -77,7 +78,7 @@ def start(
 
 def _ask(path: Path, line: bytes) -> dict[str, Any]:
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as relay:
+        with waiting_for("this host's relay", _SECONDS), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as relay:
             relay.settimeout(_SECONDS)
             relay.connect(str(path))
             relay.sendall(line)

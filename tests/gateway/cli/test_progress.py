@@ -21,7 +21,7 @@ def test_everything_passes_and_the_bar_ends_full() -> None:
 
 
 def test_a_program_gets_no_bar(capsys: pytest.CaptureFixture[str]) -> None:
-    with progress_bar(quiet=False) as progress:  # stderr is no terminal here
+    with progress_bar("verified", quiet=False) as progress:  # stderr is no terminal here
         assert progress is None
     assert capsys.readouterr().err == ""
 
@@ -50,3 +50,5 @@ def test_somebody_who_waits_for_a_diff_at_a_terminal_sees_how_far_it_is(tmp_path
     assert process.returncode == 0
     asked = int(said.read_bytes().split(b" requests")[0].split()[-1])
     assert f"{asked}/{asked}".encode() in shown, shown[-300:]
+    assert b"decided" in shown
+    assert b"0/100" not in shown, "nobody had counted yet"

@@ -1,4 +1,4 @@
-"""docs/policy-guide.md, block by block as a reader would run it.
+"""Pages of docs, block by block as a reader would run them.
 
 A block of `sh` is run line by line, and the last line ends with the exit code that the block names; one that is to run
 in the `background` is a gateway, and waited for; one of `cedar` or `yaml` is written to the file that it names; one of
@@ -19,7 +19,7 @@ import pytest
 
 from bench.peers import free_port
 
-GUIDE = Path(__file__).parents[3] / "docs" / "policy-guide.md"
+DOCS = Path(__file__).parents[3] / "docs"
 BLOCK = re.compile(r"^```(\S+)(?: (\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -59,10 +59,15 @@ def reader(tmp_path: Path) -> Iterator[Reader]:
 
 
 @pytest.mark.whole
-def test_every_block_of_the_guide_does_what_it_says(reader: Reader) -> None:
-    text = GUIDE.read_text(encoding="utf-8")
+@pytest.mark.parametrize(
+    ("page", "begins", "at_least"),
+    [("policy-guide.md", "# ", 24), ("certificates.md", "## To practise it", 7)],
+)
+def test_every_block_of_a_page_does_what_it_says(reader: Reader, page: str, begins: str, at_least: int) -> None:
+    whole = (DOCS / page).read_text(encoding="utf-8")
+    text = whole[whole.index(begins) :]
     blocks = BLOCK.findall(text.replace("127.0.0.1:8443", f"127.0.0.1:{free_port()}"))
-    assert len(blocks) == text.count("\n```") // 2 >= 24
+    assert len(blocks) == text.count("\n```") // 2 >= at_least
     printed = ""
     for kind, argument, body in blocks:
         if kind == "output":

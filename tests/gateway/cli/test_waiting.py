@@ -1,0 +1,130 @@
+"""A person is told whom a command waits for, and what Ctrl-C left behind."""
+
+from __future__ import annotations
+
+import os
+import pty
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.cli import interruption, waiting
+from gateway.cli.interruption import READING, interrupted_line
+from gateway.cli.main import app
+from tests.gateway.cli.conftest import CannedGateway
+
+PROGRAM = "from gateway.cli import waiting; waiting.NOTICE_SECONDS = 0.05; from gateway.cli.main import run; run()"
+PATIENCE_SECONDS = 60
+
+
+class AtATerminal:
+    """A command whose stderr is a terminal of 40 columns."""
+
+    def __init__(self, home: Path, *arguments: object) -> None:
+        self._ours, theirs = pty.openpty()
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, *map(str, arguments)],
+            env={"HOME": str(home), "COLUMNS": "40", "TZ": "UTC"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=theirs,
+        )
+        os.close(theirs)
+        self.said = ""
+
+    def read_until(self, words: str) -> str:
+        while words not in self.said:
+            part = self._read()
+            assert part, self.said
+        return self.said
+
+    def _read(self) -> str:
+        try:
+            part = os.read(self._ours, 4096).decode()
+        except OSError:  # EIO: the last one at the other side is gone
+            return ""
+        self.said += part
+        return part
+
+    def end(self) -> tuple[int, str]:
+        while self._read():
+            pass
+        return self.process.wait(PATIENCE_SECONDS), self.said
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait(PATIENCE_SECONDS)
+        os.close(self._ours)
+
+
+@pytest.fixture
+def at_a_terminal(home: Path) -> Iterator[Callable[..., AtATerminal]]:
+    begun: list[AtATerminal] = []
+
+    def begin(*arguments: object) -> AtATerminal:
+        begun.append(AtATerminal(home, *arguments))
+        return begun[-1]
+
+    yield begin
+    for each in begun:
+        each.close()
+
+
+@pytest.fixture
+def mute() -> Iterator[socket.socket]:
+    """Takes connections, and never says a word."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield listening
+
+
+def test_who_waits_for_a_mute_gateway_is_told_so_and_may_leave(
+    logged_in: CannedGateway, mute: socket.socket, home: Path, at_a_terminal: Callable[..., AtATerminal]
+) -> None:
+    url = f"https://127.0.0.1:{mute.getsockname()[1]}"
+    token = home / ".config" / "sealane" / "token.json"
+    token.write_text(token.read_text().replace(logged_in.url, url))
+    command = at_a_terminal("whoami", "--gateway", url, "--ca", logged_in.ca)
+    assert f"waiting for {url}, until " in command.read_until("at the latest")
+    command.process.send_signal(signal.SIGINT)
+    code, said = command.end()
+    assert code == 130
+    assert said.splitlines()[-1] == "sealane: interrupted; nothing was changed"
+
+
+def test_who_waits_for_a_mute_relay_is_told_so(tmp_path: Path, at_a_terminal: Callable[..., AtATerminal]) -> None:
+    with socket.socket(socket.AF_UNIX) as relay:
+        relay.bind(str(tmp_path / "control.sock"))
+        relay.listen()
+        command = at_a_terminal("relay", "status", "--socket", tmp_path / "control.sock")
+        command.read_until("waiting for this host's relay, until ")
+        command.process.send_signal(signal.SIGINT)
+        assert command.end()[0] == 130
+
+
+def test_what_answers_at_once_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    with waiting.waiting_for("it", 5):
+        pass
+    assert capsys.readouterr().err == ""
+
+
+def test_a_change_that_was_asked_for_may_have_happened(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interruption, "_asked", [])
+    assert "no file is left half-written" in interrupted_line("audit archive")
+    interruption.note_change_asked("the gateway")
+    assert "the gateway may have done what it was asked for" in interrupted_line("certs revoke")
+
+
+def test_each_command_that_is_said_to_change_nothing_exists() -> None:
+    import typer.main  # noqa: PLC0415 - what makes the tree of it
+
+    for words in READING:
+        command: Any = typer.main.get_command(app)
+        for word in words.split():
+            command = command.commands[word]
