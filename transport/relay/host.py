@@ -149,7 +149,7 @@ class RelayHost:
         if (port := self.port_source(permit)) is not None:
             return port
         if section.kind == "sockets":
-            return SocketSource(frozenset(section.peer_uids))
+            return SocketSource(frozenset(section.peer_uids), patience_seconds=limits.first_connection_seconds)
         if section.kind == "libvirt":
             libvirt_socket = Path(section.libvirt_socket)
             return LibvirtSource(libvirt_socket, vm, limits.hypervisor_seconds, self.qemu_uid, facts)

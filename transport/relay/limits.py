@@ -17,7 +17,8 @@ class LimitsSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `bandwidth_bytes_per_second`: of all that this host sends, 0 for no limit. `max_moves`: of how many VMs at once;
     others wait for `queue_seconds`, and no longer than their permits may begin.
 
-    `first_connection_seconds`: until a program connects to a named port that was opened for it.
+    `first_connection_seconds`: until a program connects to a port that was opened for it, a named one or, where the
+    relay only carries (hypervisor.kind "sockets"), any.
 
     `resume_seconds`: for how long a session whose connection was lost tries to go on over another, 0 for never;
     `silence_seconds`: after how much silence of the peer a connection counts as lost; `window_bytes`: what each channel

@@ -100,6 +100,24 @@ async def test_a_port_to_which_nobody_connects_holds_its_vm_for_so_long_and_no_l
     assert not Path(f"{short_path}/{VM}").exists()
 
 
+@pytest.mark.whole
+async def test_a_session_between_bare_sockets_waits_no_longer_for_its_first_connection(
+    site: Site, short_path: Path
+) -> None:
+    source, destination = (
+        open_host(with_limits(site.relay_config(name, kind="sockets", memory_socket=at), first_connection_seconds=1.0))
+        for name, at in (("a", "/never/{uuid}"), ("b", f"{short_path}/{{uuid}}"))
+    )
+    server = trio.socket.socket(trio.socket.AF_UNIX)
+    await server.bind(f"{short_path}/{VM}")
+    server.listen()
+    with server, trio.fail_after(30):
+        async with serving(destination) as (_, address):
+            order = MigrationOrder(site.permit(vm=VM, ports=("memory",)), address)
+            news = await carry_as_source(source, order, unheard, trio.Event())
+    assert (news.state, news.message) == ("failed", "nobody connected within 1 s (limits.first_connection_seconds)")
+
+
 @pytest.mark.parametrize("kind", ["qmp", "sockets"])
 def test_a_port_that_this_relay_does_not_know_is_refused_and_so_is_a_bound_vm(site: Site, kind: str) -> None:
     paths = {"qmp": {"qmp_socket": "/vm/{uuid}"}, "sockets": {"memory_socket": "/vm/{uuid}"}}[kind]
