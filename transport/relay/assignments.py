@@ -1,0 +1,159 @@
+"""What this relay is asked for as the source: by the gateway, and by clients of libvirt at the front."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import structlog
+import trio
+
+from transport.errors import TransportError
+from transport.hypervisors.errors import HypervisorError, MigrationCancelled
+from transport.relay.caller import Conversation
+from transport.relay.evacuating import EvacuationDesk
+from transport.relay.fronting import announced_at
+from transport.relay.gateway_answers import (
+    Assignment,
+    CancelMigration,
+    Inspect,
+    Migrate,
+    TakeEvacuation,
+    WithdrawEvacuation,
+)
+from transport.relay.gateway_link import NewsDesk
+from transport.relay.gateway_links import GatewayLinks
+from transport.relay.host import RelayHost
+from transport.relay.inspecting import inspect_destination, inspect_source
+from transport.relay.libvirt_orders import LibvirtOrders
+from transport.relay.news import News, Tell
+from transport.relay.source import MigrationOrder, carry_as_source
+from transport.relay.wish import NotAdmitted, Wish
+
+Ask = Callable[[Wish], Awaitable[Migrate]]
+log = structlog.get_logger("sealane.relay")
+_MAX_INSPECTIONS = 8
+
+
+class Assignments:
+    """Each runs in the background. `give_up_here`: of a migration that arrives here, whose source cannot be told."""
+
+    def __init__(
+        self, host: RelayHost, nursery: trio.Nursery, link: GatewayLinks, ask: Ask, give_up_here: Callable[[str], None]
+    ) -> None:
+        self._host = host
+        self._nursery = nursery
+        self._link = link
+        self._ask = ask
+        self._give_up_here = give_up_here
+        self._cancels: dict[str, trio.Event] = {}
+        self._inspecting: set[str] = set()
+        self._orders = LibvirtOrders(host)
+        self.announced = announced_at(host)
+        self.evacuating = EvacuationDesk(host, self.take)
+
+    @property
+    def are_under_way(self) -> bool:
+        return bool(self._cancels)
+
+    async def take(self, assignment: Assignment) -> None:
+        """Do what the gateway asks, in the background."""
+        match assignment:
+            case Migrate(migration_id=migration_id) if self._host.board.is_draining:
+                tell = self._telling(migration_id)
+                await tell(News("failed", None, None, "the source relay is about to be restarted: repeat the request"))
+            case Migrate(migration_id=migration_id) if migration_id not in self._cancels:
+                self._cancels[migration_id] = trio.Event()
+                self._nursery.start_soon(self._migrate, assignment)
+            case CancelMigration(migration_id=migration_id) if migration_id in self._cancels:
+                self._cancels[migration_id].set()
+            case CancelMigration(migration_id=migration_id):
+                self._give_up_here(migration_id)
+            case Inspect(inspection_id=inspection_id) if len(self._inspecting) < _MAX_INSPECTIONS:
+                if inspection_id not in self._inspecting:
+                    self._inspecting.add(inspection_id)
+                    self._nursery.start_soon(self._inspect, assignment)
+            case TakeEvacuation(evacuation_id=evacuation_id):
+                self._nursery.start_soon(self.evacuating.fetch, self._link, evacuation_id)
+            case WithdrawEvacuation(evacuation_id=evacuation_id):
+                self._nursery.start_soon(self.evacuating.withdraw, evacuation_id)
+            case _:
+                pass  # told twice, or of what has ended
+
+    def _telling(self, migration_id: str) -> Tell:
+        return self.evacuating.noting(migration_id, NewsDesk(self._link, migration_id, self._nursery).tell)
+
+    async def migrate_for_caller(self, wish: Wish, conversation: Conversation) -> News:
+        """Automatic admission: ask the gateway for what a client of libvirt wants, and carry it. `NotAdmitted`."""
+        if self._host.board.is_draining:
+            raise NotAdmitted("this host's relay is about to be restarted: try again in a moment")
+        permitted = self._orders.take(wish) or await self._ask(self.announced.named(wish))
+        is_ours = permitted.migration_id in self._cancels  # an order of the gateway's, whose end is told there
+        self._cancels.setdefault(permitted.migration_id, trio.Event())
+        tell = self._telling(permitted.migration_id)
+        order = _order_of(permitted)
+        try:
+            return await carry_as_source(
+                self._host,
+                order,
+                tell,
+                self._cancels[permitted.migration_id],
+                end=lambda _permit: self._host.libvirt_source(wish.vm, conversation),
+            )
+        except (TransportError, HypervisorError) as error:
+            await tell(News("failed", None, None, str(error)))
+            raise
+        finally:
+            if not is_ours:
+                del self._cancels[permitted.migration_id]
+
+    async def _inspect(self, asked: Inspect) -> None:
+        try:
+            config = self._host.config
+            found = await (
+                inspect_source(config, asked.vm)
+                if asked.wanted is None
+                else inspect_destination(config, asked.vm, asked.wanted)
+            )
+            await self._link.answer_inspection(asked.inspection_id, found)
+        except Exception:
+            # The edge: a bug in a question must not end the sessions.
+            log.exception("inspection ended by a bug", vm=asked.vm)
+        finally:
+            self._inspecting.discard(asked.inspection_id)
+
+    async def _migrate(self, assignment: Migrate) -> None:
+        tell = self._telling(assignment.migration_id)
+        try:
+            if self._host.config.hypervisor.kind == "libvirt" and not self._is_of_program(assignment):
+                if (trouble := await self._orders.carry_out(assignment)) is not None:
+                    await tell(News("failed", None, None, trouble))
+            else:
+                await carry_as_source(self._host, _order_of(assignment), tell, self._cancels[assignment.migration_id])
+        except (TransportError, HypervisorError) as error:
+            log.warning("migration not begun", migration=assignment.migration_id, cause=str(error))
+            await tell(News("cancelled" if isinstance(error, MigrationCancelled) else "failed", None, None, str(error)))
+        except Exception:
+            # The edge: a bug in one session must not end the others.
+            log.exception("migration ended by a bug", migration=assignment.migration_id)
+            await tell(News("failed", None, None, "internal error of the source relay; see its log"))
+        finally:
+            del self._cancels[assignment.migration_id]
+
+    def _is_of_program(self, assignment: Migrate) -> bool:
+        """Whether it opens a named port, which no hypervisor has to do with. `OfferRefused`."""
+        host = self._host
+        permit = host.permits.verify(
+            assignment.permit, assignment.other_permit, source=host.spiffe_id, destination=None
+        )
+        return not permit.claims.moves_guest
+
+
+def _order_of(permitted: Migrate) -> MigrationOrder:
+    return MigrationOrder(
+        permitted.permit,
+        permitted.destination_address,
+        permitted.downtime_limit_ms,
+        permitted.deadline_seconds,
+        permitted.how,
+        permitted.other_permit,
+    )

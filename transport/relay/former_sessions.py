@@ -1,0 +1,59 @@
+"""Sessions that a former process of this relay left unfinished: each is taken up, and brought to its end."""
+
+from __future__ import annotations
+
+import time
+
+import trio
+
+from certs.tls import local_leaf_sha256
+from policy.errors import PermitRefused
+from policy.permit import VerifiedPermit
+from transport.errors import SpoolFailed
+from transport.relay.destination import Destination
+from transport.relay.gateway_link import NewsDesk
+from transport.relay.gateway_links import GatewayLinks
+from transport.relay.handover import close_source, settle_source
+from transport.relay.host import RelayHost, now
+from transport.relay.receipts import ReceiptFacts
+from transport.relay.source_session import SourceSession
+from transport.relay.spool import SessionJournal
+from transport.wire.control import Role
+
+
+def take_up_former(host: RelayHost, destination: Destination, link: GatewayLinks, nursery: trio.Nursery) -> None:
+    """In the background. SpoolFailed for a journal whose permit is not accepted any more."""
+    for journal in host.spool.unfinished(Role.DESTINATION):
+        permit = _permit_of(host, journal)
+        too_old = permit.claims.session_until + host.config.limits.remember_outcome_seconds < time.time()
+        if too_old and journal.state in ("started", "discarded"):
+            journal.append("ended")
+        else:
+            destination.recover(journal, permit)
+    for journal in host.spool.unfinished(Role.SOURCE):
+        nursery.start_soon(_settle, host, journal, link, nursery)
+
+
+async def _settle(host: RelayHost, journal: SessionJournal, link: GatewayLinks, nursery: trio.Nursery) -> None:
+    permit = _permit_of(host, journal)
+    journal.facts["recovered"] = True
+    seconds = host.config.limits.migration_deadline_seconds
+    former_end = host.source_end(permit, journal.facts, 300, seconds)
+    async with host.leaving(permit.claims.vm, is_recovered=True), former_end as end:
+        facts = ReceiptFacts(Role.SOURCE, permit, end.vm_binding, now(), local_leaf_sha256(host.credentials))
+        session = SourceSession(host, permit, str(journal.facts["address"]), journal, facts)
+        session.message = "the relay at the source was restarted during the migration"
+        tell = NewsDesk(link, permit.claims.migration_id, nursery).tell
+        await settle_source(session, end, tell)
+    news = await close_source(session, tell)
+    if news.state != "completed":
+        await host.on_disk(host.evacuations.stayed, permit.claims.vm, permit.claims.destination)
+
+
+def _permit_of(host: RelayHost, journal: SessionJournal) -> VerifiedPermit:
+    """The permit of a journal, its signature checked again: a pinned key that went away is the operator's to decide."""
+    try:
+        other = journal.facts.get("other_permit")
+        return host.permits.reopen(str(journal.facts["permit"]), None if other is None else str(other))
+    except PermitRefused as refused:
+        raise SpoolFailed(f"{journal.path}: its permit is not accepted any more ({refused.detail})") from None

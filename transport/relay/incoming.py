@@ -1,0 +1,131 @@
+"""Control connections of other relays: TLS, the peer's identity, its Offer, and then the session."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Awaitable, Callable
+
+import structlog
+import trio
+from OpenSSL import SSL
+
+from certs.errors import PeerRefused
+from certs.tls import ControlPeer, HostCredentials, accept_peer, export_secret, local_leaf_sha256
+from transport.errors import ConnectionBroken, OfferRefused, RefusalCode, TransportError
+from transport.relay.control import ControlLink, TlsStream
+from transport.relay.destination import Destination
+from transport.relay.host import RelayHost, now
+from transport.relay.listener import Listener
+from transport.relay.tcp import notice_silence
+from transport.wire.control import Role
+from transport.wire.keys import ConnectionKeys, exporter_context
+from transport.wire.messages import Offer, Refusal
+
+ShowPermit = Callable[[str], Awaitable[None]]
+log = structlog.get_logger("sealane.relay")
+_REFUSED_LOG_SECONDS = 1.0
+_MAX_SILENT_PER_PEER = 16
+
+
+class Incoming:
+    """`show_permit`: to the gateways, each permit under which something begins here."""
+
+    def __init__(
+        self, host: RelayHost, nursery: trio.Nursery, destination: Destination, show_permit: ShowPermit
+    ) -> None:
+        self._host = host
+        self._nursery = nursery
+        self._destination = destination
+        self._show_permit = show_permit
+        self._refusal_logged: dict[str, float] = {}
+        self._silent: Counter[str] = Counter()  # connections by host that have not offered yet
+        self.listener = Listener(host.config.limits, self._serve_control, host.addresses.knows)
+
+    async def _serve_control(self, sock: trio.socket.SocketType, first: bytes, proven: Callable[[], None]) -> None:
+        """One control connection: TLS, the peer's identity, its Offer, and then the session."""
+        limits = self._host.config.limits
+        credentials = self._host.credentials
+        tls = SSL.Connection(self._host.identity.context, None)
+        tls.set_accept_state()
+        stream = TlsStream(sock, tls, first)
+        link = ControlLink(stream, Role.DESTINATION, limits.message_seconds)
+        try:
+            await stream.handshake()
+            peer = accept_peer(tls, credentials, now())
+            self._host.identity.require_listed(peer.spiffe_id)
+            proven()
+            notice_silence(sock, limits.silence_seconds)
+            await self._serve_offer(link, tls, peer, credentials)
+        except PeerRefused as refused:
+            self._log_refused("", "peer refused", check=refused.check, detail=refused.detail)
+        except ConnectionBroken:
+            pass  # a stranger's handshake, or a peer that left before its session began
+        except TransportError as error:
+            log.warning("control connection ended", cause=str(error))
+        except Exception:
+            # A bug of ours that one peer has found must not end the sessions of all others; its own ends here.
+            log.exception("bug: control connection ended")
+        finally:
+            with trio.CancelScope(shield=True):
+                await link.close()
+
+    async def _serve_offer(
+        self, link: ControlLink, tls: SSL.Connection, peer: ControlPeer, credentials: HostCredentials
+    ) -> None:
+        offer = await self._hear_offer(link, str(peer.spiffe_id))
+        try:
+            session = await self._destination.admissions.admit(offer, peer)
+        except OfferRefused as refused:
+            source = str(peer.spiffe_id)
+            self._log_refused(source, "offer refused", source=source, code=refused.code.value, detail=refused.detail)
+            # A peer whose permit is good is told what is busy; of a check that failed nothing that helps a forger.
+            await link.send(Refusal(refused.code, refused.detail if refused.is_told else _words_for(refused.code)))
+            return
+        if offer.purpose == "begin":
+            self._nursery.start_soon(self._show_permit, session.permit.token)
+        context = exporter_context(
+            offer.permits,
+            peer.leaf_sha256,
+            local_leaf_sha256(credentials),
+            bytes.fromhex(offer.session_id),
+            offer.attempt,
+        )
+        keys = ConnectionKeys(export_secret(tls, context))
+        allowed = session.permit.claims.limits.max_channels
+        desk = self.listener.open_desk(keys, min(allowed, self._host.config.limits.max_channels))
+        try:
+            await self._destination.serve(session, offer, link, desk, (peer, local_leaf_sha256(credentials)))
+        finally:
+            self.listener.close_desk(desk)
+
+    async def _hear_offer(self, link: ControlLink, name: str) -> Offer:
+        """A host may keep only so many connections that say nothing: they hold descriptors that others need."""
+        if self._silent[name] >= _MAX_SILENT_PER_PEER:
+            raise ConnectionBroken("a host with too many silent connections")
+        self._silent[name] += 1
+        try:
+            return await link.expect(Offer)
+        finally:
+            self._silent[name] -= 1
+            if not self._silent[name]:
+                del self._silent[name]
+
+    def _log_refused(self, who: str, event: str, **facts: object) -> None:
+        """At most a line a second for each host, and for all strangers: nobody fills the disk, or hides another."""
+        if trio.current_time() - self._refusal_logged.get(who, -math.inf) >= _REFUSED_LOG_SECONDS:
+            self._refusal_logged[who] = trio.current_time()
+            log.warning(event, **facts)
+
+
+def _words_for(code: RefusalCode) -> str:
+    """What a refused peer reads, and whoever moves a VM: who knows more of it, and nothing that helps a forger."""
+    match code:
+        case RefusalCode.HYPERVISOR:
+            return "the hypervisor there does not take this VM; the log of the relay there says why"
+        case RefusalCode.PERMIT_REPLAYED:  # its first offer met a hypervisor that hung for longer than S waited
+            return "this permit was used before, if in vain; the log of the relay there says why"
+        case RefusalCode.INTERNAL:
+            return "the relay there cannot keep a session; its log says why"
+        case _:
+            return f"the destination's check of {code.value} failed"
