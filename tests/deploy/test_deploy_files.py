@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import gateway.config as gateway_configuration
+from gateway.cli.settings import read_client_file
 from policy.inventory import Inventory
 from transport.relay.config import load_relay_config
 
@@ -72,6 +73,10 @@ def test_the_pages_configurations_are_understood(tmp_path: Path) -> None:
     assert load_relay_config(relay).relay.listen == "10.7.0.11:7443"
     config = gateway_configuration.parse(block("gateway").encode(), tmp_path / "gateway.toml")
     assert config.log.origin == "bank.example/audit"
+    assert [issuer.login is not None for issuer in config.identity.issuers] == [True]  # or nobody could sign in
+    client = tmp_path / "client.toml"
+    client.write_text(block("client"))
+    assert read_client_file(client).gateway == "https://gateway.bank.example:8443"
     inventory = Inventory.parse(block("inventory").encode())
     assert set(inventory.vms) == {"6f1c2a52-4c0e-4a57-9d3c-0b8f6f0f7a11"}
 
