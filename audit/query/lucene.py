@@ -110,7 +110,9 @@ class _Reader:
     def _operation(self, item: lucene.BaseOperation, name: Name | str | None, depth: int) -> Node:
         for child in item.children:
             if isinstance(child, lucene.BaseOperation) and not (isinstance(item, _ALIKE) and isinstance(child, _ALIKE)):
-                raise _wrong(child, "AND (or a space) and OR stand side by side", "put parentheses around one of them")
+                raise _wrong(
+                    _meeting(item), "AND (or a space) and OR stand side by side", "put parentheses around one of them"
+                )
             if isinstance(child, lucene.Plus) and isinstance(item, lucene.OrOperation):
                 raise _wrong(child, "`+` beside OR has no clear meaning", "leave it out, or use AND")
         parts = [self.node(child, name, depth + 1) for child in item.children]
@@ -219,6 +221,23 @@ class _Reader:
             None if end is None else _edge(end, after=include_high),
             include_high=False,
         )
+
+
+def _meeting(item: lucene.BaseOperation) -> lucene.Item:
+    """The first part that another operator joins to what stands before it than joined the parts up to there."""
+    (_, first), *rest = _joined(item)[1:]
+    return next((part for part, is_or in rest if is_or is not first), item)
+
+
+def _joined(item: lucene.Item) -> list[tuple[lucene.Item, bool | None]]:
+    """Its parts as they stand in the text, each with whether OR stands before it; None: nothing does."""
+    if not isinstance(item, lucene.BaseOperation):
+        return [(item, None)]
+    parts: list[tuple[lucene.Item, bool | None]] = []
+    for child in item.children:
+        (first, _), *others = _joined(child)
+        parts += [(first, isinstance(item, lucene.OrOperation) if parts else None), *others]
+    return parts
 
 
 def _edge(period: Period, *, after: bool) -> int:

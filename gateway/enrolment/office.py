@@ -146,7 +146,8 @@ class Office:
             "token_issued_by": token.issued_by,
             **_certificate_facts(chain[0], key_sha256),
         }
-        event = Event("host.enrolled", "completed", actor=host_actor(str(spiffe_id)), details=details)
+        host = str(spiffe_id)
+        event = Event("host.enrolled", "completed", actor=host_actor(host), source=host, details=details)
         await self._gate.recorder.append(event)
         self._require_not_revoked_since(revocations, token.host)
         log.info("host enrolled", host=str(spiffe_id), serial=issued.serial)
@@ -178,7 +179,7 @@ class Office:
         await self._writer.write(Note(_issued(host.name, chain)))
         details = {"client_address": address, **_certificate_facts(chain[0], public_key_sha256(key))}
         await self._gate.recorder.append(
-            Event("host.renewed", "completed", actor=host_actor(str(host)), details=details)
+            Event("host.renewed", "completed", actor=host_actor(str(host)), source=str(host), details=details)
         )
         self._require_not_revoked_since(revocations, host.name)
         return {"certificate": _pem(chain)}
@@ -306,7 +307,8 @@ class Office:
         decision = decide(self._gate.engine, Question(action, person, None, None, None, context))
         details = {"host": str(host), "client_address": address, "decision": decision_document(decision)}
         actor: Actor = actor_of(person)
-        event = Event(kind, actor=actor, reason=reason, details={**details, **identity_of(person)})
+        details |= identity_of(person)
+        event = Event(kind, actor=actor, source=str(host), reason=reason, details=details)  # `host:` finds it
         if not decision.allowed:
             recorded = await self._gate.recorder.append(_with(event, "denied", {}))
             raise NotAllowed(f"{action} is denied", decision.denied_because, recorded.index)
@@ -355,9 +357,7 @@ class Office:
 
 
 def _with(event: Event, outcome: str, details: dict[str, Any]) -> Event:
-    return Event(
-        event.kind, outcome, actor=event.actor, reason=event.reason, details={**dict(event.details), **details}
-    )
+    return replace(event, outcome=outcome, details={**event.details, **details})
 
 
 def _issued(host: str, chain: Sequence[x509.Certificate]) -> Issued:
