@@ -25,7 +25,8 @@ from gateway.demo.guest import PAGE_BYTES, GuestLayout, build_boot_image
 from gateway.demo.machines import Qemu, start_qemu, stop_qemu, wait_passes
 from gateway.demo.processes import Commands
 from gateway.demo.site import DESTINATION, OPERATOR, SOURCE, lay_out
-from transport.hypervisors.qemu import MigrationSettings, QemuMachine
+from transport.hypervisors.migration_settings import MigrationSettings
+from transport.hypervisors.qemu import QemuMachine
 
 VM_NAME, VM = "standing-still", "5ea1a4e0-0000-4000-8000-00000000d0e7"
 MEMORY_MIB = 128

@@ -22,8 +22,8 @@ from bench.peers import Start
 from bench.qemus import Conversation, QemuProcess, conversation, destination_qemu, source_qemu
 from bench.sealane_peer import sealane
 from transport.hypervisors.errors import HypervisorError
+from transport.hypervisors.migration_settings import MigrationSettings
 from transport.hypervisors.moving import Movement
-from transport.hypervisors.qemu import MigrationSettings
 
 MEMORY_MIB = 1024
 QUICK_MEMORY_MIB = 256

@@ -14,7 +14,8 @@ import trio
 from gateway.demo.machines import Qemu, start_qemu, stop_qemu
 from tests.gateway.conftest import UUID_WEB, Running
 from tests.transport.hypervisors.libvirtd import running_libvirtd
-from transport.hypervisors.qemu import MigrationSettings, QemuMachine
+from transport.hypervisors.migration_settings import MigrationSettings
+from transport.hypervisors.qemu import QemuMachine
 from transport.relay.config import load_relay_config
 from transport.relay.gateway_link import GatewayLink
 from transport.relay.host import open_host

@@ -56,6 +56,14 @@ def within(seconds: float, what: str) -> Iterator[None]:
         raise HypervisorTimeout(f"no answer within {seconds:g} s to: {what}") from None
 
 
+def left(end: float, whole_seconds: float) -> float:
+    """Seconds until `end` by trio's clock. Raises HypervisorTimeout when there are none."""
+    left = end - trio.current_time()
+    if left <= 0:
+        raise HypervisorTimeout(f"the migration did not end within {whole_seconds:g} s")
+    return left
+
+
 class QmpConnection:
     """One conversation with one QEMU.
 

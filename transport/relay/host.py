@@ -21,8 +21,8 @@ from certs.errors import CertificateError
 from certs.tls import HostCredentials
 from policy.permit import VerifiedPermit
 from transport.errors import ConfigurationError, OfferRefused, RefusalCode
+from transport.hypervisors.migration_settings import MigrationSettings
 from transport.hypervisors.moving import AS_CONFIGURED, PLAIN, How, Movement
-from transport.hypervisors.qemu import MigrationSettings
 from transport.libvirt_rpc.framing import Packet
 from transport.relay.address_book import AddressBookFile
 from transport.relay.bandwidth import HostBandwidth, Pace

@@ -20,9 +20,10 @@ from transport.hypervisors.errors import (
     MigrationFailed,
 )
 from transport.hypervisors.migration_progress import MigrationProgress
+from transport.hypervisors.migration_settings import MigrationSettings
 from transport.hypervisors.moving import How, Step, next_step
 from transport.hypervisors.process import is_gone, process_identity
-from transport.hypervisors.qemu import MigrationSettings, QemuMachine
+from transport.hypervisors.qemu import QemuMachine
 from transport.relay.ends import Arrival, Milestones, Report, Whereabouts
 from transport.relay.inlets import Inlet, Port, SourceLanes, listen_unix, peer_process
 from transport.relay.local_dial import dial_unix
@@ -196,7 +197,7 @@ class QmpSource(_QmpEnd):
             case Step.POST_COPY if not self._asked_for_post_copy:
                 self._asked_for_post_copy = True
                 log.info("switching to post-copy", vm=self._vm, passes=seen.passes, seconds=round(seconds, 1))
-                await machine.start_post_copy()
+                await machine.post_copy.start()
             case Step.PAUSE if not self._paused_late:
                 self._paused_late = True
                 log.warning("guest paused: it did not converge in time", vm=self._vm, seconds=round(seconds, 1))
@@ -210,9 +211,9 @@ class QmpSource(_QmpEnd):
     async def go_on_with_post_copy(self, report: Report) -> None:
         """Let QEMU send what is left, to the inlets that were made last; returns when all of it was sent."""
         machine = await self.machine()
-        if await machine.pause_post_copy(deadline_seconds=self._seconds) == "completed":
+        if await machine.post_copy.pause(deadline_seconds=self._seconds) == "completed":
             return
-        await machine.resume_post_copy(self._socket_path)
+        await machine.post_copy.resume(self._socket_path)
         await machine.wait_migration(deadline_seconds=self._deadline_seconds, on_progress=report)
 
     async def resume_guest(self) -> None:
@@ -296,7 +297,7 @@ class QmpDestination(_QmpEnd):
         if await self.is_gone():
             raise LocalBroken("the QEMU of this guest has ended")
         machine = await self.machine()
-        await machine.listen_recovery(folder / _RECOVERY_SOCKET, deadline_seconds=self._seconds)
+        await machine.post_copy.listen_recovery(folder / _RECOVERY_SOCKET, deadline_seconds=self._seconds)
         self._memory_socket = _RECOVERY_SOCKET
 
     async def hold_until_whole(self) -> None:
@@ -307,7 +308,7 @@ class QmpDestination(_QmpEnd):
         """
         while not await self.is_gone():
             try:
-                await (await self.machine()).wait_whole()
+                await (await self.machine()).post_copy.wait_whole()
                 break
             except HypervisorError as error:
                 log.info("the monitor of a guest in post-copy does not answer", vm=self._vm, cause=str(error))
@@ -319,7 +320,7 @@ class QmpDestination(_QmpEnd):
         if self._has_disks:
             await machine.disks.close_exports()  # from now on the guest alone writes them
         if self.begin_post_copy() and not await self._is_whole(machine):
-            await machine.resume_in_post_copy()
+            await machine.post_copy.start_guest()
             return
         if await machine.status() != "running":
             await machine.resume()

@@ -22,8 +22,9 @@ from transport.hypervisors.errors import (
     WrongVm,
 )
 from transport.hypervisors.migration_progress import MigrationProgress
+from transport.hypervisors.migration_settings import MigrationSettings
 from transport.hypervisors.moving import Movement
-from transport.hypervisors.qemu import MigrationSettings, QemuMachine
+from transport.hypervisors.qemu import QemuMachine
 
 pytestmark = pytest.mark.real
 

@@ -12,7 +12,8 @@ import trio
 
 from gateway.demo.machines import Qemu, start_qemu, stop_qemu
 from transport.hypervisors.guests import Arrival, Presence
-from transport.hypervisors.qemu import MigrationSettings, QemuMachine
+from transport.hypervisors.migration_settings import MigrationSettings
+from transport.hypervisors.qemu import QemuMachine
 from transport.hypervisors.qmp_guests import QmpGuests, monitors, presence_of
 
 VM = "7f9c24e8-3b5a-4f0e-8d6b-0c2a1e5d9f01"

@@ -20,8 +20,8 @@ from tests.transport.relay.hostile import Driver
 from tests.transport.relay.test_carriage import VM, listen
 from transport.errors import ConnectionBroken, LocalBroken, SpoolFailed
 from transport.hypervisors.errors import HypervisorGone, HypervisorUnreachable
+from transport.hypervisors.migration_settings import MigrationSettings
 from transport.hypervisors.process import is_gone, process_identity
-from transport.hypervisors.qemu import MigrationSettings
 from transport.hypervisors.qmp import QmpConnection
 from transport.relay.control import ControlLink
 from transport.relay.dialling import offered
