@@ -3,7 +3,8 @@
 The log is used by one thread at a time: appends and reads share a limiter of one. A waiter is told its index only
 after the commit is durable. If the log fails, all its waiters are told so, and nothing is appended until it has been
 reopened, which recovers it: with all checks of a start, as a continuation of what was last acknowledged, and with a
-record of the outage committed as the proof that the disk takes writes again. That is tried by itself, ever more slowly.
+record of the outage committed as the proof that the disk takes writes again. That is tried by itself: after a second,
+then every two, or as much more slowly as an attempt on a long log takes, so that trying never fills the time.
 """
 
 from __future__ import annotations
@@ -24,8 +25,11 @@ from audit.log import Commit, EntryBuilder, Log, Recovery, build_entries
 from gateway.errors import LogUnavailable, Overloaded
 
 MAX_BATCH: Final = 64
-REOPEN_SECONDS: Final = 1.0  # before the first attempt to reopen a failed log; doubled for each one that fails
+REOPEN_SECONDS: Final = 1.0  # before the first attempt to reopen a failed log
+LATER_SECONDS: Final = 2.0  # before each further one: whoever mends the disk is not kept waiting
 MAX_REOPEN_SECONDS: Final = 30.0
+REST: Final = 9  # times as long as an attempt took, before the next one: a log of millions of entries is looked at whole
+SAID_AGAIN_SECONDS: Final = 60.0  # that it fails still, for the same reason
 
 log = structlog.get_logger("gateway.committer")
 Answer = TypeVar("Answer")
@@ -111,6 +115,7 @@ class Committer:
         self._failed_first = ""
         self._attempts = 0
         self._next_attempt = 0.0
+        self._said: tuple[str, float] = ("", 0.0)  # why it failed, and when that was logged
         self._acknowledged: Checkpoint | None = None
         self.announce: Callable[[Outage], EntryBuilder] | None = None  # the record of an outage
         self.failed_because: str | None = None
@@ -271,12 +276,13 @@ class Committer:
         if self._clock() < self._next_attempt:
             raise LogUnavailable(f"the audit log failed: {self.failed_because}")
         self._attempts += 1
+        begun = self._clock()
         try:
             self._log = self._reopened()
         except (LogError, OSError) as error:
-            raise self._failed(error) from error
+            raise self._failed(error, took=self._clock() - begun) from error
         log.warning("audit log reopened", size=self.size, attempts=self._attempts)
-        self.failed_because, self._attempts = None, 0
+        self.failed_because, self._attempts, self._said = None, 0, ("", 0.0)
         return self._log
 
     def _reopened(self) -> Log:
@@ -300,14 +306,18 @@ class Committer:
     def _remember(self, size: int, root: bytes, origin: str) -> None:
         self.size, self._acknowledged = size, Checkpoint(origin, size, root)
 
-    def _failed(self, error: Exception) -> LogUnavailable:
+    def _failed(self, error: Exception, took: float = 0.0) -> LogUnavailable:
+        """`took`: seconds that the attempt to reopen it has cost."""
         failed, self._log = self._log, None
         now = self._clock()
         if self.failed_because is None:
             self._failed_at, self._failed_first = now, str(error)
-        self._next_attempt = now + min(MAX_REOPEN_SECONDS, REOPEN_SECONDS * 2 ** min(self._attempts, 16))
+        pause = LATER_SECONDS if self._attempts else REOPEN_SECONDS
+        self._next_attempt = now + min(MAX_REOPEN_SECONDS, max(pause, REST * took))
         self.failed_because = str(error)
-        log.error("audit log failed: nothing is permitted until it recovers", error=str(error))
+        if self._said[0] != str(error) or now - self._said[1] >= SAID_AGAIN_SECONDS:
+            self._said = (str(error), now)
+            log.error("audit log failed: nothing is permitted until it recovers", error=str(error))
         if failed is not None:
             try:
                 failed.close()

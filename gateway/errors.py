@@ -123,6 +123,16 @@ class RelayRefused(RelayError):
     next_step = "give the relay a valid host certificate of this site and list the host in the inventory"
 
 
+class RelayRevoked(RelayRefused):
+    """Said on a connection whose handshake has proven the certificate's key, and by a CA of this site: no oracle."""
+
+    code = "relay_revoked"
+    next_step = "ask who revoked it; a host that is to come back enrols with a new key and a new token"
+
+    def __init__(self) -> None:
+        super().__init__("the certificate of this host, or of its CA, has been revoked")
+
+
 class ReceiptRefused(RelayError):
     """`check` names what is wrong with the receipt."""
 

@@ -16,11 +16,11 @@ from cryptography import x509
 from cryptography.x509 import verification
 
 from certs.crls import hosts_crl_number
-from certs.errors import UNREADABLE, CertificateError, PeerRefused
+from certs.errors import UNREADABLE, CertificateError, Check, PeerRefused
 from certs.files import read_certificates, read_crls
 from certs.identity import ServiceId, SpiffeId, spiffe_id_of
 from certs.verification import Trust, verify_chain, verify_service
-from gateway.errors import RelayRefused, StartRefused
+from gateway.errors import RelayRefused, RelayRevoked, StartRefused
 from gateway.rollover.telling import NOTHING_ROLLS, Rolling
 from policy.inventory import Inventory
 
@@ -83,12 +83,20 @@ def _trust(certificates: tuple[x509.Certificate, ...], crls: tuple[x509.Certific
 
 
 def relay_of(certificate_der: bytes | None, trust: HostTrust, inventory: Inventory, now: datetime) -> SpiffeId:
-    """The host that the connection's client certificate names. Errors: RelayRefused; why, only in our own log."""
+    """The host that the connection's client certificate names. Errors: RelayRefused; why, only in our own log.
+
+    Beside one thing: whoever has the key of a certificate that was good is told that it was revoked.
+    """
     if certificate_der is None:
         raise RelayRefused("relay calls need a client certificate")
     try:
         certificate = x509.load_der_x509_certificate(certificate_der)
         host = trust.host_of((certificate,), now)
+    except PeerRefused as error:
+        log.warning("client certificate refused", error=str(error))
+        if error.check == Check.REVOKED:
+            raise RelayRevoked from error
+        raise RelayRefused("the client certificate is not that of a host of this site") from error
     except (CertificateError, *UNREADABLE) as error:
         log.warning("client certificate refused", error=str(error))
         raise RelayRefused("the client certificate is not that of a host of this site") from error

@@ -10,6 +10,7 @@ import pytest
 import trio
 import trio.testing
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from structlog.testing import capture_logs
 
 from audit.checkpoint import LogSigner, open_checkpoint
 from audit.log import Log
@@ -33,9 +34,11 @@ class Disk:
         self.opened = 0
         self.batches: list[int] = []
         self.now = 0.0
+        self.open_seconds = 0.0
 
     def open(self) -> Log:
         self.opened += 1
+        self.now += self.open_seconds
         if self.fails:
             raise OSError(5, "Input/output error")
         log = Log.open(self.directory, SIGNER)
@@ -147,20 +150,35 @@ async def test_a_failed_log_is_reopened_without_being_asked_and_the_outage_goes_
         nursery.cancel_scope.cancel()
 
 
-async def test_attempts_to_reopen_become_rarer_up_to_a_limit(disk: Disk) -> None:
+@pytest.mark.parametrize(("took", "waits"), [(0.0, [1, 2, 2, 2]), (1.0, [1, 9, 9]), (10.0, [1, 30, 30])])
+async def test_a_disk_that_works_again_is_noticed_within_two_seconds_but_trying_never_fills_the_time(
+    disk: Disk, took: float, waits: list[float]
+) -> None:
     async with committing(disk) as committer:
-        disk.fails = True
-        waits = []
+        disk.fails, disk.open_seconds = True, took
+        waited = []
         with pytest.raises(LogUnavailable):
             await committer.append(entry("lost"))
-        for _ in range(8):
+        for _ in waits:
             failed_at, opened = disk.now, disk.opened
             while disk.opened == opened:
                 disk.now += 1.0
                 with pytest.raises(LogUnavailable):
                     await committer.read(lambda log: log.size)
-            waits.append(disk.now - failed_at)
-        assert waits == [1, 2, 4, 8, 16, 30, 30, 30]
+            waited.append(disk.now - took - failed_at)
+        assert waited == waits
+
+
+async def test_an_outage_fills_no_operators_log_either(disk: Disk) -> None:
+    async with committing(disk) as committer:
+        disk.fails = True
+        with capture_logs() as said:
+            for _ in range(100):
+                disk.now += 2.0
+                with pytest.raises(LogUnavailable):
+                    await committer.append(entry("x"))
+        assert disk.opened >= 100
+        assert 4 <= len(said) <= 6, "one a minute for the same reason"
 
 
 async def test_a_log_that_comes_back_shorter_than_what_was_acknowledged_stays_shut(disk: Disk) -> None:

@@ -95,7 +95,9 @@ async def test_a_host_enrols_with_its_token_renews_and_is_revoked(site: Site, tm
         revoked = await running.person(OFFICER).post("/v1/hosts/b/revocation", json={"reason": "stolen"})
         assert revoked.status_code == 200, revoked.text
         assert set(revoked.json()["serials"]) == {f"{leaf.serial_number:x}", f"{again.serial_number:x}"}
-        assert (await host.post("/v1/relay/trust", json={})).status_code == 403
+        refused = await host.post("/v1/relay/trust", json={})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (403, "relay_revoked")
+        assert "has been revoked" in refused.json()["error"]["message"]
         other = running.client("a")
         news = (await other.post("/v1/relay/trust", json={"known_version": told["version"]})).json()
         crl = x509.load_pem_x509_crl(news["crls"][0].encode())

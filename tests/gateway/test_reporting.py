@@ -87,7 +87,7 @@ async def test_a_revoked_host_is_refused_after_a_reload_even_on_an_open_connecti
     authority.revoke(leaf.serial_number, datetime.now(UTC))
     authority.publish_crl(datetime.now(UTC))
     await running.gateway.reload()
-    assert await refused(client, "/v1/relay/poll", {"wait_seconds": 0}) == "relay_refused"
+    assert await refused(client, "/v1/relay/poll", {"wait_seconds": 0}) == "relay_revoked"
     folder = running.site.host_folder("a")
     await is_hung_up_on(running, folder / "host.pem", folder / "host.key")
 
