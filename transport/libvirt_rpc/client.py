@@ -16,7 +16,7 @@ from typing import Final
 
 import trio
 
-from transport.libvirt_rpc.errors import LibvirtAway, RpcFailed, RpcMalformed
+from transport.libvirt_rpc.errors import LibvirtAway, LibvirtHangs, RpcFailed, RpcMalformed
 from transport.libvirt_rpc.framing import (
     PING,
     PONG,
@@ -103,7 +103,7 @@ class LibvirtClient:
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 raise LibvirtAway("the local libvirtd closed its connection") from None
         await trio.aclose_forcefully(self._stream)
-        raise LibvirtAway(f"the local libvirtd did not answer procedure {procedure} in time")
+        raise LibvirtHangs(f"the local libvirtd did not answer procedure {procedure} in time")
 
     async def find(self, vm: str) -> Domain | None:
         """The domain with this UUID, running or not."""
@@ -213,7 +213,7 @@ class LibvirtClient:
                 raise LibvirtAway("the local libvirtd closed its connection")
             await self._stream.send_all(PING.encode())
         await trio.aclose_forcefully(self._stream)
-        raise LibvirtAway(f"the local libvirtd hangs: it has answered no ping for {self._seconds:.0f} s")
+        raise LibvirtHangs(f"the local libvirtd hangs: it has answered no ping for {self._seconds:.0f} s")
 
 
 @contextlib.asynccontextmanager
@@ -235,7 +235,7 @@ async def connect_libvirt(socket_path: Path, answer_seconds: float) -> LibvirtCl
         except OSError as error:
             raise LibvirtAway(f"libvirtd does not answer on {socket_path}: {error.strerror}; is it running?") from None
     if stream is None:
-        raise LibvirtAway(f"libvirtd does not answer on {socket_path} in time")
+        raise LibvirtHangs(f"libvirtd does not answer on {socket_path} in time")
     client = LibvirtClient(stream, answer_seconds)
     try:
         await client.open()

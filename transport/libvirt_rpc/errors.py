@@ -3,7 +3,7 @@
 RpcMalformed    whoever sent it: bytes that are not libvirt's RPC; the connection ends, nothing of it is used
 CallRefused     the caller: a call that does not pass, answered by a libvirt error that says why
 RpcFailed       the operator of this host: our own call to the local libvirtd failed (code and message are libvirt's)
-LibvirtAway     the operator of this host: the local libvirtd does not answer
+LibvirtAway     the operator of this host: the local libvirtd does not answer; LibvirtHangs if it is there
 """
 
 from __future__ import annotations
@@ -38,3 +38,7 @@ class RpcFailed(LocalBroken):
 
 class LibvirtAway(LocalBroken):
     """The local libvirtd cannot be reached, or does not answer in time."""
+
+
+class LibvirtHangs(LibvirtAway):
+    """It is there, and does not answer in time."""

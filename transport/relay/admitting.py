@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import OrderedDict
 from collections.abc import Callable
 
 import msgspec
@@ -12,8 +13,9 @@ import trio
 from certs.tls import ControlPeer, local_leaf_sha256
 from policy.permit import VerifiedPermit
 from transport.errors import LocalBroken, NobodyListens, OfferRefused, RefusalCode, SpoolFailed
-from transport.hypervisors.errors import HypervisorError
+from transport.hypervisors.errors import HypervisorError, HypervisorTimeout
 from transport.hypervisors.moving import Movement
+from transport.libvirt_rpc.errors import LibvirtHangs
 from transport.relay.destination_session import DestinationSession
 from transport.relay.ends import make_session_folder, remove_session_folder
 from transport.relay.host import RelayHost, now
@@ -25,6 +27,7 @@ from transport.wire.messages import Offer
 
 log = structlog.get_logger("sealane.relay")
 SessionKey = tuple[str, str]  # S's SPIFFE id, session id
+_MAX_FAILED = 256
 
 
 class Admissions:
@@ -36,6 +39,7 @@ class Admissions:
         self.sessions: dict[SessionKey, DestinationSession] = {}
         self._vms_being_admitted: set[str] = set()
         self._being_admitted: dict[SessionKey, trio.Event] = {}
+        self._failed: OrderedDict[SessionKey, OfferRefused] = OrderedDict()  # once their permits were spent
 
     @property
     def is_busy(self) -> bool:
@@ -60,6 +64,7 @@ class Admissions:
         own, other = offer.permits[-1], offer.permits[0] if len(offer.permits) > 1 else None
         permit = self._host.permits.verify(own, other, source=key[0], destination=self._host.spiffe_id)
         vm = permit.claims.vm
+        self._require_not_failed(key)
         self._require_new(key)
         if self._host.board.is_draining:
             raise OfferRefused(RefusalCode.BUSY, "this relay is about to be restarted: try again")
@@ -74,6 +79,12 @@ class Admissions:
             session = await self._begin(key, permit, self._movement(offer))
             session.attempt = offer.attempt
             self.sessions[key] = session
+        except OfferRefused as refused:
+            if refused.code is RefusalCode.HYPERVISOR:
+                self._failed[key] = refused
+                while len(self._failed) > _MAX_FAILED:
+                    self._failed.popitem(last=False)
+            raise
         finally:
             self._vms_being_admitted.discard(vm)
             self._being_admitted.pop(key).set()
@@ -107,6 +118,11 @@ class Admissions:
         self._bring_to_life(session)
         return session
 
+    def _require_not_failed(self, key: SessionKey) -> None:
+        """S does not wait for ever: it offers again, and is told why it got no answer, not that its permit is spent."""
+        if (refused := self._failed.get(key)) is not None:
+            raise refused
+
     def _require_new(self, key: SessionKey) -> None:
         """Also among those that are only being admitted: two of one name would take each other's place."""
         if key in self.sessions or key in self._being_admitted:
@@ -128,6 +144,9 @@ class Admissions:
         if (admission := self._being_admitted.get(key)) is not None:  # S may have lost its Answer before it was given
             with trio.move_on_after(self._host.config.limits.message_seconds):
                 await admission.wait()
+            if key in self._being_admitted:
+                raise _hangs("it has not answered yet")
+        self._require_not_failed(key)
         session = self._known(key, offer)
         if not session.may_go_on:
             raise OfferRefused(RefusalCode.SESSION_UNKNOWN, "the session's channels are gone: it can only be settled")
@@ -189,9 +208,18 @@ class Admissions:
             await host.on_disk(remove_session_folder, folder)
             if isinstance(error, NobodyListens):
                 raise OfferRefused(RefusalCode.HYPERVISOR, str(error), is_told=True) from None
+            if isinstance(error, HypervisorTimeout | LibvirtHangs):
+                raise _hangs(str(error)) from None
             raise OfferRefused(RefusalCode.HYPERVISOR, f"no hypervisor waits for this VM: {error}") from None
         except SpoolFailed as error:
             log.error("a prepared session cannot be noted durably", vm=claims.vm, cause=str(error))
             await end.__aexit__(None, None, None)
             raise OfferRefused(RefusalCode.INTERNAL, "the relay cannot write its spool") from None
         return session
+
+
+def _hangs(detail: str) -> OfferRefused:
+    """Told in these words to whoever shows a good permit; in what it hangs, our own log says."""
+    log.warning("hypervisor hangs", cause=detail)
+    words = "the hypervisor there hangs: it did not answer in time; the log of the relay there says more"
+    return OfferRefused(RefusalCode.HYPERVISOR, words, is_told=True)

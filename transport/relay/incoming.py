@@ -123,7 +123,7 @@ def _words_for(code: RefusalCode) -> str:
     match code:
         case RefusalCode.HYPERVISOR:
             return "the hypervisor there does not take this VM; the log of the relay there says why"
-        case RefusalCode.PERMIT_REPLAYED:  # its first offer met a hypervisor that hung for longer than S waited
+        case RefusalCode.PERMIT_REPLAYED:
             return "this permit was used before, if in vain; the log of the relay there says why"
         case RefusalCode.INTERNAL:
             return "the relay there cannot keep a session; its log says why"

@@ -264,10 +264,14 @@ async def test_a_permit_is_spent_by_its_first_session(pair: Pair, vm_listener: t
         assert await driver.hear_all() == []
     await until(lambda: states(pair.destination) == [])
     for session_id in (same, "0" * 32):
-        async with Driver.connected(pair.address, pair.source.credentials) as driver:
-            said = await driver.offer(permit, session_id=session_id, attempt=9)
-            assert isinstance(said, Refusal)
-            assert said.code is RefusalCode.PERMIT_REPLAYED
+        code = RefusalCode.SESSION_KNOWN
+        with trio.fail_after(10):
+            while code is RefusalCode.SESSION_KNOWN:  # its journal is gone before it is forgotten
+                async with Driver.connected(pair.address, pair.source.credentials) as driver:
+                    said = await driver.offer(permit, session_id=session_id, attempt=9)
+                    assert isinstance(said, Refusal)
+                    code = said.code
+        assert code is RefusalCode.PERMIT_REPLAYED
     await require_still_carrying(pair)
 
 

@@ -1,0 +1,78 @@
+"""What a source is told that did not get its answer: why, and not what became of its permit meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from tests.transport.relay.conftest import Pair, host_with, serving
+from tests.transport.relay.hostile import Driver
+from tests.transport.site import Site
+from transport.errors import RefusalCode
+from transport.relay.host import open_host
+from transport.wire.messages import Refusal
+
+VM = "11111111-2222-4333-8444-555555555555"
+SOURCE = {"message_seconds": 0.3, "resume_seconds": 20.0}
+
+
+@pytest.fixture
+async def deaf(site: Site) -> AsyncIterator[Path]:
+    """A socket that takes connections, as a process that was stopped does, and says nothing."""
+    path = site.folder / "deaf"
+    with trio.socket.socket(trio.socket.AF_UNIX) as listening:
+        await listening.bind(str(path))
+        listening.listen(16)
+        yield path
+
+
+@asynccontextmanager
+async def hanging(site: Site, deaf: Path, kind: str, **limits: float) -> AsyncIterator[Pair]:
+    where: dict[str, Any] = {"qmp_socket": str(deaf)}
+    if kind == "libvirt":
+        where = {"libvirt_socket": str(deaf), "socket_dir": str(site.folder / "s"), "qemu_user": "root"}
+    host = host_with(site, "b", {"hypervisor_seconds": 1.5, **limits}, kind=kind, **where)
+    async with serving(host) as (destination, address):
+        yield Pair(site, host_with(site, "a", SOURCE), destination, address)
+
+
+@pytest.mark.parametrize("kind", ["qmp", "libvirt"])
+async def test_a_source_that_did_not_wait_is_told_that_the_hypervisor_hangs(
+    site: Site, deaf: Path, kind: str, tmp_path: Path
+) -> None:
+    async with hanging(site, deaf, kind, message_seconds=5.0) as pair:
+        with trio.fail_after(30):
+            news = await pair.carry(site.permit(vm=VM), tmp_path / "in.sock")
+    assert news.state == "failed"
+    assert "offer refused (hypervisor): 'the hypervisor there hangs" in str(news.message)
+
+
+async def test_nor_does_it_wait_for_longer_than_a_message_may_take(site: Site, deaf: Path, tmp_path: Path) -> None:
+    async with hanging(site, deaf, "qmp", message_seconds=0.2, hypervisor_seconds=20.0) as pair:
+        with trio.fail_after(15):
+            news = await pair.carry(site.permit(vm=VM), tmp_path / "in.sock")
+    assert "offer refused (hypervisor): 'the hypervisor there hangs" in str(news.message)
+
+
+async def test_the_permit_is_spent_all_the_same_and_nobody_else_learns_why(site: Site, deaf: Path) -> None:
+    async with hanging(site, deaf, "qmp", message_seconds=5.0, hypervisor_seconds=0.3) as pair:
+        permit = site.permit(vm=VM)
+        told: list[Refusal] = []
+        first = "a" * 32
+        for name, session in (("a", first), ("a", first), ("a", "b" * 32), ("b", first)):
+            credentials = open_host(site.relay_config(name)).credentials
+            async with Driver.connected(pair.address, credentials) as driver:
+                said = await driver.offer(permit, session_id=session)
+                assert isinstance(said, Refusal)
+                told.append(said)
+    assert [each.code for each in told] == [
+        RefusalCode.HYPERVISOR,
+        RefusalCode.HYPERVISOR,
+        RefusalCode.PERMIT_REPLAYED,
+        RefusalCode.PERMIT_PARTIES,
+    ]
