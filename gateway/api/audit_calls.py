@@ -129,6 +129,7 @@ async def record(index: Index, desk: AtDesk, person: Asking, address: Address) -
 
 @router.get("/v1/checkpoint", summary="The newest signed checkpoint")
 async def checkpoint(desk: AtDesk, person: Asking) -> Response:  # noqa: ARG001 - anyone who is authenticated
+    """For whoever is signed in."""
     return JsonAnswer({"checkpoint": await desk.reading.checkpoint()})
 
 

@@ -32,6 +32,7 @@ async def new_token(body: TokenWish, desk: AtDesk, person: AskingPrivileged, add
 
 @router.post("/v1/enrolment", summary="The first certificate of a host, for a token")
 async def enrol(body: Enrolment, desk: AtDesk, address: Address) -> Response:
+    """For whoever has a token that waits. `request` is a PKCS#10 request in PEM, of which the key alone counts."""
     document = await office_of(desk).enrol(body.token, body.request.encode(), address)
     told = desk.reporting.told
     return JsonAnswer({**document, "trust_bundle": told.roots, "crls": told.crls})

@@ -51,7 +51,8 @@ def evacuating_of(desk: Desk) -> Evacuating:
 
 @router.post("/v1/evacuations", status_code=201, summary="Prepare to empty a host while no gateway can be asked")
 async def prepare(body: Prepare, desk: AtDesk, person: AskingPrivileged, address: Address) -> Response:
-    """201: each permit is decided and logged, and the host's relay holds them. 403: none is allowed; recorded."""
+    """Needs Evacuate, of each VM. 201: each permit is decided and logged, and the host's relay holds them. 403: none is
+    allowed; recorded."""
     vms, to = tuple(body.vms or ()), tuple(body.to or ())
     wish = Wish(person, body.host, vms, to, body.hours, body.reason, address, desk.now())
     return JsonAnswer(await evacuating_of(desk).prepare(wish), 201)
@@ -61,6 +62,7 @@ async def prepare(body: Prepare, desk: AtDesk, person: AskingPrivileged, address
 async def withdraw(
     evacuation_id: str, body: Withdraw, desk: AtDesk, person: AskingPrivileged, address: Address
 ) -> Response:
+    """Who may prepare one for the host may. 202: recorded, and the relay is told."""
     index = await evacuating_of(desk).withdraw(person, evacuation_id, body.host, address, desk.now())
     return JsonAnswer({"evacuation_id": evacuation_id, "record_index": index}, 202)
 

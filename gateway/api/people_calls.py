@@ -70,7 +70,8 @@ async def sign_in(body: SignIn, desk: AtDesk, address: Address) -> Response:
 
 @router.post("/v1/migrations", status_code=201, summary="Move a VM, if policy allows it")
 async def request_migration(body: Move, desk: AtDesk, bearer: Bearer, address: Address) -> Response:
-    """201: recorded, and the source relay has its permit. 403: denied and recorded. 409, 503: allowed, but not now."""
+    """Needs MigrateVm; for a named port, OpenPort. 201: recorded, and the source relay has its permit. 403: denied and
+    recorded. 409, 503: allowed, but not now."""
     asked = _asked(desk, body, address)
     sites = desk.gate.sites
     site = sites.of_host(asked.destination) if sites is not None else None
@@ -87,6 +88,7 @@ async def request_migration(body: Move, desk: AtDesk, bearer: Bearer, address: A
 
 @router.post("/v1/decisions", summary="Would it be allowed? Nothing moves; the question is recorded")
 async def check_decision(body: CheckMove, desk: AtDesk, bearer: Bearer, address: Address) -> Response:
+    """Needs CheckDecision. `preflight`: also ask both hosts whether it can move, if it may. `explain`: every policy."""
     asked = replace(_asked(desk, body, address), preflight=body.preflight)
     with ahead_of_deliveries():
         admission = await check(desk.gate, bearer, asked)
@@ -116,7 +118,7 @@ async def show_migration(migration_id: str, desk: AtDesk, person: Asking, addres
 
 @router.post("/v1/migrations/{migration_id}/cancel", status_code=202, summary="Ask for the end of a migration")
 async def cancel_migration(migration_id: str, desk: AtDesk, person: Asking, address: Address) -> Response:
-    """202: recorded, and the source relay is told. Its outcome shows in the migration."""
+    """Needs CancelMigration. 202: recorded, and the source relay is told. Its outcome shows in the migration."""
     await desk.reporting.cancel(person, migration_id, desk.now(), address)
     return JsonAnswer({"migration_id": migration_id}, 202)
 
