@@ -6,13 +6,14 @@ ways through the code for as long as it is given. Targets may assert more than t
 
 from __future__ import annotations
 
-from tests.fuzz.targets import commands, gateways, hypervisors, logs, peers, people
+from tests.fuzz.targets import commands, gateways, hypervisors, logs, peers, people, sealed
 from tests.fuzz.targets.target import Target
 
 TARGETS: dict[str, Target] = {
     target.name: target
     for target in (
         *peers.TARGETS,
+        *sealed.TARGETS,
         *hypervisors.TARGETS,
         *gateways.TARGETS,
         *people.TARGETS,

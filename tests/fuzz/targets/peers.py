@@ -34,7 +34,15 @@ from transport.relay.identity import keep_crls
 from transport.relay.receipts import verify_peer_receipt
 from transport.wire.clear_frames import ClearOpener, ClearSealer
 from transport.wire.control import ControlOrder, Role
-from transport.wire.frames import HEADER_BYTES, MAX_PAYLOAD_BYTES, FrameOrder, FrameType, LaneOpener, LaneSealer
+from transport.wire.frames import (
+    HEADER_BYTES,
+    MAX_PAYLOAD_BYTES,
+    TAG_BYTES,
+    FrameOrder,
+    FrameType,
+    LaneOpener,
+    LaneSealer,
+)
 from transport.wire.messages import (
     Ack,
     Answer,
@@ -114,7 +122,13 @@ def _is_in_order(role: Role, numbers: bytes) -> bool:
 
 
 def sealed_frames(data: bytes) -> None:
-    _frames(LaneOpener(LANE), data)
+    """None but those that were sealed, in their order."""
+    opener = LaneOpener(LANE)
+    try:
+        _frames(opener, data)
+    finally:
+        opened = sum(_SIZES[: opener.next_seq])
+        assert data[:opened] == _STREAM[:opened]
 
 
 def clear_frames(data: bytes) -> None:
@@ -208,7 +222,7 @@ def enrolment_token(data: bytes) -> None:
     assert EnrolmentToken.parse(text).text() == text
 
 
-def _clear(payloads: list[bytes]) -> bytes:
+def clear_stream(payloads: list[bytes]) -> bytes:
     sealer, found = ClearSealer(), b""
     for payload in payloads:
         frame = memoryview(bytearray(HEADER_BYTES + len(payload)))
@@ -219,6 +233,7 @@ def _clear(payloads: list[bytes]) -> bytes:
 
 _sealer = LaneSealer(LANE)
 _STREAM: Final = b"".join(seal(_sealer, each) for each in (b"a", b"guest" * 10)) + seal(_sealer, b"", FrameType.FIN)
+_SIZES: Final = [HEADER_BYTES + each + TAG_BYTES for each in (1, 50, 0)]
 _HEADER: Final = (5).to_bytes(4) + bytes(4) + (7).to_bytes(8)
 _BODY: Final = b'{"role":"source","version":1}'
 _SIGNED: Final = _BODY + b"\n" + base64.b64encode(HOST.key.sign(_BODY, ec.ECDSA(hashes.SHA256())))
@@ -235,7 +250,7 @@ TARGETS: Final = (
     ),
     Target("sealed-frames", sealed_frames, (ProtocolViolation,), (_STREAM,)),
     Target(
-        "clear-frames", clear_frames, (ProtocolViolation,), (_clear([b"a", b"guest" * 10, b""]),),
+        "clear-frames", clear_frames, (ProtocolViolation,), (clear_stream([b"a", b"guest" * 10, b""]),),
     ),
     Target("frame-headers", frame_headers, (ProtocolViolation,), (_HEADER,)),
     Target(
