@@ -22,9 +22,11 @@ from cryptography.exceptions import UnsupportedAlgorithm
 # nesting within a member that it passes over.
 UNDECODABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
-# What cryptography raises, at loading or at the first look, for a certificate or CRL that cannot be read.
+# What cryptography raises, at loading or at the first look, for a certificate or CRL that cannot be read: TypeError for
+# a name that is a BIT STRING.
 UNREADABLE = (
     ValueError,
+    TypeError,
     UnsupportedAlgorithm,
     x509.InvalidVersion,
     x509.DuplicateExtension,

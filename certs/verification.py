@@ -18,7 +18,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from OpenSSL import crypto
 
 from certs.crls import newest_crls, require_fresh_crls
-from certs.errors import UNREADABLE, Check, IdentityError, PeerRefused
+from certs.errors import UNREADABLE, Check, CredentialError, IdentityError, PeerRefused
 from certs.identity import ServiceId, SpiffeId, service_id_of, spiffe_id_of
 
 # Each flag is needed: CRL_CHECK_ALL alone checks nothing, CRL_CHECK alone misses a revoked intermediate,
@@ -50,11 +50,18 @@ class Trust:
     intermediates: tuple[x509.Certificate, ...] = ()
 
     def fill(self, store: crypto.X509Store) -> None:
-        """Lay anchors, CRLs and the flags into a store; the handshake's and ours are filled by this alone."""
-        for anchor in self.anchors:
-            store.add_cert(crypto.X509.from_cryptography(anchor))
-        for crl in newest_crls(self.crls):
-            store.add_crl(crl)
+        """Lay anchors, CRLs and the flags into a store; the handshake's and ours are filled by this alone.
+
+        Raises `CredentialError` for what OpenSSL cannot read: it is stricter than `cryptography`, which loaded them.
+        """
+        try:
+            for anchor in self.anchors:
+                store.add_cert(crypto.X509.from_cryptography(anchor))
+            for crl in newest_crls(self.crls):
+                store.add_crl(crl)
+        except (*UNREADABLE, crypto.Error) as error:
+            problem = f"a root or CRL that cannot be read: {error}"
+            raise CredentialError(None, problem, "fetch it anew from its CA") from None
         store.set_flags(VERIFY_FLAGS)
 
 
@@ -135,6 +142,8 @@ def _judging(presented: Sequence[x509.Certificate], now: datetime) -> Iterator[N
         yield
     except UNREADABLE as error:
         raise PeerRefused(Check.MALFORMED, f"a certificate cannot be read: {error}") from None
+    except CredentialError as error:
+        raise PeerRefused(Check.CRL_INVALID, str(error)) from None
 
 
 def _store_at(now: datetime) -> crypto.X509Store:

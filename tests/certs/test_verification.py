@@ -18,7 +18,8 @@ from OpenSSL import crypto
 
 from certs import verification
 from certs.crls import newest_crls
-from certs.errors import UNREADABLE, Check, PeerRefused
+from certs.errors import UNREADABLE, Check, CredentialError, PeerRefused
+from certs.tls import server_context
 from certs.verification import MAX_PRESENTED, Trust, VerifiedChain, verify_chain
 from tests.certs.bad_peers import BAD_PEERS
 from tests.certs.chains import DAY, NOW, TRUST_DOMAIN, Ca, Host, Site, make_ca, make_crl, make_host, make_site
@@ -125,6 +126,8 @@ def test_any_chain_with_a_name_constraint_is_refused_even_one_that_allows_the_na
         (Check.CRL_MISSING, lambda ca: [make_crl(ca, extra=x509.DeltaCRLIndicator(1))]),
         (Check.CRL_INVALID, lambda ca: [make_crl(ca, extra=_partial(only_authorities=True))]),
         (Check.CRL_INVALID, lambda ca: [make_crl(ca, extra=_partial(only_authorities=False))]),
+        (Check.CRL_INVALID, lambda ca: [make_crl(ca), _named_in(b"\x03", make_crl(ca))]),
+        (Check.CRL_INVALID, lambda ca: [make_crl(ca), _named_in(b"\x04", make_crl(ca))]),
     ],
     ids=[
         "none",
@@ -139,11 +142,27 @@ def test_any_chain_with_a_name_constraint_is_refused_even_one_that_allows_the_na
         "a delta",
         "of CA certificates only",
         "of one distribution point",
+        "there, beside one that cryptography cannot read",
+        "there, beside one that OpenSSL cannot read",
     ],
 )
 def test_a_sound_peer_is_refused_where_the_crl_is(check: Check, crls_of: object, site: Site) -> None:
     assert callable(crls_of)
     assert check_of(make_host(site.ca).chain, site, crls_of(site.ca)) == check
+
+
+@pytest.mark.parametrize("tag", [b"\x03", b"\x04"])
+def test_no_context_is_made_with_a_crl_that_openssl_cannot_read(tag: bytes, site: Site) -> None:
+    odd = Site(site.ca, site.intermediate, (*site.crls, _named_in(tag, site.crls[0])))
+    with pytest.raises(CredentialError, match="a root or CRL that cannot be read"):
+        server_context(odd.credentials())
+
+
+def _named_in(tag: bytes, crl: x509.CertificateRevocationList) -> x509.CertificateRevocationList:
+    """Its issuer's name in another ASN.1 type, as whoever speaks for a gateway may tell it: nobody looks at signatures
+    of CRLs until they are used."""
+    name = bytes.fromhex("550403")  # commonName
+    return x509.load_der_x509_crl(crl.public_bytes(Encoding.DER).replace(name + b"\x0c", name + tag))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from typing import Final
 import structlog
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
-from OpenSSL import SSL
+from OpenSSL import SSL, crypto
 
 from certs.changes import Marks, marks_of
 from certs.credentials import HostCredentials
@@ -26,6 +26,7 @@ from certs.files import read_crl, write_atomically
 from certs.identity import SpiffeId
 from certs.introduction import authority_key_id, crl_id, root_id
 from certs.tls import local_leaf_sha256, server_context
+from certs.verification import Trust
 from transport.relay.config import IdentitySection, SiteSection
 
 _REMEMBERED: Final = 8  # certificates of sessions that may still run
@@ -159,9 +160,12 @@ def _load(section: IdentitySection, sites: tuple[SiteSection, ...]) -> HostCrede
 
 
 def _numbered(text: str) -> tuple[x509.CertificateRevocationList, int, str]:
-    """With its number and its `_name_of`: cryptography reads both only when they are asked for."""
+    """With its number and its `_name_of`: cryptography reads both only when they are asked for. Nor is one taken that
+    only OpenSSL cannot read: with it in the folder, this relay would not start again.
+    """
     try:
         crl = x509.load_pem_x509_crl(text.encode())
+        Trust((), (crl,)).fill(crypto.X509Store())
         number, name = crl_number_of(crl), _name_of(crl)
     except UNREADABLE:
         raise CredentialError(None, "a CRL that cannot be read", "look at the gateway's tls.crls") from None
