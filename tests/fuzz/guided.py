@@ -26,6 +26,7 @@ from typing import Any, Final
 from tests.fuzz.hours import ROOT, Hours, Spent, commit_now, in_all, table
 
 KEPT: Final = ROOT / ".fuzz"
+WORDS: Final = Path(__file__).with_name("words.dict")
 ATHERIS: Final = ROOT / ".atheris"
 OURS: Final = ["transport", "certs", "policy", "audit", "gateway"]
 SHORTEST, LONGEST = 5, 300  # seconds of a turn
@@ -40,7 +41,7 @@ def begin(atheris: Any, target: Any, seconds: int) -> int:
     """A turn in a child of its own, which libFuzzer ends; or SIGUSR1, after the input that it is at. Returns its id."""
     corpus = KEPT / target.name
     corpus.mkdir(parents=True, exist_ok=True)
-    for number, seed in enumerate(target.seeds):
+    for number, seed in enumerate((*target.seeds, *target.wrong)):
         (corpus / f"seed-{number}").write_bytes(seed)
     sys.stdout.flush()
     child = os.fork()  # everything is imported by now, which takes longer than a turn on a slow machine
@@ -55,7 +56,7 @@ def begin(atheris: Any, target: Any, seconds: int) -> int:
     minimise(atheris, target, corpus, limits)
     kept = f"-artifact_prefix={KEPT / target.name}.failure-"
     ends = [f"-max_total_time={seconds}", "-print_final_stats=1", "-handle_int=0", "-handle_term=0"]
-    atheris.Setup(["fuzz", str(corpus), "-len_control=20", *ends, *limits, kept], target)
+    atheris.Setup(["fuzz", str(corpus), "-len_control=20", f"-dict={WORDS}", *ends, *limits, kept], target)
     atheris.Fuzz()
     os._exit(0)
 

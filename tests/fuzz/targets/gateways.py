@@ -272,14 +272,14 @@ TARGETS: Final = (
     Target("spiffe-bundle", spiffe_bundle, (CredentialError,), (_J(bundle_document([SITE.ca.certificate], 1)),)),
     Target(
         "receipts-signer", receipts_signer, (ReceiptRefused,),
-        (HOST.certificate.public_bytes(Encoding.DER), of_no_version(HOST.certificate)),
+        (HOST.certificate.public_bytes(Encoding.DER),), (of_no_version(HOST.certificate),),
     ),
     Target(
         "relays-certificate", relays_certificate, (RelayRefused,), (HOST.certificate.public_bytes(Encoding.DER),)
     ),
     Target(
         "services-certificate", services_certificate, (ServiceRefused,),
-        (SERVICE.certificate.public_bytes(Encoding.DER), of_no_version(SERVICE.certificate)),
+        (SERVICE.certificate.public_bytes(Encoding.DER),), (of_no_version(SERVICE.certificate),),
     ),
     Target("receipt-body", receipt_body, (ReceiptRefused,), (GOOD,)),
     Target(

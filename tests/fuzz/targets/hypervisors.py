@@ -11,6 +11,7 @@ from tests.fuzz.targets.target import Target, in_pieces
 from tests.transport.hypervisors.test_qmp_messages import TRANSCRIPT
 from tests.transport.hypervisors.test_virsh import PRINTED
 from tests.transport.libvirt_rpc.samples import (
+    OTHER,
     PLACES,
     RULES,
     VM,
@@ -44,6 +45,7 @@ from transport.libvirt_rpc.framing import (
 )
 from transport.libvirt_rpc.migration import Domain, Finish, FinishReply, Prepare, PrepareReply
 from transport.libvirt_rpc.opening import feature_answer, feature_call, is_supported
+from transport.libvirt_rpc.parameters import Parameter, ParameterType
 from transport.libvirt_rpc.procedures import Feature, Procedure
 from transport.libvirt_rpc.xdr import XdrWriter
 from transport.relay.caller import answer_locally
@@ -157,6 +159,49 @@ _MORE: Final = (
     "<vcpu>2</vcpu><memory unit='KiB'>4096</memory><os><type arch='x86_64' machine='q35'>hvm</type></os>"
     "<memoryBacking><hugepages><page size='2048' unit='KiB'/></hugepages></memoryBacking>"
 )
+_LABELS: Final = (
+    "<seclabel type='dynamic' model='apparmor' relabel='yes'/>",
+    "<seclabel type='static' model='dac'><label>root</label></seclabel>",
+)
+_DISKS_LABEL: Final = _DISK.replace("w.img'/>", "w.img'><seclabel model='dac' relabel='no'/></source>")
+_QEMUS: Final = "<commandline xmlns='http://libvirt.org/schemas/domain/qemu/1.0'><arg value='-x'/></commandline>"
+_GOOD_XML: Final = tuple(
+    each.encode()
+    for each in (
+        xml(),
+        xml(devices=_DISK),
+        xml(devices=_DISKS_LABEL, more=_MORE + _LABELS[0]),
+        xml(
+            devices="<rng model='virtio'><backend model='random'>/dev/urandom</backend></rng>",
+            more="<metadata><a/></metadata>",
+        ),
+    )
+)
+_WRONG_XML: Final = tuple(
+    each.encode()
+    for each in (
+        xml(more=_LABELS[1]),
+        xml(devices=_DISK.replace("w.img'/>", "w.img'><seclabel model='selinux'/></source>")),
+        xml(more=_QEMUS),
+        xml(devices="<hostdev mode='subsystem'/>"),
+        xml(more="<a xmlns:x='y' x:file='/etc/shadow'/>"),
+        xml(more="<os><loader>/etc/x</loader></os>"),
+        xml(more="<os>" * 40 + "</os>" * 40),
+    )
+)
+_NUMBERS: Final = (
+    Parameter("parallel.connections", ParameterType.INT, 2),
+    Parameter("bandwidth", ParameterType.ULLONG, 5),
+)
+_WRONG_PREPARES: Final = (
+    prepare(dom=xml(uuid=OTHER), data=cookie(uuid=OTHER)),
+    prepare(text("destination_name", "other")),
+    prepare(data=b""),
+)
+_OPENS: Final = tuple(
+    call(Procedure.CONNECT_OPEN, bytes(XdrWriter().optional_text(name).unsigned(flags).data)).encode()
+    for name, flags in (("qemu:///system", 0), (None, 0), ("xen:///", 0), ("qemu:///system", 1))
+)
 _CALLS: Final = (
     PING,
     call(Procedure.CONNECT_SUPPORTS_FEATURE, feature_call(Feature.MIGRATION_PARAMS)),
@@ -165,6 +210,8 @@ _CALLS: Final = (
     prepare_call(),
     prepare_call(prepare(text("migrate_uri", "tcp:b"), text("disks_uri", "unix:///x"))),
     finish_call(),
+    call(Procedure.CONNECT_GET_URI),
+    *map(prepare_call, _WRONG_PREPARES),
     call(1, encode_error(38, "no")),
 )
 _SENT: Final = tuple(each.encode() for each in _CALLS)
@@ -183,10 +230,14 @@ TARGETS: Final = (
     ),
     Target("libvirt-packets", packets, (RpcMalformed,), (*_SENT, b"".join(_SENT))),
     Target("libvirt-filter", migration_filter, _RPC, _SENT),
-    Target("libvirt-front", front_answers, _RPC, _SENT[:4]),
+    Target(
+        "libvirt-front", front_answers, _RPC, (*_SENT[:4], call(Procedure.CONNECT_GET_URI).encode(), *_OPENS[:2]),
+        _OPENS[2:],
+    ),
     Target(
         "libvirt-prepare", _round_trip(Prepare.decode), _RPC,
-        (prepare().encode(), prepare(text("migrate_uri", "tcp:b")).encode()),
+        (prepare().encode(), prepare(text("migrate_uri", "tcp:b")).encode(), prepare(*_NUMBERS).encode()),
+        (prepare(Parameter("parallel.connections", ParameterType.INT, 256)).encode(),),
     ),
     Target("libvirt-finish", _round_trip(Finish.decode), _RPC, (finish().encode(),)),
     Target("libvirtd-prepared", libvirtd_reply(Procedure.MIGRATE_PREPARE3_PARAMS), (*_RPC, RpcFailed), _PREPARED),
@@ -196,10 +247,12 @@ TARGETS: Final = (
     Target("libvirtd-feature", is_supported, _RPC, (feature_answer(True),)),
     Target("libvirtd-error", decode_error, _RPC, (encode_error(38, "no"),)),
     Target(
-        "domain-xml", domain_xml, (CallRefused,), (xml().encode(), xml(devices=_DISK).encode()),
+        "domain-xml", domain_xml, (CallRefused,), _GOOD_XML, _WRONG_XML,
     ),
     Target(
-        "migration-cookie", migration_cookie, (CallRefused,), (cookie(), cookie(more=xml(devices=_DISK))),
+        "migration-cookie", migration_cookie, (CallRefused,),
+        tuple(cookie(more=each.decode()) for each in (b"", *_GOOD_XML)),
+        (cookie(uuid=OTHER), cookie(more=xml(uuid=OTHER)), *(cookie(more=each.decode()) for each in _WRONG_XML)),
     ),
     Target("own-domain-xml", own_machine, (HypervisorError,), (xml(devices=_DISK, more=_MORE).encode(),)),
     Target("own-devices-xml", own_devices, (HypervisorError,), (xml(devices=_DISK, more=_MORE).encode(),)),

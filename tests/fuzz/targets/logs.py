@@ -326,7 +326,7 @@ TARGETS: Final = (
         "receipt-in-record", receipt_in_record, (),
         (
             _canonical(RECEIPT["details"]), _canonical(RECEIPT["details"] | {"chain": [], "signature": ""}),
-            _canonical(RECEIPT["details"] | {"chain": [base64.b64encode(of_no_version(HOST.certificate)).decode()]}),
         ),
+        (_canonical(RECEIPT["details"] | {"chain": [base64.b64encode(of_no_version(HOST.certificate)).decode()]}),),
     ),
 )  # fmt: skip

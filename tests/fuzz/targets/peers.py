@@ -205,11 +205,12 @@ def told_crls(data: bytes) -> bool:
         shutil.rmtree(folder)
 
 
-def _of_no_name() -> bytes:
-    """A CRL whose issuer's name is no text: cryptography reads names only when they are asked for."""
-    (name,) = SITE.ca.certificate.subject
-    value = str(name.value).encode()
-    der = _CRL.public_bytes(Encoding.DER).replace(value, b"\xff" * len(value))
+def _renamed(value: bytes, other: bytes) -> bytes:
+    """A CRL with another issuer's name: cryptography reads names only when they are asked for, OpenSSL at once."""
+    name = bytes.fromhex("550403")
+    der = _CRL.public_bytes(Encoding.DER)
+    assert name + value in der
+    der = der.replace(name + value, name + other)
     return b"-----BEGIN X509 CRL-----\n" + base64.encodebytes(der) + b"-----END X509 CRL-----\n"
 
 
@@ -262,7 +263,7 @@ TARGETS: Final = (
     Target("permit", permit, (PermitRefused,), (MATERIAL.good.encode(),)),
     Target(
         "host-certificate", host_certificate, (*UNREADABLE, CertificateError),
-        (HOST.certificate.public_bytes(Encoding.DER), of_no_version(HOST.certificate)),
+        (HOST.certificate.public_bytes(Encoding.DER),), (of_no_version(HOST.certificate),),
     ),
     Target(
         "service-certificate", service_certificate, (*UNREADABLE, CertificateError),
@@ -271,7 +272,8 @@ TARGETS: Final = (
     Target("crl", crl, UNREADABLE, (_CRL.public_bytes(Encoding.DER),)),
     Target(
         "told-crls", told_crls, (CredentialError, UnicodeDecodeError),
-        (_CRL.public_bytes(Encoding.PEM), _of_no_name()),
+        (_CRL.public_bytes(Encoding.PEM),),
+        (_renamed(b"\x0c\x09Te", b"\x0c\x09\xff\xff"), _renamed(b"\x0c", b"\x03"), _renamed(b"\x0c", b"\x04")),
     ),
     Target("signing-request", signing_request, (CertificateError,), (make_request(HOST.key),)),
     Target(

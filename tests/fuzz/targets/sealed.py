@@ -23,11 +23,11 @@ from certs.verification import Trust, verify_chain, verify_service
 from policy.errors import PermitRefused
 from policy.permit import permit_entry, proof_entry, verify_permit
 from tests.audit.samples import ORIGIN, SIGNER
-from tests.certs.chains import TRUST_DOMAIN, make_crl
+from tests.certs.chains import DAY, SERVER, TRUST_DOMAIN, make_crl, make_host, uri_of
 from tests.fuzz.targets.peers import HOST, NOW, PLAINTEXT, SERVICE, SITE, TRUST, clear_stream
 from tests.fuzz.targets.target import Target
 from tests.policy.forgery import dump, forge
-from tests.policy.test_permit import CLAIMS, GATEWAY, HEADER, LEAF, LEAF_TEXT, PINNED
+from tests.policy.test_permit import CLAIMS, GATEWAY, HEADER, LEAF, LEAF_TEXT, MATERIAL, PINNED
 from tests.transport.wire.test_frames import KEYS, LANE
 from transport.errors import OfferRefused, ProtocolViolation
 from transport.relay.permits import _check_proof
@@ -122,6 +122,12 @@ def made_preface(data: bytes) -> None:
     assert head == make_preface(KEYS, read.channel)[: len(head)] or read.connection_id != KEYS.connection_id
 
 
+def permits_header(data: bytes) -> None:
+    """Any header that the gateway's key signs, before good claims."""
+    permit = verify_permit(forge(data, MATERIAL.claims, GATEWAY), [PINNED])
+    assert permit.claims == CLAIMS
+
+
 def issued_permit(data: bytes) -> None:
     """Any claims that the gateway's key signs: one spelling only, and the proof holds for the entry of these alone."""
     permit = verify_permit(forge(HEADER, data, GATEWAY), [PINNED])
@@ -154,7 +160,28 @@ def signed_checkpoint(data: bytes) -> bool:
 
 KEY: Final = read_vkey(SIGNER.vkey)
 _REQUEST: Final = x509.load_pem_x509_csr(make_request(HOST.key))
+_HOSTS: Final = (
+    make_host(SITE.ca, uris=["spiffe://elsewhere.test/host/a"]),
+    make_host(SITE.ca, usages=None),
+    make_host(SITE.ca, usages=[SERVER]),
+    make_host(SITE.ca, uris=[]),
+    make_host(SITE.ca, is_ca=True),
+    make_host(SITE.ca, uris=[uri_of("a"), uri_of("b")]),
+    make_host(SITE.ca, not_after=NOW - DAY / 48),
+)
 _CRL: Final = make_crl(SITE.ca, revoked=[SERVICE.certificate], number=7)
+_CRLS: Final = (
+    make_crl(SITE.ca, revoked=[HOST.certificate]),
+    make_crl(SITE.ca, number=None),
+    make_crl(SITE.ca, next_update=NOW),
+    make_crl(SITE.ca, last_update=NOW + DAY, next_update=NOW + 2 * DAY),
+    make_crl(SITE.intermediate),
+    make_crl(SITE.ca, extra=x509.DeltaCRLIndicator(1)),
+)
+_NAME: Final = bytes.fromhex(
+    "550403"
+)  # commonName, a UTF8String: TypeError as a BIT STRING, no text to OpenSSL as octets
+_BAD_NAMES: Final = tuple(_CRL.tbs_certlist_bytes.replace(_NAME + b"\x0c", _NAME + tag) for tag in (b"\x03", b"\x04"))
 _ENTRY: Final = permit_entry(CLAIMS, 0, LEAF)
 _CHECKPOINT: Final = Checkpoint(ORIGIN, 2, node_hash(LEAF, leaf_hash(_ENTRY)))
 _PROOF: Final = {
@@ -165,8 +192,13 @@ TARGETS: Final = (
     Target(
         "issued-certificate", issued_certificate, UNREADABLE,
         tuple(each.certificate.tbs_certificate_bytes for each in (HOST, SERVICE)),
+        tuple(each.certificate.tbs_certificate_bytes for each in _HOSTS),
     ),
-    Target("issued-crl", issued_crl, (*UNREADABLE, PeerRefused), (_CRL.tbs_certlist_bytes,)),
+    Target(
+        "issued-crl", issued_crl, (*UNREADABLE, PeerRefused), (_CRL.tbs_certlist_bytes,),
+        (*(each.tbs_certlist_bytes for each in _CRLS), *_BAD_NAMES),
+    ),
+    Target("permits-header", permits_header, (PermitRefused,), (dump(HEADER),), (dump(HEADER | {"typ": "JWT"}),)),
     Target("signed-request", signed_request, (*UNREADABLE, CertificateError), (_REQUEST.tbs_certrequest_bytes,)),
     Target(
         "keyed-frames", sealed_frames, (ProtocolViolation,),

@@ -16,7 +16,7 @@ import msgspec
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """`run` takes bytes and raises nothing but `refusals`. `seeds`: good input.
+    """`run` takes bytes and raises nothing but `refusals`. `seeds`: good input; `wrong`: in one thing each, far within.
 
     What it returns is False where the decoder refuses without raising. So a seed is taken, or the seed is none.
     """
@@ -25,6 +25,7 @@ class Target:
     run: Callable[[bytes], object]
     refusals: tuple[type[Exception], ...]
     seeds: tuple[bytes, ...]
+    wrong: tuple[bytes, ...] = ()
 
     def __call__(self, data: bytes) -> None:
         try:
