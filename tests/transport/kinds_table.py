@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import logging
+import subprocess
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
@@ -77,10 +79,18 @@ def main() -> int:
     table = _table(list(rows), columns)
     print(table)
     if arguments.write and not arguments.only:  # the page is of all kinds
-        arguments.write.write_text(table)
+        arguments.write.write_text(_page(table))
     failed = sum(outcome.startswith("FAILED") for column in columns.values() for outcome in column.values())
     print(f"{len(rows) * len(columns)} moves, {failed} failed", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _page(table: str) -> str:
+    asked = ["git", "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+    when = f"{datetime.now(UTC):%Y-%m-%d}, at commit {commit}"
+    head = f"`make kinds` wrote this on {when}: one move of a counting guest in each way."
+    return f"# Kinds of migration that were tried\n\n{head}\nWhen a row has passed: [moving.md](moving.md).\n\n{table}"
 
 
 def _table(names: list[str], columns: dict[str, dict[str, str]]) -> str:

@@ -6,6 +6,7 @@ They speak by `certs.tls` and `transport.wire` alone, so that nothing of the rel
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ from transport.relay.config import split_address
 from transport.relay.host import now
 from transport.wire.keys import ConnectionKeys, exporter_context
 from transport.wire.messages import Ack, Message, MessageReader, Offer, Purpose, encode_message
-from transport.wire.preface import make_preface
+from transport.wire.preface import MAGIC, make_preface
 
 
 class Conversation:
@@ -169,18 +170,28 @@ class Driver:
 
 
 Play = Callable[[Conversation, Offer], Awaitable[None]]
+Lane = Callable[[trio.SocketStream], Awaitable[None]]
+
+
+async def _hang_up(_: trio.SocketStream) -> None:
+    pass
 
 
 @dataclass
 class FakeDestination:
-    """A hostile destination: accepts connections as an honest host would, then plays what the test wrote."""
+    """A hostile destination: accepts connections as an honest host would, then plays what the test wrote. `lane` is
+    given each lane, from its preface on."""
 
     credentials: HostCredentials
     play: Play
+    lane: Lane = _hang_up
     address: str = ""
     offers: list[Offer] = field(default_factory=list)
 
     async def serve_one(self, stream: trio.SocketStream) -> None:
+        if await stream.socket.recv(len(MAGIC), socket.MSG_PEEK) == MAGIC:
+            await self._serve_lane(stream)
+            return
         tls = SSL.Connection(server_context(self.credentials), None)
         tls.set_accept_state()
         conversation = Conversation(stream, tls)
@@ -194,10 +205,19 @@ class FakeDestination:
         except (trio.BrokenResourceError, trio.ClosedResourceError, SSL.Error):
             pass  # the source hung up on it
 
+    async def _serve_lane(self, stream: trio.SocketStream) -> None:
+        try:
+            async with stream:
+                await self.lane(stream)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+
 
 @asynccontextmanager
-async def fake_destination(credentials: HostCredentials, play: Play) -> AsyncIterator[FakeDestination]:
-    fake = FakeDestination(credentials, play)
+async def fake_destination(
+    credentials: HostCredentials, play: Play, lane: Lane = _hang_up
+) -> AsyncIterator[FakeDestination]:
+    fake = FakeDestination(credentials, play, lane)
     async with trio.open_nursery() as nursery:
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
         nursery.start_soon(trio.serve_listeners, fake.serve_one, listeners)
