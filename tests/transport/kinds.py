@@ -125,7 +125,7 @@ def _by_tls(kind: Kind) -> Kind:
 
 
 _SLOW = 40 * MIB
-_THROTTLED_SECONDS = 20.0
+_THROTTLED_SECONDS = 20
 # Under TCG a guest at 99 % may never converge: for each pass QEMU waits for the throttled processor to come by, for a
 # second in which the lane carries next to nothing, and it reckons with so little. Seen in three of ten moves.
 _THROTTLE = How(
