@@ -24,14 +24,15 @@ from transport.wire.control import Phase, Role
 from transport.wire.frames import LaneOpener, LaneSealer
 from transport.wire.keys import ConnectionKeys, Direction
 from transport.wire.messages import Ack
-from transport.wire.window import ACK_BYTES, ACK_FRAMES, MIN_WINDOW_BYTES, SendWindow
+from transport.wire.window import ACK_BYTES, ACK_FRAMES, SendWindow, Slots
 
 _ACK_PHASES = frozenset({Phase.OPEN, Phase.HANDING_OVER, Phase.SETTLED})
-_WIDE_CHANNELS = 3  # of a session; those that come after them share a link with them, so each needs less
+_SHARED_WINDOWS = 2  # of a session's channels together; they share a link
 
 
 class Channels:
-    """All channels of one session, at either end. `window_bytes`: what each may have under way.
+    """All channels of one session, at either end. `window_bytes`: what each may have under way, and half of what all
+    may have together, beside a little that each has of its own.
 
     `claims`: of the permit, which says how lanes are sealed, and whether their content is digested.
     """
@@ -43,6 +44,7 @@ class Channels:
         if role is Role.DESTINATION:
             self._outward, self._inward = self._inward, self._outward
         self._window_bytes = window_bytes
+        self._slots = Slots(_SHARED_WINDOWS * window_bytes)
         self._cores = cores
         self.all: list[Channel] = []
         self.counts: list[ChannelCounts] = []
@@ -57,10 +59,10 @@ class Channels:
     def add(self, port: PortName, local: socket.socket, *, may_leave: bool = False) -> Channel:
         """Take `local`, which is ours from now on, as the next channel; its number is its place."""
         number = len(self.all)
-        size = self._window_bytes if number < _WIDE_CHANNELS else max(MIN_WINDOW_BYTES, self._window_bytes // 4)
         digests = ContentDigests.new() if self._digests_content else None
         counts = ChannelCounts(number, port, may_leave, digests=digests)
-        channel = Channel(counts, local, SendWindow(size), self._note_written, self._cores, pace=self.pace)
+        window = SendWindow(self._window_bytes, self._slots)
+        channel = Channel(counts, local, window, self._note_written, self._cores, pace=self.pace)
         self.all.append(channel)
         self.counts.append(counts)
         self.note_change()

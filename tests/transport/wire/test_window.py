@@ -8,17 +8,14 @@ from hypothesis import strategies as st
 
 from transport.errors import Misuse, ProtocolViolation
 from transport.wire.frames import MAX_PAYLOAD_BYTES, FrameType
-from transport.wire.window import MAX_FRAMES, MIN_WINDOW_BYTES, SendWindow
+from transport.wire.window import MAX_FRAMES, MIN_WINDOW_BYTES, SendWindow, Slots
 
-STEPS = st.lists(
-    st.one_of(
-        st.tuples(st.just("read"), st.integers(1, MAX_PAYLOAD_BYTES)),
-        st.tuples(st.just("send"), st.integers(1, 8)),
-        st.tuples(st.just("acknowledge"), st.integers(0, 100)),
-        st.tuples(st.just("lose"), st.integers(0, 100)),
-        st.tuples(st.just("interrupt"), st.integers(1, 1000)),
-    ),
-    max_size=120,
+STEP = st.one_of(
+    st.tuples(st.just("read"), st.integers(1, MAX_PAYLOAD_BYTES)),
+    st.tuples(st.just("send"), st.integers(1, 8)),
+    st.tuples(st.just("acknowledge"), st.integers(0, 100)),
+    st.tuples(st.just("lose"), st.integers(0, 100)),
+    st.tuples(st.just("interrupt"), st.integers(1, 1000)),
 )
 
 
@@ -27,15 +24,18 @@ def mark(number: int, size: int) -> bytes:
     return (number.to_bytes(4, "big") * (size // 4 + 1))[:size]
 
 
-@given(STEPS)
+@given(st.lists(st.tuples(st.integers(0, 2), STEP), max_size=160))
 @settings(deadline=None, max_examples=60)
-def test_every_frame_that_may_be_sent_again_is_what_it_was(steps: list[tuple[str, int]]) -> None:
-    window = SendWindow(MIN_WINDOW_BYTES)
-    frames: list[bytes] = []
-    for what, number in steps:
+def test_every_frame_that_may_be_sent_again_is_what_it_was(steps: list[tuple[int, tuple[str, int]]]) -> None:
+    """Of three windows that share so few slots that they often lack one."""
+    slots = Slots(3 * MAX_PAYLOAD_BYTES)
+    windows = [SendWindow(MIN_WINDOW_BYTES, slots) for _ in range(3)]
+    carried: list[list[bytes]] = [[], [], []]
+    for at, (what, number) in steps:
+        window, frames = windows[at], carried[at]
         match what:
             case "read" if room := window.room():
-                payload = mark(len(frames), max(window.pending, min(number, len(room))))
+                payload = mark(3 * len(frames) + at, max(window.pending, min(number, len(room))))
                 room[: len(payload)] = payload
                 window.append(FrameType.DATA, len(payload))
                 frames.append(payload)
@@ -53,11 +53,12 @@ def test_every_frame_that_may_be_sent_again_is_what_it_was(steps: list[tuple[str
             case _:
                 pass
         assert window.acked <= window.base <= window.sent <= window.next_seq == len(frames)
-    for number in range(window.base, len(frames)):
-        window.sent = number
-        due = window.unsent()
-        assert due is not None
-        assert bytes(due[1]) == frames[number]
+    for window, frames in zip(windows, carried, strict=True):
+        for number in range(window.base, len(frames)):
+            window.sent = number
+            due = window.unsent()
+            assert due is not None
+            assert bytes(due[1]) == frames[number]
 
 
 def fill(window: SendWindow, frames: int, size: int = 1) -> None:
@@ -73,6 +74,32 @@ def test_a_full_window_has_no_room_until_the_peer_acknowledges() -> None:
     assert not window.room()
     window.acknowledge(1)
     assert len(window.room()) == MAX_PAYLOAD_BYTES
+
+
+def fill_up(window: SendWindow) -> int:
+    """Frames of the largest size until there is no room; how many."""
+    before = window.next_seq
+    while room := window.room():
+        window.append(FrameType.DATA, len(room))
+        window.note_sent()
+    return window.next_seq - before
+
+
+def test_windows_that_share_their_slots_leave_two_to_each_of_the_others_and_give_them_back() -> None:
+    slots = Slots(MIN_WINDOW_BYTES)
+    first, second, third = (SendWindow(MIN_WINDOW_BYTES, slots) for _ in range(3))
+    assert [fill_up(each) for each in (first, second, third)] == [8, 4, 2]
+    third.acknowledge(2)
+    assert fill_up(third) == 2, "its own two go on, whatever the others hold"
+    first.acknowledge(first.sent)
+    assert first.room()
+    assert fill_up(third) == 4 + 2
+    first.close(FrameType.FIN)
+    first.note_sent()
+    second.acknowledge(second.sent)
+    third.acknowledge(third.sent)
+    first.acknowledge(first.sent)
+    assert fill_up(second) == 8, "nothing was kept by a window that needs it no more"
 
 
 def test_frames_of_one_byte_fill_it_too() -> None:
