@@ -95,7 +95,15 @@ class LocalBroken(TransportError):
 
 
 class NobodyListens(LocalBroken):
-    """At the destination nobody takes a connection where a port leads."""
+    """At the destination nobody takes a connection where a port leads. `told`: to S; where that is, is for our log."""
+
+    def __init__(
+        self,
+        detail: str,
+        told: str = "nobody listens at the destination where that port leads; its relay's log says where",
+    ) -> None:
+        super().__init__(detail)
+        self.told = told
 
 
 class SpoolFailed(TransportError):

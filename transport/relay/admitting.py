@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
 
 import msgspec
 import structlog
@@ -21,6 +23,7 @@ from transport.relay.ends import make_session_folder, remove_session_folder
 from transport.relay.host import RelayHost, now
 from transport.relay.permits import other_in_journal, permits_in_offer
 from transport.relay.receipts import ReceiptFacts
+from transport.relay.spool import SessionJournal
 from transport.relay.used_permits import SKEW_SECONDS
 from transport.wire.control import Role
 from transport.wire.messages import Offer
@@ -171,13 +174,30 @@ class Admissions:
 
     async def _begin(self, key: SessionKey, permit: VerifiedPermit, movement: Movement) -> DestinationSession:
         """Spend the permit, note the session, prepare the hypervisor: in this order, each durable before the next."""
-        host = self._host
-        claims = permit.claims
-        name = hashlib.sha256("\0".join(key).encode()).hexdigest()[:32]
-        started = now()
+        host, started = self._host, now()
+        folder, journal = await self._noted(key, permit, started)
+        end = host.destination_end(permit, {}, movement)
+        facts = ReceiptFacts(Role.DESTINATION, permit, end.vm_binding, started, local_leaf_sha256(host.credentials))
+        session = DestinationSession(host, permit, journal, end, folder, facts)
         try:
-            both = [permit] if permit.other is None else [permit, permit.other]
-            uses = [(each.key_id, each.claims.jti, each.claims.exp) for each in both]
+            process = await end.prepare(folder)
+            await host.enter(journal, "prepared", process=process, **end.facts)
+        except (HypervisorError, LocalBroken, ValueError) as error:
+            await self._withdraw(session)
+            raise _not_prepared(permit.claims.vm, error) from None
+        except SpoolFailed as error:
+            log.error("a prepared session cannot be noted durably", vm=permit.claims.vm, cause=str(error))
+            await end.__aexit__(None, None, None)
+            raise OfferRefused(RefusalCode.INTERNAL, "the relay cannot write its spool") from None
+        return session
+
+    async def _noted(self, key: SessionKey, permit: VerifiedPermit, started: datetime) -> tuple[Path, SessionJournal]:
+        """The folder and journal of a session whose permits are spent now. `OfferRefused`."""
+        host = self._host
+        name = hashlib.sha256("\0".join(key).encode()).hexdigest()[:32]
+        both = [permit] if permit.other is None else [permit, permit.other]
+        uses = [(each.key_id, each.claims.jti, each.claims.exp) for each in both]
+        try:
             await host.on_disk(host.used_permits.use_all, uses, int(started.timestamp()))
             folder = await host.on_disk(make_session_folder, host.spool.run_dir, name, host.qemu_uid)
             journal = await host.on_disk(
@@ -194,28 +214,23 @@ class Admissions:
         except (SpoolFailed, OSError) as error:
             log.error("no session can be noted durably", cause=str(error))
             raise OfferRefused(RefusalCode.INTERNAL, "the relay cannot write its spool") from None
-        end = host.destination_end(permit, {}, movement)
-        facts = ReceiptFacts(Role.DESTINATION, permit, end.vm_binding, started, local_leaf_sha256(host.credentials))
-        session = DestinationSession(host, permit, journal, end, folder, facts)
-        try:
-            process = await end.prepare(folder)
-            await host.enter(journal, "prepared", process=process, **end.facts)
-        except (HypervisorError, LocalBroken, ValueError) as error:
-            # Whatever is behind that monitor was not prepared by us, so it is left alone.
-            log.warning("hypervisor not ready", vm=claims.vm, cause=str(error))
-            await end.__aexit__(None, None, None)
-            await host.enter(journal, "ended")
-            await host.on_disk(remove_session_folder, folder)
-            if isinstance(error, NobodyListens):
-                raise OfferRefused(RefusalCode.HYPERVISOR, str(error), is_told=True) from None
-            if isinstance(error, HypervisorTimeout | LibvirtHangs):
-                raise _hangs(str(error)) from None
-            raise OfferRefused(RefusalCode.HYPERVISOR, f"no hypervisor waits for this VM: {error}") from None
-        except SpoolFailed as error:
-            log.error("a prepared session cannot be noted durably", vm=claims.vm, cause=str(error))
-            await end.__aexit__(None, None, None)
-            raise OfferRefused(RefusalCode.INTERNAL, "the relay cannot write its spool") from None
-        return session
+        return folder, journal
+
+    async def _withdraw(self, session: DestinationSession) -> None:
+        """Whatever is behind that monitor was not prepared by us, so it is left alone."""
+        await session.end.__aexit__(None, None, None)
+        await self._host.enter(session.journal, "ended")
+        await self._host.on_disk(remove_session_folder, session.folder)
+
+
+def _not_prepared(vm: str, error: HypervisorError | LocalBroken | ValueError) -> OfferRefused:
+    if isinstance(error, NobodyListens):
+        log.warning("nobody listens where a port leads", vm=vm, cause=str(error))
+        return OfferRefused(RefusalCode.HYPERVISOR, error.told, is_told=True)
+    if isinstance(error, HypervisorTimeout | LibvirtHangs):
+        return _hangs(str(error))
+    log.warning("hypervisor not ready", vm=vm, cause=str(error))
+    return OfferRefused(RefusalCode.HYPERVISOR, f"no hypervisor waits for this VM: {error}")
 
 
 def _hangs(detail: str) -> OfferRefused:

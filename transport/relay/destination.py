@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from contextlib import suppress
 from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import Final, Literal
+from typing import Literal
 
 import structlog
 import trio
@@ -16,33 +17,28 @@ from transport.errors import (
     ConnectionBroken,
     LocalBroken,
     NobodyListens,
-    ProtocolViolation,
     TransportError,
 )
 from transport.hypervisors.errors import HypervisorError
 from transport.relay.admitting import Admissions
-from transport.relay.channel import Channel, PortName
 from transport.relay.channels import Channels
 from transport.relay.control import ControlLink
+from transport.relay.destination_line import DestinationLine
 from transport.relay.destination_session import OUTCOMES, DestinationSession
-from transport.relay.ends import Arrival, remove_session_folder
-from transport.relay.failures import cause_of
+from transport.relay.ends import remove_session_folder
+from transport.relay.failures import SessionError, cause_of
 from transport.relay.host import RelayHost, now
 from transport.relay.listener import LaneDesk
 from transport.relay.live import Live
-from transport.relay.receipts import ReceiptFacts, receipt_sha256, verify_peer_receipt
+from transport.relay.receipts import ReceiptFacts
 from transport.relay.spool import SessionJournal
-from transport.relay.tls_lane import Lane, LaneEnds, as_server
 from transport.relay.used_permits import SKEW_SECONDS
-from transport.wire.control import Phase, Role
-from transport.wire.messages import Answer, Bye, Cancel, Handover, Message, Offer, Open, Outcome, Receipt
+from transport.wire.control import Role
+from transport.wire.messages import Cancel, Offer
 from transport.wire.session_states import Event, State, follow
 
 log = structlog.get_logger("sealane.relay")
-_REASONS: Final = {
-    "hypervisor": "the hypervisor there failed, refused or hangs; the log of the relay there says which",
-    "port": "nobody takes connections at the destination where that port leads; its relay's log says where",
-}
+_ENDED = "the destination relay ended the session"
 
 
 class Destination:
@@ -110,11 +106,11 @@ class Destination:
         said_bye = may_go_on = False
         try:
             with trio.move_on_after(self._seconds_left(session)) as deadline:
-                await self._carry(session, offer, link, desk)
+                await DestinationLine(session, link, desk, partial(self._settle, session)).carry(offer)
                 said_bye = True
             if deadline.cancelled_caught:
                 log.warning("session past its deadline", vm=vm)
-                await _say_cancelled(link, "deadline")
+                await _say_cancelled(link, "deadline", _ENDED)
         except (TransportError, HypervisorError, BaseExceptionGroup) as error:
             cause = cause_of(error)
             event = Event.LOST if isinstance(cause, ConnectionBroken) else Event.VIOLATION
@@ -122,7 +118,7 @@ class Destination:
             may_go_on = is_kept and session.may_go_on and self.admissions.resume_seconds(session) > 0
             log.warning("connection lost" if may_go_on else "session broke", vm=vm, cause=str(cause))
             if not may_go_on:
-                await _say_cancelled(link, _code_of(cause))
+                await _say_broken(link, cause)
         return said_bye, may_go_on
 
     async def _after_connection(self, session: DestinationSession, said_bye: bool, may_go_on: bool) -> None:
@@ -178,82 +174,6 @@ class Destination:
         of_all = limits.migration_deadline_seconds - (trio.current_time() - session.began)
         return max(limits.message_seconds, min(of_all, left))
 
-    async def _carry(self, session: DestinationSession, offer: Offer, link: ControlLink, desk: LaneDesk) -> None:
-        """Answer, and do what S says until Bye. Any break raises."""
-        limits = self._host.config.limits
-        live = session.live if session.may_go_on else None
-        channels = (
-            live.channels
-            if live is not None
-            else Channels(Role.DESTINATION, limits.window_bytes, self._host.cores)  # that carry nothing
-        )
-        if len(offer.next) < len(channels.all):
-            raise ProtocolViolation("a resumption that leaves channels out")
-        channels.rewind(offer.next)
-        link.sent_frames, link.acknowledged = channels.sent_frames, channels.acknowledged
-        await link.send(Answer(channels.next(), desk.max_channels))
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(channels.acknowledge, link, limits.ack_interval_seconds)
-            if live is not None:
-                nursery.start_soon(live.watch)
-            for channel in channels.all:
-                nursery.start_soon(self._carry_lane, session, channels, channel, desk)
-            message: Message | None = None
-            while not isinstance(message, Bye):
-                message = await link.next()
-                await self._do(message, session, link, desk, channels, nursery)
-            nursery.cancel_scope.cancel()
-
-    async def _do(
-        self,
-        message: Message,
-        session: DestinationSession,
-        link: ControlLink,
-        desk: LaneDesk,
-        channels: Channels,
-        nursery: trio.Nursery,
-    ) -> None:
-        limits = self._host.config.limits
-        if link.order.phase is Phase.SETTLED and isinstance(message, (Open, Handover, Cancel)):
-            return  # it was under way when we chose, and changes nothing
-        match message:
-            case Open(port=port):
-                channel = await self._open(session, channels, port)
-                nursery.start_soon(self._carry_lane, session, channels, channel, desk)
-            case Handover(post_copy=post_copy):
-                outcome = await self._settle(session, handed_over=True, post_copy=post_copy)
-                log.info("handover", vm=session.permit.claims.vm, outcome=outcome)
-                await link.send(Outcome(outcome))
-            case Cancel():
-                outcome = await self._settle(session, handed_over=False)
-                await link.send(Outcome(outcome))
-            case Receipt() as receipt:
-                assert session.facts.peer is not None
-                verify_peer_receipt(receipt, session.facts.peer)
-                await channels.wait_drained(limits.drain_seconds)
-                session.facts.peer_receipt_sha256 = receipt_sha256(receipt)
-                await link.send(await session.keep_receipt())
-            case Bye():
-                pass
-
-    async def _open(self, session: DestinationSession, channels: Channels, port: PortName) -> Channel:
-        """Dial the hypervisor for the next channel, one after the other, in the order in which S accepted: QEMU counts
-        on it. A connection that is lost meanwhile waits: a hypervisor that was dialled twice would take the second for
-        another channel."""
-        if not session.may_go_on or session.live is None:
-            # Neither the permit's times nor its use were looked at again, so nothing is carried on it.
-            raise ProtocolViolation("a channel on a connection that only settles")
-        if port not in session.permit.claims.ports:
-            raise ProtocolViolation(f"port {port} is not the permit's")
-        nursery = await session.live.nursery()
-        arrival = Arrival(session.folder, self._host.config.limits.dial_seconds, nursery, session.note_loaded)
-        with trio.CancelScope(shield=True):
-            local = await session.end.dial(port, arrival)
-        # Not the first memory channel: it says at once that QEMU has died. Disks may come before it.
-        is_further = any(each.port == port for each in channels.counts)
-        may_leave = session.end.hands_over and port == "memory" and is_further
-        return channels.add(port, local, may_leave=may_leave)
-
     async def _settle(
         self, session: DestinationSession, *, handed_over: bool, post_copy: bool = False
     ) -> Literal["running", "discarded"]:
@@ -282,23 +202,6 @@ class Destination:
         if session.may_recover and not session.is_held:
             session.is_held = True
             self._nursery.start_soon(session.end.hold_until_whole)
-
-    async def _carry_lane(
-        self, session: DestinationSession, channels: Channels, channel: Channel, desk: LaneDesk
-    ) -> None:
-        number, seconds = channel.counts.channel, self._host.config.limits.handshake_seconds
-        sock = None
-        with trio.move_on_after(seconds):
-            sock = await desk.take(number)
-        if sock is None:
-            raise ConnectionBroken("a lane that was announced did not come")
-        lane: Lane = sock
-        if channels.is_tls:
-            assert session.facts.peer is not None
-            identity = self._host.identity
-            ends = LaneEnds(identity.credentials, session.facts.peer.leaf_sha256, desk.keys, now(), seconds)
-            lane = await as_server(sock, identity.context, number, ends)
-        await channels.carry(channel, desk.keys, lane)
 
     async def _after_loss(self, session: DestinationSession, said_bye: bool) -> None:
         """The connection is gone and S may never come back: settle what can be settled without it.
@@ -335,17 +238,18 @@ class Destination:
         self.admissions.forget(session)
 
 
-def _code_of(cause: TransportError | HypervisorError) -> str:
-    match cause:
-        case NobodyListens():
-            return "port"
-        case HypervisorError() | LocalBroken():
-            return "hypervisor"
-        case _:
-            return "broken"
-
-
-async def _say_cancelled(link: ControlLink, code: str) -> None:
+async def _say_cancelled(link: ControlLink, code: str, words: str) -> None:
     """Let S know at once, if the connection still carries it; the outcome it gets when it comes to settle."""
     with suppress(TransportError):
-        await link.send(Cancel(code, _REASONS.get(code, "the destination relay ended the session")))
+        await link.send(Cancel(code, words))
+
+
+async def _say_broken(link: ControlLink, cause: SessionError) -> None:
+    match cause:
+        case NobodyListens():
+            await _say_cancelled(link, "port", cause.told)
+        case HypervisorError() | LocalBroken():
+            words = "the hypervisor there failed, refused or hangs; the log of the relay there says which"
+            await _say_cancelled(link, "hypervisor", words)
+        case _:
+            await _say_cancelled(link, "broken", _ENDED)

@@ -9,7 +9,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal, Self
 
-import structlog
 import trio
 
 from transport.errors import LocalBroken, NobodyListens
@@ -18,7 +17,7 @@ from transport.relay.ends import Arrival, Milestones, Report, Whereabouts
 from transport.relay.inlets import Inlet, Port, SourceLanes, listen_unix, peer_process
 from transport.relay.local_dial import dial_loopback, dial_unix
 
-log = structlog.get_logger("sealane.relay")
+_LEADS_NOWHERE = "the destination's [ports] do not say where that port leads (connect)"
 
 
 class SocketSource:
@@ -125,10 +124,9 @@ class SocketDestination:
 
     async def prepare(self, folder: Path) -> str:  # noqa: ARG002
         if self._at is None:
-            raise NobodyListens("the destination's [ports] do not say where that port leads (connect)")
+            raise NobodyListens(_LEADS_NOWHERE, _LEADS_NOWHERE)
         if isinstance(self._at, Path) and not self._at.is_socket():
-            log.warning("nobody listens where a port leads", socket=str(self._at))
-            raise NobodyListens("nobody listens at the destination where that port leads; its relay's log says where")
+            raise NobodyListens(f"nobody listens on {self._at}")
         return ""
 
     async def dial(self, port: Port, arrival: Arrival) -> socket.socket:  # noqa: ARG002 - one port only
@@ -136,7 +134,7 @@ class SocketDestination:
             return await dial_unix(self._at, arrival.dial_seconds, lambda pid: True)  # noqa: ARG005 - whoever it is
         if self._at is not None:
             return await dial_loopback(*self._at, arrival.dial_seconds)
-        raise NobodyListens("that port leads nowhere here")
+        raise NobodyListens(_LEADS_NOWHERE, _LEADS_NOWHERE)
 
     async def wait_loaded(self, seconds: float) -> bool:  # noqa: ARG002
         return False

@@ -62,30 +62,7 @@ class SessionJournal:
     @classmethod
     def load(cls, path: Path, ownership: int) -> Self | None:
         """What the file says; None if not even its first line was finished."""
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise SpoolFailed(f"{path}: {error.strerror}") from None
-        if len(data) > _MAX_JOURNAL_BYTES:
-            raise SpoolFailed(f"{path}: larger than a journal can be")
-        state = ""
-        facts: dict[str, Any] = {}
-        finished = data[: data.rfind(b"\n") + 1]
-        for line in finished.splitlines():
-            try:
-                entry = json.loads(line)
-                following = entry.pop("state")
-                known = following in FOLLOWING
-            except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
-                known = False
-            if not known:
-                raise SpoolFailed(f"{path}: damaged; an operator must decide where this guest runs")
-            if state and following not in FOLLOWING.get(state, ()):
-                raise SpoolFailed(f"{path}: {following} after {state}; an operator must decide where this guest runs")
-            state = following
-            facts |= entry
-        if len(finished) != len(data):
-            os.truncate(path, len(finished))
+        state, facts = _read(path, cut_torn_line=True)
         return cls(path, state, facts, ownership) if state else None
 
     def append(self, state: str, **facts: object) -> None:
@@ -149,16 +126,8 @@ class Spool:
         One that waits to resume its guest would do so after another has handed it over.
         """
         for path in self._journals.glob(f"{Role.SOURCE.value}-*.jsonl"):
-            try:
-                lines = path.read_bytes().split(b"\n")[:-1]
-                entries = [json.loads(line) for line in lines]
-                is_of_vm = bool(entries) and entries[0].get("vm") == vm
-                is_over = not entries or entries[-1].get("state") in _OVER_AT_SOURCE
-            except FileNotFoundError:
-                continue  # ended and forgotten meanwhile
-            except (OSError, ValueError, AttributeError, RecursionError) as error:
-                raise SpoolFailed(f"{path}: {error}") from None
-            if is_of_vm and not is_over:
+            state, facts = _read(path)
+            if facts.get("vm") == vm and state not in _OVER_AT_SOURCE:
                 raise LocalBroken(f"an earlier migration of this VM is not over here yet ({path.name})")
 
     def unfinished(self, role: Role) -> Iterator[SessionJournal]:
@@ -169,7 +138,7 @@ class Spool:
                 continue
             journal = SessionJournal.load(path, ownership)
             if journal is None or journal.is_ended:
-                path.unlink()
+                path.unlink(missing_ok=True)
                 os.close(ownership)
             else:
                 yield journal
@@ -190,6 +159,40 @@ class Spool:
 
     def forget_receipt(self, path: Path) -> None:
         path.unlink(missing_ok=True)
+
+
+def _read(path: Path, *, cut_torn_line: bool = False) -> tuple[str, dict[str, Any]]:
+    """A journal's state and facts; "" if there is none, or not even its first line was finished. Raises `SpoolFailed`.
+
+    Another process may be writing: only who owns the journal may cut what is torn.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return "", {}  # ended and forgotten meanwhile
+    except OSError as error:
+        raise SpoolFailed(f"{path}: {error.strerror}") from None
+    if len(data) > _MAX_JOURNAL_BYTES:
+        raise SpoolFailed(f"{path}: larger than a journal can be")
+    state = ""
+    facts: dict[str, Any] = {}
+    finished = data[: data.rfind(b"\n") + 1]
+    for line in finished.splitlines():
+        try:
+            entry = json.loads(line)
+            following = entry.pop("state")
+            known = following in FOLLOWING
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
+            known = False
+        if not known:
+            raise SpoolFailed(f"{path}: damaged; an operator must decide where this guest runs")
+        if state and following not in FOLLOWING.get(state, ()):
+            raise SpoolFailed(f"{path}: {following} after {state}; an operator must decide where this guest runs")
+        state = following
+        facts |= entry
+    if cut_torn_line and len(finished) != len(data):
+        os.truncate(path, len(finished))
+    return state, facts
 
 
 def _own(path: Path) -> int | None:
