@@ -29,13 +29,13 @@ async def preflight(gate: Gate, facts: Facts) -> list[Finding]:
         if not gate.dispatch.is_reachable(host.spiffe_id, gate.relay_silence_seconds):
             return [_silent(host, role)]
     here = await gate.inspections.ask(source.spiffe_id, {"vm": vm.uuid, "wanted": None})
-    found = list(source_findings(here, source.name))
+    copies_disks = "disks" in facts.asked.ports
+    found = list(source_findings(here, source.name, copies_disks=copies_disks))
     if here.machine is None:
         return found
     knows_sizes = (gate.dispatch.link(destination.spiffe_id) or 0) >= DISK_SIZES
     wanted = msgspec.to_builtins(here.machine if knows_sizes else without_sizes(here.machine))
     there = await gate.inspections.ask(destination.spiffe_id, {"vm": vm.uuid, "wanted": wanted})
-    copies_disks = "disks" in facts.asked.ports
     return found + list(destination_findings(here.machine, there, destination.name, copies_disks=copies_disks))
 
 

@@ -38,8 +38,8 @@ class Finding:
     message: str
 
 
-def source_findings(source: Inspection, host: str) -> Iterator[Finding]:
-    """What the VM itself has against it, wherever it goes."""
+def source_findings(source: Inspection, host: str, *, copies_disks: bool = False) -> Iterator[Finding]:
+    """What the VM itself has against it, wherever it goes. Disks that are copied are on no shared storage."""
     machine = source.machine
     if machine is None:
         said = source.trouble or "says nothing"
@@ -50,7 +50,7 @@ def source_findings(source: Inspection, host: str) -> Iterator[Finding]:
         yield Finding("not_running", "cannot", "owner of the VM", message)
     for reason in machine.blocked:
         yield Finding("device", "cannot", "owner of the VM", reason)
-    for disk in machine.disks:
+    for disk in machine.disks if not copies_disks else ():
         if not disk.read_only and not disk.shareable and disk.cache not in _SAFE_CACHES and disk.path:
             message = (
                 f"disk {disk.name} ({disk.path}) has cache mode {disk.cache}: on shared storage the destination could "

@@ -53,5 +53,7 @@ def words_of(error: Mapping[str, Any]) -> str:
     if kind == "string_pattern_mismatch":
         pattern = terms["pattern"]
         return f"must be {_PATTERNS[pattern]}" if pattern in _PATTERNS else f"must match {pattern}"
+    if kind == "string_too_short" and terms["min_length"] == 1:
+        return "must not be empty"
     known = _WORDS.get(kind)
     return str(error["msg"]) if known is None else known.format(**terms)

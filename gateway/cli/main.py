@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated, Any
 
@@ -159,4 +160,16 @@ app.command("demo")(demo.demo)
 
 def run() -> None:
     """Entry point of the console script."""
+    _open_closed_streams()
     app()
+
+
+def _open_closed_streams() -> None:
+    """Whoever closed one (`>&-`) reads and says nothing there; else the next file that is opened takes its number."""
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(descriptor, "r" if descriptor == 0 else "w", encoding="utf-8", closefd=False))

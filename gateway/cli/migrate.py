@@ -33,7 +33,7 @@ from gateway.cli.move_options import (
     wishes,
 )
 from gateway.cli.options import CaOption, GatewayOption, JsonOption, TokenFileOption
-from gateway.cli.output import console, print_json
+from gateway.cli.output import console, print_json, say
 from gateway.cli.placement import complete_host, complete_vm
 from gateway.cli.relay_operating import DEFAULT
 from gateway.cli.settings import resolve
@@ -197,6 +197,8 @@ def _move(client: GatewayClient, question: dict[str, Any], wait_seconds: int, *,
             if as_json:
                 print_json({"outcome": "denied", **view.decision_document(answer)})
             return 1
+        if not as_json:
+            say(f"  migration   {answer.migration_id}")  # now: whoever cancels it elsewhere needs it
         with _bar(as_json=as_json) as bar:
             reply = follow(
                 client,
@@ -208,6 +210,8 @@ def _move(client: GatewayClient, question: dict[str, Any], wait_seconds: int, *,
                 note=bar.note,
             )
     _tell(answer, reply, clock.now() - started, as_json=as_json)
+    if reply.state == "failed" and not as_json:
+        say("  next        the same with --check says what is in the way, and who must act")
     return 0 if reply.state == "completed" else 1
 
 

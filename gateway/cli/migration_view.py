@@ -16,6 +16,7 @@ from gateway.cli.replies import Decision, DecisionReply, MigrationReply, Preflig
 from gateway.cli.replies import Progress as Numbers
 from gateway.cli.terminal import harmless, plain
 
+_STATES = {"assigned": "waits for its turn"}  # of the moves of its source host; longer than a moment where they queue
 _STYLES = {"completed": "bold green", "cancelled": "bold yellow"}
 
 
@@ -119,7 +120,7 @@ class Bar:
         self._bar.update(
             self._task,
             completed=fraction(reply.state, numbers),
-            state=harmless(reply.state, limit=20),
+            state=_STATES.get(reply.state) or harmless(reply.state, limit=20),
             numbers=numbers_line(numbers),
             refresh=True,
         )

@@ -60,8 +60,7 @@ def pipe_port(opening: Opening, gateway: str | None, ca: Path | None, token_file
     pipe = _Pipe(sys.stdin.buffer, sys.stdout.buffer)
     with signed_in(gateway, ca, token_file) as client:
         document = _follow(client, opening, pipe.connect)
-    if document["outcome"] == "completed":
-        document = pipe.finish(document)
+    document = pipe.finish(document)
     print(json.dumps(document), file=sys.stderr, flush=True)
     return 0 if document["outcome"] == "completed" else 1
 
@@ -140,6 +139,7 @@ class _Pipe:
         self._sink = sink
         self._receiving: threading.Thread | None = None
         self._trouble = ""
+        self._is_closed_here = False  # whoever read standard output left: the session broke by that
 
     def connect(self, path: Path) -> None:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -154,7 +154,9 @@ class _Pipe:
         threading.Thread(target=self._send, args=(sock,), daemon=True).start()
 
     def finish(self, document: dict[str, Any]) -> dict[str, Any]:
-        """Once the relay has carried all: until the last of it is on standard output."""
+        """Once the relay has carried all: until the last of it is on standard output. What broke here is said first."""
+        if document["outcome"] != "completed":
+            return {**document, "message": self._trouble} if self._is_closed_here else document
         if self._receiving is None:
             return {**document, "outcome": "failed", "message": "the session ended before its socket was seen"}
         self._receiving.join()
@@ -173,6 +175,10 @@ class _Pipe:
             while data := sock.recv(_CHUNK_BYTES):
                 self._sink.write(data)
             self._sink.flush()
+        except BrokenPipeError:
+            self._is_closed_here = True
+            self._trouble = "standard output was closed before all that came back was written"
+            _break_off(sock)
         except OSError as error:
             self._trouble = f"what came back could not be written or read: {error.strerror}"
             _break_off(sock)

@@ -9,7 +9,7 @@ import json
 import socket
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,7 +19,11 @@ from gateway.cli.options import JsonOption
 from gateway.cli.output import console, print_json, say
 from gateway.cli.waiting import waiting_for
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 _SECONDS = 10.0
+_TABLE_WIDTH = 150  # ids of 32 and 36 characters among nine numbers
 _CHANGING = frozenset({"cancel", "drain", "evacuate"})
 _MAX_ANSWER_BYTES = 4 * 1024 * 1024
 SocketOption = Annotated[
@@ -44,18 +48,28 @@ def status(
     if as_json:
         print_json(ask(socket_path, {"ask": "status"}))
         return
+    out = console()
     if not watch:
-        console().print(_table(ask(socket_path, {"ask": "status"})))
+        out.print(_shown(ask(socket_path, {"ask": "status"}), out.width))
         return
-    from rich.live import Live  # noqa: PLC0415 - only for whoever watches
-
     try:
-        with Live(_table(ask(socket_path, {"ask": "status"})), console=console(), auto_refresh=False) as live:
-            while True:
-                time.sleep(1)
-                live.update(_table(ask(socket_path, {"ask": "status"})), refresh=True)
+        if out.is_terminal:
+            _watch(socket_path, out)
+        while True:  # each state after the other, for a file or a pipe
+            out.print(_shown(ask(socket_path, {"ask": "status"}), out.width))
+            out.file.flush()
+            time.sleep(1)
     except KeyboardInterrupt:
         pass
+
+
+def _watch(socket_path: Path, out: Console) -> None:
+    from rich.live import Live  # noqa: PLC0415 - only for whoever watches
+
+    with Live(_shown(ask(socket_path, {"ask": "status"}), out.width), console=out, auto_refresh=False) as live:
+        while True:
+            time.sleep(1)
+            live.update(_shown(ask(socket_path, {"ask": "status"}), out.width), refresh=True)
 
 
 def cancel(
@@ -125,7 +139,7 @@ def ask(path: Path, question: dict[str, Any]) -> dict[str, Any]:
         answer = json.loads(data)
     except (OSError, ValueError) as error:
         raise Unreachable(
-            f"this host's relay does not answer on {path}: {_words(error)}",
+            f"this host's relay does not answer on {path}: {_words(error, path)}",
             OPERATOR,
             "run it as root on the relay's host, check --socket, and that the relay runs",
         ) from error
@@ -134,43 +148,69 @@ def ask(path: Path, question: dict[str, Any]) -> dict[str, Any]:
     return answer
 
 
-def _words(error: OSError | ValueError) -> str:
+def _words(error: OSError | ValueError, path: Path) -> str:
     if isinstance(error, TimeoutError):
         return f"no answer within {_SECONDS:.0f} s"
+    if isinstance(error, ConnectionRefusedError):
+        return "no relay listens there" if path.is_socket() else "that is no socket"
     return (isinstance(error, OSError) and error.strerror) or "what it says is no answer of a relay"
 
 
-def _table(document: dict[str, Any]) -> Any:
+def _shown(document: dict[str, Any], width: int) -> Any:
+    """The sessions as a table, or each on some lines where the terminal is too narrow for one; then who waits."""
     from rich.console import Group  # noqa: PLC0415
-    from rich.table import Table  # noqa: PLC0415
 
-    table = Table(box=None, pad_edge=False)
-    for name in ("migration", "VM", "to or from", "state", "rate", "carried", "left", "pass", "dirties", "time left"):
-        table.add_column(name, overflow="fold")
-    table.add_column("lanes", justify="right")
-    for each in document["sessions"]:
-        arrow = "→ " if each["role"] == "source" else "← "
-        kind = "" if each["kind"] in (None, "none", "active", "completed") else f" ({each['kind']})"
-        table.add_row(
-            each["migration_id"],
-            each["vm"],
-            arrow + each["peer"].rpartition("/")[2],
-            each["state"] + kind,
-            _size(each["rate_bytes_per_second"], "/s"),
-            _size(each["carried_bytes"]),
-            _size(each["remaining_bytes"]),
-            "-" if not each["pass"] else str(each["pass"]),
-            _size(each["dirty_bytes_per_second"], "/s"),
-            "-" if each["seconds_left"] is None else f"{each['seconds_left']} s",
-            str(len(each["channels"])),
-        )
-    lines: list[Any] = [table if document["sessions"] else "no sessions"]
+    sessions = [_cells(each) for each in document["sessions"]]
+    lines: list[Any] = ["no sessions"]
+    if sessions:
+        lines = [_table(sessions)] if width >= _TABLE_WIDTH else [line for cells in sessions for line in _block(cells)]
     for place, waiting in enumerate(document["queue"], start=1):
         seconds = f"{waiting['seconds']:.0f} s"
         lines.append(f"waits, place {place}: {waiting['migration_id']} (VM {waiting['vm']}, {seconds})")
     if document["draining"]:
         lines.append("draining: takes nothing new, ends with its last session")
     return Group(*lines)
+
+
+def _cells(session: dict[str, Any]) -> dict[str, str]:
+    arrow = "→ " if session["role"] == "source" else "← "
+    kind = "" if session["kind"] in (None, "none", "active", "completed") else f" ({session['kind']})"
+    return {
+        "migration": session["migration_id"],
+        "VM": session["vm"],
+        "to or from": arrow + session["peer"].rpartition("/")[2],
+        "state": session["state"] + kind,
+        "rate": _size(session["rate_bytes_per_second"], "/s"),
+        "carried": _size(session["carried_bytes"]),
+        "left": _size(session["remaining_bytes"]),
+        "pass": "-" if not session["pass"] else str(session["pass"]),
+        "dirties": _size(session["dirty_bytes_per_second"], "/s"),
+        "time left": "-" if session["seconds_left"] is None else f"{session['seconds_left']} s",
+        "lanes": str(len(session["channels"])),
+    }
+
+
+def _table(sessions: list[dict[str, str]]) -> Any:
+    from rich.table import Table  # noqa: PLC0415
+
+    table = Table(box=None, pad_edge=False)
+    for name in sessions[0]:
+        table.add_column(name, overflow="fold", justify="right" if name == "lanes" else "left")
+    for cells in sessions:
+        table.add_row(*cells.values())
+    return table
+
+
+def _block(cells: dict[str, str]) -> list[str]:
+    """For a terminal in which a table would be columns of single letters."""
+    told = [f"{name} {cells[name]}" for name in ("left", "pass", "dirties", "time left", "lanes") if cells[name] != "-"]
+    return [
+        f"{cells['to or from']}  {cells['state']}",
+        f"  {cells['migration']}",
+        f"  VM {cells['VM']}",
+        f"  {cells['rate']}, {cells['carried']} carried",
+        *(f"  {', '.join(told[at : at + 3])}" for at in range(0, len(told), 3)),
+    ]
 
 
 def _size(size_bytes: int | None, suffix: str = "") -> str:

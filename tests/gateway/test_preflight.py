@@ -91,6 +91,8 @@ def test_what_the_vm_itself_has_against_it() -> None:
     found = list(source_findings(Inspection(machine=machine), "a"))
     assert codes(found) == {("not_running", "cannot"), ("device", "cannot"), ("disk_cache", "attention")}
     assert any("0000:01:00.0" in finding.message for finding in found)
+    copied = source_findings(Inspection(machine=machine), "a", copies_disks=True)
+    assert "disk_cache" not in {finding.code for finding in copied}, "no storage is shared"
 
 
 @pytest.mark.parametrize(

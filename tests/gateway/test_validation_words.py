@@ -12,6 +12,7 @@ from gateway.validation_words import words_of
     [
         ('{"host": "Lab 1!"}', "must be a host's name as the inventory has it: 1 to 63 of a-z, 0-9 and -"),
         ('{"host": 5}', "must be a text"),
+        ('{"host": ""}', "must be a host's name"),
         ("{}", "is missing"),
         ('{"host": "a", "minutes": 0}', "must be 1 or more"),
         ('{"host": "a", "minutes": 99999}', "must be at most 10080"),

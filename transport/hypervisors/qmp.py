@@ -97,7 +97,8 @@ class QmpConnection:
             try:
                 stream = await trio.open_unix_socket(path)
             except (OSError, ValueError) as error:
-                raise HypervisorUnreachable(f"cannot open the monitor {path}: {error}") from None
+                why = error.strerror if isinstance(error, OSError) else error
+                raise HypervisorUnreachable(f"cannot open the monitor {path}: {why}") from None
             try:
                 packed = stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
                 peer = PeerCredentials(*_CREDENTIALS.unpack(packed))

@@ -14,7 +14,15 @@ from pathlib import Path
 import structlog
 import trio
 
-from transport.errors import ConfigurationError, SpoolFailed, TransportError
+from transport.errors import (
+    ConfigurationError,
+    ConnectionBroken,
+    Misuse,
+    OfferRefused,
+    PeerCancelled,
+    SpoolFailed,
+    TransportError,
+)
 from transport.hypervisors.errors import HypervisorError
 from transport.relay import systemd
 from transport.relay.config import load_relay_config, split_address
@@ -24,6 +32,7 @@ from transport.relay.news import News
 from transport.relay.piping import pipe
 from transport.relay.service import drain, serve_relay
 from transport.relay.source import MigrationOrder, carry_as_source
+from transport.settings.allowed import shown
 
 EXIT_DONE, EXIT_FAILED, EXIT_CONFIGURATION = 0, 1, 2
 
@@ -88,11 +97,16 @@ def _permitted(config_path: Path, permit_path: Path, address: str) -> tuple[Rela
     host = open_host(load_relay_config(config_path))
     known = host.addresses.book.host(address)
     where = known.addresses[0].address if known is not None else address
-    split_address(where, "--to")
+    try:
+        split_address(where, "--to")
+    except ConfigurationError:
+        raise ConfigurationError(f"--to: {shown(address)} is no host of the address book, nor HOST:PORT") from None
     try:
         return host, permit_path.read_text().strip(), where
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{permit_path}: {error}") from None
+    except OSError as error:
+        raise ConfigurationError(f"{permit_path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigurationError(f"{permit_path}: holds no permit, but bytes that are no text") from None
 
 
 def _run(main: Callable[[], Awaitable[int | None]]) -> int:
@@ -111,9 +125,24 @@ def _run(main: Callable[[], Awaitable[int | None]]) -> int:
         if isinstance(cause, (ConfigurationError, SpoolFailed)):
             print(f"sealane relay: {cause}; the operator must act; correct it and start again", file=sys.stderr)
             return EXIT_CONFIGURATION
-        print(f"sealane relay: {cause}", file=sys.stderr)
+        print(f"sealane relay: {cause}; {_who_must_act(cause)}", file=sys.stderr)
         return EXIT_FAILED
     return int(result or EXIT_DONE)
+
+
+def _who_must_act(cause: Exception) -> str:
+    """By the tree of errors (`transport.errors`), for whoever started this command."""
+    match cause:
+        case OfferRefused():
+            return "the requester must act; ask for a new permit for these hosts and this VM"
+        case PeerCancelled():
+            return "the operator must act; ask the other host's operator why, then ask anew"
+        case ConnectionBroken():
+            return "the operator must act; check that the other host's relay runs and can be reached, then ask anew"
+        case Misuse():
+            return "Sealane's developers must act; send them the log"
+        case _:
+            return "the operator must act; look at the log above and at the other relay's"
 
 
 def _print_ready(where: str) -> None:

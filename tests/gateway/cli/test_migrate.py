@@ -77,6 +77,7 @@ def test_a_moved_vm_is_told_with_decision_downtime_bytes_protection_and_record(
         MIGRATION,
     ):
         assert said in result.stdout
+    assert result.stdout.index(MIGRATION) < result.stdout.index("COMPLETED"), "who cancels it elsewhere needs it before"
     assert gateway.asked[0].body == {"vm": "web-1", "destination": "host-b", "reason": "CHG-1042"}
 
 
