@@ -52,7 +52,12 @@ chmod 755 "$root/usr/bin/sealane"
 
 cp deploy/systemd/sealane.slice "deploy/systemd/sealane-$kind.service" "$root/lib/systemd/system/"
 [ "$kind" != relay ] || cp deploy/systemd/sealane-relay.socket "$root/lib/systemd/system/"
-cp docs/install.md LICENSE CHANGELOG.md "$root/usr/share/doc/sealane-$kind/"
+# All pages: they lead to one another, and errors name them.
+doc=$root/usr/share/doc/sealane-$kind
+cp README.md SECURITY.md LICENSE CHANGELOG.md "$doc/"
+mkdir -p "$doc/docs/adr"
+cp docs/*.md docs/*.json "$doc/docs/"
+cp docs/adr/*.md "$doc/docs/adr/"
 _SEALANE_COMPLETE=source_bash .venv/bin/sealane >"$root/usr/share/bash-completion/completions/sealane" 2>/dev/null ||
     rm -f "$root/usr/share/bash-completion/completions/sealane"
 depends="python3 (>= $abi), python3 (<< $next)"
@@ -69,6 +74,8 @@ if [ "$kind" = relay ]; then
     summary="carries live migrations of virtual machines in sealed lanes"
     recommends="Recommends: qemu-system-x86 | libvirt-clients"
 else
+    mkdir -p "$root/usr/share/sealane/siem"
+    cp deploy/siem/* "$root/usr/share/sealane/siem/"
     other=relay
     summary="decides on, records and permits live migrations of virtual machines"
     recommends="Recommends: bash-completion

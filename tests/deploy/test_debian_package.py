@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -66,6 +67,10 @@ def test_it_holds_what_a_relay_needs_and_no_more(package: Path) -> None:
     names = {line.split()[5].removeprefix("./") for line in listed.splitlines()}
     for wanted in ("usr/bin/sealane", "lib/systemd/system/sealane-relay.service", "usr/lib/sysctl.d/60-sealane.conf"):
         assert wanted in names
+    for unit in (ROOT / "deploy" / "systemd").glob("sealane-relay.*"):
+        (page,) = re.findall(r"^Documentation=file:///(.+)$", unit.read_text(), re.MULTILINE)
+        assert page in names
+    assert {f"usr/share/doc/sealane-relay/docs/{page.name}" for page in (ROOT / "docs").glob("*.md")} <= names
     for foreign in ("cedarpy", "fastapi", "hypercorn", "elasticsearch", "ldap3", "bin/pip"):
         assert not any(f"usr/lib/sealane/{foreign}" in name for name in names)
     assert not any(name.endswith(".pyc") for name in names)
