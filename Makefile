@@ -23,7 +23,7 @@
 #   make keycloak  fetch Keycloak into .keycloak and try the preset for it (about three minutes)
 #   make editor  Neovim and Cedar's language server on a bundle (CEDAR_LANGUAGE_SERVER=PATH; docs/policy-guide.md)
 #   make deb     Debian packages of relay and gateway, in build/deb
-#   make lock    remake requirements.lock and those in deploy/gssapi (ARGS=--upgrade takes the newest versions)
+#   make lock    remake requirements.lock and those in deploy/gssapi and deploy/nova (ARGS=--upgrade takes the newest versions)
 #
 # ARGS is handed on: make demo ARGS=--json · make test ARGS="-k permit" · make bench ARGS="relay --quick"
 
@@ -145,14 +145,16 @@ deb: setup
 
 # The lock names no index: whoever installs from it uses their own. The grep fails the goal if one slips in.
 # The extra `gssapi` has one of its own: it must be compiled, which nobody should need who does without it.
-lock: COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+# That of nova is for Debian 12's Python alone, and of wheels alone: what a source would be built with has no hash.
+lock: COMPILE = $(BIN)/uv pip compile --quiet --python-version 3.11 --generate-hashes --no-header \
 	--no-emit-index-url --no-emit-find-links $(ARGS)
 lock: setup
 	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(COMPILE) --extra gateway --extra dev --output-file requirements.lock pyproject.toml
+	$(COMPILE) --universal --extra gateway --extra dev --output-file requirements.lock pyproject.toml
 	for name in build requirements; do \
-		$(COMPILE) --output-file deploy/gssapi/$$name.lock deploy/gssapi/$$name.in || exit 1; done
-	@! grep -nE '://|^--(index|extra-index|find-links)' requirements.lock deploy/gssapi/*.lock
+		$(COMPILE) --universal --output-file deploy/gssapi/$$name.lock deploy/gssapi/$$name.in || exit 1; done
+	$(COMPILE) --only-binary :all: --output-file deploy/nova/requirements.lock deploy/nova/requirements.in
+	@! grep -nE '://|^--(index|extra-index|find-links)' requirements.lock deploy/gssapi/*.lock deploy/nova/*.lock
 
 rollover:
 	@deploy/setup.sh test

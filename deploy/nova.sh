@@ -2,14 +2,15 @@
 # Puts OpenStack's nova into .nova, an environment of its own: nothing of it is installed, or in our lock.
 #
 # Its libvirt driver is run against the two hosts of the tests (`make nova`), with Debian's bindings of libvirt, which are those of the
-# libvirtd that runs there. About 250 MB; a second run does nothing.
+# libvirtd that runs there. Wheels alone, each checked against its hash in deploy/nova/requirements.lock. About 250 MB; a second run does
+# nothing.
 set -eu
 cd "$(dirname "$0")/.."
-version=34.0.0
-[ "$(cat .nova/version 2> /dev/null)" = "$version" ] && exit 0
-echo "nova: fetching nova $version and what it needs (some minutes)"
+lock=deploy/nova/requirements.lock
+cmp -s "$lock" .nova/lock && exit 0
+echo "nova: fetching $(grep -o '^nova==[0-9.]*' "$lock") and what it needs (some minutes)"
 rm -rf .nova
 /usr/bin/python3 -m venv --system-site-packages .nova
-.nova/bin/python -m pip install --quiet --disable-pip-version-check --ignore-installed "nova==$version"
+.nova/bin/python -m pip install --quiet --disable-pip-version-check --ignore-installed --no-deps --only-binary :all: --require-hashes -r "$lock"
 .nova/bin/python -c 'import libvirt, nova'
-echo "$version" > .nova/version
+cp "$lock" .nova/lock

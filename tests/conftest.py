@@ -43,7 +43,7 @@ def pytest_runtest_makereport(
 FETCHED = {
     "newest-qemu": ".qemu-newest/qemu-system-x86_64",
     "other-libvirt": ".other-libvirt/suite",
-    "nova": ".nova/version",
+    "nova": ".nova/lock",
 }
 LEFT_OUT = pytest.StashKey[dict[str, int]]()
 

@@ -6,6 +6,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +22,7 @@ from gateway.cli.output import print_json, say
 from gateway.counted import counted
 
 if TYPE_CHECKING:
+    from audit.checkpoint import LogVerifier
     from audit.tile_tree import TileSource
 
 
@@ -43,52 +48,83 @@ def archive(
       sealane audit archive /mnt/worm/audit --key log.vkey
       sealane audit archive /mnt/worm/audit --key log.vkey --log /var/lib/sealane/log --json
     """
-    from audit.tile_tree import FolderTiles
+    if log is None:
+        told = _told_by_gateway(gateway, ca, token_file)
+    elif gateway is None:
+        told = _told_by_folder(log)
+    else:
+        raise BadConfiguration("--log and --gateway exclude each other", REQUESTER, "give one of them")
+    with told as of_log:
+        _update(directory, key, of_log, as_json=as_json)
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """A log as it is read. `join_keys`: to given keys those that followed or went before, and the lines that say so;
+    `keys_file`: where they stand, for who must mend them."""
+
+    checkpoint: str
+    tiles: TileSource
+    join_keys: Callable[[Sequence[str]], tuple[tuple[str, ...], bytes]]
+    keys_file: str
+
+
+@contextmanager
+def _told_by_gateway(gateway: str | None, ca: Path | None, token_file: Path | None) -> Iterator[_Told]:
+    from audit.verify_keys import keys_joined_by
     from gateway.cli.proving import GatewayTiles
     from gateway.cli.record_source import connected
 
-    if log is None:
-        with connected(gateway, ca, token_file) as client:
-            # The checkpoint first: its key may be newer than what was said of the keys before it.
-            text, lines = client.checkpoint(), client.log_keys()
-            _update(directory, key, text, GatewayTiles(client), lines, as_json=as_json)
-        return
-    if gateway is not None:
-        raise BadConfiguration("--log and --gateway exclude each other", REQUESTER, "give one of them")
+    with connected(gateway, ca, token_file) as client:
+        # The checkpoint first: its key may be newer than what was said of the keys before it.
+        text, lines = client.checkpoint(), client.log_keys()
+        yield _Told(text, GatewayTiles(client), partial(keys_joined_by, lines), "the gateway's /v1/log/keys")
+
+
+@contextmanager
+def _told_by_folder(log: Path) -> Iterator[_Told]:
+    from audit.log_keys import KEYS_FILE
+    from audit.tile_tree import FolderTiles
+    from audit.verify_keys import joined_keys
+
     try:
         text = (log / "checkpoint").read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise BadConfiguration(f"{log} is no log: {error}", REQUESTER, "name the folder of a log") from error
-    _update(directory, key, text, FolderTiles(log), log / "keys", as_json=as_json)
+    yield _Told(text, FolderTiles(log), partial(joined_keys, log), str(log / KEYS_FILE))
 
 
-def _update(
-    directory: Path, given: list[str], text: str, source: TileSource, said: Path | bytes, *, as_json: bool
-) -> None:
-    """`said`: what the log says of keys that followed the given ones or went before, or its file; it is kept."""
-    from audit.archive import Archive
+def _verifiers(directory: Path, given: list[str], told: _Told) -> tuple[list[LogVerifier], bytes]:
+    """Of all keys that the given ones lead to, by the archive and by the log; and the log's lines, which are kept."""
     from audit.checkpoint import LogVerifier
-    from audit.errors import AuditError, CheckpointError
+    from audit.errors import CheckpointError
     from audit.log_keys import KEYS_FILE
-    from audit.verify_keys import joined_keys, keys_joined_by
+    from audit.verify_keys import joined_keys
     from gateway.cli.verification import read_keys
 
     try:
-        verifiers = [LogVerifier.parse(vkey) for vkey in read_keys(given)]
+        vkeys = tuple(LogVerifier.parse(vkey).vkey for vkey in read_keys(given))
     except CheckpointError as error:
         raise BadConfiguration(f"--key: {error}", REQUESTER, "get it anew from where you trust it") from error
-    vkeys, where = tuple(each.vkey for each in verifiers), f"{directory}/{KEYS_FILE}"
+    where = f"{directory}/{KEYS_FILE}"
     try:
         vkeys, _ = joined_keys(directory, vkeys)
-        where = "the gateway's /v1/log/keys" if isinstance(said, bytes) else str(said)
-        vkeys, joining = keys_joined_by(said, vkeys) if isinstance(said, bytes) else joined_keys(said.parent, vkeys)
+        where = told.keys_file
+        vkeys, joining = told.join_keys(vkeys)
     except (ValueError, OSError) as error:
         raise Refused(f"nothing was archived: {where}: {error}", OPERATOR, "restore that file") from error
-    verifiers = [LogVerifier.parse(vkey) for vkey in vkeys]
+    return [LogVerifier.parse(vkey) for vkey in vkeys], joining
+
+
+def _update(directory: Path, given: list[str], told: _Told, *, as_json: bool) -> None:
+    from audit.archive import Archive
+    from audit.errors import AuditError
+
+    verifiers, joining = _verifiers(directory, given, told)
     try:
         archived = Archive(directory, verifiers)
         before = archived.size
-        new = archived.update(text, source, successors=joining)
+        new = archived.update(told.checkpoint, told.tiles, successors=joining)
     except AuditError as error:
         raise Refused(f"nothing was archived: {error}", OPERATOR, "compare both with `sealane audit verify`") from error
     except OSError as error:

@@ -11,6 +11,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from gateway.cli.follow import Clock, Interrupts, follow
 if TYPE_CHECKING:
     from gateway.cli.client import GatewayClient
     from gateway.cli.replies import MigrationReply
+    from transport.relay.config import RelayConfig
+    from transport.relay.named_ports import PortSection
 
 _CHUNK_BYTES = 256 * 1024
 
@@ -65,8 +68,9 @@ def pipe_port(opening: Opening, gateway: str | None, ca: Path | None, token_file
     return 0 if document["outcome"] == "completed" else 1
 
 
-def _follow(client: GatewayClient, opening: Opening, ready: Any) -> dict[str, Any]:
-    section, here = _section(opening)
+def _follow(client: GatewayClient, opening: Opening, ready: Callable[[Path], None]) -> dict[str, Any]:
+    config = _relay_config(opening.config)
+    section, here = _section(config, opening), _this_host(config)
     has_begun = False
 
     def show(reply: MigrationReply) -> None:
@@ -78,10 +82,11 @@ def _follow(client: GatewayClient, opening: Opening, ready: Any) -> dict[str, An
                 f"{opening.vm} is on {there}, by what the gateway knows, and so would the socket be", OPERATOR,
                 f"run this on {there}",
             )  # fmt: skip
-        if reply.state == "running" and not has_begun and reply.vm is not None:
+        vm = reply.vm.uuid if reply.vm is not None else None
+        if reply.state == "running" and not has_begun and vm is not None:
             has_begun = True
             try:
-                ready(section.listens_at(opening.port, reply.vm.uuid))
+                ready(section.listens_at(opening.port, vm))
             except Refused:
                 client.cancel(reply.migration_id)  # else it waits for a connection that nobody makes
                 raise
@@ -109,26 +114,33 @@ def _follow(client: GatewayClient, opening: Opening, ready: Any) -> dict[str, An
     }
 
 
-def _section(opening: Opening) -> tuple[Any, str | None]:
-    """The port's section, and the SPIFFE id of this host if whoever asks may read its certificate."""
-    from certs.errors import CertificateError  # noqa: PLC0415 - the relay's parts load slowly
-    from certs.files import read_certificates  # noqa: PLC0415
-    from certs.identity import spiffe_id_of  # noqa: PLC0415
-    from transport.errors import ConfigurationError  # noqa: PLC0415
+def _relay_config(path: Path) -> RelayConfig:
+    from transport.errors import ConfigurationError  # noqa: PLC0415 - the relay's parts load slowly
     from transport.relay.config import load_relay_config  # noqa: PLC0415
 
     try:
-        config = load_relay_config(opening.config)
+        return load_relay_config(path)
     except ConfigurationError as error:
         raise BadConfiguration(str(error), OPERATOR, "name the relay's configuration with --config") from None
-    here: str | None = None
-    with suppress(CertificateError):
-        here = str(spiffe_id_of(read_certificates(Path(config.identity.certificate))[0]))
+
+
+def _section(config: RelayConfig, opening: Opening) -> PortSection:
     if (section := config.ports.get(opening.port)) is None:
         raise BadConfiguration(
             f"{opening.config} has no [ports.{opening.port}]", OPERATOR, "add it at both hosts and reload their relays"
         )
-    return section, here
+    return section
+
+
+def _this_host(config: RelayConfig) -> str | None:
+    """Its SPIFFE id, if whoever asks may read its certificate."""
+    from certs.errors import CertificateError  # noqa: PLC0415
+    from certs.files import read_certificates  # noqa: PLC0415
+    from certs.identity import spiffe_id_of  # noqa: PLC0415
+
+    with suppress(CertificateError):
+        return str(spiffe_id_of(read_certificates(Path(config.identity.certificate))[0]))
+    return None
 
 
 class _Pipe:
