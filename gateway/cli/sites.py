@@ -51,7 +51,8 @@ def trust(
     """
     import msgspec
 
-    from certs.errors import CertificateError
+    from audit.errors import AuditError
+    from certs.errors import UNREADABLE, CertificateError
     from gateway.cli.client import GatewayClient
     from gateway.sites.publishing import SiteDocument
 
@@ -61,7 +62,7 @@ def trust(
     try:
         document = msgspec.convert(answer, SiteDocument)
         digests = lay_down(document, out)
-    except (CertificateError, ValueError, RecursionError) as error:
+    except (CertificateError, AuditError, RecursionError, *UNREADABLE) as error:
         raise Unreachable(
             f"{url} says nothing of its site that can be used: {error}", OPERATOR, "check URL and version"
         ) from error
@@ -79,7 +80,9 @@ def trust(
 
 
 def lay_down(document: SiteDocument, folder: Path) -> dict[str, str]:
-    """Write the folder; SHA-256 of what is pinned, by file. Raises CertificateError, ValueError, OSError."""
+    """Write the folder; SHA-256 of what is pinned, by file. Raises CertificateError, AuditError, OSError and
+    UNREADABLE.
+    """
     from audit.checkpoint import LogVerifier
     from certs.federation import parse_bundle
     from certs.files import write_atomically

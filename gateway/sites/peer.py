@@ -57,23 +57,26 @@ class SharedRecords(msgspec.Struct, frozen=True):
     records: Annotated[list[tuple[int, dict[str, Any]]], Meta(max_length=MAX_ASKED)]
 
 
+decode_host: Final = strictly(msgspec.json.Decoder(ToldHost | None).decode)
+decode_decision: Final = strictly(msgspec.json.Decoder(Admitted | Denied).decode)
+decode_records: Final = strictly(msgspec.json.Decoder(SharedRecords).decode)
+
+
 async def ask_host(gate: Gate, site: OtherSite, host: str) -> ToldHost | None:
     """None: that site knows no such host. Errors: SiteUnreachable."""
     request = HostQuestion(host=host, **envelope(gate, site))
-    return await _ask(gate, site, request, {}, strictly(msgspec.json.Decoder(ToldHost | None).decode), MAX_ANSWER_BYTES)
+    return await _ask(gate, site, request, {}, decode_host, MAX_ANSWER_BYTES)
 
 
 async def ask_admission(gate: Gate, site: OtherSite, request: Request, permit: str) -> Admitted | Denied:
     """Errors: SiteUnreachable."""
-    decode = strictly(msgspec.json.Decoder(Admitted | Denied).decode)
-    return await _ask(gate, site, request, {"permit": permit}, decode, MAX_ANSWER_BYTES)
+    return await _ask(gate, site, request, {"permit": permit}, decode_decision, MAX_ANSWER_BYTES)
 
 
 async def ask_records(gate: Gate, site: OtherSite, since: str) -> SharedRecords:
     """Errors: SiteUnreachable."""
     request = RecordsWanted(since=since, **envelope(gate, site))
-    decode = strictly(msgspec.json.Decoder(SharedRecords).decode)
-    return await _ask(gate, site, request, {}, decode, MAX_RECORDS_BYTES)
+    return await _ask(gate, site, request, {}, decode_records, MAX_RECORDS_BYTES)
 
 
 def envelope(gate: Gate, site: OtherSite) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from tests.fuzz.targets.target import Target
 ROOT = Path(__file__).parents[2]
 # What marks a module as one that takes bytes or texts of others apart.
 DECODES = re.compile(
-    r"msgspec\.(json|toml|yaml)\.(decode|Decoder)|json\.loads|tomllib\.|load_(pem|der)_\w+\(|ElementTree\.fromstring"
+    r"msgspec\.((json|toml|yaml)\.(decode|Decoder)|convert\()|json\.loads|tomllib\.|load_(pem|der)_\w+\(|ElementTree\.fromstring"
     r"|\.unpack(_from)?\(|yaml\.parse"
 )
 EACH_SEED = 30
@@ -79,7 +79,9 @@ WITHOUT = {
     "gateway.cli.relay_operating": "the socket of this host's own relay, at root's terminal",
     "gateway.cli.session": "the same, for who announces a session",
     "gateway.reading": "what `decode_entry` takes, out of the own log",
-    "transport.hypervisors.qmp": "the kernel's structures",
+    "gateway.api.relay_calls": "within a request; target `inspection` does the same",
+    "gateway.cli.sites": "what its client has decoded; target `site-laid-down` begins behind it",
+    "policy.decision": "a request that this program made, or a record of one",
     "audit.pruned": "the log's own file; the verifier reads it by itself, under one except",
     "audit.verify": "the same file; ValueError and every look at its members are caught in one place",
     "certs.pkcs11": "a file of this host",

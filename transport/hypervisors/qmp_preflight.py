@@ -74,26 +74,30 @@ class _FeatureWord(msgspec.Struct, frozen=True, rename="kebab"):
 async def machine_of(uuid: str, qmp_socket: Path) -> Machine:
     """Everything that two QEMUs must agree on. Raises HypervisorError; WrongVm for another VM behind the monitor."""
     async with await QmpConnection.connect(qmp_socket, deadline_seconds=SECONDS) as qmp:
-        found = (await _ask(qmp, "query-uuid", _Uuid)).uuid.lower()
-        if found != uuid:
-            raise WrongVm(uuid, found)
-        state = (await _ask(qmp, "query-status", _Info)).status
-        cpus = await _ask(qmp, "query-cpus-fast", list[_Cpu])
-        cpu_path = cpus[0].qom_path if cpus else ""
-        return Machine(
-            kind="qmp",
-            state=state[:255],
-            version=qmp.version,
-            machine_type=(await _qom(qmp, "/machine", "type", "")).removesuffix("-machine"),
-            virt_type="kvm" if (await _ask(qmp, "query-kvm", _Info)).enabled else "tcg",
-            cpu=await _qom(qmp, cpu_path, "type", ""),
-            cpu_words=await _words(qmp, cpu_path),
-            vcpus=len(cpus),
-            memory_bytes=(await _ask(qmp, "query-memory-size-summary", _Info)).base_memory,
-            devices=await _devices(qmp),
-            blocked=tuple(r[:1024] for r in (await _ask(qmp, "query-migrate", _Info)).blocked_reasons[:32]),
-            disks=tuple(_disk(each) for each in (await _ask(qmp, "query-block", list[_Block]))[:64] if each.inserted),
-        )
+        return await machine_behind(qmp, uuid)
+
+
+async def machine_behind(qmp: QmpConnection, uuid: str) -> Machine:
+    found = (await _ask(qmp, "query-uuid", _Uuid)).uuid.lower()
+    if found != uuid:
+        raise WrongVm(uuid, found)
+    state = (await _ask(qmp, "query-status", _Info)).status
+    cpus = await _ask(qmp, "query-cpus-fast", list[_Cpu])
+    cpu_path = cpus[0].qom_path if cpus else ""
+    return Machine(
+        kind="qmp",
+        state=state[:255],
+        version=qmp.version,
+        machine_type=(await _qom(qmp, "/machine", "type", "")).removesuffix("-machine"),
+        virt_type="kvm" if (await _ask(qmp, "query-kvm", _Info)).enabled else "tcg",
+        cpu=await _qom(qmp, cpu_path, "type", ""),
+        cpu_words=await _words(qmp, cpu_path),
+        vcpus=len(cpus),
+        memory_bytes=(await _ask(qmp, "query-memory-size-summary", _Info)).base_memory,
+        devices=await _devices(qmp),
+        blocked=tuple(r[:1024] for r in (await _ask(qmp, "query-migrate", _Info)).blocked_reasons[:32]),
+        disks=tuple(_disk(each) for each in (await _ask(qmp, "query-block", list[_Block]))[:64] if each.inserted),
+    )
 
 
 async def _ask(qmp: QmpConnection, command: str, shape: type[T], arguments: dict[str, Any] | None = None) -> T:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,21 +16,23 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from audit.errors import AuditError
 from certs.enrolment import EnrolmentToken
-from certs.errors import CertificateError, CredentialError
+from certs.errors import UNREADABLE, CertificateError, CredentialError
 from certs.federation import bundle_document, parse_bundle
 from certs.files import write_private_key
 from certs.identity import service_id_of
 from certs.key_introduction import Introduction, Statement, decode_introductions
 from gateway import config as gateway_config
 from gateway import receipts
+from gateway.cli.sites import lay_down
 from gateway.errors import ConfigRefused, GatewayError, ReceiptRefused, RelayRefused
 from gateway.receipts import SignedReceipt, read_body
 from gateway.relays import HostTrust, relay_of
 from gateway.services import ServiceRefused, Services, ServiceTable
-from gateway.sites.peer import Admitted, Denied, SharedRecords
-from gateway.sites.publishing import SiteDocument
-from gateway.sites.request import HostQuestion, SiteRefused, ToldHost, open_request, sign_request
+from gateway.sites.peer import decode_decision, decode_host, decode_records
+from gateway.sites.publishing import decode_site
+from gateway.sites.request import HostQuestion, SiteRefused, open_request, sign_request
 from gateway.witness_config import load_witness_config
 from policy.permit import PermitKey
 from tests.audit.samples import SIGNER
@@ -41,6 +45,7 @@ from tests.policy.forgery import dump, forge
 from tests.policy.test_permit import GATEWAY, NOW, PINNED
 from tests.transport.relay.test_address_book import A, B, document
 from transport.errors import UNDECODABLE, ConfigurationError, SpoolFailed, TransportError
+from transport.hypervisors.preflight_facts import Inspection
 from transport.link_version import LinkRefused, agreed
 from transport.relay import (
     announced,
@@ -164,6 +169,22 @@ def spiffe_bundle(data: bytes) -> None:
     parse_bundle(data, "b.test")
 
 
+def site_laid_down(data: bytes) -> None:
+    """What another site says of itself, into a folder for `sealane sites trust`: what is laid down can be read."""
+    document = decode_site(data)
+    folder = Path(tempfile.mkdtemp(dir=_FOLDER))
+    try:
+        lay_down(document, folder)
+        parse_bundle((folder / "bundle.json").read_bytes(), document.trust_domain)
+    finally:
+        shutil.rmtree(folder)
+
+
+def inspection(data: bytes) -> None:
+    """What a relay found out, within a body that pydantic has read."""
+    msgspec.convert(msgspec.json.decode(data), Inspection)
+
+
 def _pem(thing: x509.Certificate | x509.CertificateRevocationList) -> str:
     return thing.public_bytes(Encoding.PEM).decode()
 
@@ -210,6 +231,14 @@ _ENROLLED: Final = {
     "address": "a:7443", "gateway_bundle": _pem(SITE.ca.certificate),
     "permit_keys": [_PERMIT_PEM], "log_keys": [SIGNER.vkey],
     "trust_bundle": _pem(SITE.ca.certificate), "crls": [_pem(each) for each in SITE.crls],
+}  # fmt: skip
+_SITE: Final = {
+    "trust_domain": "b.test", "bundle": bundle_document([SITE.ca.certificate], 1), "permit_keys": [_PERMIT_PEM],
+    "log_keys": [SIGNER.vkey], "crls": [_pem(SITE.crls[0])],
+}  # fmt: skip
+_INSPECTION: Final = {
+    "machine": {"kind": "qmp", "state": "running", "cpu_words": {"0x1.0.EDX": 3}, "devices": ["a"], "disks": []},
+    "checks": [{"code": "arrival", "passed": False, "detail": "no"}],
 }  # fmt: skip
 _REFUSAL: Final = b'{"error":{"message":"no","next_step":"ask"},"x":[[]]}'
 _J: Final = msgspec.json.encode
@@ -287,13 +316,18 @@ TARGETS: Final = (
     ),
     Target("signed-site-request", signed_site_request, (GatewayError,), (dump(_ASKED),)),
     Target(
-        "site-document", shaped(SiteDocument), UNDECODABLE,
+        "site-document", decode_site, UNDECODABLE,
         (b'{"trust_domain":"a.test","bundle":{"keys":[]},"crls":[],"permit_keys":["x"],"log_keys":["y"]}',),
     ),
-    Target("site-host", shaped(ToldHost | None), UNDECODABLE, (_J(_HOST), b"null")),
+    Target("inspection", inspection, UNDECODABLE, (_J(_INSPECTION),)),
     Target(
-        "site-decision", shaped(Admitted | Denied), UNDECODABLE,
-        (b'{"kind":"permit","permit":"x","address":"a:1","record_index":3}',),
+        "site-laid-down", site_laid_down, (*UNDECODABLE, *UNREADABLE, AuditError, CertificateError), (_J(_SITE),),
+        (*(_J(_SITE | {key: ["x"]}) for key in ("crls", "permit_keys", "log_keys")),),
     ),
-    Target("site-records", shaped(SharedRecords), UNDECODABLE, (b'{"log":"l","records":[[1,{}]]}',)),
+    Target("site-host", decode_host, UNDECODABLE, (_J(_HOST), b"null")),
+    Target(
+        "site-decision", decode_decision, UNDECODABLE,
+        (b'{"kind":"permit","permit":"x","address":"a:1","record_index":3}', b'{"kind":"denied","message":"no"}'),
+    ),
+    Target("site-records", decode_records, UNDECODABLE, (b'{"log":"l","records":[[1,{}]]}',)),
 )  # fmt: skip

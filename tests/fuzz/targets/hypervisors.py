@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from contextlib import suppress
+from typing import Any, Final
 
 import msgspec
 
@@ -25,11 +26,14 @@ from tests.transport.libvirt_rpc.samples import (
     xml,
 )  # fmt: skip
 from transport.errors import UNDECODABLE
-from transport.hypervisors.errors import HypervisorError, HypervisorGarbled
+from transport.hypervisors.errors import HypervisorError, HypervisorGarbled, HypervisorRefused
 from transport.hypervisors.libvirt_guests import devices_of
 from transport.hypervisors.libvirt_preflight import read_machine
 from transport.hypervisors.migration_progress import read_progress
+from transport.hypervisors.preflight_facts import Machine
+from transport.hypervisors.qmp import QmpConnection
 from transport.hypervisors.qmp_messages import LineBuffer, decode_message
+from transport.hypervisors.qmp_preflight import machine_behind
 from transport.hypervisors.virsh import parse_domains, parse_event
 from transport.libvirt_rpc.domain_xml import DomainIdentity, check_cookie, check_domain, identify_domain
 from transport.libvirt_rpc.errors import CallRefused, RpcFailed, RpcMalformed
@@ -65,6 +69,33 @@ def monitor_message(data: bytes) -> None:
 def migration_progress(data: bytes) -> None:
     """As it comes: what a reply has under `return`."""
     read_progress(msgspec.json.decode(data))
+
+
+class _Told(QmpConnection):
+    """A monitor that says what is in a document, by command and, of QEMU's object model, by path and property."""
+
+    def __init__(self, told: dict[str, Any]) -> None:
+        self.version = "7.2.0"
+        self._told = told
+
+    async def execute(self, command: str, arguments: dict[str, Any] | None = None, *, deadline_seconds: float) -> Any:
+        assert deadline_seconds > 0
+        name = " ".join([command, *(arguments or {}).values()])
+        if name not in self._told:
+            raise HypervisorRefused(command, "CommandNotFound", "none")
+        return self._told[name]
+
+
+def preflight(data: bytes) -> None:
+    """A whole look at a VM by its monitor. The gateway takes what the relay made of it."""
+    found: list[Machine] = []
+
+    async def look() -> None:
+        found.append(await machine_behind(_Told(msgspec.json.decode(data, type=dict)), VM))
+
+    with suppress(StopIteration):
+        look().send(None)
+    assert msgspec.json.decode(msgspec.json.encode(found[0]), type=Machine) == found[0]
 
 
 def packets(data: bytes) -> None:
@@ -150,6 +181,15 @@ def _round_trip(decode: Callable[[bytes], Prepare | Finish]) -> Callable[[bytes]
     return run
 
 
+_LOOK: Final = {
+    "query-uuid": {"UUID": VM}, "query-status": {"status": "running"}, "query-cpus-fast": [{"qom-path": "/c"}],
+    "qom-get /machine type": "pc-q35-machine", "query-kvm": {"enabled": True}, "qom-get /c type": "qemu64",
+    "qom-get /c feature-words": [{"cpuid-register": "EDX", "cpuid-input-eax": 1, "features": 3}],
+    "query-memory-size-summary": {"base-memory": 4096},
+    "qom-list /machine/peripheral": [{"name": "a", "type": "child<b>"}],
+    "qom-list /machine/peripheral-anon": [], "query-migrate": {"blocked-reasons": ["x"]},
+    "query-block": [{"device": "d", "inserted": {"file": "/x", "drv": "raw", "image": {"virtual-size": 5}}}],
+}  # fmt: skip
 _RPC: Final = (CallRefused, RpcMalformed)
 _DISK: Final = (
     "<disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='/var/lib/libvirt/images/w.img'/>"
@@ -227,6 +267,10 @@ TARGETS: Final = (
     Target(
         "migration-progress", migration_progress, (HypervisorGarbled, *UNDECODABLE),
         (b'{"status":"active","expected-downtime":300,"ram":{"total":9,"remaining":4,"transferred":5,"mbps":8.5}}',),
+    ),
+    Target(
+        "qmp-preflight", preflight, (HypervisorError, *UNDECODABLE), (msgspec.json.encode(_LOOK),),
+        (msgspec.json.encode(_LOOK | {"query-uuid": {"UUID": OTHER}}),),
     ),
     Target("libvirt-packets", packets, (RpcMalformed,), (*_SENT, b"".join(_SENT))),
     Target("libvirt-filter", migration_filter, _RPC, _SENT),

@@ -31,6 +31,7 @@ from audit.record import decode_entry
 from audit.siem.cursor import read_cursor
 from audit.siem.document import LogEntry
 from audit.siem.document import document_of as siem_document_of
+from audit.siem.elastic_counting import buckets_of
 from audit.siem.formats import Format, line_of
 from audit.siem.formats.parse import LineError, parse_line
 from audit.siem.quarantine import Quarantine, Quarantined
@@ -212,6 +213,11 @@ def relp(data: bytes) -> None:
     session.receive(data)
 
 
+def counted(data: bytes) -> None:
+    """What an index says of how many there are, within an answer that was decoded."""
+    buckets_of(msgspec.json.decode(data))
+
+
 def quarantined(data: bytes) -> None:
     (_FOLDER / "quarantine").mkdir(exist_ok=True)
     (_FOLDER / "quarantine" / "3.json").write_bytes(data)
@@ -304,6 +310,10 @@ TARGETS: Final = (
     Target("stored-line", stored_line, (LineError,), _LINES),
     Target("stored-document", stored(verify_document), (), (_J(_DOCUMENT.body), _J({"_source": _DOCUMENT.body}))),
     Target("stored-anything", stored(verify_stored), (), (_J(_DOCUMENT.body), *_LINES)),
+    Target(
+        "counted", counted, (*UNDECODABLE, ValueError),
+        (b'{"times":{"buckets":[{"key":1,"outcomes":{"buckets":[{"key":"a","doc_count":1}],"sum_other_doc_count":0}}]}}',),
+    ),
     Target("quarantined", quarantined, UNDECODABLE, (_J(Quarantined(3, "too long", "{}")),)),
     Target("relp", relp, (RelpError,), (b"2 rsp 6 200 OK\n3 rsp 12 500 too full\n",)),
     Target("splunk-acks", shaped(_Acks), UNDECODABLE, (b'{"acks":{"1":true}}',)),
