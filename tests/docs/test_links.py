@@ -36,6 +36,13 @@ def test_each_file_that_is_named_is_there() -> None:
     assert absent == []
 
 
+def test_each_page_that_a_module_names_is_there() -> None:
+    modules = [file for folder in FOLDERS for file in (ROOT / folder).rglob("*.py") if "node_modules" not in file.parts]
+    named = {(file, page) for file in modules for page in re.findall(r"\bdocs/[\w/-]+\.(?:md|json)", read(file))}
+    assert len(named) > 40
+    assert sorted(f"{file.relative_to(ROOT)}: {page}" for file, page in named if not (ROOT / page).exists()) == []
+
+
 def test_each_goal_that_is_named_is_in_the_makefile() -> None:
     goals = set(re.findall(r"^([a-z-]+):", read(ROOT / "Makefile"), re.MULTILINE))
     pieces = [piece for page in PAGES for piece in (*spans(page), *blocks(page))]
