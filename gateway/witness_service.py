@@ -92,7 +92,7 @@ async def serve_witness(
     try:
         limits = config.limits
         bounds = Bounds(limits.connections, limits.connections_per_address, limits.handshake_seconds)
-        app = BoundedBody(WitnessApp(witness, len(config.logs)), limits.request_seconds)
+        app = BoundedBody(WitnessApp(witness, len(config.logs)), limits.request_seconds, is_json=False)
         server = HttpsServer(app, _tls(config), bounds)
         async with trio.open_nursery() as nursery:
             listeners = await nursery.start(server.serve, config.listen.host, config.listen.port)

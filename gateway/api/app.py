@@ -45,6 +45,7 @@ def create_app(desk: Desk, request_seconds: float) -> Any:
         version="1",
         docs_url=None,  # its page loads scripts from elsewhere
         redoc_url=None,
+        redirect_slashes=False,  # to wherever the Host header says
     )
     app.state.desk = desk
     for calls in (

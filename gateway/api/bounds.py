@@ -9,6 +9,7 @@ known that their sender may publish: strangers must not hold the places for them
 from __future__ import annotations
 
 from typing import Any, Final
+from urllib.parse import parse_qsl
 
 import trio
 
@@ -28,14 +29,18 @@ _DRAIN_SECONDS: Final = 2.0
 class BoundedBody:
     """Answers 400, 408 or 413 itself, and hangs up where a rest of the body could hold the connection."""
 
-    def __init__(self, app: Any, seconds: float) -> None:
+    def __init__(self, app: Any, seconds: float, *, is_json: bool = True) -> None:
+        """`is_json`: what bodies have to be."""
         self._app = app
+        self._is_json = is_json
         self._seconds = seconds
         self._large = trio.CapacityLimiter(MAX_LARGE_AT_ONCE)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
+        elif _says_twice(scope["query_string"]):
+            await error_answer(RequestRefused("the query says something twice"))(scope, receive, send)
         elif scope["path"] in LARGE_BODIES and scope["method"] == "POST":
             await self._serve_large(scope, receive, send)
         else:
@@ -57,7 +62,7 @@ class BoundedBody:
         try:
             with trio.fail_after(self._seconds):
                 body = await _read_body(scope, receive, MAX_BODY_BYTES)
-            if body:
+            if body and self._is_json:
                 _require_json(scope, body)
         except trio.TooSlowError:
             await _last_answer(RequestTooSlow("the body did not arrive in time"))(scope, receive, send)
@@ -162,6 +167,12 @@ def _require_json_type(scope: Any) -> None:
     types = [value.lower().replace(b" ", b"") for name, value in scope["headers"] if name == b"content-type"]
     if len(types) != 1 or types[0] not in _JSON_TYPES:
         raise RequestRefused("a body must be JSON, and say so: content-type: application/json")
+
+
+def _says_twice(query: bytes) -> bool:
+    """The last would count, and whoever looks at the first would be told another question than is answered."""
+    names = [name for name, _ in parse_qsl(query.decode("latin-1"), keep_blank_values=True)]
+    return len(set(names)) != len(names)
 
 
 def _last_answer(error: GatewayError) -> JsonAnswer:

@@ -20,11 +20,10 @@ import structlog
 import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config as HypercornConfig
-from hypercorn.events import Updated
-from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
 
+from gateway.api.http11 import Connection
 from gateway.errors import StartRefused
 
 SEND_SECONDS: Final = 30  # a client that does not read its answer keeps a connection no longer than this
@@ -93,21 +92,6 @@ class _BoundedStream:
         return getattr(self._stream, name)
 
 
-class _Connection(TCPServer):
-    """Hypercorn keeps a connection for its idle time after the peer has left; ours gives its place free at once."""
-
-    _peer_left = False
-
-    async def _read_data(self) -> None:
-        await super()._read_data()
-        self._peer_left = True
-        await self.idle_task.stop()
-
-    async def protocol_send(self, event: Any) -> None:
-        if not (self._peer_left and isinstance(event, Updated)):
-            await super().protocol_send(event)
-
-
 class HttpsServer:
     """Serves `app`. `context` may be replaced at any time: it is taken at each new connection."""
 
@@ -174,13 +158,12 @@ class HttpsServer:
                     "hang_up": scope.cancel,
                 }
             )
-            await _Connection(self._app, self._hypercorn, self._worker, state, cast(Any, _BoundedStream(stream))).run()
+            await Connection(self._app, self._hypercorn, self._worker, state, cast(Any, _BoundedStream(stream))).run()
 
 
 def _hypercorn_config() -> HypercornConfig:
     config = HypercornConfig()
     config.keep_alive_timeout = KEEP_ALIVE_SECONDS
-    config.h2_max_concurrent_streams = 4  # nobody negotiates HTTP/2 here, but prior knowledge could start it
     config.include_server_header = False
     config.errorlog = logging.getLogger("gateway.hypercorn")
     return config
