@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final
@@ -27,7 +27,7 @@ from gateway.errors import NotAllowed, NotKnown, RelayRefused, RelayUnreachable,
 from gateway.gate import Gate
 from gateway.link_versions import too_early
 from gateway.permitting import make_claims, sealed_permit
-from gateway.recording import Event, actor_of, identity_of
+from gateway.recording import Event, Recorded, actor_of, identity_of
 from policy.engine import Decision
 from policy.facts import HostFacts, Person, VmFacts
 from policy.permit import MAX_BEGIN_SECONDS, MAX_RECOVER_SECONDS, PermitClaims
@@ -78,6 +78,48 @@ class Evacuating:
     async def prepare(self, wish: Wish) -> dict[str, Any]:
         """The whole answer, recorded. Errors: NotAllowed (recorded), NotKnown, RequestRefused, RelayUnreachable (it is
         not held), LogUnavailable, Overloaded, NoCosignature: permits that were decided by then lapse unused."""
+        source, hosts, vms = self._what_may_be_prepared(wish)
+        evacuation_id = self._gate.new_id()
+        until = int(wish.now.timestamp()) + wish.hours * 3600
+        orders: list[dict[str, Any]] = []
+        left_out: list[dict[str, str]] = []
+        for vm in vms:
+            found, because = await self._orders(wish, evacuation_id, vm, hosts)
+            orders += found
+            if not found:
+                left_out.append({"vm": vm.uuid, "name": vm.name, "because": because[:500]})
+        details = {
+            "evacuation": evacuation_id,
+            "host": source.spiffe_id,
+            "hours": wish.hours,
+            "until": until,
+            "vms": len(vms) - len(left_out),
+            "permits": len(orders),
+            "left_out": [each["vm"] for each in left_out[:500]],
+            "client_address": wish.address,
+            **identity_of(wish.person),
+        }
+        if not orders:
+            recorded = await self._record(wish, source, "denied", details)
+            first = left_out[0]["because"] if left_out else "no VM is on it"
+            raise NotAllowed(f"no VM of {source.name} may be evacuated", first, recorded.index)
+        problem = await self._hand_over(source, evacuation_id, until, orders)
+        if problem is not None:
+            recorded = await self._record(wish, source, "failed", {**details, "not_held": problem[:500]})
+        else:
+            recorded = await self._record(wish, source, "completed", details)
+        log.critical(
+            "an evacuation was prepared", alarm=True, host=source.name, permits=len(orders), held=problem is None
+        )
+        if problem is not None:
+            raise RelayUnreachable(
+                f"{source.name} does not hold the permits: {problem} (record {recorded.index})",
+                next_step="look at the relay's log, then prepare again; the permits that were decided lapse unused",
+            )
+        return {**details, "left_out": left_out, "record_index": recorded.index}
+
+    def _what_may_be_prepared(self, wish: Wish) -> tuple[HostFacts, list[HostFacts], list[VmFacts]]:
+        """The host, where to from there (the likeliest first), and which VMs. Errors: those of `prepare`."""
         gate = self._gate
         if not 1 <= wish.hours <= self._table.max_hours:
             raise RequestRefused(f"an evacuation is prepared for 1 to {self._table.max_hours} hours")
@@ -89,52 +131,19 @@ class Evacuating:
             raise outdated
         if len(vms) * self._table.destinations > MAX_PERMITS or len(self._prepared) >= MAX_WAITING:
             raise RequestRefused(f"more than {MAX_PERMITS} permits, or evacuations at once: name fewer VMs with --vm")
-        hosts = sorted(hosts, key=lambda host: (unlikeness(host, source), host.name))
-        evacuation_id = gate.new_id()
-        until = int(wish.now.timestamp()) + wish.hours * 3600
-        orders: list[dict[str, Any]] = []
-        left_out: list[dict[str, str]] = []
-        for vm in vms:
-            found, because = await self._orders(wish, evacuation_id, vm, hosts)
-            orders += found
-            if not found:
-                left_out.append({"vm": vm.uuid, "name": vm.name, "because": because[:500]})
-        covered = len(vms) - len(left_out)
-        details = {
-            "evacuation": evacuation_id,
-            "host": source.spiffe_id,
-            "hours": wish.hours,
-            "until": until,
-            "vms": covered,
-            "permits": len(orders),
-            "left_out": [each["vm"] for each in left_out[:500]],
-            "client_address": wish.address,
-            **identity_of(wish.person),
-        }
-        if not orders:
-            event = Event("evacuation.prepared", "denied", actor=actor_of(wish.person), reason=wish.reason)
-            recorded = await gate.recorder.append(replace(event, source=source.spiffe_id, details=details))
-            first = left_out[0]["because"] if left_out else "no VM is on it"
-            raise NotAllowed(f"no VM of {source.name} may be evacuated", first, recorded.index)
-        problem = await self._hand_over(source, evacuation_id, until, orders)
-        event = Event(
-            "evacuation.prepared",
-            "completed" if problem is None else "failed",
-            actor=actor_of(wish.person),
-            source=source.spiffe_id,
-            reason=wish.reason,
-            details={**details, **({} if problem is None else {"not_held": problem[:500]})},
-        )
-        recorded = await gate.recorder.append(event)
-        log.critical(
-            "an evacuation was prepared", alarm=True, host=source.name, permits=len(orders), held=problem is None
-        )
-        if problem is not None:
-            raise RelayUnreachable(
-                f"{source.name} does not hold the permits: {problem} (record {recorded.index})",
-                next_step="look at the relay's log, then prepare again; the permits that were decided lapse unused",
+        return source, sorted(hosts, key=lambda host: (unlikeness(host, source), host.name)), vms
+
+    async def _record(self, wish: Wish, source: HostFacts, outcome: str, details: Mapping[str, Any]) -> Recorded:
+        return await self._gate.recorder.append(
+            Event(
+                "evacuation.prepared",
+                outcome,
+                actor=actor_of(wish.person),
+                source=source.spiffe_id,
+                reason=wish.reason,
+                details=details,
             )
-        return {**details, "left_out": left_out, "record_index": recorded.index}
+        )
 
     async def withdraw(self, person: Person, evacuation_id: str, host_name: str, address: str, now: datetime) -> int:
         """Have the relay forget its permits; recorded. Who may prepare one for the host may. The record's index.

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import secrets
+from contextlib import AsyncExitStack
 
 from gateway.bell import Bell
 from gateway.composition.key_files import host_trust, permit_key
+from gateway.composition.people import make_directory, make_issuers, make_people
 from gateway.config import GatewayConfig
 from gateway.dispatch import Dispatch
 from gateway.gate import Gate, PermitTerms
 from gateway.inspections import Inspections
+from gateway.inventories import InventoryNews, open_sources, read_at_start
 from gateway.log_keeping import LogKeeping
 from gateway.migrations import Migrations
+from gateway.observing import make_observation
 from gateway.people import People
 from gateway.placement import Placement
 from gateway.recording import Clock
@@ -24,7 +28,22 @@ from policy.permit import Limits, Requirements
 from policy.sources.keeper import Sources
 
 
-def make_gate(
+async def open_gate(
+    config: GatewayConfig, keeping: LogKeeping, stack: AsyncExitStack, clock: Clock
+) -> tuple[Gate, HostTrust]:
+    """Its people and its facts are read. Errors: GatewayError."""
+    people = make_people(config, keeping.recorder, await make_issuers(config, stack), make_directory(config, stack))
+    people.token_facts_seconds = config.revocation.token_facts_seconds
+    sources = await open_sources(config, stack)
+    await read_at_start(sources)
+    gate, trust = _make_gate(config, people, sources, keeping, clock)
+    sources.on_news = InventoryNews(keeping.recorder, gate.placement, gate.bell).tell
+    if (observe := config.policy.observe) is not None:
+        gate.observation = make_observation(observe.zones, observe.until, gate.time.now())
+    return gate, trust
+
+
+def _make_gate(
     config: GatewayConfig, people: People, sources: Sources, keeping: LogKeeping, clock: Clock
 ) -> tuple[Gate, HostTrust]:
     engine = Engine(load_policy(config))

@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 from audit.errors import AuditError
 from audit.index import Index
@@ -16,12 +15,11 @@ from gateway.api.app import create_app
 from gateway.api.desk import Desk
 from gateway.api.https import Bounds, HttpsServer, make_context
 from gateway.break_glass.composition import make_break_glass
-from gateway.composition.gate import make_gate
+from gateway.composition.gate import open_gate
 from gateway.composition.key_files import host_trust, tls_files
-from gateway.composition.people import make_directory, make_issuers, make_people
 from gateway.composition.rollover import make_rollovers, mend_rollovers
 from gateway.composition.sites import open_sites
-from gateway.composition.telling import health_document, make_metrics
+from gateway.composition.telling import add_metrics_of_policy, health_document, make_metrics
 from gateway.config import GatewayConfig
 from gateway.elsewhere import Elsewhere, read_peers
 from gateway.enrolment.composition import make_office
@@ -30,11 +28,8 @@ from gateway.errors import StartRefused
 from gateway.evacuating import Evacuating
 from gateway.explaining import Explaining
 from gateway.gate import Gate
-from gateway.inventories import InventoryNews, open_sources, read_at_start
 from gateway.issuers import Issuers
 from gateway.log_keeping import LogKeeping, open_log_keeping
-from gateway.metrics import of_authority, of_certificates, of_policy
-from gateway.observing import make_observation
 from gateway.placement_watching import PlacementWatching
 from gateway.pruning import Pruning
 from gateway.publishing import Publishing
@@ -77,31 +72,24 @@ async def make_pieces(
     tls_at_start = tls_marks(config)
     keeping = await open_log_keeping(config, stack, clock, open_log)
     committer, recorder, origin = keeping.committer, keeping.recorder, keeping.signer.origin
-    index = stack.enter_context(_index(config.path(config.gateway.state_dir) / "index.sqlite", origin))
-    people = make_people(config, recorder, await make_issuers(config, stack), make_directory(config, stack))
-    sources = await open_sources(config, stack)
-    await read_at_start(sources)
-    gate, trust = make_gate(config, people, sources, keeping, clock)
+    gate, trust = await open_gate(config, keeping, stack, clock)
+    people = gate.people
     other_sites = await open_sites(config, gate, keeping, stack)
-    sources.on_news = InventoryNews(recorder, gate.placement, gate.bell).tell
-    search = Search(index, origin, committer, config.path(config.log.directory))
-    stack.callback(search.close)
+    search = _search(config, keeping, stack)
     reading = Reading(gate, committer, search)
     gate.break_glass = make_break_glass(config, gate, reading)
-    if (observe := config.policy.observe) is not None:
-        gate.observation = make_observation(observe.zones, observe.until, gate.time.now())
     reporting = Reporting(gate, reading, trust)
     if config.identity.services:
         people.services = Services(config.identity.services, lambda: reporting.trust)
     issuers = Issuers(config.identity.issuers, has_local_people=people.local is not None)
-    health = partial(health_document, config, keeping, gate)
     placement_watching = PlacementWatching(gate)
     publishing = Publishing(gate.engine, config, recorder, clock, gate.bell)
     gate.shadow = publishing.shadow
     log_directory = config.path(config.log.directory)
     entries = CommittedEntries(committer, origin, log_directory)
-    siem_dir = config.path(config.gateway.state_dir) / "siem"
-    delivery = Delivery(config.siem, config.path, siem_dir, entries, recorder, clock)
+    delivery = Delivery(
+        config.siem, config.path, config.path(config.gateway.state_dir) / "siem", entries, recorder, clock
+    )
     oversight, metrics = Oversight(gate, delivery, keeping.verifiers), make_metrics(config, keeping, delivery)
     reload_tls = Late()
     office = make_office(config, gate, reporting.seen, reload_tls, stack)
@@ -125,7 +113,7 @@ async def make_pieces(
         pruning=_pruning(config, gate, keeping),
         metrics=metrics,
         log_verifier=keeping.signer.verifier,
-        health=health,
+        health=partial(health_document, config, keeping, gate),
         poll_seconds=config.limits.poll_seconds,
     )
     server = _server(config, desk)
@@ -136,22 +124,13 @@ async def make_pieces(
     if office is not None:
         reloader.after_tls = office.find_root
     watch = Watch(gate, people, reporting.seen, lambda: reporting.trust)
-    metrics.add(
-        of_authority(
-            lambda: gate.break_glass.counts() if gate.break_glass is not None else {},
-            lambda: gate.observation.would_deny if gate.observation is not None else 0,
-            lambda: watch.revoked,
-        )
-    )
-    metrics.add(of_policy(lambda: gate.engine.bundle.version, publishing.shadow.counts))
-    metrics.add(of_certificates(lambda: days_left(config, reporting.trust.trust, clock.wall())))
+    add_metrics_of_policy(metrics, gate, publishing, watch, partial(_days_left, config, reporting, clock))
     reloader.reload_delivery = delivery.reload
     revocation = config.revocation
-    people.token_facts_seconds = revocation.token_facts_seconds
     background: tuple[Background, ...] = (
         keeping.witnessing.run,
         partial(watch.run, WatchSettings(revocation.interval_seconds, revocation.unknown_grace_seconds)),
-        sources.run,
+        gate.sources.run,
         search.follow,
         placement_watching.run,
         desk.refused_calls.run,
@@ -165,11 +144,19 @@ async def make_pieces(
     return Pieces(config, server, reloader, desk, keeping, delivery, gate, placement_watching, background)
 
 
-def _index(path: Path, origin: str) -> Index:
+def _search(config: GatewayConfig, keeping: LogKeeping, stack: AsyncExitStack) -> Search:
+    path, origin = config.path(config.gateway.state_dir) / "index.sqlite", keeping.signer.origin
     try:
-        return Index(path, origin)
+        index = stack.enter_context(Index(path, origin))
     except (AuditError, sqlite3.Error, OSError) as error:
         raise StartRefused(f"the query index {path} cannot be opened: {error}") from error
+    search = Search(index, origin, keeping.committer, config.path(config.log.directory))
+    stack.callback(search.close)
+    return search
+
+
+def _days_left(config: GatewayConfig, reporting: Reporting, clock: Clock) -> dict[str, float]:
+    return days_left(config, reporting.trust.trust, clock.wall())
 
 
 def _pruning(config: GatewayConfig, gate: Gate, keeping: LogKeeping) -> Pruning:

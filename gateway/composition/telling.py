@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from gateway.clocks import machine_boot_id
@@ -10,11 +11,13 @@ from gateway.config import GatewayConfig
 from gateway.errors import StartRefused
 from gateway.gate import Gate
 from gateway.log_keeping import LogKeeping
-from gateway.metrics import Metrics, of_log, of_siem, of_witnesses
+from gateway.metrics import Metrics, of_authority, of_certificates, of_log, of_policy, of_siem, of_witnesses
+from gateway.publishing import Publishing
 from gateway.recording import recovery_details
 from gateway.reloading import Reloader
 from gateway.siem.delivery import Delivery
 from gateway.siem.receivers import secret
+from gateway.watch import Watch
 
 
 def make_metrics(config: GatewayConfig, keeping: LogKeeping, delivery: Delivery) -> Metrics:
@@ -27,6 +30,20 @@ def make_metrics(config: GatewayConfig, keeping: LogKeeping, delivery: Delivery)
     metrics.add(of_witnesses(keeping.witnessing.ages))
     metrics.add(of_siem(lambda: map(delivery.status, delivery.names)))
     return metrics
+
+
+def add_metrics_of_policy(
+    metrics: Metrics, gate: Gate, publishing: Publishing, watch: Watch, days_left: Callable[[], Mapping[str, float]]
+) -> None:
+    metrics.add(
+        of_authority(
+            lambda: gate.break_glass.counts() if gate.break_glass is not None else {},
+            lambda: gate.observation.would_deny if gate.observation is not None else 0,
+            lambda: watch.revoked,
+        )
+    )
+    metrics.add(of_policy(lambda: gate.engine.bundle.version, publishing.shadow.counts))
+    metrics.add(of_certificates(days_left))
 
 
 def health_document(config: GatewayConfig, keeping: LogKeeping, gate: Gate) -> dict[str, Any]:
