@@ -67,9 +67,10 @@ def make_ca(
     constraints: x509.NameConstraints | None = None,
     not_before: datetime = NOW - DAY,
     not_after: datetime = NOW + 3650 * DAY,
+    key: ec.EllipticCurvePrivateKey | None = None,
 ) -> Ca:
     """A root, or an intermediate of `parent`."""
-    key = ec.generate_private_key(ec.SECP256R1())
+    key = key or ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     issuer, issuer_key = (parent.certificate.subject, parent.key) if parent else (subject, key)
     builder = _certificate(subject, issuer, key, not_before, not_after)
@@ -179,10 +180,35 @@ class Site:
         return Site(self.ca, self.intermediate, tuple(crls))
 
 
-def make_site() -> Site:
-    ca = make_ca("Test root")
+def make_site(key: ec.EllipticCurvePrivateKey | None = None) -> Site:
+    """`key`: of the root."""
+    ca = make_ca("Test root", key=key)
     intermediate = make_ca("Test intermediate", parent=ca)
     return Site(ca, intermediate, (make_crl(ca), make_crl(intermediate)))
+
+
+def der(tag: int, content: bytes) -> bytes:
+    if len(content) < 0x80:
+        return bytes([tag, len(content)]) + content
+    size = len(content).to_bytes(4).lstrip(b"\0")
+    return bytes([tag, 0x80 | len(size)]) + size + content
+
+
+def signed(what: bytes, key: ec.EllipticCurvePrivateKey) -> bytes:
+    """A certificate, CRL or request in DER, as RFC 5280 and 2986 wrap what is signed, whatever that is."""
+    signature = key.sign(what, ec.ECDSA(hashes.SHA256()))
+    return der(0x30, what + bytes.fromhex("300a06082a8648ce3d040302") + der(0x03, b"\0" + signature))
+
+
+def without_end(ca: Ca) -> x509.CertificateRevocationList:
+    """A CRL with its nextUpdate cut out: RFC 5280 forbids it, ASN.1 does not."""
+    crl = make_crl(ca)
+    said = crl.tbs_certlist_bytes
+    assert crl.next_update_utc is not None
+    end = b"\x17\x0d" + crl.next_update_utc.strftime("%y%m%d%H%M%SZ").encode()
+    assert said.count(end) == 1
+    content = said[2 + (said[1] & 0x7F if said[1] & 0x80 else 0) :]
+    return x509.load_der_x509_crl(signed(der(0x30, content.replace(end, b"")), ca.key))
 
 
 def client_connection(credentials: HostCredentials) -> SSL.Connection:

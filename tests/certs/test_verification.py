@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import given
@@ -22,7 +21,19 @@ from certs.errors import UNREADABLE, Check, CredentialError, PeerRefused
 from certs.tls import server_context
 from certs.verification import MAX_PRESENTED, Trust, VerifiedChain, verify_chain
 from tests.certs.bad_peers import BAD_PEERS
-from tests.certs.chains import DAY, NOW, TRUST_DOMAIN, Ca, Host, Site, make_ca, make_crl, make_host, make_site
+from tests.certs.chains import (
+    DAY,
+    NOW,
+    TRUST_DOMAIN,
+    Ca,
+    Host,
+    Site,
+    make_ca,
+    make_crl,
+    make_host,
+    make_site,
+    without_end,
+)
 
 FLAGS = crypto.X509StoreFlags
 
@@ -121,7 +132,7 @@ def test_any_chain_with_a_name_constraint_is_refused_even_one_that_allows_the_na
         (Check.CRL_STALE, lambda ca: [make_crl(ca, last_update=NOW - 3 * DAY, next_update=NOW - DAY)]),
         (Check.CRL_STALE, lambda ca: [make_crl(ca, last_update=NOW - DAY, next_update=NOW)]),
         (Check.CRL_STALE, lambda ca: [make_crl(ca, last_update=NOW + DAY, next_update=NOW + 2 * DAY)]),
-        (Check.CRL_STALE, lambda ca: [_without_end(ca)]),
+        (Check.CRL_STALE, lambda ca: [without_end(ca)]),
         (Check.CRL_INVALID, lambda ca: [make_crl(ca, number=None)]),
         (Check.CRL_MISSING, lambda ca: [make_crl(ca, extra=x509.DeltaCRLIndicator(1))]),
         (Check.CRL_INVALID, lambda ca: [make_crl(ca, extra=_partial(only_authorities=True))]),
@@ -240,7 +251,7 @@ def test_a_leaf_that_is_an_anchor_itself_has_no_ca_that_could_revoke_it(
 
 def test_a_crl_without_an_end_is_what_openssl_lets_pass(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verification, "require_fresh_crls", lambda *_: 1)
-    assert judged(make_host(site.ca).chain, site, [_without_end(site.ca)])
+    assert judged(make_host(site.ca).chain, site, [without_end(site.ca)])
 
 
 def test_the_crl_of_the_root_is_needed_beside_that_of_the_intermediate(site: Site) -> None:
@@ -328,28 +339,3 @@ def _partial(*, only_authorities: bool) -> x509.IssuingDistributionPoint:
         indirect_crl=False,
         only_contains_attribute_certs=False,
     )
-
-
-def _without_end(ca: Ca) -> x509.CertificateRevocationList:
-    """A CRL with its nextUpdate cut out, signed again: RFC 5280 forbids it, ASN.1 does not."""
-    crl = make_crl(ca)
-    tbs = crl.tbs_certlist_bytes
-    assert crl.next_update_utc is not None
-    end = b"\x17\x0d" + crl.next_update_utc.strftime("%y%m%d%H%M%SZ").encode()
-    assert tbs.count(end) == 1
-    body = _contents(tbs).replace(end, b"")
-    tbs = _der(0x30, body)
-    algorithm = bytes.fromhex("300a06082a8648ce3d040302")  # ecdsa-with-SHA256
-    signature = ca.key.sign(tbs, ec.ECDSA(hashes.SHA256()))
-    return x509.load_der_x509_crl(_der(0x30, tbs + algorithm + _der(0x03, b"\0" + signature)))
-
-
-def _contents(der: bytes) -> bytes:
-    return der[2 + (der[1] & 0x7F if der[1] & 0x80 else 0) :]
-
-
-def _der(tag: int, contents: bytes) -> bytes:
-    if len(contents) < 0x80:
-        return bytes([tag, len(contents)]) + contents
-    length = len(contents).to_bytes(2, "big").lstrip(b"\0")
-    return bytes([tag, 0x80 | len(length)]) + length + contents

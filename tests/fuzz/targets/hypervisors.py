@@ -267,6 +267,7 @@ TARGETS: Final = (
     Target(
         "migration-progress", migration_progress, (HypervisorGarbled, *UNDECODABLE),
         (b'{"status":"active","expected-downtime":300,"ram":{"total":9,"remaining":4,"transferred":5,"mbps":8.5}}',),
+        (b'{"status":"active","ram":{"total":9,"remaining":4,"transferred":5,"mbps":-1}}',),
     ),
     Target(
         "qmp-preflight", preflight, (HypervisorError, *UNDECODABLE), (msgspec.json.encode(_LOOK),),
@@ -295,11 +296,12 @@ TARGETS: Final = (
     ),
     Target(
         "migration-cookie", migration_cookie, (CallRefused,),
-        tuple(cookie(more=each.decode()) for each in (b"", *_GOOD_XML)),
+        (b"", *(cookie(more=each.decode()) for each in (b"", *_GOOD_XML))),
         (cookie(uuid=OTHER), cookie(more=xml(uuid=OTHER)), *(cookie(more=each.decode()) for each in _WRONG_XML)),
     ),
     Target("own-domain-xml", own_machine, (HypervisorError,), (xml(devices=_DISK, more=_MORE).encode(),)),
     Target("own-devices-xml", own_devices, (HypervisorError,), (xml(devices=_DISK, more=_MORE).encode(),)),
-    Target("virsh-domains", virsh_domains, (HypervisorGarbled,), (PRINTED.encode(),)),
+    Target("virsh-domains", virsh_domains, (HypervisorGarbled,), (PRINTED.encode(),),
+           (PRINTED.replace("  state.reason=5\n", "").encode(), (PRINTED + PRINTED).encode())),
     Target("virsh-event", virsh_event, (), (b"event 'lifecycle' for domain 'web': Started Migrated",)),
 )  # fmt: skip

@@ -26,6 +26,7 @@ from policy.permit import VerifiedPermit, proof_entry, verify_permit
 from tests.certs.chains import TRUST_DOMAIN, make_crl, make_host, make_site
 from tests.certs.test_guards import service_of
 from tests.fuzz.targets.target import Target, in_pieces, scratch
+from tests.policy.forgery import other_spelling
 from tests.policy.test_permit import MATERIAL, PINNED
 from tests.transport.wire.test_frames import KEYS, LANE, seal
 from tests.transport.wire.test_messages import EXAMPLES, SESSION
@@ -59,7 +60,7 @@ from transport.wire.messages import (
 )
 from transport.wire.preface import authenticate_preface, make_preface, read_preface
 
-SITE: Final = make_site()
+SITE: Final = make_site(ec.derive_private_key(2026, ec.SECP256R1()))  # always the same: what is kept names its CA
 HOST: Final = make_host(SITE.ca, "host-a")
 SERVICE: Final = service_of(SITE)
 TRUST: Final = Trust((SITE.ca.certificate,), SITE.crls)
@@ -239,6 +240,7 @@ _HEADER: Final = (5).to_bytes(4) + bytes(4) + (7).to_bytes(8)
 _BODY: Final = b'{"role":"source","version":1}'
 _SIGNED: Final = _BODY + b"\n" + base64.b64encode(HOST.key.sign(_BODY, ec.ECDSA(hashes.SHA256())))
 _CRL: Final = make_crl(SITE.ca, revoked=[HOST.certificate])
+_PEM: Final = _CRL.public_bytes(Encoding.PEM)
 TARGETS: Final = (
     Target(
         "control-messages", control_messages, (ProtocolViolation,),
@@ -260,7 +262,9 @@ TARGETS: Final = (
     Target(
         "peer-receipt", receipt, (ProtocolViolation,), (_SIGNED,),
     ),
-    Target("permit", permit, (PermitRefused,), (MATERIAL.good.encode(),)),
+    Target(
+        "permit", permit, (PermitRefused,), (MATERIAL.good.encode(),), (other_spelling(MATERIAL.good).encode(),),
+    ),
     Target(
         "host-certificate", host_certificate, (*UNREADABLE, CertificateError),
         (HOST.certificate.public_bytes(Encoding.DER),), (of_no_version(HOST.certificate),),
@@ -272,8 +276,9 @@ TARGETS: Final = (
     Target("crl", crl, UNREADABLE, (_CRL.public_bytes(Encoding.DER),)),
     Target(
         "told-crls", told_crls, (CredentialError, UnicodeDecodeError),
-        (_CRL.public_bytes(Encoding.PEM),),
-        (_renamed(b"\x0c\x09Te", b"\x0c\x09\xff\xff"), _renamed(b"\x0c", b"\x03"), _renamed(b"\x0c", b"\x04")),
+        (_PEM, b"\n\n".join((_PEM, make_crl(SITE.ca, number=2).public_bytes(Encoding.PEM), _PEM))),
+        (_renamed(b"\x0c\x09Te", b"\x0c\x09\xff\xff"), _renamed(b"\x0c", b"\x03"), _renamed(b"\x0c", b"\x04"),
+         make_crl(SITE.ca, number=None).public_bytes(Encoding.PEM), b"x"),
     ),
     Target("signing-request", signing_request, (CertificateError,), (make_request(HOST.key),)),
     Target(

@@ -8,8 +8,6 @@ from typing import Final
 
 import msgspec
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from audit.checkpoint import Checkpoint, note_body, open_checkpoint, sign_checkpoint, signature_line
@@ -23,7 +21,7 @@ from certs.verification import Trust, verify_chain, verify_service
 from policy.errors import PermitRefused
 from policy.permit import permit_entry, proof_entry, verify_permit
 from tests.audit.samples import ORIGIN, SIGNER
-from tests.certs.chains import DAY, SERVER, TRUST_DOMAIN, make_crl, make_host, uri_of
+from tests.certs.chains import DAY, SERVER, TRUST_DOMAIN, make_crl, make_host, signed, uri_of, without_end
 from tests.fuzz.targets.peers import HOST, NOW, PLAINTEXT, SERVICE, SITE, TRUST, clear_stream
 from tests.fuzz.targets.target import Target
 from tests.policy.forgery import dump, forge
@@ -34,20 +32,6 @@ from transport.relay.permits import _check_proof
 from transport.wire.clear_frames import ClearOpener
 from transport.wire.frames import HEADER_BYTES, LaneOpener, _Epochs
 from transport.wire.preface import PREFACE_BYTES, _mac, authenticate_preface, make_preface, read_preface
-
-_ECDSA_WITH_SHA256: Final = bytes.fromhex("300a06082a8648ce3d040302")
-
-
-def _der(tag: int, content: bytes) -> bytes:
-    size = len(content)
-    long = size.to_bytes((size.bit_length() + 7) // 8)
-    return bytes([tag]) + (bytes([size]) if size < 0x80 else bytes([0x80 | len(long)]) + long) + content
-
-
-def signed(what: bytes, key: ec.EllipticCurvePrivateKey) -> bytes:
-    """A certificate, CRL or request, as RFC 5280 and 2986 wrap what is signed; DER."""
-    signature = key.sign(what, ec.ECDSA(hashes.SHA256()))
-    return _der(0x30, what + _ECDSA_WITH_SHA256 + _der(0x03, b"\0" + signature))
 
 
 def issued_certificate(data: bytes) -> bool:
@@ -177,6 +161,7 @@ _CRLS: Final = (
     make_crl(SITE.ca, last_update=NOW + DAY, next_update=NOW + 2 * DAY),
     make_crl(SITE.intermediate),
     make_crl(SITE.ca, extra=x509.DeltaCRLIndicator(1)),
+    without_end(SITE.ca),
 )
 _NAME: Final = bytes.fromhex(
     "550403"
