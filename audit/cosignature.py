@@ -25,7 +25,6 @@ from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PrivateKey, M
 from audit.checkpoint import Checkpoint, Note, read_note, signature_line, signature_lines
 from audit.errors import CheckpointError
 
-MAX_NAME_CHARS = 255
 _KEY_ID_BYTES = 4
 _TIME_BYTES = 8
 _NAME = re.compile(r"[!-*,-~]{1,255}")  # printable ASCII without space and '+'

@@ -59,11 +59,6 @@ def number_text(number: int) -> str:
     return text
 
 
-def parse_number_path(path: PurePosixPath) -> int | None:
-    """The number that `path` spells, or None if `number_path` would not have written it."""
-    return parse_number_text(str(path))
-
-
 def parse_number_text(text: str) -> int | None:
     """The number that `text` spells, or None if `number_text` would not have written it."""
     if not _NUMBER.fullmatch(text):

@@ -19,8 +19,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from certs.errors import UNREADABLE, CredentialError, IdentityError
-from certs.identity import SpiffeId
+from certs.errors import UNREADABLE, CredentialError
 
 MAX_REQUEST_BYTES: Final = 8 * 1024
 SECRET_BYTES: Final = 32
@@ -86,14 +85,6 @@ def requested_key(pem: bytes) -> ec.EllipticCurvePublicKey:
 
 def public_key_sha256(key: ec.EllipticCurvePublicKey) -> bytes:
     return hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).digest()
-
-
-def require_host_name(trust_domain: str, name: str) -> SpiffeId:
-    """Raises `CredentialError`."""
-    try:
-        return SpiffeId(trust_domain, name)
-    except IdentityError as error:
-        raise CredentialError(None, str(error), "give the name as the inventory has it") from None
 
 
 def _base64(data: bytes) -> str:

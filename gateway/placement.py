@@ -111,9 +111,6 @@ class Placement:
         """None if nobody has said where it is, or on a host that the inventory does not know (any more)."""
         return self.locate(vm, inventory).host
 
-    def overridden(self) -> Mapping[str, str]:
-        return {uuid: claim.host for uuid, claim in self._claims.items()}
-
     def restore(self, vm_uuid: str, host: str, at: float, source: str) -> None:
         """At start: what the log says of a VM."""
         self._claims[vm_uuid] = Claim(host, at, source)

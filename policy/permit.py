@@ -237,18 +237,6 @@ def check_times(claims: PermitClaims, now: int, skew: int = SKEW_SECONDS) -> Non
         raise PermitRefused("times", "expired")
 
 
-def check_session_time(claims: PermitClaims, now: int, skew: int = SKEW_SECONDS) -> None:
-    """Require that a session which has begun may go on, or resume. Raises PermitRefused("times")."""
-    if now > claims.session_until + skew:
-        raise PermitRefused("times", "past session_until")
-
-
-def check_recovery_time(claims: PermitClaims, now: int, skew: int = SKEW_SECONDS) -> None:
-    """Require that a post-copy recovery of this migration may start. Raises PermitRefused("times")."""
-    if now > claims.recover_until + skew:
-        raise PermitRefused("times", "past recover_until")
-
-
 def check_parties(claims: PermitClaims, source: str, destination: str) -> None:
     """Require that the two hosts are the permit's; SPIFFE ids from certificates, never from a message.
 
@@ -260,19 +248,6 @@ def check_parties(claims: PermitClaims, source: str, destination: str) -> None:
         raise PermitRefused("source", "for another source host")
     if claims.destination != destination:
         raise PermitRefused("destination", "for another destination host")
-
-
-def check_vm(claims: PermitClaims, vm: str) -> None:
-    """Require that `vm`, a canonical UUID, is the permit's. Raises PermitRefused("vm")."""
-    if claims.vm != vm:
-        raise PermitRefused("vm", "for another VM")
-
-
-def check_ports(claims: PermitClaims, ports: Iterable[str]) -> None:
-    """Require that the permit opens each of `ports`. Raises PermitRefused("ports")."""
-    for port in ports:
-        if port not in claims.ports:
-            raise PermitRefused("ports", "a port that the permit does not open")
 
 
 def named_port(ports: Iterable[str]) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 from xml.etree import ElementTree
@@ -110,9 +110,6 @@ async def destination_checks(
     if rules is not None:
         checks += _arrival(machine, rules)
     return tuple(checks[:256])
-
-
-_Look = Callable[[str, Machine, Virsh], Awaitable[list[Check]]]
 
 
 async def _not_here(uuid: str, _machine: Machine, virsh: Virsh) -> list[Check]:

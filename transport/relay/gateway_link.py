@@ -47,7 +47,6 @@ _RETRY_SECONDS = 2.0
 # Beside the poll's one more stays open: the address book is asked for within that time, and handshakes cost the most.
 _LIMITS = httpx.Limits(max_connections=100, max_keepalive_connections=2, keepalive_expiry=65.0)
 _NEVER = frozenset({400, 401, 403, 404, 409, 413, 422})
-_RECEIPT_CHECK_SECONDS = 1.0
 _FORMER_SECONDS = 120.0
 _REPORT_SECONDS = 10.0
 _ADDRESS_BOOK_SECONDS = 60.0

@@ -46,10 +46,6 @@ class SourceLine:
         self._has_ended = False
         self._state = State.BEGINNING
 
-    @property
-    def is_connected(self) -> bool:
-        return self._connection is not None
-
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Connect, and again whenever the connection is lost; started once D has answered for the first time.
 

@@ -39,7 +39,6 @@ def _as_the_unit() -> list[str]:
 AS_THE_UNIT = _as_the_unit()
 PATIENCE_SECONDS = 60.0
 MEMORY_MIB = 64
-_MOUNTED = ("lib/libvirt", "cache/libvirt", "log/libvirt")
 _LIBVIRTD_CONF = 'host_uuid = "{uuid}"\nunix_sock_dir = "/run/libvirt"\nauth_unix_rw = "none"\n'
 _QEMU_CONF = (
     'user = "{user}"\ngroup = "{user}"\ncgroup_controllers = []\n'
