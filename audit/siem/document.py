@@ -45,13 +45,7 @@ _CATEGORIES: Final[Mapping[str, tuple[str, ...]]] = {
 # These say that something is wrong; all others tell what happened.
 _ALERTS: Final = frozenset(
     {
-        *(
-            "placement.unpermitted",
-            "placement.duplicate",
-            "gateway.alarm",
-            "witness.disagrees",
-            "breakglass.seal_broken",
-        ),
+        *("placement.unpermitted", "placement.duplicate", "witness.disagrees", "breakglass.seal_broken"),
         *("siem.degraded", "siem.stopped", "siem.quarantined"),
     }
 )

@@ -19,12 +19,17 @@ class Severity(IntEnum):
 # Kinds that worry whatever their outcome. What is refused or fails is MEDIUM, all else INFORMATIONAL.
 _KINDS: Final[Mapping[str, Severity]] = {
     "clock-step": Severity.MEDIUM,
+    "log.recovered": Severity.MEDIUM,
+    "placement.duplicate": Severity.HIGH,
+    "placement.silent": Severity.MEDIUM,
     "siem.degraded": Severity.MEDIUM,
     "siem.quarantined": Severity.HIGH,
     "siem.stopped": Severity.HIGH,
+    "witness.disagrees": Severity.HIGH,
+    "witness.silent": Severity.MEDIUM,
 }
 # Parts of kinds: a way around the rules was used, or found.
-_ALARMS: Final = frozenset({"breakglass", "evacuation", "revoked", "unpermitted", "alarm", "mismatch"})
+_ALARMS: Final = frozenset({"breakglass", "evacuation", "revoked", "unpermitted"})
 
 SYSLOG: Final[Mapping[Severity, int]] = {
     Severity.INFORMATIONAL: 6,

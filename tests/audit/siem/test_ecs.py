@@ -19,7 +19,7 @@ COMPATIBLE = {("date", "date_nanos"), ("match_only_text", "text"), ("wildcard", 
 KINDS = [
     *("migration.decision", "migration.receipt", "migration.cancel_requested", "token.issued", "token.refused"),
     *("audit.read", "siem.asked", "siem.degraded", "placement.unpermitted", "breakglass.used", "heartbeat"),
-    *("config.reloaded", "breakglass.sealed_sign_in", "gateway.alarm"),
+    *("config.reloaded", "breakglass.sealed_sign_in", "witness.disagrees"),
 ]
 ENTRIES = [
     permit_entry(3),
