@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Callable
 from functools import partial
@@ -9,7 +10,7 @@ from functools import partial
 import structlog
 import trio
 
-from transport.errors import ConfigurationError
+from transport.errors import ConfigurationError, LocalBroken
 from transport.relay import systemd
 from transport.relay.assignments import Ask, Assignments
 from transport.relay.config import split_address
@@ -44,12 +45,12 @@ async def serve_relay(host: RelayHost, ready: Callable[[str], None], ask: Ask | 
             incoming = Incoming(host, nursery, destination, link.show_permit)
             assignments = Assignments(host, nursery, link, ask or link.admit, destination.give_up)
             operators = Operators(host.board, lambda: drain(host), assignments.evacuating, host.metrics)
+            control = listen_for_operators(host.control_socket)
             take_up_former(host, destination, link, nursery)
-            nursery.start_soon(operators.serve, listen_for_operators(host.control_socket))
+            nursery.start_soon(operators.serve, control)
             nursery.start_soon(_end_when_drained, host, destination, assignments, nursery.cancel_scope)
             if at := host.config.metrics.listen:
-                ports = [listen_tcp(*split_address(at, "metrics.listen"))]
-                nursery.start_soon(serve_metrics, ports, host.metrics)
+                nursery.start_soon(serve_metrics, [_listening_for_metrics(at)], host.metrics)
             nursery.start_soon(incoming.listener.serve, listening)
             keeper = IdentityKeeper(host, link)
             nursery.start_soon(keeper.run)
@@ -95,6 +96,13 @@ def _listening(host: RelayHost) -> trio.socket.SocketType:
     return _bind(host.config.relay.listen, host.config.network.dscp)
 
 
+def _listening_for_metrics(at: str) -> trio.socket.SocketType:
+    try:
+        return listen_tcp(*split_address(at, "metrics.listen"))
+    except LocalBroken as error:
+        raise ConfigurationError(f"metrics.listen: {error}; stop what holds it or change it") from None
+
+
 def _bind(listen: str, dscp: int | None) -> trio.socket.SocketType:
     host, port = split_address(listen, "relay.listen")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -107,5 +115,6 @@ def _bind(listen: str, dscp: int | None) -> trio.socket.SocketType:
         sock.listen(1024)
     except OSError as error:
         sock.close()
-        raise ConfigurationError(f"relay.listen: {listen}: {error.strerror}; stop what holds it or change it") from None
+        mend = "stop what holds it, or change it" if error.errno == errno.EADDRINUSE else "give an address of this host"
+        raise ConfigurationError(f"relay.listen: {listen}: {error.strerror}; {mend}") from None
     return trio.socket.from_stdlib_socket(sock)

@@ -98,7 +98,10 @@ class Spool:
                 self.run_dir.chmod(0o711)  # whatever the umask: QEMU's user must reach its own session's folder
             found = state_dir.stat()
         except OSError as error:
-            raise SpoolFailed(f"{error.filename}: {error.strerror}") from None
+            what = (
+                "is a file, not a folder" if isinstance(error, FileExistsError) else f"cannot be made: {error.strerror}"
+            )
+            raise SpoolFailed(f"a folder of relay.state_dir: {error.filename} {what}") from None
         if found.st_uid != os.geteuid() or found.st_mode & 0o077:
             # Whoever can write here can say where a guest runs.
             raise SpoolFailed(f"{state_dir}: must belong to the relay's user and have mode 0700: chown or chmod it")

@@ -131,6 +131,40 @@ def test_a_port_that_is_taken_is_named(file: Path, capsys: pytest.CaptureFixture
         assert where in start(file, capsys)
 
 
+def test_a_metrics_port_that_is_taken_is_named(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        changed(file, "metrics", "listen", where := f"127.0.0.1:{taken.getsockname()[1]}")
+        assert f"metrics.listen: {where}: Address already in use" in start(file, capsys)
+
+
+def test_an_address_of_another_host_is_called_that(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    changed(file, "relay", "listen", "192.0.2.1:7443")
+    assert "give an address of this host" in start(file, capsys)
+
+
+def test_a_state_folder_of_a_relay_that_serves_is_left_to_it(
+    file: Path, site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second one would take its control socket away, and operators would ask a relay that carries nothing."""
+    with socket.socket(socket.AF_UNIX) as first:
+        state_dir = Path(load_relay_config(file).relay.state_dir)
+        state_dir.mkdir(mode=0o700, exist_ok=True)
+        first.bind(str(state_dir / "control.sock"))
+        first.listen()
+        assert "another relay serves from it" in start(file, capsys)
+    assert (state_dir / "control.sock").exists()
+
+
+def test_a_state_folder_that_is_a_file_is_called_that(
+    file: Path, site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (site.folder / "state-file").write_text("")
+    changed(file, "relay", "state_dir", str(site.folder / "state-file"))
+    assert "state-file is a file, not a folder" in start(file, capsys)
+
+
 def test_a_pinned_key_that_is_none_is_refused(file: Path, site: Site, capsys: pytest.CaptureFixture[str]) -> None:
     (site.certs / "gateway" / "permit.pub").write_text("no key")
     assert "pinned" in start(file, capsys)
