@@ -52,7 +52,7 @@ class TlsTable(_Table, frozen=True):
     certificate: Text
     private_key: Text
     client_trust_bundle: Text
-    crls: tuple[Text, ...]
+    crls: Annotated[tuple[Text, ...], Meta(min_length=1)]
 
 
 class RetentionTable(_Table, frozen=True):

@@ -80,7 +80,11 @@ async def open_log_keeping(
     signer = log_signer(config)
     directory = config.path(config.log.directory)
     state_dir = config.path(config.gateway.state_dir)
-    state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        what = "is a file, not a folder" if isinstance(error, FileExistsError) else f"cannot be made: {error.strerror}"
+        raise StartRefused(f"gateway.state_dir: {state_dir} {what}") from error
     watching = LogWatching(directory, state_dir / "log-seen", signer, config.log.watch_seconds)
     opening = watching.opening(open_log or partial(Log.open, directory, signer))
     committer = Committer(opening, config.limits.log_queue)

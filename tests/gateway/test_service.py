@@ -104,6 +104,15 @@ def test_a_key_that_others_can_read_is_refused_at_start(site: Site, name: str, c
     assert "chmod 600" in said
 
 
+def test_a_state_folder_that_is_a_file_is_called_that(site: Site, capsys: Said) -> None:
+    config = site.gateway_config
+    config.write_text(config.read_text().replace('state_dir = "state"', 'state_dir = "inventory.toml"'))
+    assert run_gateway(config) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "gateway.state_dir: " in line
+    assert "inventory.toml is a file, not a folder; the operator must act" in line
+
+
 def test_a_port_that_is_taken_is_refused_at_start(site: Site, capsys: Said) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
