@@ -91,6 +91,18 @@ async def check(gate: Gate, bearer: Presented | str | None, asked: Asked) -> Adm
     return Admission("", decision, committed.index, findings=found)
 
 
+def host_revoked(gate: Gate, facts: Facts) -> Conflict | None:
+    """Why nothing is permitted that relays would refuse for a CRL: the log must not show a permit of it."""
+    for host in (facts.source, facts.destination):
+        if host is not None and gate.is_revoked(host.spiffe_id):
+            return Conflict(
+                f"the certificate of {host.name} has been revoked",
+                code="host_revoked",
+                next_step="ask who revoked it; a host that is to come back enrols with a new key",
+            )
+    return None
+
+
 @contextmanager
 def reserved(
     gate: Gate, facts: Facts, decision: Decision, now: datetime, hindered: GatewayError | None = None
@@ -113,6 +125,8 @@ def reserved(
             code="already_there",
             next_step="nothing to do; or name another host",
         )
+    elif (revoked := host_revoked(gate, facts)) is not None:
+        yield revoked
     elif facts.source is not None and not facts.relay_reachable:
         yield RelayUnreachable(f"the relay on the source host {facts.source.name} has not been heard of lately")
     elif hindered is not None:

@@ -144,6 +144,8 @@ async def _prospects_of(gate: Gate, wish: Wish, vm: VmFacts, hosts: list[HostFac
         decision = answers.decide(facts)
         if not decision.allowed:
             found.refused.setdefault(decision.denied_because, []).append(host.name)
+        elif gate.is_revoked(host.spiffe_id):
+            found.refused.setdefault("its certificate has been revoked", []).append(host.name)
         elif not gate.dispatch.is_reachable(host.spiffe_id, gate.relay_silence_seconds):
             found.refused.setdefault("its relay has not been heard of lately", []).append(host.name)
         else:

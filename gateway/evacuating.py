@@ -18,6 +18,7 @@ import msgspec
 import structlog
 import trio
 
+from gateway.admission import host_revoked
 from gateway.asking import Asked, collect_facts, decide
 from gateway.config import EvacuationTable
 from gateway.deciding import commit, decision_event
@@ -124,6 +125,8 @@ class Evacuating:
         if not 1 <= wish.hours <= self._table.max_hours:
             raise RequestRefused(f"an evacuation is prepared for 1 to {self._table.max_hours} hours")
         source, hosts = candidate_hosts(gate, wish.host, wish.to)
+        if gate.is_revoked(source.spiffe_id):
+            raise RelayUnreachable(f"the certificate of {source.name} has been revoked: its relay is not heard")
         vms = self._vms(source, wish.vms)
         if not gate.dispatch.is_reachable(source.spiffe_id, gate.relay_silence_seconds):
             raise RelayUnreachable(f"the relay on {source.name} has not been heard of lately: it could hold no permit")
@@ -210,14 +213,18 @@ class Evacuating:
         for host in hosts:
             if len(found) == self._table.destinations:
                 break
+            await trio.lowlevel.checkpoint()  # a decision holds the loop for a millisecond, and there may be many
             decision, facts = self._decide(wish, vm, host)
-            if decision.allowed:
+            obstacle = host_revoked(self._gate, facts) if decision.allowed else None
+            denied = decision, facts, obstacle
+            if obstacle is not None:
+                because = obstacle.detail
+            elif decision.allowed:
                 found.append(await self._permit(wish, evacuation_id, decision, facts))
             else:
                 because = decision.denied_because
-                denied = decision, facts
         if not found and hosts:
-            event = decision_event("evacuation.decision", denied[1], denied[0], None, None, None)
+            event = decision_event("evacuation.decision", denied[1], denied[0], denied[2], None, None)
             await commit(self._gate, _of(event, evacuation_id), None)
         return found, because
 

@@ -61,7 +61,8 @@ class Gate:
 
     `break_glass`, `observation`, `shadow`, `sites`: None where there is none. `time`: for what must end in time.
     `preflight_first`: whether hosts are asked if the VM can move, before a permit is given.
-    `bell`: rings when something changed that running migrations stand on.
+    `bell`: rings when something changed that running migrations stand on. `is_revoked`: whether the certificate that a
+    host last showed has been revoked.
     """
 
     people: People
@@ -86,6 +87,7 @@ class Gate:
     shadow: Shadow | None = None
     sites: Sites | None = None
     own_trust_domain: str = ""
+    is_revoked: Callable[[str], bool] = lambda _host: False
 
     @property
     def inventory(self) -> Inventory:

@@ -16,6 +16,7 @@ class HostsSeen:
     def __init__(self) -> None:
         self._certificates: dict[str, bytes] = {}
         self._since: dict[str, float] = {}
+        self._judged: dict[str, tuple[bytes, HostTrust, bool]] = {}
 
     def note(self, host: str, certificate_der: bytes, now: float) -> None:
         """`now`: Unix seconds."""
@@ -37,10 +38,17 @@ class HostsSeen:
         der = self._certificates.get(host)
         if der is None:
             return False
-        try:
-            trust.host_of((x509.load_der_x509_certificate(der),), now)
-        except PeerRefused as error:
-            return error.check == Check.REVOKED
-        except (CertificateError, ValueError):
-            return False
+        known = self._judged.get(host)
+        if known is None or known[0] != der or known[1] is not trust:
+            known = self._judged[host] = (der, trust, _is_on_crl(der, trust, now))
+        return known[2]
+
+
+def _is_on_crl(certificate_der: bytes, trust: HostTrust, now: datetime) -> bool:
+    try:
+        trust.host_of((x509.load_der_x509_certificate(certificate_der),), now)
+    except PeerRefused as error:
+        return error.check == Check.REVOKED
+    except (CertificateError, ValueError):
         return False
+    return False

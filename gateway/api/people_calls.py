@@ -75,7 +75,7 @@ async def request_migration(body: Move, desk: AtDesk, bearer: Bearer, address: A
     asked = _asked(desk, body, address)
     sites = desk.gate.sites
     site = sites.of_host(asked.destination) if sites is not None else None
-    with ahead_of_deliveries():
+    with ahead_of_deliveries(), desk.gate.bell.again_if_missed():
         if site is None:
             admission = await admit(desk.gate, bearer, asked)
         else:

@@ -77,7 +77,7 @@ async def progress(body: ProgressReport, desk: AtDesk, host: Relay) -> Response:
 async def admission(body: LibvirtWish, desk: AtDesk, host: Relay, address: Address) -> Response:
     """200 with the permit, or with the words for the client; either is recorded. 401: the token is not accepted."""
     asked = Asked(body.vm, body.destination, body.reason, tuple(body.ports), address, host=str(host))
-    with ahead_of_deliveries():
+    with ahead_of_deliveries(), desk.gate.bell.again_if_missed():
         _, document = await admit_for_host(desk.gate, str(host), body.token, asked)
     return JsonAnswer(document)
 

@@ -60,7 +60,8 @@ async def ask(body: FromSite, desk: AtDesk, address: Address) -> Response:
         case AdmissionRequest():
             if body.permit is None:
                 raise SiteRefused("a request for admission without the permit that it stands on")
-            return JsonAnswer(await admit_from_site(gate, site, request, body.permit, address))
+            with gate.bell.again_if_missed():
+                return JsonAnswer(await admit_from_site(gate, site, request, body.permit, address))
         case RecordsWanted(since=since):
             return JsonAnswer(await _records(desk, site, since, address))
         case _:

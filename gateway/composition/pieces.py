@@ -79,6 +79,7 @@ async def make_pieces(
     reading = Reading(gate, committer, search)
     gate.break_glass = make_break_glass(config, gate, reading)
     reporting = Reporting(gate, reading, trust)
+    gate.is_revoked = lambda host: reporting.seen.is_revoked(host, reporting.trust, clock.wall())
     if config.identity.services:
         people.services = Services(config.identity.services, lambda: reporting.trust)
     issuers = Issuers(config.identity.issuers, has_local_people=people.local is not None)

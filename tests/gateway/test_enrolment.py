@@ -235,3 +235,22 @@ async def test_a_gateway_without_the_table_enrols_nobody(running: Running) -> No
     answer = await running.person("alice").post("/v1/enrolment/tokens", json={"host": "b"})
     assert answer.status_code == 404
     assert "[enrolment]" in answer.json()["error"]["next_step"]
+
+
+async def test_nothing_is_permitted_from_or_to_a_host_that_was_revoked(site: Site) -> None:
+    """Relays would refuse it; but a permit in the log for a host that is out tells an auditor something else."""
+    async with enrolling(site) as running:
+        for host in ("a", "b"):
+            await running.poll(host)
+        officer = running.person(OFFICER)
+        assert (await officer.post("/v1/hosts/b/revocation", json={"reason": "stolen"})).status_code == 200
+        alice = running.person("alice")
+        answer = await alice.post("/v1/migrations", json={"vm": "web", "destination": "b"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (409, "host_revoked")
+        drained = (await alice.post("/v1/drain/check", json={"host": "a", "to": ["b"]})).json()
+        assert "revoked" in str(drained["prospects"])
+        assert (await officer.post("/v1/hosts/a/revocation", json={"reason": "stolen, too"})).status_code == 200
+        answer = await alice.post("/v1/migrations", json={"vm": "web", "destination": "c"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (409, "host_revoked")
+        records = await running.records("migration.decision")
+        assert [(each["outcome"], each["details"]["permit"]) for each in records] == [("failed", None)] * 2

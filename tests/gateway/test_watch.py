@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 import gateway.config as configuration
 from certs.authority import Authority
 from certs.files import read_certificates
+from gateway.bell import Bell
 from gateway.dispatch import Assignment
 from gateway.migrations import State
 from gateway.starter import Site
@@ -501,3 +503,53 @@ def _vm_in_another_zone(text: str) -> str:
 def _without_host(text: str, name: str) -> str:
     tables = text.split("[[")
     return "[[".join(each for each in tables if f'name = "{name}"' not in each)
+
+
+async def test_what_was_lost_while_it_was_being_decided_is_looked_at_at_once(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It rang while this was not yet a migration that is watched, and the next round would come in half a minute."""
+    edit(site.gateway_config, lambda text: text + "[revocation]\ninterval_seconds = 30\n")
+    async with running_gateway(site) as running:
+        gate = running.gateway.desk.gate
+        proves = gate.prove
+
+        async def prove_late(committed: Any) -> Any:
+            edit(site.people, lambda text: text.replace('["operators"]', '["guests"]'))
+            await running.gateway.reload()
+            await trio.testing.wait_all_tasks_blocked(0.05)  # the watch has looked, and found nothing
+            return await proves(committed)
+
+        monkeypatch.setattr(gate, "prove", prove_late)
+        await running.poll("a")
+        answer = await running.person("alice").post("/v1/migrations", json={"vm": "web", "destination": "b"})
+        assert answer.status_code == 201, answer.text
+        (record,) = await revoked(running)
+        assert record["migration_id"] == answer.json()["migration_id"]
+        assert "No policy permits MigrateVm" in record["details"]["because"]
+
+
+async def test_decisions_that_overlap_do_not_keep_the_bell_ringing() -> None:
+    bell = Bell()
+    looks = 0
+    async with trio.open_nursery() as nursery:
+
+        async def watch() -> None:
+            nonlocal looks
+            while True:
+                await bell.wait(60)
+                looks += 1
+
+        async def decide(seconds: float) -> None:
+            for _ in range(20):
+                with bell.again_if_missed():
+                    await trio.sleep(seconds)
+
+        nursery.start_soon(watch)
+        async with trio.open_nursery() as deciding:
+            deciding.start_soon(decide, 0.003)
+            deciding.start_soon(decide, 0.005)
+            await trio.sleep(0.004)
+            bell.ring()
+        nursery.cancel_scope.cancel()
+    assert 1 <= looks <= 3
