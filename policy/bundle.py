@@ -13,7 +13,7 @@ from typing import Annotated
 
 import msgspec
 
-from policy.bundle_files import MANIFEST, POLICIES, SCHEMA, TESTS, bundle_digest, read_bundle_files
+from policy.bundle_files import MANIFEST, POLICIES, SCHEMA, TESTS, bundle_digest, files_below, read_bundle_files
 from policy.cases import probe_questions, run_cases
 from policy.decision import evaluate
 from policy.errors import UNDECODABLE, BundleRefused
@@ -58,10 +58,10 @@ class Bundle:
     def from_files(cls, files: Mapping[str, str]) -> Bundle:
         """The same from texts by path, as they come out of `read_bundle_files`. Raises BundleRefused."""
         manifest = decode_manifest(files[MANIFEST])
-        policy_texts = _below(POLICIES, files)
+        policy_texts = files_below(POLICIES, files)
         rules = compile_rules(SCHEMA, files[SCHEMA], policy_texts)
         check_schema_takes_our_facts(rules)
-        tests_passed = run_cases(rules, _below(TESTS, files))
+        tests_passed = run_cases(rules, files_below(TESTS, files))
         return cls(manifest.name, manifest.version, bundle_digest(files), rules, tests_passed, policy_texts)
 
 
@@ -71,10 +71,6 @@ def decode_manifest(text: str) -> _Manifest:
         return msgspec.toml.decode(text, type=_Manifest)
     except UNDECODABLE as error:
         raise BundleRefused(MANIFEST, str(error)) from error
-
-
-def _below(folder: str, files: Mapping[str, str]) -> dict[str, str]:
-    return {path: text for path, text in files.items() if path.startswith(f"{folder}/")}
 
 
 def check_schema_takes_our_facts(rules: Rules) -> None:

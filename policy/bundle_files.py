@@ -65,6 +65,11 @@ def require_bundle_files(files: Mapping[str, str]) -> None:
             raise BundleRefused(required, "is missing")
 
 
+def files_below(folder: str, files: Mapping[str, str]) -> dict[str, str]:
+    """Of a bundle's files those in a folder of it."""
+    return {path: text for path, text in files.items() if path.startswith(f"{folder}/")}
+
+
 def bundle_digest(files: Mapping[str, str]) -> str:
     """SHA-256 in hex over the sorted files, each as u32 length ‖ path ‖ u64 length ‖ content (big-endian, UTF-8).
 

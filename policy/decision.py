@@ -15,6 +15,7 @@ from typing import Any, Final
 import cedarpy
 import msgspec
 
+from policy.errors import one_line
 from policy.facts import ACTIONS, ACTIONS_ON_VMS, SEALED, SEALED_ACTIONS
 from policy.many_groups import expand_entities
 from policy.request import Json, references
@@ -119,7 +120,7 @@ def evaluate(rules: Rules, bundle_digest: str, request: Json, entities: list[Jso
     try:
         selected, answer = _ask(rules, asked, known, request, entities)
     except (ValueError, TypeError, RecursionError) as error:
-        return denied(_DOES_NOT_FIT, errors=[_one_line(error)])
+        return denied(_DOES_NOT_FIT, errors=[one_line(error)])
     reasons = _reasons(selected, answer.diagnostics.reasons)
     errors = [_name_policies(selected, error) for error in answer.diagnostics.errors]
     if answer.decision is cedarpy.Decision.NoDecision:
@@ -171,7 +172,7 @@ def _name_policies(selected: Selected, error: str) -> str:
     head, _, rest = error.partition("`")
     cedar_id, _, tail = rest.partition("`")
     policy = selected.policy(cedar_id)
-    return _one_line(f"{head}`{policy.id}`{tail}" if policy else error)
+    return one_line(f"{head}`{policy.id}`{tail}" if policy else error)
 
 
 def _unknown(where: str, kind: str) -> str:
@@ -210,7 +211,3 @@ def _nothing_permits(rules: Rules, asked: _Request, known: Mapping[tuple[str, st
 
 def _sentence(reason: str) -> str:
     return reason if reason.endswith((".", "!", "?")) else reason + "."
-
-
-def _one_line(error: object) -> str:
-    return " ".join(str(error).split())[:1000]

@@ -41,6 +41,11 @@ TOKEN_CHECKS: frozenset[str] = frozenset(get_args(TokenCheck))
 PERMIT_CHECKS: frozenset[str] = frozenset(get_args(PermitCheck))
 
 
+def one_line(error: object, limit: int = 1000) -> str:
+    """What another library says, as a record or a message holds it."""
+    return " ".join(str(error).split())[:limit]
+
+
 class PolicyError(Exception):
     """Root of the errors of this package."""
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import cedarpy
 
-from policy.errors import BundleRefused
+from policy.errors import BundleRefused, one_line
 from policy.facts import ACTIONS, VM_ACTIONS
 from policy.lint import mixed_words, never_applies
 from policy.selection import GROUP, Scope, Selected, Selections, scope_of
@@ -130,7 +130,7 @@ def compile_schema(file: str, text: str) -> cedarpy.Schema:
     try:
         return cedarpy.Schema.from_str(text)
     except ValueError as error:
-        raise BundleRefused(file, _one_line(error)) from error
+        raise BundleRefused(file, one_line(error, MAX_REASON)) from error
 
 
 def _compile_file(file: str, text: str, schema: cedarpy.Schema) -> list[_Read]:
@@ -139,7 +139,7 @@ def _compile_file(file: str, text: str, schema: cedarpy.Schema) -> list[_Read]:
     try:
         parsed = [json.loads(cedarpy.policies_to_json_str(piece)) for piece in pieces]
     except ValueError as error:
-        raise BundleRefused(file, f"is not Cedar: {_one_line(error)}") from error
+        raise BundleRefused(file, f"is not Cedar: {one_line(error, MAX_REASON)}") from error
     except RecursionError:
         raise BundleRefused(file, "has a chain of operators too long to read: split the policy") from None
     if any(each["templates"] for each in parsed):
@@ -219,8 +219,5 @@ def _schema_violation(errors: list[cedarpy.ValidationError], policies: list[Poli
     first = errors[0]
     number = first.policy_id.removeprefix("policy")
     name = policies[int(number)].id if number.isdecimal() and int(number) < len(policies) else first.policy_id
-    return f"policy {name} does not fit the schema: {_one_line(first.error).replace(f'`{first.policy_id}`', name)}"
-
-
-def _one_line(error: object) -> str:
-    return " ".join(str(error).split())[:MAX_REASON]
+    said = one_line(first.error, MAX_REASON).replace(f"`{first.policy_id}`", name)
+    return f"policy {name} does not fit the schema: {said}"

@@ -38,7 +38,7 @@ from typing import Annotated, Final, TypeVar
 
 import msgspec
 
-from policy.errors import UNDECODABLE, FactRefused, InventoryRefused, TokenRefused
+from policy.errors import UNDECODABLE, FactRefused, InventoryRefused, TokenRefused, one_line
 from policy.facts import HostFacts, MigrationAddress, VmFacts
 from policy.jws import decode_object
 
@@ -130,7 +130,7 @@ def parse_toml(content: bytes, name: str, *, partial: bool = False) -> Told:
         shape: type[_Whole | _Partial] = _Partial if partial else _Whole
         return _told(msgspec.toml.decode(content, type=shape), name)
     except UNDECODABLE as error:
-        raise InventoryRefused(name, _one_line(error)) from error
+        raise InventoryRefused(name, one_line(error)) from error
 
 
 def parse_json(content: bytes, name: str, *, partial: bool = False) -> Told:
@@ -141,7 +141,7 @@ def parse_json(content: bytes, name: str, *, partial: bool = False) -> Told:
     except TokenRefused as error:
         raise InventoryRefused(name, error.detail) from error
     except (msgspec.ValidationError, RecursionError) as error:
-        raise InventoryRefused(name, _one_line(error)) from error
+        raise InventoryRefused(name, one_line(error)) from error
 
 
 def _told(document: _Whole | _Partial, name: str) -> Told:
@@ -222,7 +222,3 @@ def check_spelling(source: str, hosts: Iterable[HostFacts], vms: Iterable[ToldVm
             other = spellings.setdefault(label.lower(), label)
             if other != label:
                 raise InventoryRefused(source, f"{what} is spelt {other!a} and {label!a}: choose one")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:1000]

@@ -10,7 +10,7 @@ import msgspec
 
 from policy.authoring.explain import explain
 from policy.authoring.pieces import Pieces, TakenApart
-from policy.bundle_files import POLICIES, SCHEMA, TESTS
+from policy.bundle_files import POLICIES, SCHEMA, TESTS, files_below
 from policy.cases import mismatch, read_cases
 from policy.decision import evaluate
 from policy.request import entities_of, request_of
@@ -67,8 +67,8 @@ class Report(msgspec.Struct, frozen=True):
 
 def run_tests(files: Mapping[str, str]) -> Report:
     """Run every case, also behind one that fails. Raises BundleRefused for a bundle or cases that cannot be read."""
-    rules = compile_rules(SCHEMA, files[SCHEMA], _below(POLICIES, files))
-    posed = read_cases(_below(TESTS, files))
+    rules = compile_rules(SCHEMA, files[SCHEMA], files_below(POLICIES, files))
+    posed = read_cases(files_below(TESTS, files))
     pieces = Pieces(rules, files)
     seen: set[tuple[int, int, str]] = set()
     results = []
@@ -105,7 +105,3 @@ def _gaps(number: int, taken: TakenApart, seen: set[tuple[int, int, str]]) -> li
             missing = [truth for truth in ("true", "false") if (number, index, truth) not in seen]
             found += [Gap(policy.id, policy.file, f"{part.kind} {part.text()}", truth) for truth in missing]
     return found
-
-
-def _below(folder: str, files: Mapping[str, str]) -> dict[str, str]:
-    return {path: text for path, text in files.items() if path.startswith(f"{folder}/")}

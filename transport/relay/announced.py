@@ -7,7 +7,6 @@ one VM and some minutes; the gateway verifies it. A token is kept in memory only
 from __future__ import annotations
 
 import os
-import socket
 import stat
 import uuid
 from collections.abc import Awaitable, Callable
@@ -23,7 +22,7 @@ from msgspec import Meta
 from policy.strict_json import strictly
 from transport.errors import UNDECODABLE, ConfigurationError, LocalBroken
 from transport.libvirt_rpc.errors import LibvirtAway, RpcFailed, RpcMalformed
-from transport.relay.inlets import listen_unix, peer_process
+from transport.relay.inlets import listen_unix, peer_uid
 from transport.relay.wish import NotAdmitted, Wish
 
 log = structlog.get_logger("sealane.relay")
@@ -107,7 +106,7 @@ class Announced:
                     nursery.start_soon(self._take, accepted, peer_uids)
 
     async def _take(self, accepted: trio.socket.SocketType, peer_uids: frozenset[int]) -> None:
-        uid = _uid_of(accepted)
+        uid = peer_uid(accepted)
         with accepted, trio.move_on_after(_SECONDS):
             try:
                 if uid not in peer_uids:
@@ -175,8 +174,3 @@ def _token_in(path: Path) -> str:
     if not is_private or status.st_uid not in (0, os.geteuid()) or not token or not token.isprintable():
         raise NotAdmitted(f"front.token_file {path} must hold a token and be the relay's alone (chmod 600)")
     return token
-
-
-def _uid_of(accepted: trio.socket.SocketType) -> int:
-    with socket.socket(fileno=os.dup(accepted.fileno())) as raw:
-        return peer_process(raw)[0]

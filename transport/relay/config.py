@@ -15,6 +15,7 @@ from transport.errors import ConfigurationError
 from transport.libvirt_rpc.domain_xml import DomainRules
 from transport.relay.limits import LimitsSection
 from transport.relay.named_ports import PortName, PortSection, port_problem
+from transport.relay.vm_paths import has_placeholder
 from transport.settings import SettingRefused, decode_settings
 from transport.settings.allowed import shown
 
@@ -304,8 +305,7 @@ def _check_hypervisor(path: Path, hypervisor: HypervisorSection) -> None:
         if hypervisor.kind == "qmp"
         else ("memory_socket", hypervisor.memory_socket)
     )
-    # One path for two VMs would carry one VM's stream into another.
-    if template.count("{uuid}") != 1 or template.count("{") != 1:
+    if not has_placeholder(template):
         raise ConfigurationError(f"{path}: hypervisor.{key} must hold {{uuid}} once, and no other placeholder")
 
 

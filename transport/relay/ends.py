@@ -123,8 +123,3 @@ def remove_session_folder(folder: Path) -> None:
     """Its socket may be unlinked by the hypervisor at the same moment; what stays there harms nobody."""
     if folder.is_dir() and not folder.is_symlink():
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def template_path(template: str, vm: str) -> Path:
-    """`template` with the permit's canonical UUID in it."""
-    return Path(os.path.normpath(template.replace("{uuid}", vm)))

@@ -30,14 +30,14 @@ from transport.relay.board import Board
 from transport.relay.caller import Conversation
 from transport.relay.config import RelayConfig, SiteSection
 from transport.relay.cores import Cores, threads_for_this_host
-from transport.relay.ends import DestinationEnd, SourceEnd, template_path
+from transport.relay.ends import DestinationEnd, SourceEnd
 from transport.relay.evacuations import Evacuations
 from transport.relay.identity import Identity
 from transport.relay.libvirt_destination import LibvirtDestination
 from transport.relay.libvirt_source import LibvirtSource
 from transport.relay.limits import LimitsSection
 from transport.relay.metrics import metrics_text
-from transport.relay.named_ports import MAX_UNIX_PATH, PortSection
+from transport.relay.named_ports import PortSection
 from transport.relay.outgoing import Leaving, leaving_of
 from transport.relay.permits import PORTS_OF_KIND, PermitDesk, SitePins
 from transport.relay.pins import read_pins
@@ -47,6 +47,7 @@ from transport.relay.refused_calls import RefusedCalls, refused_call
 from transport.relay.socket_ends import SocketDestination, SocketSource
 from transport.relay.spool import SessionJournal, Spool
 from transport.relay.used_permits import UsedPermits
+from transport.relay.vm_paths import MAX_UNIX_PATH, path_of
 
 T = TypeVar("T")
 _DISK_THREADS = 8
@@ -163,9 +164,9 @@ class RelayHost:
             has_disks,
         )
         process = str(facts.get("process", ""))
-        source = QmpSource(
-            template_path(section.qmp_socket, vm), vm, process, settings, limits.hypervisor_seconds
-        ).within(seconds, how)
+        source = QmpSource(path_of(section.qmp_socket, vm), vm, process, settings, limits.hypervisor_seconds).within(
+            seconds, how
+        )
         return source.with_disks() if has_disks else source
 
     def libvirt_source(self, vm: str, conversation: Conversation) -> LibvirtSource:
@@ -183,7 +184,7 @@ class RelayHost:
         if (name := permit.claims.named_port) is not None:
             return SocketDestination(self.config.ports.get(name, PortSection()).connects_to(vm))
         if section.kind == "sockets":
-            return SocketDestination(template_path(section.memory_socket, vm))
+            return SocketDestination(path_of(section.memory_socket, vm))
         if section.kind == "libvirt":
             return LibvirtDestination(
                 Path(section.libvirt_socket),
@@ -197,7 +198,7 @@ class RelayHost:
             )
         settings = MigrationSettings(permit.claims.limits.bandwidth_bytes_per_second, movement=movement)
         process = str(facts.get("process", ""))
-        at = template_path(section.qmp_socket, vm)
+        at = path_of(section.qmp_socket, vm)
         destination = QmpDestination(at, vm, process, settings, limits.hypervisor_seconds).remembering(facts)
         return destination.with_disks() if "disks" in permit.claims.ports else destination
 

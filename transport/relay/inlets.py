@@ -79,6 +79,12 @@ def peer_process(local: socket.socket) -> tuple[int, int]:
     return uid, pid
 
 
+def peer_uid(accepted: trio.socket.SocketType) -> int:
+    """As `peer_process`, of a connection that was accepted."""
+    with socket.socket(fileno=os.dup(accepted.fileno())) as raw:
+        return peer_process(raw)[0]
+
+
 def listen_unix(path: Path, mode: int = 0o600) -> trio.socket.SocketType:
     """A unix socket at `path` that has `mode` from its first moment; the folder is one session's own."""
     try:

@@ -11,8 +11,8 @@ from transport.hypervisors.errors import HypervisorError, HypervisorUnreachable
 from transport.hypervisors.preflight_facts import Inspection, Machine
 from transport.hypervisors.virsh import Virsh
 from transport.relay.config import RelayConfig
-from transport.relay.ends import template_path
 from transport.relay.libvirt_orders import libvirt_uri
+from transport.relay.vm_paths import path_of
 
 SECONDS: Final = 8.0  # less than the gateway waits
 
@@ -44,7 +44,7 @@ async def inspect_destination(config: RelayConfig, vm: str, wanted: Machine) -> 
 async def _machine(config: RelayConfig, vm: str) -> Machine:
     section = config.hypervisor
     if section.kind == "qmp":
-        socket = template_path(section.qmp_socket, vm)
+        socket = path_of(section.qmp_socket, vm)
         if socket.is_socket() or not libvirt_uri(config):
             return await qmp_preflight.machine_of(vm, socket)
     if not (uri := libvirt_uri(config)):
@@ -55,7 +55,7 @@ async def _machine(config: RelayConfig, vm: str) -> Machine:
 async def _waiting_qemu(config: RelayConfig, vm: str) -> Machine:
     if config.hypervisor.kind != "qmp":
         raise HypervisorUnreachable("this relay only carries sockets: it knows no QEMU that waits")
-    return await qmp_preflight.machine_of(vm, template_path(config.hypervisor.qmp_socket, vm))
+    return await qmp_preflight.machine_of(vm, path_of(config.hypervisor.qmp_socket, vm))
 
 
 def _words(error: Exception) -> str:

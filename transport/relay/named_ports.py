@@ -6,7 +6,6 @@ A permit for one opens nothing else. The relay knows nothing of the program, and
 from __future__ import annotations
 
 import ipaddress
-import os
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -14,6 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from policy.permit import HYPERVISOR_PORTS, PORT_NAME
+from transport.relay.vm_paths import MAX_UNIX_PATH, has_placeholder, path_of
 
 PortName = Annotated[
     str,
@@ -23,7 +23,6 @@ PortName = Annotated[
         description="a port's name: 1 to 32 of a-z, 0-9 and -, a letter first and no - at the end",
     ),
 ]
-MAX_UNIX_PATH: Final = 107  # sun_path, unix(7)
 _UUID_CHARS: Final = 36
 
 
@@ -41,23 +40,22 @@ class PortSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def listens_at(self, name: str, vm: str) -> Path:
         """Of a session for the VM of that canonical UUID."""
-        return _filled(self.listen or f"/run/sealane/ports/{name}-{{uuid}}.sock", vm)
+        return path_of(self.listen or f"/run/sealane/ports/{name}-{{uuid}}.sock", vm)
 
     def connects_to(self, vm: str) -> Path | tuple[str, int] | None:
         if not self.connect.startswith("/"):
             return loopback_port(self.connect)
-        return _filled(self.connect, vm)
+        return path_of(self.connect, vm)
 
 
 def port_problem(name: str, section: PortSection) -> str:
     """What is wrong with it, for whoever wrote it; "" if nothing is."""
     if name in HYPERVISOR_PORTS:
         return "is a name of the hypervisor's; choose another"
-    # One socket for two VMs would carry the one's stream under the other's permit.
-    if section.listen and (not section.listen.startswith("/") or not _has_placeholder(section.listen)):
+    if section.listen and (not section.listen.startswith("/") or not has_placeholder(section.listen)):
         return "listen must be an absolute path with {uuid} in it once"
     if section.connect.startswith("/"):
-        if "{" in section.connect and not _has_placeholder(section.connect):
+        if "{" in section.connect and not has_placeholder(section.connect):
             return "connect: no other placeholder than {uuid}, and that once"
     elif section.connect and loopback_port(section.connect) is None:
         # A relay that dialled on into the network would be a tunnel past its firewalls.
@@ -81,11 +79,3 @@ def loopback_port(text: str) -> tuple[str, int] | None:
         return None
     is_port = bool(colon) and port.isascii() and port.isdigit() and len(port) <= 5 and 0 < int(port) <= 65535
     return (address, int(port)) if is_loopback and is_port else None
-
-
-def _has_placeholder(template: str) -> bool:
-    return template.count("{uuid}") == 1 and template.count("{") == 1
-
-
-def _filled(template: str, vm: str) -> Path:
-    return Path(os.path.normpath(template.replace("{uuid}", vm)))

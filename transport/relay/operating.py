@@ -20,7 +20,7 @@ from msgspec import Meta
 from transport.errors import UNDECODABLE, ConfigurationError, LocalBroken, TransportError
 from transport.relay.board import Board
 from transport.relay.evacuating import EvacuationDesk
-from transport.relay.inlets import listen_unix, peer_process
+from transport.relay.inlets import listen_unix, peer_uid
 
 log = structlog.get_logger("sealane.relay")
 MAX_REQUEST_BYTES: Final = 4096
@@ -97,7 +97,7 @@ class Operators:
         with accepted, trio.move_on_after(_SECONDS):
             async with self._callers:
                 try:
-                    if _uid_of(accepted) not in {0, os.geteuid()}:
+                    if peer_uid(accepted) not in {0, os.geteuid()}:
                         return
                     answer = await self._answer(await _read_line(accepted))
                     await _send_all(accepted, msgspec.json.encode(answer) + b"\n")
@@ -175,8 +175,3 @@ async def _send_all(accepted: trio.socket.SocketType, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[await accepted.send(view) :]
-
-
-def _uid_of(accepted: trio.socket.SocketType) -> int:
-    with socket.socket(fileno=os.dup(accepted.fileno())) as raw:
-        return peer_process(raw)[0]
