@@ -26,6 +26,8 @@ _SAME: Final = (
     *("tls", "source_fingerprint", "destination_fingerprint"),
 )
 
+_LOOKED_AT: Final = ("permit", "site", "role", "body", "body_sha256")
+
 Numbered = tuple[int, Mapping[str, Any]]
 
 
@@ -65,6 +67,13 @@ class _Case:
     record: Mapping[str, Any]
     due: int
     receipts: list[Mapping[str, Any]] = field(default_factory=list)
+
+
+def brief(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What `compare_receipts` looks at: of a decision, a hundredth of it."""
+    details = record.get("details") or {}
+    kept = {name: record.get(name) for name in ("kind", "migration_id", "source", "destination", "vm")}
+    return {**kept, "details": {name: details[name] for name in _LOOKED_AT if name in details}}
 
 
 def compare_receipts(records: Iterable[Numbered], now: int) -> Report:

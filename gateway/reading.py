@@ -5,7 +5,7 @@ Reading records is an action of its own (ReadAudit), and itself recorded, refuse
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final
@@ -24,6 +24,7 @@ from gateway.gate import Gate
 from gateway.migrations import Migration, State, from_decision, from_elsewhere, receipt_on_file
 from gateway.recording import Event, actor_of, identity_of
 from gateway.searching import Search
+from gateway.turns import Turns
 from policy.engine import Decision
 from policy.facts import Context, Person, Question
 
@@ -60,6 +61,9 @@ class Reading:
         self._gate = gate
         self._committer = committer
         self.search = search
+        # Questions over all records of a span: one at a time, because each may hold MAX_ASKED of them.
+        self.spans = Turns(1, 1)
+        self.abroad = Turns(1, 1)  # of other sites' answers; never waited for within a turn of `spans`
 
     async def require_read_audit(
         self,
@@ -170,9 +174,14 @@ class Reading:
         """All records of these kinds from a time on, oldest first. Errors: SearchUnavailable."""
         return (await self._newest(_of_kinds(kinds, since), None))[::-1]
 
-    async def some_since(self, kinds: Sequence[str], since: str) -> list[tuple[int, dict[str, Any]]]:
-        """The same for whoever asks: MAX_ASKED at most. Errors: SearchUnavailable, RequestRefused: there are more."""
-        found = await self._newest(_of_kinds(kinds, since), MAX_ASKED + 1)
+    async def some_since(
+        self, kinds: Sequence[str], since: str, brief: Callable[[Mapping[str, Any]], dict[str, Any]]
+    ) -> list[tuple[int, dict[str, Any]]]:
+        """The same for whoever asks, in their turn of `spans`: MAX_ASKED at most, each cut to what `brief` keeps of it.
+
+        Errors: SearchUnavailable, RequestRefused: there are more.
+        """
+        found = await self._newest(_of_kinds(kinds, since), MAX_ASKED + 1, brief)
         if len(found) > MAX_ASKED:
             raise RequestRefused(f"more than {MAX_ASKED} records since then", next_step="ask for a shorter time")
         return found[::-1]
@@ -185,12 +194,14 @@ class Reading:
         where = all_of(kinds, Between(fields.TIME, since, None))
         return (await self._newest(where, self._gate.migrations.limit * len(RESTORED_KINDS)))[::-1]
 
-    async def _newest(self, where: Node, at_least: int | None) -> list[tuple[int, dict[str, Any]]]:
+    async def _newest(
+        self, where: Node, at_least: int | None, brief: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
+    ) -> list[tuple[int, dict[str, Any]]]:
         """All that match, page by page, newest first; with `at_least`, no more pages than that takes."""
         found: list[tuple[int, dict[str, Any]]] = []
         while at_least is None or len(found) < at_least:
             page = await self.search.page(where, after=found[-1][0] if found else None, limit=PAGE_OF_RESTORE)
-            found += page
+            found += [(index, brief(record)) for index, record in page]
             if len(page) < PAGE_OF_RESTORE:
                 break
         return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
+import trio
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
@@ -13,10 +14,11 @@ from audit.record import parse_time
 from gateway.api.answers import JsonAnswer
 from gateway.api.desk import Address, Asking, AtDesk
 from gateway.errors import NotKnown, NotSetUp, RequestRefused
-from gateway.host_receipts import MAX_RECORDED_FINDINGS, compare_receipts
+from gateway.host_receipts import MAX_RECORDED_FINDINGS, brief, compare_receipts
 from gateway.recording import Event, actor_of
 from gateway.sites.peer import ask_records
 from gateway.sites.reconcile import KINDS as SITE_KINDS
+from gateway.sites.reconcile import brief as site_brief
 from gateway.sites.reconcile import compare_sites, shared_with
 
 router = APIRouter()
@@ -40,8 +42,10 @@ async def reconcile_hosts(span: Span, desk: AtDesk, person: Asking, address: Add
         raise RequestRefused("since must be like 2026-11-22T21:42:21.123456Z") from error
     asked = {"reconcile_hosts": {"since": span.since}}
     await desk.reading.require_read_audit(person, desk.now(), address, asked, recorded=True)
-    records = await desk.reading.some_since(KINDS, span.since)
-    report = compare_receipts(records, int(desk.now().timestamp()))
+    async with desk.reading.spans.of(person.id):
+        records = await desk.reading.some_since(KINDS, span.since, brief)
+        report = await trio.to_thread.run_sync(compare_receipts, records, int(desk.now().timestamp()))
+        del records
     findings = [one.document() for one in report.findings]
     details = {"what": "hosts", "since": span.since, "counts": report.counts()}
     event = Event(
@@ -75,9 +79,13 @@ async def reconcile_sites(span: SiteSpan, desk: AtDesk, person: Asking, address:
     if (site := sites.get(span.site)) is None:
         known = ", ".join(sorted(sites))
         raise NotKnown(f"this gateway knows no site {span.site}", next_step=f"the other sites are: {known}")
-    theirs = await ask_records(desk.gate, site, span.since)
-    ours = shared_with(site.trust_domain, await desk.reading.some_since(SITE_KINDS, span.since))
-    report = compare_sites(ours, theirs.records, int(desk.now().timestamp()))
+    async with desk.reading.abroad.of(person.id):
+        theirs = await ask_records(desk.gate, site, span.since)
+        async with desk.reading.spans.of(person.id):
+            records = await desk.reading.some_since(SITE_KINDS, span.since, site_brief)
+            ours = await trio.to_thread.run_sync(shared_with, site.trust_domain, records)
+            report = await trio.to_thread.run_sync(compare_sites, ours, theirs.records, int(desk.now().timestamp()))
+            del records, ours
     findings = [one.document() for one in report.findings]
     details = {"what": "sites", "site": site.name, "log": theirs.log, "since": span.since, "counts": report.counts()}
     shown = [{**_short(one), "other_record": one["other_record"]} for one in findings[:MAX_RECORDED_FINDINGS]]

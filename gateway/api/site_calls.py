@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, assert_never
 
+import trio
 from fastapi import APIRouter
 from pydantic import Field
 from starlette.responses import Response
@@ -17,7 +18,7 @@ from gateway.errors import NotKnown, NotSetUp, RequestRefused
 from gateway.recording import Event
 from gateway.sites.arriving import admit_from_site
 from gateway.sites.publishing import site_document
-from gateway.sites.reconcile import KINDS, shared_with
+from gateway.sites.reconcile import KINDS, brief, shared_with
 from gateway.sites.request import AdmissionRequest, HostQuestion, RecordsWanted, SiteRefused, open_request
 from gateway.sites.settings import OtherSite
 from gateway.sites.told import told_host
@@ -74,7 +75,10 @@ async def _records(desk: Desk, site: OtherSite, since: str, address: str) -> dic
         parse_time(since)
     except RecordInvalid as error:
         raise RequestRefused("since must be like 2026-11-22T21:42:21.123456Z") from error
-    shared = shared_with(site.trust_domain, await desk.reading.some_since(KINDS, since))
+    async with desk.reading.spans.of(site.trust_domain):
+        records = await desk.reading.some_since(KINDS, since, brief)
+        shared = await trio.to_thread.run_sync(shared_with, site.trust_domain, records)
+        del records
     details = {"site": site.name, "since": since, "records": len(shared), "client_address": address}
     await desk.gate.recorder.append(Event("site.records_read", "allowed", details=details))
     return {"log": desk.log_verifier.origin, "records": shared}

@@ -88,17 +88,22 @@ def shared_with(trust_domain: str, records: Iterable[Numbered]) -> list[tuple[in
         site = details.get("site")
         if isinstance(site, Mapping) and site.get("trust_domain") == trust_domain:
             known.add(migration_id)
-        if migration_id not in known:
-            continue
-        told = {name: record.get(name) for name in ("kind", "outcome", "migration_id", "time", "source", "destination")}
-        told["vm"] = {"uuid": (record.get("vm") or {}).get("uuid")}
-        if record["kind"] == "migration.receipt":
-            told["details"] = {name: details.get(name) for name in _OF_RECEIPT}
-        else:
-            names = ("site", "permit", *(name for name in details if name.startswith(("other_", "permit_"))))
-            told["details"] = {name: details.get(name) for name in names}
-        shared.append((index, told))
+        if migration_id in known:
+            shared.append((index, brief(record)))
     return shared
+
+
+def brief(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a record concerns both sites; the same of what was cut already."""
+    details = record.get("details") or {}
+    told = {name: record.get(name) for name in ("kind", "outcome", "migration_id", "time", "source", "destination")}
+    told["vm"] = {"uuid": (record.get("vm") or {}).get("uuid")}
+    if record["kind"] == "migration.receipt":
+        told["details"] = {name: details.get(name) for name in _OF_RECEIPT}
+    else:
+        names = ("site", "permit", *(name for name in details if name.startswith(("other_", "permit_"))))
+        told["details"] = {name: details.get(name) for name in names}
+    return told
 
 
 def halves_between(

@@ -7,9 +7,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 import pytest
+import trio
 
-from gateway.host_receipts import GRACE_SECONDS, Report, compare_receipts
+from gateway.host_receipts import GRACE_SECONDS, Report, brief, compare_receipts
 from tests.gateway.conftest import Running
 from tests.gateway.test_receipts import BODY
 
@@ -34,7 +36,9 @@ def receipt(role: str, **changes: Any) -> tuple[int, dict[str, Any]]:
 
 
 def report(*records: tuple[int, Mapping[str, Any]], now: int = LATER) -> Report:
-    return compare_receipts(records, now)
+    found = compare_receipts(records, now)
+    assert compare_receipts([(index, brief(record)) for index, record in records], now) == found
+    return found
 
 
 def test_two_receipts_that_tell_one_story_match() -> None:
@@ -122,3 +126,39 @@ async def test_the_gateway_answers_auditors_and_records_what_it_found(running: R
     ]
     assert (await running.person("bob").post("/v1/reconcile/hosts", json=since)).status_code == 403
     assert (await carol.post("/v1/reconcile/hosts", json={"since": "yesterday"})).status_code == 400
+
+
+@pytest.mark.whole
+async def test_questions_over_a_whole_span_hold_little_of_each_record_and_come_one_at_a_time(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever may read the log could else have the gateway hold gigabytes, by asking some times at once."""
+    await running.begin()
+    reading = running.gateway.desk.reading
+    asks = reading._newest
+    at_once = most = 0
+    held: list[Any] = []
+
+    async def asking(*args: Any) -> Any:
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        await trio.sleep(0.02)
+        found = await asks(*args)
+        held.extend(record for _, record in found)
+        at_once -= 1
+        return found
+
+    monkeypatch.setattr(reading, "_newest", asking)
+
+    async def ask(who: str) -> None:
+        answer = await running.person(who).post("/v1/reconcile/hosts", json={"since": "2026-01-01T00:00:00.000000Z"})
+        assert answer.status_code == 200, answer.text
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(4):
+            nursery.start_soon(ask, "carol")
+    assert most == 1
+    assert len(held) == 4
+    (whole,) = await running.records("migration.decision")
+    assert len(msgspec.json.encode(held[0])) < len(msgspec.json.encode(whole)) / 5
