@@ -29,7 +29,7 @@ from transport.libvirt_rpc.migration import Prepare
 from transport.libvirt_rpc.parameters import text_of
 from transport.libvirt_rpc.procedures import Procedure
 from transport.relay.caller import Caller, Conversation, DisksInlet
-from transport.relay.config import FrontDestination, FrontSection
+from transport.relay.config_sections import FrontDestination, FrontSection
 from transport.relay.failures import cause_of
 from transport.relay.inlets import listen_tcp, listen_unix, peer_process
 from transport.relay.limits import LimitsSection

@@ -19,7 +19,7 @@ from msgspec import Meta
 from certs.files import write_atomically
 from transport.errors import ConfigurationError
 from transport.relay.address_book import MAX_HOSTS, AddressBook, Entry
-from transport.relay.config import FrontDestination, FrontSection
+from transport.relay.config_sections import FrontDestination, FrontSection
 
 log = structlog.get_logger("sealane.relay")
 FILE_NAME: Final = "front-loopbacks.json"

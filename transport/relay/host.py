@@ -28,7 +28,8 @@ from transport.relay.address_book import AddressBookFile
 from transport.relay.bandwidth import HostBandwidth, Pace
 from transport.relay.board import Board
 from transport.relay.caller import Conversation
-from transport.relay.config import RelayConfig, SiteSection
+from transport.relay.config import RelayConfig
+from transport.relay.config_sections import SiteSection
 from transport.relay.cores import Cores, threads_for_this_host
 from transport.relay.ends import DestinationEnd, SourceEnd
 from transport.relay.evacuations import Evacuations

@@ -27,7 +27,7 @@ from certs.identity import SpiffeId
 from certs.introduction import authority_key_id, crl_id, root_id
 from certs.tls import local_leaf_sha256, server_context
 from certs.verification import Trust
-from transport.relay.config import IdentitySection, SiteSection
+from transport.relay.config_sections import IdentitySection, SiteSection
 
 _REMEMBERED: Final = 8  # certificates of sessions that may still run
 MAX_CRLS: Final = 16

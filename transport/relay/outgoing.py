@@ -13,7 +13,8 @@ import trio
 
 from transport.errors import ConnectionBroken
 from transport.relay.address_book import AddressBook, Entry
-from transport.relay.config import NetworkSection, split_address
+from transport.relay.config import split_address
+from transport.relay.config_sections import NetworkSection
 from transport.relay.tcp import tune_tcp
 
 MAX_ROUTES = 8

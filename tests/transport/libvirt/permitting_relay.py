@@ -26,7 +26,7 @@ from tests.transport.site import ORIGIN, Site
 from transport.libvirt_rpc.client import LibvirtClient
 from transport.libvirt_rpc.framing import Packet
 from transport.relay import caller
-from transport.relay.config import FrontSection, HypervisorSection
+from transport.relay.config_sections import FrontSection, HypervisorSection
 from transport.relay.gateway_answers import Migrate
 from transport.relay.gateway_link import GatewayLink
 from transport.relay.host import RelayHost, open_host

@@ -106,6 +106,14 @@ def test_ipv6_addresses_stand_in_brackets() -> None:
     assert split_address("[::1]:7443", "x") == ("::1", 7443)
 
 
+@pytest.mark.parametrize(
+    "text", ["::1:7443", "h:65536", "h:+1", "h:", ":1", "h", f"h:{'9' * 5000}"], ids=lambda text: text[:9]
+)
+def test_what_is_no_address_is_refused_however_long_it_is(text: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"--to: .* is not host:port"):
+        split_address(text, "--to")
+
+
 def start(file: Path, capsys: pytest.CaptureFixture[str]) -> str:
     """What a relay that does not start says on stderr, in one line."""
     assert run_relay(file) == EXIT_CONFIGURATION

@@ -29,7 +29,7 @@ from transport.libvirt_rpc.opening import feature_call, is_supported
 from transport.libvirt_rpc.procedures import Feature, MigrateFlag, Procedure
 from transport.libvirt_rpc.xdr import XdrWriter
 from transport.relay.caller import Conversation, answer_locally, with_nbd_port
-from transport.relay.config import FrontDestination, FrontSection
+from transport.relay.config_sections import FrontDestination, FrontSection
 from transport.relay.front import SOCKET_NAME, Front
 from transport.relay.limits import LimitsSection
 from transport.relay.loopback import peer_uid

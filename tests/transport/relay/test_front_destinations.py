@@ -8,7 +8,7 @@ import pytest
 
 from transport.errors import ConfigurationError
 from transport.relay.address_book import AddressBook, Entry, Reach
-from transport.relay.config import FrontDestination, FrontSection
+from transport.relay.config_sections import FrontDestination, FrontSection
 from transport.relay.front_destinations import FILE_NAME, Loopbacks, leads_to, wanted_destinations, write_hosts
 
 OWN = "spiffe://bank.example/host/a"

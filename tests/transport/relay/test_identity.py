@@ -16,7 +16,7 @@ from certs.files import write_atomically, write_private_key
 from certs.identity import SpiffeId
 from certs.renewal import renewal_due, require_successor, retry_delay
 from certs.tls import local_leaf_sha256
-from transport.relay.config import IdentitySection
+from transport.relay.config_sections import IdentitySection
 from transport.relay.identity import Identity
 
 NOW = datetime.now(UTC)

@@ -14,7 +14,7 @@ from tests.transport.relay.conftest import serving
 from tests.transport.site import Site
 from transport.errors import ConnectionBroken
 from transport.relay.address_book import AddressBook
-from transport.relay.config import NetworkSection
+from transport.relay.config_sections import NetworkSection
 from transport.relay.host import open_host
 from transport.relay.news import News
 from transport.relay.outgoing import Leaving, connect, connect_first, leaving_of, routes

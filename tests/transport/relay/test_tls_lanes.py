@@ -16,7 +16,8 @@ from tests.transport.relay.conftest import Pair, host_with, serving, until
 from tests.transport.relay.cutter import network_to
 from tests.transport.site import Site
 from transport.errors import OfferRefused, RefusalCode
-from transport.relay.config import NetworkSection, split_address
+from transport.relay.config import split_address
+from transport.relay.config_sections import NetworkSection
 from transport.relay.host import RelayHost, open_host
 from transport.relay.news import News
 from transport.relay.source import MigrationOrder, carry_as_source

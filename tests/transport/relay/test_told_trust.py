@@ -15,7 +15,7 @@ from certs.authority import INTRODUCTIONS, Authority
 from certs.errors import CredentialError
 from certs.files import read_certificates, write_atomically, write_private_key
 from certs.introduction import authority_key_id, crl_id, root_id
-from transport.relay.config import IdentitySection
+from transport.relay.config_sections import IdentitySection
 from transport.relay.identity import FORMER, Identity, keep_crls
 from transport.relay.told_trust import ToldTrust, TrustNews
 

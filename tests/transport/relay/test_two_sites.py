@@ -24,7 +24,8 @@ from tests.transport.relay.test_carriage import dial, listen
 from tests.transport.relay.test_resumption import Talk, is_whole, talk
 from tests.transport.site import Site
 from transport.errors import OfferRefused, RefusalCode
-from transport.relay.config import SiteSection, split_address
+from transport.relay.config import split_address
+from transport.relay.config_sections import SiteSection
 from transport.relay.host import RelayHost, open_host
 from transport.relay.news import News
 from transport.relay.source import MigrationOrder, carry_as_source
