@@ -383,6 +383,23 @@ async def test_cancelled_while_there_is_no_network(site: Site) -> None:
         await require_kept_by_source(stage, source, destination, "cancelled")
 
 
+async def test_a_network_that_stays_away_leaves_the_guest_at_the_source(site: Site) -> None:
+    async with staged(site, {**LIMITS, "resume_seconds": 2.0, "silence_seconds": 2.0}) as stage:
+        async with network_to(split_address(stage.address, "relay")) as network:
+            stage.address = network.address
+            source, destination = await stage.start("a"), await stage.start("b", incoming=True)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(stage.move, stage.slow_permit())
+                await stage.until_under_way()
+                network.is_down = True
+                assert network.cut("lane", "control")
+                await until(lambda: stage.told[-1].state == "failed", 30)
+                await require_counting(source)
+                await until(lambda: destination.ended, 30)
+                network.is_down = False
+        await require_kept_by_source(stage, source, destination)
+
+
 async def test_cancelled_once_the_destination_has_answered(stage: Stage) -> None:
     source, destination = await stage.start("a"), await stage.start("b", incoming=True)
     async with trio.open_nursery() as nursery:
@@ -390,6 +407,18 @@ async def test_cancelled_once_the_destination_has_answered(stage: Stage) -> None
         await until(lambda: bool(stage.told))
         stage.cancelled.set()
     await require_kept_by_source(stage, source, destination, "cancelled")
+
+
+async def test_cancelled_during_the_handover_comes_too_late(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, destination = await stage.start("a"), await stage.start("b", incoming=True)
+    at_state(monkeypatch, "handed-over", lambda: trio.from_thread.run_sync(stage.cancelled.set))
+    with trio.fail_after(30):
+        news = await stage.move(stage.permit())
+    assert stage.cancelled.is_set()
+    assert news.state == "completed"
+    await until(lambda: source.ended)
+    before = source.printed()
+    await wait_passes(destination, count_passes(before) + 3, earlier=before)
 
 
 async def test_cancelled_before_it_began(stage: Stage) -> None:
