@@ -16,7 +16,7 @@ from transport.errors import RefusalCode
 from transport.relay.host import open_host
 from transport.wire.frames import MAX_FRAME_BYTES, FrameType, LaneSealer
 from transport.wire.keys import Direction
-from transport.wire.messages import Answer, Bye, Cancel, Message, Offer, Open, Refusal
+from transport.wire.messages import Ack, Answer, Bye, Cancel, Message, Offer, Open, Refusal
 
 pytestmark = pytest.mark.whole
 LIMITS = {"resume_seconds": 5.0, "silence_seconds": 2.0}
@@ -143,6 +143,24 @@ async def test_a_source_that_resumes_from_where_it_cannot_be_ends_its_session(
         assert await taken.receive_some(3) == b"", "its channel was closed"
         assert isinstance(await resumed(pair, permit, driver.session_id, 2, {"0": 0}), Refusal)
     await taken.aclose()
+
+
+async def test_a_source_that_acknowledged_what_it_then_says_it_lacks_ends_its_session(
+    pair: Pair, vm_listener: trio.SocketListener
+) -> None:
+    permit = pair.site.permit(vm=VM)
+    async with begun(pair, permit) as driver:
+        await driver.send(Open(0, "memory"))
+        taken = await vm_listener.accept()
+        async with await driver.lane(0) as lane:
+            await taken.send_all(b"to the source")
+            assert await lane.receive_some(100)
+            await driver.send(Ack({"0": 1}))
+            await until(lambda: pair.destination.board.entries[0].channels[0].sent_frames == 1)
+    assert not isinstance(await resumed(pair, permit, driver.session_id, 1, {"0": 0}), Answer)
+    assert await taken.receive_some(3) == b"", "its channel was closed"
+    await taken.aclose()
+    assert isinstance(await resumed(pair, permit, driver.session_id, 2, {"0": 1}), Refusal)
 
 
 async def test_a_session_whose_source_stays_away_is_let_go(site: Site) -> None:

@@ -1,6 +1,8 @@
 """The order of the control connection: every (phase, sender, message) against the table, and what messages claim."""
 
 import itertools
+import re
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -21,6 +23,7 @@ from transport.wire.messages import (
     Refusal,
 )
 
+DOCUMENT = Path(__file__).parents[3] / "docs" / "wire-protocol.md"
 SESSION = "0" * 32
 EXAMPLE: dict[type[Message], Message] = {
     Offer: Offer(1, "begin", ("p",), SESSION, 0),
@@ -63,6 +66,20 @@ def test_each_message_passes_at_both_ends_exactly_where_the_table_says(
         receiver.received(EXAMPLE[kind])
         ours.sent(EXAMPLE[kind])
         assert receiver.phase is ours.phase is following
+
+
+def test_the_document_has_the_same_table() -> None:
+    """What stands in brackets says why; a message without an arrow changes nothing."""
+    _, _, rest = DOCUMENT.read_text(encoding="utf-8").partition("| phase | S may send | D may send |\n|---|---|---|\n")
+    rows = [line.strip("|").split(" | ") for line in rest.partition("\n\n")[0].split("\n")]
+    kinds = {kind.__name__.lower(): kind for kind in get_args(Message)}
+    written = {}
+    for name, *cells in rows:
+        phase = Phase[name.strip().upper().replace(" ", "_")]
+        for sender, cell in zip((Role.SOURCE, Role.DESTINATION), cells, strict=True):
+            for message, to in re.findall(r"([a-z]+)(?: → \*([a-z ]+)\*)?", re.sub(r"\(.*?\)", "", cell)):
+                written[phase, sender, kinds[message]] = Phase[to.upper().replace(" ", "_")] if to else phase
+    assert written == TRANSITIONS
 
 
 def test_no_message_of_a_session_comes_before_the_answer() -> None:
