@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +70,46 @@ async def test_a_host_that_gives_less_than_the_permit_has_the_last_word(site: Si
         pair = Pair(site, source, destination, address)
         seconds = await carried_within(pair, limited(site, 80 * MIB), short_path / "in.sock", 8 * MIB)
     assert 0.85 < seconds < 3
+
+
+async def test_two_sessions_get_alike_of_what_the_host_gives(site: Site, short_path: Path) -> None:
+    """One has a channel, the other four."""
+    channels = {VM: 1, "22222222-2222-4333-8444-555555555555": 4}
+    arrived = dict.fromkeys(channels, 0)
+    listeners: list[trio.SocketListener] = []
+    source = host_with(site, "a", {"bandwidth_bytes_per_second": 8 * MIB})
+    async with serving(open_host(site.relay_config("b"))) as (destination, address):
+        pair = Pair(site, source, destination, address)
+
+        async def pour(path: Path) -> None:
+            stream = await dial(path)
+            with suppress(trio.BrokenResourceError):
+                async with stream:
+                    while True:
+                        await stream.send_all(bytes(64 * 1024))
+
+        async def count(listener: trio.SocketListener, vm: str) -> None:
+            async with await listener.accept() as stream:
+                async for data in stream:
+                    arrived[vm] += len(data)
+
+        with trio.fail_after(60):
+            async with trio.open_nursery() as nursery:
+                for vm, number in channels.items():
+                    listener, path = listen(site, vm), short_path / f"{number}.sock"
+                    listeners.append(listener)
+                    nursery.start_soon(pair.carry, site.permit(vm=vm), path)
+                    for _ in range(number):
+                        nursery.start_soon(pour, path)
+                        nursery.start_soon(count, listener, vm)
+                await until(lambda: all(arrived.values()), 30)
+                before = dict(arrived)
+                await until(lambda: sum(arrived.values()) - sum(before.values()) > 16 * MIB, 30)
+                shares = [arrived[vm] - before[vm] for vm in channels]
+                nursery.cancel_scope.cancel()
+    for listener in listeners:
+        await listener.aclose()
+    assert shares[0] == pytest.approx(shares[1], rel=0.25), shares
 
 
 async def test_status_tells_of_a_session_at_both_ends_and_of_none_afterwards(pair: Pair, short_path: Path) -> None:
@@ -206,8 +249,18 @@ SLOW = Kind("slow", How(), lambda seen: "given up" if seen.news[-1].state == "ca
 SWITCHED = Kind("switched", How(post_copy_after_seconds=0, post_copy_bytes_per_second=8 * MIB), _moved, 8 * MIB, 32, 8)
 
 
+async def commanded(host: RelayHost, *words: str) -> str:
+    """What `sealane relay …` says, run as an operator would; it must end well."""
+    command = [sys.executable, "-c", "from gateway.cli.main import run; run()", "relay", *words]
+    environment = {**os.environ, "COLUMNS": "300", "NO_COLOR": "1"}
+    ran = await trio.run_process(
+        [*command, "--socket", str(host.control_socket)], capture_stdout=True, capture_stderr=True, env=environment
+    )
+    return ran.stdout.decode()
+
+
 @pytest.mark.real
-async def test_an_operator_cancels_a_move_and_the_guest_goes_on_where_it_is(short_path: Path) -> None:
+async def test_an_operator_sees_a_move_and_cancels_it_and_the_guest_goes_on_where_it_is(short_path: Path) -> None:
     async def cancel(here: Stage) -> None:
         async with serving(here.source):
             await until(lambda: any(news.progress for news in here.news))
@@ -217,7 +270,26 @@ async def test_an_operator_cancels_a_move_and_the_guest_goes_on_where_it_is(shor
                     if session["total_bytes"] >= 32 * MIB and session["remaining_bytes"] > 0:
                         break
                     await trio.sleep(0.05)
-            assert (await asked(here.source, ask="cancel", migration_id=session["migration_id"]))["cancelled"]
+            head, row = (await commanded(here.source, "status")).splitlines()
+            names = (
+                "migration",
+                "VM",
+                "to or from",
+                "state",
+                "rate",
+                "carried",
+                "left",
+                "pass",
+                "dirties",
+                "time left",
+            )
+            assert [head.index(name) for name in names] == sorted(head.index(name) for name in names)
+            assert session["migration_id"] in row
+            assert session["vm"] in row
+            size = r"[\d.]+ [KM]iB"
+            assert re.search(rf"→ b +running +{size}/s +{size} +{size} +1 +0 B/s +\d+ s +1$", row), row
+            said = await commanded(here.source, "cancel", session["migration_id"])
+            assert said.startswith(f"asked for the end of {session['migration_id']}")
             await trio.sleep_forever()
 
     assert await move(SLOW, short_path, meddle=cancel)
