@@ -27,6 +27,7 @@ from transport.wire.session_states import Event, State, follow
 log = structlog.get_logger("sealane.relay")
 _FIRST_PAUSE_SECONDS = 0.05
 _MAX_PAUSE_SECONDS = 2.0
+_UNANSWERED = "the destination relay has not answered in time"
 A = TypeVar("A", Outcome, Receipt)
 
 
@@ -41,6 +42,7 @@ class SourceLine:
         self.most_channels = 0
         self._connection: SourceConnection | None = None
         self._generation = 0
+        self._unanswered = trio.Event()  # on the connection that lives now
         self._changed = trio.Event()
         self._answers: dict[type, Outcome | Receipt] = {}
         self._has_ended = False
@@ -82,25 +84,34 @@ class SourceLine:
             self._note_change()
 
     async def ask(self, message: Handover | Receipt, kind: type[A]) -> A:
-        """D's answer to `message`. `ConnectionBroken` if D gives none although it can be reached, or cannot be."""
+        """D's answer to `message`. `ConnectionBroken` if D gives none although it can be reached, or cannot be.
+
+        A guest that was given away in post-copy lives by this connection's channels alone, so an answer that is lost on
+        its way must not end them: it is asked for again over another, for as long as lost connections are replaced.
+        """
+        lives_by_it = isinstance(message, Handover) and message.post_copy
+        until = trio.current_time() + self._limits.resume_seconds if lives_by_it else 0.0
         asked_on = 0
-        with trio.CancelScope() as patience:
-            while not isinstance(answer := self._answers.get(kind), kind):
-                if self._has_ended:
-                    raise ConnectionBroken("the destination relay cannot be reached any more")
-                if self._connection is None:
-                    patience.deadline = float("inf")
-                elif asked_on != self._generation:
-                    asked_on = self._generation
-                    patience.deadline = trio.current_time() + self._limits.message_seconds
-                    try:
-                        await self._connection.link.send(message)
-                    except ConnectionBroken:
-                        pass  # whoever reads from it notices too
-                    continue
-                await self._changed.wait()
-            return answer
-        raise ConnectionBroken("the destination relay has not answered in time")
+        while True:
+            with trio.CancelScope() as patience:
+                while not isinstance(answer := self._answers.get(kind), kind):
+                    if self._has_ended:
+                        raise ConnectionBroken("the destination relay cannot be reached any more")
+                    if self._connection is None:
+                        patience.deadline = float("inf")
+                    elif asked_on != self._generation:
+                        asked_on = self._generation
+                        patience.deadline = trio.current_time() + self._limits.message_seconds
+                        try:
+                            await self._connection.link.send(message)
+                        except ConnectionBroken:
+                            pass  # whoever reads from it notices too
+                        continue
+                    await self._changed.wait()
+                return answer
+            if trio.current_time() >= until:
+                raise ConnectionBroken(_UNANSWERED)
+            self._unanswered.set()
 
     async def say_bye(self) -> None:
         if self._connection is not None:
@@ -161,7 +172,14 @@ class SourceLine:
                 nursery.start_soon(self._read, connection)
                 nursery.start_soon(self.channels.acknowledge, link, self._limits.ack_interval_seconds)
                 nursery.start_soon(self._open_lanes, connection, nursery)
+                nursery.start_soon(self._give_up_unanswered)
                 self._is_answered(connection, task_status)
+
+    async def _give_up_unanswered(self) -> None:
+        """`ConnectionBroken` once something was asked in vain: to its kernel the peer may be there all the same."""
+        self._unanswered = trio.Event()
+        await self._unanswered.wait()
+        raise ConnectionBroken(_UNANSWERED)
 
     def _is_answered(self, connection: SourceConnection, task_status: trio.TaskStatus[None]) -> None:
         session = self._session

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,6 @@ async def test_two_sessions_get_alike_of_what_the_host_gives(site: Site, short_p
     """One has a channel, the other four."""
     channels = {VM: 1, "22222222-2222-4333-8444-555555555555": 4}
     arrived = dict.fromkeys(channels, 0)
-    listeners: list[trio.SocketListener] = []
     source = host_with(site, "a", {"bandwidth_bytes_per_second": 8 * MIB})
     async with serving(open_host(site.relay_config("b"))) as (destination, address):
         pair = Pair(site, source, destination, address)
@@ -88,8 +88,8 @@ async def test_two_sessions_get_alike_of_what_the_host_gives(site: Site, short_p
                     while True:
                         await stream.send_all(bytes(64 * 1024))
 
-        async def count(listener: trio.SocketListener, vm: str) -> None:
-            async with await listener.accept() as stream:
+        async def count(vm: str, stream: trio.SocketStream) -> None:
+            async with stream:
                 async for data in stream:
                     arrived[vm] += len(data)
 
@@ -97,18 +97,15 @@ async def test_two_sessions_get_alike_of_what_the_host_gives(site: Site, short_p
             async with trio.open_nursery() as nursery:
                 for vm, number in channels.items():
                     listener, path = listen(site, vm), short_path / f"{number}.sock"
-                    listeners.append(listener)
+                    nursery.start_soon(trio.serve_listeners, partial(count, vm), [listener])
                     nursery.start_soon(pair.carry, site.permit(vm=vm), path)
                     for _ in range(number):
                         nursery.start_soon(pour, path)
-                        nursery.start_soon(count, listener, vm)
                 await until(lambda: all(arrived.values()), 30)
                 before = dict(arrived)
                 await until(lambda: sum(arrived.values()) - sum(before.values()) > 16 * MIB, 30)
                 shares = [arrived[vm] - before[vm] for vm in channels]
                 nursery.cancel_scope.cancel()
-    for listener in listeners:
-        await listener.aclose()
     assert shares[0] == pytest.approx(shares[1], rel=0.25), shares
 
 

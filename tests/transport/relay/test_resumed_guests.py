@@ -5,13 +5,21 @@ from __future__ import annotations
 import json
 import random
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 
 from tests.transport.cuts import cuts_survived
-from tests.transport.kinds import KINDS
+from tests.transport.kinds import KINDS, Stage, move
+from tests.transport.relay.conftest import host_with, serving, until
+from tests.transport.relay.cutter import Network, network_to
+from tests.transport.site import Site
+from transport.relay import spool
+from transport.relay.config import split_address
 
 pytestmark = pytest.mark.real
 NAMED = {kind.name: kind for kind in KINDS}
@@ -23,6 +31,39 @@ async def test_a_guest_moves_unharmed_however_often_the_network_is_cut(short_pat
     assert survived.cuts == 10
     assert survived.holes == 2
     assert survived.resumptions >= 5, "few cuts met a connection that was used"
+
+
+async def test_a_guest_in_post_copy_outlasts_an_answer_that_is_lost_without_a_word(
+    short_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The destination starts it, and what it says of that is dropped on the way, like all else for a while."""
+    limits = {"resume_seconds": 30.0, "silence_seconds": 2.0, "message_seconds": 2.0}
+    network: list[Network] = []
+    durable = spool._append_line
+
+    def append_line(path: Path, entry: dict[str, Any]) -> None:
+        if entry["state"] == "running":
+            assert trio.from_thread.run_sync(network[0].open_hole) > 0
+        durable(path, entry)
+
+    @asynccontextmanager
+    async def through_network(folder: Path) -> AsyncIterator[Stage]:
+        site = Site.lay_out(folder)
+        source, destination = (
+            host_with(site, name, limits, kind="qmp", qmp_socket=str(folder / f"q{name}" / "{uuid}" / "qmp.sock"))
+            for name in ("a", "b")
+        )
+        async with serving(destination) as (_, address), network_to(split_address(address, "relay")) as between:
+            network.append(between)
+            yield Stage(site, source, between.address)
+
+    async def come_back(here: Stage) -> None:
+        await until(lambda: network[0].is_hole, 60)
+        await until(lambda: any(each.is_reconnecting() for each in here.source.board.entries), 60)
+        network[0].close_hole()
+
+    monkeypatch.setattr(spool, "_append_line", append_line)
+    assert await move(NAMED["post-copy"], short_path, meddle=come_back, within=through_network)
 
 
 async def test_a_guest_outlasts_a_network_that_is_gone_without_a_word() -> None:
