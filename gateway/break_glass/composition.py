@@ -9,7 +9,7 @@ from gateway.break_glass.wish import WishRules
 from gateway.config import GatewayConfig, SealedTable
 from gateway.errors import StartRefused
 from gateway.gate import Gate
-from gateway.people import PinnedIssuer
+from gateway.people_sources import PinnedIssuer
 from gateway.sealed_people import SealedIssuer
 from policy.errors import DirectoryRefused
 from policy.facts import SEALED

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -31,6 +31,9 @@ from gateway.cli.record_formats import Format, print_records, show_histogram
 from gateway.cli.record_source import Question, opened, read_pages
 from gateway.cli.saved_queries import queries_file, read_queries, remove_query, save_query, saved_query
 from gateway.counted import counted
+
+if TYPE_CHECKING:
+    from gateway.cli.record_replies import HistogramReply, RecordsReply
 
 MAX_RECORDS = 100_000
 WIDTHS = {"minute": 60, "hour": 3600, "day": 86_400, "week": 7 * 86_400}
@@ -116,38 +119,43 @@ def query(
         raise BadConfiguration("--on excludes --log", REQUESTER, "ask either the SIEM or the log's folder")
     question = Question(terms_of(given, since, until), _text(text, saved), timezone, on)
     if explain or save is not None or log is not None:
-        lines = _explained(
-            question
-        )  # a query that makes no sense is neither explained nor saved, nor asked of anything
+        lines = _explained(question)  # one that makes no sense is neither explained nor saved, nor asked of anything
     if save is not None:
         save_query(queries_file(Path.home()), save, question.text)
     if explain:
         _show_explanation(lines, as_json=as_json)
-        return
-    with opened(log, gateway, ca, token_file, index) as source:
-        if histogram is not None:
-            reply = source.histogram(question, _width(histogram))
-            total = None
-        else:
+    elif histogram is not None:
+        width = _width(histogram)
+        with opened(log, gateway, ca, token_file, index) as source:
+            reply = source.histogram(question, width)
+        _show_histogram(reply, as_json=as_json)
+    else:
+        with opened(log, gateway, ca, token_file, index) as source:
             found = read_pages(source, question, before=before, limit=limit)
             total = source.count(question) if count else None
-    if histogram is not None:
-        if as_json:
-            buckets = [{"start": one.start, "outcome": one.outcome, "count": one.count} for one in reply.buckets]
-            print_json({"width_seconds": reply.width_seconds, "buckets": buckets})
-        else:
-            show_histogram(reply)
-        return
+        _show_found(found, total, shape, as_json=as_json)
+
+
+def _show_histogram(reply: HistogramReply, *, as_json: bool) -> None:
+    if as_json:
+        buckets = [{"start": one.start, "outcome": one.outcome, "count": one.count} for one in reply.buckets]
+        print_json({"width_seconds": reply.width_seconds, "buckets": buckets})
+    else:
+        show_histogram(reply)
+
+
+def _show_found(found: RecordsReply, total: int | None, shape: Format, *, as_json: bool) -> None:
+    """`total`: None where nobody asked for it."""
     if as_json:
         records = [{"index": one.index, "record": one.record} for one in found.records]
-        print_json({"records": records, "next": found.next} | ({"count": total} if count else {}))
+        print_json({"records": records, "next": found.next} | ({"count": total} if total is not None else {}))
         return
     print_records(found.records, shape)
-    told = f"{counted(len(found.records), 'record')}" + (f" of {total}" if count else "")
+    told = f"{counted(len(found.records), 'record')}" + (f" of {total}" if total is not None else "")
     older = f"; older ones with --before {found.next}" if found.next is not None else ""
     if shape is Format.TABLE:
         say(told + older)
-    elif count or older:
+    elif total is not None or older:
         console(stderr=True).print(told + older, soft_wrap=True)
 
 

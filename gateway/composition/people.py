@@ -10,7 +10,8 @@ from gateway.composition.key_files import p256_key
 from gateway.config import GatewayConfig
 from gateway.errors import StartRefused
 from gateway.issuers import IssuerTable, settings_of
-from gateway.people import DirectoryGroups, KeySource, LocalIssuer, People, PinnedIssuer, Throttles
+from gateway.people import People, Throttles
+from gateway.people_sources import DirectoryGroups, KeySource, LocalIssuer, PinnedIssuer
 from gateway.recording import Recorder
 from policy.errors import DirectoryRefused, PolicyError
 from policy.identity.active_directory import ActiveDirectory
