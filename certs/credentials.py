@@ -33,6 +33,11 @@ class HostCredentials:
         return spiffe_id_of(self.chain[0])
 
     @property
+    def authorities(self) -> tuple[x509.Certificate, ...]:
+        """The CAs that are known before any peer has shown its own."""
+        return (*self.trust_anchors, *self.chain[1:])
+
+    @property
     def trust(self) -> Trust:
         return Trust(self.trust_anchors, self.crls)
 

@@ -78,6 +78,21 @@ def _require_fresh_crl(
     return number
 
 
+def is_forged(crl: x509.CertificateRevocationList, authorities: Sequence[x509.Certificate]) -> bool:
+    """It names one of `authorities`, and that one has not signed it. The CRL of another CA cannot be judged here."""
+    named = [each for each in authorities if each.subject == crl.issuer and _may_have_signed(each, crl)]
+    return bool(named) and not any(_is_issued_by(crl, each) for each in named)
+
+
+def _may_have_signed(authority: x509.Certificate, crl: x509.CertificateRevocationList) -> bool:
+    """By the key that the CRL names: CAs of one name may have different keys, as in a rollover."""
+    try:
+        key_id = authority.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest
+    except x509.ExtensionNotFound:
+        return True
+    return _authority_key_id(crl) in (b"", key_id)
+
+
 def _is_issued_by(crl: x509.CertificateRevocationList, authority: x509.Certificate) -> bool:
     key = authority.public_key()
     try:

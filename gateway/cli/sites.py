@@ -96,7 +96,7 @@ def lay_down(document: SiteDocument, folder: Path) -> dict[str, str]:
     for vkey in document.log_keys:
         LogVerifier.parse(vkey)
     (folder / "crls").mkdir(parents=True, exist_ok=True)
-    keep_crls(folder / "crls", document.crls)
+    keep_crls(folder / "crls", document.crls, roots)
     write_atomically(folder / "bundle.json", bundle)
     digests = {f"root {number}": root_digest(root) for number, root in enumerate(roots, start=1)}
     for name, texts in (("permit-{}.pub", document.permit_keys), ("log-{}.vkey", document.log_keys)):

@@ -66,7 +66,7 @@ async def keep_crls_fresh(sites: tuple[OtherSite, ...], changed: Callable[[], Aw
                 document = decode_site(await fetch(site, "/v1/site"))
                 if document.trust_domain != site.trust_domain:
                     raise ValueError(f"it speaks for {document.trust_domain!a:.80}")
-                if await trio.to_thread.run_sync(partial(keep_crls, site.crls, document.crls)):
+                if await trio.to_thread.run_sync(partial(keep_crls, site.crls, document.crls, site.roots)):
                     log.info("newer CRLs of another site", site=site.name)
                     news = True
                 away.discard(site.name)

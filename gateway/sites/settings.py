@@ -9,6 +9,7 @@ from typing import Annotated, Final
 
 import httpx
 import msgspec
+from cryptography import x509
 from msgspec import Meta
 
 from audit.checkpoint import LogVerifier
@@ -54,6 +55,7 @@ class OtherSite:
     url: str
     client: httpx.AsyncClient
     pins: Pins
+    roots: tuple[x509.Certificate, ...]
     crls: Path
 
     @property
@@ -91,7 +93,7 @@ class Sites:
 def open_site(table: SiteTable, folder: Path, own: str, config: Path) -> OtherSite:
     """Paths are relative to `folder`. ConfigRefused: whatever cannot do its part fails at the start."""
     try:
-        load_foreign(table.trust_domain, folder / table.bundle, [folder / table.crls], own)
+        trusted = load_foreign(table.trust_domain, folder / table.bundle, [folder / table.crls], own)
         if not (folder / table.crls).is_dir():
             raise ValueError(f"{table.crls} is no folder")
         pins = read_pins([folder / name for name in table.permit_keys], [folder / name for name in table.log_keys])
@@ -101,6 +103,7 @@ def open_site(table: SiteTable, folder: Path, own: str, config: Path) -> OtherSi
             url=table.url,
             client=make_client(str(folder / table.ca), None),
             pins=pins,
+            roots=trusted.trust.anchors,
             crls=folder / table.crls,
         )
     except (CertificateError, AuditError, OSError, ValueError) as error:

@@ -9,7 +9,6 @@ The key never leaves the host. It is on disk before the token is used, so that a
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -83,9 +82,9 @@ def enrol(plan: Plan, token: EnrolmentToken, now: datetime) -> Outcome:
     key = _own_key(folder / "host.key")
     with first_contact(plan.url) as unproven:
         given = _ask_for_certificate(unproven.prove(token, now), token, key)
-    chain = _judged(given, token, key, now)
+    credentials = _judged(given, token, key, now)
     _write_pinned(folder, given)
-    keep_crls(folder / "crls", given.crls)
+    keep_crls(folder / "crls", given.crls, credentials.authorities)
     write_atomically(folder / "roots.pem", given.trust_bundle.encode())
     write_atomically(folder / "host.pem", given.certificate.encode())
     wrote = not plan.config.exists()
@@ -93,7 +92,7 @@ def enrol(plan: Plan, token: EnrolmentToken, now: datetime) -> Outcome:
         plan.config.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(plan.config, _relay_toml(plan, given).encode(), 0o640)
     load_relay_config(plan.config)
-    return Outcome(given.host, chain[0].not_valid_after_utc, wrote)
+    return Outcome(given.host, credentials.chain[0].not_valid_after_utc, wrote)
 
 
 def _own_key(path: Path) -> ec.EllipticCurvePrivateKey:
@@ -114,10 +113,8 @@ def _ask_for_certificate(gateway: Proven, token: EnrolmentToken, key: ec.Ellipti
         raise GatewayAway(f"the gateway answers in another version's words: {error}") from None
 
 
-def _judged(
-    given: _Enrolled, token: EnrolmentToken, key: ec.EllipticCurvePrivateKey, now: datetime
-) -> Sequence[x509.Certificate]:
-    """The chain, if every peer would accept it and it is of this host. Pinned keys that cannot be read fail here."""
+def _judged(given: _Enrolled, token: EnrolmentToken, key: ec.EllipticCurvePrivateKey, now: datetime) -> HostCredentials:
+    """If every peer would accept them and they are of this host. Pinned keys that cannot be read fail here."""
     try:
         chain = tuple(x509.load_pem_x509_certificates(given.certificate.encode()))
         is_ours = chain[0].public_key() == key.public_key()
@@ -137,7 +134,7 @@ def _judged(
     credentials.require_usable(now)
     if credentials.spiffe_id.name != token.host or str(credentials.spiffe_id) != given.host:
         raise CredentialError(None, f"the certificate is of {credentials.spiffe_id}", "look at the gateway's log")
-    return chain
+    return credentials
 
 
 def _write_pinned(folder: Path, given: _Enrolled) -> None:

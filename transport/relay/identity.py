@@ -7,6 +7,7 @@ takes `context` and `credentials` in one step, so that both ends derive their ke
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -19,7 +20,7 @@ from OpenSSL import SSL, crypto
 
 from certs.changes import Marks, marks_of
 from certs.credentials import HostCredentials
-from certs.crls import crl_number_of, newest_crls
+from certs.crls import crl_number_of, is_forged, newest_crls
 from certs.errors import UNREADABLE, Check, CredentialError, PeerRefused
 from certs.federation import load_foreign
 from certs.files import read_crl, write_atomically
@@ -117,23 +118,31 @@ class Identity:
         site = next((each for each in self.sites if each.trust_domain == trust_domain), None)
         if site is None or len(site.crls) != 1 or not Path(site.crls[0]).is_dir():
             return 0
-        return keep_crls(Path(site.crls[0]), texts)
+        roots = next((each.trust.anchors for each in self.credentials.foreign if each.trust_domain == trust_domain), ())
+        return keep_crls(Path(site.crls[0]), texts, roots)
 
     def keep_crls(self, texts: list[str]) -> int:
-        """Put newer CRLs into the folder of `crls`; how many were newer. Raises `CredentialError`."""
-        return keep_crls(Path(self.section.crls[0]), texts)
+        """See there; the folder is that of `crls`."""
+        return keep_crls(Path(self.section.crls[0]), texts, self.credentials.authorities)
 
 
-def keep_crls(folder: Path, texts: list[str]) -> int:
-    """A lower number than the one held never replaces it: whoever speaks for the gateway cannot undo a revocation."""
+def keep_crls(folder: Path, texts: list[str], authorities: Sequence[x509.Certificate]) -> int:
+    """Put newer CRLs into a folder; how many were newer. Raises `CredentialError`.
+
+    A lower number than the one held never replaces it: whoever speaks for the gateway cannot undo a revocation. Nor
+    does what one of `authorities` ought to have signed and has not: its number could be higher than any that comes.
+    """
     if len(texts) > MAX_CRLS:
         raise CredentialError(None, f"more than {MAX_CRLS} CRLs", "look at the gateway's tls.crls")
     taken = 0
     for text in texts:
         crl, number, name = _numbered(text)
+        if is_forged(crl, authorities):
+            raise CredentialError(None, "a CRL that its CA has not signed", "look at the gateway's tls.crls")
         file = folder / f"{name}.pem"
         former = folder / FORMER / file.name  # let go of once: not even then does it come back with a lower number
-        if any(each.exists() and (crl_number_of(read_crl(each)) or 0) >= number for each in (file, former)):
+        held = [read_crl(each) for each in (file, former) if each.exists()]
+        if any((crl_number_of(each) or 0) >= number and not is_forged(each, authorities) for each in held):
             continue
         write_atomically(file, crl.public_bytes(Encoding.PEM))
         taken += 1

@@ -85,7 +85,7 @@ def told_roots(data: bytes) -> None:
 def judged_enrolment(data: bytes) -> None:
     """What a gateway gives to a host that enrols: of this host's key, and with keys that can be read."""
     given = msgspec.json.decode(data, type=enrolling._Enrolled)
-    chain = enrolling._judged(given, EnrolmentToken("host-a", bytes(32), bytes(32)), HOST.key, RIGHT_NOW)
+    chain = enrolling._judged(given, EnrolmentToken("host-a", bytes(32), bytes(32)), HOST.key, RIGHT_NOW).chain
     assert chain[0] == HOST.certificate
 
 

@@ -201,7 +201,7 @@ def told_crls(data: bytes) -> bool:
     """The CRLs that a gateway tells, into the folder. Whether one was newer."""
     folder = Path(tempfile.mkdtemp(dir=_FOLDER))
     try:
-        return keep_crls(folder, data.decode().split("\n\n")) > 0
+        return keep_crls(folder, data.decode().split("\n\n"), TRUST.anchors) > 0
     finally:
         shutil.rmtree(folder)
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
@@ -71,7 +73,7 @@ def place(tmp_path: Path) -> Place:
     write_atomically(host / "host.pem", b"".join(each.public_bytes(Encoding.PEM) for each in chain))
     for name in ("roots.pem", "gateway-root.pem"):
         write_atomically(host / name, pem(root).encode())
-    keep_crls(host / "crls", [crl(root), crl(issuing)])
+    keep_crls(host / "crls", [crl(root), crl(issuing)], [root.certificate, issuing.certificate])
     names = {"certificate": "host.pem", "private_key": "host.key", "trust_bundle": "roots.pem"}
     paths: dict[str, Any] = {key: str(host / name) for key, name in names.items()}
     section = IdentitySection(**paths, crls=[str(host / "crls")])
@@ -137,3 +139,36 @@ def test_another_cas_certificate_of_the_gateway_is_left_as_it_is(place: Place, t
     taken = place.hears(roots=pem(place.root, new), introductions=introductions, crls=[crl(new)])
     assert (taken.any, taken.gateway_roots) == (True, False)
     assert place.gateway_bundle.read_text() == pem(elsewhere)
+
+
+def forged(authority: Authority, number: int) -> str:
+    """As `authority` would publish it, key identifier and all, by another key."""
+    true = authority.read_published()
+    built = x509.CertificateRevocationListBuilder().issuer_name(true.issuer)
+    built = built.last_update(NOW).next_update(NOW + timedelta(days=1))
+    known = true.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value
+    built = built.add_extension(known, critical=False).add_extension(x509.CRLNumber(number), critical=False)
+    return built.sign(ec.generate_private_key(ec.SECP256R1()), hashes.SHA256()).public_bytes(Encoding.PEM).decode()
+
+
+@pytest.mark.parametrize("of", ["root", "issuing"])
+def test_a_crl_that_its_ca_has_not_signed_is_refused_whatever_its_number(of: str, place: Place) -> None:
+    authority: Authority = getattr(place, of)
+    held = {file: file.read_bytes() for file in (place.folder / "crls").glob("*.pem")}
+    with pytest.raises(CredentialError, match="has not signed"):
+        place.hears(crls=[forged(authority, 2**40)])
+    assert {file: file.read_bytes() for file in (place.folder / "crls").glob("*.pem")} == held
+
+
+def test_a_forged_crl_that_was_taken_before_its_ca_was_known_gives_way(place: Place, tmp_path: Path) -> None:
+    """The issuing CA of a rollover that has begun: no host has a certificate of it yet."""
+    coming = place.root.create_issuing(made(tmp_path / "coming"), NOW)
+    folder = made(tmp_path / "crls")
+    assert keep_crls(folder, [forged(coming, 2**40)], place.identity.credentials.authorities) == 1
+    assert keep_crls(folder, [crl(coming)], (*place.identity.credentials.authorities, coming.certificate)) == 1
+    assert [file.read_text() for file in folder.glob("*.pem")] == [crl(coming)]
+
+
+def test_the_crl_of_a_successor_with_the_same_name_is_not_taken_for_forged(place: Place, tmp_path: Path) -> None:
+    other = Authority.create(made(tmp_path / "other"), "bank.example", NOW)
+    assert keep_crls(made(tmp_path / "crls"), [crl(other)], place.identity.credentials.authorities) == 1
