@@ -68,6 +68,7 @@ async def test_a_person_moves_a_guest_with_its_disks_by_one_command() -> None:
             arrived = len(destination.printed())
             await until(lambda: len(destination.printed()) > arrived + 5, 60)  # it goes on writing there
             await stop_guest(destination)
+            assert b"E" not in source.printed() + destination.printed()  # as it prints where the disk fails it
         images = {host: [(folder / f"{disk}-{host}.img").read_bytes() for disk in ("first", "second")] for host in "ab"}
     assert images["b"][0] == images["a"][0]
     before, after = images["a"][1], images["b"][1]
