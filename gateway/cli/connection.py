@@ -6,6 +6,7 @@ proxy of the environment is used: the bearer token goes to the configured gatewa
 
 from __future__ import annotations
 
+import re
 import ssl
 import time
 from collections.abc import Mapping
@@ -135,10 +136,23 @@ class Connection:
                 "check the URL and --ca; if both are right, somebody else is answering",
                 "certificate_not_trusted",
             )
-        reason = str(error) or type(error).__name__
         return Unreachable(
-            f"the gateway {gateway} did not answer: {reason}", OPERATOR, "check the URL and that the gateway runs"
+            f"the gateway {gateway} did not answer: {self._why(error)}",
+            OPERATOR,
+            "check the URL and that the gateway runs",
         )
+
+    def _why(self, error: httpx.TransportError) -> str:
+        """In words without the names of C files and errno, which say nothing to whoever reads them."""
+        match error:
+            case httpx.ConnectTimeout():
+                return f"no connection, or no TLS handshake, within {CONNECT_TIMEOUT_SECONDS} s"
+            case httpx.TimeoutException():
+                return f"no whole answer within {self._settings.timeout_seconds} s"
+        text = re.sub(r"^\[Errno -?[0-9]+\] |\s*\(_ssl\.c:[0-9]+\)$", "", str(error))
+        if text.startswith("[SSL"):
+            return f"what listens there speaks no TLS 1.3 ({text.partition('] ')[2] or text})"
+        return text or type(error).__name__
 
     def no_sense(self, reason: str) -> Unreachable:
         return _no_sense(self.url, reason)

@@ -106,8 +106,21 @@ def test_nobody_there_is_unreachable(canned: CannedGateway) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         canned.url = f"https://127.0.0.1:{free.getsockname()[1]}"
-    with connect(canned) as client, pytest.raises(Unreachable, match="did not answer"):
+    with connect(canned) as client, pytest.raises(Unreachable, match="did not answer: Connection refused"):
         client.check(QUESTION)
+
+
+def test_a_mute_server_is_described_by_how_long_it_was_mute(
+    canned: CannedGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "CONNECT_TIMEOUT_SECONDS", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        canned.url = f"https://127.0.0.1:{mute.getsockname()[1]}"
+        with (
+            connect(canned) as client,
+            pytest.raises(Unreachable, match=r"no connection, or no TLS handshake, within 0\.1 s"),
+        ):
+            client.check(QUESTION)
 
 
 def test_a_server_without_tls_is_unreachable(canned: CannedGateway) -> None:
@@ -122,7 +135,7 @@ def test_a_server_without_tls_is_unreachable(canned: CannedGateway) -> None:
         thread = threading.Thread(target=answer_plainly)
         thread.start()
         canned.url = f"https://127.0.0.1:{server.getsockname()[1]}"
-        with connect(canned) as client, pytest.raises(Unreachable):
+        with connect(canned) as client, pytest.raises(Unreachable, match="speaks no TLS"):
             client.check(QUESTION)
         thread.join()
 
