@@ -23,9 +23,10 @@ from gateway.counted import counted
 
 if TYPE_CHECKING:
     from gateway.cli.client import GatewayClient
-    from gateway.cli.replies import DrainReply, ProspectsReply
+    from gateway.cli.replies import DrainReply, MigrationReply, ProspectsReply
 
 POLL_SECONDS = 1.0
+_FIRST_WORD, _NEXT_WORDS = 3, 30  # looks at a move, after which and between which it is told how far it is
 SHOWN_DESTINATIONS = 5
 
 
@@ -86,6 +87,15 @@ def drain(
     raise typer.Exit(0 if all(move.outcome == "moved" for move in queue.moves) else 1)
 
 
+def _how_far(reply: MigrationReply) -> str:
+    if reply.state == "assigned":
+        return "waits for its turn at its host"
+    from gateway.cli.migration_view import numbers_line
+
+    numbers = numbers_line(reply.progress) if reply.progress is not None else ""
+    return f"{reply.state}  {numbers}".rstrip()
+
+
 @dataclass(slots=True)
 class Move:
     """One VM on its way. `because`: why it is still there."""
@@ -97,6 +107,7 @@ class Move:
     migration_id: str | None = None
     because: str = ""
     tried: list[str] = field(default_factory=list)
+    looks: int = 0
 
     @property
     def name(self) -> str:
@@ -194,6 +205,9 @@ class Queue:
             move.because = error.what  # asked again: the migration goes on without us
             return
         if state.outcome is None:
+            move.looks += 1
+            if move.looks == _FIRST_WORD or move.looks % _NEXT_WORDS == 0:
+                self._tell(f"{move.name}: {_how_far(state)}")
             return
         if state.outcome == "completed":
             self._end(move, "moved", "")

@@ -9,7 +9,7 @@ import pytest
 
 from gateway.cli.drain import Limits, Queue
 from gateway.cli.errors import Unreachable
-from gateway.cli.replies import DecisionReply, DrainReply, MigrationReply
+from gateway.cli.replies import DecisionReply, DrainReply, MigrationReply, Progress
 from gateway.starter import Site
 from tests.gateway.conftest import UUID_WEB, Running, running_gateway
 from tests.gateway.test_placement import Relay, guest
@@ -196,4 +196,29 @@ def test_what_cannot_move_is_not_asked_for_and_an_interrupt_begins_no_more() -> 
     assert [(move.outcome, move.because) for move in queue.moves] == [
         ("moved", ""),
         ("stays", "not begun: interrupted"),
+    ]
+
+
+class Slow(Moves):
+    """Each VM takes 35 looks."""
+
+    looks = 0
+
+    def migration(self, migration_id: str) -> MigrationReply:
+        self.looks += 1
+        if self.looks == 35:
+            return super().migration(migration_id)
+        numbers = Progress(remaining_bytes=1 << 20, total_bytes=1 << 30, rate_bytes_per_second=1 << 20, pass_number=4)
+        return MigrationReply(migration_id, "assigned" if self.looks < 4 else "running", progress=numbers)
+
+
+def test_how_far_a_long_move_is_is_told_now_and_then() -> None:
+    said: list[str] = []
+    queue = Queue(Slow(), found(("vm1", ["b"])), None, Limits(1, 1, 1, 1), said.append)  # type: ignore[arg-type]
+    queue.run(ignore)
+    assert said == [
+        "vm1: moving to b (vm1_b)",
+        "vm1: waits for its turn at its host",
+        "vm1: running  1.0 MiB/s  1.0 MiB remaining  pass 4",
+        "vm1: moved to b",
     ]
