@@ -16,7 +16,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
@@ -39,6 +39,7 @@ from certs.files import (
 from certs.identity import ServiceId, SpiffeId, require_trust_domain
 from certs.introduction import MAX_INTRODUCTIONS
 from certs.pkcs11 import signing_key, token_key
+from certs.profiles import CLOCK_SKEW, TRUST_DOMAIN_SCHEME, authority_name, authority_profile, leaf_profile
 
 CA_LIFETIME = timedelta(days=3652)
 HOST_LIFETIME = timedelta(hours=24)
@@ -46,11 +47,9 @@ GATEWAY_LIFETIME = timedelta(days=90)
 CRL_LIFETIME = timedelta(days=7)
 ISSUING_LIFETIME = timedelta(days=366)
 OFFLINE_CRL_LIFETIME = timedelta(days=180)  # of a root whose key is away: somebody must fetch it for each CRL
-CLOCK_SKEW = timedelta(minutes=5)  # what we issue is valid this much earlier, for clocks that are behind
 INTRODUCTIONS = "introductions.pem"
 NEXT_TLS = "gateway-tls.pem"  # what a new root certified for the gateway that there is
 BROUGHT_BY_ROOT = (INTRODUCTIONS, NEXT_TLS)  # from its folder into those of issuing CAs, with which the gateway gets it
-_SCHEME = "spiffe://"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +68,6 @@ class Authority:
     @property
     def crl_file(self) -> Path:
         return self.directory / "crl.pem"
-
-    def read_published(self) -> x509.CertificateRevocationList:
-        """Its newest CRL. Raises `CredentialError`."""
-        return read_crl(self.crl_file)
 
     @classmethod
     def create(
@@ -134,7 +129,7 @@ class Authority:
         successor = Authority.create(directory, self.trust_domain, now, passphrase, token_file)
         ends = min(self.certificate.not_valid_after_utc, successor.certificate.not_valid_after_utc)
         name, key = successor.certificate.subject, successor._key
-        builder = _authority(name, self.certificate.subject, key, self.trust_domain, now, ends, path_length=1)
+        builder = authority_profile(name, self.certificate.subject, key, self.trust_domain, now, ends, path_length=1)
         introduction = builder.add_extension(self._authority_key_id(), critical=False).sign(self._key, hashes.SHA256())
         former = self.directory / INTRODUCTIONS
         chain = (*(read_certificates(former) if former.exists() else ()), introduction)[-MAX_INTRODUCTIONS:]
@@ -221,8 +216,8 @@ class Authority:
 
     def _issue_authority(self, key: ec.EllipticCurvePrivateKey, now: datetime, lifetime: timedelta) -> x509.Certificate:
         ends = min(now + lifetime, self.certificate.not_valid_after_utc)
-        name = _authority_name("issuing CA", key)
-        builder = _authority(name, self.certificate.subject, key, self.trust_domain, now, ends, path_length=0)
+        name = authority_name("issuing CA", key)
+        builder = authority_profile(name, self.certificate.subject, key, self.trust_domain, now, ends, path_length=0)
         return builder.add_extension(self._authority_key_id(), critical=False).sign(self._key, hashes.SHA256())
 
     def _issue(
@@ -239,15 +234,8 @@ class Authority:
             raise CredentialError(
                 self.directory / "ca.pem", "cannot issue: no lifetime is left", "check the lifetime, the CA, the clock"
             )
-        builder = (
-            _started(subject, self.certificate.subject, public_key, now, ends)
-            .add_extension(x509.SubjectAlternativeName(names), critical=not list(subject))
-            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(_key_usage(digital_signature=True), critical=True)
-            .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
-            .add_extension(self._authority_key_id(), critical=False)
-        )
-        return builder.sign(self._key, hashes.SHA256())
+        builder = leaf_profile(subject, self.certificate.subject, names, usages, public_key, now, ends)
+        return builder.add_extension(self._authority_key_id(), critical=False).sign(self._key, hashes.SHA256())
 
     def _authority_key_id(self) -> x509.AuthorityKeyIdentifier:
         return x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
@@ -287,8 +275,10 @@ class Authority:
 
 
 def _root(key: ec.EllipticCurvePrivateKey, trust_domain: str, now: datetime) -> x509.Certificate:
-    name = _authority_name("host CA", key)
-    return _authority(name, name, key, trust_domain, now, now + CA_LIFETIME, path_length=1).sign(key, hashes.SHA256())
+    name = authority_name("host CA", key)
+    return authority_profile(name, name, key, trust_domain, now, now + CA_LIFETIME, path_length=1).sign(
+        key, hashes.SHA256()
+    )
 
 
 def _new_key(path: Path, passphrase: bytes | None, token_file: Path | None) -> ec.EllipticCurvePrivateKey:
@@ -305,65 +295,6 @@ def _new_key(path: Path, passphrase: bytes | None, token_file: Path | None) -> e
     return found
 
 
-def _authority_name(kind: str, key: ec.EllipticCurvePrivateKey) -> x509.Name:
-    """A name of its own for each CA: during a rollover the CRLs of two CAs must not be mistaken for each other."""
-    key_id = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"Sealane {kind} {key_id.digest[:4].hex()}")])
-
-
-def _authority(  # noqa: PLR0913, PLR0917 - what a CA's certificate says
-    name: x509.Name,
-    issuer: x509.Name,
-    key: ec.EllipticCurvePrivateKey,
-    trust_domain: str,
-    now: datetime,
-    ends: datetime,
-    path_length: int,
-) -> x509.CertificateBuilder:
-    speaks_for = x509.UniformResourceIdentifier(f"{_SCHEME}{trust_domain}")
-    return (
-        _started(name, issuer, key.public_key(), now, ends)
-        .add_extension(x509.SubjectAlternativeName([speaks_for]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=path_length), critical=True)
-        .add_extension(_key_usage(key_cert_sign=True, crl_sign=True), critical=True)
-    )
-
-
-def _started(
-    subject: x509.Name, issuer: x509.Name, public_key: PublicKeyTypes, now: datetime, ends: datetime
-) -> x509.CertificateBuilder:
-    if now.tzinfo is None:
-        raise ValueError("now must know its time zone")
-    if not isinstance(public_key, ec.EllipticCurvePublicKey):
-        raise CredentialError(None, "the key to certify is not an EC key", "make an EC P-256 key")
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(public_key)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now.astimezone(UTC) - CLOCK_SKEW)
-        .not_valid_after(ends.astimezone(UTC))
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
-    )
-
-
-def _key_usage(
-    *, digital_signature: bool = False, key_cert_sign: bool = False, crl_sign: bool = False
-) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=digital_signature,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        key_cert_sign=key_cert_sign,
-        crl_sign=crl_sign,
-        encipher_only=False,
-        decipher_only=False,
-    )
-
-
 def trust_domain_of(path: Path) -> str:
     """Of which trust domain the CA certificate in this file speaks. Raises `CredentialError`."""
     return _trust_domain_in(read_certificates(path)[0], path)
@@ -373,6 +304,6 @@ def _trust_domain_in(certificate: x509.Certificate, path: Path) -> str:
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         (uri,) = names.get_values_for_type(x509.UniformResourceIdentifier)
-        return require_trust_domain(uri.removeprefix(_SCHEME))
+        return require_trust_domain(uri.removeprefix(TRUST_DOMAIN_SCHEME))
     except (x509.ExtensionNotFound, ValueError, IdentityError):
         raise CredentialError(path, "does not say its trust domain", "use a CA made by `sealane certs init`") from None

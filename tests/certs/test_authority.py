@@ -13,9 +13,10 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from certs.authority import CA_LIFETIME, CLOCK_SKEW, Authority
+from certs.authority import CA_LIFETIME, Authority
 from certs.errors import Check, CredentialError, IdentityError, KeyFileError, PeerRefused
 from certs.files import read_crl, write_private_key
+from certs.profiles import CLOCK_SKEW
 from certs.verification import Trust, verify_chain
 from tests.certs.chains import DAY, NOW, make_ca, make_crl
 

@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from certs.authority import Authority
 from certs.errors import CredentialError, KeyFileError
+from certs.files import read_crl
 from certs.pkcs11 import TokenEd25519Key, TokenKey, signing_key, token_key
 from certs.verification import Trust, verify_chain
 
@@ -49,11 +50,11 @@ def test_an_issuing_ca_in_a_token_issues_and_revokes(named: Path, tmp_path: Path
     root.create_issuing(tmp_path / "issuing", NOW, token_file=named)
     issuing = Authority.load(tmp_path / "issuing")
     chain = issuing.issue_host("a", ec.generate_private_key(ec.SECP256R1()).public_key(), NOW)
-    crls = [authority.read_published() for authority in (root, issuing)]
+    crls = [read_crl(authority.crl_file) for authority in (root, issuing)]
     trust = Trust((root.certificate,), tuple(crls))
     assert verify_chain(chain, trust, "td.example", NOW).spiffe_id.name == "a"
     assert issuing.revoke(chain[0].serial_number, NOW) == 2
-    assert issuing.read_published().get_revoked_certificate_by_serial_number(chain[0].serial_number) is not None
+    assert read_crl(issuing.crl_file).get_revoked_certificate_by_serial_number(chain[0].serial_number) is not None
     assert b"PRIVATE" not in (tmp_path / "issuing/ca.key").read_bytes()
 
 

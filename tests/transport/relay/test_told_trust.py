@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from certs.authority import INTRODUCTIONS, Authority
 from certs.errors import CredentialError
-from certs.files import read_certificates, write_atomically, write_private_key
+from certs.files import read_certificates, read_crl, write_atomically, write_private_key
 from certs.introduction import authority_key_id, crl_id, root_id
 from transport.relay.config_sections import IdentitySection
 from transport.relay.identity import FORMER, Identity, keep_crls
@@ -54,7 +54,7 @@ def crl(authority: Authority) -> str:
 
 
 def crl_name(authority: Authority) -> str:
-    return crl_id(authority_key_id(authority.read_published()))
+    return crl_id(authority_key_id(read_crl(authority.crl_file)))
 
 
 def made(folder: Path) -> Path:
