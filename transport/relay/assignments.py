@@ -20,12 +20,11 @@ from transport.relay.gateway_answers import (
     TakeEvacuation,
     WithdrawEvacuation,
 )
-from transport.relay.gateway_link import NewsDesk
 from transport.relay.gateway_links import GatewayLinks
 from transport.relay.host import RelayHost
 from transport.relay.inspecting import inspect_destination, inspect_source
 from transport.relay.libvirt_orders import LibvirtOrders
-from transport.relay.news import News, Tell
+from transport.relay.news import News, NewsDesk, Tell
 from transport.relay.source import MigrationOrder, carry_as_source
 from transport.relay.wish import NotAdmitted, Wish
 

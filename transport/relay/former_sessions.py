@@ -11,10 +11,10 @@ from policy.errors import PermitRefused
 from policy.permit import VerifiedPermit
 from transport.errors import SpoolFailed
 from transport.relay.destination import Destination
-from transport.relay.gateway_link import NewsDesk
 from transport.relay.gateway_links import GatewayLinks
 from transport.relay.handover import close_source, settle_source
 from transport.relay.host import RelayHost, now
+from transport.relay.news import NewsDesk
 from transport.relay.receipts import ReceiptFacts
 from transport.relay.source_session import SourceSession
 from transport.relay.spool import SessionJournal

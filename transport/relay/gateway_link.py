@@ -5,20 +5,15 @@ A gateway that is away delays all of this and stops nothing: a stream whose perm
 
 from __future__ import annotations
 
-import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import Protocol
 
-import httpx
 import msgspec
 import structlog
 import trio
 
 from transport import link_version
-from transport.errors import ConfigurationError
 from transport.hypervisors.preflight_facts import Inspection, without_sizes
 from transport.relay.address_book import MAX_BYTES, AddressBook
 from transport.relay.evacuations import MAX_BYTES as MAX_EVACUATION_BYTES
@@ -33,72 +28,17 @@ from transport.relay.gateway_answers import (
     decode_assignments,
     decode_evacuation,
     understood,
-    words_of_refusal,
 )
+from transport.relay.gateway_line import MAX_ANSWER_BYTES, POLL_SECONDS, GatewayLine
 from transport.relay.host import RelayHost
 from transport.relay.news import News
 from transport.relay.wish import NotAdmitted, Wish
 
 log = structlog.get_logger("sealane.relay")
-_POLL_SECONDS = 20
-_MAX_ANSWER_BYTES = 256 * 1024
-_MAX_ERROR_BYTES = 64 * 1024
 _RETRY_SECONDS = 2.0
-# Beside the poll's one more stays open: the address book is asked for within that time, and handshakes cost the most.
-_LIMITS = httpx.Limits(max_connections=100, max_keepalive_connections=2, keepalive_expiry=65.0)
-_NEVER = frozenset({400, 401, 403, 404, 409, 413, 422})
-_FORMER_SECONDS = 120.0
 _REPORT_SECONDS = 10.0
 _ADDRESS_BOOK_SECONDS = 60.0
 _ADDRESS_BOOK_RETRY_SECONDS = 10.0
-
-
-class Telling(Protocol):
-    """Whoever brings news to a gateway."""
-
-    async def tell(self, migration_id: str, news: News) -> None: ...
-
-
-class NewsDesk:
-    """Tells the gateway one migration's latest news, in the background, one at a time.
-
-    What is overtaken is not told: a gateway that is slow or hangs must not hold up a handover.
-    """
-
-    def __init__(self, link: Telling, migration_id: str, nursery: trio.Nursery) -> None:
-        self._link = link
-        self._migration_id = migration_id
-        self._nursery = nursery
-        self._latest: News | None = None
-        self._is_telling = False
-
-    async def tell(self, news: News) -> None:
-        """Returns at once."""
-        self._latest = news
-        if not self._is_telling:
-            self._is_telling = True
-            self._nursery.start_soon(self._tell_all)
-
-    async def _tell_all(self) -> None:
-        while (news := self._latest) is not None:
-            self._latest = None
-            await self._link.tell(self._migration_id, news)
-        self._is_telling = False
-
-
-class _Whole(httpx.AsyncByteStream):
-    """A body in one piece. httpx's own is a generator, which is left behind where the request is cut off within it."""
-
-    def __init__(self, body: bytes) -> None:
-        self._body: list[bytes] = [body]
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self
-
-    async def __anext__(self) -> bytes:
-        if not self._body:
-            raise StopAsyncIteration
-        return self._body.pop()
 
 
 class GatewayLink:
@@ -108,39 +48,18 @@ class GatewayLink:
         """`url`: that of the configuration, if none is given."""
         self._host = host
         self.url = url or host.config.gateway.url
-        self._client = self._new_client()
-        self._former: list[tuple[float, httpx.AsyncClient]] = []
-        self._version: int | None = None  # that both speak; None: it was not heard yet
-
-    def _new_client(self) -> httpx.AsyncClient:
-        return httpx.AsyncClient(
-            base_url=self.url,
-            verify=_tls(self._host),
-            timeout=httpx.Timeout(10.0, read=_POLL_SECONDS + 15.0),
-            limits=_LIMITS,
-        )
+        self._line = GatewayLine(host, self.url)
 
     async def close(self) -> None:
-        for _, client in self._former:
-            await client.aclose()
-        await self._client.aclose()
+        await self._line.close()
 
     async def use_identity(self) -> None:
         """Speak with the certificate that is in force now; what was asked with the former one is still answered."""
-        moment = trio.current_time()
-        try:
-            fresh = await self._host.on_disk(self._new_client)
-        except ConfigurationError as error:
-            log.error("the new certificate cannot be used with the gateway", cause=str(error))
-            return
-        self._former.append((moment, self._client))
-        self._client = fresh
-        while self._former[0][0] < moment - _FORMER_SECONDS:
-            await self._former.pop(0)[1].aclose()
+        await self._line.use_identity()
 
-    async def ask(self, path: str, body: dict[str, object], at_most: int = _MAX_ANSWER_BYTES) -> bytes:
+    async def ask(self, path: str, body: dict[str, object], at_most: int = MAX_ANSWER_BYTES) -> bytes:
         """One question of this host about itself. GatewayAway, GatewayRefuses."""
-        return await self._post_bytes(path, msgspec.json.encode(body), at_most)
+        return await self._line.post_bytes(path, msgspec.json.encode(body), at_most)
 
     async def poll_forever(
         self, take: Callable[[Assignment], Awaitable[None]], hear: Callable[[str | None], Awaitable[None]]
@@ -152,7 +71,7 @@ class GatewayLink:
         away = False
         while True:
             try:
-                answer = understood(decode_assignments, await self._post("/v1/relay/poll", self._poll_body()))
+                answer = understood(decode_assignments, await self._line.post("/v1/relay/poll", self._poll_body()))
             except (GatewayAway, GatewayRefuses) as error:
                 if not away and isinstance(error, GatewayRefuses):
                     log.error("the gateway refuses this host; streams go on, no new work comes", cause=str(error))
@@ -170,10 +89,10 @@ class GatewayLink:
 
     def _poll_body(self) -> dict[str, object]:
         """A gateway that was not heard yet is asked for no more than the first version has, and answers at once."""
-        if self._version is None:
+        if self._line.version is None:
             return {"wait_seconds": 0}
-        asks: dict[str, object] = {"wait_seconds": _POLL_SECONDS}
-        if self._version >= link_version.ROLLOVERS:
+        asks: dict[str, object] = {"wait_seconds": POLL_SECONDS}
+        if self._line.version >= link_version.ROLLOVERS:
             asks["holds"] = self._host.holds()
         return asks
 
@@ -189,7 +108,7 @@ class GatewayLink:
             body["reason"] = wish.reason
         try:
             with trio.fail_after(self._host.config.limits.message_seconds):
-                answer = understood(decode_admission, await self._post("/v1/relay/admission", body))
+                answer = understood(decode_admission, await self._line.post("/v1/relay/admission", body))
         except GatewayRefuses as error:
             log.warning("the gateway refuses to answer for a permit", vm=wish.vm, cause=str(error))
             words = "the token that was handed in is not accepted: sign in again" if error.status == 401 else str(error)
@@ -222,17 +141,17 @@ class GatewayLink:
             body["message"] = news.message[:500]
         try:
             with trio.fail_after(5):
-                await self._post("/v1/relay/progress", body)
+                await self._line.post("/v1/relay/progress", body)
         except (GatewayAway, GatewayRefuses, trio.TooSlowError) as error:
             log.info("progress was not told", cause=str(error))
 
     async def bring_receipt(self, receipt: bytes) -> None:
         """It is on record when this returns. GatewayAway, GatewayRefuses."""
-        await self._post_bytes("/v1/receipts", receipt)
+        await self._line.post_bytes("/v1/receipts", receipt)
 
     async def show_permit(self, permit: str) -> None:
         """Another gateway's, which is or was used here. GatewayAway, GatewayRefuses."""
-        await self._post("/v1/relay/permit", {"permit": permit})
+        await self._line.post("/v1/relay/permit", {"permit": permit})
 
     async def keep_address_book_forever(self) -> None:
         """Ask now and then whether the gateway has another address book; keep what it gives."""
@@ -250,7 +169,7 @@ class GatewayLink:
         """Fetch the book if it has changed. GatewayAway, GatewayRefuses leave the one that is in force."""
         kept = self._host.addresses
         body = msgspec.json.encode({"known_version": kept.book.version})
-        data = await self._post_bytes("/v1/relay/hosts", body, MAX_BYTES)
+        data = await self._line.post_bytes("/v1/relay/hosts", body, MAX_BYTES)
         moment = int(time.time())
         try:
             book = replace(kept.book, fetched=moment) if data == b"null" else AddressBook.decode(data, moment)
@@ -264,22 +183,22 @@ class GatewayLink:
     async def report_placement(self, report: bytes) -> bytes:
         """Bring one placement report; the gateway's answer. GatewayAway, GatewayRefuses."""
         with trio.move_on_after(_REPORT_SECONDS):
-            return await self._post_bytes("/v1/relay/placement", report)
+            return await self._line.post_bytes("/v1/relay/placement", report)
         raise GatewayAway("/v1/relay/placement: no answer in time")
 
     async def report_refused_calls(self, report: bytes) -> None:
         """Bring one report of refused calls; it is on record then. GatewayAway, GatewayRefuses."""
         with trio.move_on_after(_REPORT_SECONDS):
-            await self._post_bytes("/v1/relay/refusals", report)
+            await self._line.post_bytes("/v1/relay/refusals", report)
             return
         raise GatewayAway("/v1/relay/refusals: no answer in time")
 
     async def answer_inspection(self, inspection_id: str, found: Inspection) -> None:
         """Lost when the gateway is away: it has stopped waiting then."""
-        if found.machine is not None and (self._version or link_version.FIRST) < link_version.DISK_SIZES:
+        if found.machine is not None and (self._line.version or link_version.FIRST) < link_version.DISK_SIZES:
             found = msgspec.structs.replace(found, machine=without_sizes(found.machine))
         try:
-            await self._post("/v1/relay/inspection", {"inspection_id": inspection_id, "found": found})
+            await self._line.post("/v1/relay/inspection", {"inspection_id": inspection_id, "found": found})
         except (GatewayAway, GatewayRefuses) as error:
             log.info("an inspection was not answered", cause=str(error))
 
@@ -291,58 +210,4 @@ class GatewayLink:
     async def tell_evacuation_held(self, evacuation_id: str, problem: str) -> None:
         """GatewayAway, GatewayRefuses."""
         body: dict[str, object] = {"evacuation_id": evacuation_id, "problem": problem[:500]}
-        await self._post("/v1/relay/evacuation/held", body)
-
-    async def _post(self, path: str, body: dict[str, object]) -> bytes:
-        return await self._post_bytes(path, msgspec.json.encode(body))
-
-    async def _post_bytes(self, path: str, body: bytes, at_most: int = _MAX_ANSWER_BYTES) -> bytes:
-        """The answer's body, bounded. `GatewayRefuses` where the message is at fault, else `GatewayAway`."""
-        answer = bytearray()
-        try:
-            headers = {"content-type": "application/json", link_version.HEADER: str(link_version.NEWEST)}
-            request = self._client.build_request("POST", path, content=body, headers=headers)
-            request.stream = _Whole(body)
-            async with aclosing(await self._client.send(request, stream=True)) as response:
-                status = response.status_code
-                theirs = response.headers.get(link_version.HEADER)
-                if theirs is not None or status // 100 != 5:  # without it, a 502 may be the word of a proxy
-                    self._agree(path, theirs)
-                bound = at_most if status // 100 == 2 else min(at_most, _MAX_ERROR_BYTES)
-                if (told := response.headers.get("content-length", "")).isdigit() and int(told) > bound:
-                    raise GatewayAway(f"{path}: the gateway's answer is too long ({status})")
-                async for chunk in response.aiter_bytes():
-                    answer += chunk
-                    if len(answer) > bound:
-                        raise GatewayAway(f"{path}: the gateway's answer is too long ({status})")
-                if status in _NEVER:
-                    raise GatewayRefuses(f"{path}: the gateway answers {status}{words_of_refusal(answer)}", status)
-                if status // 100 != 2:
-                    raise GatewayAway(f"{path}: the gateway answers {status}{words_of_refusal(answer)}")
-        except (httpx.ReadError, httpx.RemoteProtocolError) as error:
-            # In TLS 1.3 a server refuses a client's certificate after the client believes that it is connected.
-            hint = "it was stopped, or does not accept this host's certificate: sealane doctor"
-            raise GatewayAway(f"{path}: {type(error).__name__}: {error}; {hint}") from None
-        except (httpx.HTTPError, OSError) as error:
-            raise GatewayAway(f"{path}: {type(error).__name__}: {error}") from None
-        return bytes(answer)
-
-    def _agree(self, path: str, theirs: str | None) -> None:
-        """At each answer: a gateway may be upgraded, or another one answer in its place. GatewayAway."""
-        try:
-            self._version = link_version.agreed(theirs)
-        except link_version.LinkRefused as refused:
-            who = "this relay" if refused.ours_is_older else "the gateway"
-            raise GatewayAway(f"{path}: upgrade {who}: {refused}") from None
-
-
-def _tls(host: RelayHost) -> ssl.SSLContext:
-    """TLS 1.3 with this host's certificate; the gateway must be certified by the configured CA and by its name."""
-    config = host.config
-    try:
-        context = ssl.create_default_context(cafile=config.gateway.trust_bundle)
-        context.minimum_version = ssl.TLSVersion.TLSv1_3
-        context.load_cert_chain(config.identity.certificate, config.identity.private_key)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigurationError(f"gateway.trust_bundle or identity cannot be used: {error}") from None
-    return context
+        await self._line.post("/v1/relay/evacuation/held", body)

@@ -17,10 +17,10 @@ from tests.transport.site import Site
 from transport.hypervisors.preflight_facts import Disk, Inspection, Machine
 from transport.link_version import NEWEST
 from transport.relay.gateway_answers import GatewayAway, GatewayRefuses
-from transport.relay.gateway_link import GatewayLink, NewsDesk
+from transport.relay.gateway_link import GatewayLink
 from transport.relay.gateway_links import GatewayLinks
 from transport.relay.host import RelayHost, open_host
-from transport.relay.news import News
+from transport.relay.news import News, NewsDesk
 
 
 class SlowLink:

@@ -143,7 +143,7 @@ def test_another_cas_certificate_of_the_gateway_is_left_as_it_is(place: Place, t
 
 def forged(authority: Authority, number: int) -> str:
     """As `authority` would publish it, key identifier and all, by another key."""
-    true = authority.read_published()
+    true = read_crl(authority.crl_file)
     built = x509.CertificateRevocationListBuilder().issuer_name(true.issuer)
     built = built.last_update(NOW).next_update(NOW + timedelta(days=1))
     known = true.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value
