@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import ssl
 import traceback
-from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +23,15 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
 
 from gateway.api.http11 import Connection
+from gateway.api.places import Place, Places
 from gateway.errors import StartRefused
+from gateway.throttle import Throttle
 
 SEND_SECONDS: Final = 30  # a client that does not read its answer keeps a connection no longer than this
 KEEP_ALIVE_SECONDS: Final = 75
 BACKLOG: Final = 128
+TOLD_AT_ONCE: Final = 20  # lines about connections that came to nothing; then one more every TOLD_SECONDS
+TOLD_SECONDS: Final = 1.0
 
 log = structlog.get_logger("gateway.https")
 
@@ -99,9 +102,10 @@ class HttpsServer:
         self.context = context
         self._app = ASGIWrapper(app)
         self._bounds = bounds
+        self._places = Places(bounds.connections, bounds.connections_per_address)
+        self._told = Throttle(TOLD_AT_ONCE, TOLD_SECONDS, trio.current_time)
         self._hypercorn = _hypercorn_config()
         self._worker = WorkerContext(None)
-        self._by_address: Counter[str] = Counter()
 
     async def serve(self, host: str, port: int, *, task_status: trio.TaskStatus[list[trio.SocketListener]]) -> None:
         """Listen until cancelled; `task_status` gets the listeners. Errors: StartRefused if the port is taken.
@@ -118,39 +122,38 @@ class HttpsServer:
         """Close idle connections and wait up to `seconds` for the others."""
         await self._worker.terminated.set()
         with trio.move_on_after(seconds):
-            while self._by_address.total():
+            while len(self._places):
                 await trio.sleep(0.02)
 
     async def _serve_connection(self, transport: trio.SocketStream) -> None:
         address = str(transport.socket.getpeername()[0]) if transport.socket.fileno() >= 0 else "?"
-        if (
-            self._by_address.total() >= self._bounds.connections
-            or self._by_address[address] >= self._bounds.connections_per_address
-        ):
-            log.warning("connection refused: too many", address=address)
+        place = self._places.take(address)
+        if place is None:
+            if self._told.admits("refused"):
+                log.warning("connection refused: too many", address=address)
             await trio.aclose_forcefully(transport)
             return
-        self._by_address[address] += 1
         try:
-            await self._serve_tls(transport, address)
+            with place.scope:
+                await self._serve_tls(transport, place)
         except Exception:  # noqa: BLE001 - the edge, see below
             # The edge of one connection: whatever breaks there ends that connection and nothing else.
             log.error("connection failed", address=address, traceback=traceback.format_exc())
         finally:
-            self._by_address[address] -= 1
-            if not self._by_address[address]:
-                del self._by_address[address]
+            self._places.leave(place)
             with trio.CancelScope(shield=True):
                 await trio.aclose_forcefully(transport)
 
-    async def _serve_tls(self, transport: trio.SocketStream, address: str) -> None:
+    async def _serve_tls(self, transport: trio.SocketStream, place: Place) -> None:
         stream = trio.SSLStream(transport, self.context, server_side=True, https_compatible=True)
         try:
             with trio.fail_after(self._bounds.handshake_seconds):
                 await stream.do_handshake()
         except (trio.BrokenResourceError, trio.TooSlowError, ssl.SSLError, OSError) as error:
-            log.info("handshake failed", address=address, error=str(error.__cause__ or error))
+            if self._told.admits("handshake"):  # strangers must not fill the operators' log
+                log.info("handshake failed", address=place.address, error=str(error.__cause__ or error))
             return
+        place.is_stranger = stream.getpeercert(True) is None
         with trio.CancelScope() as scope:
             state = ConnectionState(
                 {

@@ -76,7 +76,7 @@ async def test_a_body_that_does_not_say_that_it_is_json_is_none(running: Running
             assert "content-type" in answer.json()["error"]["message"], (what, path)
     twice = [("content-type", JSON), ("content-type", "text/plain")]
     answer = await running.person("alice").post("/v1/decisions", content=b"{}", headers=httpx.Headers(twice))
-    assert "content-type" in answer.json()["error"]["message"]
+    assert answer.status_code == 400
 
 
 async def test_a_body_of_json_may_say_its_one_encoding(running: Running) -> None:

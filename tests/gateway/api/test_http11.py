@@ -165,5 +165,5 @@ def waits_for_news(running: Running) -> bool:
 async def gone(running: Running) -> None:
     """Until the gateway has noticed: two clients of this test keep a connection each."""
     with trio.fail_after(60):
-        while running.gateway.reloader._server._by_address.total() > 2:
+        while len(running.gateway.reloader._server._places) > 2:
             await trio.sleep(0.01)

@@ -112,7 +112,7 @@ async def test_connections_are_capped_per_address_and_free_again_when_they_close
                     pass
             await third.aclose()
         with trio.fail_after(5):
-            while running.gateway.reloader._server._by_address:
+            while running.gateway.reloader._server._places:
                 await trio.sleep(0.01)
         assert (await running.client().get("/v1/health")).status_code == 200
 

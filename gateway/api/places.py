@@ -1,0 +1,80 @@
+"""Connections are few: so many for each address, so many in all, and when all are taken, room for whoever has fewer.
+
+Strangers (no client certificate) could else take every place from some addresses and keep relays and people out for as
+long as they like. When all places are taken, a newcomer gets that of the oldest stranger of the largest crowd, if that
+crowd is larger than its own would be. Of IPv6 a crowd is a /64, which one machine may have for itself; hosts of a rack
+share one, too, but have certificates.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections import Counter
+from dataclasses import dataclass, field
+
+import trio
+
+
+@dataclass(eq=False, slots=True)
+class Place:
+    """One connection's. `scope`: cancelled when its place is given to another."""
+
+    address: str
+    crowd: str
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    is_stranger: bool = True
+
+
+class Places:
+    def __init__(self, most: int, most_per_address: int) -> None:
+        self._most = most
+        self._most_per_address = most_per_address
+        self._by_address: Counter[str] = Counter()
+        self._taken: dict[Place, None] = {}  # the oldest first
+
+    def __len__(self) -> int:
+        return len(self._taken)
+
+    def take(self, address: str) -> Place | None:
+        """A place, which is left by `leave`; None if there is none."""
+        if self._by_address[address] >= self._most_per_address:
+            return None
+        place = Place(address, crowd_of(address))
+        if len(self._taken) >= self._most:
+            yielding = self._yielding_to(place)
+            if yielding is None:
+                return None
+            self.leave(yielding)
+            yielding.scope.cancel()
+        self._by_address[address] += 1
+        self._taken[place] = None
+        return place
+
+    def leave(self, place: Place) -> None:
+        """Once, or again after its place was given away."""
+        if place not in self._taken:
+            return
+        del self._taken[place]
+        self._by_address[place.address] -= 1
+        if not self._by_address[place.address]:
+            del self._by_address[place.address]
+
+    def _yielding_to(self, newcomer: Place) -> Place | None:
+        strangers = [place for place in self._taken if place.is_stranger]
+        crowds = Counter(place.crowd for place in strangers)
+        if not crowds:
+            return None
+        largest, size = crowds.most_common(1)[0]
+        if size <= crowds[newcomer.crowd] + 1:
+            return None
+        return next(place for place in strangers if place.crowd == largest)
+
+
+def crowd_of(address: str) -> str:
+    try:
+        found = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(found, ipaddress.IPv4Address):
+        return address
+    return str(found.ipv4_mapped or ipaddress.ip_network((int(found) >> 64 << 64, 64)))
