@@ -6,6 +6,7 @@ How many were left out is said in the next such record.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -16,6 +17,7 @@ import trio
 
 from audit.errors import AuditError
 from audit.record import Actor
+from gateway.crowds import crowd_of
 from gateway.errors import GatewayError, OperatorError, Throttled, Unauthenticated
 from gateway.people_sources import DirectoryGroups, KeySource, LocalIssuer
 from gateway.recording import Event, Recorder
@@ -42,6 +44,7 @@ PRIVILEGED_ACTIONS: Final = frozenset(
 TOKEN_FACTS_SECONDS: Final = 3_600  # how long what only a token told is believed after its end, of what runs
 MAX_PASSWORD_CHECKS: Final = 2  # at once, each some tenths of a second of CPU
 MAX_PASSWORD_QUEUE: Final = 16
+MAX_SIGNED_IN: Final = 10_000  # names with addresses that are remembered, until a restart
 
 log = structlog.get_logger("gateway.people")
 
@@ -197,6 +200,7 @@ class People:
         if person is None:
             await self._record_refusal({"check": "password"}, username, address)
             raise Unauthenticated("user name or password is wrong", check="password")
+        self._throttles.signed_in(username, address)
         token = issue_token(
             person, local.private_key, local.issuer, local.audience, int(now.timestamp()), local.token_seconds
         )
@@ -216,6 +220,7 @@ class People:
             log.critical("a sealed person was refused", alarm=True, address=address)
             await self._record_refusal({"check": "password"}, username, address, SIGNED_IN)
             raise Unauthenticated("user name or password is wrong", check="password")
+        self._throttles.signed_in(username, address)
         token = sealed.issue(person, int(now.timestamp()))
         await self._recorder.append(sealed.signed_in(person, address))
         return IssuedToken(token, sealed.token_seconds)
@@ -289,12 +294,28 @@ class Throttles:
 
     def __init__(self, clock: Any) -> None:
         self._by_name = Throttle(5, 10.0, clock)
+        self._by_both = Throttle(5, 10.0, clock)
         self._by_address = Throttle(10, 3.0, clock)
+        self._signed_in: OrderedDict[tuple[str, str], None] = OrderedDict()
         self.refusals = Throttle(20, 1.0, clock)
 
     def sign_in_admits(self, username: str, address: str) -> bool:
-        """Five at once for a name, then six a minute; ten and twenty for an address."""
-        return self._by_address.admits(address) and self._by_name.admits(username)
+        """Five at once for a name, then six a minute; ten and twenty for an address, or a network of IPv6.
+
+        From where the name has signed in before it has five of its own: else whoever guesses locks everybody out.
+        """
+        if not self._by_address.admits(crowd_of(address)):
+            return False
+        if (username, address) in self._signed_in:
+            return self._by_both.admits(f"{username} {address}")
+        return self._by_name.admits(username)
+
+    def signed_in(self, username: str, address: str) -> None:
+        """With the right password."""
+        self._signed_in[username, address] = None
+        self._signed_in.move_to_end((username, address))
+        if len(self._signed_in) > MAX_SIGNED_IN:
+            self._signed_in.popitem(last=False)
 
 
 def _actor(local: LocalIssuer, person: LocalPerson) -> Actor:

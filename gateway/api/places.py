@@ -8,11 +8,12 @@ share one, too, but have certificates.
 
 from __future__ import annotations
 
-import ipaddress
 from collections import Counter
 from dataclasses import dataclass, field
 
 import trio
+
+from gateway.crowds import crowd_of
 
 
 @dataclass(eq=False, slots=True)
@@ -68,13 +69,3 @@ class Places:
         if size <= crowds[newcomer.crowd] + 1:
             return None
         return next(place for place in strangers if place.crowd == largest)
-
-
-def crowd_of(address: str) -> str:
-    try:
-        found = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return address
-    if isinstance(found, ipaddress.IPv4Address):
-        return address
-    return str(found.ipv4_mapped or ipaddress.ip_network((int(found) >> 64 << 64, 64)))

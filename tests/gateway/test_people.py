@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ssl
+
+import httpx
 import pytest
 
+from gateway.people import Throttles
 from gateway.throttle import Throttle
 from tests.gateway.conftest import Running
 
@@ -74,3 +78,32 @@ def test_a_throttle_gives_back_over_time_and_forgets_the_oldest() -> None:
     assert throttle.admits("c")  # b is forgotten
     now = 1000.0
     assert [throttle.admits("a") for _ in range(3)] == [True, True, False]
+
+
+def test_whoever_guesses_does_not_lock_out_who_has_signed_in_from_elsewhere() -> None:
+    now = 0.0
+    throttles = Throttles(lambda: now)
+    throttles.signed_in("alice", "192.0.2.7")
+    guesses = [throttles.sign_in_admits("alice", f"198.51.100.{number}") for number in range(8)]
+    assert guesses == [True] * 5 + [False] * 3
+    own = [throttles.sign_in_admits("alice", "192.0.2.7") for _ in range(6)]
+    assert own == [True] * 5 + [False], "whoever has that address gets no more guesses than another"
+    assert throttles.sign_in_admits("bob", "192.0.2.7"), "it is of this name alone"
+
+
+def test_addresses_of_one_network_of_ipv6_are_one_that_guesses() -> None:
+    throttles = Throttles(lambda: 0.0)
+    admitted = [throttles.sign_in_admits(f"person{number}", f"2001:db8::{number:x}") for number in range(1, 15)]
+    assert admitted == [True] * 10 + [False] * 4
+
+
+async def test_alice_signs_in_although_somebody_else_guesses_her_password(running: Running) -> None:
+    password = running.site.passwords["alice"]
+    assert (await sign_in(running, "alice", password))[0] == 200
+    context = ssl.create_default_context(cafile=str(running.ca))
+    transport = httpx.AsyncHTTPTransport(local_address="127.0.0.77", verify=context, trust_env=False)
+    async with httpx.AsyncClient(base_url=running.url, transport=transport) as guesser:
+        guess = {"username": "alice", "password": "guess"}
+        statuses = [(await guesser.post("/v1/token", json=guess)).status_code for _ in range(8)]
+        assert statuses[-1] == 429
+    assert (await sign_in(running, "alice", password))[0] == 200

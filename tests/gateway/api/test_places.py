@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import trio
 
-from gateway.api.places import Place, Places, crowd_of
+from gateway.api.places import Place, Places
+from gateway.crowds import crowd_of
 from gateway.starter import Site
 from tests.gateway.api.test_https import configured, connected
 from tests.gateway.conftest import running_gateway
