@@ -13,12 +13,7 @@ import trio
 
 from certs.tls import ControlPeer, local_leaf_sha256
 from policy.permit import VerifiedPermit
-from transport.errors import (
-    ConnectionBroken,
-    LocalBroken,
-    NobodyListens,
-    TransportError,
-)
+from transport.errors import ConnectionBroken, LocalBroken, NobodyListens, TransportError
 from transport.hypervisors.errors import HypervisorError
 from transport.relay.admitting import Admissions
 from transport.relay.channels import Channels

@@ -1,8 +1,8 @@
 """The hypervisor's end of a session, at the source and at the destination: what a session asks of it.
 
-With QMP the relay knows the VM's UUID and drives the migration and its handover (`qmp_ends`); with libvirt its client
-does (`libvirt_source`, `libvirt_destination`). With bare sockets (`socket_ends`) the relay carries what comes, promises
-nothing beyond its channels, and its receipts say `vm_binding: none`.
+With QMP the relay knows the VM's UUID and drives the migration and its handover (`qmp_source`, `qmp_destination`);
+with libvirt its client does (`libvirt_source`, `libvirt_destination`). With bare sockets (`socket_ends`) the relay
+carries what comes, promises nothing beyond its channels, and its receipts say `vm_binding: none`.
 """
 
 from __future__ import annotations

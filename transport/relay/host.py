@@ -43,7 +43,8 @@ from transport.relay.outgoing import Leaving, leaving_of
 from transport.relay.permits import PORTS_OF_KIND, PermitDesk, SitePins
 from transport.relay.pins import read_pins
 from transport.relay.places import Places
-from transport.relay.qmp_ends import QmpDestination, QmpSource
+from transport.relay.qmp_destination import QmpDestination
+from transport.relay.qmp_source import QmpSource
 from transport.relay.refused_calls import RefusedCalls, refused_call
 from transport.relay.socket_ends import SocketDestination, SocketSource
 from transport.relay.spool import SessionJournal, Spool

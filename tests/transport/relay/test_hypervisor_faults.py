@@ -19,7 +19,7 @@ import pytest
 import trio
 from structlog.testing import capture_logs
 
-import transport.relay.qmp_ends
+import transport.relay.qmp_destination
 from gateway.demo.guest import GuestLayout, build_boot_image, count_passes
 from gateway.demo.machines import Qemu, run_state, start_qemu, stop_qemu, wait_passes
 from policy.permit import Limits
@@ -253,7 +253,7 @@ async def test_another_process_on_the_destinations_session_path_gets_nothing(
         with accepted:
             heard.append(await accepted.recv(100))
 
-    monkeypatch.setattr(transport.relay.qmp_ends, "dial_unix", dial_after_it_was_usurped)
+    monkeypatch.setattr(transport.relay.qmp_destination, "dial_unix", dial_after_it_was_usurped)
     with usurper:
         await stage.move(stage.permit())
         with trio.fail_after(10):

@@ -31,7 +31,7 @@ from transport.relay.host import RelayHost, now
 from transport.relay.inlets import SourceLanes, listen_unix
 from transport.relay.news import News, Tell
 from transport.relay.outgoing import Leaving, connect
-from transport.relay.qmp_ends import QmpSource
+from transport.relay.qmp_source import QmpSource
 from transport.relay.receipts import ReceiptFacts
 from transport.relay.socket_ends import SocketSource
 from transport.relay.source_session import SourceSession
