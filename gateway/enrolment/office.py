@@ -29,6 +29,7 @@ from certs.errors import CertificateError, CredentialError
 from certs.files import read_crl
 from certs.identity import SpiffeId
 from gateway.asking import decide
+from gateway.crowds import crowd_of
 from gateway.deciding import decision_document
 from gateway.enrolment.register import Issued, Note, Register, Spend, Token
 from gateway.enrolment.writer import AuthorityFailed, Writer
@@ -93,6 +94,8 @@ class Office:
         self._seen = seen
         self._publish = publish
         self._failing = Throttle(10, 3.0, monotonic)
+        self._recorded = Throttle(20, 1.0, monotonic)  # of all addresses together: strangers may have many
+        self._unrecorded = 0
         self._renewing = Throttle(6, 300.0, monotonic)
         self._one = trio.CapacityLimiter(1)  # SQLite's and the CRL's only thread
         self._signing = trio.CapacityLimiter(2)
@@ -283,13 +286,18 @@ class Office:
 
     async def _refuse(self, error: Exception, text: str, address: str) -> None:
         """On record within a rate: somebody without any right must not be able to fill the log. Errors: Throttled."""
-        if not self._failing.admits(address):
+        if not self._failing.admits(crowd_of(address)):
             raise Throttled("too many enrolments from this address were refused") from error
+        if not self._recorded.admits("all"):
+            self._unrecorded += 1
+            return
+        left_out, self._unrecorded = self._unrecorded, 0
         try:
             host: str | None = EnrolmentToken.parse(text).host  # what it claims: the actor is nobody
         except CredentialError:
             host = None
-        details = {"client_address": address, "claimed_host": host, "because": str(error)[:500]}
+        details: dict[str, Any] = {"client_address": address, "claimed_host": host, "because": str(error)[:500]}
+        details |= {"left_out_before": left_out} if left_out else {}
         await self._gate.recorder.append(Event("host.enrolment_refused", "denied", details=details))
 
     async def _permitted(  # noqa: PLR0913, PLR0917

@@ -17,7 +17,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from certs.enrolment import EnrolmentToken, make_request
 from certs.files import write_private_key
 from certs.identity import spiffe_id_of
+from gateway.enrolment.office import EnrolmentRefused
+from gateway.errors import Throttled
 from gateway.starter import Site
+from gateway.throttle import Throttle
 from policy.identity.local import hash_password, person_table
 from tests.gateway.conftest import CHEAP, Running, running_gateway
 
@@ -175,6 +178,32 @@ async def test_guesses_are_throttled_and_do_not_fill_the_log(site: Site) -> None
         assert codes[:10] == [403] * 10
         assert codes[-1] == 429
         assert len(await running.records("host.enrolment_refused")) <= 11
+
+
+async def test_guesses_from_many_addresses_do_not_fill_the_log_either(site: Site) -> None:
+    async with enrolling(site) as running:
+        office = running.gateway.desk.office
+        assert office is not None
+        request = request_of(new_key()).encode()
+        for number in range(60):
+            with pytest.raises(EnrolmentRefused):
+                await office.enrol(f"slt1.b.{'A' * 43}.{'A' * 43}", request, f"198.51.100.{number}")
+        refused = [0, 0]
+        for number in range(20):
+            try:
+                await office.enrol(f"slt1.b.{'A' * 43}.{'A' * 43}", request, f"2001:db8::{number:x}")
+            except EnrolmentRefused:
+                refused[0] += 1
+            except Throttled:
+                refused[1] += 1
+        assert refused == [10, 10], "a network of IPv6 is one that guesses"
+        recorded = len(await running.records("host.enrolment_refused"))
+        assert 20 <= recorded <= 40
+        office._recorded = Throttle(20, 1.0, lambda: 0.0)
+        with pytest.raises(EnrolmentRefused):
+            await office.enrol("slt1.b.x", request, "203.0.113.1")
+        *_, last = await running.records("host.enrolment_refused")
+        assert last["details"]["left_out_before"] == 70 - recorded
 
 
 async def test_a_revocation_takes_the_waiting_token_with_it(site: Site) -> None:
