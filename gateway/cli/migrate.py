@@ -130,6 +130,15 @@ def migrate(
         raise typer.Exit(move_by_evacuation(vm, to, relay_socket, wait_seconds, as_json=as_json))
     if to is None:
         raise BadConfiguration("no destination", REQUESTER, "name it with --to HOST")
+    from policy.permit import HYPERVISOR_PORTS, named_port
+
+    if not check and (named := named_port(port or ())) is not None:
+        # It would be opened, and wait for a program that nobody has started.
+        raise BadConfiguration(
+            f"no VM moves by the port {named!a}: those are {', '.join(sorted(HYPERVISOR_PORTS))}",
+            REQUESTER,
+            "open a named port by sealane relay open or sealane relay pipe, on the VM's host",
+        )
     from gateway.cli.client import GatewayClient
 
     settings = resolve(gateway, ca, token_file, Path.home())

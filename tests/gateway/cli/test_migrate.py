@@ -226,3 +226,10 @@ def test_a_migration_is_cancelled_by_its_id(logged_in: CannedGateway, sealane: S
 def test_a_migration_is_shown_by_its_id(logged_in: CannedGateway, sealane: Sealane) -> None:
     logged_in.answer("GET", POLL, completed())
     assert sealane("migration", "show", MIGRATION).stdout == "completed\n"
+
+
+def test_a_port_by_which_no_vm_moves_is_not_opened_to_wait_for_nobody(gateway: CannedGateway, sealane: Sealane) -> None:
+    result = sealane("migrate", "web-1", "--to", "host-b", "--port", "backup")
+    assert result.exit_code == 2
+    assert "sealane relay open" in only_error_line(result)
+    assert gateway.asked == []
