@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-import structlog
 from cryptography import x509
 from cryptography.x509 import verification
 
@@ -23,8 +22,6 @@ from certs.verification import Trust, verify_chain, verify_service
 from gateway.errors import RelayRefused, RelayRevoked, StartRefused
 from gateway.rollover.telling import NOTHING_ROLLS, Rolling
 from policy.inventory import Inventory
-
-log = structlog.get_logger("gateway.relays")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +80,7 @@ def _trust(certificates: tuple[x509.Certificate, ...], crls: tuple[x509.Certific
 
 
 def relay_of(certificate_der: bytes | None, trust: HostTrust, inventory: Inventory, now: datetime) -> SpiffeId:
-    """The host that the connection's client certificate names. Errors: RelayRefused; why, only in our own log.
+    """The host that the connection's client certificate names. Errors: RelayRefused; its cause only in our own log.
 
     Beside one thing: whoever has the key of a certificate that was good is told that it was revoked.
     """
@@ -93,14 +90,11 @@ def relay_of(certificate_der: bytes | None, trust: HostTrust, inventory: Invento
         certificate = x509.load_der_x509_certificate(certificate_der)
         host = trust.host_of((certificate,), now)
     except PeerRefused as error:
-        log.warning("client certificate refused", error=str(error))
         if error.check == Check.REVOKED:
             raise RelayRevoked from error
         raise RelayRefused("the client certificate is not that of a host of this site") from error
     except (CertificateError, *UNREADABLE) as error:
-        log.warning("client certificate refused", error=str(error))
         raise RelayRefused("the client certificate is not that of a host of this site") from error
     if inventory.host(str(host)) is None:
-        log.warning("relay of a host that is not in the inventory", host=str(host))
-        raise RelayRefused("the host is not in the inventory")
+        raise RelayRefused("the host is not in the inventory") from LookupError(str(host))
     return host

@@ -24,6 +24,7 @@ from gateway.receipts import SignedReceipt, read_body, receipt_details, verify_r
 from gateway.recording import Event, actor_of, host_actor, identity_of
 from gateway.relays import HostTrust
 from gateway.rollover.progress import Holdings
+from gateway.throttle import Throttle
 from policy.facts import Context, Person, Question
 
 log = structlog.get_logger("gateway.reporting")
@@ -42,6 +43,7 @@ class Reporting:
         self.holdings = Holdings()
         self._reading = reading
         self._receipts = trio.Lock()
+        self._said = Throttle(20, 1.0, trio.current_time)
 
     def put_in_force(self, trust: HostTrust) -> None:
         self.trust = trust
@@ -131,9 +133,14 @@ class Reporting:
         """The migration, if `host` has a part in it. A foreign one is as unknown as one that does not exist."""
         migration = await self._reading.migration(migration_id, now)
         if migration is None or str(host) not in {migration.source, migration.destination} or migration.jti is None:
-            log.warning("report on a migration of others", host=str(host), migration_id=migration_id)
+            self.say_refused("report on a migration of others", host=str(host), migration_id=migration_id)
             raise RelayRefused("no migration of this host has that id", code="not_a_party")
         return migration
+
+    def say_refused(self, what: str, **facts: str) -> None:
+        """Within a rate: a host that is out asks as often as it likes, and must not fill the operators' log."""
+        if self._said.admits("all"):
+            log.warning(what, **facts)
 
     def _now(self) -> int:
         return int(self._gate.clock.wall().timestamp())

@@ -14,7 +14,7 @@ from audit.checkpoint import LogVerifier
 from certs.identity import SpiffeId
 from gateway.elsewhere import Elsewhere
 from gateway.enrolment.office import Office
-from gateway.errors import NotSetUp
+from gateway.errors import NotSetUp, RelayRefused
 from gateway.evacuating import Evacuating
 from gateway.explaining import Explaining
 from gateway.gate import Gate
@@ -119,7 +119,12 @@ async def host_of(desk: AtDesk, request: Request) -> SpiffeId:
     """The host of the connection's client certificate. Errors: RelayRefused, UpgradeNeeded."""
     certificate = request.scope.get("state", {}).get("peer_certificate")
     now = desk.now()
-    host = relay_of(certificate, desk.reporting.trust, desk.gate.inventory, now)
+    try:
+        host = relay_of(certificate, desk.reporting.trust, desk.gate.inventory, now)
+    except RelayRefused as error:
+        if certificate is not None:
+            desk.reporting.say_refused("relay refused", cause=str(error.__cause__ or error.detail))
+        raise
     desk.reporting.seen.note(str(host), certificate, now.timestamp())
     note_version(desk.gate.dispatch, str(host), request.headers.get(HEADER))
     return host

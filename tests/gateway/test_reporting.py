@@ -13,6 +13,7 @@ import httpx
 import msgspec
 import pytest
 import trio
+from structlog.testing import capture_logs
 
 from certs import layout
 from certs.authority import Authority
@@ -259,3 +260,19 @@ async def test_what_no_relay_has_taken_is_cancelled_at_once(running: Running) ->
     assert await running.poll("a") == []
     again = await alice.post(f"/v1/migrations/{migration_id}/cancel")
     assert (again.status_code, again.json()["error"]["code"]) == (409, "already_ended")
+
+
+async def test_a_host_that_is_out_fills_no_operators_log(running: Running) -> None:
+    layout.issue_host(running.site.certs, "stranger", datetime.now(UTC))
+    client, body = running.client("stranger"), {"wait_seconds": 0}
+    relay = running.client("a")
+    with capture_logs() as said:
+        codes = {await refused(client, "/v1/relay/poll", body) for _ in range(60)}
+        numbers = ("transferred_bytes", "remaining_bytes", "total_bytes", "rate_bytes_per_second", "pass")
+        progress = {"migration_id": "of-others", "state": "running", **dict.fromkeys(numbers, 1)}
+        for _ in range(60):
+            await refused(relay, "/v1/relay/progress", progress)
+    assert codes == {"relay_refused"}
+    lines = [each for each in said if each["event"] in {"relay refused", "report on a migration of others"}]
+    assert 20 <= len(lines) <= 60
+    assert "stranger" in lines[0]["cause"]
