@@ -16,8 +16,10 @@ import structlog
 import trio
 
 from gateway.demo.machines import QEMU, start_qemu, stop_qemu
+from tests.transport.disks_moved import moved_with_disks
 from tests.transport.kinds import KINDS, NEWEST, VM, move
 from tests.transport.recoveries import interrupted, recovered
+from transport.hypervisors.moving import How
 from transport.hypervisors.qmp import QmpConnection
 
 Attempt = Callable[[Path, str], Awaitable[str]]
@@ -26,6 +28,8 @@ ROWS: dict[str, Attempt] = {
     **{kind.name: partial(move, kind) for kind in KINDS},
     **{kind.name: partial(recovered, kind) for kind in INTERRUPTED},
     f"{INTERRUPTED[0].name} three times": partial(recovered, INTERRUPTED[0], times=3),
+    "with disks, to which the guest writes": partial(moved_with_disks, How()),
+    "with disks, post-copy": partial(moved_with_disks, How(post_copy_after_seconds=0)),
 }
 
 
