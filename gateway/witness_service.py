@@ -29,6 +29,7 @@ from gateway.api.https import Bounds, HttpsServer
 from gateway.config import Address
 from gateway.errors import GatewayError, StartRefused
 from gateway.logging import configure_logging
+from gateway.throttle import Throttle
 from gateway.witness_config import WitnessConfig, load_witness_config
 
 EXIT_DONE, EXIT_CONFIGURATION = 0, 2
@@ -47,6 +48,7 @@ class WitnessApp:
         self._witness = witness
         self._logs = logs
         self._limiter = trio.CapacityLimiter(1)  # the witness is used by one thread at a time
+        self._said = Throttle(20, 1.0, trio.current_time)  # anyone may ask, and must not fill the operators' log
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http":
@@ -70,7 +72,8 @@ class WitnessApp:
             )
         except WitnessRefused as refused:
             level = log.info if refused.status in {400, 404, 409} else log.warning
-            level("not cosigned", status=refused.status, because=str(refused))
+            if self._said.admits(str(refused.status)):  # nonsense hides nothing that a log's key has signed
+                level("not cosigned", status=refused.status, because=str(refused))
             if refused.size is not None:
                 return Response(f"{refused.size}\n", refused.status, {"content-type": SIZE_TYPE})
             return PlainTextResponse(f"{refused}\n", refused.status)
