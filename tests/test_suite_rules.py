@@ -80,7 +80,7 @@ def test_what_needs_a_component_that_was_not_fetched_is_left_out_and_counted(
     assert result.parseoutcomes()["passed"] == 1
     result.stdout.fnmatch_lines(["LEFT OUT 1: `make nova`*"])
     (suite.path / ".nova").mkdir()
-    (suite.path / ".nova" / "version").touch()
+    (suite.path / ".nova" / "lock").touch()
     result = suite.runpytest_inprocess(*words)
     result.assert_outcomes(passed=2)
     result.stdout.no_fnmatch_line("LEFT OUT*")
