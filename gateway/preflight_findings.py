@@ -69,7 +69,7 @@ def destination_findings(
         yield from (f for check in destination.checks if (f := _of_check(check, host, copies_disks)) is not None)
         return
     if destination.machine is None:
-        message = f"no QEMU waits for the VM on {host} ({destination.trouble or 'nothing was said'})"
+        message = f"no QEMU on {host} says that it waits for the VM ({destination.trouble or 'nothing was said'})"
         yield Finding("no_waiting_qemu", "cannot", "operator of the destination host", message)
         return
     yield from _compare(machine, destination.machine, host)
