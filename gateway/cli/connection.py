@@ -6,7 +6,6 @@ proxy of the environment is used: the bearer token goes to the configured gatewa
 
 from __future__ import annotations
 
-import re
 import ssl
 import time
 from collections.abc import Mapping
@@ -23,6 +22,7 @@ from gateway.cli.interruption import note_change_asked
 from gateway.cli.replies import DecisionReply, ErrorReply
 from gateway.cli.settings import ClientSettings
 from gateway.cli.waiting import waiting_for
+from gateway.network_words import words_of_failure
 from transport.errors import UNDECODABLE
 
 CONNECT_TIMEOUT_SECONDS = 10
@@ -143,16 +143,12 @@ class Connection:
         )
 
     def _why(self, error: httpx.TransportError) -> str:
-        """In words without the names of C files and errno, which say nothing to whoever reads them."""
         match error:
             case httpx.ConnectTimeout():
                 return f"no connection, or no TLS handshake, within {CONNECT_TIMEOUT_SECONDS} s"
             case httpx.TimeoutException():
                 return f"no whole answer within {self._settings.timeout_seconds} s"
-        text = re.sub(r"^\[Errno -?[0-9]+\] |\s*\(_ssl\.c:[0-9]+\)$", "", str(error))
-        if text.startswith("[SSL"):
-            return f"what listens there speaks no TLS 1.3 ({text.partition('] ')[2] or text})"
-        return text or type(error).__name__
+        return words_of_failure(error)
 
     def no_sense(self, reason: str) -> Unreachable:
         return _no_sense(self.url, reason)

@@ -18,6 +18,7 @@ from gateway.cli.options import CaOption, GatewayOption, JsonOption, ServeConfig
 from gateway.cli.output import print_json, say
 from gateway.cli.serve import needs_gateway_extra
 from gateway.cli.settings import resolve
+from gateway.cli.waiting import waiting_for
 from gateway.counted import counted
 
 if TYPE_CHECKING:
@@ -137,7 +138,9 @@ async def _read_all(path: Path) -> tuple[list[Condition], tuple[str, ...]]:
         config = configuration.load(path)
         async with AsyncExitStack() as stack:
             sources: Sources = await open_sources(config, stack)
-            await sources.begin()
+            longest = sum(each.deadline_seconds for each in config.inventory.sources)
+            with waiting_for("the inventory's sources", longest):
+                await sources.begin()
             return sources.conditions(), sources.inventory.problems
     except GatewayError as error:
         raise BadConfiguration(error.detail, error.who_must_act, error.next_step, error.code) from error

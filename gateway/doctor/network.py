@@ -13,6 +13,7 @@ from typing import Final
 import httpx
 
 from gateway.doctor.finding import Finding
+from gateway.network_words import words_of_failure
 
 SECONDS: Final = 3.0
 SKEW_WRONG_SECONDS: Final = 30  # what permits allow
@@ -34,13 +35,13 @@ def gateway_findings(
         answer = _health(url, context)
     except (OSError, httpx.HTTPError) as error:
         if client is not None and (date := _date_for_anyone(url, trust_bundle)) is not None:
-            which = f"{url} answers, but not to this host's certificate ({error})"
+            which = f"{url} answers, but not to this host's certificate ({words_of_failure(error)})"
             message = f"{which}: it is revoked, expired, or of another CA"
             yield Finding("gateway", "wrong", message, "look at the clock; then enrol again: sealane certs token HOST")
             yield clock_finding(date, now)
             return
         remedy = "see that it runs; compare gateway.url, gateway.trust_bundle and this machine's clock"
-        yield Finding("gateway", "wrong", f"{url} does not answer: {error}", remedy)
+        yield Finding("gateway", "wrong", f"{url} does not answer: {words_of_failure(error)}", remedy)
         return
     is_well = answer.status_code == 200
     yield Finding(
