@@ -209,7 +209,8 @@ def _print_newest(
     source: RecordSource, terms: dict[str, str], floor: int, limit: int, *, as_json: bool, stream: bool
 ) -> int:
     """Print what matches from index `floor` on; returns the index of the last record printed, or -1."""
-    from gateway.cli.record_source import Question, read_pages
+    from gateway.cli.record_question import Question
+    from gateway.cli.record_source import read_pages
     from gateway.cli.record_view import show_records
 
     found = read_pages(source, Question(terms), floor=floor, limit=limit).records

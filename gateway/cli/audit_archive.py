@@ -17,6 +17,7 @@ import typer
 
 from gateway.cli.audit_options import LogOption
 from gateway.cli.errors import OPERATOR, REQUESTER, BadConfiguration, Refused
+from gateway.cli.log_folder import read_checkpoint, require_one
 from gateway.cli.options import CaOption, GatewayOption, JsonOption, TokenFileOption
 from gateway.cli.output import print_json, say
 from gateway.counted import counted
@@ -48,13 +49,8 @@ def archive(
       sealane audit archive /mnt/worm/audit --key log.vkey
       sealane audit archive /mnt/worm/audit --key log.vkey --log /var/lib/sealane/log --json
     """
-    if log is None:
-        told = _told_by_gateway(gateway, ca, token_file)
-    elif gateway is None:
-        told = _told_by_folder(log)
-    else:
-        raise BadConfiguration("--log and --gateway exclude each other", REQUESTER, "give one of them")
-    with told as of_log:
+    require_one(log, gateway)
+    with _told_by_gateway(gateway, ca, token_file) if log is None else _told_by_folder(log) as of_log:
         _update(directory, key, of_log, as_json=as_json)
 
 
@@ -87,11 +83,7 @@ def _told_by_folder(log: Path) -> Iterator[_Told]:
     from audit.tile_tree import FolderTiles
     from audit.verify_keys import joined_keys
 
-    try:
-        text = (log / "checkpoint").read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadConfiguration(f"{log} is no log: {error}", REQUESTER, "name the folder of a log") from error
-    yield _Told(text, FolderTiles(log), partial(joined_keys, log), str(log / KEYS_FILE))
+    yield _Told(read_checkpoint(log), FolderTiles(log), partial(joined_keys, log), str(log / KEYS_FILE))
 
 
 def _verifiers(directory: Path, given: list[str], told: _Told) -> tuple[list[LogVerifier], bytes]:

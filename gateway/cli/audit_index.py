@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gateway.cli.errors import OPERATOR, REQUESTER, BadConfiguration, Refused
+from gateway.cli.log_folder import read_checkpoint
 from gateway.cli.options import JsonOption
 from gateway.cli.output import print_json, say
 from gateway.cli.progress import progress_bar
@@ -119,7 +120,7 @@ def _places(config: Path | None, log: Path | None, index: Path | None) -> tuple[
     assert log is not None
     assert index is not None
     try:
-        lines = (log / "checkpoint").read_text(encoding="utf-8").split("\n", 2)
+        lines = read_checkpoint(log).split("\n", 2)
         return CommittedLog(lines[0], int(lines[1]), LogReader(log)), index
     except (OSError, ValueError, IndexError) as error:
         raise BadConfiguration(f"{log} is no log: {error}", REQUESTER, "name the folder of a log") from error

@@ -14,9 +14,10 @@ import typer
 
 from gateway.cli.audit_options import LogOption
 from gateway.cli.errors import REQUESTER, BadConfiguration
+from gateway.cli.log_folder import require_one
 from gateway.cli.options import CaOption, GatewayOption, JsonOption, TokenFileOption
 from gateway.cli.output import print_json, say
-from gateway.cli.record_source import Question
+from gateway.cli.record_question import Question
 
 
 def prove(
@@ -94,9 +95,8 @@ def prove(
         else:
             say(f"{out} proves entries of {sealed.origin} at size {sealed.tree.size}")
 
+    require_one(log, gateway)
     if log is not None:
-        if gateway is not None:
-            raise BadConfiguration("--log and --gateway exclude each other", REQUESTER, "give one of them")
         write(sealed_folder(log))
     else:
         with connected(gateway, ca, token_file) as client:

@@ -28,7 +28,8 @@ from gateway.cli.errors import REQUESTER, BadConfiguration
 from gateway.cli.options import CaOption, GatewayOption, JsonOption, TokenFileOption
 from gateway.cli.output import console, print_json, say
 from gateway.cli.record_formats import Format, print_records, show_histogram
-from gateway.cli.record_source import Question, opened, read_pages
+from gateway.cli.record_question import Question
+from gateway.cli.record_source import opened, read_pages
 from gateway.cli.saved_queries import queries_file, read_queries, remove_query, save_query, saved_query
 from gateway.counted import counted
 

@@ -16,8 +16,9 @@ from gateway.cli.audit_options import LogOption, SinceOption, UntilOption, terms
 from gateway.cli.errors import REQUESTER, Refused
 from gateway.cli.options import CaOption, GatewayOption, JsonOption, TokenFileOption
 from gateway.cli.output import console, print_json, print_table, say
+from gateway.cli.record_question import Question
 from gateway.cli.record_replies import NumberedRecord
-from gateway.cli.record_source import Question, RecordSource, opened, read_pages
+from gateway.cli.record_source import RecordSource, opened, read_pages
 from gateway.cli.stories import BEGINNINGS, Line, Move, life_of, moves_of, story_of
 from gateway.counted import counted
 from gateway.times import record_time_to_the_second

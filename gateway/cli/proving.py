@@ -23,7 +23,8 @@ from audit.tile_tree import FolderTiles, TileTree, split
 from audit.tiles import TILE_WIDTH, number_path, unframe
 from audit.verify_bundle import BundleCheck, BundleVerdict, ProvenEntry
 from gateway.cli.errors import OPERATOR, REQUESTER, BadConfiguration, Refused
-from gateway.cli.record_source import Question
+from gateway.cli.log_folder import read_checkpoint
+from gateway.cli.record_question import Question
 from gateway.cli.terminal import harmless, plain
 from gateway.counted import counted
 from gateway.times import to_the_second
@@ -31,7 +32,6 @@ from gateway.times import to_the_second
 if TYPE_CHECKING:
     from gateway.cli.client import GatewayClient
 
-_MAX_CHECKPOINT_BYTES = 64 * 1024
 _SHOWN = 200
 
 
@@ -52,12 +52,7 @@ class GatewayTiles:
 
 def sealed_folder(directory: Path) -> Sealed:
     """The log in a folder, as its checkpoint has it. Raises BadConfiguration."""
-    try:
-        with (directory / "checkpoint").open("rb") as file:
-            text = file.read(_MAX_CHECKPOINT_BYTES).decode()
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadConfiguration(f"{directory} is no log: {error}", REQUESTER, "name the folder of a log") from error
-    return _sealed(text, FolderTiles(directory))
+    return _sealed(read_checkpoint(directory), FolderTiles(directory))
 
 
 def sealed_gateway(client: GatewayClient) -> Sealed:

@@ -148,7 +148,8 @@ def _from_folder(
 ) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """Oldest first; a folder is read page by page, newest first."""
     from gateway.cli.record_folder import FromFolder
-    from gateway.cli.record_source import Question, read_pages
+    from gateway.cli.record_question import Question
+    from gateway.cli.record_source import read_pages
 
     source = FromFolder(log)
     for kind in kinds:

@@ -22,12 +22,12 @@ from audit.query.facets import PERMIT_KIND, UNREADABLE_KIND
 from audit.query.literals import zone_named
 from audit.tiles import MAX_FRAMED_BYTES, TILE_WIDTH, bundle_path, unframe
 from gateway.cli.errors import REQUESTER, BadConfiguration, Refused
+from gateway.cli.log_folder import MAX_CHECKPOINT_BYTES
+from gateway.cli.record_question import Question
 from gateway.cli.record_replies import Bucket, HistogramReply, NumberedRecord, RecordsReply
-from gateway.cli.record_source import Question
 from gateway.cli.serve import needs_gateway_extra
 from transport.errors import UNDECODABLE
 
-_MAX_CHECKPOINT_BYTES = 64 * 1024
 _MAX_BUNDLE_BYTES = TILE_WIDTH * (2 + MAX_FRAMED_BYTES)
 
 Record = Mapping[str, Any]
@@ -45,7 +45,7 @@ class FromFolder:
         path = self._directory / "checkpoint"
         try:
             with path.open("rb") as file:
-                lines = file.read(_MAX_CHECKPOINT_BYTES).split(b"\n", 3)
+                lines = file.read(MAX_CHECKPOINT_BYTES).split(b"\n", 3)
         except OSError as error:
             raise BadConfiguration(
                 f"{self._directory} is no log: {path.name}: {error.strerror}", REQUESTER, "name the folder of a log"
@@ -57,7 +57,7 @@ class FromFolder:
     def origin(self) -> str:
         """Which log its checkpoint is of."""
         with (self._directory / "checkpoint").open("rb") as file:
-            return file.read(_MAX_CHECKPOINT_BYTES).split(b"\n", 1)[0].decode(errors="replace")
+            return file.read(MAX_CHECKPOINT_BYTES).split(b"\n", 1)[0].decode(errors="replace")
 
     def record(self, index: int) -> Record:
         """One record, or permit entry; of kind `unreadable` if it is not there or cannot be read."""

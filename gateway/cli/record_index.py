@@ -13,8 +13,8 @@ from audit.index_questions import MAX_BUCKETS, Questions
 from audit.index_schema import INDEX_VERSION
 from gateway.cli.errors import OPERATOR, REQUESTER, BadConfiguration
 from gateway.cli.record_folder import FromFolder, where_of
+from gateway.cli.record_question import Question
 from gateway.cli.record_replies import Bucket, HistogramReply, NumberedRecord, RecordsReply
-from gateway.cli.record_source import Question
 
 Answer = TypeVar("Answer")
 REBUILD = "make it with `sealane audit index rebuild --log DIR --index FILE`"

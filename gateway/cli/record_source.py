@@ -10,14 +10,14 @@ nothing about it: `sealane audit verify` does.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gateway.cli.credentials import token_of
 from gateway.cli.errors import REQUESTER, BadConfiguration
+from gateway.cli.log_folder import require_one
+from gateway.cli.record_question import Question
 from gateway.cli.record_replies import HistogramReply, NumberedRecord, RecordsReply
 from gateway.cli.settings import resolve
 
@@ -25,29 +25,6 @@ if TYPE_CHECKING:
     from gateway.cli.client import GatewayClient
 
 PAGE_RECORDS = 100
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """What is asked: a text in the query language, and terms by the names of the API. All of it must hold.
-
-    Times of the text that name no zone are of `timezone`, None for UTC.
-    """
-
-    terms: Mapping[str, str] = field(default_factory=dict)
-    text: str = ""
-    timezone: str | None = None
-    on: str | None = None  # the SIEM that is asked
-
-    def parameters(self) -> dict[str, str | int]:
-        """As the API takes it. Raises BadConfiguration: what is too long for a query is so for HTTP, too."""
-        from audit.query.parse import MAX_CHARS
-
-        if len(self.text) > MAX_CHARS:
-            what = f"the query is longer than {MAX_CHARS} characters (at character {MAX_CHARS + 1})"
-            raise BadConfiguration(what, REQUESTER, "ask for less at once")
-        texts = {"query": self.text, "timezone": self.timezone or "", "on": self.on or ""}
-        return {**self.terms, **{name: text for name, text in texts.items() if text}}
 
 
 class RecordSource(Protocol):
@@ -108,9 +85,8 @@ def opened(
     """The source that the options name; a context manager that closes it."""
     if index is not None and log is None:
         raise BadConfiguration("--index needs --log", REQUESTER, "name the log's folder")
+    require_one(log, gateway)
     if log is not None:
-        if gateway is not None:
-            raise BadConfiguration("--log and --gateway exclude each other", REQUESTER, "give one of them")
         from gateway.cli.record_folder import FromFolder
 
         if index is not None:

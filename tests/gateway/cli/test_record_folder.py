@@ -22,7 +22,8 @@ from audit.record import PERMIT_KIND, Actor, Record, Vm, encode_entry, format_ti
 from audit.tiles import bundle_path
 from gateway.cli.errors import BadConfiguration, Refused
 from gateway.cli.record_folder import FromFolder, where_of
-from gateway.cli.record_source import Question, read_pages
+from gateway.cli.record_question import Question
+from gateway.cli.record_source import read_pages
 
 SIZE = 600  # two full bundles and a growing one
 START = datetime(2026, 11, 22, tzinfo=UTC)
