@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gateway.cli.output import print_table
+from gateway.cli.output import console, print_table
 from gateway.cli.terminal import harmless, plain
 from gateway.times import record_time_to_the_second
 
@@ -26,19 +26,34 @@ _OUTCOME_STYLES = {
     "cancelled": "yellow",
     "would_deny": "bold red",
 }
+_TABLE_WIDTH = 110  # below it a table folds names and reasons into columns of some letters
 COLUMNS = ("#", "time (UTC)", "kind", "outcome", "who", "VM", "from → to", "reason")
 
 Numbered = tuple[int, Mapping[str, Any]]
 
 
 def show_records(records: Iterable[Numbered], *, heading: bool = True) -> None:
-    """A table of records."""
+    """A table of records, or each on lines of its own where the terminal is too narrow for one."""
+    out = console()
+    if out.width < _TABLE_WIDTH:
+        for index, record in records:
+            _show_narrow(out, index, record)
+        return
     table = Table(*COLUMNS, box=None, show_header=heading, pad_edge=False, header_style="bold", expand=False)
     for column in (*table.columns[:4], table.columns[6]):
         column.no_wrap = True
     for index, record in records:
         table.add_row(str(index), *cells(record))
     print_table(table)
+
+
+def _show_narrow(out: Console, index: int, record: Mapping[str, Any]) -> None:
+    time, kind, outcome, who, vm, route, reason = cells(record)
+    out.print(Text.assemble((f"{index}  ", "bold"), time, "  ", outcome), soft_wrap=True)
+    out.print(Text("  ").append_text(kind), soft_wrap=True)
+    for part in (Text("  ").join(each for each in (who, vm, route) if each.plain), reason):
+        if part.plain:
+            out.print(Text("  ").append_text(part), soft_wrap=True)
 
 
 def cells(record: Mapping[str, Any]) -> list[Text]:
@@ -73,4 +88,6 @@ def _route(record: Mapping[str, Any]) -> str:
     ends = [record.get("source"), record.get("destination")]
     if not any(ends):
         return ""
+    if not record.get("destination") and not str(record.get("kind")).startswith("migration."):
+        ends = ends[:1]  # about one host: nothing goes anywhere
     return " → ".join("?" if not end else str(end).rpartition("/host/")[2] for end in ends)
