@@ -126,7 +126,10 @@ class HttpsServer:
                 await trio.sleep(0.02)
 
     async def _serve_connection(self, transport: trio.SocketStream) -> None:
-        address = str(transport.socket.getpeername()[0]) if transport.socket.fileno() >= 0 else "?"
+        try:
+            address = str(transport.socket.getpeername()[0])
+        except OSError:  # reset before it was taken; whatever is raised here would end the gateway
+            return
         place = self._places.take(address)
         if place is None:
             if self._told.admits("refused"):

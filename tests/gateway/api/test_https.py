@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
+import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -115,6 +117,14 @@ async def test_connections_are_capped_per_address_and_free_again_when_they_close
             while running.gateway.reloader._server._places:
                 await trio.sleep(0.01)
         assert (await running.client().get("/v1/health")).status_code == 200
+
+
+async def test_who_resets_a_connection_before_it_is_taken_ends_nothing_else(running: Running) -> None:
+    host, _, port = running.gateway.listen.rpartition(":")
+    for _ in range(3):  # no pause for the gateway, which runs in this thread, between the connection and its end
+        with socket.create_connection((host, int(port))) as stranger:
+            stranger.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    assert (await running.client().get("/v1/health")).status_code == 200
 
 
 @pytest.mark.parametrize(
