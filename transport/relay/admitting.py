@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -42,7 +41,9 @@ class Admissions:
         self.sessions: dict[SessionKey, DestinationSession] = {}
         self._vms_being_admitted: set[str] = set()
         self._being_admitted: dict[SessionKey, trio.Event] = {}
-        self._failed: OrderedDict[SessionKey, OfferRefused] = OrderedDict()  # once their permits were spent
+        # Of those whose permits were spent in vain: the detail, and whether S may read it. Words alone: an exception
+        # that is kept holds the frames through which it went, and more of them each time that it is raised.
+        self._failed: dict[SessionKey, tuple[str, bool]] = {}
 
     @property
     def is_busy(self) -> bool:
@@ -76,17 +77,18 @@ class Admissions:
             raise OfferRefused(RefusalCode.BUSY, "another session of this VM is under way here")
         if len(busy) + len(self._vms_being_admitted) >= self._host.config.limits.max_sessions:
             raise OfferRefused(RefusalCode.BUSY, "this relay carries as many sessions as it may")
+        movement = self._movement(offer)
         self._vms_being_admitted.add(vm)
         self._being_admitted[key] = trio.Event()
         try:
-            session = await self._begin(key, permit, self._movement(offer))
+            session = await self._begin(key, permit, movement)
             session.attempt = offer.attempt
             self.sessions[key] = session
         except OfferRefused as refused:
             if refused.code is RefusalCode.HYPERVISOR:
-                self._failed[key] = refused
+                self._failed[key] = refused.detail, refused.is_told
                 while len(self._failed) > _MAX_FAILED:
-                    self._failed.popitem(last=False)
+                    del self._failed[next(iter(self._failed))]
             raise
         finally:
             self._vms_being_admitted.discard(vm)
@@ -123,8 +125,9 @@ class Admissions:
 
     def _require_not_failed(self, key: SessionKey) -> None:
         """S does not wait for ever: it offers again, and is told why it got no answer, not that its permit is spent."""
-        if (refused := self._failed.get(key)) is not None:
-            raise refused
+        if key in self._failed:
+            detail, is_told = self._failed[key]
+            raise OfferRefused(RefusalCode.HYPERVISOR, detail, is_told=is_told)
 
     def _require_new(self, key: SessionKey) -> None:
         """Also among those that are only being admitted: two of one name would take each other's place."""

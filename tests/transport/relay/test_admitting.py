@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 
 import pytest
 import trio
 
+from certs.identity import spiffe_id_of
+from certs.tls import ControlPeer
 from tests.transport.relay.conftest import Pair, host_with, serving
 from tests.transport.relay.hostile import Driver
 from tests.transport.site import Site
-from transport.errors import RefusalCode
+from transport.errors import OfferRefused, RefusalCode
+from transport.relay.admitting import Admissions
 from transport.relay.host import open_host
-from transport.wire.messages import Refusal
+from transport.wire.messages import Offer, Refusal
 
 VM = "11111111-2222-4333-8444-555555555555"
 SOURCE = {"message_seconds": 0.3, "resume_seconds": 20.0}
@@ -57,6 +61,23 @@ async def test_nor_does_it_wait_for_longer_than_a_message_may_take(site: Site, d
         with trio.fail_after(15):
             news = await pair.carry(site.permit(vm=VM), tmp_path / "in.sock")
     assert "offer refused (hypervisor): 'the hypervisor there hangs" in str(news.message)
+
+
+async def test_what_is_remembered_of_a_refusal_does_not_grow_with_each_time_that_it_is_told(
+    site: Site, deaf: Path
+) -> None:
+    """An exception that is kept and raised again keeps the frames of all those times, connections and all."""
+    host = host_with(site, "b", {"hypervisor_seconds": 0.1}, qmp_socket=str(deaf))
+    leaf = open_host(site.relay_config("a")).credentials.chain[0]
+    peer = ControlPeer(spiffe_id_of(leaf), leaf, b"", (), "", "", "")
+    admissions = Admissions(host, lambda _: None)
+    frames: list[int] = []
+    for attempt in range(4):
+        offer = Offer(1, "begin", (site.permit(vm=VM),), "a" * 32, attempt)
+        with pytest.raises(OfferRefused, match="hangs") as refused:
+            await admissions.admit(offer, peer)
+        frames.append(len(list(walk_tb(refused.value.__traceback__))))
+    assert frames[1] == frames[2] == frames[3]
 
 
 async def test_the_permit_is_spent_all_the_same_and_nobody_else_learns_why(site: Site, deaf: Path) -> None:
