@@ -1,4 +1,5 @@
-"""Rules for the whole suite: Hypothesis profiles, and no silent skip of a real component, none left out silently.
+"""Rules for the whole suite: Hypothesis profiles, a deadline for each test, no silent skip of a real component, and
+none left out silently.
 
 Profiles are chosen by HYPOTHESIS_PROFILE: ``ci`` (the default) draws the same examples in every run, so that
 a red build can be repeated; ``quick`` (``make check``) draws fewer of them; ``fuzz`` (``make fuzz``) many new ones.
@@ -8,7 +9,9 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -29,6 +32,64 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 # A shell starts what it puts into the background with SIGINT ignored, and so would be every command that a test starts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+SUITE = os.getpid()
+# Of a test, and of what is laid out for it: nothing of `make test` takes a third of it. From then on again and again,
+# since what is put away may hang as well.
+DEADLINE_SECONDS = float(os.environ.get("TEST_DEADLINE_SECONDS", "600"))
+AGAIN_SECONDS = DEADLINE_SECONDS / 10
+
+
+def end_as_by_ctrl_c(_number: int, _frame: FrameType | None) -> None:
+    """Who ends a worker, say one that hangs, ends what its fixtures started."""
+    if os.getpid() != SUITE:  # a process forked off it
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGTERM)
+    signal.raise_signal(signal.SIGINT)
+
+
+signal.signal(signal.SIGTERM, end_as_by_ctrl_c)
+
+
+@contextmanager
+def deadline() -> Iterator[None]:
+    """Interrupts by SIGINT, which trio can be in the middle of; another error from a handler would break it."""
+    is_over = False
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        nonlocal is_over
+        is_over = True
+        signal.raise_signal(signal.SIGINT)
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, DEADLINE_SECONDS, AGAIN_SECONDS)
+    try:
+        yield
+    except BaseException as error:
+        if is_over:
+            raise pytest.fail.Exception(f"hangs: not over after {DEADLINE_SECONDS:g} s") from error
+        raise
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup() -> Generator[None, None, None]:
+    with deadline():
+        yield
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None, None, None]:
+    with deadline():
+        yield
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown() -> Generator[None, None, None]:
+    with deadline():
+        yield
 
 
 @pytest.hookimpl(wrapper=True)

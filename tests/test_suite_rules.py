@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+
+from bench.harness import wait_until
 
 pytest_plugins = ["pytester"]
 RULES = Path(__file__).with_name("conftest.py").read_text(encoding="utf-8")
@@ -84,6 +88,53 @@ def test_what_needs_a_component_that_was_not_fetched_is_left_out_and_counted(
     result = suite.runpytest_inprocess(*words)
     result.assert_outcomes(passed=2)
     result.stdout.no_fnmatch_line("LEFT OUT*")
+
+
+def test_a_test_that_hangs_fails_and_what_it_started_is_ended(
+    suite: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TEST_DEADLINE_SECONDS", "1")
+    suite.makepyfile(CHILD)
+    result = suite.runpytest_subprocess("-p", "no:cacheprovider", timeout=60)
+    result.assert_outcomes(failed=2, passed=1)
+    result.stdout.fnmatch_lines(["*hangs: not over after 1 s*"] * 2)
+    require_ended(int((suite.path / "child").read_text()))
+
+
+def test_a_suite_that_is_ended_ends_what_its_tests_started(suite: pytest.Pytester) -> None:
+    suite.makepyfile(CHILD)
+    words = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(suite.path)]
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
+        wait_until((suite.path / "child").exists, "its test's child", 60)
+        running.terminate()
+        running.wait(60)
+    require_ended(int((suite.path / "child").read_text()))
+
+
+# What a test with a component of its own does, whose component says nothing.
+CHILD = """
+    import os, pathlib, subprocess, sys, pytest, trio
+
+    @pytest.fixture
+    def child():
+        program = [sys.executable, "-c", "import sys; sys.stdin.read()"]
+        with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+            name = pathlib.Path(__file__).with_name("child")
+            name.with_suffix(".new").write_text(str(child.pid))
+            name.with_suffix(".new").rename(name)
+            yield child
+            child.kill()
+
+    def test_hangs(child): child.stdout.read()
+
+    def test_hangs_in_trio(): trio.run(trio.sleep_forever)
+
+    def test_is_next(): trio.run(trio.sleep, 0)
+    """
+
+
+def require_ended(pid: int) -> None:
+    wait_until(lambda: not Path(f"/proc/{pid}").exists(), f"the end of process {pid}", 30)
 
 
 def test_what_bytes_that_do_not_decode_raise_is_spelt_once_in_a_package() -> None:
