@@ -25,13 +25,13 @@ class NotSpoken(Exception):
 
 
 def is_refused(request: h11.Request) -> bool:
-    """Another protocol, a body whose length is said in two ways (RFC 9112, 6.1), or a header that counts twice."""
+    """Another protocol, a length that may be read in two ways (RFC 9112, 6.1), or a header that counts twice."""
     names = [name for name, _ in request.headers]
     return (
         request.http_version not in {b"1.0", b"1.1"}
         or request.method in {b"CONNECT", b"PRI"}
         or b"upgrade" in names
-        or (b"transfer-encoding" in names and b"content-length" in names)
+        or (b"transfer-encoding" in names and (b"content-length" in names or request.http_version == b"1.0"))
         or any(names.count(name) > 1 for name in _ONCE)
     )
 

@@ -19,6 +19,7 @@ NEXT = b"GET /v1/health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 TOKEN = b"POST /v1/token HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 SMUGGLED = {
     "a length beside chunks": TOKEN + b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+    "chunks of HTTP/1.0": TOKEN.replace(b"1.1", b"1.0") + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
     "two lengths": TOKEN + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}",
     "a length with a sign": TOKEN + b"Content-Length: +2\r\n\r\n{}",
     "a length in hexadecimal": TOKEN + b"Content-Length: 0x2\r\n\r\n{}",
