@@ -28,9 +28,8 @@ MAX_BATCH: Final = 64
 REOPEN_SECONDS: Final = 1.0  # before the first attempt to reopen a failed log
 LATER_SECONDS: Final = 2.0  # before each further one: whoever mends the disk is not kept waiting
 MAX_REOPEN_SECONDS: Final = 30.0
-REST: Final = (
-    9  # times as long as an attempt took, before the next one: a log of millions of entries is looked at whole
-)
+# Times as long as an attempt took, before the next one: a log of millions of entries is looked at whole.
+REST: Final = 9
 SAID_AGAIN_SECONDS: Final = 60.0  # that it fails still, for the same reason
 
 log = structlog.get_logger("gateway.committer")
