@@ -17,6 +17,7 @@ import typer
 from gateway.cli.asking import signed_in
 from gateway.cli.credentials import read_secret
 from gateway.cli.errors import OPERATOR, REQUESTER, BadConfiguration, Refused, Unreachable
+from gateway.cli.interruption import note_change_asked
 from gateway.cli.options import CaOption, GatewayOption, JsonOption, TokenFileOption
 from gateway.cli.output import print_json, say
 from gateway.cli.settings import canonical_url
@@ -129,6 +130,7 @@ def enrol(
     try:
         plan = Plan(url, config, state_dir, _hypervisor(hypervisor))
         token_text = EnrolmentToken.parse(text.strip())
+        note_change_asked("the gateway")
         with waiting_for(url, _EXCHANGES * FIRST_CONTACT_SECONDS):
             done = enrol_host(plan, token_text, datetime.now(UTC))
     except GatewayRefuses as error:

@@ -69,7 +69,6 @@ class _OneLineErrors(TyperGroup):
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
-        words = _command_words(self, [*ctx._protected_args, *ctx.args])
         try:
             return super().invoke(ctx)
         except CommandError as error:
@@ -82,19 +81,8 @@ class _OneLineErrors(TyperGroup):
             # trio puts it into a group where a task got it.
             if isinstance(error, BaseExceptionGroup) and error.subgroup(KeyboardInterrupt) is None:
                 raise
-            sys.stderr.write(interrupted_line(words) + "\n")
+            sys.stderr.write(interrupted_line() + "\n")
             raise typer.Exit(EXIT_INTERRUPTED) from None
-
-
-def _command_words(group: Any, arguments: list[str]) -> str:
-    """Which command they name, such as "audit verify"."""
-    words = []
-    for argument in arguments:
-        if argument not in getattr(group, "commands", {}):
-            break
-        group = group.commands[argument]
-        words.append(argument)
-    return " ".join(words)
 
 
 app = typer.Typer(

@@ -15,6 +15,7 @@ import typer
 
 from gateway.cli.credentials import read_token
 from gateway.cli.errors import OPERATOR, REQUESTER, Refused, Unreachable
+from gateway.cli.interruption import note_change_asked
 from gateway.cli.options import CaOption, GatewayOption, JsonOption, TokenFileOption
 from gateway.cli.output import print_json, say
 from gateway.cli.settings import resolve
@@ -67,6 +68,7 @@ def start(
     token = read_token(settings.token_file, settings.gateway, int(time.time()))
     wish: dict[str, Any] = {"vm": vm, "token": token, "minutes": minutes}
     wish |= {name: value for name, value in (("destination", to), ("reason", reason)) if value is not None}
+    note_change_asked("this host's relay")
     answer = _ask(relay_socket, json.dumps(wish).encode() + b"\n")
     if "error" in answer:
         raise Refused(f"the relay does not take it: {answer['error']}", OPERATOR, "see [front] of the relay's file")
