@@ -31,8 +31,8 @@ from gateway.api.answers import JsonAnswer, error_answer, error_document
 from gateway.api.bounds import BoundedBody
 from gateway.api.desk import Desk
 from gateway.api.tells_version import TellsVersion
+from gateway.api.validation_words import words_of
 from gateway.errors import GatewayError, NotKnown, RequestRefused
-from gateway.validation_words import words_of
 
 log = structlog.get_logger("gateway.api")
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from gateway.validation_words import HOST_NAME, MIGRATION_ID, PORT_NAME
+from gateway.api.validation_words import HOST_NAME, MIGRATION_ID, PORT_NAME
 
 Name = Annotated[str, Field(min_length=1, max_length=255)]
 # Blanks give no reason: where one is demanded they are none.

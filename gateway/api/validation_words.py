@@ -1,6 +1,6 @@
 """What is wrong with a value by pydantic's account of it, in our words: what is allowed, never what was sent.
 
-For requests to the gateway's API and for options of the command: what was sent may hold a password.
+What was sent may hold a password.
 """
 
 from __future__ import annotations

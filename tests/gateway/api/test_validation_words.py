@@ -4,7 +4,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from gateway.api.bodies import TokenWish
-from gateway.validation_words import words_of
+from gateway.api.validation_words import words_of
 
 
 @pytest.mark.parametrize(
