@@ -130,7 +130,7 @@ class HttpsServer:
             address = str(transport.socket.getpeername()[0])
         except OSError:  # reset before it was taken; whatever is raised here would end the gateway
             return
-        place = self._places.take(address)
+        place = self._places.take(address, transport.socket.close)
         if place is None:
             if self._told.admits("refused"):
                 log.warning("connection refused: too many", address=address)

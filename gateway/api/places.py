@@ -9,6 +9,7 @@ share one, too, but have certificates.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import trio
@@ -18,10 +19,13 @@ from gateway.crowds import crowd_of
 
 @dataclass(eq=False, slots=True)
 class Place:
-    """One connection's. `scope`: cancelled when its place is given to another."""
+    """One connection's. When its place is given to another, `scope` is cancelled, then `close` called: what it sends is
+    shielded from cancellation, and whoever does not read it would stay beside all who have places.
+    """
 
     address: str
     crowd: str
+    close: Callable[[], object]
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     is_stranger: bool = True
 
@@ -36,17 +40,18 @@ class Places:
     def __len__(self) -> int:
         return len(self._taken)
 
-    def take(self, address: str) -> Place | None:
+    def take(self, address: str, close: Callable[[], object]) -> Place | None:
         """A place, which is left by `leave`; None if there is none."""
         if self._by_address[address] >= self._most_per_address:
             return None
-        place = Place(address, crowd_of(address))
+        place = Place(address, crowd_of(address), close)
         if len(self._taken) >= self._most:
             yielding = self._yielding_to(place)
             if yielding is None:
                 return None
             self.leave(yielding)
             yielding.scope.cancel()
+            yielding.close()
         self._by_address[address] += 1
         self._taken[place] = None
         return place

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import ssl
+from functools import partial
+from typing import Any
+
 import pytest
 import trio
 
+from gateway.api.https import Bounds, HttpsServer, TlsFiles, make_context
 from gateway.api.places import Place, Places
 from gateway.crowds import crowd_of
 from gateway.starter import Site
@@ -12,8 +17,12 @@ from tests.gateway.api.test_https import configured, connected
 from tests.gateway.conftest import running_gateway
 
 
+def take(places: Places, address: str) -> Place | None:
+    return places.take(address, lambda: None)
+
+
 def taken(places: Places, *addresses: str) -> list[Place]:
-    found = [places.take(address) for address in addresses]
+    found = [take(places, address) for address in addresses]
     assert None not in found
     return [place for place in found if place is not None]
 
@@ -21,7 +30,7 @@ def taken(places: Places, *addresses: str) -> list[Place]:
 def test_an_address_has_so_many_and_all_have_so_many() -> None:
     places = Places(4, 2)
     first = taken(places, "192.0.2.1", "192.0.2.1")
-    assert places.take("192.0.2.1") is None
+    assert take(places, "192.0.2.1") is None
     places.leave(first[0])
     places.leave(first[0])
     taken(places, "192.0.2.1", "192.0.2.2", "192.0.2.3")
@@ -42,10 +51,10 @@ async def test_when_all_are_taken_the_oldest_of_the_largest_crowd_makes_room() -
 async def test_nobody_makes_room_for_an_equal_or_for_their_own() -> None:
     places = Places(2, 2)
     taken(places, "192.0.2.1", "192.0.2.2")
-    assert places.take("192.0.2.3") is None
+    assert take(places, "192.0.2.3") is None
     full = Places(2, 4)
     taken(full, "192.0.2.1", "192.0.2.1")
-    assert full.take("192.0.2.1") is None
+    assert take(full, "192.0.2.1") is None
 
 
 async def test_whoever_has_shown_a_certificate_keeps_their_place() -> None:
@@ -53,14 +62,14 @@ async def test_whoever_has_shown_a_certificate_keeps_their_place() -> None:
     relays = taken(places, *["192.0.2.1"] * 3)
     for place in relays:
         place.is_stranger = False
-    assert places.take("192.0.2.2") is None
+    assert take(places, "192.0.2.2") is None
     assert not any(place.scope.cancel_called for place in relays)
 
 
 async def test_a_network_of_ipv6_is_one_crowd() -> None:
     places = Places(3, 1)
     crowd = taken(places, "2001:db8::1", "2001:db8::2", "2001:db8::3")
-    assert places.take("2001:db8::4") is None
+    assert take(places, "2001:db8::4") is None
     taken(places, "2001:db8:0:1::1")
     assert crowd[0].scope.cancel_called
     assert crowd_of("::ffff:192.0.2.1") == "192.0.2.1"
@@ -95,3 +104,36 @@ async def test_strangers_who_have_all_places_keep_no_other_address_out(site: Sit
                 await lost.wait()
             assert (await relay.post("/v1/relay/poll", json={"wait_seconds": 0})).status_code == 200
             nursery.cancel_scope.cancel()
+
+
+async def test_whoever_does_not_read_an_answer_makes_room_as_fast(site: Site) -> None:
+    is_sending, ended = trio.Event(), trio.Event()
+
+    async def long_answer(_scope: Any, _receive: Any, send: Any) -> None:
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            is_sending.set()
+            while True:
+                await send({"type": "http.response.body", "body": bytes(2**20), "more_body": True})
+        finally:
+            ended.set()
+
+    certs = site.certs
+    files = TlsFiles(certs / "gateway/tls.pem", certs / "gateway/tls.key", (site.ca,), (certs / "crl.pem",))
+    server = HttpsServer(long_answer, make_context(files), Bounds(2, 2, 5.0))
+    context = ssl.create_default_context(cafile=str(site.ca))
+    async with trio.open_nursery() as nursery:
+        (listener,) = await nursery.start(partial(server.serve, "127.0.0.1", 0))
+        port = listener.socket.getsockname()[1]
+        silent = await trio.open_ssl_over_tcp_stream("127.0.0.1", port, ssl_context=context)
+        await silent.send_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        with trio.fail_after(10):
+            await is_sending.wait()
+        async with await trio.open_tcp_stream("127.0.0.1", port):
+            with trio.socket.socket() as newcomer:
+                await newcomer.bind(("127.0.0.77", 0))
+                await newcomer.connect(("127.0.0.1", port))
+                with trio.fail_after(10):
+                    await ended.wait()
+        await trio.aclose_forcefully(silent)
+        nursery.cancel_scope.cancel()
