@@ -11,6 +11,7 @@ from datetime import datetime
 from cryptography import x509
 
 from certs.errors import Check, PeerRefused
+from certs.introduction import authority_key_id
 
 
 def newest_crls(
@@ -19,7 +20,7 @@ def newest_crls(
     """Of each issuer the CRL with the highest number, so that an old file left beside it cannot be preferred."""
     newest: dict[tuple[bytes, bytes], x509.CertificateRevocationList] = {}
     for crl in crls:
-        issuer = (crl.issuer.public_bytes(), _authority_key_id(crl))
+        issuer = (crl.issuer.public_bytes(), authority_key_id(crl) or b"")
         held = newest.get(issuer)
         if held is None or (crl_number_of(crl) or 0) > (crl_number_of(held) or 0):
             newest[issuer] = crl
@@ -81,7 +82,12 @@ def _require_fresh_crl(
 def is_forged(crl: x509.CertificateRevocationList, authorities: Sequence[x509.Certificate]) -> bool:
     """It names one of `authorities`, and that one has not signed it. The CRL of another CA cannot be judged here."""
     named = [each for each in authorities if each.subject == crl.issuer and _may_have_signed(each, crl)]
-    return bool(named) and not any(_is_issued_by(crl, each) for each in named)
+    return bool(named) and not is_issued_by_one(crl, named)
+
+
+def is_issued_by_one(crl: x509.CertificateRevocationList, authorities: Sequence[x509.Certificate]) -> bool:
+    """By its signature."""
+    return any(_is_issued_by(crl, each) for each in authorities)
 
 
 def _may_have_signed(authority: x509.Certificate, crl: x509.CertificateRevocationList) -> bool:
@@ -90,7 +96,7 @@ def _may_have_signed(authority: x509.Certificate, crl: x509.CertificateRevocatio
         key_id = authority.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest
     except x509.ExtensionNotFound:
         return True
-    return _authority_key_id(crl) in (b"", key_id)
+    return authority_key_id(crl) in (None, b"", key_id)
 
 
 def _is_issued_by(crl: x509.CertificateRevocationList, authority: x509.Certificate) -> bool:
@@ -99,11 +105,3 @@ def _is_issued_by(crl: x509.CertificateRevocationList, authority: x509.Certifica
         return crl.issuer == authority.subject and crl.is_signature_valid(key)  # type: ignore[arg-type]
     except TypeError:  # a key that signs no CRLs (X25519): the same as not signed by it
         return False
-
-
-def _authority_key_id(crl: x509.CertificateRevocationList) -> bytes:
-    try:
-        found = crl.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value.key_identifier
-    except x509.ExtensionNotFound:
-        return b""
-    return found or b""

@@ -130,10 +130,15 @@ def read_crls(path: Path) -> tuple[x509.CertificateRevocationList, ...]:
     """The CRL of a file, or those of all `*.pem` of a folder, one in each. Raises `CredentialError`."""
     if not path.is_dir():
         return (read_crl(path),)
-    found = tuple(read_crl(file) for file in sorted(path.glob("*.pem")) if not file.name.startswith("."))
+    found = tuple(map(read_crl, crl_files(path)))
     if not found:
         raise CredentialError(path, "is a folder without a CRL", "fetch the CRL of every CA into it")
     return found
+
+
+def crl_files(folder: Path) -> list[Path]:
+    """Those that count, without what a crash left half written; none where there is no folder."""
+    return [file for file in sorted(folder.glob("*.pem")) if not file.name.startswith(".")]
 
 
 def sync_directory(directory: Path) -> None:

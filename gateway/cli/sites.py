@@ -84,10 +84,10 @@ def lay_down(document: SiteDocument, folder: Path) -> dict[str, str]:
     UNREADABLE.
     """
     from audit.checkpoint import LogVerifier
+    from certs.crl_folder import keep_crls
     from certs.federation import parse_bundle
     from certs.files import write_atomically
     from policy.permit import PermitKey
-    from transport.relay.identity import keep_crls
 
     bundle = json.dumps(document.bundle, indent=1, sort_keys=True).encode()
     roots = parse_bundle(bundle, document.trust_domain)

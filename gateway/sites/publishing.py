@@ -15,6 +15,7 @@ import trio
 from cryptography.hazmat.primitives.serialization import Encoding
 from msgspec import Meta
 
+from certs.crl_folder import MAX_CRLS, keep_crls
 from certs.crls import newest_crls
 from certs.errors import CertificateError
 from certs.federation import bundle_document
@@ -24,7 +25,6 @@ from gateway.relays import HostTrust
 from gateway.sites.peer import fetch
 from gateway.sites.settings import OtherSite
 from policy.strict_json import strictly
-from transport.relay.identity import MAX_CRLS, keep_crls
 
 FETCH_SECONDS: Final = 20.0
 log = structlog.get_logger("gateway.sites")

@@ -22,6 +22,7 @@ from msgspec import Meta
 from audit.checkpoint import LogVerifier
 from audit.errors import AuditError
 from certs.credentials import HostCredentials
+from certs.crl_folder import keep_crls
 from certs.enrolment import EnrolmentToken, make_request
 from certs.errors import UNREADABLE, CredentialError
 from certs.files import read_private_key, write_atomically, write_private_key
@@ -30,7 +31,6 @@ from transport.errors import UNDECODABLE, ConfigurationError
 from transport.relay.config import load_relay_config, split_address
 from transport.relay.first_contact import Proven, first_contact
 from transport.relay.gateway_answers import GatewayAway
-from transport.relay.identity import keep_crls
 
 MAX_ANSWER_BYTES: Final = 32 * 1024 * 1024
 _Pem = Annotated[str, Meta(max_length=1024 * 1024)]

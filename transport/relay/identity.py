@@ -6,33 +6,26 @@ takes `context` and `credentials` in one step, so that both ends derive their ke
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final
 
 import structlog
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
-from OpenSSL import SSL, crypto
+from OpenSSL import SSL
 
 from certs.changes import Marks, marks_of
 from certs.credentials import HostCredentials
-from certs.crls import crl_number_of, is_forged, newest_crls
-from certs.errors import UNREADABLE, Check, CredentialError, PeerRefused
+from certs.crl_folder import keep_crls
+from certs.crls import newest_crls
+from certs.errors import Check, CredentialError, PeerRefused
 from certs.federation import load_foreign
-from certs.files import read_crl, write_atomically
 from certs.identity import SpiffeId
 from certs.introduction import authority_key_id, crl_id, root_id
 from certs.tls import local_leaf_sha256, server_context
-from certs.verification import Trust
 from transport.relay.config_sections import IdentitySection, SiteSection
 
 _REMEMBERED: Final = 8  # certificates of sessions that may still run
-MAX_CRLS: Final = 16
-FORMER: Final = "former"  # folder of CRLs whose CA was retired: their numbers are remembered
 log = structlog.get_logger("sealane.relay")
 
 
@@ -126,29 +119,6 @@ class Identity:
         return keep_crls(Path(self.section.crls[0]), texts, self.credentials.authorities)
 
 
-def keep_crls(folder: Path, texts: list[str], authorities: Sequence[x509.Certificate]) -> int:
-    """Put newer CRLs into a folder; how many were newer. Raises `CredentialError`.
-
-    A lower number than the one held never replaces it: whoever speaks for the gateway cannot undo a revocation. Nor
-    does what one of `authorities` ought to have signed and has not: its number could be higher than any that comes.
-    """
-    if len(texts) > MAX_CRLS:
-        raise CredentialError(None, f"more than {MAX_CRLS} CRLs", "look at the gateway's tls.crls")
-    taken = 0
-    for text in texts:
-        crl, number, name = _numbered(text)
-        if is_forged(crl, authorities):
-            raise CredentialError(None, "a CRL that its CA has not signed", "look at the gateway's tls.crls")
-        file = folder / f"{name}.pem"
-        former = folder / FORMER / file.name  # let go of once: not even then does it come back with a lower number
-        held = [read_crl(each) for each in (file, former) if each.exists()]
-        if any((crl_number_of(each) or 0) >= number and not is_forged(each, authorities) for each in held):
-            continue
-        write_atomically(file, crl.public_bytes(Encoding.PEM))
-        taken += 1
-    return taken
-
-
 def _files(section: IdentitySection, sites: tuple[SiteSection, ...]) -> list[Path]:
     own = (section.certificate, section.private_key, section.trust_bundle, *section.crls)
     return [Path(name) for name in (*own, *(name for site in sites for name in (site.bundle, *site.crls)))]
@@ -166,27 +136,3 @@ def _load(section: IdentitySection, sites: tuple[SiteSection, ...]) -> HostCrede
         load_foreign(site.trust_domain, Path(site.bundle), [Path(crl) for crl in site.crls], own) for site in sites
     )
     return replace(credentials, foreign=foreign)
-
-
-def _numbered(text: str) -> tuple[x509.CertificateRevocationList, int, str]:
-    """With its number and its `_name_of`: cryptography reads both only when they are asked for. Nor is one taken that
-    only OpenSSL cannot read: with it in the folder, this relay would not start again.
-    """
-    try:
-        crl = x509.load_pem_x509_crl(text.encode())
-        Trust((), (crl,)).fill(crypto.X509Store())
-        number, name = crl_number_of(crl), _name_of(crl)
-    except UNREADABLE:
-        raise CredentialError(None, "a CRL that cannot be read", "look at the gateway's tls.crls") from None
-    if number is None:
-        raise CredentialError(None, "a CRL without a number", "look at the gateway's tls.crls")
-    return crl, number, name
-
-
-def _name_of(crl: x509.CertificateRevocationList) -> str:
-    """Of its issuer and that issuer's key: two CAs of one name do not overwrite each other."""
-    try:
-        key_id = crl.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value.key_identifier or b""
-    except x509.ExtensionNotFound:
-        key_id = b""
-    return hashlib.sha256(crl.issuer.public_bytes() + b"\0" + key_id).hexdigest()[:32]

@@ -18,12 +18,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from msgspec import Meta
 
+from certs.crl_folder import put_away
 from certs.errors import UNREADABLE, CredentialError
-from certs.files import read_certificates, read_crl, sync_directory, write_atomically
+from certs.files import crl_files, read_certificates, read_crl, write_atomically
 from certs.introduction import MAX_INTRODUCTIONS, authority_key_id, crl_id, introduced_roots, root_id
 from certs.key_introduction import MAX_KEY_INTRODUCTIONS, Introduction
 from transport.errors import UNDECODABLE
-from transport.relay.identity import FORMER, Identity
+from transport.relay.identity import Identity
 from transport.relay.pins import Pins
 
 _Pem = Annotated[str, Meta(max_length=64 * 1024)]
@@ -77,12 +78,20 @@ class TrustNews:
         """Blocking. Newer CRLs are taken whatever becomes of the rest. Raises `CredentialError`, OSError."""
         taken = self.identity.keep_crls(self.told.crls)
         for trust_domain, crls in self.told.foreign_crls.items():
-            taken += self.identity.keep_foreign_crls(trust_domain, crls)
+            taken += self._take_foreign(trust_domain, crls)
         try:
             changed, is_gateways = self._take_roots()
         except CredentialError as error:
             return Taken(bool(taken), refused=str(error))
         return Taken(bool(taken) or changed, is_gateways)
+
+    def _take_foreign(self, trust_domain: str, crls: list[str]) -> int:
+        """What another site publishes stops nothing of ours: its hosts are refused once their CRL here has ended."""
+        try:
+            return self.identity.keep_foreign_crls(trust_domain, crls)
+        except CredentialError as error:
+            log.error("the CRLs of another site stay as they are", trust_domain=trust_domain, cause=str(error))
+            return 0
 
     def _take_roots(self) -> tuple[bool, bool]:
         held = self.identity.credentials.trust_anchors
@@ -93,7 +102,7 @@ class TrustNews:
         self._require_usable(roots)
         is_gateways = self._write_gateway_bundle(held, roots)
         write_atomically(Path(self.identity.section.trust_bundle), _pem(roots))
-        _put_away(going)
+        put_away(going)
         log.info("roots changed", roots=[root.subject.rfc4514_string() for root in roots])
         return True, is_gateways
 
@@ -108,15 +117,13 @@ class TrustNews:
         return tuple(root for root in every if root_id(root) not in self.told.retired)
 
     def _crls_to_drop(self) -> list[Path]:
-        folder = Path(self.identity.section.crls[0])
-        files = [file for file in sorted(folder.glob("*.pem")) if not file.name.startswith(".")]
-        return [file for file in files if crl_id(authority_key_id(read_crl(file))) in self.told.retired]
+        held = crl_files(Path(self.identity.section.crls[0]))
+        return [file for file in held if crl_id(authority_key_id(read_crl(file))) in self.told.retired]
 
     def _require_usable(self, roots: tuple[x509.Certificate, ...]) -> None:
         """Else a gateway that retires too early would make a host that nobody believes."""
         held = self.identity.credentials
-        folder = Path(self.identity.section.crls[0])
-        crls = [read_crl(file) for file in sorted(folder.glob("*.pem")) if not file.name.startswith(".")]
+        crls = map(read_crl, crl_files(Path(self.identity.section.crls[0])))
         left = tuple(crl for crl in crls if crl_id(authority_key_id(crl)) not in self.told.retired)
         if not roots:
             raise CredentialError(None, "the gateway leaves no root to trust", "look at the gateway")
@@ -130,15 +137,6 @@ class TrustNews:
         others = [root for root in known if root not in held and root not in roots]
         write_atomically(self.gateway_bundle, _pem((*others, *roots)))
         return True
-
-
-def _put_away(files: Sequence[Path]) -> None:
-    for file in files:
-        former = file.parent / FORMER
-        former.mkdir(mode=0o700, exist_ok=True)
-        file.rename(former / file.name)
-        sync_directory(former)
-        sync_directory(file.parent)
 
 
 def _pem(certificates: Sequence[x509.Certificate]) -> bytes:

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from certs.crl_folder import keep_crls
 from certs.crls import crl_number_of
 from certs.enrolment import EnrolmentToken, make_request, requested_key
 from certs.errors import UNREADABLE, CertificateError, CredentialError
@@ -31,7 +32,6 @@ from tests.policy.test_permit import MATERIAL, PINNED
 from tests.transport.wire.test_frames import KEYS, LANE, seal
 from tests.transport.wire.test_messages import EXAMPLES, SESSION
 from transport.errors import Misuse, ProtocolViolation, RefusalCode
-from transport.relay.identity import keep_crls
 from transport.relay.receipts import verify_peer_receipt
 from transport.wire.clear_frames import ClearOpener, ClearSealer
 from transport.wire.control import ControlOrder, Role

@@ -12,13 +12,15 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
 
 from certs.authority import INTRODUCTIONS, Authority
+from certs.crl_folder import FORMER, MAX_CRLS, MAX_KNOWN, keep_crls, put_away
 from certs.errors import CredentialError
-from certs.files import read_certificates, read_crl, write_atomically, write_private_key
+from certs.files import crl_files, read_certificates, read_crl, write_atomically, write_private_key
 from certs.introduction import authority_key_id, crl_id, root_id
-from transport.relay.config_sections import IdentitySection
-from transport.relay.identity import FORMER, Identity, keep_crls
+from transport.relay.config_sections import IdentitySection, SiteSection
+from transport.relay.identity import Identity
 from transport.relay.told_trust import ToldTrust, TrustNews
 
 NOW = datetime.now(UTC)
@@ -172,3 +174,54 @@ def test_a_forged_crl_that_was_taken_before_its_ca_was_known_gives_way(place: Pl
 def test_the_crl_of_a_successor_with_the_same_name_is_not_taken_for_forged(place: Place, tmp_path: Path) -> None:
     other = Authority.create(made(tmp_path / "other"), "bank.example", NOW)
     assert keep_crls(made(tmp_path / "crls"), [crl(other)], place.identity.credentials.authorities) == 1
+
+
+def of_nobody(names: range, number: int = 1) -> list[str]:
+    """CRLs of CAs that no host knows."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    built = x509.CertificateRevocationListBuilder().last_update(NOW).next_update(NOW + timedelta(days=1))
+    built = built.add_extension(x509.CRLNumber(number), critical=False)
+    issuers = (x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"CA {name}")]) for name in names)
+    signed = (built.issuer_name(issuer).sign(key, hashes.SHA256()) for issuer in issuers)
+    return [each.public_bytes(Encoding.PEM).decode() for each in signed]
+
+
+def test_cas_that_are_made_up_fill_no_disk_and_no_place_of_a_known_one(place: Place) -> None:
+    crls = place.folder / "crls"
+    place.hears(crls=of_nobody(range(MAX_CRLS - 2)))
+    with pytest.raises(CredentialError, match="takes none of another"):
+        place.hears(crls=of_nobody(range(100, 101)))
+    assert len(crl_files(crls)) == MAX_CRLS
+    assert place.hears(crls=of_nobody(range(1), number=2)).any
+    root = next(file for file in crl_files(crls) if read_crl(file) == read_crl(place.root.crl_file))
+    root.unlink()
+    place.hears(crls=of_nobody(range(100, 101)))
+    assert place.hears(crls=[crl(place.root)]).any
+
+
+def test_nor_do_they_after_they_were_retired(tmp_path: Path) -> None:
+    folder = made(tmp_path / "crls")
+    for begin in range(0, MAX_KNOWN, MAX_CRLS):
+        put_away(crl_files(folder))
+        keep_crls(folder, of_nobody(range(begin, begin + MAX_CRLS)), ())
+    put_away(crl_files(folder))
+    with pytest.raises(CredentialError, match=f"0 CAs and of {MAX_KNOWN} retired ones"):
+        keep_crls(folder, of_nobody(range(MAX_KNOWN, MAX_KNOWN + 1)), ())
+    assert keep_crls(folder, of_nobody(range(1), number=2), ()) == 1
+
+
+def test_what_another_site_publishes_stops_nothing_of_this_one(place: Place, tmp_path: Path) -> None:
+    east = Authority.create(made(tmp_path / "east"), "east.example", NOW)
+    folder = made(place.folder / "east-crls")
+    write_atomically(folder / "root.pem", crl(east).encode())
+    site = SiteSection("east.example", str(tmp_path / "east" / "ca.pem"), [str(folder)], ["permit.pub"], ["log.vkey"])
+    place.identity = Identity.open(place.identity.section, NOW, (site,))
+    place.issuing.revoke(7, NOW)
+    new = place.root.create_successor(made(tmp_path / "new"), NOW)
+    introductions = [(tmp_path / "new" / INTRODUCTIONS).read_text()]
+    hostile = {"east.example": of_nobody(range(MAX_CRLS + 1))}
+    own = [crl(place.issuing), crl(new)]
+    taken = place.hears(roots=pem(place.root, new), introductions=introductions, crls=own, foreign_crls=hostile)
+    assert (taken.gateway_roots, taken.refused) == (True, None)
+    place.identity.reload(NOW)
+    assert place.identity.credentials.crl_number == 2
