@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from typing import Final
 
 import trio
+
+from gateway.errors import Overloaded
+
+WAIT_SECONDS: Final = 60.0  # twice as long as `sealane` waits for its answer, if nobody has told it otherwise
 
 
 @dataclass(slots=True)
@@ -25,12 +30,18 @@ class Turns:
 
     @asynccontextmanager
     async def of(self, key: str) -> AsyncIterator[None]:
-        """Wait for a turn of `key`, and have it within the block."""
+        """Wait for a turn of `key`, and have it within the block. Errors: Overloaded: it does not come in time."""
         own = self._own.setdefault(key, _Own(trio.CapacityLimiter(self._of_one)))
         own.here += 1
         try:
-            # First their own: nobody stands in the common line who could not go in.
-            async with own.limiter, self._all:
+            async with AsyncExitStack() as turn:
+                try:
+                    with trio.fail_after(WAIT_SECONDS):
+                        # First their own: nobody stands in the common line who could not go in.
+                        await turn.enter_async_context(own.limiter)
+                        await turn.enter_async_context(self._all)
+                except trio.TooSlowError as error:
+                    raise Overloaded("other questions take as long as this one could wait") from error
                 yield
         finally:
             own.here -= 1

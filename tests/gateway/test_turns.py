@@ -5,7 +5,8 @@ from __future__ import annotations
 import trio
 import trio.testing
 
-from gateway.turns import Turns
+from gateway.errors import Overloaded
+from gateway.turns import WAIT_SECONDS, Turns
 
 
 async def test_one_who_asks_for_much_leaves_room_for_others() -> None:
@@ -39,6 +40,29 @@ async def test_who_gives_up_waiting_takes_no_place() -> None:
             async with turns.of("b"):
                 raise AssertionError("it is taken")
         assert scope.cancelled_caught
+    async with turns.of("b"):
+        pass
+    assert not turns._own
+
+
+async def test_nobody_waits_for_ever(autojump_clock: trio.testing.MockClock) -> None:
+    turns, errors = Turns(1, 1), list[Overloaded]()
+
+    async def ask(name: str) -> None:
+        try:
+            async with turns.of(name):
+                await trio.sleep_forever()
+        except Overloaded as error:
+            errors.append(error)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ask, "a")
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(ask, "a")
+        nursery.start_soon(ask, "b")
+        await trio.sleep(WAIT_SECONDS + 1)
+        assert len(errors) == 2
+        nursery.cancel_scope.cancel()
     async with turns.of("b"):
         pass
     assert not turns._own
