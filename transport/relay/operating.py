@@ -7,7 +7,6 @@ reaches it, so it may say which VM goes where.
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Final, assert_never
@@ -25,7 +24,6 @@ from transport.relay.inlets import listen_unix, peer_uid
 log = structlog.get_logger("sealane.relay")
 MAX_REQUEST_BYTES: Final = 4096
 _SECONDS: Final = 10.0
-_KNOCK_SECONDS: Final = 1.0
 _MAX_CALLERS: Final = 16
 
 
@@ -137,28 +135,12 @@ class Operators:
 
 
 def listen_for_operators(path: Path) -> trio.socket.SocketType:
-    """`ConfigurationError` if the socket cannot be had, or another relay answers there, which would be out of reach."""
-    if _answers(path):
-        raise ConfigurationError(
-            f"relay.state_dir: {path.parent}: another relay serves from it; stop that one, or give each its own"
-        )
+    """`ConfigurationError` if the socket cannot be had. What is there was left by a relay that is gone."""
     try:
         path.unlink(missing_ok=True)
         return listen_unix(path, 0o600)
     except (OSError, LocalBroken) as error:
         raise ConfigurationError(f"control socket: {error}") from None
-
-
-def _answers(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as knocking:
-        knocking.settimeout(_KNOCK_SECONDS)
-        try:
-            knocking.connect(str(path))
-        except TimeoutError:
-            return True  # somebody listens, and is busy
-        except OSError:
-            return False  # nothing is there, or what a relay that was killed left behind
-    return True
 
 
 async def _read_line(accepted: trio.socket.SocketType) -> bytes:

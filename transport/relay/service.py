@@ -37,6 +37,11 @@ async def serve_relay(host: RelayHost, ready: Callable[[str], None], ask: Ask | 
 
     `ask`: who permits what callers of the front want, if not the gateway.
     """
+    with host.spool.served():
+        await _serve(host, ready, ask)
+
+
+async def _serve(host: RelayHost, ready: Callable[[str], None], ask: Ask | None) -> None:
     listening = _listening(host)
     link = GatewayLinks(host)
     try:

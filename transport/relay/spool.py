@@ -18,11 +18,12 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
 from certs.files import write_atomically
-from transport.errors import LocalBroken, Misuse, SpoolFailed
+from transport.errors import ConfigurationError, LocalBroken, Misuse, SpoolFailed
 from transport.wire.control import Role
 
 FOLLOWING: dict[str, frozenset[str]] = {
@@ -87,6 +88,7 @@ class Spool:
 
     def __init__(self, state_dir: Path, run_dir: Path | None = None) -> None:
         """`run_dir`: where session folders are, if hypervisors of other users must reach into them."""
+        self._state_dir = state_dir
         self._journals = state_dir / "journals"
         self._receipts = state_dir / "receipts"
         self.run_dir = run_dir or state_dir / "run"
@@ -105,6 +107,22 @@ class Spool:
         if found.st_uid != os.geteuid() or found.st_mode & 0o077:
             # Whoever can write here can say where a guest runs.
             raise SpoolFailed(f"{state_dir}: must belong to the relay's user and have mode 0700: chown or chmod it")
+
+    @contextmanager
+    def served(self) -> Iterator[None]:
+        """By this process alone: another relay would take its control socket away. `ConfigurationError` otherwise.
+
+        Sessions of other processes (`sealane relay open`) are beside it: each owns its journal.
+        """
+        ownership = _own(self._state_dir / "serving.lock")
+        if ownership is None:
+            raise ConfigurationError(
+                f"relay.state_dir: {self._state_dir}: another relay serves from it; stop that one, or give each its own"
+            )
+        try:
+            yield
+        finally:
+            os.close(ownership)
 
     def begin(self, role: Role, name: str, **facts: object) -> SessionJournal:
         """A new session's journal in its first state, durable when this returns. `name`: 32 hexadecimal digits."""
@@ -199,7 +217,10 @@ def _read(path: Path, *, cut_torn_line: bool = False) -> tuple[str, dict[str, An
 
 
 def _own(path: Path) -> int | None:
-    """A locked descriptor of the journal at `path`, which is made if it is not there; None if it is another's."""
+    """A locked descriptor of the file at `path`, which is made if it is not there; None if it is another's.
+
+    The kernel lets go of it with the process, however that ends.
+    """
     while True:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -214,6 +235,9 @@ def _own(path: Path) -> int | None:
             return None
         except FileNotFoundError:
             pass
+        except OSError as error:  # a file system without locks
+            os.close(descriptor)
+            raise SpoolFailed(f"{path}: cannot be locked: {error.strerror}") from None
         os.close(descriptor)  # whoever forgot this journal was quicker than our lock
 
 

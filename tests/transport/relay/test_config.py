@@ -18,6 +18,7 @@ from transport.relay import host
 from transport.relay.config import load_relay_config, split_address
 from transport.relay.limits import LimitsSection
 from transport.relay.process import EXIT_CONFIGURATION, run_relay
+from transport.relay.spool import Spool
 
 
 @pytest.fixture(autouse=True)
@@ -156,13 +157,8 @@ def test_a_state_folder_of_a_relay_that_serves_is_left_to_it(
     file: Path, site: Site, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The second one would take its control socket away, and operators would ask a relay that carries nothing."""
-    with socket.socket(socket.AF_UNIX) as first:
-        state_dir = Path(load_relay_config(file).relay.state_dir)
-        state_dir.mkdir(mode=0o700, exist_ok=True)
-        first.bind(str(state_dir / "control.sock"))
-        first.listen()
+    with Spool(Path(load_relay_config(file).relay.state_dir)).served():
         assert "another relay serves from it" in start(file, capsys)
-    assert (state_dir / "control.sock").exists()
 
 
 def test_a_state_folder_that_is_a_file_is_called_that(
