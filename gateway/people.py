@@ -1,7 +1,6 @@
 """Who is asking: bearer tokens of the configured issuers, and the local issuer's own tokens for a password.
 
-A refused token or password is recorded, within a rate: somebody without any right must not be able to fill the log.
-How many were left out is said in the next such record.
+A refused token or password is recorded, within a rate.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from audit.record import Actor
 from gateway.crowds import crowd_of
 from gateway.errors import GatewayError, OperatorError, Throttled, Unauthenticated
 from gateway.people_sources import DirectoryGroups, KeySource, LocalIssuer
+from gateway.recorded_refusals import RecordedRefusals
 from gateway.recording import Event, Recorder
 from gateway.sealed_people import SEAL_BROKEN, SIGNED_IN, SealBroken, SealedIssuer
 from gateway.services import ServiceRefused, Services
@@ -98,7 +98,7 @@ class People:
         self._recorder = recorder
         self._throttles = throttles
         self._hashing = trio.CapacityLimiter(MAX_PASSWORD_CHECKS)
-        self._unrecorded = 0
+        self._refusals = RecordedRefusals(recorder, throttles.monotonic)
         # What the bundle in force names: of people in very many groups, records write out these.
         self.named_groups: Callable[[], frozenset[str]] = frozenset
 
@@ -273,16 +273,11 @@ class People:
         self, why: dict[str, Any], username: str | None, address: str, kind: str = "token.refused"
     ) -> None:
         """Record it, or count it. A log that cannot take it changes nothing: the answer is no in any case."""
-        if not self._throttles.refusals.admits("all"):
-            self._unrecorded += 1
-            return
-        left_out, self._unrecorded = self._unrecorded, 0
         actor = Actor(username[:64], username[:64], "nobody") if username and username.isprintable() else None
-        details = {**why, "client_address": address, "left_out_before": left_out}
+        details = {**why, "client_address": address}
         try:
-            await self._recorder.append(Event(kind, "denied", actor=actor, details=details))
+            await self._refusals.record(Event(kind, "denied", actor=actor, details=details))
         except (GatewayError, AuditError) as error:
-            self._unrecorded += left_out + 1
             log.warning("a refused token could not be recorded", error=str(error))
 
     def _waiting(self) -> int:
@@ -292,12 +287,12 @@ class People:
 class Throttles:
     """Of what needs no authentication."""
 
-    def __init__(self, clock: Any) -> None:
-        self._by_name = Throttle(5, 10.0, clock)
-        self._by_both = Throttle(5, 10.0, clock)
-        self._by_address = Throttle(10, 3.0, clock)
+    def __init__(self, monotonic: Callable[[], float]) -> None:
+        self.monotonic = monotonic
+        self._by_name = Throttle(5, 10.0, monotonic)
+        self._by_both = Throttle(5, 10.0, monotonic)
+        self._by_address = Throttle(10, 3.0, monotonic)
         self._signed_in: OrderedDict[tuple[str, str], None] = OrderedDict()
-        self.refusals = Throttle(20, 1.0, clock)
 
     def sign_in_admits(self, username: str, address: str) -> bool:
         """Five at once for a name, then six a minute; ten and twenty for an address, or a network of IPv6.

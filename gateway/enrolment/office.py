@@ -36,6 +36,7 @@ from gateway.enrolment.writer import AuthorityFailed, Writer
 from gateway.errors import GatewayError, NotAllowed, NotKnown, RequesterError, RequestRefused, Throttled
 from gateway.gate import Gate
 from gateway.hosts_seen import HostsSeen
+from gateway.recorded_refusals import RecordedRefusals
 from gateway.recording import Event, actor_of, host_actor, identity_of
 from gateway.rollover.authorities import Authorities
 from gateway.throttle import Throttle
@@ -94,8 +95,7 @@ class Office:
         self._seen = seen
         self._publish = publish
         self._failing = Throttle(10, 3.0, monotonic)
-        self._recorded = Throttle(20, 1.0, monotonic)  # of all addresses together: strangers may have many
-        self._unrecorded = 0
+        self._refusals = RecordedRefusals(gate.recorder, monotonic)
         self._renewing = Throttle(6, 300.0, monotonic)
         self._one = trio.CapacityLimiter(1)  # SQLite's and the CRL's only thread
         self._signing = trio.CapacityLimiter(2)
@@ -285,20 +285,15 @@ class Office:
         return sha256, token
 
     async def _refuse(self, error: Exception, text: str, address: str) -> None:
-        """On record within a rate: somebody without any right must not be able to fill the log. Errors: Throttled."""
+        """On record within a rate. Errors: Throttled, LogUnavailable, Overloaded."""
         if not self._failing.admits(crowd_of(address)):
             raise Throttled("too many enrolments from this address were refused") from error
-        if not self._recorded.admits("all"):
-            self._unrecorded += 1
-            return
-        left_out, self._unrecorded = self._unrecorded, 0
         try:
             host: str | None = EnrolmentToken.parse(text).host  # what it claims: the actor is nobody
         except CredentialError:
             host = None
-        details: dict[str, Any] = {"client_address": address, "claimed_host": host, "because": str(error)[:500]}
-        details |= {"left_out_before": left_out} if left_out else {}
-        await self._gate.recorder.append(Event("host.enrolment_refused", "denied", details=details))
+        details = {"client_address": address, "claimed_host": host, "because": str(error)[:500]}
+        await self._refusals.record(Event("host.enrolment_refused", "denied", details=details))
 
     async def _permitted(  # noqa: PLR0913, PLR0917
         self,

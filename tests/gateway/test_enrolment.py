@@ -199,7 +199,7 @@ async def test_guesses_from_many_addresses_do_not_fill_the_log_either(site: Site
         assert refused == [10, 10], "a network of IPv6 is one that guesses"
         recorded = len(await running.records("host.enrolment_refused"))
         assert 20 <= recorded <= 40
-        office._recorded = Throttle(20, 1.0, lambda: 0.0)
+        office._refusals._throttle = Throttle(20, 1.0, lambda: 0.0)
         with pytest.raises(EnrolmentRefused):
             await office.enrol("slt1.b.x", request, "203.0.113.1")
         *_, last = await running.records("host.enrolment_refused")

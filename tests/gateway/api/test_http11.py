@@ -114,7 +114,7 @@ async def test_nothing_is_left_of_calls_that_were_refused_cut_short_or_left(site
     """Many rounds, one kind after the other, and what is held after them is what was held before."""
     async with running_gateway(configured(site, "connections_per_address = 8")) as running:
         # Records of refusals would stay: one a second, however many there are.
-        running.gateway.desk.people._throttles.refusals = Throttle(0, 1.0e9, trio.current_time)
+        running.gateway.desk.people._refusals._throttle = Throttle(0, 1.0e9, trio.current_time)
         relay = running.client("a")
         assert (await relay.post("/v1/relay/poll", json={"wait_seconds": 0})).status_code == 200
         stranger = running.client()
