@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl
 import trio
 
 from gateway.api.answers import JsonAnswer, error_answer
-from gateway.errors import GatewayError, RequestRefused, RequestTooLarge, RequestTooSlow
+from gateway.errors import GatewayError, Overloaded, RequestRefused, RequestTooLarge, RequestTooSlow
 from policy import strict_json
 from policy.publication import MAX_PUBLICATION_BYTES
 
@@ -77,14 +77,20 @@ class BoundedBody:
                 await self._app(scope, _Replay(body, receive), send)
 
     async def _read_large(self, scope: Any, receive: Any) -> bytes:
-        """Errors: RequestRefused, RequestTooLarge, RequestTooSlow."""
+        """Errors: RequestRefused, RequestTooLarge, RequestTooSlow, Overloaded."""
         _require_json_type(scope)
         try:
             with trio.fail_after(self._seconds):
-                async with self._large:
-                    body = await _read_body(scope, receive, LARGE_BODIES[scope["path"]])
+                await self._large.acquire()
+        except trio.TooSlowError as error:
+            raise Overloaded("other publications are being read") from error
+        try:
+            with trio.fail_after(self._seconds):
+                body = await _read_body(scope, receive, LARGE_BODIES[scope["path"]])
         except trio.TooSlowError as error:
             raise RequestTooSlow("the body did not arrive in time") from error
+        finally:
+            self._large.release()
         if body is None:
             raise RequestRefused("the connection ended before the body")  # nobody is there to read it
         return body
