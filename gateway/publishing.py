@@ -148,6 +148,8 @@ class Publishing:
         store = self._need_store()
         data = await read()
         async with self._lock:  # the version is compared with the one in force
+            # Again: while the body was on its way, a policy may have come into force by which they may not.
+            await self._require(person, address, "policy.published")
             try:
                 kept = await trio.to_thread.run_sync(self._check, data)
                 await trio.to_thread.run_sync(store.prepare, kept.publication)

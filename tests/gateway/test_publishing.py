@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 import gateway.config as configuration
 from audit.verify import verify_log
 from gateway.api.bounds import LARGE_BODIES
-from gateway.errors import StartRefused
+from gateway.errors import NotAllowed, StartRefused
 from gateway.publishing import PublicationStore, newest_published, read_or_refuse
 from gateway.starter import Site
 from policy.bundle import Bundle
@@ -177,6 +177,26 @@ async def test_strangers_do_not_hold_the_places_in_which_publications_are_read(s
                 assert b"connection: close" in told
         answer = await publish(running, publication(files_of(site, 2, FREEZE, tests=False), "ann", "ben"))
         assert answer.status_code == 201, answer.text
+
+
+async def test_whoever_may_publish_no_more_when_their_body_has_come_publishes_nothing(site: Site) -> None:
+    nobody = FREEZE.replace("freeze", "hands-off").replace(
+        'in Sealane::Action::"AnyMove"', '== Sealane::Action::"PublishPolicy"'
+    )
+    async with running_gateway(site) as running:
+        desk = running.gateway.desk
+        bob = await desk.people.authenticate(running.token("bob"), desk.now(), "test")
+        bob = await desk.people.resolve_groups(bob, desk.now(), "test")
+
+        async def slow_body() -> bytes:
+            answer = await publish(running, publication(files_of(site, 2, nobody, tests=False), "ann", "ben"))
+            assert answer.status_code == 201, answer.text
+            return publication(files_of(site, 3, FREEZE, tests=False), "ann", "ben")
+
+        with pytest.raises(NotAllowed):
+            await desk.publishing.publish(bob, slow_body, "test")
+        assert desk.gate.engine.bundle.version == 2
+        assert [each["outcome"] for each in await running.records("policy.published")] == ["completed", "denied"]
 
 
 async def test_a_publication_that_does_not_come_or_is_no_json_is_refused(site: Site) -> None:
