@@ -118,7 +118,7 @@ def test_a_second_opening_is_refused_while_the_log_is_open(tmp_path: Path) -> No
             opened(tmp_path)
         # and from another process, which must not get as far as changing anything
         code = f"import fcntl; fcntl.flock(open({str(tmp_path / 'lock')!r}), fcntl.LOCK_EX | fcntl.LOCK_NB)"
-        other = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+        other = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, check=False)
         assert b"BlockingIOError" in other.stderr
     with opened(tmp_path) as log:
         assert log.size == 0

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from audit.verify_work import in_order
+from tests.processes import killed_after
 
 PARENT = """
 import sys, time
@@ -49,7 +50,8 @@ def test_a_process_that_dies_is_an_error_and_no_wait() -> None:
 
 
 def test_workers_do_not_outlive_a_parent_that_is_killed() -> None:
-    with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True) as parent:
+    command = [sys.executable, "-c", PARENT]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent, killed_after(parent):
         assert parent.stdout is not None
         workers = [int(word) for word in parent.stdout.readline().split()]
         assert workers

@@ -40,8 +40,10 @@ def run_pass(seed: int, examples: int, timeout_seconds: float, more: list[str]) 
     with subprocess.Popen(command, env=environment, start_new_session=True) as process:
         try:
             return process.wait(timeout_seconds)
-        except subprocess.TimeoutExpired:
+        except BaseException as error:
             os.killpg(process.pid, signal.SIGKILL)  # pytest and its workers: all in the session made for them
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise
             return None
 
 

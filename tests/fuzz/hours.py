@@ -38,7 +38,7 @@ class Hours:
         return msgspec.json.decode(self._file.read_bytes(), type=dict[str, ByCommit]) if self._file.exists() else {}
 
     def add(self, target: str, commit: str, spent: Spent) -> Spent:
-        """Durable when it returns. What the target has had in all."""
+        """In the file when it returns. What the target has had in all."""
         with self._alone():
             told = self.read()
             at = told.setdefault(target, {})

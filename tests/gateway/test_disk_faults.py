@@ -25,6 +25,7 @@ from audit.verify import verify_log
 from certs.files import read_private_key
 from gateway.starter import AUDIENCE, LOCAL_ISSUER, Site
 from policy.identity.local import LocalDirectory, issue_token
+from tests.processes import killed_after
 
 pytestmark = [pytest.mark.whole, pytest.mark.real]
 
@@ -89,7 +90,8 @@ def gateway(
         )
     assert process.stdout is not None
     try:
-        ready = process.stdout.readline()
+        with killed_after(process):
+            ready = process.stdout.readline()
         assert ready, (site.directory / "stderr").read_text()
         with Asking(site, json.loads(ready)["listen"]) as asking:
             yield process, asking

@@ -22,6 +22,7 @@ from certs.files import read_private_key
 from gateway.process import run_gateway
 from gateway.starter import Site
 from tests.gateway.conftest import Running
+from tests.processes import killed_after
 
 pytestmark = pytest.mark.whole
 
@@ -50,7 +51,8 @@ class Process:
 
     def ready(self) -> dict[str, object]:
         assert self.process.stdout is not None
-        return json.loads(self.process.stdout.readline())  # type: ignore[no-any-return]
+        with killed_after(self.process):
+            return json.loads(self.process.stdout.readline())  # type: ignore[no-any-return]
 
     def lines(self) -> list[dict[str, object]]:
         return [json.loads(line) for line in self.errors.read_text().splitlines()]

@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from certs.authority import Authority
 from certs.files import write_private_key
+from tests.processes import killed_after
 
 HERE = Path(__file__).parent
 AUDIENCE = "https://sealane.example"
@@ -60,7 +61,8 @@ class Provider:
 
     def _read(self) -> dict[str, Any]:
         assert self.process.stdout is not None
-        return json.loads(self.process.stdout.readline())  # type: ignore[no-any-return]
+        with killed_after(self.process):
+            return json.loads(self.process.stdout.readline())  # type: ignore[no-any-return]
 
     def tell(self, op: str, **what: Any) -> None:
         """See server.mjs."""

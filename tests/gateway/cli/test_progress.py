@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from gateway.cli.progress import counted_on, progress_bar
 from gateway.starter import EXAMPLE_BUNDLE
+from tests.processes import killed_after
 
 
 def test_everything_passes_and_the_bar_ends_full() -> None:
@@ -35,17 +36,11 @@ def test_somebody_who_waits_for_a_diff_at_a_terminal_sees_how_far_it_is(tmp_path
     shown, said = b"", tmp_path / "said"
     with said.open("wb") as output, subprocess.Popen(words, stdout=output, stderr=terminal, env=environment) as process:
         os.close(terminal)
-        deadline = threading.Timer(120, process.kill)  # the terminal ends with it
-        deadline.start()
-        try:
+        with killed_after(process, 120), suppress(OSError):  # nobody holds the terminal any more
             while piece := os.read(leader, 65536):  # while it runs: a terminal holds little that nobody reads
                 shown += piece
-        except OSError:
-            pass  # nobody holds it any more
-        finally:
+        with killed_after(process):
             process.wait()
-            deadline.cancel()
-            deadline.join()
     os.close(leader)
     assert process.returncode == 0
     asked = int(said.read_bytes().split(b" requests")[0].split()[-1])

@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from rich.console import Console
 
 from gateway.cli import relay_operating
 from tests.gateway.cli.conftest import Sealane, only_error_line
+from tests.processes import killed_after
 
 
 @pytest.mark.parametrize("command", [("relay", "status"), ("evacuation", "status")])
@@ -128,21 +130,22 @@ def a_relay(path: Path) -> Iterator[None]:
             served.join()
 
 
-def command(path: Path, *more: str, **options: Any) -> subprocess.Popen[bytes]:
+@contextmanager
+def command(path: Path, *more: str, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
     code = "from gateway.cli.main import run; run()"
     words = [sys.executable, "-c", code, "relay", "status", "--socket", str(path), *more]
-    return subprocess.Popen(words, stderr=subprocess.PIPE, **options)
+    with subprocess.Popen(words, stderr=subprocess.PIPE, **options) as started, killed_after(started):
+        yield started
 
 
 def test_who_watches_into_a_pipe_gets_one_state_after_the_other(tmp_path: Path) -> None:
     with a_relay(tmp_path / "s"), command(tmp_path / "s", "--watch", stdout=subprocess.PIPE) as watching:
         assert watching.stdout is not None
-        seen = 0
-        while seen < 2:
-            seen += b"waits, place 1" in watching.stdout.readline()
+        states = (line for line in watching.stdout if b"waits, place 1" in line)
+        assert len(list(islice(states, 2))) == 2
         watching.send_signal(signal.SIGINT)
         watching.stdout.read()
-        assert watching.wait(60) == 0
+        assert watching.wait() == 0
 
 
 def test_closed_streams_are_no_reason_for_a_traceback(tmp_path: Path) -> None:
@@ -151,5 +154,5 @@ def test_closed_streams_are_no_reason_for_a_traceback(tmp_path: Path) -> None:
         os.close(1)
 
     with a_relay(tmp_path / "s"), command(tmp_path / "s", preexec_fn=close) as deaf:
-        assert deaf.communicate(timeout=60)[1] == b""
+        assert deaf.communicate()[1] == b""
         assert deaf.returncode == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import select
 import signal
 import socket
 import subprocess
@@ -44,6 +45,7 @@ class AtATerminal:
         return self.said
 
     def _read(self) -> str:
+        assert select.select([self._ours], [], [], PATIENCE_SECONDS)[0], self.said
         try:
             part = os.read(self._ours, 4096).decode()
         except OSError:  # EIO: the last one at the other side is gone

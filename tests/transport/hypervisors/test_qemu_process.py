@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.processes import killed_after
 from transport.hypervisors.process import process_identity
 from transport.hypervisors.qemu_process import ExpectedQemu, boot_seconds, find_qemus, is_qemu_of
 
@@ -19,9 +20,11 @@ SLEEP = "import sys; sys.stdin.read()"
 @contextmanager
 def process(program: str, *arguments: str) -> Iterator[int]:
     """A Python that calls itself `program`."""
-    with subprocess.Popen(
-        [program, "-c", SLEEP, *arguments], executable=sys.executable, stdin=subprocess.PIPE
-    ) as running:
+    command = [program, "-c", SLEEP, *arguments]
+    with (
+        subprocess.Popen(command, executable=sys.executable, stdin=subprocess.PIPE) as running,
+        killed_after(running),
+    ):
         while not Path(f"/proc/{running.pid}/cmdline").read_bytes().startswith(program.encode()):
             os.sched_yield()
         yield running.pid

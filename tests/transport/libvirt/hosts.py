@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gateway.demo.guest import GuestLayout, build_boot_image
+from tests.processes import killed_after
 from tests.transport.site import Site
 
 ROOT = Path(__file__).parents[3]
@@ -301,7 +302,8 @@ class Pair:
             )  # fmt: skip
         host.relay = Relay(process, log)
         assert process.stdout is not None
-        line = process.stdout.readline()
+        with killed_after(process):
+            line = process.stdout.readline()
         process.stdout.close()
         assert line, log.read_text()[-2000:]
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.processes import killed_after
 from tests.transport.libvirt.hosts import Guest, Host, Pair, wait_for
 
 pytestmark = [pytest.mark.real, pytest.mark.whole]
@@ -50,9 +51,11 @@ print((seen, dropped))
 def counted(pair: Pair) -> Iterator[dict[str, int]]:
     """What passed meanwhile, by kind; filled in at the end of the block."""
     seen: dict[str, int] = {}
-    with subprocess.Popen(
-        pair.b.inside(sys.executable, "-c", COUNTER), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as counter:
+    command = pair.b.inside(sys.executable, "-c", COUNTER)
+    with (
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as counter,
+        killed_after(counter, 300),
+    ):
         assert counter.stdout is not None
         assert counter.stdout.readline() == "counting\n"
         try:
