@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import trio
 
-from tests.transport.kinds import Kind, Stage, move
-from tests.transport.relay.conftest import host_with, serving, until
-from tests.transport.relay.cutter import Network, network_to
-from tests.transport.site import Site
-from transport.relay.config import split_address
+from tests.transport.kinds import Kind, move
+from tests.transport.relay.conftest import until
+from tests.transport.relay.cutter import Network
+from tests.transport.stages import Stage, stage_over_network
 
 MIB = 1 << 20
 LIMITS = {"resume_seconds": 30.0, "silence_seconds": 2.0}
@@ -46,17 +44,6 @@ async def cuts_survived(folder: Path, kind: Kind, cuts: int, chance: random.Rand
     network: list[Network] = []
     made = holes = 0
 
-    @asynccontextmanager
-    async def through_network(folder: Path) -> AsyncIterator[Stage]:
-        site = Site.lay_out(folder)
-        source, destination = (
-            host_with(site, name, LIMITS, kind="qmp", qmp_socket=str(folder / f"q{name}" / "{uuid}" / "qmp.sock"))
-            for name in ("a", "b")
-        )
-        async with serving(destination) as (_, address), network_to(split_address(address, "relay")) as between:
-            network.append(between)
-            yield Stage(site, source, between.address)
-
     async def cut(_: Stage) -> None:
         nonlocal made, holes
         between = network[0]
@@ -72,7 +59,9 @@ async def cuts_survived(folder: Path, kind: Kind, cuts: int, chance: random.Rand
                 continue
             made += bool(chance.choice([between.cut, between.cut_near])(*chance.choice(KINDS)))
 
-    evidence = await move(slow, folder, meddle=cut, within=through_network, seconds=60 + 6 * cuts)
+    evidence = await move(
+        slow, folder, meddle=cut, within=partial(stage_over_network, network, LIMITS), seconds=60 + 6 * cuts
+    )
     (receipt,) = (folder / "relay-a" / "receipts").glob("*-source*")
     resumptions = json.loads(json.loads(receipt.read_bytes())["receipt"]["body"])["resumptions"]
     return Survived(made, holes, resumptions, evidence)

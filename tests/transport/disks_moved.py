@@ -10,8 +10,9 @@ import trio
 
 from gateway.demo.guest import FLOPPY_BYTES
 from gateway.demo.machines import QEMU, Qemu, start_qemu, stop_qemu
-from tests.transport.kinds import DEADLINE_SECONDS, MIB, VM, WrongGuest, stage
+from tests.transport.kinds import DEADLINE_SECONDS, MIB, VM, WrongGuest
 from tests.transport.relay.conftest import until
+from tests.transport.stages import stage
 from transport.hypervisors.moving import How
 from transport.hypervisors.qmp import QmpConnection
 from transport.relay.source import MigrationOrder, carry_as_source

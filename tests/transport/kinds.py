@@ -8,8 +8,8 @@ that the kind was really used: channels in the signed receipts, numbers of QEMU'
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -21,12 +21,11 @@ import trio
 from gateway.demo.guest import GuestLayout, build_boot_image, count_passes, memory_problems
 from gateway.demo.machines import QEMU, Qemu, dump_region, let_run, run_state, start_qemu, stop_qemu, wait_passes
 from policy.permit import Limits
-from tests.transport.relay.conftest import serving, until
-from tests.transport.site import Site
+from tests.transport.relay.conftest import until
+from tests.transport.stages import Stage, stage
 from transport.hypervisors.errors import HypervisorError
 from transport.hypervisors.moving import How
 from transport.hypervisors.qmp import QmpConnection
-from transport.relay.host import RelayHost, open_host
 from transport.relay.news import News
 from transport.relay.source import MigrationOrder, carry_as_source
 
@@ -176,30 +175,6 @@ KINDS: tuple[Kind, ...] = (
 
 class WrongGuest(AssertionError):
     """The guest is not what and where it should be, or the kind was not used."""
-
-
-@dataclass
-class Stage:
-    """Two relays in this process that drive QEMU by QMP."""
-
-    site: Site
-    source: RelayHost
-    address: str
-    news: list[News] = field(default_factory=list)
-
-    async def tell(self, news: News) -> None:
-        self.news.append(news)
-
-
-@asynccontextmanager
-async def stage(folder: Path) -> AsyncIterator[Stage]:
-    site = Site.lay_out(folder)
-    hosts = [
-        open_host(site.relay_config(name, kind="qmp", qmp_socket=str(folder / f"q{name}" / "{uuid}" / "qmp.sock")))
-        for name in ("a", "b")
-    ]
-    async with serving(hosts[1]) as (_, address):
-        yield Stage(site, hosts[0], address)
 
 
 async def move(

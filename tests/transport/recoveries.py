@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 from gateway.demo.machines import QEMU
-from tests.transport.kinds import Kind, Seen, Stage, move
-from tests.transport.relay.conftest import host_with, serving, until
-from tests.transport.relay.cutter import Network, network_to
-from tests.transport.site import Site
+from tests.transport.kinds import Kind, Seen, move
+from tests.transport.relay.conftest import until
+from tests.transport.relay.cutter import Network
+from tests.transport.stages import Stage, stage_over_network
 from transport.hypervisors.moving import How
-from transport.relay.config import split_address
 
 MIB = 1 << 20
 LIMITS = {"resume_seconds": 0.5, "silence_seconds": 2.0}
@@ -33,17 +31,6 @@ async def recovered(moved: Kind, folder: Path, program: str = QEMU, *, times: in
     """Move a guest as `moved` says, interrupted so often. Raises `WrongGuest` if it is harmed, or not moved."""
     network: list[Network] = []
 
-    @asynccontextmanager
-    async def through_network(folder: Path) -> AsyncIterator[Stage]:
-        site = Site.lay_out(folder)
-        source, destination = (
-            host_with(site, name, LIMITS, kind="qmp", qmp_socket=str(folder / f"q{name}" / "{uuid}" / "qmp.sock"))
-            for name in ("a", "b")
-        )
-        async with serving(destination) as (_, address), network_to(split_address(address, "relay")) as between:
-            network.append(between)
-            yield Stage(site, source, between.address)
-
     async def interrupt(here: Stage) -> None:
         between = network[0]
         for each in range(1, times + 1):
@@ -56,7 +43,7 @@ async def recovered(moved: Kind, folder: Path, program: str = QEMU, *, times: in
             await until(lambda each=each: _interruptions(here) >= each, 60)  # type: ignore[misc]
             between.is_down = False
 
-    return await move(moved, folder, program, interrupt, through_network)
+    return await move(moved, folder, program, interrupt, partial(stage_over_network, network, LIMITS))
 
 
 def _interruptions(here: Stage) -> int:

@@ -13,9 +13,10 @@ import trio
 from gateway.demo.machines import Qemu, run_state, start_qemu, stop_qemu
 from gateway.preflight_findings import destination_findings
 from tests.transport.disks_moved import PORTS, SECOND_BYTES, boot_image, make_images, moved_with_disks, with_disks
-from tests.transport.kinds import VM, Stage, stage
+from tests.transport.kinds import VM
 from tests.transport.relay.conftest import short_path as short_path  # noqa: PLC0414 - a fixture
 from tests.transport.relay.conftest import until
+from tests.transport.stages import Stage, stage
 from transport.hypervisors.moving import How
 from transport.hypervisors.preflight_facts import Inspection
 from transport.hypervisors.qmp import QmpConnection

@@ -20,10 +20,11 @@ from pathlib import Path
 import msgspec
 import trio
 
-from tests.transport.kinds import KINDS, Stage, move
+from tests.transport.kinds import KINDS, move
 from tests.transport.relay.conftest import Pair, serving, until
 from tests.transport.relay.test_resumption import Talk, is_whole, talk
 from tests.transport.site import Site
+from tests.transport.stages import Stage
 from transport.relay.config import RelayConfig
 from transport.relay.host import open_host
 

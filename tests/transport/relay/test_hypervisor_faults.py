@@ -23,9 +23,10 @@ import transport.relay.qmp_destination
 from gateway.demo.guest import GuestLayout, build_boot_image, count_passes
 from gateway.demo.machines import Qemu, run_state, start_qemu, stop_qemu, wait_passes
 from policy.permit import Limits
-from tests.transport.relay.conftest import host_with, serving, until
+from tests.transport.relay.conftest import serving, until
 from tests.transport.relay.cutter import network_to
 from tests.transport.site import Site
+from tests.transport.stages import qmp_host
 from transport.errors import TransportError
 from transport.hypervisors.errors import HypervisorUnreachable, WrongVm
 from transport.hypervisors.process import process_identity
@@ -102,11 +103,9 @@ async def stage(site: Site) -> AsyncIterator[Stage]:
 
 @asynccontextmanager
 async def staged(site: Site, limits: dict[str, float]) -> AsyncIterator[Stage]:
-    def host(name: str) -> RelayHost:
-        return host_with(site, name, limits, kind="qmp", qmp_socket=str(site.folder / f"q{name}" / "{uuid}/qmp.sock"))
-
-    async with serving(host("b")) as (destination, address):
-        made = Stage(site, build_boot_image(LAYOUT, site.folder), host("a"), destination, address)
+    async with serving(qmp_host(site, "b", limits)) as (destination, address):
+        source = qmp_host(site, "a", limits)
+        made = Stage(site, build_boot_image(LAYOUT, site.folder), source, destination, address)
         try:
             yield made
         finally:
@@ -363,41 +362,37 @@ async def test_cancelled_midway(stage: Stage) -> None:
     await require_kept_by_source(stage, source, destination, "cancelled")
 
 
+@asynccontextmanager
+async def moving_without_network(stage: Stage) -> AsyncIterator[None]:
+    """A guest is on its way when the network goes; in the end the source has kept it, and the destination let it go."""
+    async with network_to(split_address(stage.address, "relay")) as network:
+        stage.address = network.address
+        source, destination = await stage.start("a"), await stage.start("b", incoming=True)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stage.move, stage.slow_permit())
+            await stage.until_under_way()
+            network.is_down = True
+            assert network.cut("lane", "control")
+            yield
+            await require_counting(source)
+            await until(lambda: destination.ended, 30)
+            network.is_down = False
+    await require_kept_by_source(stage, source, destination, stage.told[-1].state)
+
+
 async def test_cancelled_while_there_is_no_network(site: Site) -> None:
     """At once at the source; the destination, which cannot hear of it, lets go when its patience is over."""
-    async with staged(site, {**LIMITS, "resume_seconds": 4.0, "silence_seconds": 2.0}) as stage:
-        async with network_to(split_address(stage.address, "relay")) as network:
-            stage.address = network.address
-            source, destination = await stage.start("a"), await stage.start("b", incoming=True)
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(stage.move, stage.slow_permit())
-                await stage.until_under_way()
-                network.is_down = True
-                assert network.cut("lane", "control")
-                await until(lambda: any(each.is_reconnecting() for each in stage.source.board.entries), 10)
-                stage.cancelled.set()
-                await until(lambda: stage.told[-1].state == "cancelled", 10)
-                await require_counting(source)
-                await until(lambda: destination.ended, 30)
-                network.is_down = False
-        await require_kept_by_source(stage, source, destination, "cancelled")
+    limits = {**LIMITS, "resume_seconds": 4.0, "silence_seconds": 2.0}
+    async with staged(site, limits) as stage, moving_without_network(stage):
+        await until(lambda: any(each.is_reconnecting() for each in stage.source.board.entries), 10)
+        stage.cancelled.set()
+        await until(lambda: stage.told[-1].state == "cancelled", 10)
 
 
 async def test_a_network_that_stays_away_leaves_the_guest_at_the_source(site: Site) -> None:
-    async with staged(site, {**LIMITS, "resume_seconds": 2.0, "silence_seconds": 2.0}) as stage:
-        async with network_to(split_address(stage.address, "relay")) as network:
-            stage.address = network.address
-            source, destination = await stage.start("a"), await stage.start("b", incoming=True)
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(stage.move, stage.slow_permit())
-                await stage.until_under_way()
-                network.is_down = True
-                assert network.cut("lane", "control")
-                await until(lambda: stage.told[-1].state == "failed", 30)
-                await require_counting(source)
-                await until(lambda: destination.ended, 30)
-                network.is_down = False
-        await require_kept_by_source(stage, source, destination)
+    limits = {**LIMITS, "resume_seconds": 2.0, "silence_seconds": 2.0}
+    async with staged(site, limits) as stage, moving_without_network(stage):
+        await until(lambda: stage.told[-1].state == "failed", 30)
 
 
 async def test_cancelled_once_the_destination_has_answered(stage: Stage) -> None:

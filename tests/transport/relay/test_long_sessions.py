@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from certs import layout
 from certs.tls import local_leaf_sha256
-from tests.transport.kinds import KINDS, Stage, move
-from tests.transport.relay.conftest import host_with, serving, until
-from tests.transport.relay.cutter import Network, network_to
+from tests.transport.kinds import KINDS, move
+from tests.transport.relay.conftest import until
+from tests.transport.relay.cutter import Network
 from tests.transport.site import Site
+from tests.transport.stages import Limits, Stage, qmp_host, stage_over_network
 from transport.errors import OfferRefused
-from transport.relay.config import split_address
 from transport.relay.host import RelayHost
 
 pytestmark = pytest.mark.real
@@ -32,18 +31,9 @@ async def test_a_guest_moves_on_past_exp_and_over_a_renewed_certificate(short_pa
     leaves: set[bytes] = set()
     slow = replace(KINDS[0], bandwidth=12 * MIB, memory_mib=64, hot_mib=2)
 
-    def host(site: Site, name: str) -> RelayHost:
-        qmp_socket = str(site.folder / f"q{name}" / "{uuid}" / "qmp.sock")
-        made = host_with(site, name, {"resume_seconds": 30.0}, kind="qmp", qmp_socket=qmp_socket)
+    def host(site: Site, name: str, limits: Limits) -> RelayHost:
+        made = qmp_host(site, name, limits)
         return replace(made, permits=replace(made.permits, clock=lambda: int(time.time()) + ahead[0]))
-
-    @asynccontextmanager
-    async def through_network(folder: Path) -> AsyncIterator[Stage]:
-        site = Site.lay_out(folder)
-        source, destination = host(site, "a"), host(site, "b")
-        async with serving(destination) as (_, address), network_to(split_address(address, "relay")) as between:
-            network.append(between)
-            yield Stage(site, source, between.address)
 
     async def renew_and_cut(here: Stage) -> None:
         await until(lambda: network[0].forwarded > MIB, 60)
@@ -57,6 +47,7 @@ async def test_a_guest_moves_on_past_exp_and_over_a_renewed_certificate(short_pa
             here.source.permits.verify(permit, source=here.site.spiffe("a"), destination=None)
         assert network[0].cut("lane", "control") == 2
 
-    assert await move(slow, short_path, meddle=renew_and_cut, within=through_network)
+    within = partial(stage_over_network, network, {"resume_seconds": 30.0}, host=host)
+    assert await move(slow, short_path, meddle=renew_and_cut, within=within)
     assert len(leaves) == 2, "the certificate was renewed"
     assert network[0].controls >= 2, "the session went on over another connection"

@@ -17,10 +17,11 @@ import trio
 import trio.testing
 
 from gateway.cli.relay_operating import ask
-from tests.transport.kinds import Kind, Seen, Stage, move
+from tests.transport.kinds import Kind, Seen, move
 from tests.transport.relay.conftest import Pair, host_with, serving, until
 from tests.transport.relay.test_carriage import VM, dial, listen
 from tests.transport.site import Site
+from tests.transport.stages import Stage
 from transport.hypervisors.moving import How
 from transport.relay.host import RelayHost, open_host
 

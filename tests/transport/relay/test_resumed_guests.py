@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import random
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,11 @@ import pytest
 import trio
 
 from tests.transport.cuts import cuts_survived
-from tests.transport.kinds import KINDS, Stage, move
-from tests.transport.relay.conftest import host_with, serving, until
-from tests.transport.relay.cutter import Network, network_to
-from tests.transport.site import Site
+from tests.transport.kinds import KINDS, move
+from tests.transport.relay.conftest import until
+from tests.transport.relay.cutter import Network
+from tests.transport.stages import Stage, stage_over_network
 from transport.relay import spool
-from transport.relay.config import split_address
 
 pytestmark = pytest.mark.real
 NAMED = {kind.name: kind for kind in KINDS}
@@ -46,24 +44,15 @@ async def test_a_guest_in_post_copy_outlasts_an_answer_that_is_lost_without_a_wo
             assert trio.from_thread.run_sync(network[0].open_hole) > 0
         durable(path, entry)
 
-    @asynccontextmanager
-    async def through_network(folder: Path) -> AsyncIterator[Stage]:
-        site = Site.lay_out(folder)
-        source, destination = (
-            host_with(site, name, limits, kind="qmp", qmp_socket=str(folder / f"q{name}" / "{uuid}" / "qmp.sock"))
-            for name in ("a", "b")
-        )
-        async with serving(destination) as (_, address), network_to(split_address(address, "relay")) as between:
-            network.append(between)
-            yield Stage(site, source, between.address)
-
     async def come_back(here: Stage) -> None:
         await until(lambda: network[0].is_hole, 60)
         await until(lambda: any(each.is_reconnecting() for each in here.source.board.entries), 60)
         network[0].close_hole()
 
     monkeypatch.setattr(spool, "_append_line", append_line)
-    assert await move(NAMED["post-copy"], short_path, meddle=come_back, within=through_network)
+    assert await move(
+        NAMED["post-copy"], short_path, meddle=come_back, within=partial(stage_over_network, network, limits)
+    )
 
 
 async def test_a_guest_outlasts_a_network_that_is_gone_without_a_word() -> None:
