@@ -2,8 +2,9 @@
 
 Strangers (no client certificate) could else take every place from some addresses and keep relays and people out for as
 long as they like. When all places are taken, a newcomer gets that of the oldest stranger of the largest crowd, if that
-crowd is larger than its own would be. Of IPv6 a crowd is a /64, which one machine may have for itself; hosts of a rack
-share one, too, but have certificates.
+crowd is larger than its own would be; else that of the oldest of its own. Of IPv6 a crowd is a /64, which one machine
+may have for itself. Hosts of a rack share one with it, and have certificates, but only after their handshake: they must
+be let in, and are out of its reach before it has renewed the whole crowd.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from operator import itemgetter
 
 import trio
 
@@ -68,9 +70,6 @@ class Places:
     def _yielding_to(self, newcomer: Place) -> Place | None:
         strangers = [place for place in self._taken if place.is_stranger]
         crowds = Counter(place.crowd for place in strangers)
-        if not crowds:
-            return None
-        largest, size = crowds.most_common(1)[0]
-        if size <= crowds[newcomer.crowd] + 1:
-            return None
-        return next(place for place in strangers if place.crowd == largest)
+        largest, size = max(crowds.items(), key=itemgetter(1), default=("", 0))
+        crowd = largest if size > crowds[newcomer.crowd] + 1 else newcomer.crowd
+        return next((place for place in strangers if place.crowd == crowd), None)

@@ -48,13 +48,24 @@ async def test_when_all_are_taken_the_oldest_of_the_largest_crowd_makes_room() -
     assert len(places) == 4, "its connection ends after its place was given away"
 
 
-async def test_nobody_makes_room_for_an_equal_or_for_their_own() -> None:
-    places = Places(2, 2)
-    taken(places, "192.0.2.1", "192.0.2.2")
-    assert take(places, "192.0.2.3") is None
-    full = Places(2, 4)
-    taken(full, "192.0.2.1", "192.0.2.1")
-    assert take(full, "192.0.2.1") is None
+async def test_nobody_makes_room_for_an_equal_but_the_oldest_for_their_own() -> None:
+    places = Places(4, 4)
+    one, other = taken(places, "192.0.2.1", "192.0.2.1"), taken(places, "192.0.2.2", "192.0.2.2")
+    taken(places, "192.0.2.2")
+    assert [place.scope.cancel_called for place in (*one, *other)] == [False, False, True, False]
+    equals = Places(2, 2)
+    taken(equals, "192.0.2.1", "192.0.2.2")
+    assert take(equals, "192.0.2.3") is None
+
+
+async def test_whoever_fills_a_network_keeps_no_relay_of_it_out() -> None:
+    places = Places(3, 3)
+    strangers = taken(places, *(f"2001:db8::{number}" for number in range(3)))
+    (relay,) = taken(places, "2001:db8::a")
+    relay.is_stranger = False
+    taken(places, *(f"2001:db8::b{number}" for number in range(9)))
+    assert all(place.scope.cancel_called for place in strangers)
+    assert not relay.scope.cancel_called
 
 
 async def test_whoever_has_shown_a_certificate_keeps_their_place() -> None:
@@ -69,7 +80,6 @@ async def test_whoever_has_shown_a_certificate_keeps_their_place() -> None:
 async def test_a_network_of_ipv6_is_one_crowd() -> None:
     places = Places(3, 1)
     crowd = taken(places, "2001:db8::1", "2001:db8::2", "2001:db8::3")
-    assert take(places, "2001:db8::4") is None
     taken(places, "2001:db8:0:1::1")
     assert crowd[0].scope.cancel_called
     assert crowd_of("::ffff:192.0.2.1") == "192.0.2.1"
