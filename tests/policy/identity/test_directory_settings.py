@@ -113,6 +113,7 @@ def test_an_empty_password_would_be_an_anonymous_bind(tmp_path: Path, content: b
         read_credentials(settings(), tmp_path)
 
 
+@pytest.mark.real  # of the extra gssapi, which `make check` does without
 def test_a_keytab_is_private_and_one(tmp_path: Path) -> None:
     (tmp_path / "ca.pem").write_text(PEM)
     file = tmp_path / "svc.keytab"
