@@ -28,6 +28,10 @@ from transport.settings.allowed import shown
 
 Text = Annotated[str, Meta(min_length=1, max_length=255)]
 Seconds = Annotated[int, Meta(ge=1, le=86_400)]
+# A log's name, as `audit.checkpoint` takes it: space and + delimit keys and signatures.
+Origin = Annotated[
+    str, Meta(pattern=r"^[!-*,-~]{1,255}\Z", description="a text of 1 to 255 characters of ASCII, no space and no +")
+]
 
 
 class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -71,7 +75,7 @@ class LogTable(_Table, frozen=True):
 
     directory: Text
     signing_key: Text
-    origin: Text
+    origin: Origin
     passphrase_file: Text | None = None
     heartbeat_seconds: Seconds = 300
     ml_dsa_signing_key: Text | None = None  # signs published checkpoints beside the Ed25519 key

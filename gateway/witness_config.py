@@ -32,6 +32,7 @@ from certs.errors import CertificateError
 from certs.files import read_private_key
 from gateway.config import Address, parse_address
 from gateway.errors import ConfigRefused
+from gateway.network_words import words_of_failure
 from transport.settings import SettingRefused, decode_settings
 
 MAX_KEY_FILE_BYTES = 64 * 1024
@@ -121,7 +122,9 @@ def read_vkeys(folder: Path, given: Sequence[str]) -> list[str]:
             with (folder / one).open("rb") as file:
                 keys += [line for line in file.read(MAX_KEY_FILE_BYTES).decode("ascii").split("\n") if line.strip()]
         except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"{one}: neither a readable file of verifier keys nor a key ({error})") from error
+            raise ValueError(
+                f"{one}: neither a readable file of verifier keys nor a key ({words_of_failure(error)})"
+            ) from error
     return keys
 
 

@@ -29,6 +29,7 @@ from gateway.api.https import Bounds, HttpsServer
 from gateway.config import Address
 from gateway.errors import GatewayError, StartRefused
 from gateway.logging import configure_logging
+from gateway.network_words import words_of_failure
 from gateway.throttle import Throttle
 from gateway.witness_config import WitnessConfig, load_witness_config
 
@@ -91,7 +92,7 @@ async def serve_witness(
         config.state_dir.parent.mkdir(parents=True, exist_ok=True)
         witness = Witness(config.state_dir, config.cosigners, config.logs)
     except (LogError, OSError) as error:
-        raise StartRefused(f"the witness cannot start: {error}") from error
+        raise StartRefused(f"the witness cannot start: {words_of_failure(error)}") from error
     try:
         limits = config.limits
         bounds = Bounds(limits.connections, limits.connections_per_address, limits.handshake_seconds)
@@ -119,7 +120,7 @@ def _tls(config: WitnessConfig) -> ssl.SSLContext:
         context.load_cert_chain(config.certificate, config.private_key)
     except (OSError, ValueError) as error:
         raise StartRefused(
-            f"{config.certificate}, {config.private_key}: no usable certificate and key: {error}"
+            f"{config.certificate}, {config.private_key}: no usable certificate and key: {words_of_failure(error)}"
         ) from error
     return context
 

@@ -25,6 +25,7 @@ from hypercorn.typing import ConnectionState
 from gateway.api.http11 import Connection
 from gateway.api.places import Place, Places
 from gateway.errors import StartRefused
+from gateway.network_words import words_of_failure
 from gateway.throttle import Throttle
 
 SEND_SECONDS: Final = 30  # a client that does not read its answer keeps a connection no longer than this
@@ -68,7 +69,7 @@ def make_context(files: TlsFiles) -> ssl.SSLContext:
         context.load_cert_chain(files.certificate, files.private_key)
     except (OSError, ValueError) as error:
         raise StartRefused(
-            f"{files.certificate}, {files.private_key}: no usable certificate and key: {error}"
+            f"{files.certificate}, {files.private_key}: no usable certificate and key: {words_of_failure(error)}"
         ) from error
     for path in (*files.client_bundles, *files.crls):
         try:

@@ -53,7 +53,7 @@ def query(
     text: Annotated[
         str,
         typer.Argument(
-            metavar="[QUERY]",
+            metavar="QUERY",
             autocompletion=complete_query,
             show_default=False,
             help="In Lucene's syntax: 'vm:web-* outcome:denied since:30d'. `sealane audit fields` lists the fields.",

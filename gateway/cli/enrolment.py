@@ -90,7 +90,7 @@ def revoke(
         print_json({"outcome": "revoked", **done})
     else:
         say(f"Revoked {done['host']}: {counted(len(done['serials']), 'certificate')}, CRL {done['crl_number']}.")
-        say("Relays have it once their poll returns. To let the host in again: sealane certs token")
+        say(f"Relays have it once their poll returns. To let the host in again: sealane certs token {host}")
 
 
 def enrol(
@@ -134,11 +134,11 @@ def enrol(
         with waiting_for(url, _EXCHANGES * FIRST_CONTACT_SECONDS):
             done = enrol_host(plan, token_text, datetime.now(UTC))
     except GatewayRefuses as error:
-        raise Refused(str(error), OPERATOR, "where the token is at fault: sealane certs token HOST") from error
+        raise Refused(str(error), OPERATOR, "do what it says") from error
     except GatewayAway as error:
         raise Unreachable(str(error), OPERATOR, "check the address and that the gateway runs") from error
     except CredentialError as error:
-        what = f"{error.path}: {error.problem}" if error.path else error.problem
+        what = f"{error.path or token_file}: {error.problem}"
         raise BadConfiguration(what, OPERATOR, error.remedy) from error
     except (CertificateError, ConfigurationError) as error:
         raise BadConfiguration(str(error), OPERATOR, "correct it and run the command again") from error
@@ -154,7 +154,7 @@ def enrol(
         return
     wrote = f"Wrote {config}." if done.wrote_config else f"{config} was there already and stays as it is."
     say(f"This host is {done.host}. {wrote}")
-    say("Next: sealane doctor, then systemctl enable --now sealane-relay")
+    say(f"Next: sealane doctor --config {config}, then systemctl enable --now sealane-relay")
 
 
 def _hypervisor(kind: str) -> Literal["libvirt", "qmp"]:

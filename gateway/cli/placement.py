@@ -16,7 +16,7 @@ from gateway.counted import counted
 
 COMPLETED = 50
 _COMPLETION_SECONDS = 2
-PrefixArgument = Annotated[str, typer.Argument(metavar="[PREFIX]", help="Only names that begin so.")]
+PrefixArgument = Annotated[str, typer.Argument(metavar="PREFIX", help="Only names that begin so.")]
 
 
 def hosts(

@@ -117,7 +117,7 @@ relay_app.command("metrics")(relay_operating.metrics)
 
 NameArgument = Annotated[
     str | None,
-    typer.Argument(metavar="[NAME]", help="A port of [ports] in the relays' configuration; with --vm."),
+    typer.Argument(metavar="NAME", help="A port of [ports] in the relays' configuration; with --vm."),
 ]
 PermitOption = Annotated[
     Path | None, typer.Option("--permit", metavar="FILE", help="Instead of NAME: a permit, as the gateway issued it.")

@@ -28,6 +28,7 @@ import msgspec
 
 from gateway.cli.errors import OPERATOR, REQUESTER, BadConfiguration
 from transport.settings import SettingRefused, decode_settings
+from transport.settings.allowed import shown
 
 _MAX_FILE_BYTES = 64 * 1024
 
@@ -133,7 +134,9 @@ def canonical_url(url: str, where: str) -> str:
     rest = (parts.username, parts.password, parts.query, parts.fragment, parts.path.strip("/"))
     if parts.scheme != "https" or not host or any(rest) or not re.fullmatch(r"[A-Za-z0-9._:-]+", host):
         raise BadConfiguration(
-            f"{where}: {url!r} is not a gateway's address", REQUESTER, "write it as https://HOST or https://HOST:PORT"
+            f"{where}: {shown(url)} is not a gateway's address",
+            REQUESTER,
+            "write it as https://HOST or https://HOST:PORT",
         )
     name = f"[{host}]" if ":" in host else host.lower()
     return f"https://{name}" if port is None else f"https://{name}:{port}"

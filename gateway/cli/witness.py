@@ -66,7 +66,12 @@ def init(
     from audit.errors import CheckpointError
     from certs.files import write_atomically, write_private_key
     from gateway.cli.verification import read_keys
+    from gateway.config import parse_address
 
+    try:
+        parse_address(listen)
+    except ValueError as error:
+        raise BadConfiguration(f"--listen: {error}", REQUESTER, "correct it") from error
     try:
         origins: dict[str, list[str]] = {}
         for vkey in read_keys(key):

@@ -56,7 +56,16 @@ def test_paths_are_relative_to_the_file() -> None:
             'name = "gw"\nport = 1',
             "gateway.port: is no key; the keys of [gateway] are listen, name, state_dir",
         ),
-        ('origin = "example.org/log"', "origin = 5", "log.origin: is 5; allowed is a text of 1 to 255 characters"),
+        (
+            'origin = "example.org/log"',
+            "origin = 5",
+            "log.origin: is 5; allowed is a text of 1 to 255 characters of ASCII",
+        ),
+        (
+            'origin = "example.org/log"',
+            'origin = "a b"',
+            'log.origin: is "a b"; allowed is a text of 1 to 255 characters of ASCII',
+        ),
         (
             'signing_key = "permit.key"',
             'signing_key = "permit.key"\nlifetime_seconds = 0',

@@ -72,7 +72,7 @@ def load_relay_config(path: Path) -> RelayConfig:
     split_address(config.relay.listen, f"{path}: relay.listen")
     _check_metrics(path, config.metrics)
     for key, url in (("url", config.gateway.url), *(("others", other) for other in config.gateway.others)):
-        if not url.startswith("https://"):
+        if not url.startswith("https://") or "@" in url:  # a password would stand in logs
             raise ConfigurationError(f"{path}: gateway.{key}: is {shown(url)}; allowed is https://HOST:PORT")
     return _resolved(config, path.resolve().parent)
 

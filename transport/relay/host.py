@@ -230,7 +230,9 @@ def open_host(config: RelayConfig) -> RelayHost:
         required = config.gateway.witnesses_required
     except (CertificateError, AuditError) as error:
         raise ConfigurationError(str(error)) from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise ConfigurationError(f"a pinned key cannot be read: {error.filename}: {error.strerror}") from None
+    except ValueError as error:
         raise ConfigurationError(f"a pinned key cannot be read: {error}") from None
     if required > len({key.name for key in witnesses}):
         raise ConfigurationError("gateway.witnesses_required is more than there are witnesses in gateway.witness_keys")

@@ -13,5 +13,5 @@ from tests.gateway.cli.conftest import Sealane, only_error_line
 def test_an_address_that_is_none(sealane: Sealane, tmp_path: Path, url: str) -> None:
     result = sealane("sites", "trust", url, "--out", tmp_path / "east")
     assert result.exit_code == 2
-    assert only_error_line(result).startswith(f"sealane: URL: {url!r} is not a gateway's address")
+    assert only_error_line(result).startswith(f'sealane: URL: "{url}" is not a gateway\'s address')
     assert not (tmp_path / "east").exists()

@@ -63,6 +63,7 @@ def test_a_good_file_is_read_and_its_paths_are_relative_to_it(file: Path) -> Non
         ("identity", "crls", [], "crls"),
         ("gateway", "permit_keys", [], "permit_keys"),
         ("gateway", "url", "http://gateway", "https://"),
+        ("gateway", "url", "https://relay:secret@gateway", "https://HOST:PORT"),
         ("relay", "listen", "127.0.0.1", "host:port"),
         ("relay", "listen", "::1:7443", "host:port"),
         ("relay", "listen", "127.0.0.1:99999", "host:port"),
