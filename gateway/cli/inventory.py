@@ -34,9 +34,7 @@ app = typer.Typer(help="VMs and hosts as the gateway knows them.", no_args_is_he
 
 @app.command("show")
 def show(
-    name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="A VM (name, UUID) or host; without: all.")
-    ] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="A VM (name, UUID) or host; without: all.")] = None,
     gateway: GatewayOption = None,
     ca: CaOption = None,
     token_file: TokenFileOption = None,
