@@ -91,27 +91,39 @@ class SourceLine:
         """
         lives_by_it = isinstance(message, Handover) and message.post_copy
         until = trio.current_time() + self._limits.resume_seconds if lives_by_it else 0.0
-        asked_on = 0
-        while True:
-            with trio.CancelScope() as patience:
-                while not isinstance(answer := self._answers.get(kind), kind):
-                    if self._has_ended:
-                        raise ConnectionBroken("the destination relay cannot be reached any more")
-                    if self._connection is None:
-                        patience.deadline = float("inf")
-                    elif asked_on != self._generation:
-                        asked_on = self._generation
-                        patience.deadline = trio.current_time() + self._limits.message_seconds
-                        try:
-                            await self._connection.link.send(message)
-                        except ConnectionBroken:
-                            pass  # whoever reads from it notices too
-                        continue
-                    await self._changed.wait()
-                return answer
+        while (answer := await self._answer_in_time(message, kind)) is None:
             if trio.current_time() >= until:
                 raise ConnectionBroken(_UNANSWERED)
-            self._unanswered.set()
+            await self._leave_connection()
+        return answer
+
+    async def _answer_in_time(self, message: Handover | Receipt, kind: type[A]) -> A | None:
+        """Over the connection that lives, or whichever comes; None if D is silent on one that is there."""
+        asked_on = 0
+        with trio.CancelScope() as patience:
+            while not isinstance(answer := self._answers.get(kind), kind):
+                if self._has_ended:
+                    raise ConnectionBroken("the destination relay cannot be reached any more")
+                if self._connection is None:
+                    patience.deadline = float("inf")
+                elif asked_on != self._generation:
+                    asked_on = self._generation
+                    patience.deadline = trio.current_time() + self._limits.message_seconds
+                    try:
+                        await self._connection.link.send(message)
+                    except ConnectionBroken:
+                        pass  # whoever reads from it notices too
+                    continue
+                await self._changed.wait()
+            return answer
+        return None
+
+    async def _leave_connection(self) -> None:
+        """For another one."""
+        former = self._generation
+        self._unanswered.set()
+        while self._connection is not None and self._generation == former:
+            await self._changed.wait()
 
     async def say_bye(self) -> None:
         if self._connection is not None:
