@@ -95,7 +95,7 @@ def _check_metrics(path: Path, metrics: MetricsSection) -> None:
     address, _ = split_address(metrics.listen, f"{path}: metrics.listen")
     if not _is_loopback(address):
         # They say when this host moves guests, without TLS and to whoever asks.
-        raise ConfigurationError(f"{path}: metrics.listen: {address} is not a loopback address")
+        raise ConfigurationError(f"{path}: metrics.listen: {shown(address)} is not a loopback address")
 
 
 def _check_front(path: Path, config: RelayConfig) -> None:
@@ -113,7 +113,9 @@ def _check_front(path: Path, config: RelayConfig) -> None:
     for address in loopbacks:
         if not _is_loopback(address):
             # Whoever reaches it may ask for migrations: it must not be reachable from another host.
-            raise ConfigurationError(f"{path}: front.destinations: {address} is not a loopback address (127.0.0.0/8)")
+            raise ConfigurationError(
+                f"{path}: front.destinations: {shown(address)} is not a loopback address (127.0.0.0/8)"
+            )
 
 
 def _check_loopback_network(path: Path, text: str) -> None:
@@ -139,7 +141,9 @@ def _check_hypervisor(path: Path, hypervisor: HypervisorSection) -> None:
     if hypervisor.kind == "libvirt":
         for prefix in hypervisor.domain_paths:
             if not prefix.startswith("/") or os.path.normpath(prefix) != prefix.rstrip("/"):
-                raise ConfigurationError(f"{path}: hypervisor.domain_paths: {prefix} is not a plain absolute path")
+                raise ConfigurationError(
+                    f"{path}: hypervisor.domain_paths: {shown(prefix)} is not a plain absolute path"
+                )
         return
     key, template = (
         ("qmp_socket", hypervisor.qmp_socket)
@@ -179,14 +183,12 @@ def _resolved(config: RelayConfig, folder: Path) -> RelayConfig:
             trust_bundle=at(identity.trust_bundle),
             crls=[at(crl) for crl in identity.crls],
         ),
-        gateway=GatewaySection(
-            url=gateway.url,
+        gateway=msgspec.structs.replace(
+            gateway,
             trust_bundle=at(gateway.trust_bundle),
             permit_keys=[at(key) for key in gateway.permit_keys],
             log_keys=[at(key) for key in gateway.log_keys],
             witness_keys=[at(key) for key in gateway.witness_keys],
-            witnesses_required=gateway.witnesses_required,
-            others=gateway.others,
         ),
         hypervisor=msgspec.structs.replace(
             hypervisor,
@@ -202,8 +204,8 @@ def _resolved(config: RelayConfig, folder: Path) -> RelayConfig:
             token_file=at(front.token_file),
         ),
         sites=[
-            SiteSection(
-                trust_domain=site.trust_domain,
+            msgspec.structs.replace(
+                site,
                 bundle=at(site.bundle),
                 crls=[at(crl) for crl in site.crls],
                 permit_keys=[at(key) for key in site.permit_keys],

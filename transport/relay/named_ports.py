@@ -14,6 +14,7 @@ from msgspec import Meta
 
 from policy.permit import HYPERVISOR_PORTS, PORT_NAME
 from transport.relay.vm_paths import MAX_UNIX_PATH, has_placeholder, path_of
+from transport.settings.allowed import shown
 
 PortName = Annotated[
     str,
@@ -59,10 +60,10 @@ def port_problem(name: str, section: PortSection) -> str:
             return "connect: no other placeholder than {uuid}, and that once"
     elif section.connect and loopback_port(section.connect) is None:
         # A relay that dialled on into the network would be a tunnel past its firewalls.
-        return f"connect: {section.connect} is neither an absolute path nor a port of a loopback address"
+        return f"connect: {shown(section.connect)} is neither an absolute path nor a port of a loopback address"
     for path in (section.listen, section.connect):
         if path.startswith("/") and len(path.replace("{uuid}", "0" * _UUID_CHARS)) > MAX_UNIX_PATH:
-            return f"{path} is too long for a unix socket"
+            return f"{shown(path)} is too long for a unix socket"
     return ""
 
 
