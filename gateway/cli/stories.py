@@ -159,7 +159,10 @@ def _asked(record: Mapping[str, Any]) -> Iterator[Line]:
     if vm:
         uuid = f" ({_text(vm, 'uuid')})" if vm.get("uuid") else ": nobody knows such a VM"
         yield Line("VM", f"{_text(vm, 'name')}{uuid}")
-    if record.get("source") or record.get("destination") or asked.get("destination"):
+    if record.get("source") and not record.get("destination") and not asked.get("destination"):
+        if details.get("host") is None:  # which is told with the details
+            yield Line("host", _text(record, "source"))
+    elif record.get("source") or record.get("destination") or asked.get("destination"):
         unknown = f"{_text(asked, 'destination')}: nobody knows such a host"
         destination = _text(record, "destination") or unknown
         yield Line("from → to", f"{_text(record, 'source') or '?'} → {destination}")

@@ -137,6 +137,15 @@ def test_a_denial_tells_why_and_that_nobody_knows_the_host(log: Path, sealane: S
     assert "unknown, which is not none" in told
 
 
+@pytest.mark.parametrize("details", [{}, {"host": SOURCE}])
+def test_a_record_about_one_host_tells_of_no_other(details: dict[str, Any]) -> None:
+    told = story_of(
+        NumberedRecord(5, {"kind": "host.revoked", "source": SOURCE, "destination": None, "details": details})
+    )
+    assert [line.text for line in told if line.what == "host"] == [SOURCE]
+    assert "nobody knows" not in str(told)
+
+
 def test_a_record_of_another_kind_tells_its_details(log: Path, sealane: Sealane) -> None:
     document = last_object(sealane("audit", "show", "4", "--log", log, "--json"))
     assert {"what": "n", "text": "1"} in document["story"]
