@@ -31,7 +31,7 @@ from transport.relay.caller import Conversation
 from transport.relay.config import RelayConfig
 from transport.relay.config_sections import SiteSection
 from transport.relay.cores import Cores, threads_for_this_host
-from transport.relay.ends import DestinationEnd, SourceEnd
+from transport.relay.ends import DestinationEnd, SourceEnd, session_folder
 from transport.relay.evacuations import Evacuations
 from transport.relay.identity import Identity
 from transport.relay.libvirt_destination import LibvirtDestination
@@ -43,7 +43,7 @@ from transport.relay.outgoing import Leaving, leaving_of
 from transport.relay.permits import PORTS_OF_KIND, PermitDesk, SitePins
 from transport.relay.pins import read_pins
 from transport.relay.places import Places
-from transport.relay.qmp_destination import QmpDestination
+from transport.relay.qmp_destination import RECOVERY_SOCKET, QmpDestination
 from transport.relay.qmp_source import QmpSource
 from transport.relay.refused_calls import RefusedCalls, refused_call
 from transport.relay.socket_ends import SocketDestination, SocketSource
@@ -224,40 +224,18 @@ def open_host(config: RelayConfig) -> RelayHost:
     """Read every file that the configuration names; a bad one fails here, not at the first migration."""
     try:
         identity = Identity.open(config.identity, now(), tuple(config.sites))
-        pins = read_pins(*pin_files(config))
-        sites = {site.trust_domain: _pins_of(site, identity) for site in config.sites}
-        witnesses = tuple(_witness_keys(config.gateway.witness_keys))
-        required = config.gateway.witnesses_required
+        desk = _permit_desk(config, identity)
     except (CertificateError, AuditError) as error:
         raise ConfigurationError(str(error)) from None
     except OSError as error:
         raise ConfigurationError(f"a pinned key cannot be read: {error.filename}: {error.strerror}") from None
     except ValueError as error:
         raise ConfigurationError(f"a pinned key cannot be read: {error}") from None
-    if required > len({key.name for key in witnesses}):
-        raise ConfigurationError("gateway.witnesses_required is more than there are witnesses in gateway.witness_keys")
     section = config.hypervisor
     qemu_uid = qemu_uid_of(section.qemu_user) if section.kind == "libvirt" else -1
-    run_dir = Path(section.socket_dir) if section.kind == "libvirt" else None
-    desk = PermitDesk(
-        trust_domain=identity.credentials.spiffe_id.trust_domain,
-        sites=sites,
-        permit_keys=pins.permit_keys,
-        log_verifiers=pins.log_verifiers,
-        can_bind_vm=section.kind != "sockets",
-        supported_ports=PORTS_OF_KIND[section.kind] | frozenset(config.ports),
-        seals=frozenset(config.network.seals),
-        witness_keys=witnesses,
-        witnesses_required=required,
-        crl_number=lambda: identity.credentials.crl_number,
-        clock=lambda: int(time.time()),
-    )
     state_dir = Path(config.relay.state_dir)
-    folder = run_dir or state_dir / "run"
-    longest = len(str(folder / ("0" * 16) / "memory.sock"))
-    if longest > MAX_UNIX_PATH:
-        key = f"hypervisor.socket_dir: {run_dir}" if run_dir else f"relay.state_dir: {state_dir}"
-        raise ConfigurationError(f"{key} is {longest - MAX_UNIX_PATH} characters too long for unix sockets in it")
+    run_dir = Path(section.socket_dir) if section.kind == "libvirt" else None
+    _require_short(state_dir, run_dir)
     spool = Spool(state_dir, run_dir)
     threads = config.limits.seal_threads
     return RelayHost(
@@ -276,6 +254,36 @@ def open_host(config: RelayConfig) -> RelayHost:
         cores=Cores(threads_for_this_host() if threads is None else threads),
         board=Board(Places(config.limits.max_moves)),
     )
+
+
+def _permit_desk(config: RelayConfig, identity: Identity) -> PermitDesk:
+    pins = read_pins(*pin_files(config))
+    witnesses, required = tuple(_witness_keys(config.gateway.witness_keys)), config.gateway.witnesses_required
+    if required > len({key.name for key in witnesses}):
+        raise ConfigurationError("gateway.witnesses_required is more than there are witnesses in gateway.witness_keys")
+    kind = config.hypervisor.kind
+    return PermitDesk(
+        trust_domain=identity.credentials.spiffe_id.trust_domain,
+        sites={site.trust_domain: _pins_of(site, identity) for site in config.sites},
+        permit_keys=pins.permit_keys,
+        log_verifiers=pins.log_verifiers,
+        can_bind_vm=kind != "sockets",
+        supported_ports=PORTS_OF_KIND[kind] | frozenset(config.ports),
+        seals=frozenset(config.network.seals),
+        witness_keys=witnesses,
+        witnesses_required=required,
+        crl_number=lambda: identity.credentials.crl_number,
+        clock=lambda: int(time.time()),
+    )
+
+
+def _require_short(state_dir: Path, run_dir: Path | None) -> None:
+    """With the longest name that any socket of a session has: post-copy that is recovered needs it, whose guest is lost
+    otherwise."""
+    longest = len(str(session_folder(run_dir or state_dir / "run", "0" * 32) / RECOVERY_SOCKET))
+    if longest > MAX_UNIX_PATH:
+        key = f"hypervisor.socket_dir: {run_dir}" if run_dir else f"relay.state_dir: {state_dir}"
+        raise ConfigurationError(f"{key} is {longest - MAX_UNIX_PATH} characters too long for unix sockets in it")
 
 
 def pin_files(config: RelayConfig) -> tuple[list[Path], list[Path]]:

@@ -20,7 +20,7 @@ from transport.relay.qmp_end import QmpEnd
 
 log = structlog.get_logger("sealane.relay")
 _RETRY_SECONDS = 1.0
-_RECOVERY_SOCKET = "recovery.sock"  # another path than the first: what is left of that one must not look like it
+RECOVERY_SOCKET = "recovery.sock"  # another path than the first: what is left of that one must not look like it
 
 
 class QmpDestination(QmpEnd):
@@ -75,8 +75,8 @@ class QmpDestination(QmpEnd):
         if await self.is_gone():
             raise LocalBroken("the QEMU of this guest has ended")
         machine = await self.machine()
-        await machine.post_copy.listen_recovery(folder / _RECOVERY_SOCKET, deadline_seconds=self._seconds)
-        self._memory_socket = _RECOVERY_SOCKET
+        await machine.post_copy.listen_recovery(folder / RECOVERY_SOCKET, deadline_seconds=self._seconds)
+        self._memory_socket = RECOVERY_SOCKET
 
     async def hold_until_whole(self) -> None:
         """Keep the monitor while memory of the guest is missing here; then leave it to others.

@@ -182,6 +182,14 @@ def test_a_state_folder_too_deep_for_unix_sockets_is_refused(
     assert "too long" in start(file, capsys)
 
 
+def test_nor_may_it_be_too_deep_for_the_socket_of_a_recovery_alone(
+    file: Path, site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rest = len(str(site.folder / "run" / ("0" * 16) / "memory.sock")) + 1
+    changed(file, "relay", "state_dir", str(site.folder / ("x" * (107 - rest))))
+    assert "2 characters too long" in start(file, capsys)
+
+
 @pytest.mark.parametrize("years", [-20, 20])
 def test_a_clock_years_off_is_noticed_at_the_start(
     file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, years: int

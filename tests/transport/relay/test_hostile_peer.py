@@ -279,8 +279,9 @@ async def test_a_second_relay_of_the_host_refuses_a_spent_permit_and_leaves_the_
     pair: Pair, vm_listener: trio.SocketListener
 ) -> None:
     permit = pair.site.permit(vm=VM)
-    # By this it is noticed, and does not start; what a permit and a session are safe by does not rest on that.
+    # By these it is noticed, and does not start; what a permit and a session are safe by does not rest on them.
     pair.destination.control_socket.unlink()
+    (pair.site.folder / "relay-b" / "serving.lock").unlink()
     async with begun(pair, permit) as driver, running_relay(pair.site, "b") as (_, second):
         async with Driver.connected(second, pair.source.credentials) as other:
             said = await other.offer(permit)
