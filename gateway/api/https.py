@@ -142,7 +142,8 @@ class HttpsServer:
                 await self._serve_tls(transport, place)
         except Exception:  # noqa: BLE001 - the edge, see below
             # The edge of one connection: whatever breaks there ends that connection and nothing else.
-            log.error("connection failed", address=address, traceback=traceback.format_exc())
+            if self._told.admits("failed"):
+                log.error("connection failed", address=address, traceback=traceback.format_exc())
         finally:
             self._places.leave(place)
             with trio.CancelScope(shield=True):
