@@ -1,7 +1,7 @@
 """A folder of CRLs that is kept by what a gateway tells: one file for each CA, whose number only grows.
 
 Whoever tells may be hostile: another site, or a thief of our own gateway's key, who can withhold and deny. He undoes no
-revocation, makes nobody take what a CA that is known here has not signed, and fills no disk.
+revocation, makes nobody take what a CA that is known here has not signed, and fills neither disk nor memory.
 """
 
 from __future__ import annotations
@@ -23,12 +23,17 @@ from certs.verification import Trust
 
 MAX_CRLS: Final = 16  # that are told at once, and that are in force in one folder
 MAX_KNOWN: Final = 64  # with those whose CA was retired
+MAX_FOREIGN_BYTES: Final = 1024 * 1024  # in force of another site: some 25,000 revocations
 FORMER: Final = "former"  # folder of CRLs whose CA was retired: their numbers are remembered
 _REMEDY: Final = "look at the gateway's tls.crls"
 
 
-def keep_crls(folder: Path, texts: list[str], authorities: Sequence[x509.Certificate]) -> int:
+def keep_crls(
+    folder: Path, texts: list[str], authorities: Sequence[x509.Certificate], most_bytes: int | None = None
+) -> int:
     """Put newer CRLs into a folder; how many were newer. Raises `CredentialError`.
+
+    `most_bytes`: of all in force together, of another site. They are read at each connection of our own hosts, too.
 
     A lower number than the one held never replaces it: whoever speaks for the gateway cannot undo a revocation. Nor
     does what one of `authorities` ought to have signed and has not: its number could be higher than any that comes.
@@ -47,7 +52,10 @@ def keep_crls(folder: Path, texts: list[str], authorities: Sequence[x509.Certifi
             continue
         if not file.exists() and not is_issued_by_one(crl, authorities):
             _require_room(folder, is_new=not held)
-        write_atomically(file, crl.public_bytes(Encoding.PEM))
+        pem = crl.public_bytes(Encoding.PEM)
+        if most_bytes is not None:
+            _require_short(folder, name, len(pem), most_bytes)
+        write_atomically(file, pem)
         taken += 1
     return taken
 
@@ -68,6 +76,12 @@ def _require_room(folder: Path, *, is_new: bool) -> None:
     if in_force >= MAX_CRLS or (is_new and in_force + retired >= MAX_KNOWN):
         problem = f"holds CRLs of {in_force} CAs and of {retired} retired ones, and takes none of another"
         raise CredentialError(folder, problem, "remove those of CAs that are not yours")
+
+
+def _require_short(folder: Path, name: str, size_bytes: int, most_bytes: int) -> None:
+    others = sum(file.stat().st_size for file in crl_files(folder) if file.name != name)
+    if others + size_bytes > most_bytes:
+        raise CredentialError(folder, f"would hold CRLs longer than {most_bytes} bytes", "ask that site why")
 
 
 def _numbered(text: str) -> tuple[x509.CertificateRevocationList, int, str]:

@@ -86,17 +86,24 @@ def is_forged(crl: x509.CertificateRevocationList, authorities: Sequence[x509.Ce
 
 
 def is_issued_by_one(crl: x509.CertificateRevocationList, authorities: Sequence[x509.Certificate]) -> bool:
-    """By its signature."""
-    return any(_is_issued_by(crl, each) for each in authorities)
+    """By its signature, and for the key that made it: a CA that names others would have any number of CRLs."""
+    return any(_is_issued_by(crl, each) and _names_key_of(each, crl) for each in authorities)
 
 
 def _may_have_signed(authority: x509.Certificate, crl: x509.CertificateRevocationList) -> bool:
     """By the key that the CRL names: CAs of one name may have different keys, as in a rollover."""
+    return _key_id(authority) is None or _names_key_of(authority, crl)
+
+
+def _names_key_of(authority: x509.Certificate, crl: x509.CertificateRevocationList) -> bool:
+    return authority_key_id(crl) in {None, b"", _key_id(authority)}
+
+
+def _key_id(authority: x509.Certificate) -> bytes | None:
     try:
-        key_id = authority.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest
+        return authority.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest
     except x509.ExtensionNotFound:
-        return True
-    return authority_key_id(crl) in (None, b"", key_id)
+        return None
 
 
 def _is_issued_by(crl: x509.CertificateRevocationList, authority: x509.Certificate) -> bool:

@@ -84,7 +84,7 @@ def lay_down(document: SiteDocument, folder: Path) -> dict[str, str]:
     UNREADABLE.
     """
     from audit.checkpoint import LogVerifier
-    from certs.crl_folder import keep_crls
+    from certs.crl_folder import MAX_FOREIGN_BYTES, keep_crls
     from certs.federation import parse_bundle
     from certs.files import write_atomically
     from policy.permit import PermitKey
@@ -96,7 +96,7 @@ def lay_down(document: SiteDocument, folder: Path) -> dict[str, str]:
     for vkey in document.log_keys:
         LogVerifier.parse(vkey)
     (folder / "crls").mkdir(parents=True, exist_ok=True)
-    keep_crls(folder / "crls", document.crls, roots)
+    keep_crls(folder / "crls", document.crls, roots, MAX_FOREIGN_BYTES)
     write_atomically(folder / "bundle.json", bundle)
     digests = {f"root {number}": root_digest(root) for number, root in enumerate(roots, start=1)}
     for name, texts in (("permit-{}.pub", document.permit_keys), ("log-{}.vkey", document.log_keys)):

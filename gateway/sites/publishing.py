@@ -15,7 +15,7 @@ import trio
 from cryptography.hazmat.primitives.serialization import Encoding
 from msgspec import Meta
 
-from certs.crl_folder import MAX_CRLS, keep_crls
+from certs.crl_folder import MAX_CRLS, MAX_FOREIGN_BYTES, keep_crls
 from certs.crls import newest_crls
 from certs.errors import CertificateError
 from certs.federation import bundle_document
@@ -66,7 +66,9 @@ async def keep_crls_fresh(sites: tuple[OtherSite, ...], changed: Callable[[], Aw
                 document = decode_site(await fetch(site, "/v1/site"))
                 if document.trust_domain != site.trust_domain:
                     raise ValueError(f"it speaks for {document.trust_domain!a:.80}")
-                if await trio.to_thread.run_sync(partial(keep_crls, site.crls, document.crls, site.roots)):
+                if await trio.to_thread.run_sync(
+                    partial(keep_crls, site.crls, document.crls, site.roots, MAX_FOREIGN_BYTES)
+                ):
                     log.info("newer CRLs of another site", site=site.name)
                     news = True
                 away.discard(site.name)

@@ -16,7 +16,7 @@ from OpenSSL import SSL
 
 from certs.changes import Marks, marks_of
 from certs.credentials import HostCredentials
-from certs.crl_folder import keep_crls
+from certs.crl_folder import MAX_FOREIGN_BYTES, keep_crls
 from certs.crls import newest_crls
 from certs.errors import Check, CredentialError, PeerRefused
 from certs.federation import load_foreign
@@ -112,7 +112,7 @@ class Identity:
         if site is None or len(site.crls) != 1 or not Path(site.crls[0]).is_dir():
             return 0
         roots = next((each.trust.anchors for each in self.credentials.foreign if each.trust_domain == trust_domain), ())
-        return keep_crls(Path(site.crls[0]), texts, roots)
+        return keep_crls(Path(site.crls[0]), texts, roots, MAX_FOREIGN_BYTES)
 
     def keep_crls(self, texts: list[str]) -> int:
         """See there; the folder is that of `crls`."""

@@ -15,9 +15,16 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 from certs.authority import INTRODUCTIONS, Authority
-from certs.crl_folder import FORMER, MAX_CRLS, MAX_KNOWN, keep_crls, put_away
+from certs.crl_folder import FORMER, MAX_CRLS, MAX_FOREIGN_BYTES, MAX_KNOWN, keep_crls, put_away
 from certs.errors import CredentialError
-from certs.files import crl_files, read_certificates, read_crl, write_atomically, write_private_key
+from certs.files import (
+    crl_files,
+    read_certificates,
+    read_crl,
+    read_private_key,
+    write_atomically,
+    write_private_key,
+)
 from certs.introduction import authority_key_id, crl_id, root_id
 from transport.relay.config_sections import IdentitySection, SiteSection
 from transport.relay.identity import Identity
@@ -176,11 +183,14 @@ def test_the_crl_of_a_successor_with_the_same_name_is_not_taken_for_forged(place
     assert keep_crls(made(tmp_path / "crls"), [crl(other)], place.identity.credentials.authorities) == 1
 
 
-def of_nobody(names: range, number: int = 1) -> list[str]:
+def of_nobody(names: range, number: int = 1, padding_bytes: int = 0) -> list[str]:
     """CRLs of CAs that no host knows."""
     key = ec.generate_private_key(ec.SECP256R1())
     built = x509.CertificateRevocationListBuilder().last_update(NOW).next_update(NOW + timedelta(days=1))
     built = built.add_extension(x509.CRLNumber(number), critical=False)
+    if padding_bytes:
+        unknown = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.3.6.1.4.1.11129.2"), bytes(padding_bytes))
+        built = built.add_extension(unknown, critical=False)
     issuers = (x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"CA {name}")]) for name in names)
     signed = (built.issuer_name(issuer).sign(key, hashes.SHA256()) for issuer in issuers)
     return [each.public_bytes(Encoding.PEM).decode() for each in signed]
@@ -208,6 +218,36 @@ def test_nor_do_they_after_they_were_retired(tmp_path: Path) -> None:
     with pytest.raises(CredentialError, match=f"0 CAs and of {MAX_KNOWN} retired ones"):
         keep_crls(folder, of_nobody(range(MAX_KNOWN, MAX_KNOWN + 1)), ())
     assert keep_crls(folder, of_nobody(range(1), number=2), ()) == 1
+
+
+def naming_keys(authority: Authority, names: range) -> list[str]:
+    """As `authority` signs them, each for another key that it does not have."""
+    key = read_private_key(authority.directory / "ca.key")
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    built = x509.CertificateRevocationListBuilder().issuer_name(authority.certificate.subject)
+    built = built.last_update(NOW).next_update(NOW + timedelta(days=1)).add_extension(x509.CRLNumber(1), critical=False)
+    named = (x509.AuthorityKeyIdentifier(name.to_bytes(20), None, None) for name in names)
+    signed = (built.add_extension(each, critical=False).sign(key, hashes.SHA256()) for each in named)
+    return [each.public_bytes(Encoding.PEM).decode() for each in signed]
+
+
+def test_nor_does_a_known_ca_that_names_ever_new_keys(tmp_path: Path) -> None:
+    root, folder = Authority.create(made(tmp_path / "root"), "east.example", NOW), made(tmp_path / "crls")
+    assert keep_crls(folder, naming_keys(root, range(MAX_CRLS)), [root.certificate]) == MAX_CRLS
+    with pytest.raises(CredentialError, match="takes none of another"):
+        keep_crls(folder, naming_keys(root, range(MAX_CRLS, MAX_CRLS + 1)), [root.certificate])
+    assert keep_crls(folder, [crl(root)], [root.certificate]) == 1
+
+
+def test_another_site_fills_no_memory_with_long_crls(tmp_path: Path) -> None:
+    """They are read at every connection of every host, of this site's own, too; and told in one answer with its own."""
+    root, folder = Authority.create(made(tmp_path / "root"), "east.example", NOW), made(tmp_path / "crls")
+    short, long = of_nobody(range(2)), of_nobody(range(1, 2), number=2, padding_bytes=MAX_FOREIGN_BYTES)
+    assert keep_crls(folder, short, [root.certificate], MAX_FOREIGN_BYTES) == 2
+    with pytest.raises(CredentialError, match="longer than"):
+        keep_crls(folder, long, [root.certificate], MAX_FOREIGN_BYTES)
+    assert sorted(file.read_text() for file in crl_files(folder)) == sorted(short)
+    assert keep_crls(folder, long, [root.certificate]) == 1  # of the own site
 
 
 def test_what_another_site_publishes_stops_nothing_of_this_one(place: Place, tmp_path: Path) -> None:
