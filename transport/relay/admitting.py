@@ -151,7 +151,7 @@ class Admissions:
             with trio.move_on_after(self._host.config.limits.message_seconds):
                 await admission.wait()
             if key in self._being_admitted:
-                raise _hangs("it has not answered yet")
+                raise _hangs()
         self._require_not_failed(key)
         session = self._known(key, offer)
         if not session.may_go_on:
@@ -231,13 +231,13 @@ def _not_prepared(vm: str, error: HypervisorError | LocalBroken | ValueError) ->
         log.warning("nobody listens where a port leads", vm=vm, cause=str(error))
         return OfferRefused(RefusalCode.HYPERVISOR, error.told, is_told=True)
     if isinstance(error, HypervisorTimeout | LibvirtHangs):
-        return _hangs(str(error))
+        log.warning("hypervisor hangs", vm=vm, cause=str(error))
+        return _hangs()
     log.warning("hypervisor not ready", vm=vm, cause=str(error))
     return OfferRefused(RefusalCode.HYPERVISOR, f"no hypervisor waits for this VM: {error}")
 
 
-def _hangs(detail: str) -> OfferRefused:
+def _hangs() -> OfferRefused:
     """Told in these words to whoever shows a good permit; in what it hangs, our own log says."""
-    log.warning("hypervisor hangs", cause=detail)
     words = "the hypervisor there hangs: it did not answer in time; the log of the relay there says more"
     return OfferRefused(RefusalCode.HYPERVISOR, words, is_told=True)

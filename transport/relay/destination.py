@@ -104,14 +104,17 @@ class Destination:
                 await DestinationLine(session, link, desk, partial(self._settle, session)).carry(offer)
                 said_bye = True
             if deadline.cancelled_caught:
-                log.warning("session past its deadline", vm=vm)
+                if self._host.log_rate.allows("session past its deadline", vm):
+                    log.warning("session past its deadline", vm=vm)
                 await _say_cancelled(link, "deadline", _ENDED)
         except (TransportError, HypervisorError, BaseExceptionGroup) as error:
             cause = cause_of(error)
             event = Event.LOST if isinstance(cause, ConnectionBroken) else Event.VIOLATION
             is_kept = follow(Role.DESTINATION, State.CONNECTED, event).state is State.LOST
             may_go_on = is_kept and session.may_go_on and self.admissions.resume_seconds(session) > 0
-            log.warning("connection lost" if may_go_on else "session broke", vm=vm, cause=str(cause))
+            event_name = "connection lost" if may_go_on else "session broke"
+            if self._host.log_rate.allows(event_name, vm):  # S may come back and break off as often as it likes
+                log.warning(event_name, vm=vm, cause=str(cause))
             if not may_go_on:
                 await _say_broken(link, cause)
         return said_bye, may_go_on

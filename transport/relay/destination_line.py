@@ -78,8 +78,10 @@ class DestinationLine:
                 channel = await self._open(port)
                 nursery.start_soon(self._carry_lane, channel)
             case Handover(post_copy=post_copy):
+                is_asked_again = not session.is_undecided
                 outcome = await self._settle(handed_over=True, post_copy=post_copy)
-                log.info("handover", vm=session.permit.claims.vm, outcome=outcome)
+                if not is_asked_again:
+                    log.info("handover", vm=session.permit.claims.vm, outcome=outcome)
                 await link.send(Outcome(outcome))
             case Cancel():
                 outcome = await self._settle(handed_over=False)

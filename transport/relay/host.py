@@ -37,6 +37,7 @@ from transport.relay.identity import Identity
 from transport.relay.libvirt_destination import LibvirtDestination
 from transport.relay.libvirt_source import LibvirtSource
 from transport.relay.limits import LimitsSection
+from transport.relay.log_rate import LogRate
 from transport.relay.metrics import metrics_text
 from transport.relay.named_ports import PortSection
 from transport.relay.outgoing import Leaving, leaving_of
@@ -71,6 +72,7 @@ class RelayHost:
     refused_calls: RefusedCalls = field(default_factory=RefusedCalls)
     bandwidth: HostBandwidth = field(default_factory=HostBandwidth)
     cores: Cores = field(default_factory=lambda: Cores(0))
+    log_rate: LogRate = field(default_factory=LogRate)
     board: Board = field(default_factory=lambda: Board(Places(LimitsSection().max_moves)))
     _leaving: list[str] = field(default_factory=list)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Awaitable, Callable
 
@@ -24,7 +23,6 @@ from transport.wire.messages import Offer, Refusal
 
 ShowPermit = Callable[[str], Awaitable[None]]
 log = structlog.get_logger("sealane.relay")
-_REFUSED_LOG_SECONDS = 1.0
 _MAX_SILENT_PER_PEER = 16
 
 
@@ -38,7 +36,6 @@ class Incoming:
         self._nursery = nursery
         self._destination = destination
         self._show_permit = show_permit
-        self._refusal_logged: dict[str, float] = {}
         self._silent: Counter[str] = Counter()  # connections by host that have not offered yet
         self.listener = Listener(host.config.limits, self._serve_control, host.addresses.knows)
 
@@ -50,19 +47,21 @@ class Incoming:
         tls.set_accept_state()
         stream = TlsStream(sock, tls, first)
         link = ControlLink(stream, Role.DESTINATION, limits.message_seconds)
+        who = ""  # one name for all strangers
         try:
             await stream.handshake()
             peer = accept_peer(tls, credentials, now())
             self._host.identity.require_listed(peer.spiffe_id)
+            who = str(peer.spiffe_id)
             proven()
             notice_silence(sock, limits.silence_seconds)
             await self._serve_offer(link, tls, peer, credentials)
         except PeerRefused as refused:
-            self._log_refused("", "peer refused", check=refused.check, detail=refused.detail)
+            self._log(who, "peer refused", check=refused.check, detail=refused.detail)
         except ConnectionBroken:
             pass  # a stranger's handshake, or a peer that left before its session began
         except TransportError as error:
-            log.warning("control connection ended", cause=str(error))
+            self._log(who, "control connection ended", peer=who, cause=str(error))
         except Exception:
             # A bug of ours that one peer has found must not end the sessions of all others; its own ends here.
             log.exception("bug: control connection ended")
@@ -78,7 +77,7 @@ class Incoming:
             session = await self._destination.admissions.admit(offer, peer)
         except OfferRefused as refused:
             source = str(peer.spiffe_id)
-            self._log_refused(source, "offer refused", source=source, code=refused.code.value, detail=refused.detail)
+            self._log(source, "offer refused", source=source, code=refused.code.value, detail=refused.detail)
             # A peer whose permit is good is told what is busy; of a check that failed nothing that helps a forger.
             await link.send(Refusal(refused.code, refused.detail if refused.is_told else _words_for(refused.code)))
             return
@@ -111,10 +110,9 @@ class Incoming:
             if not self._silent[name]:
                 del self._silent[name]
 
-    def _log_refused(self, who: str, event: str, **facts: object) -> None:
-        """At most a line a second for each host, and for all strangers: nobody fills the disk, or hides another."""
-        if trio.current_time() - self._refusal_logged.get(who, -math.inf) >= _REFUSED_LOG_SECONDS:
-            self._refusal_logged[who] = trio.current_time()
+    def _log(self, who: str, event: str, **facts: object) -> None:
+        """At most a line a second for each host, and for all strangers."""
+        if self._host.log_rate.allows(who):
             log.warning(event, **facts)
 
 

@@ -436,3 +436,25 @@ async def test_no_receipt_certifies_a_guest_that_was_not_handed_over(site: Site)
             assert await run_state(vm) == "gone"
     finally:
         await stop_qemu(vm)
+
+
+async def test_what_a_host_does_again_and_again_fills_no_log(pair: Pair, vm_listener: trio.SocketListener) -> None:
+    """A certificate is enough for the first, a permit for the others; each took a line, or two."""
+    with capture_logs() as logs:
+        for _ in range(12):
+            async with Driver.connected(pair.address, pair.source.credentials) as driver:
+                await driver.send(Bye())
+                await driver.hear_all()
+        permit = pair.site.permit(vm=VM)
+        async with begun(pair, permit) as first:
+            pass
+        for purpose in ("resume", "settle"):
+            for attempt in range(1, 13):
+                async with Driver.connected(pair.address, pair.source.credentials) as driver:
+                    number = attempt + (100 if purpose == "settle" else 0)
+                    await driver.offer(permit, session_id=first.session_id, attempt=number, purpose=purpose)
+                    if purpose == "settle":
+                        await driver.send(Handover())
+                        await driver.hear()
+        await until(lambda: states(pair.destination) == ["discarded"])
+    assert len([log for log in logs if log["log_level"] in {"info", "warning", "error"}]) <= 8, logs
