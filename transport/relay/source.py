@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,10 +75,14 @@ async def carry_as_source(
     permit = host.permits.verify(order.permit, order.other_permit, source=host.spiffe_id, destination=None)
     claims = permit.claims
     patience = min(host.config.limits.queue_seconds, max(0.0, claims.exp - now().timestamp()))
-    async with host.board.places.place(claims.migration_id, claims.vm, patience, cancelled):
+    async with AsyncExitStack() as held:
+        await held.enter_async_context(host.board.places.place(claims.migration_id, claims.vm, patience, cancelled))
         with host.board.session("source", claims, cancelled) as entry:
             way = _Way(permit, cancelled, socket_path, None if end is None else end(permit))
-            return await _carry_permitted(host, order, way, entry, entry.telling(tell))
+            session = await _carry_permitted(host, order, way, entry, entry.telling(tell))
+            # The guest has its place; what is left to be said may wait for days for a destination that is gone.
+            await held.aclose()
+            return await close_source(session, entry.telling(tell))
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +95,10 @@ class _Way:
     end: SourceEnd | None  # None: the configured one
 
 
-async def _carry_permitted(host: RelayHost, order: MigrationOrder, way: _Way, entry: Entry, tell: Tell) -> News:
+async def _carry_permitted(
+    host: RelayHost, order: MigrationOrder, way: _Way, entry: Entry, tell: Tell
+) -> SourceSession:
+    """The session, its guest being in its one place; `close_source` follows."""
     permit, cancelled, socket_path = way.permit, way.cancelled, way.socket_path
     seconds = _deadline(host, order, permit)
     new_end: SourceEnd = way.end or host.source_end(permit, {}, order.downtime_limit_ms, seconds, order.how)
@@ -109,7 +116,7 @@ async def _carry_permitted(host: RelayHost, order: MigrationOrder, way: _Way, en
         finally:
             await _settle_even_when_stopped(session, end, tell)
             await host.on_disk(remove_session_folder, folder)
-    return await close_source(session, tell)
+    return session
 
 
 async def _settle_even_when_stopped(session: SourceSession, end: SourceEnd, tell: Tell) -> None:

@@ -160,11 +160,12 @@ async def test_a_guest_goes_on_at_the_source_when_the_destination_claims_it_with
 
 @pytest.mark.real
 async def test_a_guest_may_move_elsewhere_while_its_first_destination_cannot_be_reached(site: Site) -> None:
-    """Until it hears of it, the first one may hold a whole guest; it can never run it, so nobody has to wait for it."""
+    """Until it hears of it, the first one may hold a whole guest; it can never run it, so nobody has to wait for it: nor
+    for its place, of which this host has one."""
     layout = GuestLayout.for_memory(32, 2)
     machine = await start_qemu(site.folder / "qa" / VM, VM, memory_mib=32, image=build_boot_image(layout, site.folder))
     hypervisor = {"kind": "qmp", "qmp_socket": str(site.folder / "qa" / "{uuid}" / "qmp.sock")}
-    source = host_with(site, "a", IMPATIENT, **hypervisor)
+    source = host_with(site, "a", {**IMPATIENT, "max_moves": 1}, **hypervisor)
     credentials = open_host(site.relay_config("b")).credentials
     told: list[News] = []
 
