@@ -11,20 +11,24 @@ HypervisorError
 └── MigrationCancelled      requester: somebody cancelled the migration
 """
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Final, Literal
 
+_MAX_WORDS: Final = 1000
 WhoMustAct = Literal["requester", "operator", "peer", "us"]
 
 
 class HypervisorError(Exception):
-    """Root of this tree. `detail` says what was seen, `next_step` what to do about it."""
+    """Root of this tree. `detail` says what was seen, `next_step` what to do about it.
+
+    A hypervisor's own words are in it, and a guest may have taken that over: short, and nothing that rules a terminal.
+    """
 
     who_must_act: ClassVar[WhoMustAct] = "operator"
     next_step: ClassVar[str] = "Look into the log of the hypervisor."
 
     def __init__(self, detail: str) -> None:
-        super().__init__(detail)
-        self.detail = detail
+        self.detail = "".join(each if each.isprintable() else " " for each in detail[:_MAX_WORDS])
+        super().__init__(self.detail)
 
 
 class HypervisorUnreachable(HypervisorError):

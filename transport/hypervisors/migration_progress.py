@@ -25,12 +25,12 @@ class MigrationProgress:
     passes: int = 0
     dirty_pages_per_second: int = 0
     downtime_ms: int | None = None
-    setup_ms: int | None = None
-    total_ms: int | None = None
     error: str | None = None
 
 
-_Count = Annotated[int, msgspec.Meta(ge=0)]
+_MAX = 2**53 - 1  # what every reader of JSON can hold
+_Count = Annotated[int, msgspec.Meta(ge=0, le=_MAX)]
+StatusWord = Annotated[str, msgspec.Meta(pattern=r"\A[a-z][a-z0-9-]{0,31}\Z")]
 _MAX_MBPS = 1e9
 
 
@@ -44,12 +44,10 @@ class _Ram(msgspec.Struct, frozen=True, rename="kebab"):
 
 
 class _Info(msgspec.Struct, frozen=True, rename="kebab"):
-    status: str = "none"
+    status: StatusWord = "none"
     ram: _Ram | None = None
     downtime: int | None = None
     expected_downtime: int | None = None
-    setup_time: int | None = None
-    total_time: int | None = None
     error_desc: str | None = None
 
 
@@ -70,8 +68,11 @@ def read_progress(answer: Any) -> MigrationProgress:
         rate_bytes_per_second=round(ram.mbps * 1_000_000 / 8),
         passes=ram.dirty_sync_count,
         dirty_pages_per_second=ram.dirty_pages_rate,
-        downtime_ms=info.expected_downtime if info.downtime is None else info.downtime,
-        setup_ms=info.setup_time,
-        total_ms=info.total_time,
+        downtime_ms=_possible(info.expected_downtime if info.downtime is None else info.downtime),
         error=info.error_desc,
     )
+
+
+def _possible(milliseconds: int | None) -> int | None:
+    """None for what is no time: it stands in receipts, and with it no gateway would take them."""
+    return milliseconds if milliseconds is not None and 0 <= milliseconds <= _MAX else None

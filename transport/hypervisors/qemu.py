@@ -23,7 +23,7 @@ from transport.hypervisors.errors import (
     MigrationFailed,
     WrongVm,
 )
-from transport.hypervisors.migration_progress import MigrationProgress, read_progress
+from transport.hypervisors.migration_progress import MigrationProgress, StatusWord, read_progress
 from transport.hypervisors.migration_settings import (
     MigrationSettings,
     destination_capabilities,
@@ -41,7 +41,7 @@ class _Capability(msgspec.Struct, frozen=True):
 
 
 class _Status(msgspec.Struct, frozen=True):
-    status: str
+    status: StatusWord
 
 
 class _Uuid(msgspec.Struct, frozen=True, rename={"uuid": "UUID"}):
