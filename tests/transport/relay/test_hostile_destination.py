@@ -160,8 +160,8 @@ async def test_a_guest_goes_on_at_the_source_when_the_destination_claims_it_with
 
 @pytest.mark.real
 async def test_a_guest_may_move_elsewhere_while_its_first_destination_cannot_be_reached(site: Site) -> None:
-    """Until it hears of it, the first one may hold a whole guest; it can never run it, so nobody has to wait for it: nor
-    for its place, of which this host has one."""
+    """Until it hears of it, the first one may hold a whole guest; it can never run it, so nobody has to wait for it,
+    nor for its place, of which this host has one."""
     layout = GuestLayout.for_memory(32, 2)
     machine = await start_qemu(site.folder / "qa" / VM, VM, memory_mib=32, image=build_boot_image(layout, site.folder))
     hypervisor = {"kind": "qmp", "qmp_socket": str(site.folder / "qa" / "{uuid}" / "qmp.sock")}
