@@ -9,9 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Final, Protocol, Self
 
+from policy.permit import PermitClaims
 from transport.wire.control import Role
+from transport.wire.preface import MAX_CHANNELS
+
+MAX_DIGESTED_CHANNELS: Final = 128  # whose digests fit a receipt of 48 KiB
+
+
+def most_channels(claims: PermitClaims) -> int:
+    """That a session may have by its permit: its receipt must hold the counts and the digests of each."""
+    most = MAX_DIGESTED_CHANNELS if claims.requirements.content_digest else MAX_CHANNELS
+    return min(claims.limits.max_channels, most)
 
 
 class Hasher(Protocol):

@@ -12,6 +12,7 @@ from OpenSSL import SSL
 from certs.errors import PeerRefused
 from certs.tls import ControlPeer, HostCredentials, accept_peer, export_secret, local_leaf_sha256
 from transport.errors import ConnectionBroken, OfferRefused, RefusalCode, TransportError
+from transport.relay.content_digests import most_channels
 from transport.relay.control import ControlLink, TlsStream
 from transport.relay.destination import Destination
 from transport.relay.host import RelayHost, now
@@ -91,7 +92,7 @@ class Incoming:
             offer.attempt,
         )
         keys = ConnectionKeys(export_secret(tls, context))
-        allowed = session.permit.claims.limits.max_channels
+        allowed = most_channels(session.permit.claims)
         desk = self.listener.open_desk(keys, min(allowed, self._host.config.limits.max_channels))
         try:
             await self._destination.serve(session, offer, link, desk, (peer, local_leaf_sha256(credentials)))

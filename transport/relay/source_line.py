@@ -15,6 +15,7 @@ import trio
 from transport.errors import ConnectionBroken, OfferRefused, PeerCancelled, RefusalCode, TransportError
 from transport.relay.channel import Channel
 from transport.relay.channels import Channels
+from transport.relay.content_digests import most_channels
 from transport.relay.dialling import AnswerLost, SourceConnection, offered
 from transport.relay.failures import SessionError, cause_of
 from transport.relay.host import now
@@ -203,7 +204,7 @@ class SourceLine:
         self._generation += 1
         self._note_change()
         if is_first:
-            allowed = session.permit.claims.limits.max_channels
+            allowed = most_channels(session.permit.claims)
             self.most_channels = min(connection.link.order.max_channels, allowed)
             task_status.started()
         else:
