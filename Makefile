@@ -32,6 +32,7 @@ BIN := .venv/bin
 ARGS ?=
 FUZZ_SECONDS ?= 60
 KILLS ?= 1000
+WORKERS ?= 3
 
 .PHONY: help demo test check bench rollover failures fuzz fuzz-guided soak soak-sinks kinds recovery criu silence neighbours upgrade sites newest-qemu other-libvirt nova keycloak editor deb lock setup
 .DEFAULT_GOAL := help
@@ -46,10 +47,11 @@ demo:
 	@deploy/setup.sh demo
 	@$(BIN)/sealane demo $(ARGS)
 
-# A file's tests stay on one worker: fixtures that start real processes are made once a file.
+# A file's tests stay on one worker: fixtures that start real processes are made once a file. Half of the time a worker
+# waits for such a process: on two cores three of them take two thirds of what two take. In the order of tests/conftest.py.
 test:
 	@deploy/setup.sh test
-	$(BIN)/pytest -n 2 --dist loadfile --ignore tests/keycloak --ignore tests/editor $(ARGS)
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --ignore tests/keycloak --ignore tests/editor $(ARGS)
 
 # Temporary files in memory where there is room for it: the log's crash tests take a third of the time then.
 check: export HYPOTHESIS_PROFILE = quick

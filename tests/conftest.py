@@ -11,6 +11,7 @@ import os
 import signal
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -116,7 +117,10 @@ LEFT_OUT = pytest.StashKey[dict[str, int]]()
 
 @pytest.hookimpl(trylast=True)  # after -k and -m
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests marked ``fetched(goal)`` are part of a run once `make GOAL` was; until then they are counted, left out."""
+    """Tests marked ``fetched(goal)`` are part of a run once `make GOAL` was; until then they are counted, left out.
+
+    What is kept is put into the order in which several workers are over soonest.
+    """
     kept: list[pytest.Item] = []
     left: list[pytest.Item] = []
     counts: dict[str, int] = {}
@@ -128,9 +132,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             left.append(item)
             counts[mark.args[0]] = counts.get(mark.args[0], 0) + 1
     config.stash[LEFT_OUT] = counts
-    items[:] = kept
+    items[:] = longest_first(kept)
     if left:
         config.hook.pytest_deselected(items=left)
+
+
+def longest_first(items: list[pytest.Item]) -> list[pytest.Item]:
+    """Modules that last longest first, so that no worker is left alone with one: what needs real components, which is
+    waited for most of the time, then what runs for seconds. All others take milliseconds and fill the workers up."""
+
+    def rank(item: pytest.Item) -> int:
+        return 0 if item.get_closest_marker("real") else 1 if item.get_closest_marker("whole") else 2
+
+    ranks: dict[Path, int] = {}
+    for item in items:
+        ranks[item.path] = min(rank(item), ranks.get(item.path, 2))
+    return sorted(items, key=lambda item: ranks[item.path])
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

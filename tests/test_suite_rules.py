@@ -13,7 +13,12 @@ from bench.harness import wait_until
 
 pytest_plugins = ["pytester"]
 RULES = Path(__file__).with_name("conftest.py").read_text(encoding="utf-8")
-SETTINGS = "[pytest]\nmarkers =\n    real: needs a real component\n    fetched(goal): needs what it fetches\n"
+SETTINGS = """[pytest]
+markers =
+    real: needs a real component
+    whole: runs for seconds
+    fetched(goal): needs what it fetches
+"""
 
 
 @pytest.fixture
@@ -88,6 +93,26 @@ def test_what_needs_a_component_that_was_not_fetched_is_left_out_and_counted(
     result = suite.runpytest_inprocess(*words)
     result.assert_outcomes(passed=2)
     result.stdout.no_fnmatch_line("LEFT OUT*")
+
+
+def test_modules_that_last_longest_come_first_and_stay_in_one_piece(suite: pytest.Pytester) -> None:
+    suite.makepyfile(
+        test_a="def test_1(): pass\ndef test_2(): pass",
+        test_b="import pytest\n@pytest.mark.whole\ndef test_1(): pass\ndef test_2(): pass",
+        test_c="import pytest\ndef test_1(): pass\n@pytest.mark.real\n@pytest.mark.whole\ndef test_2(): pass",
+        test_d="import pytest\npytestmark = pytest.mark.real\ndef test_1(): pass",
+    )
+    result = suite.runpytest_inprocess("-p", "no:cacheprovider", "--collect-only", "-q")
+    order = [
+        "c.py::test_1",
+        "c.py::test_2",
+        "d.py::test_1",
+        "b.py::test_1",
+        "b.py::test_2",
+        "a.py::test_1",
+        "a.py::test_2",
+    ]
+    assert [line.removeprefix("test_") for line in result.outlines if "::" in line] == order
 
 
 def test_a_test_that_hangs_fails_and_what_it_started_is_ended(
