@@ -49,6 +49,8 @@ demo:
 
 # A file's tests stay on one worker: fixtures that start real processes are made once a file. Half of the time a worker
 # waits for such a process: on two cores three of them take two thirds of what two take. In the order of tests/conftest.py.
+# Where bytecode is not kept, as some images have it, a gateway's start takes a third longer.
+test: export PYTHONDONTWRITEBYTECODE =
 test:
 	@deploy/setup.sh test
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --ignore tests/keycloak --ignore tests/editor $(ARGS)
