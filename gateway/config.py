@@ -218,7 +218,10 @@ class RevocationTable(_Table, frozen=True):
 
 
 class LimitsTable(_Table, frozen=True):
-    """Bounds of the shells. Each has a default that a site of some hundred hosts can live with."""
+    """Bounds of the shells. Each has a default that a site of some hundred hosts can live with.
+
+    `relay_fetch_seconds`: a permit that its source relay has not fetched by then is withdrawn.
+    """
 
     connections: Annotated[int, Meta(ge=2, le=10_000)] = 512
     connections_per_address: Annotated[int, Meta(ge=1, le=10_000)] = 64
@@ -226,6 +229,7 @@ class LimitsTable(_Table, frozen=True):
     request_seconds: Seconds = 30
     poll_seconds: Annotated[int, Meta(ge=1, le=300)] = 30
     relay_silence_seconds: Seconds = 45
+    relay_fetch_seconds: Annotated[int, Meta(ge=5, le=300)] = 15
     placement_silence_seconds: Annotated[int, Meta(ge=2, le=3_600)] = 60
     log_queue: Annotated[int, Meta(ge=1, le=4_096)] = 256
     migrations: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000

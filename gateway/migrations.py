@@ -154,6 +154,12 @@ class Migration:
             case _:
                 return told
 
+    def withdrawn(self, because: str) -> Migration:
+        """Its permit was taken back before its relay had it: nothing began, and nothing can begin."""
+        if self.state is not State.ASSIGNED:
+            return self
+        return replace(self, state=State.CANCELLED if self.cancel_requested else State.FAILED, message=because)
+
     def restored(self, now: int) -> Migration:
         """As it is after a restart: relays get a moment to say that it has begun, which no record says."""
         return replace(self, begin_until=max(self.begin_until, now)) if self.state is State.ASSIGNED else self

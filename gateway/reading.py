@@ -41,6 +41,7 @@ RESTORED_KINDS: Final = (
     "migration.receipt",
     "migration.cancel_requested",
     "migration.revoked",
+    "migration.withdrawn",
     "migration.other_site",
     "migration.elsewhere",
 )
@@ -232,6 +233,8 @@ def derive(records: Sequence[tuple[int, Mapping[str, Any]]]) -> dict[str, Migrat
             found[migration_id] = replace(migration, state=State.FAILED, message=because)
         elif kind == "migration.revoked":
             found[migration_id] = migration.with_revocation(record)
+        elif kind == "migration.withdrawn":
+            found[migration_id] = migration.withdrawn(str(record["details"].get("because", ""))[:500])
     return found
 
 

@@ -7,7 +7,7 @@ the lower one. A version is spoken until the next but one; beyond that, both sid
     1   no header; assignments `migrate`, `cancel`, `inspect`; of trust roots and CRLs
     2   `holds` of a poll; of trust introductions, `leaving`, `retired`, `foreign_crls`; `other_permit` of `migrate`;
         assignments `evacuation`, `withdraw_evacuation`; `size_bytes` of disks in facts of a machine (no release
-        spoke it without)
+        spoke it without); a permit is told of by `permit`, and fetched (nor that)
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ ROLLOVERS: Final = 2
 SITES: Final = 2
 EVACUATIONS: Final = 2
 DISK_SIZES: Final = 2
+FETCHES: Final = 2
 
 
 class LinkRefused(Exception):

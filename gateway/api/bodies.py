@@ -140,6 +140,12 @@ class Poll(Body):
     holds: Annotated[list[Annotated[str, Field(pattern=r"^[a-z]{1,8}:[0-9a-f]{0,64}$")]], Field(max_length=128)] = []
 
 
+class ToldMigration(Body):
+    """Of an assignment `permit`."""
+
+    migration_id: Annotated[str, Field(min_length=1, max_length=64)]
+
+
 class KnownHosts(Body):
     """The version of the address book that the relay has; empty for none."""
 

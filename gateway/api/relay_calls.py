@@ -25,11 +25,13 @@ from gateway.api.bodies import (
     RefusalReport,
     Renewal,
     ShownPermit,
+    ToldMigration,
 )
+from gateway.api.connected import while_connected
 from gateway.api.desk import Address, AtDesk, Relay, host_of, office_of
 from gateway.asking import Asked
 from gateway.automatic_admission import admit_for_host
-from gateway.errors import RequestRefused
+from gateway.errors import RelayRefused, RequestRefused
 from gateway.host_reports import Report, ReportedGuest
 from gateway.migrations import State
 from gateway.receipts import SignedReceipt, decode_base64
@@ -40,12 +42,25 @@ router = APIRouter()
 
 
 @router.post("/v1/relay/poll", summary="What this host is to do; waits for it")
-async def poll(body: Poll, desk: AtDesk, host: Relay) -> Response:
+async def poll(body: Poll, desk: AtDesk, host: Relay, request: Request) -> Response:
     desk.reporting.holdings.note(str(host), body.holds)
     wait_seconds = min(body.wait_seconds, desk.poll_seconds)
-    assignments = await desk.gate.dispatch.poll(str(host), wait_seconds)
+    waiting = partial(desk.gate.dispatch.poll, str(host), wait_seconds)
+    assignments = await while_connected(request, waiting)
     # Said with each assignment: a relay that lacks the newest CRL fetches it before it begins.
-    return JsonAnswer({"assignments": assignments, "trust_version": desk.reporting.told.version})
+    return JsonAnswer({"assignments": assignments or [], "trust_version": desk.reporting.told.version})
+
+
+@router.post("/v1/relay/assignment", summary="The permit that a poll told of; 403 once it was withdrawn")
+async def assignment(body: ToldMigration, desk: AtDesk, host: Relay) -> Response:
+    document = desk.gate.dispatch.fetch(str(host), body.migration_id)
+    if document is None:
+        raise RelayRefused(
+            "no permit of that migration waits for this host: it was withdrawn",
+            code="withdrawn",
+            next_step="nothing to do on this host: whoever asked for it repeats the request",
+        )
+    return JsonAnswer(document)
 
 
 @router.post("/v1/relay/trust", summary="Roots and CRLs; null if the relay has them already")

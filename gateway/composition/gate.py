@@ -50,7 +50,7 @@ def _make_gate(
     people.named_groups = lambda: engine.bundle.named_groups
     trust = host_trust(config)
     limits = config.limits
-    dispatch = Dispatch()
+    dispatch = Dispatch(fetch_seconds=limits.relay_fetch_seconds)
     gate = Gate(
         people=people,
         engine=engine,

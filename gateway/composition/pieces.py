@@ -44,6 +44,7 @@ from gateway.siem.delivery import CommittedEntries, Delivery
 from gateway.siem.oversight import Oversight
 from gateway.sites.publishing import keep_crls_fresh
 from gateway.tile_reading import TileReading
+from gateway.unfetched import Unfetched
 from gateway.watch import Watch, WatchSettings
 
 Background = Callable[[], Awaitable[None]]
@@ -131,6 +132,7 @@ async def make_pieces(
     background: tuple[Background, ...] = (
         keeping.witnessing.run,
         partial(watch.run, WatchSettings(revocation.interval_seconds, revocation.unknown_grace_seconds)),
+        Unfetched(gate).run,
         gate.sources.run,
         search.follow,
         placement_watching.run,

@@ -157,9 +157,18 @@ class Running:
         return client
 
     async def poll(self, host: str, wait_seconds: int = 0) -> list[dict[str, Any]]:
-        answer = await self.client(host).post("/v1/relay/poll", json={"wait_seconds": wait_seconds})
+        """What the host is to do, as its relay learns it: permits that it is told of are fetched."""
+        client = self.client(host)
+        answer = await client.post("/v1/relay/poll", json={"wait_seconds": wait_seconds})
         assert answer.status_code == 200, answer.text
-        return answer.json()["assignments"]  # type: ignore[no-any-return]
+        return [await self.fetched(client, each) for each in answer.json()["assignments"]]
+
+    async def fetched(self, client: httpx.AsyncClient, assignment: dict[str, Any]) -> dict[str, Any]:
+        if assignment["kind"] != "permit":
+            return assignment
+        answer = await client.post("/v1/relay/assignment", json={"migration_id": assignment["migration_id"]})
+        assert answer.status_code == 200, answer.text
+        return answer.json()  # type: ignore[no-any-return]
 
     def open_permit(self, token: str) -> VerifiedPermit:
         key = PermitKey.from_pem((self.site.certs / "gateway" / "permit.pub").read_bytes())

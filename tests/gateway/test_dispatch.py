@@ -4,9 +4,12 @@ from typing import Any
 
 import pytest
 import trio
+from hypothesis import given
+from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from gateway.dispatch import MAX_WAITING, REDELIVER_SECONDS, Assignment, Dispatch, QueueFull
+from gateway.dispatch import FETCH_SECONDS, MAX_WAITING, REDELIVER_SECONDS, Assignment, Dispatch, QueueFull
+from transport.link_version import FETCHES
 
 MIGRATE = frozenset({"migrate"})
 
@@ -127,6 +130,132 @@ async def test_only_what_the_relay_does_not_have_can_be_withdrawn(
     dispatch.assign("a", assignment("m2"))
     await dispatch.poll("a", 0)
     assert not dispatch.withdraw("a", "m2")
+
+
+TOLD = {"kind": "permit", "migration_id": "m1"}
+
+
+@pytest.fixture
+def fetching(dispatch: Dispatch) -> Dispatch:
+    """The relay of `a` fetches its permits."""
+    dispatch.note_link("a", FETCHES)
+    return dispatch
+
+
+async def test_a_poll_tells_of_a_permit_which_its_host_alone_fetches_as_often_as_it_needs(
+    fetching: Dispatch, autojump_clock: MockClock
+) -> None:
+    fetching.assign("a", assignment("m1"))
+    fetching.assign("a", assignment("m1", kind="cancel"))
+    assert await fetching.poll("a", 0) == [TOLD, {"migration_id": "m1"}]
+    assert fetching.fetch("b", "m1") is None
+    assert fetching.fetch("a", "m2") is None
+    assert fetching.fetch("a", "m1") == fetching.fetch("a", "m1") == {"migration_id": "m1"}
+    await trio.sleep(FETCH_SECONDS + 1)
+    assert fetching.withdrawn() == []
+    fetching.acknowledge("a", "m1", MIGRATE)
+    assert fetching.fetch("a", "m1") is None
+
+
+@pytest.mark.parametrize("is_told", [False, True], ids=["nobody polls", "the answer goes to a host that died"])
+async def test_a_permit_that_nobody_fetches_is_withdrawn_for_good_and_its_host_is_not_waited_for_again(
+    fetching: Dispatch, autojump_clock: MockClock, is_told: bool
+) -> None:
+    async with trio.open_nursery() as nursery:
+        if is_told:
+            nursery.start_soon(fetching.poll, "a", FETCH_SECONDS + 5)
+        else:
+            await fetching.poll("a", 0)
+        await trio.testing.wait_all_tasks_blocked()
+        fetching.assign("a", assignment("m1"))
+        await trio.sleep(FETCH_SECONDS - 1)
+        assert fetching.withdrawn() == []
+        assert fetching.is_reachable("a", 45)
+        await trio.sleep(1)
+        assert fetching.fetch("a", "m1") is None, "withdrawn in the very moment, whoever looks first"
+        ((host, withdrawn),) = fetching.withdrawn()
+        assert (host, withdrawn.migration_id) == ("a", "m1")
+        assert fetching.withdrawn() == []
+        await trio.testing.wait_all_tasks_blocked()
+        assert not fetching.is_reachable("a", 45)
+    assert await fetching.poll("a", 0) == []
+    assert fetching.is_reachable("a", 45)
+
+
+async def test_a_relay_that_is_restarted_gets_what_was_assigned_meanwhile(
+    fetching: Dispatch, autojump_clock: MockClock
+) -> None:
+    with trio.move_on_after(1):
+        await fetching.poll("a", 30)
+    fetching.assign("a", assignment("m1"))
+    await trio.sleep(5)
+    assert fetching.is_reachable("a", 45)
+    assert await fetching.poll("a", 30) == [TOLD]
+    assert fetching.fetch("a", "m1") is not None
+
+
+async def test_a_relay_whose_connection_ended_is_reachable_no_longer_than_a_permit_waits(
+    fetching: Dispatch, autojump_clock: MockClock
+) -> None:
+    with trio.move_on_after(1):
+        await fetching.poll("a", 30)
+    await trio.sleep(FETCH_SECONDS)
+    assert fetching.is_reachable("a", 45)
+    await trio.sleep(1)
+    assert not fetching.is_reachable("a", 45)
+
+
+async def test_the_end_of_an_older_connection_is_not_that_of_the_relay(
+    fetching: Dispatch, autojump_clock: MockClock
+) -> None:
+    async with trio.open_nursery() as nursery:
+        older = trio.CancelScope()
+
+        async def poll_until_cut() -> None:
+            with older:
+                await fetching.poll("a", 30)
+
+        nursery.start_soon(poll_until_cut)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(fetching.poll, "a", 40)
+        older.cancel()
+        await trio.sleep(FETCH_SECONDS + 1)
+        assert fetching.is_reachable("a", 45)
+
+
+async def test_a_permit_of_a_short_life_is_withdrawn_at_its_end(fetching: Dispatch, autojump_clock: MockClock) -> None:
+    fetching.assign("a", assignment("m1", seconds=5))
+    await trio.sleep(5)
+    assert [each.migration_id for _, each in fetching.withdrawn()] == ["m1"]
+
+
+STEPS = st.lists(st.sampled_from(["assign", "fetch", "withdraw", "acknowledge", "look", "tick", "long tick"]))
+
+
+@given(STEPS)
+def test_nothing_is_fetched_that_was_withdrawn_and_nothing_withdrawn_that_was_fetched(steps: list[str]) -> None:
+    now, number, fetched, gone = 0.0, 0, set(), set()
+    dispatch = Dispatch(lambda: now)
+    dispatch.note_link("a", FETCHES)
+    for step in steps:
+        name = f"m{number}"
+        match step:
+            case "assign":
+                number += 1
+                dispatch.assign("a", Assignment(f"m{number}", "migrate", {}, now + 60))
+            case "fetch" if dispatch.fetch("a", name) is not None:
+                fetched.add(name)
+            case "withdraw" if dispatch.withdraw("a", name):
+                gone.add(name)
+            case "acknowledge":
+                dispatch.acknowledge("a", name, MIGRATE)
+            case "look":
+                gone |= {each.migration_id for _, each in dispatch.withdrawn()}
+            case "tick" | "long tick":
+                now += FETCH_SECONDS if step == "long tick" else 1.0
+    gone |= {each.migration_id for _, each in dispatch.withdrawn()}
+    assert not fetched & gone
+    assert all(dispatch.fetch("a", name) is None for name in gone)
 
 
 async def test_a_stop_ends_polls_at_once_and_leaves_the_queue(dispatch: Dispatch, autojump_clock: MockClock) -> None:

@@ -18,6 +18,7 @@ from transport.relay.gateway_answers import (
     Inspect,
     Migrate,
     TakeEvacuation,
+    TakePermit,
     WithdrawEvacuation,
 )
 from transport.relay.gateway_links import GatewayLinks
@@ -57,12 +58,17 @@ class Assignments:
     async def take(self, assignment: Assignment) -> None:
         """Do what the gateway asks, in the background."""
         match assignment:
-            case Migrate(migration_id=migration_id) if self._host.board.is_draining:
+            case Migrate(migration_id=migration_id) | TakePermit(migration_id=migration_id) if (
+                self._host.board.is_draining
+            ):
                 tell = self._telling(migration_id)
                 await tell(News("failed", None, None, "the source relay is about to be restarted: repeat the request"))
             case Migrate(migration_id=migration_id) if migration_id not in self._cancels:
                 self._cancels[migration_id] = trio.Event()
                 self._nursery.start_soon(self._migrate, assignment)
+            case TakePermit(migration_id=migration_id) if migration_id not in self._cancels:
+                self._cancels[migration_id] = trio.Event()
+                self._nursery.start_soon(self._fetch, migration_id)
             case CancelMigration(migration_id=migration_id) if migration_id in self._cancels:
                 self._cancels[migration_id].set()
             case CancelMigration(migration_id=migration_id):
@@ -119,6 +125,16 @@ class Assignments:
             log.exception("inspection ended by a bug", vm=asked.vm)
         finally:
             self._inspecting.discard(asked.inspection_id)
+
+    async def _fetch(self, migration_id: str) -> None:
+        """Whoever answers this has not withdrawn it; whatever is not fetched is never begun."""
+        try:
+            assignment = await self._link.fetch_permit(migration_id)
+        except TransportError as error:
+            log.warning("a permit was not fetched", migration=migration_id, cause=str(error))
+            del self._cancels[migration_id]
+        else:
+            await self._migrate(assignment)
 
     async def _migrate(self, assignment: Migrate) -> None:
         tell = self._telling(assignment.migration_id)

@@ -30,6 +30,12 @@ class Migrate(_Assignment, frozen=True, tag="migrate"):
     other_permit: Annotated[str, Meta(max_length=16 * 1024)] | None = None  # of the destination's site
 
 
+class TakePermit(_Assignment, frozen=True, tag="permit"):
+    """Fetch the permit of a migration from this host, a `Migrate`, and begin; nothing is to be done without it."""
+
+    migration_id: Annotated[str, Meta(min_length=1, max_length=64)]
+
+
 class CancelMigration(_Assignment, frozen=True, tag="cancel"):
     migration_id: Annotated[str, Meta(min_length=1, max_length=64)]
 
@@ -56,12 +62,13 @@ class WithdrawEvacuation(_Assignment, frozen=True, tag="withdraw_evacuation"):
 
 class _Assignments(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     assignments: Annotated[
-        list[Migrate | CancelMigration | Inspect | TakeEvacuation | WithdrawEvacuation], Meta(max_length=256)
+        list[Migrate | TakePermit | CancelMigration | Inspect | TakeEvacuation | WithdrawEvacuation],
+        Meta(max_length=256),
     ]
     trust_version: Annotated[str, Meta(max_length=64)] | None = None
 
 
-Assignment = Migrate | CancelMigration | Inspect | TakeEvacuation | WithdrawEvacuation
+Assignment = Migrate | TakePermit | CancelMigration | Inspect | TakeEvacuation | WithdrawEvacuation
 decode_assignments = msgspec.json.Decoder(_Assignments).decode
 
 
@@ -72,6 +79,7 @@ class NotPermitted(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_
 
 
 decode_admission = msgspec.json.Decoder(Migrate | NotPermitted).decode
+decode_permit = msgspec.json.Decoder(Migrate).decode
 decode_evacuation = msgspec.json.Decoder(Evacuation).decode
 T = TypeVar("T")
 

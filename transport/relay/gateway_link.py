@@ -27,6 +27,7 @@ from transport.relay.gateway_answers import (
     decode_admission,
     decode_assignments,
     decode_evacuation,
+    decode_permit,
     understood,
 )
 from transport.relay.gateway_line import MAX_ANSWER_BYTES, POLL_SECONDS, GatewayLine
@@ -37,6 +38,7 @@ from transport.relay.wish import NotAdmitted, Wish
 log = structlog.get_logger("sealane.relay")
 _RETRY_SECONDS = 2.0
 _REPORT_SECONDS = 10.0
+_FETCH_SECONDS = 10.0
 _ADDRESS_BOOK_SECONDS = 60.0
 _ADDRESS_BOOK_RETRY_SECONDS = 10.0
 
@@ -122,6 +124,16 @@ class GatewayLink:
             raise NotAdmitted(answer.message)
         assert isinstance(answer, Migrate)
         return answer
+
+    async def fetch_permit(self, migration_id: str) -> Migrate:
+        """The permit that waits for this host; GatewayRefuses once it was withdrawn. GatewayAway: it tells us again."""
+        with trio.move_on_after(_FETCH_SECONDS):
+            data = await self.ask("/v1/relay/assignment", {"migration_id": migration_id})
+            fetched = understood(decode_permit, data)
+            if fetched.migration_id != migration_id:
+                raise GatewayAway("/v1/relay/assignment: the gateway's answer is of another migration")
+            return fetched
+        raise GatewayAway("/v1/relay/assignment: no answer in time")
 
     async def tell(self, migration_id: str, news: News) -> None:
         """Tell how far a migration is. Lost when the gateway is away: receipts, which are kept, say how it ended."""

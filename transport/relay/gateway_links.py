@@ -106,6 +106,10 @@ class GatewayLinks:
     async def answer_inspection(self, inspection_id: str, found: Inspection) -> None:
         await self._origin.get(inspection_id, self.all[0]).answer_inspection(inspection_id, found)
 
+    async def fetch_permit(self, migration_id: str) -> Migrate:
+        """See `GatewayLink.fetch_permit`."""
+        return await self._origin.get(migration_id, self.all[0]).fetch_permit(migration_id)
+
     async def fetch_evacuation(self, evacuation_id: str) -> Evacuation:
         return await self._origin.get(evacuation_id, self.all[0]).fetch_evacuation(evacuation_id)
 

@@ -1,0 +1,99 @@
+"""What a relay is asked for: a permit is fetched before anything begins, and without it nothing does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+import pytest
+import trio
+
+from tests.transport.relay.conftest import until
+from tests.transport.relay.fake_gateway import Answer, FakeGateway, serving_https
+from tests.transport.site import Site
+from transport.relay.assignments import Assignments
+from transport.relay.gateway_answers import GatewayAway, TakePermit, decode_assignments
+from transport.relay.gateway_link import GatewayLink
+from transport.relay.gateway_links import GatewayLinks
+from transport.relay.host import RelayHost, open_host
+from transport.relay.wish import NotAdmitted, Wish
+
+FETCH = "/v1/relay/assignment"
+WAITS = {
+    "kind": "migrate",
+    "migration_id": "m1",
+    "permit": "not a permit",
+    "destination_address": "127.0.0.9:1",
+    "deadline_seconds": 60,
+    "downtime_limit_ms": 300,
+}
+
+
+@pytest.fixture
+def answering(site: Site) -> Iterator[tuple[RelayHost, FakeGateway]]:
+    with serving_https(site, FakeGateway()) as gateway:
+        config = site.relay_config("a")
+        section = msgspec.structs.replace(config.gateway, url=gateway.url)
+        yield open_host(msgspec.structs.replace(config, gateway=section)), gateway
+
+
+async def nobody_asks(_wish: Wish) -> None:
+    raise NotAdmitted("nobody asks here")
+
+
+async def test_a_permit_that_was_withdrawn_begins_nothing_and_one_that_waits_is_fetched_when_it_is_told_again(
+    answering: tuple[RelayHost, FakeGateway],
+) -> None:
+    host, gateway = answering
+    answers: list[Answer] = [(403, b"{}"), (503, b"{}"), (200, msgspec.json.encode(WAITS))]
+    gateway.answer = lambda path, _body: answers.pop(0) if path == FETCH else None
+    links = GatewayLinks(host)
+    async with trio.open_nursery() as nursery:
+        assignments = Assignments(host, nursery, links, nobody_asks, lambda _: None)  # type: ignore[arg-type]
+        for left in (2, 1):
+            await assignments.take(TakePermit("m1"))
+            await assignments.take(TakePermit("m1"))  # told twice: asked once
+            await until(lambda left=left: len(answers) == left and not assignments.are_under_way)  # type: ignore[misc]
+        assert gateway.taken == []
+        await assignments.take(TakePermit("m1"))
+        await until(lambda: bool(gateway.paths("/v1/relay/progress")))
+        (said,) = gateway.paths("/v1/relay/progress")
+        assert (said["migration_id"], said["state"]) == ("m1", "failed"), "begun, and its permit is no good"
+        await until(lambda: not assignments.are_under_way)
+        nursery.cancel_scope.cancel()
+    await links.close()
+
+
+async def test_a_relay_that_takes_nothing_new_fetches_nothing_and_says_so(
+    answering: tuple[RelayHost, FakeGateway],
+) -> None:
+    host, gateway = answering
+    links = GatewayLinks(host)
+    host.board.is_draining = True
+    async with trio.open_nursery() as nursery:
+        assignments = Assignments(host, nursery, links, nobody_asks, lambda _: None)  # type: ignore[arg-type]
+        await assignments.take(TakePermit("m1"))
+        await until(lambda: bool(gateway.paths("/v1/relay/progress")))
+        nursery.cancel_scope.cancel()
+    assert gateway.paths(FETCH) == []
+    assert "about to be restarted" in gateway.paths("/v1/relay/progress")[0]["message"]
+    await links.close()
+
+
+@pytest.mark.parametrize("said", [{**WAITS, "migration_id": "m2"}, {"kind": "cancel", "migration_id": "m1"}, None])
+async def test_what_is_no_permit_of_that_migration_is_not_taken(
+    answering: tuple[RelayHost, FakeGateway], said: object
+) -> None:
+    host, gateway = answering
+    gateway.answer = lambda _path, _body: (200, msgspec.json.encode(said))
+    link = GatewayLink(host)
+    with pytest.raises(GatewayAway, match=r"another migration|not understood"):
+        await link.fetch_permit("m1")
+    await link.close()
+
+
+def test_what_tells_of_a_permit_is_decoded_strictly() -> None:
+    told = decode_assignments(b'{"assignments":[{"kind":"permit","migration_id":"m1"}]}')
+    assert told.assignments == [TakePermit("m1")]
+    with pytest.raises(msgspec.ValidationError):
+        decode_assignments(b'{"assignments":[{"kind":"permit","migration_id":"m1","permit":"x"}]}')
