@@ -11,6 +11,8 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
+import trio
+
 from audit.errors import AuditError
 from audit.record import Vm
 from certs.identity import SpiffeId
@@ -35,6 +37,7 @@ class Elsewhere:
         self._gate = gate
         self._reading = reading
         self._pinned = pinned
+        self._taking = trio.Lock()
 
     async def take(self, host: SpiffeId, token: str) -> None:
         """A permit that `host` says is used there. Nothing is done for one that is known.
@@ -45,6 +48,11 @@ class Elsewhere:
         claims = permit.claims
         if str(host) not in {claims.source, claims.destination}:
             raise RelayRefused("the permit is for other hosts", code="not_a_party")
+        async with self._taking:  # both hosts show it at once, and it must not become two records
+            await self._take_new(name, permit, token, host)
+
+    async def _take_new(self, name: str, permit: VerifiedPermit, token: str, host: SpiffeId) -> None:
+        claims = permit.claims
         now = int(self._gate.clock.wall().timestamp())
         if await self._reading.migration(claims.migration_id, now) is not None:
             return
@@ -72,19 +80,14 @@ class Elsewhere:
             },
         )
         recorded = await self._gate.recorder.append(event)
-        if await self._reading.migration(claims.migration_id, now) is None:  # else both hosts showed it at once
-            self._gate.migrations.put(
-                from_elsewhere(
-                    recorded.index,
-                    {
-                        "migration_id": claims.migration_id,
-                        "vm": {"uuid": claims.vm, "name": known.name if known is not None else None},
-                        "source": claims.source,
-                        "destination": claims.destination,
-                        "details": event.details,
-                    },
-                )
-            )
+        document = {
+            "migration_id": claims.migration_id,
+            "vm": {"uuid": claims.vm, "name": known.name if known is not None else None},
+            "source": claims.source,
+            "destination": claims.destination,
+            "details": event.details,
+        }
+        self._gate.migrations.put(from_elsewhere(recorded.index, document))
 
     def _verified(self, token: str) -> tuple[str, VerifiedPermit]:
         for name, pins in self._pinned.items():
