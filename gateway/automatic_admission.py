@@ -32,7 +32,9 @@ async def admit_for_host(gate: Gate, host: str, token: str | None, asked: Asked)
     """
     now = gate.clock.wall()
     person = nobody(host)
-    if token is not None:
+    if token is None:
+        await gate.people.patience.require(person, asked.address)
+    else:
         person = await gate.people.authenticate(token, now, asked.address)
         person = await gate.people.resolve_groups(person, now, asked.address, "OpenLibvirt")
     await make_known(gate, asked)

@@ -16,6 +16,7 @@ from msgspec import Meta
 from gateway.elsewhere_settings import PeerTable
 from gateway.errors import ConfigRefused
 from gateway.issuers import IssuerTable, settings_of
+from gateway.patience import REFUSALS_AT_ONCE, REFUSALS_PER_MINUTE
 from gateway.services import ServiceTable, people_of
 from gateway.siem.tables import SiemTable
 from gateway.sites.settings import SiteTable
@@ -221,6 +222,7 @@ class LimitsTable(_Table, frozen=True):
     """Bounds of the shells. Each has a default that a site of some hundred hosts can live with.
 
     `relay_fetch_seconds`: a permit that its source relay has not fetched by then is withdrawn.
+    `refusals_per_person`: requests that are denied, fail or only ask, at once; `refusals_per_minute`: more of them.
     """
 
     connections: Annotated[int, Meta(ge=2, le=10_000)] = 512
@@ -231,6 +233,8 @@ class LimitsTable(_Table, frozen=True):
     relay_silence_seconds: Seconds = 45
     relay_fetch_seconds: Annotated[int, Meta(ge=5, le=300)] = 15
     placement_silence_seconds: Annotated[int, Meta(ge=2, le=3_600)] = 60
+    refusals_per_person: Annotated[int, Meta(ge=10, le=1_000_000)] = REFUSALS_AT_ONCE
+    refusals_per_minute: Annotated[int, Meta(ge=1, le=60_000)] = REFUSALS_PER_MINUTE
     log_queue: Annotated[int, Meta(ge=1, le=4_096)] = 256
     migrations: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
 

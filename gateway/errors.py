@@ -111,6 +111,20 @@ class Throttled(RequesterError):
     next_step = "wait a minute and try again"
 
 
+class TooManyRefusals(RequesterError):
+    """Of this person: nothing was decided. They are heard again in `retry_after_seconds`."""
+
+    code = "too_many_refusals"
+    status = 429
+
+    def __init__(self, retry_after_seconds: int) -> None:
+        super().__init__(
+            "too many requests of yours were denied, have failed, or only asked; this one was not decided",
+            next_step=f"wait {retry_after_seconds} s, and look why they are denied before repeating them",
+        )
+        self.retry_after_seconds = retry_after_seconds
+
+
 class RelayError(GatewayError):
     who_must_act = "operator of the host"
     status = 403

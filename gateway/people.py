@@ -18,6 +18,7 @@ from audit.errors import AuditError
 from audit.record import Actor
 from gateway.crowds import crowd_of
 from gateway.errors import GatewayError, OperatorError, Throttled, Unauthenticated
+from gateway.patience import REFUSALS_AT_ONCE, REFUSALS_PER_MINUTE, Patience
 from gateway.people_sources import DirectoryGroups, KeySource, LocalIssuer
 from gateway.recorded_refusals import RecordedRefusals
 from gateway.recording import Event, Recorder
@@ -89,6 +90,7 @@ class People:
         directory: DirectoryGroups | None = None,
         sealed: SealedIssuer | None = None,
     ) -> None:
+        self.patience = Patience(recorder, REFUSALS_AT_ONCE, REFUSALS_PER_MINUTE, throttles.monotonic)
         self.local = local
         self.sealed = sealed
         self.directory = directory
@@ -105,8 +107,13 @@ class People:
     async def authenticate(self, shown: Presented | str | None, now: datetime, address: str) -> Person:
         """The person whom the token names, or without a token the service whose certificate the connection has.
 
-        Errors: Unauthenticated, IdentityUnavailable; both recorded.
+        Errors: Unauthenticated, IdentityUnavailable, TooManyRefusals; all recorded.
         """
+        person = await self._authenticated(shown, now, address)
+        await self.patience.require(person, address)
+        return person
+
+    async def _authenticated(self, shown: Presented | str | None, now: datetime, address: str) -> Person:
         presented = shown if isinstance(shown, Presented) else Presented(shown)
         try:
             if presented.bearer is not None:

@@ -63,12 +63,15 @@ class Recorder:
         self._boot_id = boot_id
         self._clock = clock
         self._latest: tuple[datetime, int] | None = None
+        self.on_event: Callable[[Event], None] | None = None  # hears of each before it is recorded
 
     async def append(self, event: Event, entry_after: EntryAfter | None = None) -> Recorded:
         """Commit the record, and right after it, in the same commit, what `entry_after(index, leaf_hash)` makes of it.
 
         Errors: LogUnavailable, Overloaded, audit's RecordError, and what `entry_after` raises; nothing logged then.
         """
+        if self.on_event is not None:
+            self.on_event(event)
         index = 0
 
         def build(first_index: int) -> Sequence[Draft]:

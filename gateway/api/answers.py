@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from starlette.responses import Response
 
-from gateway.errors import GatewayError, Unauthenticated
+from gateway.errors import GatewayError, TooManyRefusals, Unauthenticated
 
 
 class JsonAnswer(Response):
@@ -38,4 +38,6 @@ def error_document(error: GatewayError) -> dict[str, Any]:
 
 def error_answer(error: GatewayError) -> JsonAnswer:
     headers = {"www-authenticate": "Bearer"} if isinstance(error, Unauthenticated) else None
+    if isinstance(error, TooManyRefusals):
+        headers = {"retry-after": str(error.retry_after_seconds)}
     return JsonAnswer(error_document(error), error.status, headers)

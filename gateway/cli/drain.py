@@ -140,6 +140,8 @@ class Queue:
         self._limits = limits
         self._links = found.links
         self._tell = tell
+        self._has_to_wait = False
+        self._was_told_to_wait = False
         self.moves = [Move(each, deque(each.destinations[: limits.tries])) for each in found.prospects]
         for move in self.moves:
             if move.prospects.cannot is not None or not move.destinations:
@@ -154,6 +156,7 @@ class Queue:
     def run(self, sleep: Callable[[float], None]) -> None:
         """Until every move has ended."""
         while True:
+            self._has_to_wait = False
             self._begin_some()
             if not any(move.outcome in {"waiting", "moving"} for move in self.moves):
                 return
@@ -165,7 +168,7 @@ class Queue:
     def _begin_some(self) -> None:
         under_way = [move.destination for move in self.moves if move.outcome == "moving" and move.destination]
         for move in self.moves:
-            if len(under_way) >= self._limits.at_once:
+            if self._has_to_wait or len(under_way) >= self._limits.at_once:
                 return
             if move.outcome != "waiting":
                 continue
@@ -188,7 +191,10 @@ class Queue:
         try:
             reply = self._client.request_migration(question)
         except CommandError as error:
-            self._failed(move, destination, error.what)
+            if error.code == "too_many_refusals":
+                self._wait_a_turn(move, destination, error)
+            else:
+                self._failed(move, destination, error.what)
             return False
         if not reply.decision.allowed or reply.migration_id is None:
             self._failed(move, destination, reply.decision.denied_because or "denied")
@@ -196,6 +202,15 @@ class Queue:
         move.outcome, move.destination, move.migration_id = "moving", destination, reply.migration_id
         self._tell(f"{move.name}: moving to {destination} ({reply.migration_id})")
         return True
+
+    def _wait_a_turn(self, move: Move, destination: str, error: CommandError) -> None:
+        """Nothing was decided: all that have not begun are asked for later."""
+        move.destinations.appendleft(destination)
+        move.tried.remove(destination)
+        self._has_to_wait = True
+        if not self._was_told_to_wait:
+            self._tell(f"{error.what}; what has not begun waits")
+        self._was_told_to_wait = True
 
     def _look(self, move: Move) -> None:
         assert move.migration_id is not None

@@ -10,6 +10,7 @@ from gateway.composition.key_files import p256_key
 from gateway.config import GatewayConfig
 from gateway.errors import StartRefused
 from gateway.issuers import IssuerTable, settings_of
+from gateway.patience import Patience
 from gateway.people import People, Throttles
 from gateway.people_sources import DirectoryGroups, KeySource, LocalIssuer, PinnedIssuer
 from gateway.recording import Recorder
@@ -57,7 +58,11 @@ def make_people(
         key_of_sealed = p256_key(config, table_of_sealed.signing_key)
         sealed, verifies = make_sealed_issuer(config, table_of_sealed, key_of_sealed)
         issuers[sealed.issuer] = verifies
-    return People(issuers, local, recorder, Throttles(time.monotonic), directory, sealed)
+    everybody = People(issuers, local, recorder, Throttles(time.monotonic), directory, sealed)
+    limits = config.limits
+    everybody.patience = Patience(recorder, limits.refusals_per_person, limits.refusals_per_minute, time.monotonic)
+    recorder.on_event = everybody.patience.note
+    return everybody
 
 
 async def make_issuers(config: GatewayConfig, stack: AsyncExitStack) -> dict[str, KeySource]:

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from gateway.cli.drain import Limits, Queue
-from gateway.cli.errors import Unreachable
+from gateway.cli.errors import Refused, Unreachable
 from gateway.cli.replies import DecisionReply, DrainReply, MigrationReply, Progress
 from gateway.starter import Site
 from tests.gateway.conftest import UUID_WEB, Running, running_gateway
@@ -160,6 +160,28 @@ def test_the_queue_keeps_its_limits_and_moves_all() -> None:
     moves = Moves()
     run(moves, found(*[(f"vm{n}", ["b"]) for n in range(7)]), at_once=5, each=3)
     assert moves.most == {"b": 3, "all": 3}
+
+
+class Impatient(Moves):
+    """A gateway that lets the person wait for some turns, as it does where they had very much denied."""
+
+    turns = 3
+
+    def request_migration(self, body: dict[str, Any]) -> DecisionReply:
+        if self.asked and self.turns:
+            self.turns -= 1
+            raise Refused("too many requests of yours", "requester", "wait 1 s", "too_many_refusals")
+        return super().request_migration(body)
+
+
+def test_who_has_to_wait_moves_all_the_same_and_is_told_once() -> None:
+    moves, said = Impatient(), list[str]()
+    vms = found(*[(f"vm{n}", ["b", "c"]) for n in range(4)])
+    queue = Queue(moves, vms, None, Limits(2, 1, 64, 1), said.append)  # type: ignore[arg-type]
+    queue.run(ignore)
+    assert {move.outcome for move in queue.moves} == {"moved"}
+    assert all(len(move.tried) == 1 for move in queue.moves)
+    assert sum("waits" in line for line in said) == 1
 
 
 def test_the_link_to_another_site_has_a_limit_of_its_own_and_others_take_what_it_leaves() -> None:

@@ -23,6 +23,7 @@ _MAX_ERROR_BYTES = 64 * 1024
 # Beside the poll's one more stays open: the address book is asked for within that time, and handshakes cost the most.
 _LIMITS = httpx.Limits(max_connections=100, max_keepalive_connections=2, keepalive_expiry=65.0)
 _NEVER = frozenset({400, 401, 403, 404, 409, 413, 422})
+_NO_ANSWER_NOW = {"/v1/relay/admission": 429}  # to whoever asks; what a relay has to tell is never put off so
 _FORMER_SECONDS = 120.0
 
 
@@ -100,7 +101,7 @@ class GatewayLine:
                     answer += chunk
                     if len(answer) > bound:
                         raise GatewayAway(f"{path}: the gateway's answer is too long ({status})")
-                if status in _NEVER:
+                if status in _NEVER or status == _NO_ANSWER_NOW.get(path):
                     raise GatewayRefuses(f"{path}: the gateway answers {status}{words_of_refusal(answer)}", status)
                 if status // 100 != 2:
                     raise GatewayAway(f"{path}: the gateway answers {status}{words_of_refusal(answer)}")
