@@ -9,7 +9,7 @@ from tests.docs.pages import PAGES, ROOT, anchors, blocks, prose, read, spans
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 FOLDERS = ("audit", "bench", "certs", "deploy", "docs", "gateway", "policy", "tests", "transport")
 FILE = re.compile(rf"^(?:{'|'.join(FOLDERS)})(?:/[\w.-]+)+/?$")
-GOAL = re.compile(r"\bmake ([a-z][a-z-]*)(?=[ )]|$)")
+GOAL = re.compile(r"\bmake ([a-z][a-z-]*)(?=[\s)]|$)")
 
 
 def test_each_link_leads_somewhere() -> None:
