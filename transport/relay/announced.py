@@ -23,6 +23,7 @@ from policy.strict_json import strictly
 from transport.errors import UNDECODABLE, ConfigurationError, LocalBroken
 from transport.libvirt_rpc.errors import LibvirtAway, RpcFailed, RpcMalformed
 from transport.relay.inlets import listen_unix, peer_uid
+from transport.relay.log_rate import LogRate
 from transport.relay.wish import NotAdmitted, Wish
 
 log = structlog.get_logger("sealane.relay")
@@ -71,6 +72,7 @@ class Announced:
         self._find = find
         self._clock = clock
         self._kept: list[_Kept] = []
+        self._log_rate = LogRate()
 
     def keep(self, announcement: Announcement, uid: int) -> None:
         """For its minutes, for a UUID. `LocalBroken` where there is no room: nobody's is thrown out for another's."""
@@ -106,8 +108,11 @@ class Announced:
                     nursery.start_soon(self._take, accepted, peer_uids)
 
     async def _take(self, accepted: trio.socket.SocketType, peer_uids: frozenset[int]) -> None:
-        uid = peer_uid(accepted)
         with accepted, trio.move_on_after(_SECONDS):
+            try:
+                uid = peer_uid(accepted)
+            except OSError:
+                return  # out of descriptors: others go on
             try:
                 if uid not in peer_uids:
                     raise LocalBroken(f"user {uid} may not announce sessions: see front.peer_uids")
@@ -117,7 +122,8 @@ class Announced:
             except UNDECODABLE:
                 answer = msgspec.json.encode({"error": "this is no announcement of this version"}) + b"\n"
             except (LocalBroken, LibvirtAway, RpcFailed, RpcMalformed) as error:
-                log.warning("session not announced", uid=uid, cause=str(error))
+                if self._log_rate.allows(str(uid)):  # anybody on this host may dial
+                    log.warning("session not announced", uid=uid, cause=str(error))
                 answer = msgspec.json.encode({"error": str(error)}) + b"\n"
             except OSError:
                 return

@@ -33,6 +33,7 @@ from transport.relay.config_sections import FrontDestination, FrontSection
 from transport.relay.failures import cause_of
 from transport.relay.inlets import listen_tcp, listen_unix, peer_process
 from transport.relay.limits import LimitsSection
+from transport.relay.log_rate import LogRate
 from transport.relay.loopback import peer_uid
 from transport.relay.news import News
 from transport.relay.refused_calls import RefusedCalls, refused_call
@@ -80,6 +81,7 @@ class Front:
         self._nursery = nursery
         self._refused = refused
         self._callers = 0
+        self._log_rate = LogRate()
         self._open: dict[FrontDestination, _Door] = {}
         self._changed = trio.Event()
 
@@ -158,7 +160,8 @@ class Front:
                     continue
                 uid, pid = _process_of(accepted)
                 if uid not in self._section.peer_uids or self._callers >= self._limits.max_callers:
-                    log.warning("caller at the front refused", uid=uid, callers=self._callers)
+                    if self._log_rate.allows(str(uid)):  # anybody on this host may dial
+                        log.warning("caller at the front refused", uid=uid, callers=self._callers)
                     if uid not in self._section.peer_uids:
                         cause = "this user may not use the front (front.peer_uids)"
                         self._refused.note(refused_call("source", destination.host, cause, uid=uid), pid)

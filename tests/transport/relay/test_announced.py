@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 
 import pytest
 import trio
+from structlog.testing import capture_logs
 
 from transport.errors import LocalBroken
 from transport.relay.announced import Announced, Announcement, listen_for_announcements
@@ -130,6 +133,38 @@ async def test_the_socket_takes_announcements_of_the_configured_users(
         assert answer in str(await say(path, line))
         nursery.cancel_scope.cancel()
     assert (desk.named(WISH).token is not None) is (answer == "announced")
+
+
+async def test_whoever_may_not_announce_fills_no_log(tmp_path: Path) -> None:
+    desk, _ = announced()
+    path = tmp_path / "s"
+    with capture_logs() as logs:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(desk.serve, listen_for_announcements(path), frozenset({12345}))
+            for _ in range(30):
+                assert "may not announce" in str(await say(path, b"{}\n"))
+            nursery.cancel_scope.cancel()
+    assert len(logs) <= 3
+
+
+async def test_a_relay_out_of_descriptors_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To ask who speaks takes one: by an error there anybody on the host could have ended all sessions."""
+    desk, _ = announced()
+    path = tmp_path / "s"
+    duplicate, failures = os.dup, [errno.EMFILE]
+
+    def scarce(descriptor: int) -> int:
+        if failures:
+            raise OSError(failures.pop(), "Too many open files")
+        return duplicate(descriptor)
+
+    monkeypatch.setattr(os, "dup", scarce)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(desk.serve, listen_for_announcements(path), frozenset({os.geteuid()}))
+        with contextlib.suppress(trio.BrokenResourceError, ValueError):
+            await say(path, b'{"vm":"web","token":"t","minutes":5}\n')
+        assert "announced" in str(await say(path, b'{"vm":"web","token":"t","minutes":5}\n'))
+        nursery.cancel_scope.cancel()
 
 
 def test_a_name_that_a_caller_says_of_another_vm_gets_nobodys_token() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import trio
+from structlog.testing import capture_logs
 
 from tests.transport.libvirt_rpc.samples import LIVE, VM, call, prepare, prepare_call, text
 from transport.libvirt_rpc.errors import CallRefused, RpcMalformed
@@ -183,6 +184,15 @@ async def test_another_user_is_not_spoken_to(tmp_path: Path) -> None:
     async with front(tmp_path, uids=(54321,)) as stage:
         with contextlib.suppress(trio.BrokenResourceError):  # closed before or after we spoke
             assert await ask(stage, OPEN) == []
+
+
+async def test_nor_can_it_fill_the_log(tmp_path: Path) -> None:
+    with capture_logs() as logs:
+        async with front(tmp_path, uids=(54321,)) as stage:
+            for _ in range(30):
+                with contextlib.suppress(trio.BrokenResourceError):
+                    await ask(stage, OPEN)
+    assert len([log for log in logs if log["event"] == "caller at the front refused"]) <= 3
 
 
 async def test_a_bug_that_a_caller_finds_ends_that_caller_alone(
