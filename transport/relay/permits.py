@@ -7,7 +7,8 @@ keys pinned for its own site.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -90,15 +91,13 @@ class PermitDesk:
         certificate is held against it after the handshake. `other`: the other site's permit, which must be there where
         a host of another site takes part, and must not where none does.
         """
-        try:
+        with _refusing_offer():
             permit = verify_permit(token, self.permit_keys)
             self._check_claims(permit, source, destination)
             site = self._other_site(permit)
             if (site is None) != (other is None):
                 what = "the other site's permit is missing" if other is None else "a second permit within one site"
                 raise PermitRefused("form", what)
-        except PermitRefused as refused:
-            raise _refused(refused) from None
         if not set(permit.claims.ports) <= self.supported_ports:
             able = ", ".join(sorted(self.supported_ports))
             raise OfferRefused(RefusalCode.PERMIT_PORTS, f"this relay carries these ports only: {able}")
@@ -110,25 +109,21 @@ class PermitDesk:
 
     def _with_other(self, permit: VerifiedPermit, token: str, site: SitePins) -> VerifiedPermit:
         """Everything again, by what is pinned for the other site; then that both are of one migration."""
-        try:
+        with _refusing_offer("of the other site's permit: "):
             other = verify_permit(token, site.permit_keys)
             self._check_claims(other, permit.claims.source, permit.claims.destination)
-            pair = paired(permit, other)
-        except PermitRefused as refused:
-            raise _refused(refused, "of the other site's permit: ") from None
         _check_proof(other, site.log_verifiers)
         self._check_requirements(other, site.crl_number)
-        return pair
+        with _refusing_offer("of the other site's permit: "):
+            return paired(permit, other)
 
     def verify_other(self, token: str, trust_domain: str) -> VerifiedPermit:
         """Another site's permit by itself, by what is pinned for that site. Raises `OfferRefused`."""
         if (site := self.sites.get(trust_domain)) is None:
             raise OfferRefused(RefusalCode.PERMIT_PARTIES, f"no site {trust_domain} is configured")
-        try:
+        with _refusing_offer():
             permit = verify_permit(token, site.permit_keys)
             self._check_claims(permit, None, None)
-        except PermitRefused as refused:
-            raise _refused(refused) from None
         _check_proof(permit, site.log_verifiers)
         return permit
 
@@ -189,10 +184,8 @@ class PermitDesk:
 
 def verify_past(token: str, pins: Pins) -> VerifiedPermit:
     """Signature, form and proof alone: of a permit that was used, whenever that was. Raises `OfferRefused`."""
-    try:
+    with _refusing_offer():
         permit = verify_permit(token, pins.permit_keys)
-    except PermitRefused as refused:
-        raise _refused(refused) from None
     _check_proof(permit, pins.log_verifiers)
     return permit
 
@@ -231,5 +224,11 @@ def other_in_journal(permit: VerifiedPermit) -> dict[str, str]:
     return {} if permit.other is None else {"other_permit": permit.other.token}
 
 
-def _refused(refused: PermitRefused, whose: str = "") -> OfferRefused:
-    return OfferRefused(_CODES.get(refused.check, RefusalCode.PERMIT_FORMAT), whose + refused.detail)
+@contextmanager
+def _refusing_offer(whose: str = "") -> Iterator[None]:
+    """In the words of the wire what is refused inside."""
+    try:
+        yield
+    except PermitRefused as refused:
+        code = _CODES.get(refused.check, RefusalCode.PERMIT_FORMAT)
+        raise OfferRefused(code, whose + refused.detail) from None
