@@ -14,6 +14,7 @@ from transport.wire.control import ControlOrder, Role
 from transport.wire.messages import Ack, Cancel, Message, MessageReader, encode_message
 
 _CHUNK_BYTES = 64 * 1024
+_TAKEN_BYTES = 4 * 1024  # of a peer's messages, to decode at once: a hundred short ones take some milliseconds
 M = TypeVar("M", bound=Message)
 
 
@@ -49,7 +50,7 @@ class TlsStream:
         self._in_use = True
         while True:
             try:
-                return self.tls.recv(_CHUNK_BYTES)
+                return self.tls.recv(_TAKEN_BYTES)
             except SSL.ZeroReturnError:
                 return b""
             except SSL.WantReadError:
@@ -126,6 +127,8 @@ class ControlLink:
         """The next message but Ack; None at an end in order (close_notify after Bye)."""
         while True:
             while self._ready:
+                # One for each turn of the loop: a peer that says much in one breath holds up no other session.
+                await trio.lowlevel.checkpoint()
                 message = self._ready.pop(0)
                 self.order.received(message, self.sent_frames())
                 if not isinstance(message, Ack):

@@ -70,7 +70,8 @@ class SourceLine:
                 self._note_change()
                 if was_lost or not until:
                     until = trio.current_time() + self._patience()
-                    log.warning("connection lost", session=self._session.session_id, cause=str(cause))
+                    if self._may_say("connection lost"):
+                        log.warning("connection lost", session=self._session.session_id, cause=str(cause))
                     self._session.is_reconnecting = was_answered or was_lost
                 if self.channels.carried_frames > before:  # else a peer that breaks each at once would keep us busy
                     pause = _FIRST_PAUSE_SECONDS
@@ -207,7 +208,7 @@ class SourceLine:
             allowed = most_channels(session.permit.claims)
             self.most_channels = min(connection.link.order.max_channels, allowed)
             task_status.started()
-        else:
+        elif self._may_say("session resumed"):
             log.info("session resumed", session=session.session_id, resumptions=session.facts.connections - 1)
 
     async def _open_lanes(self, connection: SourceConnection, nursery: trio.Nursery) -> None:
@@ -240,6 +241,10 @@ class SourceLine:
                     self._note_change()
                 case Cancel(code=code, reason=reason):
                     raise PeerCancelled(code, reason)
+
+    def _may_say(self, event: str) -> bool:
+        """D may break connections off as fast as they are made."""
+        return self._session.host.log_rate.allows(event, self._session.session_id)
 
     def _note_change(self) -> None:
         self._changed.set()

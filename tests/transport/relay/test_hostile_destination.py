@@ -142,6 +142,22 @@ async def test_a_destination_that_never_settles_keeps_no_caller_of_relay_open_wa
     assert [(offer.purpose, offer.attempt) for offer in fake.offers] == [("begin", 0), ("settle", 1)]
 
 
+async def test_a_destination_that_breaks_each_connection_fills_no_log(site: Site) -> None:
+    source = host_with(site, "a", {**IMPATIENT, "resume_seconds": 5.0})
+
+    async def answer_and_leave(conversation: Conversation, offer: Offer) -> None:
+        await conversation.send(Answer(offer.next, 1))
+
+    destination = open_host(site.relay_config("b")).credentials
+    with capture_logs() as logs, trio.fail_after(20):
+        async with fake_destination(destination, answer_and_leave) as fake:
+            order = MigrationOrder(site.permit(vm=VM), fake.address, deadline_seconds=1)
+            await carry_as_source(source, order, unheard, trio.Event())
+    assert len(fake.offers) > 4
+    for event in ("connection lost", "session resumed"):
+        assert 1 <= len([log for log in logs if log["event"] == event]) <= 2
+
+
 @pytest.mark.real
 async def test_a_guest_goes_on_at_the_source_when_the_destination_claims_it_without_a_handover(site: Site) -> None:
     layout = GuestLayout.for_memory(32, 2)
