@@ -13,25 +13,25 @@ some tens of milliseconds.
 
 from __future__ import annotations
 
+import difflib
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final, NoReturn
+from typing import Any, Final, NoReturn
 
-import msgspec
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
 from cryptography.hazmat.primitives.serialization import load_der_public_key, load_pem_public_key
-from msgspec import Meta
 
 from certs.errors import UNREADABLE, KeyFileError
 from certs.files import MAX_KEY_BYTES, read_private, read_private_key
@@ -39,14 +39,21 @@ from certs.files import MAX_KEY_BYTES, read_private, read_private_key
 TOOL: Final = "pkcs11-tool"
 SECONDS: Final = 20.0
 _PIN_VARIABLE: Final = "SEALANE_PKCS11_PIN"
-_FORM: Final = "module and pin_file are absolute paths, token is its label, id is in lower-case hexadecimal"
+# Of each key of the file: its form, and that in words.
+_KEYS: Final = {
+    "module": (r"/[!-~]{1,1023}", "the absolute path of a PKCS#11 module"),
+    "token": (r"[^\-\x00-\x1f][^\x00-\x1f]{0,31}", "the label of the token, 1 to 32 characters"),
+    "id": (r"([0-9a-f]{2}){1,32}", "the CKA_ID of the key pair, 1 to 32 bytes in lower-case hexadecimal"),
+    "pin_file": (r"/[^\x00-\x1f]{1,1023}", "the absolute path of a file that holds the PIN"),
+}
 
 
-class TokenTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    module: Annotated[str, Meta(pattern=r"^/[!-~]+\Z", max_length=1024)]
-    token: Annotated[str, Meta(pattern=r"^[^\-\x00-\x1f][^\x00-\x1f]{0,31}\Z")]
-    id: Annotated[str, Meta(pattern=r"^([0-9a-f]{2}){1,32}\Z")]
-    pin_file: Annotated[str, Meta(pattern=r"^/[^\x00-\x1f]+\Z", max_length=1024)]
+@dataclass(frozen=True, slots=True)
+class TokenTable:
+    module: str
+    token: str
+    id: str
+    pin_file: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,10 +198,7 @@ def token_key(path: Path, data: bytes) -> TokenKey:
 
 
 def _in_token(path: Path, data: bytes) -> TokenKey | TokenEd25519Key:
-    try:
-        table = msgspec.convert(tomllib.loads(data.decode()), TokenTable)
-    except (msgspec.ValidationError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise KeyFileError(path, f"does not name a PKCS#11 key: {error}", _FORM) from None
+    table = _table(path, data)
     token = _Token(path, table, _pin(Path(table.pin_file)))
     with tempfile.TemporaryDirectory(prefix="sealane-key-") as folder:
         made = Path(folder, "public")
@@ -209,6 +213,29 @@ def _in_token(path: Path, data: bytes) -> TokenKey | TokenEd25519Key:
     if not isinstance(public, ec.EllipticCurvePublicKey) or not isinstance(public.curve, ec.SECP256R1):
         raise KeyFileError(path, "the token's key is neither EC P-256 nor Ed25519", "make such a pair in the token")
     return TokenKey(token, public)
+
+
+def _table(path: Path, data: bytes) -> TokenTable:
+    """By hand, as this package knows no other's decoder; what stands at a key is not repeated: it may be a PIN."""
+    try:
+        found = tomllib.loads(data.decode())
+    except (ValueError, RecursionError):  # of TOML, of UTF-8, a number of thousands of digits
+        what = "is neither a private key in PEM nor TOML that names one in a PKCS#11 token"
+        raise KeyFileError(path, what, "give the right file; docs/certificates.md shows one") from None
+    for key in found:
+        if key not in _KEYS:
+            raise KeyFileError(path, f"{key[:64]!a} is no key of a file that names a key in a token", _remove(key))
+    for key, (form, words) in _KEYS.items():
+        value = found.get(key)
+        if not isinstance(value, str) or re.fullmatch(form, value) is None:
+            said = "is missing" if value is None else "is not what it must be"
+            raise KeyFileError(path, f"{key} {said}", f"write {words} there, as a text in quotes")
+    return TokenTable(**found)
+
+
+def _remove(key: str) -> str:
+    near = difflib.get_close_matches(key, list(_KEYS), n=1)
+    return f'did you mean "{near[0]}"?' if near else f"those are {', '.join(_KEYS)}: remove it"
 
 
 def _pin(path: Path) -> str:

@@ -22,10 +22,10 @@ from gateway.siem.tables import SiemTable
 from gateway.sites.settings import SiteTable
 from policy.identity.directory_settings import DirectorySettings
 from policy.permit import Seal
+from policy.settings import SettingRefused, decode_settings
+from policy.settings.allowed import shown
 from policy.sources.settings import InventorySettings
 from transport.hypervisors.moving import AS_CONFIGURED, How
-from transport.settings import SettingRefused, decode_settings
-from transport.settings.allowed import shown
 
 Text = Annotated[str, Meta(min_length=1, max_length=255)]
 Seconds = Annotated[int, Meta(ge=1, le=86_400)]

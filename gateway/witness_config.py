@@ -33,7 +33,7 @@ from certs.files import read_private_key
 from gateway.config import Address, parse_address
 from gateway.errors import ConfigRefused
 from gateway.network_words import words_of_failure
-from transport.settings import SettingRefused, decode_settings
+from policy.settings import SettingRefused, decode_settings
 
 MAX_KEY_FILE_BYTES = 64 * 1024
 Text = Annotated[str, Meta(min_length=1, max_length=4096)]

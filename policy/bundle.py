@@ -16,15 +16,22 @@ import msgspec
 from policy.bundle_files import MANIFEST, POLICIES, SCHEMA, TESTS, bundle_digest, files_below, read_bundle_files
 from policy.cases import probe_questions, run_cases
 from policy.decision import evaluate
-from policy.errors import UNDECODABLE, BundleRefused
+from policy.errors import BundleRefused
 from policy.request import entities_of, request_of
 from policy.rules import Policy, Rules, compile_rules
+from policy.settings import SettingRefused, decode_settings
 
 
 class _Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """bundle.toml."""
 
-    name: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")]
+    name: Annotated[
+        str,
+        msgspec.Meta(
+            pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z",
+            description="a text of 1 to 63 ASCII letters, digits and . _ - that begins with a letter or digit",
+        ),
+    ]
     version: Annotated[int, msgspec.Meta(ge=1)]
 
 
@@ -68,9 +75,9 @@ class Bundle:
 def decode_manifest(text: str) -> _Manifest:
     """bundle.toml. Raises BundleRefused."""
     try:
-        return msgspec.toml.decode(text, type=_Manifest)
-    except UNDECODABLE as error:
-        raise BundleRefused(MANIFEST, str(error)) from error
+        return decode_settings(text, _Manifest)
+    except SettingRefused as error:
+        raise BundleRefused(MANIFEST, str(error)) from None
 
 
 def check_schema_takes_our_facts(rules: Rules) -> None:

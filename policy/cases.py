@@ -53,10 +53,21 @@ from policy.facts import (
 )
 from policy.request import entities_of, request_of
 from policy.rules import Rules
+from policy.settings import SettingRefused, convert_settings
+from policy.told import Address, Label, SpiffeId, Uuid
 from policy.yaml_text import Document, NotStrict, decode
 
 _NOON: Final = datetime(2026, 1, 5, 12, 0, tzinfo=UTC)  # a Monday; cases that depend on the time state their own
 _VM_NAMESPACE: Final = uuid.UUID("5ea1a9e0-0000-4000-8000-000000000000")
+
+# A text, because YAML has no moments of its own here.
+Moment = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?(Z|[+-]\d\d:\d\d)\Z",
+        description='a moment with its time zone, such as "2026-12-24T18:00:00Z"',
+    ),
+]
 
 T = TypeVar("T")
 F = TypeVar("F")
@@ -74,21 +85,21 @@ class PersonTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 class VmTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`source` and `age_seconds` are of zone, classification and tags. `devices` left out: nobody reports them."""
 
-    uuid: str | None = None
-    zone: str
-    classification: str
-    tags: tuple[str, ...] = ()
+    uuid: Uuid | None = None
+    zone: Label
+    classification: Label
+    tags: tuple[Label, ...] = ()
     devices: tuple[str, ...] | None = None
     source: str = "inventory"
     age_seconds: int = 0
 
 
 class HostTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    spiffe_id: str | None = None
-    site: str
-    zone: str
-    jurisdiction: str
-    address: str = "192.0.2.1:7443"
+    spiffe_id: SpiffeId | None = None
+    site: Label
+    zone: Label
+    jurisdiction: Label
+    address: Address = "192.0.2.1:7443"
     source: str = "inventory"
     age_seconds: int = 0
 
@@ -111,7 +122,7 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     destination: str | None = None
     protection: ProtectionTable = ProtectionTable()
     ports: tuple[str, ...] = ("memory",)
-    time: datetime = _NOON
+    time: Moment | None = None
     reason_given: bool = True
     own_migration: bool = False
     own_request: bool = False
@@ -165,7 +176,7 @@ def read_cases(texts: Mapping[str, str]) -> list[Posed]:
     posed = []
     for name, (file, document) in files.items():
         for number, case in enumerate(file.cases):
-            line, _ = document.place(f"$.cases[{number}]")
+            line, _ = document.place(("cases", number))
             posed.append(Posed(name, line, case, _question(name, line, case, facts)))
     return posed
 
@@ -181,11 +192,10 @@ def _decode(name: str, text: str) -> tuple[CaseFile, Document]:
     except NotStrict as error:
         raise BundleRefused(name, str(error)) from error
     try:
-        return msgspec.convert(document.value, CaseFile), document
-    except msgspec.ValidationError as error:
-        words, _, path = str(error).partition(" - at `")
-        line, column = document.place(path.rstrip("`") or "$")
-        raise BundleRefused(name, f"line {line}, column {column}: {words}") from error
+        return convert_settings(document.value, CaseFile), document
+    except SettingRefused as error:
+        line, column = document.place(error.path)
+        raise BundleRefused(name, f"line {line}, column {column}: {error}") from None
 
 
 def _facts(files: Mapping[str, CaseFile]) -> Facts:
@@ -228,7 +238,7 @@ def _question(file: str, line: int, case: Case, facts: Facts) -> Question:
             source=host(case.source),
             destination=host(case.destination),
             context=Context(
-                time=case.time,
+                time=_NOON if case.time is None else _moment(case.time),
                 reason_given=case.reason_given,
                 protection=Protection(**msgspec.structs.asdict(case.protection)),
                 ports=frozenset(case.ports),
@@ -240,6 +250,14 @@ def _question(file: str, line: int, case: Case, facts: Facts) -> Question:
         )
     except FactRefused as error:
         raise BundleRefused(file, f"line {line}: case {case.name!a}: {error}") from error
+
+
+def _moment(text: str) -> datetime:
+    """Raises FactRefused."""
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError as error:
+        raise FactRefused("time", f"{text} is no moment: {error}") from None
 
 
 def _person(key: str, table: PersonTable) -> Person:

@@ -25,9 +25,10 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from policy import strict_json
 from policy.bundle_files import MAX_BYTES, require_bundle_files
-from policy.errors import UNDECODABLE, BundleRefused
-from policy.strict_json import strictly
+from policy.errors import BundleRefused
+from policy.settings import SettingRefused, convert_settings, decode_settings
 
 MAX_SIGNATURES: Final = 32
 MAX_SIGNERS: Final = 1_000
@@ -38,7 +39,13 @@ _TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 _TIME_FORMAT: Final = "%Y-%m-%dT%H:%M:%SZ"
 
 Role = Literal["author", "approver"]
-Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,62}\Z")]
+Name = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,62}\Z",
+        description="a text of 1 to 63 ASCII letters, digits and . _ @ - that begins with a letter or digit",
+    ),
+]
 
 
 class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -66,7 +73,10 @@ class Signer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Whose signature counts for what. `retired`: only on what was published before."""
 
     name: Name
-    key: Annotated[str, msgspec.Meta(min_length=44, max_length=44)]
+    key: Annotated[
+        str,
+        msgspec.Meta(min_length=44, max_length=44, description="the 44 characters that `sealane policy key` prints"),
+    ]
     roles: Annotated[tuple[Role, ...], msgspec.Meta(min_length=1, max_length=2)]
     retired: bool = False
 
@@ -85,9 +95,9 @@ class Signers:
     def parse(cls, text: str) -> Signers:
         """Raises ValueError: two of one name, or one key under two names, which would be one person twice."""
         try:
-            signers = msgspec.toml.decode(text, type=_SignersFile).signer
-        except RecursionError:
-            raise ValueError("is nested too deeply") from None
+            signers = decode_settings(text, _SignersFile).signer
+        except SettingRefused as error:
+            raise ValueError(str(error)) from None
         by_name = {signer.name: signer for signer in signers}
         for signer in signers:
             _public_key(signer)
@@ -104,17 +114,14 @@ class Signed:
     approvers: tuple[str, ...]
 
 
-_decode: Final = strictly(msgspec.json.Decoder(Publication).decode)
-
-
 def decode_publication(data: bytes) -> Publication:
     """Strictly, and with every file such as a bundle may have it. Raises BundleRefused."""
     if len(data) > MAX_PUBLICATION_BYTES:
         raise BundleRefused(WHERE, f"is larger than {MAX_PUBLICATION_BYTES >> 20} MiB")
     try:
-        publication = _decode(data)
-    except UNDECODABLE as error:
-        raise BundleRefused(WHERE, f"is none, or was cut off or altered: {error}") from error
+        publication = convert_settings(strict_json.decode(data), Publication)
+    except (SettingRefused, strict_json.NotStrict) as error:
+        raise BundleRefused(WHERE, f"is none, or was cut off or altered: {error}") from None
     require_bundle_files(publication.files)
     return publication
 

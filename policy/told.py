@@ -38,47 +38,53 @@ from typing import Annotated, Final, TypeVar
 
 import msgspec
 
-from policy.errors import UNDECODABLE, FactRefused, InventoryRefused, TokenRefused, one_line
+from policy.errors import FactRefused, InventoryRefused, TokenRefused
 from policy.facts import HostFacts, MigrationAddress, VmFacts
 from policy.jws import decode_object
+from policy.settings import SettingRefused, convert_settings, decode_settings
 
 MAX_BYTES: Final = 32 * 1024 * 1024
 
 T = TypeVar("T")
+# Their rules are those of the facts (`policy.facts`), which each value checks itself; here they are said.
+Label = Annotated[str, msgspec.Meta(description="1 to 63 ASCII letters, digits and . _ : / -")]
+Uuid = Annotated[str, msgspec.Meta(description="a lower-case UUID with hyphens")]
+SpiffeId = Annotated[str, msgspec.Meta(description="spiffe://TRUST-DOMAIN/host/NAME")]
+Address = Annotated[str, msgspec.Meta(description='an IP address and a port, such as "10.7.0.11:7443"')]
 
 
 class _Migration(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    address: str
+    address: Address
     device: str | None = None
     dscp: int | None = None
 
 
 class _Host(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     name: str
-    spiffe_id: str
-    site: str
-    zone: str
-    jurisdiction: str
-    address: str
+    spiffe_id: SpiffeId
+    site: Label
+    zone: Label
+    jurisdiction: Label
+    address: Address
     libvirt_name: str | None = None
     migration: Annotated[tuple[_Migration, ...], msgspec.Meta(max_length=8)] = ()
 
 
 class _PartialVm(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    uuid: str
+    uuid: Uuid
     name: str | None = None
-    zone: str | None = None
-    classification: str | None = None
-    tags: tuple[str, ...] | None = None
+    zone: Label | None = None
+    classification: Label | None = None
+    tags: tuple[Label, ...] | None = None
     host: str | None = None
 
 
 class _Vm(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     name: str
-    uuid: str
-    zone: str
-    classification: str
-    tags: tuple[str, ...] = ()
+    uuid: Uuid
+    zone: Label
+    classification: Label
+    tags: tuple[Label, ...] = ()
     host: str | None = None
 
 
@@ -128,20 +134,20 @@ def parse_toml(content: bytes, name: str, *, partial: bool = False) -> Told:
     """An inventory file; `name` is what errors call it. Raises InventoryRefused."""
     try:
         shape: type[_Whole | _Partial] = _Partial if partial else _Whole
-        return _told(msgspec.toml.decode(content, type=shape), name)
-    except UNDECODABLE as error:
-        raise InventoryRefused(name, one_line(error)) from error
+        return _told(decode_settings(content, shape), name)
+    except SettingRefused as error:
+        raise InventoryRefused(name, str(error)) from None
 
 
 def parse_json(content: bytes, name: str, *, partial: bool = False) -> Told:
     """The same as JSON, in which no member may stand twice. Raises InventoryRefused."""
     try:
         shape: type[_Whole | _Partial] = _Partial if partial else _Whole
-        return _told(msgspec.convert(decode_object(content), shape), name)
+        return _told(convert_settings(decode_object(content), shape), name)
     except TokenRefused as error:
         raise InventoryRefused(name, error.detail) from error
-    except (msgspec.ValidationError, RecursionError) as error:
-        raise InventoryRefused(name, one_line(error)) from error
+    except SettingRefused as error:
+        raise InventoryRefused(name, str(error)) from None
 
 
 def _told(document: _Whole | _Partial, name: str) -> Told:

@@ -23,6 +23,7 @@ _AMBIGUOUS: Final = re.compile(
     r"|[-+]?[0-9][0-9_]*\.?[0-9_]*(e[-+]?[0-9]+)?|[-+]?\.[0-9_]+(e[-+]?[0-9]+)?|[-+]?\.(inf|nan)|=|<<",
     re.IGNORECASE,
 )
+Path = tuple[str | int, ...]
 _LOADER: Final[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -36,15 +37,15 @@ class NotStrict(ValueError):
 
 @dataclass(slots=True)
 class Document:
-    """The value, and the place of each part of it by its path as msgspec writes it: `$.cases[3].expect`."""
+    """The value, and the place of each part of it by its path: keys and places in lists, from the root."""
 
     value: Any = None
-    places: dict[str, tuple[int, int]] = field(default_factory=dict)
+    places: dict[Path, tuple[int, int]] = field(default_factory=dict)
 
-    def place(self, path: str) -> tuple[int, int]:
+    def place(self, path: Path) -> tuple[int, int]:
         """The place of a part, or of the closest thing around it."""
-        while path not in self.places and path != "$":
-            path = path[: max(path.rfind("."), path.rfind("["), 1)]
+        while path and path not in self.places:
+            path = path[:-1]
         return self.places.get(path, (1, 1))
 
 
@@ -73,7 +74,7 @@ class _Builder:
         self._next()  # the stream begins
         if isinstance(self._next(), yaml.StreamEndEvent):
             return Document({})
-        self._made.value = self._value(self._next(), "$", 0)
+        self._made.value = self._value(self._next(), (), 0)
         self._next()  # the document ends
         if not isinstance(event := self._next(), yaml.StreamEndEvent):
             raise _refused(event, "holds a second document: use a file of its own")
@@ -82,7 +83,7 @@ class _Builder:
     def _next(self) -> Any:
         return next(self._events)
 
-    def _value(self, event: Any, path: str, depth: int) -> Any:
+    def _value(self, event: Any, path: Path, depth: int) -> Any:
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             raise _refused(event, "uses an anchor or alias (& or *): write the value out, or put it into quotes")
         if getattr(event, "tag", None):
@@ -95,16 +96,16 @@ class _Builder:
         if isinstance(event, yaml.SequenceStartEvent):
             items: list[Any] = []
             while not isinstance(inner := self._next(), yaml.SequenceEndEvent):
-                items.append(self._value(inner, f"{path}[{len(items)}]", depth + 1))
+                items.append(self._value(inner, (*path, len(items)), depth + 1))
             return items
         mapping: dict[str, Any] = {}
         while not isinstance(inner := self._next(), yaml.MappingEndEvent):
-            key = self._value(inner, f"{path}.key", depth + 1)
+            key = self._value(inner, (*path, ""), depth + 1)
             if not isinstance(key, str):
                 raise _refused(inner, "has a key that is no text: put it into quotes")
             if key in mapping:
                 raise _refused(inner, f"has the key {key!a} twice")
-            mapping[key] = self._value(self._next(), f"{path}.{key}", depth + 1)
+            mapping[key] = self._value(self._next(), (*path, key), depth + 1)
         return mapping
 
 

@@ -19,8 +19,8 @@ from msgspec import UNSET, inspect
 from gateway.cli.settings import ClientFile
 from gateway.config import GatewayConfig
 from gateway.witness_config import WitnessFile
+from policy.settings.allowed import allowed, alternatives, keys_of, unit_of
 from transport.relay.config import RelayConfig
-from transport.settings.allowed import allowed, alternatives, keys_of, unit_of
 
 PAGE: Final = Path(__file__).parents[1] / "docs" / "configuration.md"
 FILES: Final = (

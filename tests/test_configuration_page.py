@@ -5,9 +5,9 @@ from pathlib import Path
 
 from msgspec import inspect
 
+from policy.settings.allowed import allowed
 from tests.configuration_page import PAGE, page
 from transport.relay.limits import LimitsSection
-from transport.settings.allowed import allowed
 
 
 def test_the_page_of_all_keys_is_that_of_the_types() -> None:

@@ -27,8 +27,8 @@ from urllib.parse import urlsplit
 import msgspec
 
 from gateway.cli.errors import OPERATOR, REQUESTER, BadConfiguration
-from transport.settings import SettingRefused, decode_settings
-from transport.settings.allowed import shown
+from policy.settings import SettingRefused, decode_settings
+from policy.settings.allowed import shown
 
 _MAX_FILE_BYTES = 64 * 1024
 
@@ -116,7 +116,7 @@ def read_client_file(path: Path) -> ClientFile:
         raise BadConfiguration(f"{path} cannot be read: {error.strerror}", OPERATOR, "check the file") from error
     try:
         if len(text) > _MAX_FILE_BYTES:
-            raise SettingRefused("", "is larger than 64 KiB")
+            raise SettingRefused((), "is larger than 64 KiB")
         return decode_settings(text, ClientFile)
     except SettingRefused as error:
         raise BadConfiguration(f"{path}: {error}", REQUESTER, "correct the file") from None

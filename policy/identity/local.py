@@ -30,10 +30,11 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric import ec
 from msgspec import Meta
 
-from policy.errors import UNDECODABLE, DirectoryRefused
+from policy.errors import DirectoryRefused
 from policy.identity.keys import JwkSet
 from policy.identity.oidc import IssuerSettings, TokenVerifier
 from policy.jws import key_id_of, sign
+from policy.settings import SettingRefused, decode_settings
 
 TOKEN_TYPE: Final = "at+jwt"  # noqa: S105 - a media type (RFC 9068), not a secret
 CLIENT_ID: Final = "sealane"
@@ -143,9 +144,9 @@ class LocalDirectory:
     def parse(cls, data: bytes) -> LocalDirectory:
         """Decode strictly: unknown keys, bad names and unequal costs are refused. Raises DirectoryRefused."""
         try:
-            tables = msgspec.toml.decode(data, type=_File).people
-        except (ValueError, *UNDECODABLE) as error:
-            raise DirectoryRefused(f"not a directory of people: {error}") from error
+            tables = decode_settings(data, _File).people
+        except SettingRefused as error:
+            raise DirectoryRefused(str(error)) from None
         people = {username: _person(username, table) for username, table in tables.items()}
         costs = {person.password.cost for person in people.values()}
         if len(costs) > 1:

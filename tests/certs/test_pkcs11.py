@@ -93,6 +93,36 @@ def test_what_is_named_wrongly_is_refused_without_the_pin_in_the_words(
     assert not (tmp_path / "root/ca.pem").exists()
 
 
+GOOD = 'module = "/m.so"\ntoken = "sealane"\nid = "01"\npin_file = "/pin"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (GOOD.replace('id = "01"\n', ""), "id is missing; write the CKA_ID of the key pair"),
+        (GOOD.replace('"01"', "1"), "id is not what it must be; write the CKA_ID"),
+        (GOOD.replace("/m.so", "m.so"), "module is not what it must be; write the absolute path of a PKCS#11 module"),
+        (
+            GOOD.replace("pin_file", "pinfile"),
+            "'pinfile' is no key of a file that names a key in a token; did you mean",
+        ),
+        (GOOD + 'pin = "1234"', "'pin' is no key of a file that names a key in a token"),
+        ("\x00", "is neither a private key in PEM nor TOML that names one in a PKCS#11 token"),
+        ("a = " + "[" * 5000, "is neither a private key in PEM nor TOML"),
+    ],
+)
+def test_a_file_that_names_no_key_is_told_by_key_and_its_values_are_not_repeated(
+    text: str, said: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "key.toml"
+    file.write_text(text)
+    file.chmod(0o600)
+    with pytest.raises(KeyFileError) as refused:
+        signing_key(file)
+    assert said in str(refused.value)
+    assert "1234" not in str(refused.value)
+
+
 def test_a_pin_that_others_can_read_is_refused(named: Path, tmp_path: Path) -> None:
     (tmp_path / "pin").chmod(0o644)
     with pytest.raises(KeyFileError, match="chmod 600"):

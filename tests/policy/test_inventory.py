@@ -88,10 +88,18 @@ def test_an_empty_inventory_knows_nothing() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ('zone = "test"', 'zone = "test"\ncolour = "red"', "unknown field `colour`"),
-        ("[[vms]]", "[[machines]]", "unknown field `machines`"),
-        ('zone = "test"', "", "missing required field `zone`"),
-        ('zone = "test"', "zone = 7", "Expected `str`, got `int`"),
+        (
+            'zone = "test"',
+            'zone = "test"\ncolour = "red"',
+            "colour: is no key",
+        ),
+        ("[[vms]]", "[[machines]]", "machines: is no key; the keys and tables of the file are hosts, vms"),
+        (
+            'zone = "test"',
+            "",
+            'zone: is missing; it must be 1 to 63 ASCII letters, digits and . _ : / -; in the entry named "ledger db"',
+        ),
+        ('zone = "test"', "zone = 7", "zone: is 7; allowed is 1 to 63 ASCII letters"),
         ('zone = "test"', 'zone = "te st"', "VM 'ledger db': VM zone must be"),
         ('zone = "test"', 'zone = "Production"', "zone is spelt 'Production' and 'production'"),
         ('tags = ["pci", "linux"]', 'tags = ["pci", "PCI"]', "tag is spelt"),
@@ -197,7 +205,7 @@ def test_a_host_has_migration_addresses_best_first_and_the_name_that_libvirt_giv
     ("before", "after", "says"),
     [
         ("dscp = 10", "dscp = 64", "must be 0 to 63"),
-        ("dscp = 10", "dscp = 10\nvlan = 7", "unknown field"),
+        ("dscp = 10", "dscp = 10\nvlan = 7", "hosts[0].migration[0].vlan: is no key"),
         ('"bond1"', '".."', "network interface"),
         ('"bond1"', '"a/b"', "network interface"),
         ('"fra1.Bank.example"', '"fra1_x"', "must be a host name"),

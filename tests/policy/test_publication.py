@@ -210,3 +210,8 @@ def test_no_bit_can_be_flipped_unseen(place: int, bit: int) -> None:
 def test_a_file_of_signers_with_a_fault_is_refused_whole(text: str) -> None:
     with pytest.raises(ValueError, match=r"."):
         Signers.parse(text)
+
+
+def test_a_fault_in_the_file_of_signers_is_told_by_key() -> None:
+    with pytest.raises(ValueError, match=r'roles.1.: is "reviewer"; allowed is "approver" or "author"'):
+        Signers.parse(signers_text().replace('"approver"', '"reviewer"'))

@@ -67,9 +67,9 @@ def test_what_no_test_file_needs_is_refused(text: str, words: str) -> None:
 
 def test_a_part_has_the_place_where_it_stands() -> None:
     document = decode("cases:\n  - name: a\n  - name: b\n    expect: maybe\n")
-    assert document.place("$.cases[1]") == (3, 5)
-    assert document.place("$.cases[1].expect") == (4, 13)
-    assert document.place("$.cases[1].missing") == (3, 5)
+    assert document.place(("cases", 1)) == (3, 5)
+    assert document.place(("cases", 1, "expect")) == (4, 13)
+    assert document.place(("cases", 1, "missing")) == (3, 5)
 
 
 @given(st.text())

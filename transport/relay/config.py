@@ -10,6 +10,8 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from policy.settings import SettingRefused, decode_settings
+from policy.settings.allowed import shown
 from transport.errors import ConfigurationError
 from transport.relay.config_sections import (
     FrontSection,
@@ -25,8 +27,6 @@ from transport.relay.config_sections import (
 from transport.relay.limits import LimitsSection
 from transport.relay.named_ports import PortName, PortSection, port_problem
 from transport.relay.vm_paths import has_placeholder
-from transport.settings import SettingRefused, decode_settings
-from transport.settings.allowed import shown
 
 
 class RelayConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

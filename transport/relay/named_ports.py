@@ -13,8 +13,8 @@ import msgspec
 from msgspec import Meta
 
 from policy.permit import HYPERVISOR_PORTS, PORT_NAME
+from policy.settings.allowed import shown
 from transport.relay.vm_paths import MAX_UNIX_PATH, has_placeholder, path_of
-from transport.settings.allowed import shown
 
 PortName = Annotated[
     str,

@@ -14,6 +14,7 @@ from pathlib import Path
 import structlog
 import trio
 
+from policy.settings.allowed import shown
 from transport.errors import (
     ConfigurationError,
     ConnectionBroken,
@@ -32,7 +33,6 @@ from transport.relay.news import News
 from transport.relay.piping import pipe
 from transport.relay.service import drain, serve_relay
 from transport.relay.source import MigrationOrder, carry_as_source
-from transport.settings.allowed import shown
 
 EXIT_DONE, EXIT_FAILED, EXIT_CONFIGURATION = 0, 1, 2
 

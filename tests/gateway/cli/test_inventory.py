@@ -39,7 +39,10 @@ async def test_check_reads_each_source_and_says_what_to_correct(running: Running
     assert "All sources answer and agree." in (await alice.sealane("inventory", "check", "--config", config)).stdout
     good = running.site.inventory.read_text()
     running.site.inventory.write_text(good.replace('zone = "test"', "zone = 7"))
-    assert "Expected `str`" in (await alice.sealane("inventory", "check", "--config", config, expected=1)).stdout
+    assert (
+        "allowed is 1 to 63 ASCII letters"
+        in (await alice.sealane("inventory", "check", "--config", config, expected=1)).stdout
+    )
     running.site.inventory.write_text(good)
     config.write_text(
         f"""{config.read_text()}

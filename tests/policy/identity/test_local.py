@@ -235,6 +235,28 @@ def test_a_file_that_is_wrong_anywhere_is_refused_as_a_whole(text: str) -> None:
         LocalDirectory.parse(text.encode())
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "[people.alice]\n" + GOOD_TABLE.replace("groups", "group"),
+            'people.alice.group: is no key; did you mean "groups"?',
+        ),
+        ('[people.alice]\nname = "A"\ngroups = []\n', "people.alice.password: is missing; it must be a text"),
+        (
+            '[people.alice]\nname = "A"\ngroups = []\npassword = 12345678\n',
+            "people.alice.password: what stands there is not shown; allowed is a text",
+        ),
+        ("[alice]\n" + GOOD_TABLE, "alice: is no key; the keys and tables of the file are people"),
+    ],
+)
+def test_a_fault_is_told_by_key_and_no_password_is_repeated(text: str, said: str) -> None:
+    with pytest.raises(DirectoryRefused) as refused:
+        LocalDirectory.parse(text.encode())
+    assert said in str(refused.value)
+    assert "12345678" not in str(refused.value)
+
+
 def test_bytes_that_are_not_utf8_are_refused() -> None:
     with pytest.raises(DirectoryRefused):
         LocalDirectory.parse(b"\xff")

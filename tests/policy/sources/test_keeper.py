@@ -237,7 +237,7 @@ async def test_a_file_is_read_again_when_it_changes_and_a_broken_one_changes_not
 async def test_entries_that_only_add_to_another_source_need_to_be_allowed(tmp_path: Path) -> None:
     file = tmp_path / "overrides.toml"
     file.write_text(f'[[vms]]\nuuid = "{UUID}"\nclassification = "restricted"\n')
-    with pytest.raises(InventoryRefused, match="missing required field"):
+    with pytest.raises(InventoryRefused, match="is missing; it must be"):
         await FileSource("overrides", file, PACE).read(None)
     assert (await FileSource("overrides", file, PACE, partial=True).read(None)).told.vms[UUID].zone is None
 

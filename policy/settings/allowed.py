@@ -76,6 +76,8 @@ def allowed(kind: inspect.Type, unit: str = "") -> str:
 def shown(value: object) -> str:
     """What stands in the file, for a line of a log: escaped, short, and without a password that a URL holds."""
     match value:
+        case None:
+            return "null"
         case bool():
             return str(value).lower()
         case str():

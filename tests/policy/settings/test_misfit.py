@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from msgspec import UNSET, Meta, UnsetType, inspect
 
 from gateway.config import GatewayConfig
+from policy.settings import SettingRefused, decode_settings
+from policy.settings.allowed import allowed, shown
+from policy.settings.misfit import first_misfit
 from tests.gateway.test_config import GOOD
 from transport.relay.config import RelayConfig
-from transport.settings import SettingRefused, decode_settings
-from transport.settings.allowed import allowed, shown
-from transport.settings.misfit import first_misfit
 
 
 class Colour(Enum):
