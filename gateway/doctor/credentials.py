@@ -47,18 +47,18 @@ def crl_findings(paths: Sequence[Path], now: datetime) -> Iterator[Finding]:
         except CertificateError as error:
             yield Finding("crl", "wrong", str(error), "fetch the CA's CRL")
             continue
-        end = crl.next_update_utc
-        if end is None or now >= end:
-            yield Finding(
-                "crl", "wrong", f"{path} is out of date since {end}", "fetch a new one: no peer passes until then"
-            )
-            continue
-        age, left = now - crl.last_update_utc, end - now
-        message = f"{path} is {_span(age)} old, the next is due within {_span(left)}"
-        if left < (end - crl.last_update_utc) / 4:
-            yield Finding("crl", "attention", message, "see why it was not renewed")
+        begin, end = crl.last_update_utc, crl.next_update_utc
+        if end is None:
+            yield Finding("crl", "wrong", f"{path} does not say until when it is valid", "fetch the CA's CRL")
+        elif not begin <= now < end:
+            when = f"is valid from {begin:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M} UTC, and it is {now:%Y-%m-%d %H:%M}"
+            remedy = "fetch a new one, or correct this machine's clock: no peer passes until then"
+            yield Finding("crl", "wrong", f"{path} {when}", remedy)
+        elif end - now < (end - begin) / 4:
+            yield Finding("crl", "attention", f"{path} ends in {_span(end - now)}", "see why it was not renewed")
         else:
-            yield Finding("crl", "ok", message)
+            # Not how old it is: a CA dates it some minutes back, for clocks that are behind.
+            yield Finding("crl", "ok", f"{path} is valid for {_span(end - now)}")
 
 
 def site_findings(trust_domain: str, bundle: Path, crls: Sequence[Path], now: datetime) -> Iterator[Finding]:
