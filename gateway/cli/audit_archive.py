@@ -20,6 +20,7 @@ from gateway.cli.errors import OPERATOR, REQUESTER, BadConfiguration, Refused
 from gateway.cli.log_folder import read_checkpoint, require_one
 from gateway.cli.options import CaOption, GatewayOption, JsonOption, TokenFileOption
 from gateway.cli.output import print_json, say
+from gateway.cli.waiting import working
 from gateway.counted import counted
 
 if TYPE_CHECKING:
@@ -116,7 +117,8 @@ def _update(directory: Path, given: list[str], told: _Told, *, as_json: bool) ->
     try:
         archived = Archive(directory, verifiers)
         before = archived.size
-        new = archived.update(told.checkpoint, told.tiles, successors=joining)
+        with working(f"copying the log into {directory}, each entry verified"):
+            new = archived.update(told.checkpoint, told.tiles, successors=joining)
     except AuditError as error:
         raise Refused(f"nothing was archived: {error}", OPERATOR, "compare both with `sealane audit verify`") from error
     except OSError as error:

@@ -59,7 +59,7 @@ def rebuild(
     with (
         _index_errors(path),
         Index(path, committed.origin) as opened,
-        progress_bar("indexed", quiet=as_json) as progress,
+        progress_bar("making the index", quiet=as_json) as progress,
     ):
         opened.rebuild(committed, progress, workers=min(len(os.sched_getaffinity(0)), MAX_WORKERS))
         size = opened.size
@@ -83,7 +83,7 @@ def check(
     from audit.index_check import differences
 
     committed, path = _places(config, log, index)
-    with _index_errors(path), progress_bar("compared", quiet=as_json) as progress:
+    with _index_errors(path), progress_bar("comparing index and log", quiet=as_json) as progress:
         database = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
         try:
             database.execute("BEGIN")  # one state of it, though a gateway may be writing

@@ -18,6 +18,7 @@ from gateway.cli.log_folder import require_one
 from gateway.cli.options import CaOption, GatewayOption, JsonOption, TokenFileOption
 from gateway.cli.output import print_json, say
 from gateway.cli.record_question import Question
+from gateway.cli.waiting import working
 
 
 def prove(
@@ -85,7 +86,7 @@ def prove(
     question = Question({}, query or "", timezone)
 
     def write(sealed: Sealed) -> None:
-        with audit_errors():
+        with audit_errors(), working("looking for the entries and their proofs"):
             write_bundle(
                 out, lines_of(replace(sealed, reference=reference), indices or [], bounds, question, hide=hide)
             )

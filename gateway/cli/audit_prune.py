@@ -20,6 +20,7 @@ from gateway.cli.errors import OPERATOR, BadConfiguration, Refused
 from gateway.cli.options import CaOption, GatewayOption, JsonOption, TokenFileOption
 from gateway.cli.output import print_json, say
 from gateway.cli.terminal import harmless
+from gateway.cli.waiting import working
 from gateway.times import rfc3339, to_the_minute
 
 _FIRST_WAIT_SECONDS = 0.1
@@ -73,19 +74,20 @@ def _by_gateway(gateway: str | None, ca: Path | None, token_file: Path | None, *
     with signed_in(gateway, ca, token_file) as client:
         run = client.begin_pruning(check=check)
         asked, wait = run.asked, _FIRST_WAIT_SECONDS
-        while run.state == "running":
-            time.sleep(wait)
-            wait = min(2 * wait, _MAX_WAIT_SECONDS)
-            latest = client.pruning()
-            if latest is None:
-                raise Refused("the gateway was started again meanwhile", OPERATOR, "run it again: nothing is lost")
-            run = latest
-            if run.asked != asked:
-                raise Refused(
-                    "another run has begun since",
-                    OPERATOR,
-                    "`sealane audit query kind:log.pruned` says what became of it",
-                )
+        with working("the gateway holds log and archive against each other; Ctrl-C ends the waiting alone"):
+            while run.state == "running":
+                time.sleep(wait)
+                wait = min(2 * wait, _MAX_WAIT_SECONDS)
+                latest = client.pruning()
+                if latest is None:
+                    raise Refused("the gateway was started again meanwhile", OPERATOR, "run it again: nothing is lost")
+                run = latest
+                if run.asked != asked:
+                    raise Refused(
+                        "another run has begun since",
+                        OPERATOR,
+                        "`sealane audit query kind:log.pruned` says what became of it",
+                    )
         if run.state == "done" and None in {run.first_entry, run.end_entry, run.before, run.archive}:
             raise client.no_sense("it does not say what went")
     if run.state != "done":
@@ -97,7 +99,7 @@ def _by_gateway(gateway: str | None, ca: Path | None, token_file: Path | None, *
 def _by_key(config: Path, *, check: bool) -> dict[str, Any]:
     from gateway.cli.serve import needs_gateway_extra
 
-    with needs_gateway_extra(), _errors():
+    with needs_gateway_extra(), _errors(), working("log and archive are held against each other"):
         planned = _prune(config, check=check)
     return {
         "outcome": "would_prune" if check else "pruned",

@@ -31,6 +31,7 @@ from gateway.cli.record_formats import Format, print_records, show_histogram
 from gateway.cli.record_question import Question
 from gateway.cli.record_source import opened, read_pages
 from gateway.cli.saved_queries import queries_file, read_queries, remove_query, save_query, saved_query
+from gateway.cli.waiting import working
 from gateway.counted import counted
 
 if TYPE_CHECKING:
@@ -127,11 +128,11 @@ def query(
         _show_explanation(lines, as_json=as_json)
     elif histogram is not None:
         width = _width(histogram)
-        with opened(log, gateway, ca, token_file, index) as source:
+        with opened(log, gateway, ca, token_file, index) as source, working("counting records"):
             reply = source.histogram(question, width)
         _show_histogram(reply, as_json=as_json)
     else:
-        with opened(log, gateway, ca, token_file, index) as source:
+        with opened(log, gateway, ca, token_file, index) as source, working("looking for records"):
             found = read_pages(source, question, before=before, limit=limit)
             total = source.count(question) if count else None
         _show_found(found, total, shape, as_json=as_json)

@@ -88,12 +88,9 @@ def drain(
 
 
 def _how_far(reply: MigrationReply) -> str:
-    if reply.state == "assigned":
-        return "waits for its turn at its host"
-    from gateway.cli.migration_view import numbers_line
+    from gateway.cli.migration_view import how_far
 
-    numbers = numbers_line(reply.progress) if reply.progress is not None else ""
-    return f"{reply.state}  {numbers}".rstrip()
+    return how_far(reply)
 
 
 @dataclass(slots=True)

@@ -18,6 +18,7 @@ from gateway.cli.options import CaOption, GatewayOption, JsonOption, TokenFileOp
 from gateway.cli.output import console, print_json, say
 from gateway.cli.relay_operating import DEFAULT, SocketOption, ask
 from gateway.cli.terminal import harmless
+from gateway.cli.waiting import working
 from gateway.counted import counted
 from gateway.times import to_the_second
 
@@ -122,9 +123,10 @@ def move_by_evacuation(vm: str, to: str | None, socket_path: Path, wait_seconds:
     if not as_json:
         say(f"{vm} leaves for {answer['destination']} by an evacuation permit, migration {answer['migration_id']}")
     end = time.monotonic() + wait_seconds
-    while answer["state"] not in _FINAL and time.monotonic() < end:
-        time.sleep(_LOOK_SECONDS)
-        answer = _asked(socket_path, {"ask": "evacuated", "migration_id": answer["migration_id"]})
+    with working(f"{vm} leaves", lambda: str(answer["state"])):
+        while answer["state"] not in _FINAL and time.monotonic() < end:
+            time.sleep(_LOOK_SECONDS)
+            answer = _asked(socket_path, {"ask": "evacuated", "migration_id": answer["migration_id"]})
     if as_json:
         print_json(answer)
     else:

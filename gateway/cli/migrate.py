@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -227,7 +227,8 @@ def _move(client: GatewayClient, question: dict[str, Any], wait_seconds: int, *,
 def _bar(*, as_json: bool) -> AbstractContextManager[Any]:
     from gateway.cli import migration_view as view
 
-    return nullcontext(view.NoBar()) if as_json else view.Bar(console())
+    out = console()
+    return view.Bar(out) if out.is_terminal and not as_json else view.Lines()
 
 
 def _tell(answer: DecisionReply, reply: MigrationReply, seconds: float, *, as_json: bool) -> None:

@@ -15,6 +15,7 @@ from rich.text import Text
 from gateway.cli.replies import Decision, DecisionReply, MigrationReply, PreflightReply, receipt_bodies
 from gateway.cli.replies import Progress as Numbers
 from gateway.cli.terminal import harmless, plain
+from gateway.cli.waiting import working
 
 _STATES = {"assigned": "waits for its turn"}  # of the moves of its source host; longer than a moment where they queue
 _STYLES = {"completed": "bold green", "cancelled": "bold yellow"}
@@ -90,7 +91,7 @@ def decision_document(answer: DecisionReply) -> dict[str, Any]:
 
 
 class Bar:
-    """The progress bar. Redrawn when there is news: no thread of its own."""
+    """The progress bar at a terminal. Redrawn when there is news: no thread of its own."""
 
     def __init__(self, out: Console) -> None:
         self._out = out
@@ -101,7 +102,6 @@ class Bar:
             console=out,
             auto_refresh=False,
             transient=True,
-            disable=not out.is_terminal,
         )
         self._task: TaskID = self._bar.add_task("", total=1.0, state="assigned", numbers="")
 
@@ -130,15 +130,35 @@ class Bar:
         self._out.print(plain(text), soft_wrap=True)
 
 
-class NoBar:
-    """With `--json`: silence on stdout, notes on stderr."""
+class Lines:
+    """The same as lines on stderr, for a pipe and beside `--json`."""
+
+    def __init__(self) -> None:
+        self._latest = "waits for its turn"
+        self._telling = working("the migration is under way", lambda: self._latest)
+
+    def __enter__(self) -> Lines:
+        self._telling.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._telling.__exit__(kind, error, trace)
 
     def show(self, reply: MigrationReply) -> None:
-        """Nothing."""
+        """Keep the state of now for the next line."""
+        self._latest = how_far(reply)
 
     def note(self, text: str) -> None:
         """A line on stderr."""
         sys.stderr.write(harmless(text, limit=1000) + "\n")
+
+
+def how_far(reply: MigrationReply) -> str:
+    """In one line."""
+    state = _STATES.get(reply.state) or harmless(reply.state, limit=20)
+    return f"{state}  {numbers_line(reply.progress or Numbers())}".rstrip()
 
 
 def fraction(state: str, numbers: Numbers) -> float:

@@ -116,7 +116,7 @@ def diff(
         rules = rules_of(one), rules_of(two)
         asked, notes = grid(one, two)
         past = PastDecisions(log, since) if log is not None else None
-        with progress_bar("decided", quiet=as_json) as progress:
+        with progress_bar("deciding requests", quiet=as_json) as progress:
             of_past = past.decisions(progress) if past is not None else ()
             comparison = compare(*rules, chain(counted_on(asked, progress, len(asked)), of_past))
     _tell(comparison, [*notes, *(past.notes() if past is not None else ())], as_json=as_json)
@@ -142,7 +142,7 @@ def replay(
     from policy.authoring.compare import compare, rules_of
 
     past = PastDecisions(log, since)
-    with refusing(), progress_bar("decided", quiet=as_json) as progress:
+    with refusing(), progress_bar("deciding requests", quiet=as_json) as progress:
         comparison = compare(None, rules_of(files), past.decisions(progress))
     _tell(comparison, past.notes(), as_json=as_json)
 

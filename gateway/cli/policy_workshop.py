@@ -16,6 +16,7 @@ from gateway.cli.errors import REQUESTER, BadConfiguration, Refused
 from gateway.cli.options import JsonOption
 from gateway.cli.output import print_json, say
 from gateway.cli.serve import needs_gateway_extra
+from gateway.cli.waiting import working
 from gateway.counted import counted
 
 EXIT_FAULTS = 1
@@ -65,7 +66,8 @@ def check(
     files = read_bundle(directory)
     from policy.authoring.check import check_bundle
 
-    findings = check_bundle(files)
+    with working("checking the policies"):
+        findings = check_bundle(files)
     errors = sum(each.severity == "error" for each in findings)
     failed = errors > 0 or (strict and bool(findings))
     if as_json:
@@ -182,7 +184,7 @@ def run_cases(
     files = read_bundle(directory)
     from policy.authoring.testing import run_tests
 
-    with refusing():
+    with refusing(), working("running the cases"):
         report = run_tests(files)
     if junit is not None:
         _write(junit.parent, {junit.name: report.junit()})

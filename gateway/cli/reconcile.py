@@ -20,6 +20,7 @@ from gateway.cli.moments import parse_moment
 from gateway.cli.options import CaOption, GatewayOption, JsonOption, TokenFileOption
 from gateway.cli.output import console, print_json
 from gateway.cli.terminal import harmless
+from gateway.cli.waiting import working
 
 app = typer.Typer(
     help="Hold what hosts certify, and another site's log, against the log.",
@@ -54,7 +55,8 @@ def hosts(
     if log is not None:
         from gateway.host_receipts import compare_receipts
 
-        report = compare_receipts(_from_folder(log, moment), int(time.time()))
+        with working("reading the log"):
+            report = compare_receipts(_from_folder(log, moment), int(time.time()))
         document: dict[str, Any] = {
             "what": "hosts",
             "since": moment,
@@ -122,8 +124,9 @@ def _of_folders(log: Path, other_log: Path, moment: str) -> dict[str, Any]:
 
     if log.resolve() == other_log.resolve():
         raise BadConfiguration(f"{log} is one log", REQUESTER, "name a folder of each site's log")
-    ours, theirs = (list(_from_folder(folder, moment, KINDS)) for folder in (log, other_log))
-    report = compare_sites(*halves_between(ours, theirs), int(time.time()))
+    with working("reading both logs"):
+        ours, theirs = (list(_from_folder(folder, moment, KINDS)) for folder in (log, other_log))
+        report = compare_sites(*halves_between(ours, theirs), int(time.time()))
     return {
         "what": "sites",
         "since": moment,

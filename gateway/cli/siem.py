@@ -18,6 +18,7 @@ from gateway.cli.options import CaOption, GatewayOption, JsonOption, TokenFileOp
 from gateway.cli.output import console, print_json, print_table, say
 from gateway.cli.record_replies import SiemJob, SinkReply
 from gateway.cli.terminal import plain
+from gateway.cli.waiting import working
 
 if TYPE_CHECKING:
     from gateway.cli.client import GatewayClient
@@ -165,9 +166,10 @@ def _run(
     """Begin it and wait for its end; Ctrl-C ends the waiting and not the work."""
     with signed_in(gateway, ca, token_file) as client:
         job = begin(client)
-        while job.state == "running":
-            time.sleep(_POLL_SECONDS)
-            job = client.sink(name).job or job
+        with working(f"the gateway is at it with {name}; Ctrl-C ends the waiting alone"):
+            while job.state == "running":
+                time.sleep(_POLL_SECONDS)
+                job = client.sink(name).job or job
     return job
 
 

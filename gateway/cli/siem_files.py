@@ -17,6 +17,7 @@ from gateway.cli.errors import OPERATOR, REQUESTER, BadConfiguration
 from gateway.cli.options import CaOption, GatewayOption, JsonOption, ServeConfigOption, TokenFileOption
 from gateway.cli.output import print_json, say
 from gateway.cli.serve import needs_gateway_extra
+from gateway.cli.waiting import working
 from gateway.counted import counted
 
 EXIT_DIFFERS = 1
@@ -58,7 +59,9 @@ def reconcile_file(
         from gateway.errors import GatewayError
         from gateway.siem.stored_lines import reconcile_files
     try:
-        found = reconcile_files(load(config), name, files, start, end)
+        settings = load(config)
+        with working("comparing each line with the log"):
+            found = reconcile_files(settings, name, files, start, end)
     except GatewayError as error:
         raise BadConfiguration(str(error), error.who_must_act, error.next_step) from error
     except AuditError as error:

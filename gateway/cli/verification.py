@@ -59,7 +59,7 @@ def check_log(
 
     try:
         notes = [path.read_text() for path in seen]
-        with progress_bar("verified", quiet=quiet) as progress:
+        with progress_bar("verifying the log", quiet=quiet) as progress:
             verdict = verify_log(directory, keys, progress, seen=notes, options=options)
     except BrokenExecutor as error:
         what = "nothing was verified: a process that read the log was ended from outside"

@@ -1,6 +1,8 @@
-"""While a command waits for somebody's answer: a line on stderr after a moment, so that silence is not taken for death.
+"""What a command is about, while it lasts: lines on stderr, so that silence is not taken for death.
 
-For a person alone: where stderr is no terminal, nothing is written, and the error at the end says it.
+The one home of it, at a terminal and in a pipe: after two seconds a line, then one every twenty, each a whole line
+without control characters. What is done sooner says nothing. Where a bar is drawn (`gateway.cli.progress`,
+`gateway.cli.migration_view`) there are none.
 """
 
 from __future__ import annotations
@@ -8,32 +10,45 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Final
 
 from gateway.cli.terminal import harmless
 
 NOTICE_SECONDS: Final = 2.0
+AGAIN_SECONDS: Final = 20.0
 
 
 @contextmanager
-def waiting_for(whom: str, at_most_seconds: float) -> Iterator[None]:
-    """`at_most_seconds`: how long the wait within can last before it is an error."""
-    if not sys.stderr.isatty():
-        yield
-        return
-    until = time.strftime("%H:%M:%S", time.localtime(time.time() + at_most_seconds))
-    # A thread, because what waits within is a blocking call; it says one line and holds nothing.
-    notice = threading.Timer(NOTICE_SECONDS, _say, (f"waiting for {whom}, until {until} at the latest …",))
-    notice.daemon = True
-    notice.start()
+def working(what: str, how_far: Callable[[], str] = lambda: "") -> Iterator[None]:
+    """`what` goes on within. `how_far`: called by another thread, for the lines after the first."""
+    over = threading.Event()
+    # A thread, because what goes on within is a blocking call; it says its lines and holds nothing.
+    threading.Thread(target=_tell, args=(what, how_far, over), daemon=True).start()
     try:
         yield
     finally:
-        notice.cancel()
+        over.set()
+
+
+def waiting_for(whom: str, at_most_seconds: float) -> AbstractContextManager[None]:
+    """`at_most_seconds`: how long the wait within can last before it is an error."""
+    until = time.strftime("%H:%M:%S", time.localtime(time.time() + at_most_seconds))
+    return working(f"waiting for {whom}, until {until} at the latest")
+
+
+def _tell(what: str, how_far: Callable[[], str], over: threading.Event) -> None:
+    began = time.monotonic()
+    if over.wait(NOTICE_SECONDS):
+        return
+    _say(f"{what} …")
+    while not over.wait(AGAIN_SECONDS):
+        far = how_far()
+        _say(f"{what}: {time.monotonic() - began:.0f} s so far{f', {far}' if far else ''}")
 
 
 def _say(line: str) -> None:
-    sys.stderr.write(harmless(line) + "\n")
-    sys.stderr.flush()
+    with suppress(OSError, ValueError, AttributeError):  # nobody reads it, or stderr is closed
+        sys.stderr.write(harmless(line) + "\n")
+        sys.stderr.flush()

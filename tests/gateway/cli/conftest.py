@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 from typer.testing import CliRunner, Result
 
+from gateway.cli import waiting
 from gateway.cli.main import app
 
 MIGRATION = "0197c0de-1111-7222-8333-444455556666"
@@ -152,8 +153,9 @@ Sealane = Callable[..., Result]
 
 
 @pytest.fixture
-def sealane(home: Path) -> Sealane:
-    """Run `sealane ARGS…`."""
+def sealane(home: Path, monkeypatch: pytest.MonkeyPatch) -> Sealane:
+    """Run `sealane ARGS…`; that it lasts long on a busy machine is not told."""
+    monkeypatch.setattr(waiting, "NOTICE_SECONDS", 3600.0)
 
     def run(*arguments: object, stdin: str | None = None) -> Result:
         environment = {"HOME": str(home), "COLUMNS": "40", "NO_COLOR": "1"}

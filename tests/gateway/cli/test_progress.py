@@ -1,15 +1,17 @@
-"""A bar for a person who waits at a terminal, and nothing for a program."""
+"""A bar for a person who waits at a terminal, and lines for whoever reads a pipe."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from gateway.cli import waiting
 from gateway.cli.progress import counted_on, progress_bar
 from gateway.starter import EXAMPLE_BUNDLE
 from tests.processes import killed_after
@@ -21,9 +23,30 @@ def test_everything_passes_and_the_bar_ends_full() -> None:
     assert told == [(0, 150), (64, 150), (128, 150), (150, 150)]
 
 
-def test_a_program_gets_no_bar(capsys: pytest.CaptureFixture[str]) -> None:
-    with progress_bar("verified", quiet=False) as progress:  # stderr is no terminal here
-        assert progress is None
+@pytest.mark.parametrize("quiet", [False, True])
+def test_a_pipe_gets_a_line_at_the_start_and_then_how_far_it_is(
+    quiet: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(waiting, "NOTICE_SECONDS", 0.0)
+    monkeypatch.setattr(waiting, "AGAIN_SECONDS", 0.01)
+    said = ""
+    with progress_bar("verifying the log", quiet=quiet) as progress:  # stderr is no terminal here
+        assert progress is not None
+        progress(1024, 5000)
+        end = time.monotonic() + 60
+        while said.count("\n") < 2:
+            assert time.monotonic() < end
+            time.sleep(0.001)
+            said += capsys.readouterr().err
+    first, second, *_ = said.splitlines()
+    assert first == "verifying the log …"
+    assert second == "verifying the log: 0 s so far, 1024 of 5000"
+    assert said.replace("\n", "").isprintable()
+
+
+def test_what_is_done_at_once_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_bar("verifying the log", quiet=False):
+        pass
     assert capsys.readouterr().err == ""
 
 
@@ -45,5 +68,5 @@ def test_somebody_who_waits_for_a_diff_at_a_terminal_sees_how_far_it_is(tmp_path
     assert process.returncode == 0
     asked = int(said.read_bytes().split(b" requests")[0].split()[-1])
     assert f"{asked}/{asked}".encode() in shown, shown[-300:]
-    assert b"decided" in shown
+    assert b"deciding requests" in shown
     assert b"0/100" not in shown, "nobody had counted yet"

@@ -1,7 +1,8 @@
-"""A person is told whom a command waits for, and what Ctrl-C left behind."""
+"""Whoever reads stderr is told whom a command waits for, and what Ctrl-C left behind."""
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import select
@@ -17,7 +18,7 @@ import pytest
 
 from gateway.cli import interruption, waiting
 from gateway.cli.interruption import interrupted_line
-from tests.gateway.cli.conftest import CannedGateway
+from tests.gateway.cli.conftest import ALLOWED, MIGRATION, CannedGateway
 
 PROGRAM = "from gateway.cli import waiting; waiting.NOTICE_SECONDS = 0.05; from gateway.cli.main import run; run()"
 PATIENCE_SECONDS = 60
@@ -108,8 +109,7 @@ def test_who_waits_for_a_mute_relay_is_told_so(tmp_path: Path, at_a_terminal: Ca
         assert command.end()[0] == 130
 
 
-def test_what_answers_at_once_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+def test_what_answers_at_once_is_not_waited_for(capsys: Any) -> None:
     with waiting.waiting_for("it", 5):
         pass
     assert capsys.readouterr().err == ""
@@ -120,3 +120,23 @@ def test_a_change_that_was_asked_for_may_have_happened(monkeypatch: pytest.Monke
     assert "no file is left half-written" in interrupted_line()
     interruption.note_change_asked("the gateway")
     assert "the gateway may have done what it was asked for" in interrupted_line()
+
+
+def test_a_migration_into_a_pipe_says_how_far_it_is(logged_in: CannedGateway, home: Path) -> None:
+    logged_in.answer(
+        "POST", "/v1/migrations", (201, {"migration_id": MIGRATION, "record_index": 9, "decision": ALLOWED})
+    )
+    running = {"migration_id": MIGRATION, "state": "running", "progress": {"remaining_bytes": 50, "total_bytes": 100}}
+    done = {"migration_id": MIGRATION, "state": "failed", "message": "the guest has gone"}
+    logged_in.answer("GET", f"/v1/migrations/{MIGRATION}", *[(200, running)] * 8, (200, done))
+    program = f"from gateway.cli import waiting; waiting.AGAIN_SECONDS = 0.05; {PROGRAM}"
+    ended = subprocess.run(
+        [sys.executable, "-c", program, "migrate", "web-1", "--to", "host-b", "--json"],
+        env={"HOME": str(home), "TZ": "UTC"}, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        timeout=PATIENCE_SECONDS, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 1, ended.stderr
+    assert json.loads(ended.stdout)["outcome"] == "failed"
+    assert "the migration is under way …\n" in ended.stderr
+    assert "running  50 B remaining\n" in ended.stderr
+    assert ended.stderr.replace("\n", "").isprintable()
