@@ -157,8 +157,9 @@ class Lines:
 
 def how_far(reply: MigrationReply) -> str:
     """In one line."""
-    state = _STATES.get(reply.state) or harmless(reply.state, limit=20)
-    return f"{state}  {numbers_line(reply.progress or Numbers())}".rstrip()
+    if reply.state in _STATES:
+        return _STATES[reply.state]
+    return f"{harmless(reply.state, limit=20)}  {numbers_line(reply.progress or Numbers())}".rstrip()
 
 
 def fraction(state: str, numbers: Numbers) -> float:

@@ -240,7 +240,7 @@ def test_how_far_a_long_move_is_is_told_now_and_then() -> None:
     queue.run(ignore)
     assert said == [
         "vm1: moving to b (vm1_b)",
-        "vm1: waits for its turn at its host",
+        "vm1: waits for its turn",
         "vm1: running  1.0 MiB/s  1.0 MiB remaining  pass 4",
         "vm1: moved to b",
     ]
