@@ -292,6 +292,10 @@ def load(path: Path) -> GatewayConfig:
     """Read and check the file. Errors: ConfigRefused, naming file and key."""
     try:
         text = path.read_bytes()
+    except FileNotFoundError:
+        raise ConfigRefused(
+            path, "", "no such file; docs/install.md shows one, `sealane gateway practice` makes one"
+        ) from None
     except OSError as error:
         raise ConfigRefused(path, "", f"cannot be read: {error.strerror}") from error
     return parse(text, path)

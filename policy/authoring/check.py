@@ -1,7 +1,7 @@
 """Everything that is wrong with a bundle, with the place: Cedar's own errors, the schema's, and ours.
 
-The gateway stops at the first fault; an author wants all of them. A bundle without an error here loads, its own tests
-aside (`policy.authoring.testing`).
+The gateway stops at the first fault; an author wants all of them. A bundle without an error here loads, if its own
+cases pass (`policy.authoring.testing`): here they are read, and not run.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import cedarpy
 from policy.authoring.findings import Finding
 from policy.authoring.policy_lint import Remark, remarks, shadows
 from policy.bundle import check_schema_takes_our_facts, decode_manifest
-from policy.bundle_files import MANIFEST, POLICIES, SCHEMA
+from policy.bundle_files import MANIFEST, POLICIES, SCHEMA, TESTS, files_below
+from policy.cases import read_cases
 from policy.errors import BundleRefused
 from policy.lint import mixed_words
 from policy.rules import Policy, compile_schema, no_rules, read_policy
@@ -26,7 +27,7 @@ from policy.source import Piece, check_nesting, find_word, first_bad_token, line
 MAX_FINDINGS: Final = 200
 _MAX_SHADOW_PAIRS: Final = 1_000_000
 _QUOTED: Final = re.compile(r"`([^`]+)`")
-_PLACE: Final = re.compile(r"\(?(?:at )?line (\d+)(?:,)? col(?:umn)? (\d+)\)?")
+_PLACE: Final = re.compile(r"\(?(?:at )?line (\d+)(?:,? col(?:umn)? (\d+))?\)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,13 @@ def check_bundle(files: Mapping[str, str]) -> list[Finding]:
         check_schema_takes_our_facts(no_rules(schema))
     except BundleRefused as error:
         findings.append(_refusal(error, files[SCHEMA], "`sealane policy new` writes the schema of this Sealane"))
+    try:
+        read_cases(files_below(TESTS, files))
+    except BundleRefused as error:
+        hint = (
+            "the rest of the cases is looked at once this is corrected; docs/policy-guide.md shows what may stand there"
+        )
+        findings.append(_refusal(error, files.get(error.file, ""), hint))
     read: list[_Read] = []
     for file in sorted(path for path in files if path.startswith(f"{POLICIES}/")):
         findings += _check_file(file, files[file], schema, read)
@@ -181,7 +189,7 @@ def _remark(file: str, text: str, piece: Piece, name: str, remark: Remark) -> Fi
 
 def _refusal(error: BundleRefused, text: str, hint: str) -> Finding:
     place = _PLACE.search(error.detail)
-    line, column = (int(place[1]), int(place[2])) if place else (1, 1) if text else (0, 0)
+    line, column = (int(place[1]), int(place[2] or 1)) if place else (1, 1) if text else (0, 0)
     return Finding(error.file, line, column, "error", "bundle", error.detail, hint)
 
 

@@ -155,7 +155,7 @@ def _of_named(entry: Any, found: Misfit) -> Misfit:
     name = entry.get("name") if isinstance(entry, dict) else None
     if not isinstance(name, str) or found.path[-1] == "name":
         return found
-    return Misfit(found.path, f"{found.problem}; in the entry named {shown(name)}", found.unknown)
+    return Misfit(found.path, f"{found.problem} (in the entry named {shown(name)})", found.unknown)
 
 
 def _is_taken(value: Any, kind: inspect.Type) -> bool:

@@ -91,7 +91,7 @@ def test_a_site_where_nobody_could_sign_in_is_refused() -> None:
 
 
 def test_a_missing_file_is_named() -> None:
-    with pytest.raises(ConfigRefused, match=r"/nowhere/gateway\.toml: cannot be read"):
+    with pytest.raises(ConfigRefused, match=r"/nowhere/gateway\.toml: no such file"):
         load(Path("/nowhere/gateway.toml"))
 
 

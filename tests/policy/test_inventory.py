@@ -97,7 +97,7 @@ def test_an_empty_inventory_knows_nothing() -> None:
         (
             'zone = "test"',
             "",
-            'zone: is missing; it must be 1 to 63 ASCII letters, digits and . _ : / -; in the entry named "ledger db"',
+            'zone: is missing; it must be 1 to 63 ASCII letters, digits and . _ : / - (in the entry named "ledger db")',
         ),
         ('zone = "test"', "zone = 7", "zone: is 7; allowed is 1 to 63 ASCII letters"),
         ('zone = "test"', 'zone = "te st"', "VM 'ledger db': VM zone must be"),

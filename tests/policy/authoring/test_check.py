@@ -12,6 +12,7 @@ from policy.bundle import Bundle
 from policy.bundle_files import read_bundle_files
 from policy.errors import BundleRefused
 from tests.policy.cedar_world import BANK, OUR_SCHEMA, files
+from tests.policy.test_bundle import CASE
 
 HEAD = '@id("p") @reason("Why.")\n'
 GROUP = 'principal in Sealane::Group::"S-1-5-21-1-2-3-1104"'
@@ -24,6 +25,23 @@ def found(*texts: str, schema: str = OUR_SCHEMA) -> list[Finding]:
 
 def test_the_example_bundle_has_nothing_to_correct() -> None:
     assert check_bundle(read_bundle_files(BANK)) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "place", "said"),
+    [
+        ("expect: allow", "expcet: allow", (15, 13), 'cases[0].expcet: is no key; did you mean "expect"?'),
+        ("person: a", "person: b", (9, 1), "'b' is not defined in any test file"),
+        ("a: {}", "a: {", (5, 4), "is not YAML"),
+    ],
+)
+def test_cases_that_cannot_be_read_are_faults_of_the_bundle(
+    old: str, new: str, place: tuple[int, int], said: str
+) -> None:
+    (finding,) = check_bundle(files(f"{MOVE};", tests=CASE.replace(old, new)))
+    assert (finding.file, finding.severity) == ("tests/cases.yaml", "error")
+    assert (finding.line, finding.column) == place
+    assert said in finding.message
 
 
 @pytest.mark.parametrize(
