@@ -21,7 +21,8 @@ from gateway.recording import Event, Recorder, actor_of
 from policy.facts import NOT_AUTHENTICATED, Person
 
 KIND: Final = "decision.throttled"
-QUESTIONS: Final = frozenset({"decision.check", "drain.check"})  # allowed or not, nothing comes of them but a record
+# Allowed or not, they are records of which nothing comes, or could come once alone.
+QUESTIONS: Final = frozenset({"decision.check", "drain.check", "migration.cancel_requested"})
 REFUSALS_AT_ONCE: Final = 1_000  # unless [limits] says otherwise, and as many more a minute:
 REFUSALS_PER_MINUTE: Final = 60
 RECORD_SECONDS: Final = 60.0

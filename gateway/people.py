@@ -105,15 +105,16 @@ class People:
         self.named_groups: Callable[[], frozenset[str]] = frozenset
 
     async def authenticate(self, shown: Presented | str | None, now: datetime, address: str) -> Person:
-        """The person whom the token names, or without a token the service whose certificate the connection has.
-
-        Errors: Unauthenticated, IdentityUnavailable, TooManyRefusals; all recorded.
-        """
-        person = await self._authenticated(shown, now, address)
+        """As `identify`, for what may be refused. Errors: those, and TooManyRefusals, recorded within a rate."""
+        person = await self.identify(shown, now, address)
         await self.patience.require(person, address)
         return person
 
-    async def _authenticated(self, shown: Presented | str | None, now: datetime, address: str) -> Person:
+    async def identify(self, shown: Presented | str | None, now: datetime, address: str) -> Person:
+        """The person whom the token names, or without a token the service whose certificate the connection has.
+
+        Errors: Unauthenticated, IdentityUnavailable; both recorded.
+        """
         presented = shown if isinstance(shown, Presented) else Presented(shown)
         try:
             if presented.bearer is not None:

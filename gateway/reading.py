@@ -76,8 +76,10 @@ class Reading:
         recorded: bool,
         called: str = "reading the audit log",
     ) -> None:
-        """Errors: NotAllowed (always recorded); LogUnavailable: what cannot be recorded is not shown."""
+        """Errors: NotAllowed (recorded), TooManyRefusals; LogUnavailable: what cannot be recorded is not shown."""
         decision = decide(self._gate.engine, Question("ReadAudit", person, None, None, None, Context(time=now)))
+        if not decision.allowed:
+            await self._gate.people.patience.require(person, address)
         index = None
         if recorded or not decision.allowed:
             details = {"client_address": address, "read": dict(what), "decision": decision_document(decision)}

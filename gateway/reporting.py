@@ -101,13 +101,18 @@ class Reporting:
         return recorded.index
 
     async def cancel(self, person: Person, migration_id: str, now: datetime, address: str) -> None:
-        """Ask for the end of a migration. Errors: NotKnown, NotAllowed, Conflict (already ended), RelayUnreachable."""
+        """Ask for the end of a migration.
+
+        Errors: NotKnown, NotAllowed, TooManyRefusals, Conflict (already ended), RelayUnreachable.
+        """
         seconds = int(now.timestamp())
         migration = await self._reading.migration(migration_id, seconds)
         if migration is None:
             raise NotKnown("no such migration")
         context = Context(time=now, own_migration=migration.requested_by == person.id)
         decision = decide(self._gate.engine, Question("CancelMigration", person, None, None, None, context))
+        if not decision.allowed or migration.is_final or migration.cancel_requested:  # nothing comes of it but a record
+            await self._gate.people.patience.require(person, address)
         details = {"client_address": address, "decision": decision_document(decision), **identity_of(person)}
         event = Event(
             "migration.cancel_requested",

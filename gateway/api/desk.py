@@ -108,6 +108,16 @@ async def person_of(desk: AtDesk, bearer: Bearer, address: Address) -> Person:
     return await desk.people.resolve_groups(person, now, address)
 
 
+async def known_person_of(desk: AtDesk, bearer: Bearer, address: Address) -> Person:
+    """As `person_of`, also of whoever has to wait: for their own migrations, which they can see and end at any time.
+
+    What would be a denial asks `People.patience` before it is recorded.
+    """
+    now = desk.now()
+    person = await desk.people.identify(bearer, now, address)
+    return await desk.people.resolve_groups(person, now, address)
+
+
 async def privileged_person_of(desk: AtDesk, bearer: Bearer, address: Address) -> Person:
     """As `person_of`, with nothing cached: for what must not be decided on groups that are a minute old."""
     now = desk.now()
@@ -131,5 +141,6 @@ async def host_of(desk: AtDesk, request: Request) -> SpiffeId:
 
 
 Asking = Annotated[Person, Depends(person_of)]
+AskingOfOwn = Annotated[Person, Depends(known_person_of)]
 AskingPrivileged = Annotated[Person, Depends(privileged_person_of)]
 Relay = Annotated[SpiffeId, Depends(host_of)]

@@ -13,7 +13,7 @@ from audit.siem.turns import ahead_of_deliveries
 from gateway.admission import Admission, admit, check
 from gateway.api.answers import JsonAnswer, error_document
 from gateway.api.bodies import CheckMove, Move, SignIn
-from gateway.api.desk import Address, Asking, AtDesk, Bearer, Desk
+from gateway.api.desk import Address, Asking, AskingOfOwn, AtDesk, Bearer, Desk
 from gateway.asking import Asked
 from gateway.deciding import decision_document
 from gateway.errors import NotKnown, RequestRefused
@@ -102,7 +102,7 @@ async def check_decision(body: CheckMove, desk: AtDesk, bearer: Bearer, address:
 
 
 @router.get("/v1/migrations/{migration_id}", summary="State, progress and receipts of a migration")
-async def show_migration(migration_id: str, desk: AtDesk, person: Asking, address: Address) -> Response:
+async def show_migration(migration_id: str, desk: AtDesk, person: AskingOfOwn, address: Address) -> Response:
     """One's own needs ReadOwnMigrations; that of others ReadAudit, and is recorded."""
     now = desk.now()
     found = await desk.reading.migration(migration_id, int(now.timestamp()))
@@ -117,7 +117,7 @@ async def show_migration(migration_id: str, desk: AtDesk, person: Asking, addres
 
 
 @router.post("/v1/migrations/{migration_id}/cancel", status_code=202, summary="Ask for the end of a migration")
-async def cancel_migration(migration_id: str, desk: AtDesk, person: Asking, address: Address) -> Response:
+async def cancel_migration(migration_id: str, desk: AtDesk, person: AskingOfOwn, address: Address) -> Response:
     """Needs CancelMigration. 202: recorded, and the source relay is told. Its outcome shows in the migration."""
     await desk.reporting.cancel(person, migration_id, desk.now(), address)
     return JsonAnswer({"migration_id": migration_id}, 202)

@@ -142,4 +142,16 @@ async def test_a_person_and_a_host_that_ask_without_end_are_told_to_wait_and_oth
             f"{site.spiffe_id('a')}#nobody",
         ]
         assert (await host.post("/v1/relay/poll", json={"wait_seconds": 0})).status_code == 200, "it works on"
-        assert (await alice.post("/v1/migrations", json=wish)).status_code == 201
+        begun = await alice.post("/v1/migrations", json=wish)
+        assert begun.status_code == 201
+
+        own = f"/v1/migrations/{begun.json()['migration_id']}"
+        for _ in range(AT_ONCE):
+            assert (await alice.post("/v1/decisions", json=wish)).status_code == 200
+        assert (await alice.post("/v1/decisions", json=wish)).status_code == 429
+        assert (await alice.get(own)).status_code == 200, "their own they can see"
+        assert (await alice.post(f"{own}/cancel")).status_code == 202, "and end"
+        before = len(await running.entries())
+        assert (await alice.post(f"{own}/cancel")).status_code == 429, "once"
+        assert (await alice.get("/v1/migrations/of-somebody-else")).status_code == 429
+        assert len(await running.entries()) == before
