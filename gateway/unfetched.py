@@ -11,6 +11,7 @@ from typing import Final
 import structlog
 import trio
 
+from audit.errors import AuditError
 from audit.record import Vm
 from gateway.dispatch import Assignment
 from gateway.errors import GatewayError
@@ -46,7 +47,12 @@ class Unfetched:
             log.warning("a permit was withdrawn: no relay fetched it", host=host, migration_id=assignment.migration_id)
             self._to_record.append((host, assignment))
         while self._to_record:
-            await self._record(*self._to_record[0])
+            host, assignment = self._to_record[0]
+            try:
+                await self._record(host, assignment)
+            except AuditError as error:  # not to be tried for ever; it fails when its permit would have expired
+                told = {"host": host, "migration_id": assignment.migration_id}
+                log.error("a withdrawn permit cannot be recorded", error=str(error), **told)
             del self._to_record[0]
 
     async def _record(self, host: str, assignment: Assignment) -> None:
