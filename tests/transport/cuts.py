@@ -62,6 +62,10 @@ async def cuts_survived(folder: Path, kind: Kind, cuts: int, chance: random.Rand
     evidence = await move(
         slow, folder, meddle=cut, within=partial(stage_over_network, network, LIMITS), seconds=60 + 6 * cuts
     )
+    return Survived(made, holes, resumptions(folder), evidence)
+
+
+def resumptions(folder: Path) -> int:
+    """How often the one session was resumed, by the source's receipt."""
     (receipt,) = (folder / "relay-a" / "receipts").glob("*-source*")
-    resumptions = json.loads(json.loads(receipt.read_bytes())["receipt"]["body"])["resumptions"]
-    return Survived(made, holes, resumptions, evidence)
+    return int(json.loads(json.loads(receipt.read_bytes())["receipt"]["body"])["resumptions"])

@@ -58,6 +58,11 @@ async def say_nothing(source: Conversation) -> None:
     await source.hear_all()
 
 
+async def answer_and_say_nothing_more(source: Conversation) -> None:
+    await source.send(Answer({}, 16))
+    await source.hear_all()
+
+
 async def drip(source: Conversation) -> None:
     for byte in encode_message(Answer({}, 1)):
         await source.send_bytes(bytes([byte]))
@@ -165,10 +170,14 @@ async def test_a_guest_goes_on_at_the_source_when_the_destination_claims_it_with
     hypervisor = {"kind": "qmp", "qmp_socket": str(site.folder / "qa" / "{uuid}" / "qmp.sock")}
     try:
         counted = await wait_passes(machine, 3)
-        script = says(Answer({}, 16), Outcome("running"))
-        news, _ = await carry(site, host_with(site, "a", IMPATIENT, **hypervisor), script)
-        assert news.state == "failed"
-        assert await run_state(machine) == "running"
+        source = host_with(site, "a", IMPATIENT, **hypervisor)
+        for words in ([Outcome("running")], [Answer({}, 16), Outcome("running")], [Answer({}, 16), Open(0, "memory")]):
+            news, _ = await carry(site, source, says(*words))
+            assert news.state == "failed"
+            assert await run_state(machine) == "running"
+        for silent in (say_nothing, answer_and_say_nothing_more):
+            assert (await carry(site, source, silent))[0].state == "failed"
+            assert await run_state(machine) == "running"
         await wait_passes(machine, count_passes(machine.printed()) + counted)
     finally:
         await stop_qemu(machine)

@@ -397,7 +397,11 @@ async def test_a_source_that_never_reads_keeps_only_its_own_session_waiting(
             await require_still_carrying(pair)
 
 
-@pytest.mark.parametrize("last", [[Bye()], [Handover(), Bye()], []], ids=["bye", "handover, bye", "hang up"])
+@pytest.mark.parametrize(
+    "last",
+    [[Bye()], [Handover(), Bye()], [Open(0, "memory"), Open(0, "memory")], []],
+    ids=["bye", "handover, bye", "violation", "hang up"],
+)
 @pytest.mark.real
 async def test_a_vm_to_which_nothing_was_sent_is_discarded_and_not_left_waiting(
     site: Site, last: list[Message]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import random
 import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,15 +14,23 @@ from typing import Any
 import pytest
 import trio
 
-from tests.transport.cuts import cuts_survived
+from tests.transport.cuts import cuts_survived, resumptions
 from tests.transport.kinds import KINDS, move
-from tests.transport.relay.conftest import until
+from tests.transport.relay.conftest import serving, until
 from tests.transport.relay.cutter import Network
-from tests.transport.stages import Stage, stage_over_network
+from tests.transport.relay.meddler import Frames, Meddler, meddling
+from tests.transport.relay.test_network import MEDDLING
+from tests.transport.site import Site
+from tests.transport.stages import Stage, qmp_host, stage_over_network
 from transport.relay import spool
+from transport.relay.config import split_address
 
 pytestmark = pytest.mark.real
 NAMED = {kind.name: kind for kind in KINDS}
+
+
+def _unchanged(_number: int, frame: bytes, /) -> Frames:
+    return [frame]
 
 
 @pytest.mark.parametrize("name", ["pre-copy, return path", "multifd 2", "post-copy"])
@@ -29,6 +39,33 @@ async def test_a_guest_moves_unharmed_however_often_the_network_is_cut(short_pat
     assert survived.cuts == 10
     assert survived.holes == 2
     assert survived.resumptions >= 5, "few cuts met a connection that was used"
+
+
+async def test_a_guest_moves_unharmed_whose_frames_are_changed_on_the_way(short_path: Path) -> None:
+    """Each lane that comes instead of another meets the next who changes, keeps, repeats or swaps its frames."""
+    left = [MEDDLING[what] for what in MEDDLING if "fin" not in what]
+    faults = len(left)
+    meddle: Callable[[int, bytes], Frames] = _unchanged
+
+    def change(number: int, frame: bytes) -> Frames:
+        nonlocal meddle
+        if number == 0:
+            meddle = left.pop() if left else _unchanged
+        return meddle(number, frame)
+
+    @asynccontextmanager
+    async def meddled(folder: Path) -> AsyncIterator[Stage]:
+        site = Site.lay_out(folder)
+        source, destination = (qmp_host(site, name, {"resume_seconds": 30.0}) for name in ("a", "b"))
+        async with (
+            serving(destination) as (_, address),
+            meddling(Meddler(split_address(address, "relay"), change)) as between,
+        ):
+            yield Stage(site, source, between.address)
+
+    await move(NAMED["pre-copy, return path"], short_path, within=meddled)
+    assert not left
+    assert resumptions(short_path) == faults
 
 
 async def test_a_guest_in_post_copy_outlasts_an_answer_that_is_lost_without_a_word(
