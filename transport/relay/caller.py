@@ -144,8 +144,8 @@ class Conversation:
 
     `uris`: where this host's hypervisor is to send, by port. `loopback`: the front's address for callers that know tcp
     only. `was_answered` and `was_told`: whether the caller has had an answer to its Prepare, and to its Finish;
-    `was_prepared`: whether the first was a good one. `finishing`: a Finish that the destination has not answered, by
-    which the guest may yet go on here. `cause`: why the session `broke`.
+    `was_prepared`: whether the first was a good one. `finishing`: a Finish that the destination has not answered.
+    `is_given_away`: in post-copy, whatever the answer to Finish will be. `cause`: why the session `broke`.
     """
 
     caller: Caller
@@ -159,6 +159,7 @@ class Conversation:
     was_prepared: bool = False
     was_told: bool = False
     finishing: Packet | None = None
+    is_given_away: bool = False
     cause: str = ""
     finished: trio.Event = field(default_factory=trio.Event)
     broke: trio.Event = field(default_factory=trio.Event)
@@ -226,14 +227,13 @@ class Conversation:
                 break
             await self.caller.answer(call)
         finish = Finish.decode(call.body)
-        is_given_away = bool(finish.flags & MigrateFlag.POSTCOPY) and not finish.cancelled and await has_switched()
-        if is_given_away:
+        if finish.flags & MigrateFlag.POSTCOPY and not finish.cancelled and await has_switched():
             await milestones.switched()
-        else:
-            self.finishing = call
+            self.is_given_away = True
+        self.finishing = call
         reply = await remote.ask(Procedure.MIGRATE_FINISH3_PARAMS, call.body)
         self.finishing = None
-        if reply.status is Status.OK and not finish.cancelled and not is_given_away:
+        if reply.status is Status.OK and not finish.cancelled and not self.is_given_away:
             # From the next line on libvirt may end its guest at any moment, or never hear of it.
             await milestones.accepted()
         await self._pass_on(call, reply)

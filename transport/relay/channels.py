@@ -112,6 +112,11 @@ class Channels:
         while not self.all or not all(channel.has_arrived for channel in self.all):
             await self._changed.wait()
 
+    async def wait_ended(self, port: PortName) -> None:
+        """Until every channel of this port has ended in order, as far as this end sees."""
+        while not all(channel.has_ended for channel in self.all if channel.counts.port == port):
+            await self._changed.wait()
+
     async def wait_drained(self, seconds: float) -> None:
         """Until no channel runs as far as this end sees, if that happens within `seconds`: what is late counts for the
         receipt as it is."""

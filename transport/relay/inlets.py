@@ -54,6 +54,10 @@ class SourceLanes:
         """Until there is a channel."""
         await self._channels.wait_more(0)
 
+    async def wait_ended(self, port: Port) -> None:
+        """Until all channels of this port have ended in order."""
+        await self._channels.wait_ended(port)
+
     async def accept_forever(self, inlet: Inlet) -> None:
         refused = 0
         while True:

@@ -19,7 +19,7 @@ from transport.errors import LocalBroken
 from transport.hypervisors.qemu_process import ExpectedQemu, boot_seconds
 from transport.libvirt_rpc.client import DomainState, LibvirtClient, connect_libvirt, libvirt_client
 from transport.libvirt_rpc.domain_xml import DomainRules
-from transport.libvirt_rpc.errors import CallRefused, RpcMalformed
+from transport.libvirt_rpc.errors import CallRefused, LibvirtAway, RpcMalformed
 from transport.libvirt_rpc.filter import MigrationFilter, Places
 from transport.libvirt_rpc.framing import Packet, PacketReader
 from transport.libvirt_rpc.procedures import MigrateFlag, Procedure
@@ -66,6 +66,7 @@ class LibvirtDestination:
         self._is_loaded = bool(facts.get("is_loaded", False))
         self._is_offline = bool(facts.get("is_offline", False))
         self._is_spoken_to = False
+        self._was_let_run = False
         self._rpc: MigrationFilter | None = None
 
     @property
@@ -166,6 +167,11 @@ class LibvirtDestination:
         try:
             async with stream:
                 await self._answer_calls(stream, rpc, client, arrival)
+        except LibvirtAway as away:
+            if not self._was_let_run:
+                raise
+            # A libvirtd that is restarted finds the guest again: what it lacks is memory, which goes by the relays.
+            log.warning("libvirtd left a guest in post-copy: its memory goes on", vm=self._vm, cause=str(away))
         finally:
             await client.aclose()
 
@@ -196,6 +202,7 @@ class LibvirtDestination:
         is_long = procedure in (Procedure.MIGRATE_PREPARE3_PARAMS, Procedure.MIGRATE_FINISH3_PARAMS)
         if procedure == Procedure.MIGRATE_PREPARE3_PARAMS:
             self._prepared_at = boot_seconds()
+        self._was_let_run = procedure == Procedure.MIGRATE_FINISH3_PARAMS and rpc.lets_run
         reply = await client.ask(procedure, arguments, seconds=self._long_seconds if is_long else None)
         finished = rpc.note_reply(procedure, reply)
         if finished is not None and not rpc.lets_run:

@@ -104,7 +104,15 @@ class LibvirtSource:
         async with stream, trio.open_nursery() as nursery:
             if not conversation.is_offline:
                 nursery.start_soon(self._report_progress, report)
-            await conversation.carry(stream, milestones, self._has_switched)
+            try:
+                await conversation.carry(stream, milestones, self._has_switched)
+            except LocalBroken as cause:
+                if not conversation.is_given_away:
+                    raise
+                # libvirt may be restarted at either end. The guest runs at the destination: all it needs is its memory.
+                log.warning("the guest's memory goes on without libvirt", vm=self._vm, cause=str(cause))
+                self.broke(f"{cause}; the guest runs at the destination already, and its memory goes on")
+                await lanes.wait_ended("memory")
             nursery.cancel_scope.cancel()
         await self._wait_gone()
         return None

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import os
 import signal
 import socket
@@ -21,7 +22,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gateway.demo.guest import count_passes
@@ -29,6 +30,8 @@ from tests.transport.libvirt.hosts import Guest, Host, Pair, make_disk, require_
 from transport.libvirt_rpc.framing import PacketReader
 
 SETTLED_SECONDS = 120.0
+# In post-copy, while Finish is under way: the guest runs at b, and most of its memory is still at a.
+DURING_FINISH = "during:306"
 # Where the relay waits (see `permitting_relay.pause_at`): the host whose relay it is, and the moment there.
 MOMENTS = (
     ("a", "before:60"),
@@ -66,6 +69,7 @@ POST_COPY_MOMENTS = (
     ("a", "after:outcome-running"),
     ("a", "before:306"),
     ("b", "before:306"),
+    ("b", DURING_FINISH),
     ("b", "after:306"),
     ("a", "after:306"),
     ("a", "told:306"),
@@ -74,6 +78,7 @@ VICTIMS = ("relay a", "relay b", "libvirtd a", "libvirtd b", "connection")
 CLIENT = "virsh"
 # For libvirt alone: the same at the calls that there are.
 ALONE = tuple((when, number) for number in (303, 306) for when in ("before", "after"))
+POST_COPY_ALONE = (*ALONE[:3], ("during", 306), *ALONE[3:])
 ALONE_VICTIMS = ("connection", "libvirtd a", "libvirtd b")
 
 
@@ -89,7 +94,16 @@ class Kind:
     has_disk: bool = False
     qemu_user: str = "libvirt-qemu"
 
+    def options_at(self, moment: str) -> tuple[str, ...]:
+        """Of virsh; what has to last has less to hurry."""
+        return ("--live", "--p2p", *_IN_FLIGHT) if moment == DURING_FINISH else self.options
 
+    @property
+    def alone_moments(self) -> tuple[tuple[str, int], ...]:
+        return POST_COPY_ALONE if self.moments is POST_COPY_MOMENTS else ALONE
+
+
+_IN_FLIGHT = ("--postcopy", "--bandwidth", "8", "--postcopy-bandwidth", "8")
 KINDS = {
     "p2p": Kind(
         ("--live", "--p2p"),
@@ -125,17 +139,19 @@ class NotReached(AssertionError):
 
 @dataclass(frozen=True)
 class Outcome:
-    """`where`: hosts on which the guest counts, at the end. `twice`: whether it ever ran on both."""
+    """`where`: hosts on which the guest counts, at the end. `twice`: whether it ever ran on both. `by_hand`: that it
+    runs only because an operator has taken its post-copy up."""
 
     where: tuple[str, ...]
     states: tuple[str, str]
     twice: bool
+    by_hand: bool = False
 
     def __str__(self) -> str:
         if self.twice:
             return "**on both**"
         if self.where:
-            return f"on {self.where[0]}"
+            return f"on {self.where[0]}" + (", by hand" if self.by_hand else "")
         return f"paused (a: {self.states[0] or 'none'}, b: {self.states[1] or 'none'})"
 
 
@@ -191,9 +207,12 @@ def with_relays(pair: Pair, kind: Kind, host: str, moment: str, victim: str) -> 
     guest, name = _guest(pair, kind)
     reached = pair.folder / f"reached-{host}"
     disks = ["--disks-uri", f"unix://{pair.a.front.parent}/disks-{name}.sock"] if kind.has_disk else []
-    mover = _virsh(pair.a, guest, pair.a.front_uri, *kind.options, *disks)
+    mover = _virsh(pair.a, guest, pair.a.front_uri, *kind.options_at(moment), *disks)
     try:
         with contextlib.suppress(AssertionError):
+            if moment == DURING_FINISH:
+                _switch(pair, guest, mover)
+                reached.touch()
             wait_for(lambda: reached.exists() or mover.poll() is not None, f"{moment} at {host}", SETTLED_SECONDS)
         if not reached.exists():
             raise NotReached("\n".join(each.relay.log.read_text()[-3000:] for each in pair.hosts if each.relay))
@@ -205,13 +224,45 @@ def with_relays(pair: Pair, kind: Kind, host: str, moment: str, victim: str) -> 
         # It may go on after all: a lost connection is made again.
         with contextlib.suppress(subprocess.TimeoutExpired):
             mover.wait(SETTLED_SECONDS)
-        return outcome_of(pair, guest, SETTLED_SECONDS)
+        outcome = outcome_of(pair, guest, SETTLED_SECONDS)
+        if outcome.where or outcome.twice or moment != DURING_FINISH:
+            return outcome
+        _take_up_by_hand(pair, guest)
+        return replace(outcome_of(pair, guest, SETTLED_SECONDS), by_hand=True)
     finally:
         mover.kill()
         mover.wait(20)
         for name in ("reached", "go"):
             (pair.folder / f"{name}-{host}").unlink(missing_ok=True)
         _clear(pair, guest)
+
+
+def _switch(pair: Pair, guest: Guest, mover: subprocess.Popen[bytes]) -> None:
+    """To post-copy, as soon as some memory is under way; until the guest runs at b."""
+
+    def is_under_way() -> bool:
+        return "Data processed" in pair.a.virsh("domjobinfo", guest.name)[1]
+
+    wait_for(is_under_way, "memory is sent", SETTLED_SECONDS)
+    code, said = pair.a.virsh("migrate-postcopy", guest.name)
+    assert code == 0, said
+    wait_for(lambda: pair.b.state(guest) == "running", "the guest runs at b", SETTLED_SECONDS)
+    assert mover.poll() is None, "all of its memory was there before anything could die"
+
+
+def _take_up_by_hand(pair: Pair, guest: Guest) -> None:
+    """As docs/failures.md says: libvirt's own way, past the relays. Both of their QEMUs must have seen it break."""
+    folder = pair.folder / f"again-{guest.name}"
+    folder.mkdir()
+    tries = itertools.count()
+
+    def is_taken_up() -> bool:
+        ways = (f"qemu+unix:///system?socket={pair.b.socket}", f"unix://{folder}/{next(tries)}.sock")
+        options = ("--live", "--p2p", "--postcopy", "--postcopy-resume", "--desturi", ways[0], "--migrateuri", ways[1])
+        return pair.a.virsh("migrate", guest.name, *options)[0] == 0
+
+    with contextlib.suppress(AssertionError):
+        wait_for(is_taken_up, "post-copy is taken up", SETTLED_SECONDS)
 
 
 def _guest(pair: Pair, kind: Kind) -> tuple[Guest, str]:
@@ -233,9 +284,12 @@ def alone(pair: Pair, kind: Kind, when: str, procedure: int, victim: str) -> Out
         folder.mkdir()
         folder.chmod(0o777)
         disks = ["--disks-uri", f"unix://{folder}/d.sock"] if kind.has_disk else []
-        mover = _virsh(pair.a, guest, uri, "--migrateuri", f"unix://{folder}/m.sock", *kind.options, *disks)
+        options = kind.options_at(f"{when}:{procedure}")
+        mover = _virsh(pair.a, guest, uri, "--migrateuri", f"unix://{folder}/m.sock", *options, *disks)
         try:
-            if not proxy.reached.wait(30):
+            if when == "during":
+                _switch(pair, guest, mover)
+            elif not proxy.reached.wait(30):
                 raise NotReached("libvirt did not make this call")
             if victim == "connection":
                 proxy.cut()
@@ -360,8 +414,10 @@ def _run(name: str, *, short: bool, only: list[str]) -> int:
                     print(f"{name}: {case}, {victim}: not reached\n{error}", file=sys.stderr, flush=True)
                     continue
                 print(f"{name}: {case}, {victim}: {results[case, victim]}", file=sys.stderr, flush=True)
-        for when, number in ALONE if not only else ():
+        for when, number in kind.alone_moments:
             for victim in kind.alone_victims:
+                if only and not any(each in f"alone: {when} {number}, {victim}" for each in only):
+                    continue
                 bare[f"{when} {number}", victim] = alone(pair, kind, when, number, victim)
                 said = bare[f"{when} {number}", victim]
                 print(f"{name}: libvirt alone: {when} {number}, {victim}: {said}", file=sys.stderr, flush=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from gateway.demo.guest import count_passes
+from tests.transport.libvirt.failures import DURING_FINISH, KINDS, with_relays
 from tests.transport.libvirt.hosts import Guest, Pair, require_programs, two_hosts
 
 pytestmark = [pytest.mark.real, pytest.mark.whole]
@@ -34,7 +35,7 @@ def switched(pair: Pair, guest: Guest) -> bool:
 @pytest.mark.parametrize("way", [("--p2p",), ()])
 def test_a_guest_that_never_converges_moves_by_post_copy(rooted: Pair, way: tuple[str, ...]) -> None:
     guest = rooted.guest(rooted.a)
-    slow = ("--bandwidth", "8")  # MiB/s: less than it writes
+    slow = ("--bandwidth", "16")  # MiB/s: less than it writes
     code, said = rooted.a.migrate(guest, "--live", *way, *slow, "--postcopy", "--postcopy-after-precopy")
     assert code == 0, said
     assert switched(rooted, guest)
@@ -50,3 +51,9 @@ def test_post_copy_that_is_allowed_and_not_needed_is_a_pre_copy(rooted: Pair) ->
     assert not switched(rooted, guest)
     rooted.wait_runs_only(guest, rooted.b)
     rooted.b.virsh("destroy", guest.name)
+
+
+def test_a_libvirtd_that_is_restarted_at_the_destination_takes_no_guest_along(rooted: Pair) -> None:
+    """Its memory is on the way, by the relays alone; libvirt without them would have kept the guest, too."""
+    outcome = with_relays(rooted, KINDS["postcopy"], "b", DURING_FINISH, "libvirtd b")
+    assert (outcome.where, outcome.twice) == (("b",), False)
