@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import suppress
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -101,7 +100,13 @@ class Destination:
         said_bye = may_go_on = False
         try:
             with trio.move_on_after(self._seconds_left(session)) as deadline:
-                await DestinationLine(session, link, desk, partial(self._settle, session)).carry(offer)
+
+                async def settle(*, handed_over: bool, post_copy: bool = False) -> Literal["running", "discarded"]:
+                    outcome = await self._settle(session, handed_over=handed_over, post_copy=post_copy)
+                    deadline.deadline = trio.current_time() + self._seconds_left(session)
+                    return outcome
+
+                await DestinationLine(session, link, desk, settle).carry(offer)
                 said_bye = True
             if deadline.cancelled_caught:
                 if self._host.log_rate.allows("session past its deadline", vm):
@@ -166,9 +171,14 @@ class Destination:
         self._nursery.start_soon(self._after_loss, session, False)
 
     def _seconds_left(self, session: DestinationSession) -> float:
-        """How long a connection may take: else a source that goes silent would keep the VM from all others."""
+        """How long a connection may take: else a source that goes silent would keep the VM from all others.
+
+        In post-copy the guest runs here, which nobody is kept from, and lacks what an end would keep from it.
+        """
         limits = self._host.config.limits
         left = session.until + SKEW_SECONDS - now().timestamp()
+        if session.may_recover:
+            return max(limits.message_seconds, left)
         of_all = limits.migration_deadline_seconds - (trio.current_time() - session.began)
         return max(limits.message_seconds, min(of_all, left))
 

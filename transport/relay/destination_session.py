@@ -138,9 +138,9 @@ class DestinationSession:
 
     @property
     def until(self) -> int:
-        """Unix time up to which S may go on with it."""
+        """Unix time up to which S may go on with it. A guest in post-copy would only have to be recovered after it."""
         claims = self.permit.claims
-        return claims.recover_until if self.recovery_id else claims.session_until
+        return claims.recover_until if self.recovery_id or self.may_recover else claims.session_until
 
     def leave_connection(self) -> None:
         self._connection = None

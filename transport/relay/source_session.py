@@ -54,9 +54,10 @@ class SourceSession:
 
     @property
     def until(self) -> int:
-        """Unix time up to which it may go on."""
+        """Unix time up to which it may go on. A guest in post-copy would only have to be recovered after it."""
         claims = self.permit.claims
-        return claims.recover_until if self.recovery_id else claims.session_until
+        runs_there = self.is_post_copy and self.journal.state == "outcome-running"
+        return claims.recover_until if self.recovery_id or runs_there else claims.session_until
 
     @property
     def is_post_copy(self) -> bool:

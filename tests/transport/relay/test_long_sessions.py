@@ -18,10 +18,12 @@ from tests.transport.relay.cutter import Network
 from tests.transport.site import Site
 from tests.transport.stages import Limits, Stage, qmp_host, stage_over_network
 from transport.errors import OfferRefused
+from transport.hypervisors.moving import How
 from transport.relay.host import RelayHost
 
 pytestmark = pytest.mark.real
 MIB = 1 << 20
+NAMED = {kind.name: kind for kind in KINDS}
 AHEAD_SECONDS = 200  # beyond `exp` of the tests' permits and the skew, and not beyond `session_until`
 
 
@@ -51,3 +53,20 @@ async def test_a_guest_moves_on_past_exp_and_over_a_renewed_certificate(short_pa
     assert await move(slow, short_path, meddle=renew_and_cut, within=within)
     assert len(leaves) == 2, "the certificate was renewed"
     assert network[0].controls >= 2, "the session went on over another connection"
+
+
+async def test_a_guest_in_post_copy_outlasts_the_deadline_of_its_destination(short_path: Path) -> None:
+    """It would stand still until it is recovered, and a guest of libvirt's for ever."""
+    how = How(post_copy_after_seconds=0, post_copy_bytes_per_second=4 * MIB)
+    slow = replace(NAMED["post-copy"], how=how, bandwidth=40 * MIB)
+    seen: list[Stage] = []
+
+    async def look(here: Stage) -> None:
+        seen.append(here)
+
+    def host(site: Site, name: str, limits: Limits) -> RelayHost:
+        return qmp_host(site, name, limits if name == "b" else {})
+
+    within = partial(stage_over_network, [], {"migration_deadline_seconds": 4.0}, host=host)
+    assert await move(slow, short_path, meddle=look, within=within)
+    assert not [news for news in seen[0].news if "interrupted" in news.message]
