@@ -101,28 +101,41 @@ Bearer = Annotated[Presented, Depends(presented_of)]
 Address = Annotated[str, Depends(address_of)]
 
 
-async def person_of(desk: AtDesk, bearer: Bearer, address: Address) -> Person:
+async def authenticated_of(request: Request, desk: AtDesk, bearer: Bearer, address: Address) -> Person:
+    """Groups are not asked for yet. Errors: Unauthenticated, IdentityUnavailable."""
+    person = await desk.people.authenticate(bearer, desk.now(), address)
+    _keep_place(request)
+    return person
+
+
+def _keep_place(request: Request) -> None:
+    """For this call: it must not be ended for a newcomer between a record and what that says."""
+    if (place := request.scope.get("state", {}).get("place")) is not None:
+        place.is_serving = True
+
+
+Authenticated = Annotated[Person, Depends(authenticated_of)]
+
+
+async def person_of(desk: AtDesk, person: Authenticated, address: Address) -> Person:
     """Authenticated, with the groups of now. Errors: Unauthenticated, IdentityUnavailable."""
-    now = desk.now()
-    person = await desk.people.authenticate(bearer, now, address)
-    return await desk.people.resolve_groups(person, now, address)
+    return await desk.people.resolve_groups(person, desk.now(), address)
 
 
-async def known_person_of(desk: AtDesk, bearer: Bearer, address: Address) -> Person:
+async def known_person_of(request: Request, desk: AtDesk, bearer: Bearer, address: Address) -> Person:
     """As `person_of`, also of whoever has to wait: for their own migrations, which they can see and end at any time.
 
     What would be a denial asks `People.patience` before it is recorded.
     """
     now = desk.now()
     person = await desk.people.identify(bearer, now, address)
+    _keep_place(request)
     return await desk.people.resolve_groups(person, now, address)
 
 
-async def privileged_person_of(desk: AtDesk, bearer: Bearer, address: Address) -> Person:
+async def privileged_person_of(desk: AtDesk, person: Authenticated, address: Address) -> Person:
     """As `person_of`, with nothing cached: for what must not be decided on groups that are a minute old."""
-    now = desk.now()
-    person = await desk.people.authenticate(bearer, now, address)
-    return await desk.people.resolve_groups(person, now, address, fresh=True)
+    return await desk.people.resolve_groups(person, desk.now(), address, fresh=True)
 
 
 async def host_of(desk: AtDesk, request: Request) -> SpiffeId:

@@ -101,7 +101,7 @@ class HttpsServer:
 
     def __init__(self, app: App, context: ssl.SSLContext, bounds: Bounds) -> None:
         self.context = context
-        self._app = ASGIWrapper(app)
+        self._app = ASGIWrapper(_served(app))
         self._bounds = bounds
         self._places = Places(bounds.connections, bounds.connections_per_address)
         self._told = Throttle(TOLD_AT_ONCE, TOLD_SECONDS, trio.current_time)
@@ -164,9 +164,22 @@ class HttpsServer:
                 {
                     "peer_certificate": stream.getpeercert(True),
                     "hang_up": scope.cancel,
+                    "place": place,
                 }
             )
             await Connection(self._app, self._hypercorn, self._worker, state, cast(Any, _BoundedStream(stream))).run()
+
+
+def _served(app: App) -> App:
+    """With what a call notes of its connection's place taken back when it has ended."""
+
+    async def call(scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await app(scope, receive, send)
+        finally:
+            scope["state"]["place"].is_serving = False
+
+    return call
 
 
 def _hypercorn_config() -> HypercornConfig:

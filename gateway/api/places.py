@@ -4,7 +4,8 @@ Strangers (no client certificate) could else take every place from some addresse
 long as they like. When all places are taken, a newcomer gets that of the oldest stranger of the largest crowd, if that
 crowd is larger than its own would be; else that of the oldest of its own. Of IPv6 a crowd is a /64, which one machine
 may have for itself. Hosts of a rack share one with it, and have certificates, but only after their handshake: they must
-be let in, and are out of its reach before it has renewed the whole crowd.
+be let in, and are out of its reach before it has renewed the whole crowd. People have no certificates: theirs keep
+their places while a call of theirs lasts, or what it put on record would not be done.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ class Place:
     close: Callable[[], object]
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     is_stranger: bool = True
+    is_serving: bool = False  # somebody who has shown who they are, for the length of a call
 
 
 class Places:
@@ -68,7 +70,7 @@ class Places:
             del self._by_address[place.address]
 
     def _yielding_to(self, newcomer: Place) -> Place | None:
-        strangers = [place for place in self._taken if place.is_stranger]
+        strangers = [place for place in self._taken if place.is_stranger and not place.is_serving]
         crowds = Counter(place.crowd for place in strangers)
         largest, size = max(crowds.items(), key=itemgetter(1), default=("", 0))
         crowd = largest if size > crowds[newcomer.crowd] + 1 else newcomer.crowd

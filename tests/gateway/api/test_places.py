@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any
 
@@ -12,6 +13,7 @@ import trio
 from gateway.api.https import Bounds, HttpsServer, TlsFiles, make_context
 from gateway.api.places import Place, Places
 from gateway.crowds import crowd_of
+from gateway.people import People
 from gateway.starter import Site
 from tests.gateway.api.test_https import configured, connected
 from tests.gateway.conftest import running_gateway
@@ -114,6 +116,39 @@ async def test_strangers_who_have_all_places_keep_no_other_address_out(site: Sit
                 await lost.wait()
             assert (await relay.post("/v1/relay/poll", json={"wait_seconds": 0})).status_code == 200
             nursery.cancel_scope.cancel()
+
+
+@pytest.mark.whole
+async def test_no_call_of_a_person_is_ended_to_make_room(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    is_known, go_on = trio.Event(), trio.Event()
+    resolve_groups = People.resolve_groups
+
+    async def slowly(*args: Any, **options: Any) -> Any:
+        is_known.set()
+        await go_on.wait()
+        return await resolve_groups(*args, **options)
+
+    monkeypatch.setattr(People, "resolve_groups", slowly)
+    async with running_gateway(configured(site, "connections = 4")) as running, trio.open_nursery() as nursery:
+        codes: list[int] = []
+
+        async def ask() -> None:
+            codes.append((await running.person("alice").get("/v1/whoami")).status_code)
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(ask)
+        with trio.fail_after(10):
+            await is_known.wait()
+            async with AsyncExitStack() as stack:
+                host, _, port = running.gateway.listen.rpartition(":")
+                strangers = [
+                    await stack.enter_async_context(await trio.open_tcp_stream(host, int(port))) for _ in range(4)
+                ]
+                assert await strangers[0].receive_some() == b"", "it made room for the last"
+        go_on.set()
+        with trio.fail_after(10):
+            await trio.sleep_forever()
+    assert codes == [200]
 
 
 async def test_whoever_does_not_read_an_answer_makes_room_as_fast(site: Site) -> None:
