@@ -131,8 +131,8 @@ if [ "$(cat $project_stamp 2>/dev/null)" != "$project_now" ]; then
     echo "$project_now" >$project_stamp
 fi
 
-# --- The extra gssapi, for the tests of binds with a keytab ----------------------------------------------------------
-if [ "$goal" = test ]; then
+# --- What tests and benchmarks need beside it: each by itself, so that they are fetched and made beside each other -----
+compile_gssapi() { # the extra gssapi, for the tests of binds with a keytab
     # Sources, and what compiles them, are checked against hashes; nothing else is fetched. pip keeps the result in its cache.
     gssapi_now=$(cat deploy/gssapi/build.lock deploy/gssapi/requirements.lock | sha256sum | cut -d' ' -f1)
     gssapi_stamp=.venv/sealane-gssapi.sha256
@@ -144,10 +144,9 @@ if [ "$goal" = test ]; then
         done
         echo "$gssapi_now" >$gssapi_stamp
     fi
-fi
+}
 
-# --- A real OpenID provider for the tests -------------------------------------------------------------------------
-if [ "$goal" = test ]; then
+fetch_provider() { # a real OpenID provider
     # `npm ci` installs what the lock says and checks each package against its hash there; nothing in them is run.
     provider_now=$(sha256sum tests/oidc_provider/package-lock.json | cut -d' ' -f1)
     provider_stamp=tests/oidc_provider/node_modules/.sealane-lock.sha256
@@ -157,10 +156,9 @@ if [ "$goal" = test ]; then
             die "npm could not install tests/oidc_provider/package-lock.json: check the network or npm's configuration, then run again"
         echo "$provider_now" >$provider_stamp
     fi
-fi
+}
 
-# --- A real Elasticsearch for the tests (docs/adr/) ---------------------------------------------------------------
-if [ "$goal" = test ] || [ "$goal" = bench ]; then
+fetch_search() { # a real Elasticsearch (docs/adr/)
     search_now=$(cd tests/elasticsearch_node && cat pom.xml jars.sha256 ./*.java | sha256sum | cut -d' ' -f1)
     search_stamp=tests/elasticsearch_node/target/stamp.sha256
     if [ "$(cat $search_stamp 2>/dev/null)" != "$search_now" ]; then
@@ -175,10 +173,9 @@ if [ "$goal" = test ] || [ "$goal" = bench ]; then
             die "javac could not compile tests/elasticsearch_node: its message is above"
         echo "$search_now" >$search_stamp
     fi
-fi
+}
 
-# --- Go's packages for transparency logs, for the tests ------------------------------------------------------------
-if [ "$goal" = test ]; then
+fetch_go() { # Go's packages for transparency logs
     # Once fetched they are in Go's own cache; each is checked against its hash in go.sum.
     (cd tests/interop_go && GOFLAGS=-mod=readonly go mod download >&2) ||
         die "go could not fetch the module of tests/interop_go/go.sum: check the network or GOPROXY, then run again"
@@ -197,4 +194,21 @@ if [ "$goal" = test ]; then
     fi
     (cd tests/interop_tiles && GOTOOLCHAIN=local GOFLAGS=-mod=readonly "$newer_go" mod download >&2) ||
         die "go could not fetch the modules of tests/interop_tiles/go.sum: check the network or GOPROXY, then run again"
-fi
+}
+
+case $goal in
+test) steps="compile_gssapi fetch_provider fetch_search fetch_go" ;;
+bench) steps="fetch_search" ;;
+*) steps="" ;;
+esac
+running=""
+trap 'trap - INT; kill 0' INT # bash has what runs in the background ignore Ctrl-C
+for step in $steps; do
+    "$step" &
+    running="$running $!"
+done
+failed=0
+for step in $running; do
+    wait "$step" || failed=1 # each has said why; the others end first, so that none is cut short
+done
+exit $failed
