@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Set
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -17,8 +18,10 @@ from transport.hypervisors.process import process_identity
 _MAX_COMMAND_LINE = 256 * 1024
 
 
-def find_qemus(vm: str) -> list[str]:
-    """Identities of all processes that were started as a QEMU with `-uuid vm`. Blocking; some ms on a busy host.
+def find_qemus(vm: str, uids: Set[int]) -> list[str]:
+    """Identities of the processes that were started as a QEMU with `-uuid vm`: of users `uids`, as whom QEMUs run here,
+    if there are any, or any user of this host could hold the VM's moves up; else of all. Blocking; some ms on a busy
+    host.
 
     HypervisorUnreachable if /proc cannot be read: "none" must mean none.
     """
@@ -26,8 +29,15 @@ def find_qemus(vm: str) -> list[str]:
         pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
     except OSError as error:
         raise HypervisorUnreachable(f"/proc cannot be read: {error.strerror}") from None
-    found = [process_identity(pid) for pid in pids if is_qemu_of(pid, vm)]
-    return [identity for identity in found if identity]
+    found = {identity: pid for pid in pids if is_qemu_of(pid, vm) and (identity := process_identity(pid))}
+    return [identity for identity, pid in found.items() if _is_of(pid, uids)] or list(found)
+
+
+def _is_of(pid: int, uids: Set[int]) -> bool:
+    try:
+        return _users_of(pid) <= set(map(str, uids))
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def is_qemu_of(pid: int, vm: str) -> bool:
@@ -63,19 +73,24 @@ class ExpectedQemu:
             return False
         try:
             program = Path(f"/proc/{pid}/exe").stat()
-            status = Path(f"/proc/{pid}/status").read_text()
+            users = _users_of(pid)
             ticks = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
         except (FileNotFoundError, ProcessLookupError):
             return False
         except OSError as error:
             raise HypervisorUnreachable(f"process {pid} cannot be looked at: {error.strerror}") from None
-        uids = next(line.split()[1:] for line in status.splitlines() if line.startswith("Uid:"))
         started = (ticks + 1) / os.sysconf("SC_CLK_TCK")  # the kernel rounds down
         return (
             any(_is_file(path, program) for path in self.emulators)
-            and set(uids) == {str(self.uid)}
+            and users == {str(self.uid)}
             and started >= self.since
         )
+
+
+def _users_of(pid: int) -> set[str]:
+    """Real, effective, saved and of the file system. Not the owner of /proc/PID, which any process can make root's."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return set(next(line.split()[1:] for line in status.splitlines() if line.startswith("Uid:")))
 
 
 def boot_seconds() -> float:

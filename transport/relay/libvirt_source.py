@@ -63,7 +63,7 @@ class LibvirtSource:
 
     async def prepare(self) -> str:
         """The identity of the one QEMU of this VM on this host. `LocalBroken` if there is none, or more."""
-        found = await trio.to_thread.run_sync(find_qemus, self._vm)
+        found = await trio.to_thread.run_sync(find_qemus, self._vm, self._uids)
         if self._conversation is not None and self._conversation.is_offline:
             if found:
                 raise LocalBroken(f"VM {self._vm} runs here, and its definition alone was to move (--offline)")

@@ -14,18 +14,22 @@ from tests.processes import killed_after
 from transport.hypervisors.process import process_identity
 from transport.hypervisors.qemu_process import ExpectedQemu, boot_seconds, find_qemus, is_qemu_of
 
+NOBODY = 65534
 SLEEP = "import sys; sys.stdin.read()"
 
 
 @contextmanager
-def process(program: str, *arguments: str) -> Iterator[int]:
-    """A Python that calls itself `program`."""
-    command = [program, "-c", SLEEP, *arguments]
+def process(program: str, *arguments: str, uid: int | None = None) -> Iterator[int]:
+    """A Python that calls itself `program`, and becomes that user if one is given."""
+    becomes = f"import os; os.setresuid({uid}, {uid}, {uid}); " if uid is not None else ""
+    command = [program, "-c", becomes + SLEEP, *arguments]
     with (
         subprocess.Popen(command, executable=sys.executable, stdin=subprocess.PIPE) as running,
         killed_after(running),
     ):
         while not Path(f"/proc/{running.pid}/cmdline").read_bytes().startswith(program.encode()):
+            os.sched_yield()
+        while uid is not None and f"Uid:\t{uid}\t" not in Path(f"/proc/{running.pid}/status").read_text():
             os.sched_yield()
         yield running.pid
         assert running.stdin is not None
@@ -41,10 +45,20 @@ def test_the_qemu_of_a_vm_is_found_and_no_other_process() -> None:
         process("/usr/bin/less", "-uuid", vm),
         process("/usr/bin/qemu-system-x86_64", "-name", vm),
     ):
-        assert find_qemus(vm) == [process_identity(pid)]
+        assert find_qemus(vm, {os.geteuid()}) == [process_identity(pid)]
         assert is_qemu_of(pid, vm)
         assert not is_qemu_of(pid, other)
-    assert find_qemus(vm) == []
+    assert find_qemus(vm, {os.geteuid()}) == []
+
+
+def test_another_users_process_that_calls_itself_the_vms_qemu_holds_its_moves_up_no_more() -> None:
+    vm = str(uuid.uuid4())
+    qemu = ("/usr/bin/qemu-system-x86_64", "-uuid", vm)
+    with process(*qemu) as pid, process(*qemu, uid=NOBODY) as other:
+        both = [process_identity(each) for each in sorted((pid, other))]
+        assert find_qemus(vm, {os.geteuid()}) == [process_identity(pid)]
+        assert sorted(find_qemus(vm, {os.geteuid(), NOBODY})) == sorted(both)
+        assert sorted(find_qemus(vm, {12345})) == sorted(both), "as whom it runs is libvirt's to say"
 
 
 def test_a_qemu_that_arrives_is_known_by_its_program_its_user_and_its_start() -> None:
