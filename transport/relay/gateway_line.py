@@ -25,6 +25,7 @@ _LIMITS = httpx.Limits(max_connections=100, max_keepalive_connections=2, keepali
 _NEVER = frozenset({400, 401, 403, 404, 409, 413, 422})
 _NO_ANSWER_NOW = {"/v1/relay/admission": 429}  # to whoever asks; what a relay has to tell is never put off so
 _FORMER_SECONDS = 120.0
+_WHOLE_SECONDS = 120.0  # each byte of an answer has its own deadline in httpx: one that drips would never end
 
 
 class _Whole(httpx.AsyncByteStream):
@@ -83,7 +84,13 @@ class GatewayLine:
         return await self.post_bytes(path, msgspec.json.encode(body))
 
     async def post_bytes(self, path: str, body: bytes, at_most: int = MAX_ANSWER_BYTES) -> bytes:
-        """The answer's body, bounded. `GatewayRefuses` where the message is at fault, else `GatewayAway`."""
+        """The answer's body, bounded in size and time. `GatewayRefuses` where the message is at fault, else
+        `GatewayAway`."""
+        with trio.move_on_after(_WHOLE_SECONDS):
+            return await self._post_bytes(path, body, at_most)
+        raise GatewayAway(f"{path}: the whole answer did not come in time")
+
+    async def _post_bytes(self, path: str, body: bytes, at_most: int) -> bytes:
         answer = bytearray()
         try:
             headers = {"content-type": "application/json", link_version.HEADER: str(link_version.NEWEST)}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import httpx
 import msgspec
 import pytest
 import trio
@@ -14,9 +15,11 @@ import trio.testing
 from tests.transport.relay.conftest import until
 from tests.transport.relay.fake_gateway import FakeGateway, serving_https
 from tests.transport.site import Site
+from transport import link_version
 from transport.hypervisors.preflight_facts import Disk, Inspection, Machine
 from transport.link_version import NEWEST
 from transport.relay.gateway_answers import GatewayAway, GatewayRefuses
+from transport.relay.gateway_line import GatewayLine
 from transport.relay.gateway_link import GatewayLink
 from transport.relay.gateway_links import GatewayLinks
 from transport.relay.host import RelayHost, open_host
@@ -202,3 +205,22 @@ async def test_why_the_gateway_refuses_is_said_in_its_own_words_and_those_of_oth
     with pytest.raises(GatewayAway, match="too long"):
         await link.bring_receipt(b"{}")
     await link.close()
+
+
+class Dripping(httpx.AsyncBaseTransport, httpx.AsyncByteStream):
+    """A gateway, or something before it, that has always one more byte to say."""
+
+    async def handle_async_request(self, _: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, headers={link_version.HEADER: str(NEWEST)}, stream=self)
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while True:
+            await trio.sleep(1)
+            yield b" "
+
+
+async def test_an_answer_that_never_ends_is_none(site: Site, autojump_clock: trio.testing.MockClock) -> None:
+    line = GatewayLine(open_host(site.relay_config("a")), "https://gateway.example")
+    line._client = httpx.AsyncClient(transport=Dripping(), base_url=line.url)
+    with trio.fail_after(600), pytest.raises(GatewayAway, match="the whole answer did not come in time"):
+        await line.post("/v1/relay/poll", {})
