@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from typing import Final
 
 import structlog
 import trio
 from OpenSSL import SSL
 
 from certs.errors import PeerRefused
+from certs.identity import SpiffeId
 from certs.tls import ControlPeer, HostCredentials, accept_peer, export_secret, local_leaf_sha256
 from transport.errors import ConnectionBroken, OfferRefused, RefusalCode, TransportError
 from transport.relay.content_digests import most_channels
@@ -24,7 +26,35 @@ from transport.wire.messages import Offer, Refusal
 
 ShowPermit = Callable[[str], Awaitable[None]]
 log = structlog.get_logger("sealane.relay")
-_MAX_SILENT_PER_PEER = 16
+MAX_SILENT: Final = 16  # connections of one host that say nothing yet
+MAX_SILENT_OF_SITE: Final = 128  # of all hosts of another site
+_SITE: Final = "site "
+
+
+def crowd_of(peer: SpiffeId | None, own_trust_domain: str) -> str:
+    """With whom a peer shares what has a bound: each host of this site has its own; all of another site, whose CA makes
+    names without end, have one, and so have all strangers."""
+    if peer is None:
+        return ""
+    return str(peer) if peer.trust_domain == own_trust_domain else f"{_SITE}{peer.trust_domain}"
+
+
+class Silences:
+    """Connections that have not offered yet, by crowd: they hold descriptors that others need."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+
+    def begin(self, crowd: str) -> None:
+        """`ConnectionBroken` at one too many."""
+        if self._counts[crowd] >= (MAX_SILENT_OF_SITE if crowd.startswith(_SITE) else MAX_SILENT):
+            raise ConnectionBroken("too many silent connections")
+        self._counts[crowd] += 1
+
+    def end(self, crowd: str) -> None:
+        self._counts[crowd] -= 1
+        if not self._counts[crowd]:
+            del self._counts[crowd]
 
 
 class Incoming:
@@ -37,7 +67,7 @@ class Incoming:
         self._nursery = nursery
         self._destination = destination
         self._show_permit = show_permit
-        self._silent: Counter[str] = Counter()  # connections by host that have not offered yet
+        self._silences = Silences()
         self.listener = Listener(host.config.limits, self._serve_control, host.addresses.knows)
 
     async def _serve_control(self, sock: trio.socket.SocketType, first: bytes, proven: Callable[[], None]) -> None:
@@ -48,12 +78,12 @@ class Incoming:
         tls.set_accept_state()
         stream = TlsStream(sock, tls, first)
         link = ControlLink(stream, Role.DESTINATION, limits.message_seconds)
-        who = ""  # one name for all strangers
+        who: SpiffeId | None = None
         try:
             await stream.handshake()
             peer = accept_peer(tls, credentials, now())
             self._host.identity.require_listed(peer.spiffe_id)
-            who = str(peer.spiffe_id)
+            who = peer.spiffe_id
             proven()
             notice_silence(sock, limits.silence_seconds)
             await self._serve_offer(link, tls, peer, credentials)
@@ -62,7 +92,7 @@ class Incoming:
         except ConnectionBroken:
             pass  # a stranger's handshake, or a peer that left before its session began
         except TransportError as error:
-            self._log(who, "control connection ended", peer=who, cause=str(error))
+            self._log(who, "control connection ended", peer=str(who), cause=str(error))
         except Exception:
             # A bug of ours that one peer has found must not end the sessions of all others; its own ends here.
             log.exception("bug: control connection ended")
@@ -73,12 +103,12 @@ class Incoming:
     async def _serve_offer(
         self, link: ControlLink, tls: SSL.Connection, peer: ControlPeer, credentials: HostCredentials
     ) -> None:
-        offer = await self._hear_offer(link, str(peer.spiffe_id))
+        offer = await self._hear_offer(link, self._crowd_of(peer.spiffe_id))
         try:
             session = await self._destination.admissions.admit(offer, peer)
         except OfferRefused as refused:
             source = str(peer.spiffe_id)
-            self._log(source, "offer refused", source=source, code=refused.code.value, detail=refused.detail)
+            self._log(peer.spiffe_id, "offer refused", source=source, code=refused.code.value, detail=refused.detail)
             # A peer whose permit is good is told what is busy; of a check that failed nothing that helps a forger.
             await link.send(Refusal(refused.code, refused.detail if refused.is_told else _words_for(refused.code)))
             return
@@ -99,21 +129,19 @@ class Incoming:
         finally:
             self.listener.close_desk(desk)
 
-    async def _hear_offer(self, link: ControlLink, name: str) -> Offer:
-        """A host may keep only so many connections that say nothing: they hold descriptors that others need."""
-        if self._silent[name] >= _MAX_SILENT_PER_PEER:
-            raise ConnectionBroken("a host with too many silent connections")
-        self._silent[name] += 1
+    async def _hear_offer(self, link: ControlLink, crowd: str) -> Offer:
+        self._silences.begin(crowd)
         try:
             return await link.expect(Offer)
         finally:
-            self._silent[name] -= 1
-            if not self._silent[name]:
-                del self._silent[name]
+            self._silences.end(crowd)
 
-    def _log(self, who: str, event: str, **facts: object) -> None:
-        """At most a line a second for each host, and for all strangers."""
-        if self._host.log_rate.allows(who):
+    def _crowd_of(self, peer: SpiffeId | None) -> str:
+        return crowd_of(peer, self._host.credentials.spiffe_id.trust_domain)
+
+    def _log(self, who: SpiffeId | None, event: str, **facts: object) -> None:
+        """At most a line a second of each kind for each crowd."""
+        if self._host.log_rate.allows(event, self._crowd_of(who)):
             log.warning(event, **facts)
 
 
