@@ -144,6 +144,8 @@ class ControlOrder:
             case Receipt():
                 if sender in self._receipts:
                     raise ProtocolViolation("a second receipt")
+                if sender is _D and _S not in self._receipts:
+                    raise ProtocolViolation("a receipt that nobody asked for")
                 self._receipts.add(sender)
             case Refusal() | Handover() | Outcome() | Cancel() | Bye():
                 pass

@@ -105,7 +105,7 @@ SCRIPTS: dict[str, tuple[Script, str]] = {
     "hands over": (says(Answer({}, 1), Handover()), "Handover from the destination"),
     "says bye": (says(Answer({}, 1), Bye()), "Bye from the destination"),
     "offers": (says(Offer(1, "begin", ("x",), "0" * 32, 1)), "Offer from the destination"),
-    "sends two receipts": (says(Answer({}, 1), Receipt("{}", ""), Receipt("{}", "")), "second receipt"),
+    "sends a receipt unasked": (says(Answer({}, 1), Receipt("{}", "")), "nobody asked for"),
     "acknowledges what was not sent": (says(Answer({}, 1), raw('{"type":"ack","written":{"0":1}}')), "not open"),
     "sends more than 64 KiB": (says(b"\x00\x01\x00\x01"), "more than 64 KiB"),
     "sends what is no message": (says(raw('{"type":"answer"}')), "does not decode"),

@@ -63,6 +63,9 @@ def test_each_message_passes_at_both_ends_exactly_where_the_table_says(
             ours.sent(EXAMPLE[kind])
         assert receiver.phase is ours.phase is phase
     else:
+        if (sender, kind) == (Role.DESTINATION, Receipt):  # which answers the source's
+            receiver.sent(EXAMPLE[Receipt])
+            ours.received(EXAMPLE[Receipt])
         receiver.received(EXAMPLE[kind])
         ours.sent(EXAMPLE[kind])
         assert receiver.phase is ours.phase is following
@@ -112,8 +115,19 @@ def test_acknowledgements_never_fall_and_never_exceed_what_was_sent() -> None:
         order.received(Ack({"1": 0}), {"0": 9})
 
 
+@pytest.mark.parametrize("phase", [Phase.OPEN, Phase.SETTLED], ids=lambda phase: phase.name)
+def test_the_destinations_receipt_answers_the_sources(phase: Phase) -> None:
+    """Else it could certify what was not over yet, and the source would take that for the answer."""
+    order = at(phase, Role.SOURCE)
+    with pytest.raises(ProtocolViolation):
+        order.received(Receipt("{}", ""))
+    order.sent(Receipt("{}", ""))
+    order.received(Receipt("{}", ""))
+
+
 def test_a_second_receipt_is_refused() -> None:
     order = at(Phase.SETTLED, Role.SOURCE)
+    order.sent(Receipt("{}", ""))
     order.received(Receipt("{}", ""))
     with pytest.raises(ProtocolViolation):
         order.received(Receipt("{}", ""))
