@@ -221,7 +221,9 @@ def derive(records: Sequence[tuple[int, Mapping[str, Any]]]) -> dict[str, Migrat
         migration_id = record.get("migration_id") or ""
         kind = record["kind"]
         if kind in DECISIONS:
-            found[migration_id] = from_decision(index, record)
+            # Of one id a decision that permitted counts: another site may ask again, and is refused under the same id.
+            if (known := found.get(migration_id)) is None or known.jti is None:
+                found[migration_id] = from_decision(index, record)
         elif kind == "migration.elsewhere":
             found.setdefault(migration_id, from_elsewhere(index, record))
         elif (migration := found.get(migration_id)) is None:

@@ -53,7 +53,7 @@ async def admit_from_site(
         event = decision_event("migration.decision", facts, decision, obstacle, claims, migration_id)
         committed = await commit(gate, event, claims)
         if claims is None:
-            if not known:
+            if gate.migrations.heard(migration_id) is None:  # else it was asked for twice at once, and is under way
                 remember_refusal(gate, facts, event, committed.index)
             words = _words(decision, obstacle, committed.index)
             return {"kind": "denied", "message": words, "record_index": committed.index}

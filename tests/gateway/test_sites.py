@@ -203,6 +203,36 @@ async def test_the_same_request_again_permits_nothing_again(two: TwoSites) -> No
         mixed = await east.client().post("/v1/sites/ask", json={**admission, "request": other["request"]})
         assert mixed.status_code == 200, "a question about a host stays one, whatever lies beside it"
         assert "permit" not in mixed.json()
+    async with two.running() as (west, east):
+        # The refusal, which is the last word on record under this id, hides nothing of what is under way.
+        (first, _) = await east.records("migration.decision")
+        known = await east.gateway.desk.reading.migration(first["migration_id"], int(time.time()))
+        assert known is not None
+        assert known.jti == first["details"]["permit"]["jti"]
+        assert not known.is_final
+
+
+async def test_of_two_requests_at_once_the_refused_one_hides_nothing(two: TwoSites) -> None:
+    async with two.running() as (west, east):
+        sites = west.gateway.desk.gate.sites
+        assert sites is not None
+        site = sites.by_domain[EAST]
+        send = site.client.send
+
+        async def twice(request: httpx.Request, **how: Any) -> httpx.Response:
+            again = site.client.build_request("POST", str(request.url), content=request.content, headers=request.headers)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(send, again)
+                answer = await send(request, **how)
+            return answer
+
+        site.client.send = twice  # type: ignore[method-assign]
+        await ask(west)
+        first, second = await east.records("migration.decision")
+        assert {first["outcome"], second["outcome"]} == {"allowed", "failed"}
+        known = east.gateway.desk.gate.migrations.heard(first["migration_id"])
+        assert known is not None
+        assert known.jti is not None
 
 
 async def test_receipts_end_it_in_both_logs_and_both_logs_agree(two: TwoSites) -> None:
