@@ -16,7 +16,7 @@ from gateway.config import GatewayConfig
 from gateway.errors import GatewayError, StartRefused
 from gateway.gate import Gate
 from gateway.people import People
-from gateway.publishing import newest_published
+from gateway.publications import newest_published
 from gateway.recording import Event
 from gateway.relays import HostTrust
 from gateway.reporting import Reporting

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import ssl
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,10 +18,13 @@ import gateway.config as configuration
 from audit.verify import verify_log
 from gateway.api.bounds import LARGE_BODIES
 from gateway.errors import NotAllowed, StartRefused
-from gateway.publishing import PublicationStore, newest_published, read_or_refuse
+from gateway.publications import PublicationStore, newest_published, read_or_refuse
+from gateway.publishing import Arrive, PublicationRefused
+from gateway.recording import Event
 from gateway.starter import Site
 from policy.bundle import Bundle
 from policy.bundle_files import read_bundle_files
+from policy.facts import Person
 from policy.publication import MAX_PUBLICATION_BYTES, BundleName, public_text, sign_publication, unsigned
 from tests.gateway.api.test_https import answer_of, connected
 from tests.gateway.conftest import Running, running_gateway
@@ -188,15 +192,78 @@ async def test_whoever_may_publish_no_more_when_their_body_has_come_publishes_no
         bob = await desk.people.authenticate(running.token("bob"), desk.now(), "test")
         bob = await desk.people.resolve_groups(bob, desk.now(), "test")
 
-        async def slow_body() -> bytes:
+        async def slow_body() -> tuple[bytes, Person]:
             answer = await publish(running, publication(files_of(site, 2, nobody, tests=False), "ann", "ben"))
             assert answer.status_code == 201, answer.text
-            return publication(files_of(site, 3, FREEZE, tests=False), "ann", "ben")
+            return publication(files_of(site, 3, FREEZE, tests=False), "ann", "ben"), bob
 
         with pytest.raises(NotAllowed):
             await desk.publishing.publish(bob, slow_body, "test")
+        with pytest.raises(NotAllowed):
+            await desk.publishing.begin_shadow(bob, slow_body, "test")
         assert desk.gate.engine.bundle.version == 2
         assert [each["outcome"] for each in await running.records("policy.published")] == ["completed", "denied"]
+
+
+@pytest.mark.parametrize("call", ["publications", "shadow"])
+async def test_whoever_loses_the_role_while_their_body_comes_publishes_nothing(site: Site, call: str) -> None:
+    async with running_gateway(site) as running:
+
+        async def slow_body() -> AsyncIterator[bytes]:
+            data = publication(files_of(site, 2, FREEZE, tests=False), "ann", "ben")
+            yield data[:100]
+            with trio.fail_after(10):
+                while "policy-authors" in site.people.read_text():
+                    site.people.write_text(site.people.read_text().replace('"policy-authors"', '"guests"'))
+                await running.gateway.reload()
+            yield data[100:]
+
+        client = running.person("bob")
+        answer = await client.post(f"/v1/policy/{call}", content=slow_body(), headers=JSON)
+        assert answer.status_code == 403, answer.text
+        assert running.gateway.desk.gate.engine.bundle.version == 1
+        assert running.gateway.desk.publishing.shadow.document() is None
+
+
+async def test_what_is_recorded_comes_into_force_though_its_sender_is_gone_and_else_its_failure_is_recorded(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running_gateway(site) as running:
+        desk = running.gateway.desk
+        bob = await desk.people.authenticate(running.token("bob"), desk.now(), "test")
+        bob = await desk.people.resolve_groups(bob, desk.now(), "test")
+        append = desk.publishing._recorder.append
+
+        def arriving(version: int) -> Arrive:
+            async def arrive() -> tuple[bytes, Person]:
+                return publication(files_of(site, version, tests=False), "ann", "ben"), bob
+
+            return arrive
+
+        async def append_and_leave(event: Event) -> Any:
+            recorded = await append(event)
+            leaving.cancel()
+            await trio.lowlevel.checkpoint()
+            return recorded
+
+        with monkeypatch.context() as patch, trio.CancelScope() as leaving:
+            patch.setattr(desk.publishing._recorder, "append", append_and_leave)
+            await desk.publishing.publish(bob, arriving(2), "test")
+        assert desk.gate.engine.bundle.version == 2
+
+        with monkeypatch.context() as patch:
+            patch.setattr("gateway.publications.sync_directory", _full_disk)
+            with pytest.raises(PublicationRefused):
+                await desk.publishing.publish(bob, arriving(3), "test")
+        assert desk.gate.engine.bundle.version == 2
+        outcomes = [each["outcome"] for each in await running.records("policy.published")]
+        assert outcomes == ["completed", "completed", "failed"]
+    async with running_gateway(site) as running:
+        assert running.gateway.desk.gate.engine.bundle.version == 2
+
+
+def _full_disk(_folder: Path) -> None:
+    raise OSError(28, "No space left on device")
 
 
 async def test_a_publication_that_does_not_come_or_is_no_json_is_refused(site: Site) -> None:
@@ -301,9 +368,12 @@ async def test_a_candidate_answers_beside_the_live_bundle_and_decides_nothing(si
 
 def test_a_publication_that_was_not_finished_is_forgotten_at_the_start(tmp_path: Path) -> None:
     store = PublicationStore(tmp_path / "policy")
+    store.begin()
     store.prepare(unsigned({"bundle.toml": "", "schema.cedarschema": ""}))
     assert (tmp_path / "policy" / "pending.json").stat().st_mode & 0o077 == 0
     assert PublicationStore(tmp_path / "policy").versions() == []
+    assert (tmp_path / "policy" / "pending.json").exists(), "whoever only reads, as the doctor, lets it be"
+    store.begin()
     assert not (tmp_path / "policy" / "pending.json").exists()
 
 
@@ -311,6 +381,8 @@ def test_a_start_asks_for_the_signatures_again(site: Site) -> None:
     config = configuration.load(site.gateway_config)
     assert newest_published(config) is None
     store = PublicationStore(site.directory / "state" / "policy")
+    assert not store._folder.exists(), "whoever looks makes nothing: the folder is to be the gateway's"
+    store.begin()
     data = publication(files_of(site, 2, tests=False), "ann", "ben")
     store._folder.joinpath("0000000002.json").write_bytes(data)
     found = newest_published(config)

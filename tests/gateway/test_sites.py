@@ -220,11 +220,12 @@ async def test_of_two_requests_at_once_the_refused_one_hides_nothing(two: TwoSit
         send = site.client.send
 
         async def twice(request: httpx.Request, **how: Any) -> httpx.Response:
-            again = site.client.build_request("POST", str(request.url), content=request.content, headers=request.headers)
+            again = site.client.build_request(
+                "POST", str(request.url), content=request.content, headers=request.headers
+            )
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(send, again)
-                answer = await send(request, **how)
-            return answer
+                return await send(request, **how)
 
         site.client.send = twice  # type: ignore[method-assign]
         await ask(west)
