@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import msgspec
@@ -44,7 +44,7 @@ class Finding:
     why: tuple[str, ...]
 
     def document(self) -> dict[str, Any]:
-        return {**asdict(self), "why": list(self.why)}
+        return msgspec.to_builtins(self)  # type: ignore[no-any-return]  # fifty times as fast as `asdict`
 
 
 @dataclass(frozen=True, slots=True)

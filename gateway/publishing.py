@@ -72,7 +72,7 @@ class Publishing:
         return self._store is not None
 
     async def publish(self, person: Person, arrive: Arrive, address: str) -> dict[str, Any]:
-        """Check, record and put in force; `arrive` is awaited once its sender may publish, and then that is asked again.
+        """Check, record and put in force. `arrive`: awaited once its sender may publish, which is asked again then.
 
         Errors: NotAllowed, PublicationRefused (both recorded), Overloaded, LogUnavailable.
         """

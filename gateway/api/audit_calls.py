@@ -18,6 +18,7 @@ from audit.query.parse import MAX_CHARS
 from audit.query.terms import NAMES
 from gateway.api.answers import JsonAnswer
 from gateway.api.desk import Address, Asking, AtDesk
+from gateway.api.long_answers import LongAnswer
 from gateway.errors import RequestRefused
 from gateway.reading import MAX_PAGE
 
@@ -93,7 +94,7 @@ async def records(wanted: Annotated[WantedPage, Query()], desk: AtDesk, person: 
     document: dict[str, Any] = {"records": page.records, "next": page.next}
     if count is not None:
         document["count"] = count
-    return JsonAnswer(document)
+    return LongAnswer(document)
 
 
 @router.get("/v1/records/histogram", summary="How many records there are, by time and outcome")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic_core import PydanticCustomError
 
 from gateway.api.validation_words import HOST_NAME, MIGRATION_ID, PORT_NAME
 
@@ -18,10 +19,19 @@ Port = Literal["memory", "disks", "libvirt"]
 
 
 AnyPort = Annotated[str, Field(pattern=PORT_NAME, max_length=32)]
+MAX_NOT_KNOWN = 16  # members that are each told of
 
 
 class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_few_members(cls, value: Any) -> Any:
+        """Each that is not known is an error to pydantic: of a stranger's 64 KiB they took 60 ms of the loop."""
+        if isinstance(value, dict) and len(value) > len(cls.model_fields) + MAX_NOT_KNOWN:
+            raise PydanticCustomError("too_many_members", "has many members that this request does not know")
+        return value
 
 
 class SignIn(Body):

@@ -36,7 +36,8 @@ class BoundedBody:
         self._is_json = is_json
         self._seconds = seconds
         self._large = trio.CapacityLimiter(MAX_LARGE_AT_ONCE)
-        self._decoding = trio.CapacityLimiter(1)
+        # Whoever has a certificate does not wait for strangers' bodies, of which there may be many.
+        self._decoding = {is_known: trio.CapacityLimiter(1) for is_known in (False, True)}
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -72,22 +73,26 @@ class BoundedBody:
         except RequestTooLarge as error:
             await _last_answer(error)(scope, receive, send)
             await _let_go(scope, receive)
-        except RequestRefused as error:
+        except (RequestRefused, Overloaded) as error:
             await error_answer(error)(scope, receive, send)
         else:
             if body is not None:
                 await self._app(scope, _Replay(body, receive), send)
 
     async def _require_json(self, scope: Any, body: bytes) -> None:
-        """Errors: RequestRefused."""
+        """Errors: RequestRefused, Overloaded."""
         _require_json_type(scope)
         try:
             if len(body) <= AT_ONCE_BYTES:
                 strict_json.decode(body)
-            else:
-                await trio.to_thread.run_sync(strict_json.decode, body, limiter=self._decoding)
+                return
+            limiter = self._decoding[scope.get("state", {}).get("peer_certificate") is not None]
+            with trio.fail_after(self._seconds):
+                await trio.to_thread.run_sync(strict_json.decode, body, limiter=limiter)
         except strict_json.NotStrict as error:
             raise RequestRefused(f"the body is refused: {error}") from error
+        except trio.TooSlowError as error:
+            raise Overloaded("other bodies are being looked at") from error
 
     async def _read_large(self, scope: Any, receive: Any) -> bytes:
         """Errors: RequestRefused, RequestTooLarge, RequestTooSlow, Overloaded."""

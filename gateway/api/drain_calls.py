@@ -8,9 +8,9 @@ from fastapi import APIRouter
 from pydantic import Field
 from starlette.responses import Response
 
-from gateway.api.answers import JsonAnswer
 from gateway.api.bodies import Body, Name, Reason
 from gateway.api.desk import Address, Asking, AtDesk
+from gateway.api.long_answers import LongAnswer
 from gateway.draining import Wish, prospects
 
 router = APIRouter()
@@ -28,4 +28,4 @@ class Drain(Body):
 async def check_drain(body: Drain, desk: AtDesk, person: Asking, address: Address) -> Response:
     """Needs CheckDecision, and shows what the same person would be allowed. Nothing moves; the question is recorded."""
     wish = Wish(person, body.host, tuple(body.to or ()), body.reason, address, desk.now())
-    return JsonAnswer(await prospects(desk.gate, wish))
+    return LongAnswer(await prospects(desk.gate, wish))

