@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from audit.checkpoint import LogSigner
 from audit.group import After, Draft, Unsigned
@@ -52,6 +52,13 @@ class Recorded:
     index: int
     leaf_hash: bytes
     commit: Commit
+
+
+class History(Protocol):
+    """The records of the log, as far as they are asked for."""
+
+    async def records_since(self, kinds: Sequence[str], since: str) -> list[tuple[int, dict[str, Any]]]:
+        """Oldest first. Errors: LogUnavailable."""
 
 
 class Recorder:

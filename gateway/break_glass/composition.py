@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from gateway.break_glass.glass import BreakGlass, History
+from gateway.break_glass.glass import BreakGlass
 from gateway.break_glass.wish import WishRules
 from gateway.config import GatewayConfig, SealedTable
 from gateway.errors import StartRefused
 from gateway.gate import Gate
 from gateway.people_sources import PinnedIssuer
+from gateway.recording import History
 from gateway.sealed_people import SealedIssuer
 from policy.errors import DirectoryRefused
 from policy.facts import SEALED

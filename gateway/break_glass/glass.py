@@ -6,11 +6,11 @@ is derived from the log again before the next step: memory never knows better th
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import structlog
 import trio
@@ -34,7 +34,7 @@ from gateway.deciding import commit, decision_document, decision_event
 from gateway.errors import Conflict, GatewayError, NotAllowed, NotKnown, Overloaded
 from gateway.gate import Gate
 from gateway.migrations import State as MigrationState
-from gateway.recording import Event, Recorded, actor_of, document_of, identity_of
+from gateway.recording import Event, History, Recorded, actor_of, document_of, identity_of
 from gateway.sites.own_only import require_own
 from policy.engine import Decision
 from policy.facts import APPROVAL, CLIENT_CERTIFICATE, NOT_AUTHENTICATED, Context, Person, Question
@@ -45,13 +45,6 @@ MEMORY_SECONDS: Final = 3 * 86_400  # what is older has ended: a grant lives for
 MAX_SHOWN: Final = 200
 
 log = structlog.get_logger("gateway.alarm")
-
-
-class History(Protocol):
-    """The records of the log, as far as they are asked for."""
-
-    async def records_since(self, kinds: Sequence[str], since: str) -> list[tuple[int, dict[str, Any]]]:
-        """Oldest first. Errors: LogUnavailable."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from audit.record import Actor
+from audit.record import Actor, format_time
 from certs.authority import CRL_LIFETIME
 from certs.enrolment import SECRET_BYTES, EnrolmentToken, public_key_sha256, requested_key
 from certs.errors import CertificateError, CredentialError
@@ -37,13 +37,14 @@ from gateway.errors import GatewayError, NotAllowed, NotKnown, RequesterError, R
 from gateway.gate import Gate
 from gateway.hosts_seen import HostsSeen
 from gateway.recorded_refusals import RecordedRefusals
-from gateway.recording import Event, actor_of, host_actor, identity_of
+from gateway.recording import Event, History, actor_of, host_actor, identity_of
 from gateway.rollover.authorities import Authorities
 from gateway.throttle import Throttle
 from gateway.times import rfc3339
 from policy.facts import Context, HostFacts, Person, Question
 
 CRL_CHECK_SECONDS: Final = 60.0
+REVOKED: Final = "host.revoked"
 T = TypeVar("T")
 log = structlog.get_logger("gateway.enrolment")
 
@@ -134,6 +135,7 @@ class Office:
             spiffe_id = self._spiffe_id(token.host)
             facts = self._listed(spiffe_id)
             revocations = self._revocations_of(token.host)
+            self._require_patience(spiffe_id)
             key = requested_key(request)
             key_sha256 = public_key_sha256(key)
             chain = await self._issue(token.host, key, now)
@@ -171,15 +173,14 @@ class Office:
         revocations = self._revocations_of(host.name)
         if host.trust_domain != self.authorities.trust_domain:
             raise RequestRefused("this authority does not issue for that trust domain")
-        if not self._renewing.admits(str(host)):
-            raise Throttled("this host has renewed its certificate several times in a row")
+        self._require_patience(host)
         now = self._gate.clock.wall()
         try:
             key = requested_key(request)
         except CredentialError as error:
             raise RequestRefused(str(error)) from error
         chain = await self._issue(host.name, key, now)
-        await self._writer.write(Note(_issued(host.name, chain)))
+        await self._writer.write(Note(_issued(host.name, chain), int(now.timestamp())))
         details = {"client_address": address, **_certificate_facts(chain[0], public_key_sha256(key))}
         await self._gate.recorder.append(
             Event("host.renewed", "completed", actor=host_actor(str(host)), source=str(host), details=details)
@@ -194,7 +195,7 @@ class Office:
         """
         now = self._gate.clock.wall()
         spiffe_id = self._spiffe_id(name)
-        event = await self._permitted("RevokeHost", "host.revoked", person, spiffe_id, reason, now, address)
+        event = await self._permitted("RevokeHost", REVOKED, person, spiffe_id, reason, now, address)
         self._revocations[name] += 1
         self._revoking[name] += 1
         try:
@@ -207,10 +208,9 @@ class Office:
         serials = set(await self.in_thread(self._register.valid_serials, name, seconds))
         if (shown := self._seen.certificate(str(spiffe_id))) is not None and self._is_ours(shown):
             serials.add(f"{shown.serial_number:x}")  # one that was issued by hand
-        await self._gate.recorder.append(_with(event, "allowed", {"serials": sorted(serials)}))
-        if serials:
-            await self._revoke([int(serial, 16) for serial in serials], now)
-        await self.in_thread(self._register.revoke, name, sorted(serials), seconds)
+        with trio.CancelScope(shield=True):  # what is on record is done, whatever becomes of the request
+            await self._gate.recorder.append(_with(event, "allowed", {"serials": sorted(serials)}))
+            await self._take_out(name, serials, now)
         log.warning("host revoked", host=str(spiffe_id), certificates=len(serials))
         if not serials:
             raise NotKnown(
@@ -219,6 +219,24 @@ class Office:
             )
         number = self._gate.minimum_crl_number
         return {"host": str(spiffe_id), "serials": sorted(serials), "crl_number": number}
+
+    async def finish_revocations(self, history: History) -> None:
+        """At start: what is on record and was not done, because the gateway ended in between. Errors: LogUnavailable,
+        AuthorityFailed."""
+        now = self._gate.clock.wall()
+        for _, record in await history.records_since((REVOKED,), format_time(now - self.terms.host_lifetime)):
+            if record.get("outcome") != "allowed":
+                continue
+            name = str(record["source"]).rpartition("/")[2]
+            valid = await self.in_thread(self._register.valid_serials, name, int(now.timestamp()))
+            if left := set(valid) & set(record["details"]["serials"]):
+                await self._take_out(name, left, now)
+                log.warning("a revocation was finished", host=record["source"], certificates=len(left))
+
+    async def _take_out(self, name: str, serials: set[str], now: datetime) -> None:
+        if serials:
+            await self._revoke([int(serial, 16) for serial in serials], now)
+        await self.in_thread(self._register.revoke, name, sorted(serials), int(now.timestamp()))
 
     def find_root(self) -> None:
         """After the gateway's own certificate may have changed: tokens name the root that vouches for it now."""
@@ -263,6 +281,14 @@ class Office:
         await self._publish()
         self._gate.bell.ring()
         self._gate.dispatch.wake_all()
+
+    def _require_patience(self, host: SpiffeId) -> None:
+        """Also for a token that was used, by the same key: each certificate is a record, and may become a line of CRLs.
+
+        Errors: Throttled.
+        """
+        if not self._renewing.admits(str(host)):
+            raise Throttled("this host has got several certificates in a row")
 
     def _revocations_of(self, name: str) -> int:
         """How often the host was revoked; to compare at the end. Errors: EnrolmentRefused while it is being revoked."""

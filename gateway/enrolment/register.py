@@ -61,6 +61,7 @@ class Note:
     """A renewal."""
 
     issued: Issued
+    now: int
 
 
 class Register:
@@ -80,7 +81,6 @@ class Register:
         """One waits for each host: what waited before is worth nothing from now on."""
         with self._transaction() as database:
             database.execute("DELETE FROM tokens WHERE expires < ?", (now - _KEEP_SECONDS,))
-            database.execute("DELETE FROM certificates WHERE not_after < ?", (now - _KEEP_SECONDS,))
             database.execute("DELETE FROM tokens WHERE host = ? AND used IS NULL", (token.host,))
             database.execute(
                 "INSERT INTO tokens VALUES (?, ?, ?, ?, NULL, NULL)",
@@ -97,7 +97,8 @@ class Register:
         """All in one transaction. Of a `Spend` False if the token is used for another key, expired or gone."""
         with self._transaction() as database:
             return [
-                _spend(database, step) if isinstance(step, Spend) else _insert(database, step.issued) for step in steps
+                _spend(database, step) if isinstance(step, Spend) else _insert(database, step.issued, step.now)
+                for step in steps
             ]
 
     def valid_serials(self, host: str, now: int) -> list[str]:
@@ -132,10 +133,13 @@ def _spend(database: sqlite3.Connection, step: Spend) -> bool:
         " AND (key_sha256 IS NULL OR key_sha256 = ?)",
         (step.now, step.key_sha256, step.sha256, step.issued.host, step.now, step.key_sha256),
     ).rowcount
-    return bool(changed) and _insert(database, step.issued)
+    return bool(changed) and _insert(database, step.issued, step.now)
 
 
-def _insert(database: sqlite3.Connection, issued: Issued) -> bool:
+def _insert(database: sqlite3.Connection, issued: Issued, now: int) -> bool:
+    """What a host had long ago goes when it gets another: hosts renew several times a day, for years."""
+    long_ago = now - _KEEP_SECONDS
+    database.execute("DELETE FROM certificates WHERE host = ? AND not_after < ?", (issued.host, long_ago))
     row = (issued.serial, issued.host, issued.not_after)
     database.execute("INSERT INTO certificates VALUES (?, ?, ?, NULL)", row)
     return True

@@ -18,7 +18,9 @@ from certs.enrolment import EnrolmentToken, make_request
 from certs.files import write_private_key
 from certs.identity import spiffe_id_of
 from gateway.enrolment.office import EnrolmentRefused
-from gateway.errors import Throttled
+from gateway.enrolment.writer import AuthorityFailed
+from gateway.errors import LogUnavailable, Throttled
+from gateway.recording import Event
 from gateway.starter import Site
 from gateway.throttle import Throttle
 from policy.identity.local import hash_password, person_table
@@ -213,6 +215,90 @@ async def test_a_revocation_takes_the_waiting_token_with_it(site: Site) -> None:
         assert (await enrol(client, token, key)).status_code == 200
         await running.person(OFFICER).post("/v1/hosts/b/revocation", json={"reason": "stolen"})
         assert (await enrol(client, token, key)).status_code == 403
+
+
+async def test_an_enrolment_that_was_cut_off_before_its_record_is_taken_again_with_the_same_key(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = new_key()
+    async with enrolling(site) as running, stranger(running, site) as client:
+        token = await token_of(running)
+        with monkeypatch.context() as patch:
+            patch.setattr(running.gateway.desk.gate.recorder, "append", no_log)
+            assert (await enrol(client, token, key)).status_code == 503
+    async with running_gateway(site) as running, stranger(running, site) as client:
+        assert await running.records("host.enrolled") == []
+        assert (await enrol(client, token, new_key())).status_code == 403, "the token is spent"
+        assert (await enrol(client, token, key)).status_code == 200
+        assert len(await running.records("host.enrolled")) == 1
+
+
+async def test_one_token_gives_no_more_certificates_than_renewals_do(site: Site) -> None:
+    """Each is a record and, when the host is revoked, a line of a CRL that everybody fetches."""
+    async with enrolling(site) as running, stranger(running, site) as client:
+        token, key = await token_of(running), new_key()
+        answers = [(await enrol(client, token, key)).status_code for _ in range(8)]
+        assert (answers[:2], answers[-1]) == ([200, 200], 429)
+        assert len(await running.records("host.enrolled")) == answers.count(200) <= 6
+
+
+async def test_a_revocation_that_is_on_record_is_done_though_who_asked_has_gone_or_the_gateway_ended(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = new_key()
+
+    def serials_on_crl() -> set[int]:
+        return {each.serial_number for each in x509.load_pem_x509_crl((site.certs / "crl.pem").read_bytes())}
+
+    async with enrolling(site) as running, stranger(running, site) as client:
+        serials = []
+        for host in ("b", "c"):
+            given = (await enrol(client, await token_of(running, host), key)).json()
+            serials.append(x509.load_pem_x509_certificate(given["certificate"].encode()).serial_number)
+        desk = running.gateway.desk
+        office, officer = desk.office, await desk.people.authenticate(running.token(OFFICER), desk.now(), "test")
+        officer = await desk.people.resolve_groups(officer, desk.now(), "test")
+        assert office is not None
+        append = desk.gate.recorder.append
+
+        async def append_and_leave(event: Event) -> Any:
+            recorded = await append(event)
+            leaving.cancel()
+            await trio.lowlevel.checkpoint()
+            return recorded
+
+        with monkeypatch.context() as patch, trio.CancelScope() as leaving:
+            patch.setattr(desk.gate.recorder, "append", append_and_leave)
+            await office.revoke(officer, "b", "stolen", "test")
+        assert serials_on_crl() == {serials[0]}
+        with monkeypatch.context() as patch:
+            patch.setattr("gateway.rollover.authorities.Authorities.revoke_all", full_disk)
+            with pytest.raises(AuthorityFailed):
+                await office.revoke(officer, "c", "stolen", "test")
+        assert serials_on_crl() == {serials[0]}
+    async with running_gateway(site) as running, stranger(running, site) as client:
+        assert serials_on_crl() == set(serials), "what is on record was done at the start"
+        gate = running.gateway.desk.gate
+        assert gate.minimum_crl_number == x509_number(site)
+        assert (await enrol(client, await token_of(running, "c"), key)).status_code == 200
+    async with running_gateway(site):
+        assert serials_on_crl() == set(serials), "once"
+
+
+def full_disk(*_: Any) -> None:
+    raise OSError(28, "No space left on device")
+
+
+async def no_log(*_: Any) -> None:
+    raise LogUnavailable("the audit log failed")
+
+
+def x509_number(site: Site) -> int:
+    return (
+        x509.load_pem_x509_crl((site.certs / "crl.pem").read_bytes())
+        .extensions.get_extension_for_class(x509.CRLNumber)
+        .value.crl_number
+    )
 
 
 async def test_a_running_migration_of_a_revoked_host_is_ended_as_policies_say(site: Site) -> None:

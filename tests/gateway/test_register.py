@@ -1,0 +1,19 @@
+"""The register of hosts keeps what may still count, and what ended not long ago."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gateway.enrolment.register import Issued, Note, Register
+
+DAY = 86_400
+
+
+def test_years_of_renewals_leave_a_month_of_them(tmp_path: Path) -> None:
+    register = Register(tmp_path / "hosts.sqlite")
+    for day in range(400):
+        register.apply([Note(Issued(f"{day:x}", "a", (day + 1) * DAY), day * DAY)])
+    (kept,) = register._database.execute("SELECT count(*) FROM certificates").fetchone()
+    assert kept <= 33
+    assert register.valid_serials("a", 399 * DAY) == [f"{399:x}"]
+    register.close()
