@@ -64,6 +64,9 @@ class Places:
     def retired(self) -> tuple[Path, ...]:
         return tuple(sorted(self.current.parent.glob(f"{self.current.name}.retired-*")))
 
+    def retired_as(self, name: str) -> Path:
+        return self.current.with_name(f"{self.current.name}.retired-{name}")
+
     def begin(self, note: str = "") -> None:
         """`note`: what whoever asks later needs to know of the next one."""
         write_atomically(self.begun, note.encode())
@@ -94,7 +97,7 @@ class Places:
 
     def retire(self, name: str) -> Path:
         """Let go of the former one; where it lies from now on. Raises OSError."""
-        retired = self.current.with_name(f"{self.current.name}.retired-{name}")
+        retired = self.retired_as(name)
         self.former.rename(retired)
         sync_directory(self.current.parent)
         return retired

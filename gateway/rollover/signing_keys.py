@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from audit.checkpoint import LogSigner
 from certs.errors import KeyFileError
-from certs.files import write_atomically, write_private_key
+from certs.files import sync_directory, write_atomically, write_private_key
 from certs.key_introduction import (
     MAX_KEY_INTRODUCTIONS,
     Introduction,
@@ -87,7 +87,9 @@ class SigningKeys:
     ) -> None:
         """By the two keys in force. Durable before anybody is told."""
         made = introduce(self.what, self.text_of(self.places.next), permit, log)
-        kept = (*self.introductions(), made)[-MAX_KEY_INTRODUCTIONS // 2 :]
+        # A step that was cut off is taken again: two that say the same would at last push out what others need.
+        before = [each for each in self.introductions() if each.text != made.text]
+        kept = (*before, made)[-MAX_KEY_INTRODUCTIONS // 2 :]
         write_atomically(self.introductions_file, encode_introductions(kept))
 
     def public_texts(self) -> list[str]:
@@ -110,10 +112,11 @@ class SigningKeys:
         return self.places.current.with_name(f"{self.places.current.name}.next.pub")
 
     def retire(self) -> None:
-        """Of the former one only the name is left."""
+        """Of the former one only the name is left. Cut off in between, the step can be taken again."""
         name = self.name(self.places.former)
-        retired = self.places.retire(name.partition(":")[2])
-        write_atomically(retired, b"")  # the private key, or the name of the one in a token, goes with it
+        write_atomically(self.places.retired_as(name.partition(":")[2]), b"")
+        self.places.former.unlink()  # the private key, or the name of the one in a token
+        sync_directory(self.places.former.parent)
 
     def retired_names(self) -> list[str]:
         return [f"{self.what}:{path.name.rpartition('retired-')[2]}" for path in self.places.retired()]

@@ -22,6 +22,7 @@ from audit.verify import verify_log
 from certs import layout
 from certs.files import read_certificates
 from certs.introduction import authority_key_id, crl_id, root_id
+from certs.key_introduction import decode_introductions
 from gateway.cli.main import app
 from gateway.starter import Site
 from policy.jws import key_id_of
@@ -238,6 +239,46 @@ async def test_the_permit_key_is_replaced_and_permits_go_on(rolling: Site, hosts
     async with running_gateway(rolling) as running:
         assert f"permit:{running.gateway.desk.gate.terms.key_id}" in new
         assert (await state_of(running, "permit-key"))["stage"] == "idle"
+
+
+@pytest.mark.parametrize(
+    ("what", "step", "cut_at"),
+    [
+        ("permit-key", "begin", "gateway.rollover.places.Places.begin"),
+        ("permit-key", "switch", "gateway.rollover.places.Places.switch"),
+        ("permit-key", "retire", "gateway.rollover.signing_keys.write_atomically"),
+        ("permit-key", "retire", "gateway.rollover.signing_keys.sync_directory"),
+        ("log-key", "switch", "gateway.rollover.places.Places.switch"),
+    ],
+)
+async def test_a_step_for_a_signing_key_that_was_cut_off_is_taken_again_or_was_done(
+    rolling: Site, monkeypatch: pytest.MonkeyPatch, what: str, step: str, cut_at: str
+) -> None:
+    """What lies on disk then is what a kill leaves; no private key stays behind, and nothing is introduced twice."""
+
+    def cut_off(*_: Any) -> None:
+        raise OSError(5, "Input/output error")
+
+    steps = ["begin", "switch", "retire"]
+    async with running_gateway(rolling) as running:
+        for before in steps[: steps.index(step)]:
+            await take(running, what, before, force=True)
+        with monkeypatch.context() as patch:
+            patch.setattr(cut_at, cut_off)
+            await take(running, what, step, 503, force=True)
+    async with running_gateway(rolling) as running:
+        was_done = (await state_of(running, what))["stage"] == "idle" and step == "retire"
+        for after in steps[steps.index(step) + was_done :]:
+            if (what, after) != ("log-key", "retire"):
+                await take(running, what, after, force=True)
+        assert (await state_of(running, what))["stage"] == ("switched" if what == "log-key" else "idle")
+    for retired in (rolling.certs / "gateway").glob("*.retired-*"):
+        assert retired.read_bytes() == b""
+    name = {"permit-key": "permit.key", "log-key": "log.key"}[what]
+    introduced = decode_introductions((rolling.certs / "gateway" / f"{name}.introductions").read_bytes())
+    assert len(introduced) == 1
+    verdict = await trio.to_thread.run_sync(verify_log, rolling.log, [rolling.vkey])
+    assert verdict.ok, verdict.problems
 
 
 def host_pins(host: RelayHost) -> set[str]:
