@@ -24,7 +24,15 @@ from gateway.config import EvacuationTable
 from gateway.deciding import commit, decision_event
 from gateway.dispatch import Assignment, QueueFull
 from gateway.draining import candidate_hosts, unlikeness, vms_on
-from gateway.errors import NotAllowed, NotKnown, RelayRefused, RelayUnreachable, RequestRefused
+from gateway.errors import (
+    Conflict,
+    GatewayError,
+    NotAllowed,
+    NotKnown,
+    RelayRefused,
+    RelayUnreachable,
+    RequestRefused,
+)
 from gateway.gate import Gate
 from gateway.link_versions import too_early
 from gateway.permitting import make_claims, sealed_permit
@@ -77,9 +85,16 @@ class Evacuating:
         self._prepared: dict[str, _Prepared] = {}
 
     async def prepare(self, wish: Wish) -> dict[str, Any]:
-        """The whole answer, recorded. Errors: NotAllowed (recorded), NotKnown, RequestRefused, RelayUnreachable (it is
-        not held), LogUnavailable, Overloaded, NoCosignature: permits that were decided by then lapse unused."""
-        source, hosts, vms = self._what_may_be_prepared(wish)
+        """The whole answer, recorded. Errors: RequestRefused, and recorded: NotAllowed, NotKnown, UpgradeNeeded,
+        RelayUnreachable (it is not held), Conflict (the policy changed); LogUnavailable, Overloaded, NoCosignature:
+        permits that were decided by then lapse unused."""
+        if not 1 <= wish.hours <= self._table.max_hours:
+            raise RequestRefused(f"an evacuation is prepared for 1 to {self._table.max_hours} hours")
+        try:
+            source, hosts, vms = self._what_may_be_prepared(wish)
+        except GatewayError as error:
+            raise await self._refused(wish, error) from error
+        digest = self._gate.engine.bundle.digest
         evacuation_id = self._gate.new_id()
         until = int(wish.now.timestamp()) + wish.hours * 3600
         orders: list[dict[str, Any]] = []
@@ -101,14 +116,18 @@ class Evacuating:
             **identity_of(wish.person),
         }
         if not orders:
-            recorded = await self._record(wish, source, "denied", details)
+            recorded = await self._record(wish, source.spiffe_id, "denied", details)
             first = left_out[0]["because"] if left_out else "no VM is on it"
             raise NotAllowed(f"no VM of {source.name} may be evacuated", first, recorded.index)
+        if self._gate.engine.bundle.digest != digest:
+            changed = Conflict("another policy came into force meanwhile", code="policy_changed", next_step="repeat it")
+            await self._record(wish, source.spiffe_id, "failed", {**details, "not_held": changed.detail})
+            raise changed
         problem = await self._hand_over(source, evacuation_id, until, orders)
         if problem is not None:
-            recorded = await self._record(wish, source, "failed", {**details, "not_held": problem[:500]})
+            recorded = await self._record(wish, source.spiffe_id, "failed", {**details, "not_held": problem[:500]})
         else:
-            recorded = await self._record(wish, source, "completed", details)
+            recorded = await self._record(wish, source.spiffe_id, "completed", details)
         log.critical(
             "an evacuation was prepared", alarm=True, host=source.name, permits=len(orders), held=problem is None
         )
@@ -122,11 +141,11 @@ class Evacuating:
     def _what_may_be_prepared(self, wish: Wish) -> tuple[HostFacts, list[HostFacts], list[VmFacts]]:
         """The host, where to from there (the likeliest first), and which VMs. Errors: those of `prepare`."""
         gate = self._gate
-        if not 1 <= wish.hours <= self._table.max_hours:
-            raise RequestRefused(f"an evacuation is prepared for 1 to {self._table.max_hours} hours")
         source, hosts = candidate_hosts(gate, wish.host, wish.to)
         if gate.is_revoked(source.spiffe_id):
-            raise RelayUnreachable(f"the certificate of {source.name} has been revoked: its relay is not heard")
+            raise RelayUnreachable(
+                f"the certificate of {source.name} has been revoked: its relay is not heard", code="host_revoked"
+            )
         vms = self._vms(source, wish.vms)
         if not gate.dispatch.is_reachable(source.spiffe_id, gate.relay_silence_seconds):
             raise RelayUnreachable(f"the relay on {source.name} has not been heard of lately: it could hold no permit")
@@ -136,13 +155,26 @@ class Evacuating:
             raise RequestRefused(f"more than {MAX_PERMITS} permits, or evacuations at once: name fewer VMs with --vm")
         return source, sorted(hosts, key=lambda host: (unlikeness(host, source), host.name)), vms
 
-    async def _record(self, wish: Wish, source: HostFacts, outcome: str, details: Mapping[str, Any]) -> Recorded:
+    async def _refused(self, wish: Wish, error: GatewayError) -> GatewayError:
+        """What to say of what cannot be prepared, on record. Who may move nothing off the host learns no more of it."""
+        host = self._gate.inventory.host(wish.host)
+        may_know = host is not None and await self._may_prepare(wish, host)
+        asked = {"host": wish.host, "vms": list(wish.vms[:50]), "to": list(wish.to[:50]), "hours": wish.hours}
+        details = {"asked": asked, "client_address": wish.address, **identity_of(wish.person)}
+        details |= {"not_prepared": error.code if may_know else NotAllowed.code}
+        known = None if host is None else host.spiffe_id
+        recorded = await self._record(wish, known, "failed" if may_know else "denied", details)
+        if may_know:
+            return error
+        return NotAllowed(f"evacuating {wish.host} is denied", "no VM that you may move is known there", recorded.index)
+
+    async def _record(self, wish: Wish, source: str | None, outcome: str, details: Mapping[str, Any]) -> Recorded:
         return await self._gate.recorder.append(
             Event(
                 "evacuation.prepared",
                 outcome,
                 actor=actor_of(wish.person),
-                source=source.spiffe_id,
+                source=source,
                 reason=wish.reason,
                 details=details,
             )
@@ -159,7 +191,7 @@ class Evacuating:
         host = gate.inventory.host(host_name)
         if host is None:
             raise NotKnown(f"the inventory knows no host {host_name}")
-        allowed = self._may_prepare(Wish(person, host_name, (), (), 1, "withdraw", address, now), host)
+        allowed = await self._may_prepare(Wish(person, host_name, (), (), 1, "withdraw", address, now), host)
         details = {"evacuation": evacuation_id, "host": host.spiffe_id, "client_address": address}
         event = Event("evacuation.withdrawn", "allowed" if allowed else "denied", actor=actor_of(person))
         recorded = await gate.recorder.append(
@@ -284,11 +316,15 @@ class Evacuating:
         except QueueFull as error:
             raise RelayUnreachable(f"the relay on {host.name} does not take its assignments") from error
 
-    def _may_prepare(self, wish: Wish, host: HostFacts) -> bool:
+    async def _may_prepare(self, wish: Wish, host: HostFacts) -> bool:
         """Whether any move off this host would be allowed; of an empty host nobody knows that, which denies."""
         hosts = [each for each in self._gate.inventory.hosts.values() if each.spiffe_id != host.spiffe_id]
         pairs = ((vm, each) for vm in vms_on(self._gate, host) for each in hosts)
-        return any(self._decide(wish, vm, each)[0].allowed for vm, each in itertools.islice(pairs, MAX_LOOKED_AT))
+        for vm, each in itertools.islice(pairs, MAX_LOOKED_AT):
+            await trio.lowlevel.checkpoint()
+            if self._decide(wish, vm, each)[0].allowed:
+                return True
+        return False
 
 
 def _of(event: Event, evacuation_id: str) -> Event:

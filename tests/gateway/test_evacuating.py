@@ -14,7 +14,10 @@ import trio
 from typer.testing import CliRunner
 
 from gateway.cli.main import app
+from gateway.recording import Recorded
 from gateway.starter import Site
+from policy.bundle import Bundle
+from policy.permit import PermitProof
 from tests.gateway.conftest import Running, running_gateway
 from tests.gateway.test_watch import edit
 from transport.relay.evacuations import Evacuation
@@ -112,6 +115,9 @@ async def test_permits_are_decided_logged_and_held_before_anybody_hears_of_them(
         ("alice", {"hours": 25}, 400),  # more than any site may give
         ("alice", {"vms": ["ledger"]}, 404),  # on another host
         ("alice", {"to": ["nowhere"]}, 404),
+        ("bob", {"vms": ["ledger"]}, 403),  # who may not learns nothing of where VMs are
+        ("bob", {"to": ["nowhere"]}, 403),
+        ("bob", {"host": "nowhere"}, 403),
     ],
 )
 async def test_who_may_not_or_asks_amiss_gets_nothing(
@@ -125,7 +131,7 @@ async def test_who_may_not_or_asks_amiss_gets_nothing(
         assert answer.status_code == status, answer.text
         assert relay.held == []
         outcomes = [record["outcome"] for record in await running.records("evacuation.prepared")]
-        assert outcomes == (["denied"] if status == 403 else [])
+        assert outcomes == {403: ["denied"], 404: ["failed"], 400: []}[status]
         nursery.cancel_scope.cancel()
 
 
@@ -152,10 +158,48 @@ async def test_a_relay_that_holds_nothing_is_no_success(evacuable: Site) -> None
         answer = await prepare(running)
         assert answer.status_code == 503
         assert "the disk is full" in answer.json()["error"]["message"]
-        (prepared,) = await running.records("evacuation.prepared")
+        silent, prepared = await running.records("evacuation.prepared")
+        assert (silent["outcome"], silent["details"]["not_prepared"]) == ("failed", "relay_unreachable")
         assert prepared["outcome"] == "failed"
         assert prepared["details"]["not_held"] == "the disk is full"
         nursery.cancel_scope.cancel()
+
+
+async def test_what_another_policy_came_into_force_for_meanwhile_is_not_handed_over(
+    evacuable: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(evacuable.directory / "bundle", tmp_path / "next")
+    edit(tmp_path / "next" / "bundle.toml", lambda text: text.replace("version = 1", "version = 2"))
+    following = Bundle.load(tmp_path / "next")
+    async with running_gateway(evacuable) as running:
+        await running.poll("a")
+        gate = running.gateway.desk.gate
+        prove = gate.prove
+
+        async def prove_and_publish(recorded: Recorded) -> PermitProof:
+            gate.engine.swap(following)
+            return await prove(recorded)
+
+        monkeypatch.setattr(gate, "prove", prove_and_publish)
+        answer = await prepare(running)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (409, "policy_changed")
+        assert await running.poll("a") == [], "its relay hears nothing of it"
+        (prepared,) = await running.records("evacuation.prepared")
+        assert prepared["outcome"] == "failed"
+
+
+async def test_a_host_that_was_revoked_gets_none_and_that_is_on_record(
+    evacuable: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running_gateway(evacuable) as running:
+        await running.poll("a")
+        monkeypatch.setattr(running.gateway.desk.gate, "is_revoked", lambda _host: True)
+        answer = await prepare(running)
+        assert answer.status_code == 503
+        assert "has been revoked" in answer.json()["error"]["message"]
+        (prepared,) = await running.records("evacuation.prepared")
+        assert (prepared["outcome"], prepared["details"]["not_prepared"]) == ("failed", "host_revoked")
+        assert prepared["source"] == f"spiffe://{evacuable.trust_domain}/host/a"
 
 
 async def test_a_gateway_without_the_table_prepares_none(running: Running) -> None:
