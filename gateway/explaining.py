@@ -9,6 +9,7 @@ from typing import Final
 
 import trio
 
+from gateway.turns import Turns
 from policy.authoring.explain import explain
 from policy.authoring.pieces import Pieces
 from policy.bundle import Bundle
@@ -23,13 +24,13 @@ class Explaining:
 
     def __init__(self) -> None:
         self._made: tuple[str, Pieces] | None = None
-        self._lock = trio.Lock()
+        self._turns = Turns(1, 1)
 
     async def lines(self, bundle: Bundle, decision: Decision) -> list[str]:
-        """The explanation; empty for a decision of another bundle, which was replaced meanwhile."""
+        """The explanation; empty for a decision of another bundle, which was replaced meanwhile. Errors: Overloaded."""
         if decision.bundle_digest != bundle.digest:
             return []
-        async with self._lock:
+        async with self._turns.of(""):
             if self._made is None or self._made[0] != bundle.digest:
                 pieces = await trio.to_thread.run_sync(Pieces, bundle.rules, bundle.policy_texts)
                 self._made = (bundle.digest, pieces)

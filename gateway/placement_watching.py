@@ -21,6 +21,7 @@ from gateway.host_reports import HostState, Report, TooManyGuests
 from gateway.placement_judging import Adopted, Alarms, Duplicate, DuplicateEnded, Scene, Unpermitted, judge
 from gateway.recording import Event, host_actor
 from gateway.throttle import Throttle
+from gateway.turns import Turns
 
 log = structlog.get_logger("gateway.placement")
 
@@ -42,14 +43,14 @@ class PlacementWatching:
         self._gate = gate
         self._alarms = Alarms(set(), {})
         self._silent: set[str] = set()
-        self._turn = trio.Lock()
+        self._turns = Turns(1, 1)
         # A host that makes things up fills no log; what is held back is found again with a later report.
         self._throttle = Throttle(ALARMS_AT_ONCE, ALARM_SECONDS, trio.current_time)
 
     async def take(self, host: SpiffeId, report: Report) -> bool:
-        """Enter a report; False if the relay must send a snapshot. Errors: RequestRefused, LogUnavailable."""
+        """Enter a report; False: the relay must send a snapshot. Errors: RequestRefused, Overloaded, LogUnavailable."""
         name = str(host)
-        async with self._turn:
+        async with self._turns.of(name):
             now = self._now()
             try:
                 taken = self._gate.placement.reports.take(name, report, now)
@@ -77,7 +78,7 @@ class PlacementWatching:
     async def notice_silence(self) -> None:
         """Record each host whose relay reported before and does not any more, once. Errors: LogUnavailable."""
         placement = self._gate.placement
-        async with self._turn:
+        async with self._turns.of(""):
             now = self._now()
             for host, state in list(placement.reports.hosts().items()):
                 if host in self._silent or now - state.heard <= placement.silence_seconds:

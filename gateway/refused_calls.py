@@ -19,6 +19,7 @@ from gateway.errors import GatewayError
 from gateway.gate import Gate
 from gateway.recording import Event, host_actor
 from gateway.throttle import Throttle
+from gateway.turns import Turns
 
 log = structlog.get_logger("gateway.refused_calls")
 KIND: Final = "libvirt.refused"
@@ -35,12 +36,12 @@ class RefusedCallsOnRecord:
         self._throttle = Throttle(RECORDS_AT_ONCE, RECORD_SECONDS, trio.current_time)
         self._left_out: Counter[str] = Counter()  # calls, by host
         self._known: dict[str, tuple[str, int, int]] = {}  # by host: epoch, sequence, entries that are done
-        self._turn = trio.Lock()
+        self._turns = Turns(1, 1)
 
     async def take(self, host: SpiffeId, report: RefusalReport) -> None:
         """Returns once all of it is on record, or counted as left out. Errors: LogUnavailable, Overloaded."""
         name = str(host)
-        async with self._turn:
+        async with self._turns.of(name):
             epoch, sequence, done = self._known.get(name, ("", 0, 0))
             if epoch == report.epoch and report.sequence < sequence:
                 return
@@ -62,7 +63,7 @@ class RefusedCallsOnRecord:
                 log.warning("left-out refusals could not be recorded", error=error.detail)
 
     async def record_left_out(self) -> None:
-        async with self._turn:
+        async with self._turns.of(KIND):
             for name in [name for name, calls in self._left_out.items() if calls]:
                 if self._throttle.admits(name):
                     await self._append(name, Event(KIND, "denied", actor=host_actor(name)), {})

@@ -25,6 +25,7 @@ from gateway.recording import Event, actor_of, host_actor, identity_of
 from gateway.relays import HostTrust
 from gateway.rollover.progress import Holdings
 from gateway.throttle import Throttle
+from gateway.turns import Turns
 from policy.facts import Context, Person, Question
 
 log = structlog.get_logger("gateway.reporting")
@@ -42,7 +43,7 @@ class Reporting:
         self.seen = HostsSeen()
         self.holdings = Holdings()
         self._reading = reading
-        self._receipts = trio.Lock()
+        self._receipts = Turns(1, 1)
         self._said = Throttle(20, 1.0, trio.current_time)
 
     def put_in_force(self, trust: HostTrust) -> None:
@@ -69,10 +70,10 @@ class Reporting:
     async def receipt(self, host: SpiffeId, receipt: SignedReceipt) -> int:
         """Verify and record a receipt; the index of its record, the same one however often it is sent.
 
-        Errors: ReceiptRefused, RelayRefused, NotKnown, LogUnavailable (nothing taken: the relay keeps it).
+        Errors: ReceiptRefused, RelayRefused, NotKnown, LogUnavailable, Overloaded (nothing taken: the relay keeps it).
         """
         body = read_body(receipt)
-        async with self._receipts:  # two copies at once must not become two records
+        async with self._receipts.of(str(host)):  # two copies at once must not become two records
             moment = self._gate.clock.wall()
             now = int(moment.timestamp())
             migration = await self._of_host(host, body.migration_id, now)

@@ -1,4 +1,7 @@
-"""Who waits for whom: so many at once in all, so many of each, so that whoever asks much holds up only themselves."""
+"""Who waits for whom: so many at once in all, so many of each, so that whoever asks much holds up only themselves.
+
+Nobody waits for ever, as they would for a lock: whoever asked has left by then.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,7 @@ class Turns:
                         await turn.enter_async_context(own.limiter)
                         await turn.enter_async_context(self._all)
                 except trio.TooSlowError as error:
-                    raise Overloaded("other questions take as long as this one could wait") from error
+                    raise Overloaded("others take as long as this could wait") from error
                 yield
         finally:
             own.here -= 1

@@ -13,7 +13,6 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 import structlog
-import trio
 
 from audit.record import Vm, format_time
 from gateway.asking import Asked, Facts, collect_facts, decide, make_known
@@ -36,6 +35,7 @@ from gateway.gate import Gate
 from gateway.migrations import State as MigrationState
 from gateway.recording import Event, History, Recorded, actor_of, document_of, identity_of
 from gateway.sites.own_only import require_own
+from gateway.turns import Turns
 from policy.engine import Decision
 from policy.facts import APPROVAL, CLIENT_CERTIFICATE, NOT_AUTHENTICATED, Context, Person, Question
 from policy.identity.sameness import are_same
@@ -64,7 +64,7 @@ class BreakGlass:
         self._rules = rules
         self._history = history
         self._time = gate.time
-        self._lock = trio.Lock()
+        self._turns = Turns(1, 1)
         self._grants: dict[str, Grant] = {}
         self._is_stale = True
 
@@ -77,7 +77,7 @@ class BreakGlass:
         """Ask for it. Errors: RequestRefused, NotAllowed (recorded), Overloaded (recorded), LogUnavailable."""
         check_wish(wish, self._rules)
         require_own(self._gate, wish.destination, "glass is broken for")
-        async with self._turn() as now:
+        async with self._turn(step.person.id) as now:
             asked = Asked(wish.vm, wish.destination, step.reason, wish.ports, step.address)
             await make_known(self._gate, asked)
             facts = collect_facts(self._gate, step.person, asked, self._gate.clock.wall(), "BreakGlass")
@@ -107,7 +107,7 @@ class BreakGlass:
     async def approve(self, step: Step, grant_id: str) -> Grant:
         """The second person says yes. Errors: NotKnown, NotAllowed, Conflict (all recorded but the first)."""
         marks = await self._gate.people.marks_of(step.person, step.address)
-        async with self._turn() as now:
+        async with self._turn(step.person.id) as now:
             grant = self._known(grant_id, now)
             facts = self._facts_of_approval(step, grant)
             decision = _by_two_persons(decide(self._gate.engine, facts.question), grant, step.person, marks)
@@ -128,7 +128,7 @@ class BreakGlass:
         """End, refuse or take back. Errors: RequestRefused, NotKnown, NotAllowed (recorded), Conflict."""
         check_reason(step.reason)
         marks = await self._gate.people.marks_of(step.person, step.address)
-        async with self._turn() as now:
+        async with self._turn(step.person.id) as now:
             grant = self._known(grant_id, now)
             is_own = are_same(grant.marks, marks)
             context = Context(
@@ -151,7 +151,7 @@ class BreakGlass:
 
     async def judge(self, facts: Facts, decision: Decision, *, recorded: bool = True) -> tuple[Facts, Decision]:
         """Whether the grant that the requester names covers what they ask for; a use is recorded before it counts."""
-        async with self._turn() as now:
+        async with self._turn(facts.question.person.id) as now:
             grant = self._grants.get(facts.asked.break_glass or "")
             problem = self._misfit(grant, facts, now)
             if problem is not None:
@@ -168,7 +168,7 @@ class BreakGlass:
 
     async def seen_by(self, person: Person) -> list[Grant]:
         """The grants, newest first; whoever may not see all sees their own. Errors: LogUnavailable."""
-        async with self._turn() as now:
+        async with self._turn(person.id) as now:
             context = Context(self._gate.clock.wall())
             may_see_all = decide(
                 self._gate.engine, Question("ReadBreakGlass", person, None, None, None, context)
@@ -204,9 +204,9 @@ class BreakGlass:
         self._gate.bell.ring()  # a migration under it may have to end
 
     @asynccontextmanager
-    async def _turn(self) -> AsyncIterator[int]:
-        """One step at a time, on what the log says; yields now."""
-        async with self._lock:
+    async def _turn(self, of: str = "") -> AsyncIterator[int]:
+        """One step at a time, on what the log says; yields now. `of`: whose step it is. Errors: Overloaded."""
+        async with self._turns.of(of):
             now = self._time.now()
             if self._is_stale:
                 since = format_time(datetime.fromtimestamp(max(0, now - MEMORY_SECONDS), UTC))

@@ -7,7 +7,6 @@ from enum import StrEnum
 from typing import Any, Final
 
 import structlog
-import trio
 
 from certs.errors import CertificateError
 from gateway.asking import decide
@@ -18,6 +17,7 @@ from gateway.recording import Event, actor_of, identity_of
 from gateway.rollover.kinds import Kind, NotNow, State, StepFailed
 from gateway.rollover.places import Stage
 from gateway.rollover.progress import Progress
+from gateway.turns import Turns
 from policy.facts import Context, Person, Question
 
 ACTION: Final = "RollKey"
@@ -45,7 +45,7 @@ class Rollovers:
         self.pinned = pinned
         self._gate = gate
         self._kinds = kinds
-        self._one = trio.Lock()
+        self._turns = Turns(1, 1)
 
     async def status(self, person: Person, address: str) -> list[dict[str, Any]]:
         """Errors: NotAllowed (recorded)."""
@@ -55,11 +55,11 @@ class Rollovers:
     async def take(
         self, person: Person, what: str, step: Step, reason: str, force: bool, address: str
     ) -> dict[str, Any]:
-        """One step. Errors: NotAllowed, NotNow (both recorded), NotKnown, StepFailed (recorded)."""
+        """One step. Errors: NotAllowed, NotNow (both recorded), NotKnown, StepFailed (recorded), Overloaded."""
         if (kind := self._kinds.get(what)) is None:
             known = ", ".join(self._kinds) or "nothing"
             raise NotKnown(f"{what} cannot be rolled over here", next_step=f"this gateway rolls over: {known}")
-        async with self._one:
+        async with self._turns.of(person.id):
             asked = {"client_address": address, "what": what, "forced": force}
             event = await self._permitted(KIND_OF_RECORD[step], person, asked, reason)
             try:
