@@ -28,7 +28,7 @@ async def answer(gate: Gate, facts: Facts, *, recorded: bool = True) -> tuple[Fa
     if gate.shadow is not None:
         decision = replace(decision, otherwise=gate.shadow.look(decision))
     if facts.asked.break_glass is None:
-        return facts, observe(gate.observation, facts, decision, gate.time.now())
+        return facts, observe(gate.observation, facts.question, decision, gate.time.now())
     if gate.break_glass is None:
         raise NoBreakGlass
     return await gate.break_glass.judge(facts, decision, recorded=recorded)

@@ -13,9 +13,12 @@ from gateway.bell import Bell
 from gateway.dispatch import Dispatch
 from gateway.inspections import Inspections
 from gateway.migrations import Migrations
+from gateway.observing import Observation
 from gateway.people import People
 from gateway.placement import Placement
 from gateway.recording import Clock, Recorded, Recorder
+from gateway.shadowing import Shadow
+from gateway.sites.settings import Sites
 from gateway.steady import SteadyTime
 from policy.engine import Engine
 from policy.facts import Protection
@@ -26,10 +29,7 @@ from transport.hypervisors.moving import How
 from transport.wire.frames import CIPHER
 
 if TYPE_CHECKING:
-    from gateway.break_glass.glass import BreakGlass
-    from gateway.observing import Observation
-    from gateway.shadowing import Shadow
-    from gateway.sites.settings import Sites
+    from gateway.break_glass.glass import BreakGlass  # it takes steps with a gate
 
 
 @dataclass(frozen=True, slots=True)

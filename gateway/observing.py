@@ -13,11 +13,10 @@ from typing import Any, Final
 
 import structlog
 
-from gateway.asking import Facts
 from gateway.errors import StartRefused
 from gateway.times import rfc3339
 from policy.engine import Decision
-from policy.facts import NOT_AUTHENTICATED
+from policy.facts import NOT_AUTHENTICATED, Question
 
 OBSERVED_ACTIONS: Final = frozenset({"MigrateVm", "Evacuate"})
 MAX_DAYS: Final = 90
@@ -36,9 +35,9 @@ class Observation:
     def is_on(self, now: int) -> bool:
         return now < self.until
 
-    def covers(self, facts: Facts) -> bool:
+    def covers(self, question: Question) -> bool:
         """The VM, where it is and where it goes: all in observed zones."""
-        vm, source, destination = facts.vm, facts.source, facts.destination
+        vm, source, destination = question.vm, question.source, question.destination
         if vm is None or source is None or destination is None:
             return False
         return {vm.zone, source.zone, destination.zone} <= self.zones
@@ -69,13 +68,13 @@ def is_observable(decision: Decision) -> bool:
     return not decision.allowed and decision.by_policy and not any(reason.is_baseline for reason in decision.reasons)
 
 
-def observe(observation: Observation | None, facts: Facts, decision: Decision, now: int) -> Decision:
+def observe(observation: Observation | None, question: Question, decision: Decision, now: int) -> Decision:
     """The decision, allowed and marked as observed if that is what observing means here."""
-    if observation is None or facts.question.action not in OBSERVED_ACTIONS or not is_observable(decision):
+    if observation is None or question.action not in OBSERVED_ACTIONS or not is_observable(decision):
         return decision
-    if facts.question.person.authenticated_by == NOT_AUTHENTICATED:
+    if question.person.authenticated_by == NOT_AUTHENTICATED:
         return decision  # a host asked and named nobody: there is nobody whose rights could be observed
-    if not observation.is_on(now) or not observation.covers(facts):
+    if not observation.is_on(now) or not observation.covers(question):
         return decision
     observation.would_deny += 1
     return replace(decision, allowed=True, observed=True)

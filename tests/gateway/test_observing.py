@@ -13,10 +13,8 @@ import pytest
 
 import gateway.config as configuration
 from audit.verify import verify_log
-from gateway.asking import Asked, Facts
 from gateway.errors import ConfigRefused, StartRefused
 from gateway.observing import Observation, observe
-from gateway.placement import Location
 from gateway.service import serve
 from gateway.starter import Site
 from policy.engine import decide
@@ -156,10 +154,8 @@ def test_who_is_not_named_is_not_observed() -> None:
     question = move_question(person=nobody("spiffe://bank.test/host/lab1"))
     decision = decide(bundle(), question)
     assert decision.by_policy
-    asked = Asked("sandbox", "lab2", None, (), "-")
-    facts = Facts(question, asked, question.vm, question.source, question.destination, True, Location(question.source))
-    assert not observe(observation, facts, decision, 50).allowed
-    named = dataclasses.replace(facts, question=dataclasses.replace(question, person=OLGA))
+    assert not observe(observation, question, decision, 50).allowed
+    named = dataclasses.replace(question, person=OLGA)
     assert observe(observation, named, decision, 50).allowed
     assert not observe(observation, named, decision, 100).allowed
     assert observation.would_deny == 1
