@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from functools import lru_cache
 
 from cryptography import x509
 
@@ -106,9 +107,27 @@ def _key_id(authority: x509.Certificate) -> bytes | None:
         return None
 
 
+class _Same:
+    """A CRL as the very object that it is: it cannot be hashed, and hashing it would take as long as reading it."""
+
+    def __init__(self, crl: x509.CertificateRevocationList) -> None:
+        self.crl = crl
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.crl is other.crl
+
+    def __hash__(self) -> int:
+        return id(self.crl)
+
+
 def _is_issued_by(crl: x509.CertificateRevocationList, authority: x509.Certificate) -> bool:
-    key = authority.public_key()
+    return crl.issuer == authority.subject and _is_signed_by(_Same(crl), authority)
+
+
+@lru_cache(maxsize=16)
+def _is_signed_by(same: _Same, authority: x509.Certificate) -> bool:
+    """Remembered: each request of a host asks again, and ten thousand lines take 8 ms."""
     try:
-        return crl.issuer == authority.subject and crl.is_signature_valid(key)  # type: ignore[arg-type]
+        return same.crl.is_signature_valid(authority.public_key())  # type: ignore[arg-type]
     except TypeError:  # a key that signs no CRLs (X25519): the same as not signed by it
         return False

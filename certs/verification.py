@@ -7,10 +7,11 @@ accept two URI names. See docs/wire-protocol.md, section 2.
 from __future__ import annotations
 
 import ipaddress
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 
 from cryptography import x509
 from cryptography.x509 import verification
@@ -25,9 +26,11 @@ from certs.identity import ServiceId, SpiffeId, service_id_of, spiffe_id_of
 # and without X509_STRICT paths pass that RFC 5280 forbids.
 VERIFY_FLAGS = crypto.X509StoreFlags.X509_STRICT | crypto.X509StoreFlags.CRL_CHECK | crypto.X509StoreFlags.CRL_CHECK_ALL
 GATEWAY_VERIFY_FLAGS = crypto.X509StoreFlags.X509_STRICT
+STORE_LIFETIME = timedelta(minutes=5)
 MAX_INTERMEDIATES = 2
 MAX_PRESENTED = 8  # certificates that we look at at all: a peer could send any number of them
 
+_one_at_a_time = threading.Lock()
 _BOTH_USAGES = (ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH)
 # X509_V_ERR_* of openssl/x509_vfy.h; anything else is Check.MALFORMED.
 _CHECK_OF_OPENSSL_ERROR = {
@@ -48,6 +51,25 @@ class Trust:
     anchors: tuple[x509.Certificate, ...]
     crls: tuple[x509.CertificateRevocationList, ...]
     intermediates: tuple[x509.Certificate, ...] = ()
+    # With its time, which OpenSSL lets nobody change. Never copied (`init=False`): another trust has other CRLs.
+    _stores: dict[datetime, crypto.X509Store] = field(init=False, default_factory=dict, repr=False, compare=False)
+
+    def store_for(self, presented: Sequence[x509.Certificate], now: datetime) -> crypto.X509Store:
+        """A filled one, of now or of a while ago: reading a CRL of ten thousand lines takes OpenSSL 100 ms.
+
+        Of what ended in that while OpenSSL knows nothing yet: the second verifier and `require_fresh_crls` judge it.
+        What begins in it is younger than the store, which is not used then. Raises `CredentialError`.
+        """
+        begins = [each.not_valid_before_utc for each in (*presented, *self.anchors)]
+        newest = max(begins + [crl.last_update_utc for crl in self.crls])
+        for made, store in self._stores.items():
+            if newest <= made <= now < made + STORE_LIFETIME:
+                return store
+        store = _store_at(now)
+        self.fill(store)
+        self._stores.clear()
+        self._stores[now] = store
+        return store
 
     def fill(self, store: crypto.X509Store) -> None:
         """Lay anchors, CRLs and the flags into a store; the handshake's and ours are filled by this alone.
@@ -153,9 +175,8 @@ def _store_at(now: datetime) -> crypto.X509Store:
 
 
 def _openssl_path(presented: Sequence[x509.Certificate], trust: Trust, now: datetime) -> tuple[x509.Certificate, ...]:
-    store = _store_at(now)
-    trust.fill(store)
-    return _path_within(store, presented)
+    with _one_at_a_time:
+        return _path_within(trust.store_for(presented, now), presented)
 
 
 def _path_within(store: crypto.X509Store, presented: Sequence[x509.Certificate]) -> tuple[x509.Certificate, ...]:

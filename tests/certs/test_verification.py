@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from functools import cache
 from typing import Any
@@ -276,6 +277,52 @@ def test_a_root_that_is_not_the_issuer_does_not_matter(site: Site) -> None:
 
 
 # --- bounds and times
+
+
+def test_crls_are_read_once_in_a_while_and_what_ends_in_it_has_ended(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[object] = []
+    fill = Trust.fill
+    monkeypatch.setattr(Trust, "fill", lambda trust, store: read.append(store) or fill(trust, store))  # type: ignore[func-returns-value]
+    ends = NOW + timedelta(seconds=100)
+    trust = Trust((site.ca.certificate,), tuple(site.crls))
+    host, short = make_host(site.ca, "host-x").chain, make_host(site.ca, "host-y", not_after=ends).chain
+    for chain in (host, short, host):
+        verify_chain(chain, trust, TRUST_DOMAIN, NOW)
+    assert len(read) == 1
+    with pytest.raises(PeerRefused):
+        verify_chain(short, trust, TRUST_DOMAIN, ends + timedelta(seconds=1))
+    renewed = make_host(site.ca, "host-x", not_before=ends).chain
+    verify_chain(host, trust, TRUST_DOMAIN, ends)
+    assert len(read) == 1
+    verify_chain(renewed, trust, TRUST_DOMAIN, ends)  # what is newer than the store has another one made
+    assert len(read) == 2
+    with pytest.raises(PeerRefused):
+        verify_chain(renewed, trust, TRUST_DOMAIN, ends - timedelta(seconds=1))
+    verify_chain(host, trust, TRUST_DOMAIN, NOW)  # as after a clock that went back
+    with pytest.raises(PeerRefused) as without:
+        verify_chain(host, replace(trust, crls=()), TRUST_DOMAIN, NOW)
+    assert without.value.check == Check.CRL_MISSING, "another trust knows nothing of what this one read"
+
+
+def test_a_crl_that_ends_while_it_is_remembered_has_ended(site: Site) -> None:
+    ends = NOW + timedelta(seconds=100)
+    trust = Trust((site.ca.certificate,), (make_crl(site.ca, next_update=ends),))
+    chain = make_host(site.ca, "host-x").chain
+    verify_chain(chain, trust, TRUST_DOMAIN, NOW)
+    with pytest.raises(PeerRefused) as late:
+        verify_chain(chain, trust, TRUST_DOMAIN, ends + timedelta(seconds=1))
+    assert late.value.check == Check.CRL_STALE
+
+
+def test_a_crl_of_a_ca_whose_clock_is_ahead_counts_once_it_has_begun(site: Site) -> None:
+    begins = NOW + timedelta(seconds=3)
+    trust = Trust((site.ca.certificate,), (make_crl(site.ca, last_update=begins),))
+    chain = make_host(site.ca, "host-x").chain
+    with pytest.raises(PeerRefused):
+        verify_chain(chain, trust, TRUST_DOMAIN, NOW)
+    verify_chain(chain, trust, TRUST_DOMAIN, begins)
 
 
 def test_a_chain_of_many_certificates_is_refused_unread(site: Site) -> None:
