@@ -67,10 +67,6 @@ class Publishing:
         if self._store is not None:
             self._store.begin()
 
-    @property
-    def is_on(self) -> bool:
-        return self._store is not None
-
     async def publish(self, person: Person, arrive: Arrive, address: str) -> dict[str, Any]:
         """Check, record and put in force. `arrive`: awaited once its sender may publish, which is asked again then.
 
