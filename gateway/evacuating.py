@@ -92,6 +92,8 @@ class Evacuating:
             raise RequestRefused(f"an evacuation is prepared for 1 to {self._table.max_hours} hours")
         try:
             source, hosts, vms = self._what_may_be_prepared(wish)
+        except RequestRefused:
+            raise  # it says what is wrong with the request, and nothing of hosts
         except GatewayError as error:
             raise await self._refused(wish, error) from error
         digest = self._gate.engine.bundle.digest
