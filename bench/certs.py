@@ -216,7 +216,7 @@ def _enrolments(authority: Authority, path: Path, hosts: int, now: datetime) -> 
             assert await writer.write(Spend(sha256, public_key_sha256(key), issued, seconds))
 
         async def renew(n: int) -> None:
-            await writer.write(Note(_issue(authority, tokens[n].host, requested_key(requests[n]), now)))
+            await writer.write(Note(_issue(authority, tokens[n].host, requested_key(requests[n]), now), seconds))
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(writer.run)
