@@ -42,7 +42,7 @@ from gateway.cli import (
     witness,
 )
 from gateway.cli.bad_parameter import allowed_of
-from gateway.cli.errors import CommandError
+from gateway.cli.errors import REQUESTER, BadConfiguration, CommandError
 from gateway.cli.interruption import EXIT_INTERRUPTED, interrupted_line
 from gateway.cli.output import json_asked, print_error
 
@@ -77,6 +77,17 @@ class _OneLineErrors(TyperGroup):
         except typer.BadParameter as error:
             error.message = allowed_of(error) or error.message
             raise
+        except typer.Abort:
+            # Of a question at the terminal: Ctrl-C there, or no input that could answer it.
+            if sys.stdin is None or not sys.stdin.isatty():
+                error = BadConfiguration(
+                    "a question was asked, and the input ended", REQUESTER,
+                    "run it at a terminal, or give the answer by an option: --password-file, --yes",
+                )  # fmt: skip
+                print_error(error, as_json=json_asked(ctx))
+                raise typer.Exit(error.exit_code) from None
+            sys.stderr.write("\n" + interrupted_line() + "\n")
+            raise typer.Exit(EXIT_INTERRUPTED) from None
         except (KeyboardInterrupt, BaseExceptionGroup) as error:
             # trio puts it into a group where a task got it.
             if isinstance(error, BaseExceptionGroup) and error.subgroup(KeyboardInterrupt) is None:

@@ -81,6 +81,11 @@ def test_a_policy_that_fails_denies_although_cedar_would_allow() -> None:
     assert "policy author" in decision.denied_because
 
 
+def test_of_a_vm_that_nobody_knows_the_host_is_no_second_thing_to_correct() -> None:
+    said = decide(Bundle.load(BANK), move(vm=None, source=None)).denied_because
+    assert said == "The inventory does not know this VM: correct its name, or let the operator add it."
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -31,3 +31,10 @@ def test_a_short_or_overlong_password_is_refused(sealane: Sealane) -> None:
     assert sealane("people", "hash-password", stdin="short\nshort\n").exit_code == 2
     long = "x" * 1025
     assert sealane("people", "hash-password", stdin=f"{long}\n{long}\n").exit_code == 2
+
+
+def test_a_question_that_no_input_answers_is_a_line_about_options(sealane: Sealane) -> None:
+    result = sealane("people", "hash-password", stdin="")
+    assert result.exit_code == 2
+    assert "give the answer by an option: --password-file, --yes" in result.stderr
+    assert "Aborted" not in result.stderr
