@@ -24,6 +24,7 @@ from gateway.doctor.service_user import as_service_user
 from gateway.errors import ConfigRefused, StartRefused
 from gateway.reloading import load_policy
 from gateway.rollover.places import Places, Stage
+from gateway.siem.line_tables import FileTable
 from policy.errors import InventoryRefused
 from policy.inventory import Inventory
 
@@ -69,8 +70,17 @@ def _as_the_service(path: Path, now: datetime) -> Iterator[Finding]:
         yield from site_findings(site.trust_domain, config.path(site.bundle), [config.path(site.crls)], now)
     yield folder_finding(config.path(config.gateway.state_dir), 0o700)
     yield folder_finding(config.path(config.log.directory), 0o750)
+    yield from _line_files(config)
     yield _space(config)
     yield from _policy(config)
+
+
+def _line_files(config: GatewayConfig) -> Iterator[Finding]:
+    """A gateway starts without them, as it does while any other receiver is away."""
+    for table in config.siem.sinks:
+        if isinstance(table, FileTable) and not (folder := config.path(table.path).parent).is_dir():
+            remedy = f"make {folder}, writable to who runs the gateway: nothing is delivered there until then"
+            yield Finding("siem", "wrong", f"sink {table.name}: its file has no folder", remedy)
 
 
 def _signing_keys(config: GatewayConfig) -> Iterator[Finding]:

@@ -185,7 +185,11 @@ async def test_a_gateways_host_is_well_and_its_faults_are_named(running: Running
     found = await trio.to_thread.run_sync(lambda: list(gateway_host_findings(path, Path("/"), datetime.now(UTC))))
     assert [finding for finding in found if finding.status == "wrong"] == []
     assert {"policy", "inventory", "log_space", "private_key", "crl"} <= {finding.check for finding in found}
-    path.write_text(path.read_text() + "\nsurprise = 1\n")
+    text = path.read_text()
+    path.write_text(text + '\n[[siem.sinks]]\nkind = "file"\nname = "lines"\npath = "nowhere/lines.jsonl"\n')
+    found = await trio.to_thread.run_sync(lambda: list(gateway_host_findings(path, Path("/"), datetime.now(UTC))))
+    assert [finding.message for finding in found if finding.status == "wrong"] == ["sink lines: its file has no folder"]
+    path.write_text(text + "\nsurprise = 1\n")
     found = await trio.to_thread.run_sync(lambda: list(gateway_host_findings(path, Path("/"), datetime.now(UTC))))
     assert [finding.check for finding in found if finding.status == "wrong"] == ["configuration"]
 
