@@ -80,12 +80,12 @@ class _OneLineErrors(TyperGroup):
         except typer.Abort:
             # Of a question at the terminal: Ctrl-C there, or no input that could answer it.
             if sys.stdin is None or not sys.stdin.isatty():
-                error = BadConfiguration(
+                unanswered = BadConfiguration(
                     "a question was asked, and the input ended", REQUESTER,
                     "run it at a terminal, or give the answer by an option: --password-file, --yes",
                 )  # fmt: skip
-                print_error(error, as_json=json_asked(ctx))
-                raise typer.Exit(error.exit_code) from None
+                print_error(unanswered, as_json=json_asked(ctx))
+                raise typer.Exit(unanswered.exit_code) from None
             sys.stderr.write("\n" + interrupted_line() + "\n")
             raise typer.Exit(EXIT_INTERRUPTED) from None
         except (KeyboardInterrupt, BaseExceptionGroup) as error:
