@@ -30,6 +30,7 @@ log = structlog.get_logger("sealane.relay")
 MAX_MINUTES: Final = 24 * 60
 _MAX_BYTES: Final = 32 * 1024
 _MAX_ANNOUNCED: Final = 1024
+_MAX_OF_ONE: Final = 256  # of one user, but root, who may announce for anybody
 _SECONDS: Final = 5.0
 Text = Annotated[str, Meta(min_length=1, max_length=255)]
 
@@ -79,6 +80,8 @@ class Announced:
         self._forget_expired()
         same = (announcement.vm, announcement.destination)
         self._kept = [k for k in self._kept if (k.announcement.vm, k.announcement.destination, k.uid) != (*same, uid)]
+        if uid and sum(kept.uid == uid for kept in self._kept) >= _MAX_OF_ONE:
+            raise LocalBroken("too many of yours are announced; wait for some to expire")
         if len(self._kept) >= _MAX_ANNOUNCED:
             raise LocalBroken("too many sessions are announced; wait for some to expire")
         self._kept.append(_Kept(announcement, uid, self._clock() + announcement.minutes * 60))

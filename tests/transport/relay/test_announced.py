@@ -85,6 +85,17 @@ def test_nobodys_announcement_is_thrown_out_for_anothers() -> None:
     assert desk.named(WISH).token == "first"
 
 
+def test_nor_does_one_user_leave_no_room_for_others() -> None:
+    desk, _ = announced()
+    with pytest.raises(LocalBroken, match="too many of yours"):
+        for number in range(3000):
+            desk.keep(Announcement(f"vm{number}", "t", 15), 1001)
+    desk.keep(Announcement(VM, "t1", 15), 1000)
+    assert desk.named(WISH).token == "t1"
+    for number in range(700):
+        desk.keep(Announcement(f"vm{number}", "t", 15), 0)  # root announces for everybody
+
+
 def test_an_orchestrators_token_file_is_read_each_time_and_must_be_the_relays_alone(tmp_path: Path) -> None:
     file = tmp_path / "token"
     desk, _ = announced(str(file))
