@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import trio
@@ -12,8 +13,9 @@ import trio
 from transport.relay.bandwidth import Pace
 from transport.relay.content_digests import ContentDigests
 from transport.relay.cores import Cores
-from transport.wire.frames import MAX_PAYLOAD_BYTES, FrameType
-from transport.wire.window import SendWindow, lazy_buffer
+from transport.relay.lane_memory import Lease, Share
+from transport.wire.frames import HEADER_BYTES, TAG_BYTES, FrameType
+from transport.wire.window import SMALL_BYTES, SendWindow, lazy_buffer
 
 PortName = str  # memory, disks, libvirt, or a name of [ports]
 
@@ -39,13 +41,52 @@ class ChannelCounts:
 
 @dataclass(slots=True)
 class Arriving:
-    """The direction towards the local hypervisor: the frame that is held, and how much of it is written already."""
+    """The direction towards the local hypervisor: the frame that is held, and how much of it is written already.
 
+    A frame is opened in its place. Small ones have one of their own; a large one is leased, until nothing more comes.
+    """
+
+    share: Share
     next_seq: int = 0  # the first frame that is not authenticated and held
     closed_by: FrameType | None = None
     held: int = 0
     written: int = 0
-    plaintext: memoryview = field(default_factory=lambda: lazy_buffer(MAX_PAYLOAD_BYTES))
+    plaintext: memoryview = field(default_factory=lambda: memoryview(b""))
+    _small: memoryview = field(default_factory=lambda: lazy_buffer(SMALL_BYTES + TAG_BYTES + HEADER_BYTES))
+    _lease: Lease | None = None
+    _skipped: int = 0  # bytes from `next_seq` on that the hypervisor has already
+
+    async def place(self, due: int, ask_back: Callable[[], None]) -> memoryview:
+        """For `due` bytes and the next header. `ask_back`: of what uses it, where others have waited for a turn."""
+        if self._lease is not None and self._lease.is_due:
+            self.rest()
+        if self._lease is None:
+            if due + HEADER_BYTES <= len(self._small):
+                return self._small
+            self._lease = await self.share.lease(ask_back)
+        return self._lease.place
+
+    def hold(self, size: int, place: memoryview) -> None:
+        """A frame's payload is here, and is the peer's no more: its first `size` bytes of `place`."""
+        self.plaintext, self.held = place, size
+        self.written = min(size, self._skipped)
+        self._skipped -= self.written
+
+    def rest(self) -> None:
+        """Nothing of a frame is here."""
+        if self._lease is not None:
+            lease, self._lease = self._lease, None
+            self.plaintext = memoryview(b"")
+            lease.give_back()
+
+    def let_go(self) -> None:
+        """The lane is gone, and nothing is kept of a frame that is not written whole: the peer has it still, and sends
+        it again, in whatever pieces. What the hypervisor has of it is skipped then."""
+        if self.held:
+            self.next_seq -= 1
+            self._skipped += self.written
+            self.held = self.written = 0
+        self.rest()
 
 
 @dataclass(slots=True)
@@ -60,10 +101,12 @@ class Channel:
     window: SendWindow
     wrote: Callable[[int, bool], None]
     cores: Cores
-    arriving: Arriving = field(default_factory=Arriving)
+    arriving: Arriving
     pace: Pace | None = None
     broke: str = ""
     last_filled: int = 0
+    _is_carried: bool = False
+    _is_over: bool = False
     _was_acknowledged: trio.Event = field(default_factory=trio.Event)
     _writing: threading.Lock = field(default_factory=threading.Lock)
 
@@ -84,10 +127,31 @@ class Channel:
             while arriving.written < arriving.held:
                 arriving.written += self.local.send(arriving.plaintext[arriving.written : arriving.held])
 
+    @contextmanager
+    def carried(self) -> Iterator[None]:
+        """By a lane, whose tasks have ended when this ends."""
+        self._is_carried = True
+        try:
+            yield
+        finally:
+            self._is_carried = False
+            self.arriving.let_go()
+            self.window.note_whole()
+            if self._is_over:
+                self.window.give_all()
+
     def close(self) -> None:
-        """Let go of the hypervisor's connection; not within a thread's write, whose descriptor might be another's."""
+        """Let go of the hypervisor's connection; not within a thread's write, whose descriptor might be another's.
+
+        What a lane may still send out of is given back when that has ended: it would become another session's.
+        """
         with self._writing:
             self.local.close()
+        if not self._is_over:
+            self._is_over = True
+            self.arriving.share.leave_lane()
+            if not self._is_carried:
+                self.window.give_all()
 
     def acknowledge(self, count: int) -> None:
         self.window.acknowledge(count)

@@ -11,20 +11,21 @@ from collections.abc import Mapping
 import trio
 
 from policy.permit import PermitClaims
-from transport.errors import Misuse, ProtocolViolation
+from transport.errors import LocalBroken, Misuse, ProtocolViolation
 from transport.relay.bandwidth import Pace
-from transport.relay.channel import Channel, ChannelCounts, PortName
+from transport.relay.channel import Arriving, Channel, ChannelCounts, PortName
 from transport.relay.content_digests import ContentDigests
 from transport.relay.control import ControlLink
 from transport.relay.cores import Cores
 from transport.relay.lane import carry_channel
+from transport.relay.lane_memory import LaneMemory
 from transport.relay.tls_lane import Lane, TlsLane
 from transport.wire.clear_frames import ClearOpener, ClearSealer
 from transport.wire.control import Phase, Role
-from transport.wire.frames import LaneOpener, LaneSealer
+from transport.wire.frames import MAX_PAYLOAD_BYTES, LaneOpener, LaneSealer
 from transport.wire.keys import ConnectionKeys, Direction
 from transport.wire.messages import Ack
-from transport.wire.window import ACK_BYTES, ACK_FRAMES, SendWindow, Slots
+from transport.wire.window import ACK_BYTES, ACK_FRAMES, SendWindow
 
 _ACK_PHASES = frozenset({Phase.OPEN, Phase.HANDING_OVER, Phase.SETTLED})
 _SHARED_WINDOWS = 2  # of a session's channels together; they share a link
@@ -32,19 +33,21 @@ _SHARED_WINDOWS = 2  # of a session's channels together; they share a link
 
 class Channels:
     """All channels of one session, at either end. `window_bytes`: what each may have under way, and half of what all
-    may have together, beside a little that each has of its own.
+    may have together, beside a little that each has of its own; `memory`: of the relay, which may have less for them.
 
     `claims`: of the permit, which says how lanes are sealed, and whether their content is digested.
     """
 
-    def __init__(self, role: Role, window_bytes: int, cores: Cores, claims: PermitClaims | None = None) -> None:
+    def __init__(
+        self, role: Role, window_bytes: int, cores: Cores, memory: LaneMemory, claims: PermitClaims | None = None
+    ) -> None:
         self._is_tls = claims is not None and claims.seal == "tls"
         self._digests_content = claims is not None and claims.requirements.content_digest
         self._outward, self._inward = Direction.SOURCE_TO_DESTINATION, Direction.DESTINATION_TO_SOURCE
         if role is Role.DESTINATION:
             self._outward, self._inward = self._inward, self._outward
         self._window_bytes = window_bytes
-        self._slots = Slots(_SHARED_WINDOWS * window_bytes)
+        self._share = memory.share(_SHARED_WINDOWS * window_bytes // MAX_PAYLOAD_BYTES)
         self._cores = cores
         self.all: list[Channel] = []
         self.counts: list[ChannelCounts] = []
@@ -57,14 +60,22 @@ class Channels:
         self._is_due = trio.Event()
 
     def add(self, port: PortName, local: socket.socket, *, may_leave: bool = False) -> Channel:
-        """Take `local`, which is ours from now on, as the next channel; its number is its place."""
+        """Take `local`, which is ours from now on, as the next channel; its number is its place. `LocalBroken` where
+        the relay has as many as it may."""
+        try:
+            self._share.enter_lane()
+        except LocalBroken:
+            local.close()
+            raise
         number = len(self.all)
         digests = ContentDigests.new() if self._digests_content else None
         counts = ChannelCounts(number, port, may_leave, digests=digests)
-        window = SendWindow(self._window_bytes, self._slots)
-        channel = Channel(counts, local, window, self._note_written, self._cores, pace=self.pace)
+        window, arriving = SendWindow(self._window_bytes, self._share), Arriving(self._share)
+        channel = Channel(counts, local, window, self._note_written, self._cores, arriving, pace=self.pace)
         self.all.append(channel)
         self.counts.append(counts)
+        if self.is_closed:
+            channel.close()  # the session has ended while this was being dialled
         self.note_change()
         return channel
 

@@ -45,7 +45,7 @@ class Destination:
 
     def _bring_to_life(self, session: DestinationSession) -> None:
         window_bytes = self._host.config.limits.window_bytes
-        channels = Channels(Role.DESTINATION, window_bytes, self._host.cores, session.permit.claims)
+        channels = Channels(Role.DESTINATION, window_bytes, self._host.cores, self._host.memory, session.permit.claims)
         channels.pace = self._host.pace_of(session.permit)
         session.facts.channels = channels.counts
         live = session.live = Live(channels)

@@ -46,7 +46,9 @@ class DestinationLine:
         self._channels = (
             self._live.channels
             if self._live is not None
-            else Channels(Role.DESTINATION, self._limits.window_bytes, session.host.cores)  # that carry nothing
+            else Channels(
+                Role.DESTINATION, self._limits.window_bytes, session.host.cores, session.host.memory
+            )  # carry nothing
         )
 
     async def carry(self, offer: Offer) -> None:

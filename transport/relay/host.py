@@ -34,6 +34,7 @@ from transport.relay.cores import Cores, threads_for_this_host
 from transport.relay.ends import DestinationEnd, SourceEnd, session_folder
 from transport.relay.evacuations import Evacuations
 from transport.relay.identity import Identity
+from transport.relay.lane_memory import LaneMemory, lane_memory_of
 from transport.relay.libvirt_destination import LibvirtDestination
 from transport.relay.libvirt_source import LibvirtSource
 from transport.relay.limits import LimitsSection
@@ -73,6 +74,7 @@ class RelayHost:
     bandwidth: HostBandwidth = field(default_factory=HostBandwidth)
     cores: Cores = field(default_factory=lambda: Cores(0))
     log_rate: LogRate = field(default_factory=LogRate)
+    memory: LaneMemory = field(default_factory=lambda: lane_memory_of(LimitsSection()))
     board: Board = field(default_factory=lambda: Board(Places(LimitsSection().max_moves)))
     _leaving: list[str] = field(default_factory=list)
 
@@ -254,6 +256,7 @@ def open_host(config: RelayConfig) -> RelayHost:
         qemu_uid=qemu_uid,
         bandwidth=HostBandwidth(config.limits.bandwidth_bytes_per_second),
         cores=Cores(threads_for_this_host() if threads is None else threads),
+        memory=lane_memory_of(config.limits),
         board=Board(Places(config.limits.max_moves)),
     )
 

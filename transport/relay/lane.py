@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import errno
 import socket
+from collections.abc import Callable
 
 import trio
 
@@ -24,14 +25,12 @@ from transport.relay.tls_lane import Lane, TlsLane
 from transport.wire.clear_frames import ClearOpener, ClearSealer
 from transport.wire.frames import (
     HEADER_BYTES,
-    MAX_FRAME_BYTES,
     TAG_BYTES,
     FrameType,
     LaneOpener,
     LaneSealer,
     ResetCode,
 )
-from transport.wire.window import lazy_buffer
 
 # A pump that never has to wait must still let others run and notice cancellation.
 _FRAMES_PER_CHECKPOINT = 4
@@ -54,9 +53,10 @@ async def carry_channel(channel: Channel, lane: Lane, sealer: Sealer, opener: Op
     cancelled, `channel` is as it must be to go on over another lane.
     """
     with lane:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_seal_watched, channel, lane, sealer)
-            nursery.start_soon(_open_direction, channel, lane, opener)
+        with channel.carried():
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_seal_watched, channel, lane, sealer)
+                nursery.start_soon(_open_in_turn, channel, lane, opener)
         await _until_held(channel, lane)
     channel.close()
 
@@ -99,7 +99,6 @@ async def _watch(lane: Lane) -> None:
 
 async def _seal_direction(channel: Channel, lane: Lane, sealer: Sealer) -> None:
     window, pace, cores = channel.window, channel.pace, channel.cores
-    frame = lazy_buffer(MAX_FRAME_BYTES)
     while True:
         due = window.unsent()
         if due is None:
@@ -112,13 +111,14 @@ async def _seal_direction(channel: Channel, lane: Lane, sealer: Sealer) -> None:
             await pace.take(HEADER_BYTES + payload + TAG_BYTES)
         try:
             if cores.are_shared(channel, payload) and not isinstance(lane, TlsLane):
-                rest = await cores.work(_seal_and_send, channel, lane, sealer, due, frame)
+                rest = await cores.work(_seal_and_send, channel, lane, sealer, due)
             else:
-                rest = _seal_and_send(channel, lane, sealer, due, frame)
+                rest = _seal_and_send(channel, lane, sealer, due)
         except OSError:
             await trio.lowlevel.checkpoint_if_cancelled()
             raise ConnectionBroken("a lane was reset") from None
         await _send_all(lane, rest)
+        window.note_whole()
         if sealer.next_seq % _FRAMES_PER_CHECKPOINT == 0:
             await trio.lowlevel.checkpoint()
     if window.closed_by is FrameType.RESET:
@@ -127,10 +127,11 @@ async def _seal_direction(channel: Channel, lane: Lane, sealer: Sealer) -> None:
 
 
 def _seal_and_send(
-    channel: Channel, lane: Lane, sealer: Sealer, due: tuple[FrameType, memoryview | bytes], frame: memoryview
+    channel: Channel, lane: Lane, sealer: Sealer, due: tuple[FrameType, memoryview | bytes]
 ) -> memoryview:
     """Seal what is due and send what the lane takes now; return the rest. Perhaps in a thread. OSError."""
     counts, window = channel.counts, channel.window
+    frame, window.is_sending = window.frame(len(due[1])), True
     size = sealer.seal_into(due[0], due[1], frame)
     # Counted before it is sent: the peer may acknowledge what we have not yet returned from sending.
     window.note_sent()
@@ -146,10 +147,11 @@ def _seal_and_send(
 
 async def _read_local(channel: Channel) -> None:
     """Read one frame's payload into the window, or note the end there."""
-    room = await channel.room()
     window = channel.window
     try:
-        filled = await _fill(channel, room)
+        while (filled := await _fill(channel, room := await channel.room())) is None:
+            window.rest()
+            await trio.lowlevel.wait_readable(channel.local)
     except OSError as error:
         if not channel.counts.may_leave:
             channel.broke = str(error.strerror)
@@ -166,26 +168,34 @@ async def _read_local(channel: Channel) -> None:
         channel.counts.digests.sent.update(room[:filled])
 
 
-async def _open_direction(channel: Channel, lane: Lane, opener: Opener) -> None:
+async def _open_in_turn(channel: Channel, lane: Lane, opener: Opener) -> None:
+    """Open, until others that need its memory have waited for a whole turn."""
+    with trio.CancelScope() as turn:
+        await _open_direction(channel, lane, opener, turn)
+    if turn.cancelled_caught:
+        raise ConnectionBroken("a lane brought no frame whole, or its hypervisor took none, while others were waiting")
+
+
+async def _open_direction(channel: Channel, lane: Lane, opener: Opener, turn: trio.CancelScope) -> None:
     arriving, cores = channel.arriving, channel.cores
     header = memoryview(bytearray(HEADER_BYTES))
-    body = lazy_buffer(MAX_FRAME_BYTES)
     in_header = 0
-    await _write_held(channel)
     while arriving.closed_by is None:
-        in_header += await _receive(lane, header[in_header:], HEADER_BYTES - in_header)
+        rest = None if in_header else arriving.rest
+        in_header += await _receive(lane, header[in_header:], HEADER_BYTES - in_header, rest)
         try:
             due = opener.header(header)
-            filled = await _receive(lane, body[: due + HEADER_BYTES], due)
+            place = await arriving.place(due, turn.cancel)
+            filled = await _receive(lane, place[: due + HEADER_BYTES], due)
             if cores.are_shared(channel, due):
-                await cores.work(_open_and_write, channel, opener, header, body[:due])
+                await cores.work(_open_and_write, channel, opener, header, place[:due])
             else:
-                _open_and_write(channel, opener, header, body[:due])
+                _open_and_write(channel, opener, header, place[:due])
         except ProtocolViolation as violation:
             await trio.lowlevel.checkpoint_if_cancelled()
             raise ConnectionBroken(f"a lane was tampered with: {violation.rule}") from None
         in_header = filled - due
-        header[:in_header] = body[due:filled]
+        header[:in_header] = place[due:filled]
         if arriving.closed_by is FrameType.RESET:
             raise LocalBroken("the hypervisor's connection broke at the peer")
         if arriving.closed_by is FrameType.FIN:
@@ -201,13 +211,14 @@ async def _open_direction(channel: Channel, lane: Lane, opener: Opener) -> None:
 
 
 def _open_and_write(channel: Channel, opener: Opener, header: memoryview, body: memoryview) -> None:
-    """Hold the frame, and write of it what the hypervisor takes now. Perhaps in a thread. `ProtocolViolation`."""
+    """Open the frame where it is, and write of it what the hypervisor takes now. Perhaps in a thread.
+    `ProtocolViolation`."""
     arriving = channel.arriving
-    size = opener.open_into(header, body, arriving.plaintext)
-    # From here to the next wait nothing may come in between: the frame is held, and the peer may be told so.
+    size = opener.open_into(header, body, body)
+    # From here to the next wait nothing may come in between: the frame is held.
     arriving.next_seq = opener.next_seq
     arriving.closed_by = opener.closed_by
-    arriving.held, arriving.written = size, 0
+    arriving.hold(size, body)
     try:
         channel.write_held()
     except OSError:
@@ -215,7 +226,7 @@ def _open_and_write(channel: Channel, opener: Opener, header: memoryview, body: 
 
 
 async def _write_held(channel: Channel) -> None:
-    """Write the frame that is held to the hypervisor; after a cancellation, what is left of it."""
+    """Write what is left of the frame that is held to the hypervisor."""
     arriving, counts = channel.arriving, channel.counts
     if not arriving.held:
         return
@@ -237,8 +248,8 @@ async def _write_held(channel: Channel) -> None:
     channel.wrote(size, False)
 
 
-async def _fill(channel: Channel, buffer: memoryview) -> int:
-    """Read until `buffer` is full or there is nothing more at the moment; 0 is the end of the stream.
+async def _fill(channel: Channel, buffer: memoryview) -> int | None:
+    """Read until `buffer` is full or there is nothing more at the moment; 0 is the end of the stream, None is nothing.
 
     If the frame before was large, a moment's wait for the rest of this one is worth it. What was read before a wait is
     noted as pending, where a cancellation cannot lose it.
@@ -252,10 +263,10 @@ async def _fill(channel: Channel, buffer: memoryview) -> int:
             received = local.recv_into(buffer[filled:])
         except BlockingIOError:
             window.pending = filled
-            if filled and not (is_bulk and filled < room // 2 and await _more_comes(local)):
-                break
             if not filled:
-                await trio.lowlevel.wait_readable(local)
+                return None
+            if not (is_bulk and filled < room // 2 and await _more_comes(local)):
+                break
             continue
         if received == 0:
             break  # what came before the end goes first; the end is met again at the next call
@@ -271,13 +282,16 @@ async def _more_comes(local: socket.socket) -> bool:
     return False
 
 
-async def _receive(lane: Lane, buffer: memoryview, minimum: int) -> int:
-    """Read at least `minimum` bytes, and what else is there and fits; return how many."""
+async def _receive(lane: Lane, buffer: memoryview, minimum: int, rest: Callable[[], None] | None = None) -> int:
+    """Read at least `minimum` bytes, and what else is there and fits; return how many. `rest` is called where there
+    are none yet."""
     filled = 0
     while filled < minimum:
         try:
             received = lane.recv_into(buffer[filled:])
         except BlockingIOError:
+            if rest is not None and not filled:
+                rest()
             await trio.lowlevel.wait_readable(lane)
             continue
         except OSError:

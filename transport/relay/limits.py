@@ -22,7 +22,9 @@ class LimitsSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     `resume_seconds`: for how long a session whose connection was lost tries to go on over another, 0 for never;
     `silence_seconds`: after how much silence of the peer a connection counts as lost; `window_bytes`: what each channel
-    may have under way, and keeps until the peer has acknowledged it.
+    may have under way, and keeps until the peer has acknowledged it; `lane_memory_bytes`: what all sessions together
+    may keep of large frames that are under way, left out: three windows; `max_further_lanes`: of all sessions
+    together, beyond the one that each has in any case.
 
     `seal_threads`: for frames of several channels at once, 0 for none; left out, one for each core but one where there
     are four or more.
@@ -37,6 +39,7 @@ class LimitsSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     resume_seconds: Annotated[float, Meta(ge=0, le=86400)] = 60.0
     silence_seconds: Annotated[float, Meta(ge=2, le=300)] = 6.0
     window_bytes: Annotated[int, Meta(ge=8 << 20, le=256 << 20)] = 16 << 20
+    lane_memory_bytes: Annotated[int, Meta(ge=24 << 20, le=64 << 30)] | None = None
     seal_threads: Annotated[int, Meta(ge=0, le=64)] | None = None
     drain_seconds: Seconds = 30.0
     stop_seconds: Seconds = 10.0
@@ -47,6 +50,7 @@ class LimitsSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     queue_seconds: Seconds = 600.0
     first_connection_seconds: Seconds = 120.0
     max_sessions: Count = 64
+    max_further_lanes: Count = 64
     max_channels: Annotated[int, Meta(ge=1, le=256)] = 64
     max_callers: Count = 128
     max_unauthenticated: Count = 256

@@ -39,7 +39,9 @@ class SourceLine:
         limits = session.host.config.limits
         self._session = session
         self._limits = limits
-        self.channels = Channels(Role.SOURCE, limits.window_bytes, session.host.cores, session.permit.claims)
+        self.channels = Channels(
+            Role.SOURCE, limits.window_bytes, session.host.cores, session.host.memory, session.permit.claims
+        )
         self.most_channels = 0
         self._connection: SourceConnection | None = None
         self._generation = 0

@@ -8,7 +8,29 @@ from hypothesis import strategies as st
 
 from transport.errors import Misuse, ProtocolViolation
 from transport.wire.frames import MAX_PAYLOAD_BYTES, FrameType
-from transport.wire.window import MAX_FRAMES, MIN_WINDOW_BYTES, SendWindow, Slots
+from transport.wire.window import LARGE_BYTES, MAX_FRAMES, MIN_WINDOW_BYTES, SMALL_BYTES, SendWindow, lazy_buffer
+
+
+class Few:
+    """Lends so many places, and knows whom it has lent them to."""
+
+    def __init__(self, most: int) -> None:
+        self.free = [lazy_buffer(LARGE_BYTES) for _ in range(most)]
+        self.lent: list[memoryview] = []
+
+    def lend(self, count: int) -> list[memoryview] | None:
+        if len(self.free) < count:
+            return None
+        places = [self.free.pop() for _ in range(count)]
+        self.lent += places
+        return places
+
+    def take_back(self, *places: memoryview) -> None:
+        for place in places:
+            assert [each for each in self.lent if each is place], "given back twice, or never lent"
+            self.lent = [each for each in self.lent if each is not place]
+            self.free.append(place)
+
 
 STEP = st.one_of(
     st.tuples(st.just("read"), st.integers(1, MAX_PAYLOAD_BYTES)),
@@ -16,6 +38,8 @@ STEP = st.one_of(
     st.tuples(st.just("acknowledge"), st.integers(0, 100)),
     st.tuples(st.just("lose"), st.integers(0, 100)),
     st.tuples(st.just("interrupt"), st.integers(1, 1000)),
+    st.tuples(st.just("rest"), st.just(0)),
+    st.tuples(st.just("stall"), st.just(0)),
 )
 
 
@@ -26,10 +50,14 @@ def mark(number: int, size: int) -> bytes:
 
 @given(st.lists(st.tuples(st.integers(0, 2), STEP), max_size=160))
 @settings(deadline=None, max_examples=60)
-def test_every_frame_that_may_be_sent_again_is_what_it_was(steps: list[tuple[int, tuple[str, int]]]) -> None:
-    """Of three windows that share so few slots that they often lack one."""
-    slots = Slots(3 * MAX_PAYLOAD_BYTES)
-    windows = [SendWindow(MIN_WINDOW_BYTES, slots) for _ in range(3)]
+def test_every_frame_that_may_be_sent_again_is_what_it_was(  # noqa: PLR0912 - an arm for each thing that can happen
+    steps: list[tuple[int, tuple[str, int]]],
+) -> None:
+    """Of three windows whose lender has so little that they often get nothing. In the end all of it is given back, and
+    what a lane still sends out of is not lent to another meanwhile."""
+    lender = Few(5)
+    windows = [SendWindow(MIN_WINDOW_BYTES, lender) for _ in range(3)]
+    sealed: dict[int, tuple[memoryview, bytes]] = {}  # what is half sent
     carried: list[list[bytes]] = [[], [], []]
     for at, (what, number) in steps:
         window, frames = windows[at], carried[at]
@@ -44,11 +72,23 @@ def test_every_frame_that_may_be_sent_again_is_what_it_was(steps: list[tuple[int
             case "send":
                 for _ in range(number):
                     if (due := window.unsent()) is not None:
+                        require_unchanged(sealed.pop(at, None))
+                        window.note_whole()
                         assert (due[0], bytes(due[1])) == (FrameType.DATA, frames[window.sent])
+                        window.frame(len(due[1]))[: len(due[1])] = due[1]
                         window.note_sent()
+            case "stall" if (due := window.unsent()) is not None and at not in sealed:
+                frame, window.is_sending = window.frame(len(due[1])), True
+                frame[: len(due[1])] = due[1]
+                sealed[at] = frame, bytes(due[1])
+                window.note_sent()
+            case "rest":
+                window.rest()
             case "acknowledge":
                 window.acknowledge(window.acked + (window.sent - window.acked) * number // 100)
             case "lose":
+                require_unchanged(sealed.pop(at, None))
+                window.note_whole()
                 window.rewind(max(window.base, window.acked + (window.sent - window.acked) * number // 100))
             case _:
                 pass
@@ -59,6 +99,17 @@ def test_every_frame_that_may_be_sent_again_is_what_it_was(steps: list[tuple[int
             due = window.unsent()
             assert due is not None
             assert bytes(due[1]) == frames[number]
+    for at, window in enumerate(windows):
+        require_unchanged(sealed.pop(at, None))
+        window.give_all()
+    assert lender.lent == []
+    assert len(lender.free) == 5
+
+
+def require_unchanged(sending: tuple[memoryview, bytes] | None) -> None:
+    if sending is not None:
+        frame, was = sending
+        assert frame[: len(was)] == was
 
 
 def fill(window: SendWindow, frames: int, size: int = 1) -> None:
@@ -68,38 +119,88 @@ def fill(window: SendWindow, frames: int, size: int = 1) -> None:
         window.note_sent()
 
 
-def test_a_full_window_has_no_room_until_the_peer_acknowledges() -> None:
-    window = SendWindow(MIN_WINDOW_BYTES)
-    fill(window, MIN_WINDOW_BYTES // MAX_PAYLOAD_BYTES, MAX_PAYLOAD_BYTES)
-    assert not window.room()
-    window.acknowledge(1)
-    assert len(window.room()) == MAX_PAYLOAD_BYTES
-
-
-def fill_up(window: SendWindow) -> int:
-    """Frames of the largest size until there is no room; how many."""
-    before = window.next_seq
+def fill_up(window: SendWindow) -> list[int]:
+    """Frames of the largest size until there is no room; their sizes."""
+    sizes = []
     while room := window.room():
         window.append(FrameType.DATA, len(room))
         window.note_sent()
-    return window.next_seq - before
+        sizes.append(len(room))
+    return sizes
 
 
-def test_windows_that_share_their_slots_leave_two_to_each_of_the_others_and_give_them_back() -> None:
-    slots = Slots(MIN_WINDOW_BYTES)
-    first, second, third = (SendWindow(MIN_WINDOW_BYTES, slots) for _ in range(3))
-    assert [fill_up(each) for each in (first, second, third)] == [8, 4, 2]
-    third.acknowledge(2)
-    assert fill_up(third) == 2, "its own two go on, whatever the others hold"
-    first.acknowledge(first.sent)
-    assert first.room()
-    assert fill_up(third) == 4 + 2
-    first.close(FrameType.FIN)
-    first.note_sent()
-    second.acknowledge(second.sent)
-    third.acknowledge(third.sent)
-    first.acknowledge(first.sent)
-    assert fill_up(second) == 8, "nothing was kept by a window that needs it no more"
+LARGE = MIN_WINDOW_BYTES // MAX_PAYLOAD_BYTES - 1  # and a small one, with which it begins
+
+
+def test_a_full_window_has_no_room_until_the_peer_acknowledges() -> None:
+    window = SendWindow(MIN_WINDOW_BYTES)
+    assert fill_up(window) == [SMALL_BYTES, *[MAX_PAYLOAD_BYTES] * LARGE, SMALL_BYTES]
+    window.acknowledge(2)
+    assert len(window.room()) == MAX_PAYLOAD_BYTES
+
+
+def test_a_window_that_is_lent_nothing_goes_on_with_two_small_slots_for_ever() -> None:
+    window = SendWindow(MIN_WINDOW_BYTES, Few(1))
+    for _ in range(100):
+        assert fill_up(window) == [SMALL_BYTES, SMALL_BYTES]
+        window.acknowledge(window.sent)
+
+
+def test_windows_share_what_is_lent_and_each_has_its_own_besides() -> None:
+    lender = Few(9)
+    first, second = SendWindow(MIN_WINDOW_BYTES, lender), SendWindow(MIN_WINDOW_BYTES, lender)
+    assert fill_up(first) == [SMALL_BYTES, *[MAX_PAYLOAD_BYTES] * LARGE, SMALL_BYTES]
+    assert lender.free != [], "the one in which to seal is lent together with the first"
+    assert fill_up(second) == [SMALL_BYTES, SMALL_BYTES]
+    first.acknowledge(4)
+    second.acknowledge(1)
+    assert fill_up(second)[:1] == [MAX_PAYLOAD_BYTES]
+    for window in (first, second):
+        window.close(FrameType.FIN)
+        window.note_sent()
+        window.acknowledge(window.sent)
+    assert lender.lent == [], "nothing is kept by a window that needs it no more"
+
+
+def test_a_window_whose_hypervisor_says_nothing_has_nothing_once_all_is_acknowledged() -> None:
+    lender = Few(20)
+    window = SendWindow(MIN_WINDOW_BYTES, lender)
+    for _ in range(3):
+        window.append(FrameType.DATA, len(window.room()))
+        window.note_sent()
+    assert window.room()
+    window.rest()
+    assert lender.lent != []
+    window.acknowledge(3)
+    assert lender.lent == []
+    assert len(window.room()) == SMALL_BYTES
+
+
+def test_what_is_sent_out_of_is_lent_to_nobody_else_by_an_acknowledgement_that_comes_too_soon() -> None:
+    """Another session's plaintext would go to this peer, in the clear."""
+    lender = Few(3)
+    window = SendWindow(MIN_WINDOW_BYTES, lender)
+    window.append(FrameType.DATA, len(window.room()))
+    window.append(FrameType.DATA, len(window.room()))
+    window.note_sent()
+    frame, window.is_sending = window.frame(MAX_PAYLOAD_BYTES), True
+    window.note_sent()
+    window.rest()
+    window.acknowledge(2)
+    assert [each is frame for each in lender.lent] == [True]
+    window.note_whole()
+    assert lender.lent == []
+
+
+def test_a_window_that_was_given_up_has_nothing_and_keeps_its_counts() -> None:
+    lender = Few(20)
+    window = SendWindow(MIN_WINDOW_BYTES, lender)
+    fill_up(window)
+    sent = window.sent
+    window.give_all()
+    assert lender.lent == []
+    window.acknowledge(sent - 1)
+    assert (window.next_seq, window.base) == (sent, sent - 1)
 
 
 def test_frames_of_one_byte_fill_it_too() -> None:

@@ -1,0 +1,208 @@
+"""What the lanes of all sessions of a relay may keep in memory together: places for large frames, lent in fair shares.
+
+A place is `LARGE_BYTES`, one frame of the largest size. Two things need them, and each gets on without, slower:
+
+- What was sent and is not acknowledged (`SendWindow`). It must be kept, so it cannot be asked back. A session is lent
+  no more than four times what is left, so something is left for whoever comes next, and a quarter is never lent so.
+- A frame that arrives. It must be whole before anything of it is believed, and a peer may never finish it, or say what
+  the hypervisor does not take. It can be asked back, because the peer keeps it: whoever has had a place for a turn,
+  while others wait, loses its connection, and the session goes on over another one.
+
+Each lane has small buffers of its own beside that, so lanes are bounded, too: one for each session, and
+`max_further_lanes`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import trio
+
+from transport.errors import LocalBroken
+from transport.relay.limits import LimitsSection
+from transport.wire.window import LARGE_BYTES, lazy_buffer
+
+# The slowest way to bring a frame of 1 MiB in its turn is 1.7 Mb/s; without somebody who waits there are no turns.
+TURN_SECONDS = 5.0
+_GRACE_SECONDS = 1.0  # for whoever is between two frames soon, and gives it back without losing anything
+_TIMES_WHAT_IS_LEFT = 4
+_FOR_ARRIVING = 4  # the fourth part
+_WINDOWS = 3
+
+
+@dataclass(slots=True, eq=False)
+class Lease:
+    """A place for a frame that arrives. `ask_back` ends whatever uses it, which then gives it back."""
+
+    share: Share
+    place: memoryview
+    since: float
+    ask_back: Callable[[], None]
+    is_asked_back: bool = False
+
+    @property
+    def is_due(self) -> bool:
+        """Whether others wait for it and it has had its turn."""
+        return self.share.memory.is_past_its_turn(self)
+
+    def give_back(self) -> None:
+        self.share.memory.end_lease(self)
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    share: Share
+    ask_back: Callable[[], None]
+    granted: trio.Event = field(default_factory=trio.Event)
+    lease: Lease | None = None
+
+
+class LaneMemory:
+    """Of one relay, in its own thread. Memory is taken from the system as it is needed, and given back to it whenever
+    nobody has any."""
+
+    def __init__(self, capacity_bytes: int, max_further_lanes: int, turn_seconds: float = TURN_SECONDS) -> None:
+        self._most = max(_FOR_ARRIVING, capacity_bytes // LARGE_BYTES)
+        self._max_further_lanes = max_further_lanes
+        self._turn_seconds = turn_seconds
+        self._kept: list[memoryview] = []
+        self._leases: dict[Lease, None] = {}  # the oldest first
+        self._waiting: list[_Waiting] = []
+        self._served = 0
+        self.lent = 0
+        self.further_lanes = 0
+
+    @property
+    def left(self) -> int:
+        return self._most - self.lent
+
+    def share(self, most_sending: int) -> Share:
+        """A new session's. `most_sending`: places for what it sends."""
+        return Share(self, most_sending)
+
+    def may_send_more(self, has: int, count: int) -> bool:
+        """Whether a session that has so many places in its windows is lent `count` more."""
+        left = self.left - count - self._most // _FOR_ARRIVING
+        return not self._waiting and left >= 0 and has + count <= max(_TIMES_WHAT_IS_LEFT * left, 0)
+
+    def take(self) -> memoryview:
+        """The one that was given back last: it may still be in the processor's caches."""
+        self.lent += 1
+        return self._kept.pop() if self._kept else lazy_buffer(LARGE_BYTES)
+
+    def give(self, place: memoryview) -> None:
+        self._kept.append(place)
+        self.lent -= 1
+        if not self.lent:
+            self._kept.clear()
+        self._serve()
+
+    def enter_further_lane(self) -> None:
+        """Of a session that has one. `LocalBroken` for one beyond those that may be."""
+        if self.further_lanes >= self._max_further_lanes:
+            most = self._max_further_lanes
+            raise LocalBroken(f"sessions here have {most} lanes beyond their first (limits.max_further_lanes)")
+        self.further_lanes += 1
+
+    async def lease(self, share: Share, ask_back: Callable[[], None]) -> Lease:
+        """A place for a frame that arrives, perhaps after some turns of others. Cancelled, nothing is kept."""
+        waiting = _Waiting(share, ask_back)
+        patience = trio.current_time() + _GRACE_SECONDS
+        self._waiting.append(waiting)
+        self._serve()
+        try:
+            while not waiting.granted.is_set():
+                with trio.move_on_at(max(patience, self._next_turn())) as turn:
+                    await waiting.granted.wait()
+                if turn.cancelled_caught:
+                    self._ask_back()
+        except trio.Cancelled:
+            if waiting.lease is not None:
+                waiting.lease.give_back()
+            else:
+                self._waiting.remove(waiting)
+            raise
+        assert waiting.lease is not None
+        return waiting.lease
+
+    def is_past_its_turn(self, lease: Lease, grace_seconds: float = 0.0) -> bool:
+        return bool(self._waiting) and trio.current_time() >= lease.since + self._turn_seconds + grace_seconds
+
+    def end_lease(self, lease: Lease) -> None:
+        del self._leases[lease]
+        lease.share.arriving -= 1
+        self.give(lease.place)
+
+    def _next_turn(self) -> float:
+        """When the one who has had a place for longest, and was not asked for it yet, is asked for it."""
+        since = next((lease.since for lease in self._leases if not lease.is_asked_back), None)
+        return float("inf") if since is None else since + self._turn_seconds + _GRACE_SECONDS
+
+    def _ask_back(self) -> None:
+        """One for each who waits, of those that have had their turn."""
+        asked = sum(lease.is_asked_back for lease in self._leases)
+        for lease in self._leases:
+            if asked >= len(self._waiting) or not self.is_past_its_turn(lease, _GRACE_SECONDS):
+                return
+            if not lease.is_asked_back:
+                lease.is_asked_back = True
+                lease.ask_back()
+                asked += 1
+
+    def _serve(self) -> None:
+        """Whose session has fewest is first, and among those whose was served least lately: many lanes are no more
+        than one."""
+        while self._waiting and self.left > 0:
+            waiting = min(self._waiting, key=lambda each: (each.share.arriving, each.share.last_served))
+            self._waiting.remove(waiting)
+            share = waiting.share
+            share.arriving += 1
+            self._served += 1
+            share.last_served = self._served
+            waiting.lease = Lease(share, self.take(), trio.current_time(), waiting.ask_back)
+            self._leases[waiting.lease] = None
+            waiting.granted.set()
+
+
+@dataclass(slots=True, eq=False)
+class Share:
+    """One session's. `most_sending`: places in all of its windows together. As `Lender` it lends to those."""
+
+    memory: LaneMemory
+    most_sending: int
+    sending: int = 0
+    arriving: int = 0
+    lanes: int = 0
+    last_served: int = 0  # the number of the lease that it got last
+
+    def lend(self, count: int) -> list[memoryview] | None:
+        if self.sending + count > self.most_sending or not self.memory.may_send_more(self.sending, count):
+            return None
+        self.sending += count
+        return [self.memory.take() for _ in range(count)]
+
+    def take_back(self, *places: memoryview) -> None:
+        self.sending -= len(places)
+        for place in places:
+            self.memory.give(place)
+
+    def enter_lane(self) -> None:
+        """`LocalBroken` where the relay has as many as it may."""
+        if self.lanes:
+            self.memory.enter_further_lane()
+        self.lanes += 1
+
+    def leave_lane(self) -> None:
+        self.lanes -= 1
+        if self.lanes:
+            self.memory.further_lanes -= 1
+
+    async def lease(self, ask_back: Callable[[], None]) -> Lease:
+        return await self.memory.lease(self, ask_back)
+
+
+def lane_memory_of(limits: LimitsSection) -> LaneMemory:
+    """As the configuration says."""
+    capacity_bytes = limits.lane_memory_bytes or _WINDOWS * limits.window_bytes
+    return LaneMemory(capacity_bytes, limits.max_further_lanes)
