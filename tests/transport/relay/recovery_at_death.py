@@ -1,9 +1,12 @@
 """Recovery of a post-copy one of whose relays dies. Not in `make test`: where QEMU hangs on a missing page then, it
 may not come to its end within the deadline (docs/failures.md); whether it does is chance. `make recovery` runs it.
+
+And what an operator is told to do where the destination has lost its state folder.
 """
 
 from __future__ import annotations
 
+import shutil
 import signal
 from contextlib import AsyncExitStack
 from functools import partial
@@ -11,7 +14,7 @@ from functools import partial
 import pytest
 
 from gateway.demo.guest import build_boot_image
-from gateway.demo.machines import start_qemu, stop_qemu, wait_passes
+from gateway.demo.machines import let_run, run_state, start_qemu, stop_qemu, wait_passes
 from policy.permit import Limits
 from tests.transport.kinds import NEWEST
 from tests.transport.recoveries import MIB
@@ -71,3 +74,29 @@ async def test_a_source_relay_that_dies_before_it_has_noted_the_switch_hands_the
         async with relay(config):
             assert await wait_one_place(site, newest, 150) == "destination"
             await require_one_guest(newest, "destination")
+
+
+async def test_a_guest_whose_destination_has_lost_its_state_folder_waits_for_its_operator(
+    site: Site, machines: Machines
+) -> None:
+    """It was handed over, and the destination does not know it any more: only the operator knows who may run."""
+    permit = site.folder / "permit"
+    permit.write_text(site.permit(vm=VM))
+    config = write_config(site, "a")
+    async with relay(write_config(site, "b"), "before:running") as destination:
+        address = destination.address
+        async with relay(config, "never", str(permit), address) as source:
+            await until(lambda: destination.process.poll() is not None, 30)
+            shutil.rmtree(site.folder / "relay-b")
+            async with relay(write_config(site, "b", listen=address)):
+                await until(lambda: "session_unknown" in source.output.read_text(errors="replace"), 30)
+                assert await run_state(machines.source) == "postmigrate"
+                assert machines.destination.printed() == b""
+    # As docs/failures.md says: the destination's QEMU ends, then the source's journal goes, then the guest goes on.
+    machines.destination.process.kill()
+    for journal in (site.folder / "relay-a" / "journals").glob("source-*.jsonl"):
+        journal.unlink()
+    async with relay(config):
+        await let_run(machines.source)
+        assert await wait_one_place(site, machines) == "source"
+        await require_one_guest(machines, "source")
