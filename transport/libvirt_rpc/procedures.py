@@ -105,8 +105,9 @@ REFUSED_FLAGS: Final = {
     MigrateFlag.RDMA_PIN_ALL: "RDMA cannot be carried",
     MigrateFlag.ZEROCOPY: "--zerocopy needs a TCP connection of QEMU's own: leave it away",
     MigrateFlag.POSTCOPY_RESUME: (
-        "--postcopy-resume is not carried: a post-copy that broke cannot be taken up again. Where virsh domstate says "
-        "on neither host that the guest runs, it is lost: virsh destroy what is left of it, then virsh start it on one"
+        "--postcopy-resume is not carried. Where virsh domstate --reason says post-copy failed on both hosts, end "
+        "neither: docs/failures.md has another way. Where it says on neither host that the guest runs, it is lost: "
+        "virsh destroy what is left of it, then virsh start it on one"
     ),
 }
 KNOWN_FLAGS: Final[int] = (1 << 21) - 1  # a plain number: an inverted IntFlag forgets what it does not know

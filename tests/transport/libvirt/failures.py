@@ -186,7 +186,10 @@ def kill(pair: Pair, victim: str, mover: subprocess.Popen[bytes]) -> None:
             assert relay is not None
             relay.kill()
         case "libvirtd":
-            os.kill(pair.host(name).libvirtd(), signal.SIGKILL)
+            pid = pair.host(name).libvirtd()
+            os.kill(pid, signal.SIGKILL)
+            # Until then it holds its lock, and another cannot start.
+            wait_for(lambda: not Path(f"/proc/{pid}").exists(), f"libvirtd of host {name} has ended")
         case "connection":
             cut = pair.a.inside("ss", "-K", "dst", pair.b.address)
             subprocess.run(cut, check=True, capture_output=True, timeout=20)
