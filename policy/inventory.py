@@ -202,7 +202,8 @@ def _hosts(layers: Sequence[Layer], problems: list[str], spellings: dict[tuple[s
             continue
         if layer.told is None:
             # It may say of each host below that it is in another zone.
-            problems.append(f"hosts of the sources after {layer.name} are not known: {layer.silent}")
+            if any(each.tells_hosts for each in layers[layers.index(layer) + 1 :]):
+                problems.append(f"hosts of the sources after {layer.name} are not known: {layer.silent}")
             break
         for host in layer.told.hosts.values():
             if host.spiffe_id in hosts:

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from gateway.cli.asking import signed_in
 from gateway.cli.errors import OPERATOR, BadConfiguration, Refused
 from gateway.cli.follow import Clock, Interrupts, follow
+from gateway.cli.waiting import working
 
 if TYPE_CHECKING:
     from gateway.cli.client import GatewayClient
@@ -85,18 +86,20 @@ def _follow(client: GatewayClient, opening: Opening, ready: Callable[[Path], Non
         vm = reply.vm.uuid if reply.vm is not None else None
         if reply.state == "running" and not has_begun and vm is not None:
             has_begun = True
+            until_open.close()
             try:
                 ready(section.listens_at(opening.port, vm))
             except Refused:
                 client.cancel(reply.migration_id)  # else it waits for a connection that nobody makes
                 raise
 
-    with Interrupts() as interrupts:
+    with Interrupts() as interrupts, ExitStack() as until_open:
         answer = client.request_migration(opening.question())
         decision = answer.decision
         if not decision.allowed or answer.migration_id is None:
             why = decision.denied_because or "policy does not allow it"
             return {"outcome": "denied", "message": why, "record_index": answer.record_index}
+        until_open.enter_context(working("waiting for both relays to open the lane"))
         reply = follow(
             client,
             answer.migration_id,
