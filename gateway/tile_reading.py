@@ -38,6 +38,7 @@ class _Window:
     person: Person
     address: str
     began: float
+    under_way: int = 0  # it is not ended before they are counted
     requests: int = 0
     bytes: int = 0
     entry_bundles: int = 0
@@ -59,12 +60,15 @@ class TileReading:
     async def read(self, person: Person, now: datetime, address: str, wanted: Resource) -> bytes:
         """Errors: NotAllowed (recorded), NotKnown, LogUnavailable."""
         window = await self._window(person, now, address)
+        window.under_way += 1
         try:
             data = await self._committer.read(lambda opened: opened.resource(wanted))
         except EntryPruned as error:
             raise NotKnown(str(error), next_step="mount the archive, or ask whoever keeps it") from error
         except IndexError as error:
             raise NotKnown("the log has no such tile") from error
+        finally:
+            window.under_way -= 1
         window.requests += 1
         window.bytes += len(data)
         if wanted.level is None:
@@ -91,9 +95,12 @@ class TileReading:
         """Record what was read in windows that have passed, until cancelled."""
         while True:
             await trio.sleep(SWEEP_SECONDS)
-            for window in list(self._windows.values()):
-                if trio.current_time() - window.began >= WINDOW_SECONDS:
-                    await self._end(window)
+            await self.sweep()
+
+    async def sweep(self) -> None:
+        for window in list(self._windows.values()):
+            if trio.current_time() - window.began >= WINDOW_SECONDS and not window.under_way:
+                await self._end(window)
 
     async def finish(self) -> None:
         for window in list(self._windows.values()):
@@ -106,7 +113,7 @@ class TileReading:
         what = {"tiles": {"tile_width": TILE_WIDTH, "window_seconds": int(WINDOW_SECONDS)}}
         await self._reading.require_read_audit(person, now, address, what, recorded=begins)
         if begins and len(self._windows) >= MAX_WINDOWS:
-            await self._end(next(iter(self._windows.values())))
+            await self._end(min(self._windows.values(), key=lambda window: window.under_way))  # the oldest of those
         return self._windows.setdefault(key, _Window(person, address, trio.current_time()))
 
     async def _end(self, window: _Window) -> None:

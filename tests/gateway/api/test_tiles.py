@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -94,6 +95,25 @@ async def test_only_auditors_read_it_and_a_refusal_is_on_record(running: Running
     assert (await running.person("bob").get("/v1/log/tile/0/000")).status_code == 403
     (record,) = [one for one in await decoded(running, "audit.read") if one["outcome"] == "denied"]
     assert record["actor"]["name"] == "Bob Guest"
+
+
+async def test_what_is_being_read_while_its_window_passes_is_counted(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await fill(running)
+    reading = running.gateway.desk.tile_reading
+    read = reading._committer.read
+
+    async def slow(question: Any) -> Any:
+        monkeypatch.setattr(tile_reading, "WINDOW_SECONDS", 0.0)
+        await reading.sweep()
+        return await read(question)
+
+    monkeypatch.setattr(reading, "_committer", SimpleNamespace(read=slow))
+    await get(running.person("carol"), f"tile/entries/{number_path(0)}")
+    await reading.sweep()
+    ended = [record for record in await running.records("audit.read") if record["outcome"] == "completed"]
+    assert [record["details"]["read"]["tiles"]["requests"] for record in ended] == [1]
 
 
 async def test_reading_much_leaves_two_records(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
