@@ -29,6 +29,7 @@ from tests.audit.siem.certificates import TestAuthority
 from tests.audit.siem.conftest import Indices
 from tests.audit.siem.elastic_receiver import ElasticReceiver
 from tests.audit.siem.entries import FakeLog, log_entry
+from tests.elasticsearch_node.process import START_SECONDS
 from tests.elasticsearch_node.proxy import Answer, Behaviour, Passing, all_created, misbehaving, too_many
 
 pytestmark = [pytest.mark.real, pytest.mark.whole]
@@ -66,7 +67,9 @@ async def test_a_server_that_is_down_is_away_and_gets_all_when_it_is_back(receiv
 async def test_killed_at_random_it_misses_nothing_and_holds_nothing_twice(
     receiver: ElasticReceiver, tmp_path: Path
 ) -> None:
-    missing = await contract.killed_at_random_it_misses_nothing(receiver, tmp_path, KILLS, seed=2, restart_seconds=60)
+    missing = await contract.killed_at_random_it_misses_nothing(
+        receiver, tmp_path, KILLS, seed=2, restart_seconds=START_SECONDS
+    )
     held = receiver.held()
     assert missing == []
     assert len(held) == len(set(held)) == 200 + 100 * KILLS
