@@ -59,8 +59,8 @@ class _Waiting:
 
 
 class LaneMemory:
-    """Of one relay, in its own thread. Memory is taken from the system as it is needed, and given back to it whenever
-    nobody has any."""
+    """Of one relay, in its own thread. Memory is taken from the system as it is needed, and given back to it when
+    there are no lanes."""
 
     def __init__(self, capacity_bytes: int, max_further_lanes: int, turn_seconds: float = TURN_SECONDS) -> None:
         self._most = max(_FOR_ARRIVING, capacity_bytes // LARGE_BYTES)
@@ -71,7 +71,7 @@ class LaneMemory:
         self._waiting: list[_Waiting] = []
         self._served = 0
         self.lent = 0
-        self.further_lanes = 0
+        self.lanes = self.further_lanes = 0
 
     @property
     def left(self) -> int:
@@ -94,9 +94,13 @@ class LaneMemory:
     def give(self, place: memoryview) -> None:
         self._kept.append(place)
         self.lent -= 1
-        if not self.lent:
-            self._kept.clear()
         self._serve()
+
+    def leave_lane(self) -> None:
+        """With the last one memory goes back to the system; not sooner, as zeroed pages cost as much as a copy."""
+        self.lanes -= 1
+        if not self.lanes:
+            self._kept.clear()
 
     def enter_further_lane(self) -> None:
         """Of a session that has one. `LocalBroken` for one beyond those that may be."""
@@ -107,6 +111,8 @@ class LaneMemory:
 
     async def lease(self, share: Share, ask_back: Callable[[], None]) -> Lease:
         """A place for a frame that arrives, perhaps after some turns of others. Cancelled, nothing is kept."""
+        if not self._waiting and self.left > 0:
+            return self._granted(share, ask_back)
         waiting = _Waiting(share, ask_back)
         patience = trio.current_time() + _GRACE_SECONDS
         self._waiting.append(waiting)
@@ -156,13 +162,16 @@ class LaneMemory:
         while self._waiting and self.left > 0:
             waiting = min(self._waiting, key=lambda each: (each.share.arriving, each.share.last_served))
             self._waiting.remove(waiting)
-            share = waiting.share
-            share.arriving += 1
-            self._served += 1
-            share.last_served = self._served
-            waiting.lease = Lease(share, self.take(), trio.current_time(), waiting.ask_back)
-            self._leases[waiting.lease] = None
+            waiting.lease = self._granted(waiting.share, waiting.ask_back)
             waiting.granted.set()
+
+    def _granted(self, share: Share, ask_back: Callable[[], None]) -> Lease:
+        share.arriving += 1
+        self._served += 1
+        share.last_served = self._served
+        lease = Lease(share, self.take(), trio.current_time(), ask_back)
+        self._leases[lease] = None
+        return lease
 
 
 @dataclass(slots=True, eq=False)
@@ -192,11 +201,13 @@ class Share:
         if self.lanes:
             self.memory.enter_further_lane()
         self.lanes += 1
+        self.memory.lanes += 1
 
     def leave_lane(self) -> None:
         self.lanes -= 1
         if self.lanes:
             self.memory.further_lanes -= 1
+        self.memory.leave_lane()
 
     async def lease(self, ask_back: Callable[[], None]) -> Lease:
         return await self.memory.lease(self, ask_back)

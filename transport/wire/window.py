@@ -129,7 +129,7 @@ class SendWindow:
         self._is_resting = False
         if not self.pending:
             if not self._frames:
-                self._rest()
+                self._begin_anew()
             elif (slot := self._next_slot()) is not None:
                 self._used.append((self._slot, self.next_seq))
                 self._open(slot)
@@ -239,12 +239,23 @@ class SendWindow:
         size, left = self._left()
         if left >= size // 2:
             return None
+        return self._lent() or (self._own.pop() if self._own and left < size // 4 else None)
+
+    def _lent(self) -> memoryview | None:
         if len(self._used) < self._capacity_slots - 1:
             lent = self._lender.lend(1 if self._large_frame is not None else 2)
             if lent is not None:
                 self._large_frame = self._large_frame or lent.pop()
                 return lent[0]
-        return self._own.pop() if self._own and left < size // 4 else None
+        return None
+
+    def _begin_anew(self) -> None:
+        """Nothing is under way, and the hypervisor may go on: a large slot is kept until it says nothing (`rest`)."""
+        size, left = self._left()
+        if len(self._slot) != LARGE_BYTES and left < size // 2 and (slot := self._lent()) is not None:
+            self._own.append(self._slot)
+            self._slot = slot
+        self._head = 0
 
     def _give(self, slot: memoryview) -> None:
         if len(slot) != LARGE_BYTES:
