@@ -309,10 +309,8 @@ def _identify(prepare: Prepare) -> DomainIdentity:
 
 def _process_of(accepted: trio.socket.SocketType) -> tuple[int | None, int | None]:
     """uid and, of a unix socket, pid of the caller."""
-    raw = socket.socket(fileno=os.dup(accepted.fileno()))
     try:
-        return peer_process(raw) if raw.family == socket.AF_UNIX else (peer_uid(raw), None)
-    except OSError:
+        with socket.socket(fileno=os.dup(accepted.fileno())) as raw:
+            return peer_process(raw) if raw.family == socket.AF_UNIX else (peer_uid(raw), None)
+    except OSError:  # it has left, or there is no descriptor to ask with: others go on
         return None, None
-    finally:
-        raw.close()

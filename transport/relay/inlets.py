@@ -18,12 +18,14 @@ import structlog
 import trio
 
 from transport.errors import LocalBroken
+from transport.hypervisors.errors import HypervisorUnreachable
 from transport.relay.channels import Channels
 
 log = structlog.get_logger("sealane.relay")
 Port = str  # memory, disks, libvirt, or a name of [ports]
 _PEER_CREDENTIALS = struct.Struct("3i")
 _BACKLOG = 16
+_PAUSE_SECONDS = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,16 +65,25 @@ class SourceLanes:
         while True:
             try:
                 accepted, _ = await inlet.listening.accept()
-            except OSError as error:
-                raise LocalBroken(f"the hypervisor's connection cannot be taken: {error.strerror}") from None
+            except OSError:
+                await trio.sleep(_PAUSE_SECONDS)  # out of descriptors: the session has its own deadline
+                continue
             local = socket.socket(fileno=accepted.detach())
-            if inlet.allows(local):
+            if _is_allowed(inlet, local):
                 await self.open(inlet.port, local)
             else:
                 local.close()
                 refused += 1
                 if refused & (refused - 1) == 0:  # the 1st, 2nd, 4th, …: anybody may dial, and none may fill the log
                     log.warning("session socket dialled by another process", port=inlet.port, times=refused)
+
+
+def _is_allowed(inlet: Inlet, local: socket.socket) -> bool:
+    """Not if nobody can say who it is: anybody on this host may dial, and have left, so it is no reason to end."""
+    try:
+        return inlet.allows(local)
+    except (OSError, HypervisorUnreachable):
+        return False
 
 
 def peer_process(local: socket.socket) -> tuple[int, int]:

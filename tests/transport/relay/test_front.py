@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 from collections.abc import AsyncIterator
@@ -193,6 +194,22 @@ async def test_nor_can_it_fill_the_log(tmp_path: Path) -> None:
                 with contextlib.suppress(trio.BrokenResourceError):
                     await ask(stage, OPEN)
     assert len([log for log in logs if log["event"] == "caller at the front refused"]) <= 3
+
+
+async def test_a_relay_out_of_descriptors_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To ask who calls takes one: by an error there whoever may dial could have ended all sessions."""
+    duplicate, failures = os.dup, [errno.EMFILE]
+
+    def scarce(descriptor: int) -> int:
+        if failures:
+            raise OSError(failures.pop(), "Too many open files")
+        return duplicate(descriptor)
+
+    async with front(tmp_path) as stage:
+        monkeypatch.setattr(os, "dup", scarce)
+        with contextlib.suppress(trio.BrokenResourceError):
+            assert await ask(stage, OPEN) == []
+        assert len(await ask(stage, OPEN)) == 1
 
 
 async def test_a_bug_that_a_caller_finds_ends_that_caller_alone(
