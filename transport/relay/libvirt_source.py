@@ -18,6 +18,7 @@ import structlog
 import trio
 
 from transport.errors import LocalBroken
+from transport.hypervisors.errors import HypervisorUnreachable
 from transport.hypervisors.migration_progress import MigrationProgress
 from transport.hypervisors.process import is_gone
 from transport.hypervisors.qemu_process import find_qemus
@@ -106,13 +107,13 @@ class LibvirtSource:
                 nursery.start_soon(self._report_progress, report)
             try:
                 await conversation.carry(stream, milestones, self._has_switched)
-            except LocalBroken as cause:
+            except (LocalBroken, RpcMalformed) as cause:
                 if not conversation.is_given_away:
                     raise
                 # libvirt may be restarted at either end. The guest runs at the destination: all it needs is its memory.
                 log.warning("the guest's memory goes on without libvirt", vm=self._vm, cause=str(cause))
                 self.broke(f"{cause}; the guest runs at the destination already, and its memory goes on")
-                await lanes.wait_ended("memory")
+                await self._wait_ended(lanes)
             nursery.cancel_scope.cancel()
         await self._wait_gone()
         return None
@@ -192,6 +193,19 @@ class LibvirtSource:
         except (LibvirtAway, RpcFailed, RpcMalformed) as error:
             log.info("libvirt does not tell how far it is", vm=self._vm, cause=str(error))
 
+    async def _wait_ended(self, lanes: SourceLanes) -> None:
+        """Until no memory is left to come out of its QEMU: a destination that never ends its direction holds nobody."""
+        async with trio.open_nursery() as nursery:
+
+            async def wait_process() -> None:
+                while not self._is_surely_gone():
+                    await self._wait_exit()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(wait_process)
+            await lanes.wait_ended("memory")
+            nursery.cancel_scope.cancel()
+
     async def _wait_gone(self) -> None:
         """After libvirt was told that the guest is whole at the destination: it ends it here, or resumes it."""
         with trio.move_on_after(self._seconds):
@@ -205,11 +219,20 @@ class LibvirtSource:
             return
         raise LocalBroken("libvirt has not ended its guest in time")
 
+    def _is_surely_gone(self) -> bool:
+        try:
+            return is_gone(self.process)
+        except HypervisorUnreachable:
+            return False
+
     async def _wait_exit(self) -> None:
         """Until the process ends, at most a moment."""
         try:
             descriptor = os.pidfd_open(int(self.process.split(":")[1]))
         except ProcessLookupError:
+            return
+        except OSError:  # out of descriptors
+            await trio.sleep(_LOOK_SECONDS)
             return
         try:
             with trio.move_on_after(_LOOK_SECONDS):
