@@ -51,6 +51,7 @@ class Arriving:
     closed_by: FrameType | None = None
     held: int = 0
     written: int = 0
+    digested: int = 0  # of what is written: what the hypervisor had of it before is in the digest
     plaintext: memoryview = field(default_factory=lambda: memoryview(b""))
     _small: memoryview = field(default_factory=lambda: lazy_buffer(SMALL_BYTES + TAG_BYTES + HEADER_BYTES))
     _lease: Lease | None = None
@@ -58,8 +59,11 @@ class Arriving:
 
     async def place(self, due: int, ask_back: Callable[[], None]) -> memoryview:
         """For `due` bytes and the next header. `ask_back`: of what uses it, where others have waited for a turn."""
-        if self._lease is not None and self._lease.is_due:
-            self.rest()
+        if self._lease is not None:
+            if self._lease.is_due:
+                self.rest()
+            else:
+                self._lease.begin_frame()
         if self._lease is None:
             if due + HEADER_BYTES <= len(self._small):
                 return self._small
@@ -69,7 +73,7 @@ class Arriving:
     def hold(self, size: int, place: memoryview) -> None:
         """A frame's payload is here, and is the peer's no more: its first `size` bytes of `place`."""
         self.plaintext, self.held = place, size
-        self.written = min(size, self._skipped)
+        self.written = self.digested = min(size, self._skipped)
         self._skipped -= self.written
 
     def rest(self) -> None:
@@ -127,6 +131,13 @@ class Channel:
             while arriving.written < arriving.held:
                 arriving.written += self.local.send(arriving.plaintext[arriving.written : arriving.held])
 
+    def digest_written(self) -> None:
+        """What the hypervisor has got; a frame that comes again may be another one."""
+        arriving = self.arriving
+        if self.counts.digests is not None and arriving.held:
+            self.counts.digests.received.update(arriving.plaintext[arriving.digested : arriving.written])
+            arriving.digested = arriving.written
+
     @contextmanager
     def carried(self) -> Iterator[None]:
         """By a lane, whose tasks have ended when this ends."""
@@ -135,6 +146,7 @@ class Channel:
             yield
         finally:
             self._is_carried = False
+            self.digest_written()
             self.arriving.let_go()
             self.window.note_whole()
             if self._is_over:

@@ -206,6 +206,7 @@ async def _open_direction(channel: Channel, lane: Lane, opener: Opener, turn: tr
             await _write_held(channel)
         if opener.next_seq % _FRAMES_PER_CHECKPOINT == 0:
             await trio.lowlevel.checkpoint()
+    arriving.rest()  # nothing more arrives, so nobody could ask it back
     if in_header:
         raise ConnectionBroken("a lane was tampered with: bytes after fin")
 
@@ -218,6 +219,8 @@ def _open_and_write(channel: Channel, opener: Opener, header: memoryview, body: 
     # From here to the next wait nothing may come in between: the frame is held.
     arriving.next_seq = opener.next_seq
     arriving.closed_by = opener.closed_by
+    if arriving.closed_by is not None:
+        return  # what a reset says is not the hypervisor's
     arriving.hold(size, body)
     try:
         channel.write_held()
@@ -242,8 +245,7 @@ async def _write_held(channel: Channel) -> None:
             arriving.written = arriving.held
     counts.received_frames = arriving.next_seq
     counts.received_bytes += arriving.held
-    if counts.digests is not None:
-        counts.digests.received.update(arriving.plaintext[: arriving.held])
+    channel.digest_written()
     size, arriving.held = arriving.held, 0
     channel.wrote(size, False)
 

@@ -6,7 +6,8 @@ A place is `LARGE_BYTES`, one frame of the largest size. Two things need them, a
   no more than four times what is left, so something is left for whoever comes next, and a quarter is never lent so.
 - A frame that arrives. It must be whole before anything of it is believed, and a peer may never finish it, or say what
   the hypervisor does not take. It can be asked back, because the peer keeps it: whoever has had a place for a turn,
-  while others wait, loses its connection, and the session goes on over another one.
+  while others wait, gives it back between two frames; if its frame takes a turn itself, it loses its connection, and
+  the session goes on over another one.
 
 Each lane has small buffers of its own beside that, so lanes are bounded, too: one for each session, and
 `max_further_lanes`.
@@ -39,12 +40,17 @@ class Lease:
     place: memoryview
     since: float
     ask_back: Callable[[], None]
+    frame_since: float
     is_asked_back: bool = False
 
     @property
     def is_due(self) -> bool:
         """Whether others wait for it and it has had its turn."""
         return self.share.memory.is_past_its_turn(self)
+
+    def begin_frame(self) -> None:
+        """Another one in the same place."""
+        self.frame_since = trio.current_time()
 
     def give_back(self) -> None:
         self.share.memory.end_lease(self)
@@ -92,7 +98,8 @@ class LaneMemory:
         return self._kept.pop() if self._kept else lazy_buffer(LARGE_BYTES)
 
     def give(self, place: memoryview) -> None:
-        self._kept.append(place)
+        if self.lanes:
+            self._kept.append(place)
         self.lent -= 1
         self._serve()
 
@@ -121,8 +128,8 @@ class LaneMemory:
             while not waiting.granted.is_set():
                 with trio.move_on_at(max(patience, self._next_turn())) as turn:
                     await waiting.granted.wait()
-                if turn.cancelled_caught:
-                    self._ask_back()
+                if turn.cancelled_caught and not self._ask_back():
+                    patience = trio.current_time() + _GRACE_SECONDS
         except trio.Cancelled:
             if waiting.lease is not None:
                 waiting.lease.give_back()
@@ -132,8 +139,8 @@ class LaneMemory:
         assert waiting.lease is not None
         return waiting.lease
 
-    def is_past_its_turn(self, lease: Lease, grace_seconds: float = 0.0) -> bool:
-        return bool(self._waiting) and trio.current_time() >= lease.since + self._turn_seconds + grace_seconds
+    def is_past_its_turn(self, lease: Lease) -> bool:
+        return bool(self._waiting) and trio.current_time() >= lease.since + self._turn_seconds
 
     def end_lease(self, lease: Lease) -> None:
         del self._leases[lease]
@@ -141,20 +148,23 @@ class LaneMemory:
         self.give(lease.place)
 
     def _next_turn(self) -> float:
-        """When the one who has had a place for longest, and was not asked for it yet, is asked for it."""
-        since = next((lease.since for lease in self._leases if not lease.is_asked_back), None)
-        return float("inf") if since is None else since + self._turn_seconds + _GRACE_SECONDS
+        """When the first of those that were not asked yet is asked; if all were, others have their places soon."""
+        patience = trio.current_time() + _GRACE_SECONDS
+        return min((self._end_of(lease) for lease in self._leases if not lease.is_asked_back), default=patience)
 
-    def _ask_back(self) -> None:
-        """One for each who waits, of those that have had their turn."""
-        asked = sum(lease.is_asked_back for lease in self._leases)
-        for lease in self._leases:
-            if asked >= len(self._waiting) or not self.is_past_its_turn(lease, _GRACE_SECONDS):
-                return
-            if not lease.is_asked_back:
-                lease.is_asked_back = True
-                lease.ask_back()
-                asked += 1
+    def _end_of(self, lease: Lease) -> float:
+        """Of its turn, for who does not give it back: each frame has a whole turn, or a slow link would lose it."""
+        return self._turn_seconds + max(lease.since + _GRACE_SECONDS, lease.frame_since)
+
+    def _ask_back(self) -> bool:
+        """One for each who waits, of those that have had their turn. Whether any was left to ask."""
+        now, asked = trio.current_time(), [lease for lease in self._leases if lease.is_asked_back]
+        due = [lease for lease in self._leases if not lease.is_asked_back and now >= self._end_of(lease)]
+        due = due[: max(0, len(self._waiting) - len(asked))]
+        for lease in due:
+            lease.is_asked_back = True
+            lease.ask_back()
+        return bool(due)
 
     def _serve(self) -> None:
         """Whose session has fewest is first, and among those whose was served least lately: many lanes are no more
@@ -169,7 +179,8 @@ class LaneMemory:
         share.arriving += 1
         self._served += 1
         share.last_served = self._served
-        lease = Lease(share, self.take(), trio.current_time(), ask_back)
+        now = trio.current_time()
+        lease = Lease(share, self.take(), now, ask_back, frame_since=now)
         self._leases[lease] = None
         return lease
 

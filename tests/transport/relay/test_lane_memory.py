@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transport.errors import ConnectionBroken, LocalBroken
-from transport.relay.channel import Channel
+from transport.relay.channel import Arriving, Channel
 from transport.relay.channels import Channels
+from transport.relay.content_digests import ContentDigests
 from transport.relay.cores import Cores
 from transport.relay.lane import carry_channel
 from transport.relay.lane_memory import TURN_SECONDS, LaneMemory, Lease, Share, lane_memory_of
@@ -140,6 +141,69 @@ async def test_an_honest_lane_carries_its_share_of_the_time_whatever_the_others_
     assert carried * frame_seconds / 150 >= 0.7 / rounds
 
 
+@pytest.mark.parametrize("frame_seconds", [0.9, 2.2, 4.2, 4.9])
+async def test_a_lane_that_brings_each_frame_in_less_than_a_turn_is_never_cut(
+    autojump_clock: trio.testing.MockClock, frame_seconds: float
+) -> None:
+    """1.7 Mb/s and more, among others that keep whatever they get; also one that has had its place for long."""
+    memory, lost, carried = memory_of(4), trio.CancelScope(), 0
+    arriving = Arriving(memory.share(1))
+    async with trio.open_nursery() as nursery:
+        with lost:
+            while trio.current_time() < 200:
+                await arriving.place(MAX_PAYLOAD_BYTES, lost.cancel)
+                await trio.sleep(frame_seconds)
+                carried += 1
+                if carried == 3:
+                    for _ in range(5):
+                        nursery.start_soon(keeps, memory.share(1))
+        nursery.cancel_scope.cancel()
+    assert not lost.cancelled_caught
+    assert carried * frame_seconds > 200 / 4
+    arriving.rest()
+    assert memory.lent == 0
+
+
+async def test_who_is_left_waiting_by_places_that_went_to_others_asks_those(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """They were all asked back at once, and went to sessions that keep them without ever coming again."""
+    memory = memory_of(4)
+
+    async def keeps_once(share: Share) -> None:
+        with trio.CancelScope() as scope:
+            lease = await share.lease(scope.cancel)
+            try:
+                await trio.sleep_forever()
+            finally:
+                lease.give_back()
+
+    own = memory.share(1)
+    (await own.lease(lambda: None)).give_back()  # so that all others come before it
+    async with trio.open_nursery() as nursery:
+        for _ in range(8):
+            nursery.start_soon(keeps_once, memory.share(1))
+        await trio.testing.wait_all_tasks_blocked()
+        with trio.fail_after(3 * (TURN_SECONDS + 2)):
+            (await own.lease(lambda: None)).give_back()
+        nursery.cancel_scope.cancel()
+    assert memory.lent == 0
+
+
+async def test_who_waits_for_one_that_takes_its_time_to_go_does_nothing_meanwhile(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Else the clock of this test, which moves when nobody has anything to do, would never move."""
+    memory, asked = memory_of(4), list[int]()
+    leases = [await memory.share(1).lease(lambda: asked.append(1)) for _ in range(4)]
+    await trio.sleep(2 * TURN_SECONDS)
+    with trio.move_on_after(3 * TURN_SECONDS):
+        await memory.share(1).lease(lambda: None)
+    assert asked == [1], "one is enough for one"
+    for lease in leases:
+        lease.give_back()
+
+
 async def test_a_place_is_asked_back_only_while_others_wait(autojump_clock: trio.testing.MockClock) -> None:
     memory, scope = memory_of(4), trio.CancelScope()
     leases = [await memory.share(1).lease(scope.cancel) for _ in range(4)]
@@ -204,7 +268,9 @@ async def test_a_lane_whose_hypervisor_takes_nothing_makes_room_and_the_stream_g
     """It is sent again in other pieces, over a second lane: what the hypervisor has of it comes once."""
     memory = memory_of(4)
     channels, channel, hypervisor = opened(memory)
+    channel.counts.digests = ContentDigests.new()
     data = random.Random(1).randbytes(3 * MIB)
+    again = bytes([data[0] ^ 1]) + data[1:]  # the peer lies about what was written already
     frame = memoryview(bytearray(MAX_FRAME_BYTES))
 
     async def whole(peer: socket.socket) -> None:
@@ -236,7 +302,7 @@ async def test_a_lane_whose_hypervisor_takes_nothing_makes_room_and_the_stream_g
         sealer, at = LaneSealer(SECRET), 0
         for size in (10, 1000, 200_000, 500_000, MAX_PAYLOAD_BYTES, 3 * MIB - MAX_PAYLOAD_BYTES - 701_010):
             for part in range(at, at + size, MAX_PAYLOAD_BYTES):
-                piece = data[part : min(part + MAX_PAYLOAD_BYTES, at + size)]
+                piece = again[part : min(part + MAX_PAYLOAD_BYTES, at + size)]
                 await sent(peer, frame[: sealer.seal_into(FrameType.DATA, piece, frame)])
             at += size
         await sent(peer, frame[: sealer.seal_into(FrameType.FIN, b"", frame)])
@@ -249,10 +315,52 @@ async def test_a_lane_whose_hypervisor_takes_nothing_makes_room_and_the_stream_g
                 await trio.sleep(0.01)
             nursery.cancel_scope.cancel()
     assert bytes(taken) == data
+    honest = ContentDigests.new().received
+    honest.update(memoryview(data))
+    assert channel.counts.digests.received.hexdigest() == honest.hexdigest(), "of what the hypervisor has"
     assert channel.counts.received_bytes == len(data)
     channels.close()
     hypervisor.close()
     assert (memory.lent, memory.further_lanes) == (0, 0)
+
+
+async def test_a_direction_that_has_ended_keeps_no_place_though_the_other_goes_on() -> None:
+    """Nothing arrives any more, so nobody could ask for it back."""
+    memory = memory_of(4)
+    channels, channel, hypervisor = opened(memory)
+    frame = memoryview(bytearray(MAX_FRAME_BYTES))
+
+    async def ends(peer: socket.socket) -> None:
+        sealer = LaneSealer(SECRET)
+        data = bytes(frame[: sealer.seal_into(FrameType.DATA, bytes(100_000), frame)])
+        await sent(peer, data + bytes(frame[: sealer.seal_into(FrameType.FIN, b"", frame)]))
+        own = trio.socket.from_stdlib_socket(hypervisor)
+        with trio.fail_after(20):
+            while await own.recv(65536):
+                pass
+        assert memory.lent == 0
+        lanes.cancel_scope.cancel()
+
+    async with trio.open_nursery() as lanes:
+        await over_a_lane(channel, ends)
+    assert channel.arriving.closed_by is FrameType.FIN
+    channels.close()
+    hypervisor.close()
+
+
+async def test_what_a_peer_says_of_its_reset_is_not_written_to_the_hypervisor() -> None:
+    channels, channel, hypervisor = opened(memory_of(4))
+    frame = memoryview(bytearray(100))
+
+    async def resets(peer: socket.socket) -> None:
+        await sent(peer, frame[: LaneSealer(SECRET).seal_into(FrameType.RESET, b"\x00\x01", frame)])
+
+    with pytest.raises(BaseExceptionGroup) as caught:
+        await over_a_lane(channel, resets)
+    assert caught.group_contains(LocalBroken, match="at the peer")
+    channels.close()
+    with hypervisor:
+        assert hypervisor.recv(100) == b""
 
 
 @pytest.mark.parametrize("how", ["cancelled", "lost"])
@@ -276,9 +384,10 @@ async def test_a_session_that_ends_gives_all_back_whatever_it_was_doing(how: str
 
     with suppress(BaseExceptionGroup):
         async with trio.open_nursery() as lanes:
-            lanes.start_soon(sent, hypervisor, bytes(40 * MIB))
+            lanes.start_soon(sent, hypervisor, b"secret" * (6 * MIB))
             await over_a_lane(channel, begins)
     assert memory.lent > 0, "what was sent is kept, for another lane"
     channels.close()
     hypervisor.close()
     assert (memory.lent, memory.further_lanes) == (0, 0)
+    assert all(memory.take() == bytes(LARGE_BYTES) for _ in range(3)), "nothing of a guest stays without lanes"
