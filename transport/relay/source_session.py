@@ -56,8 +56,9 @@ class SourceSession:
     def until(self) -> int:
         """Unix time up to which it may go on. A guest in post-copy would only have to be recovered after it."""
         claims = self.permit.claims
-        runs_there = self.is_post_copy and self.journal.state == "outcome-running"
-        return claims.recover_until if self.recovery_id or runs_there else claims.session_until
+        # D's word that it runs there may be what was lost: it takes the session up again where it has started it.
+        is_given_away = self.is_post_copy and self.journal.state in {"handed-over", "outcome-running"}
+        return claims.recover_until if self.recovery_id or is_given_away else claims.session_until
 
     @property
     def is_post_copy(self) -> bool:
