@@ -25,6 +25,7 @@ from transport.wire.messages import Bye, Cancel, Handover, Outcome, Receipt
 
 log = structlog.get_logger("sealane.relay")
 _MAX_PAUSE_SECONDS = 60.0
+_MAX_UNTOLD = 256  # sessions of one destination: one that answers and vanishes, again and again, keeps no more here
 
 
 async def settle_source(session: SourceSession, end: SourceEnd, tell: Tell) -> None:
@@ -100,21 +101,28 @@ async def _tell_abandoned(session: SourceSession) -> None:
     limits = session.host.config.limits
     until = session.permit.claims.session_until + limits.remember_outcome_seconds
     pause = limits.settle_retry_seconds
-    while now().timestamp() < until:
-        try:
-            await _settle_with(session, Cancel("abandoned", "the source keeps the guest"))
-            return
-        except (TransportError, BaseExceptionGroup) as error:
-            cause = cause_of(error)
-            if cause is None:
-                raise
-            if isinstance(cause, OfferRefused) and cause.code is RefusalCode.SESSION_UNKNOWN:
+    with session.host.waiting_to_tell(session.permit.claims.destination) as others:
+        while now().timestamp() < until and not await _was_told(session):
+            if session.facts.vm_binding == "none":
+                return  # nothing is held at D for a bare socket, and whoever ran `relay open` waits for its exit code
+            if others >= _MAX_UNTOLD:
+                log.warning("destination not told that the source keeps the guest: too many wait", others=others)
                 return
-            log.info("destination not told yet that the source keeps the guest", cause=str(cause))
-        if session.facts.vm_binding == "none":
-            return  # nothing is held at D for a bare socket, and whoever ran `relay open` waits for its exit code
-        await trio.sleep(pause)
-        pause = min(2 * pause, _MAX_PAUSE_SECONDS)
+            await trio.sleep(pause)
+            pause = min(2 * pause, _MAX_PAUSE_SECONDS)
+
+
+async def _was_told(session: SourceSession) -> bool:
+    """Whether D knows now, or knows of no such session."""
+    try:
+        await _settle_with(session, Cancel("abandoned", "the source keeps the guest"))
+    except (TransportError, BaseExceptionGroup) as error:
+        cause = cause_of(error)
+        if isinstance(cause, OfferRefused) and cause.code is RefusalCode.SESSION_UNKNOWN:
+            return True
+        log.info("destination not told yet that the source keeps the guest", cause=str(cause))
+        return False
+    return True
 
 
 async def _ask_outcome(session: SourceSession, end: SourceEnd) -> None:

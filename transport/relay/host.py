@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import pwd
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -77,6 +78,7 @@ class RelayHost:
     memory: LaneMemory = field(default_factory=lambda: lane_memory_of(LimitsSection()))
     board: Board = field(default_factory=lambda: Board(Places(LimitsSection().max_moves)))
     _leaving: list[str] = field(default_factory=list)
+    _untold: Counter[str] = field(default_factory=Counter)
 
     @property
     def credentials(self) -> HostCredentials:
@@ -132,6 +134,17 @@ class RelayHost:
             yield
         finally:
             self._leaving.remove(vm)
+
+    @contextmanager
+    def waiting_to_tell(self, destination: str) -> Iterator[int]:
+        """While a destination is not told that a guest stays here; how many others wait to tell the same one."""
+        self._untold[destination] += 1
+        try:
+            yield self._untold[destination] - 1
+        finally:
+            self._untold[destination] -= 1
+            if not self._untold[destination]:
+                del self._untold[destination]
 
     def port_source(self, permit: VerifiedPermit, listens_at: Path | None = None) -> SocketSource | None:
         """None if the permit is of no named port. `listens_at`: where the caller wants it, not where [ports] says."""

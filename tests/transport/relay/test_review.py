@@ -7,6 +7,7 @@ import errno
 import os
 import resource
 import stat
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from transport.hypervisors.errors import HypervisorGone, HypervisorUnreachable
 from transport.hypervisors.migration_settings import MigrationSettings
 from transport.hypervisors.process import is_gone, process_identity
 from transport.hypervisors.qmp import QmpConnection
+from transport.relay import handover
 from transport.relay.control import ControlLink
 from transport.relay.dialling import offered
 from transport.relay.ends import Milestones, Report, SourceEnd
@@ -37,7 +39,7 @@ from transport.relay.socket_ends import SocketSource
 from transport.relay.source_session import SourceSession
 from transport.relay.spool import Spool
 from transport.wire.control import Role
-from transport.wire.messages import Bye, Cancel, Message, Open
+from transport.wire.messages import Bye, Cancel, Handover, Message, Open
 
 pytestmark = pytest.mark.whole
 
@@ -145,6 +147,34 @@ async def test_a_destination_hears_that_the_source_keeps_the_guest_also_after_a_
             await settle_and_close(session, SocketSource(frozenset()), pair.tell)
     await listener.aclose()
     assert session.was_answered
+
+
+async def test_a_destination_that_vanishes_again_and_again_keeps_a_bounded_number_of_sessions_waiting(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever may move a VM there would else fill this relay: none of them holds a place any more."""
+    tries: Counter[str] = Counter()
+
+    async def vanished(session: SourceSession, _: Handover | Cancel) -> None:
+        tries[session.session_id] += 1
+        raise ConnectionBroken("nobody is there any more")
+
+    monkeypatch.setattr(handover, "_settle_with", vanished)
+    monkeypatch.setattr(handover, "_MAX_UNTOLD", 2, raising=False)
+    sessions = [await handed_over(pair, str(number) * 32, pair.site.permit(vm=VM)) for number in range(3)]
+    for session in sessions:
+        session.journal.state, session.facts.vm_binding = "resumed", "uuid"
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            for session in sessions[:2]:
+                nursery.start_soon(close_source, session, pair.tell)
+            await until(lambda: all(tries[session.session_id] > 1 for session in sessions[:2]))
+            await close_source(sessions[2], pair.tell)
+            nursery.cancel_scope.cancel()
+    assert tries[sessions[2].session_id] == 1
+    assert [session.journal.is_ended for session in sessions] == [False, False, True]
+    with pair.source.waiting_to_tell(sessions[0].permit.claims.destination) as others:
+        assert others == 0, "who is told, or stopped, waits no more"
 
 
 async def test_a_command_cancelled_before_it_was_sent_spoils_no_monitor(tmp_path: Path) -> None:
