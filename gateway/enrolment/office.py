@@ -45,6 +45,8 @@ from policy.facts import Context, HostFacts, Person, Question
 
 CRL_CHECK_SECONDS: Final = 60.0
 REVOKED: Final = "host.revoked"
+TOKEN_ISSUED: Final = "host.token_issued"  # noqa: S105 - a kind of record
+UNFINISHED_AT_MOST: Final = timedelta(days=31)  # a gateway was away so long, in the middle of a revocation
 T = TypeVar("T")
 log = structlog.get_logger("gateway.enrolment")
 
@@ -105,11 +107,13 @@ class Office:
         self._revoking: Counter[str] = Counter()
 
     async def new_token(self, person: Person, name: str, minutes: int | None, address: str) -> NewToken:
-        """For a host that the inventory lists. Errors: NotAllowed (recorded), NotKnown, RequestRefused."""
+        """For a host that the inventory lists. Errors: NotAllowed (recorded), NotKnown, RequestRefused,
+        EnrolmentRefused (it is being revoked)."""
         now = self._gate.clock.wall()
         spiffe_id = self._spiffe_id(name)
-        event = await self._permitted("EnrolHost", "host.token_issued", person, spiffe_id, None, now, address)
+        event = await self._permitted("EnrolHost", TOKEN_ISSUED, person, spiffe_id, None, now, address)
         self._listed(spiffe_id)
+        revocations = self._revocations_of(name)
         if minutes is None:
             minutes = self.terms.token_minutes
         elif minutes > self.terms.token_minutes:
@@ -125,6 +129,7 @@ class Office:
         details = {"token_sha256": token.sha256().hex(), "expires": expires}
         await self._gate.recorder.append(_with(event, "allowed", details))
         await self.in_thread(self._register.add_token, token.sha256(), kept, int(now.timestamp()))
+        self._require_not_revoked_since(revocations, name)
         return NewToken(token, spiffe_id, expires)
 
     async def enrol(self, text: str, request: bytes, address: str) -> dict[str, Any]:
@@ -207,7 +212,9 @@ class Office:
         name, seconds = spiffe_id.name, int(now.timestamp())
         serials = set(await self.in_thread(self._register.valid_serials, name, seconds))
         if (shown := self._seen.certificate(str(spiffe_id))) is not None and self._is_ours(shown):
-            serials.add(f"{shown.serial_number:x}")  # one that was issued by hand
+            by_hand = _issued(name, [shown])
+            await self.in_thread(self._register.know, by_hand)  # so that a revocation that is cut off is finished
+            serials.add(by_hand.serial)
         with trio.CancelScope(shield=True):  # what is on record is done, whatever becomes of the request
             await self._gate.recorder.append(_with(event, "allowed", {"serials": sorted(serials)}))
             await self._take_out(name, serials, now)
@@ -224,14 +231,22 @@ class Office:
         """At start: what is on record and was not done, because the gateway ended in between. Errors: LogUnavailable,
         AuthorityFailed."""
         now = self._gate.clock.wall()
-        for _, record in await history.records_since((REVOKED,), format_time(now - self.terms.host_lifetime)):
+        seconds, since = int(now.timestamp()), now - max(self.terms.host_lifetime, UNFINISHED_AT_MOST)
+        out: set[str] = set()  # with no newer token
+        for _, record in await history.records_since((REVOKED, TOKEN_ISSUED), format_time(since)):
             if record.get("outcome") != "allowed":
                 continue
             name = str(record["source"]).rpartition("/")[2]
-            valid = await self.in_thread(self._register.valid_serials, name, int(now.timestamp()))
+            if record["kind"] == TOKEN_ISSUED:
+                out.discard(name)
+                continue
+            out.add(name)
+            valid = await self.in_thread(self._register.valid_serials, name, seconds)
             if left := set(valid) & set(record["details"]["serials"]):
                 await self._take_out(name, left, now)
                 log.warning("a revocation was finished", host=record["source"], certificates=len(left))
+        for name in out:
+            await self.in_thread(self._register.revoke, name, (), seconds)
 
     async def _take_out(self, name: str, serials: set[str], now: datetime) -> None:
         if serials:

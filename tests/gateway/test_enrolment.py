@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -283,6 +284,53 @@ async def test_a_revocation_that_is_on_record_is_done_though_who_asked_has_gone_
         assert (await enrol(client, await token_of(running, "c"), key)).status_code == 200
     async with running_gateway(site):
         assert serials_on_crl() == set(serials), "once"
+
+
+async def test_what_is_left_of_a_revocation_is_done_also_for_tokens_and_certificates_that_were_issued_by_hand(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with enrolling(site) as running:
+        await running.poll("b")  # by a certificate that no register has
+        tokens = [await token_of(running, "b"), await token_of(running, "c")]
+        officer = running.person(OFFICER)
+        with monkeypatch.context() as patch:
+            patch.setattr("gateway.rollover.authorities.Authorities.revoke_all", full_disk)
+            assert (await officer.post("/v1/hosts/b/revocation", json={"reason": "stolen"})).status_code == 503
+            patch.setattr("gateway.enrolment.register.Register.revoke", no_register)
+            assert (await officer.post("/v1/hosts/c/revocation", json={"reason": "stolen"})).status_code == 503
+    by_hand = x509.load_pem_x509_certificate((site.host_folder("b") / "host.pem").read_bytes())
+    async with running_gateway(site) as running, stranger(running, site) as client:
+        crl = x509.load_pem_x509_crl((site.certs / "crl.pem").read_bytes())
+        assert crl.get_revoked_certificate_by_serial_number(by_hand.serial_number) is not None
+        for token in tokens:
+            assert (await enrol(client, token, new_key())).status_code == 403, "it went with its host"
+        token = await token_of(running, "c")
+    async with running_gateway(site) as running, stranger(running, site) as client:
+        assert (await enrol(client, token, new_key())).status_code == 200, "it is newer than the revocation"
+
+
+async def test_a_token_that_is_made_during_a_revocation_is_given_to_nobody(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with enrolling(site) as running:
+        office = running.gateway.desk.office
+        assert office is not None
+        add_token = office._register.add_token
+
+        def late(*args: Any) -> None:
+            trio.from_thread.run(revoke)
+            add_token(*args)
+
+        async def revoke() -> None:
+            office._revocations["b"] += 1
+
+        monkeypatch.setattr(office._register, "add_token", late)
+        answer = await running.person(OFFICER).post("/v1/enrolment/tokens", json={"host": "b"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (403, "being_revoked")
+
+
+def no_register(*_: Any) -> None:
+    raise sqlite3.OperationalError("disk I/O error")
 
 
 def full_disk(*_: Any) -> None:
