@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -60,7 +60,7 @@ class TokenTable:
 class _Token:
     path: Path
     table: TokenTable
-    pin: str
+    pin: str = field(repr=False)
 
     def run(self, *arguments: str, output: Path) -> None:
         """Raises `KeyFileError`. The PIN goes by the environment: every user of the machine can read arguments."""

@@ -196,5 +196,13 @@ def _has_length(value: Any, kind: inspect.StrType | inspect.VarTupleType | inspe
 
 
 def _wrong(value: Any, kind: inspect.Type, path: KeyPath, unit: str) -> Misfit:
-    stands = "what stands there is not shown" if str(path[-1]).endswith(_SECRETS) else f"is {shown(value)}"
+    stands = f"is {shown(value)}"
+    if str(path[-1]).endswith(_SECRETS):
+        stands = "what stands there is not shown"
+    elif type(value) in {str, int, float} and all(map(_is_table, alternatives(kind))):
+        stands = f"is a {'text' if isinstance(value, str) else 'number'}"  # a person's password, say, by their name
     return Misfit(path, f"{stands}; allowed is {allowed(kind, unit)}")
+
+
+def _is_table(kind: inspect.Type) -> bool:
+    return isinstance(kind, (inspect.StructType, inspect.DictType))

@@ -248,6 +248,9 @@ def test_a_file_that_is_wrong_anywhere_is_refused_as_a_whole(text: str) -> None:
             "people.alice.password: what stands there is not shown; allowed is a text",
         ),
         ("[alice]\n" + GOOD_TABLE, "alice: is no key; the keys and tables of the file are people"),
+        ('[people]\nalice = "p12345678"\n', "people.alice: is a text; allowed is a table"),
+        ("[people]\nalice = 12345678\n", "people.alice: is a number; allowed is a table"),
+        ('people = "p12345678"\n', "people: is a text; allowed is a table"),
     ],
 )
 def test_a_fault_is_told_by_key_and_no_password_is_repeated(text: str, said: str) -> None:

@@ -64,7 +64,7 @@ class File(Strict, frozen=True):
         ('name = "a"\nnam = 1', 'nam: is no key; did you mean "name"?'),
         ('name = "a"\nwait_seconds = 1', "wait_seconds: is no key of this table; it belongs in [limits]"),
         ('name = "a"\nzzz = 1', "zzz: is no key; the keys and tables of the file are name, limits, colour,"),
-        ('name = "a"\nlimits = 3', "limits: is 3; allowed is a table"),
+        ('name = "a"\nlimits = 3', "limits: is a number; allowed is a table"),
         (
             'name = "a"\n[limits]\nwait_seconds = 0',
             "limits.wait_seconds: is 0; allowed is a number of seconds, above 0, at most 86400 (1 day)",
