@@ -111,7 +111,7 @@ async def authenticated_of(request: Request, desk: AtDesk, bearer: Bearer, addre
 def _keep_place(request: Request) -> None:
     """For this call: it must not be ended for a newcomer between a record and what that says."""
     if (place := request.scope.get("state", {}).get("place")) is not None:
-        place.is_serving = True
+        place.keep()
 
 
 Authenticated = Annotated[Person, Depends(authenticated_of)]

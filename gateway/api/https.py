@@ -179,7 +179,7 @@ def _served(app: App) -> App:
         try:
             await app(scope, receive, send)
         finally:
-            scope["state"]["place"].is_serving = False
+            scope["state"]["place"].let_go()
 
     return call
 

@@ -79,6 +79,19 @@ async def test_whoever_has_shown_a_certificate_keeps_their_place() -> None:
     assert not any(place.scope.cancel_called for place in relays)
 
 
+async def test_calls_of_people_keep_half_of_all_places_at_most() -> None:
+    places = Places(4, 4)
+    persons = taken(places, *["192.0.2.1"] * 4)
+    for place in persons:
+        place.keep()
+    (relay,) = taken(places, "192.0.2.2")
+    assert [place.scope.cancel_called for place in (*persons, relay)] == [False, False, True, False, False]
+    persons[0].let_go()
+    taken(places, "192.0.2.3")
+    assert persons[0].scope.cancel_called, "its call has ended"
+    assert not persons[1].scope.cancel_called
+
+
 async def test_a_network_of_ipv6_is_one_crowd() -> None:
     places = Places(3, 1)
     crowd = taken(places, "2001:db8::1", "2001:db8::2", "2001:db8::3")
