@@ -38,10 +38,11 @@ class Assignment:
     queued: float = 0.0
     fetch_by: float = 0.0
     is_fetched: bool = False
+    tells_left: int | None = None  # of what no relay acknowledges: an answer may be lost, and one of them is heard
 
     def is_over(self, now: float) -> bool:
         """Whether nothing is to be begun by it any more."""
-        return now >= self.expires or (self.is_unfetched and now >= self.fetch_by)
+        return now >= self.expires or self.tells_left == 0 or (self.is_unfetched and now >= self.fetch_by)
 
     @property
     def is_unfetched(self) -> bool:
@@ -211,6 +212,8 @@ class Dispatch:
 def _handed_out(assignment: Assignment, state: _Host, now: float) -> dict[str, Any]:
     """What the relay is told of it."""
     assignment.delivered = now
+    if assignment.tells_left is not None:
+        assignment.tells_left -= 1
     if assignment.kind == PERMIT and (state.link or FIRST) >= FETCHES:
         return {"kind": "permit", "migration_id": assignment.migration_id}
     assignment.is_fetched = True

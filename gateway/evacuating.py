@@ -29,6 +29,7 @@ from gateway.errors import (
     GatewayError,
     NotAllowed,
     NotKnown,
+    Overloaded,
     RelayRefused,
     RelayUnreachable,
     RequestRefused,
@@ -44,6 +45,7 @@ from transport.link_version import EVACUATIONS
 
 ACTION: Final = "Evacuate"
 HELD_SECONDS: Final = 30.0
+FORGET_TELLS: Final = 4  # that a relay is told to forget them; nothing comes back
 MAX_PERMITS: Final = 4096
 _ID: Final = re.compile(r"[0-9a-f]{32}")
 MAX_WAITING: Final = 64
@@ -85,9 +87,9 @@ class Evacuating:
         self._prepared: dict[str, _Prepared] = {}
 
     async def prepare(self, wish: Wish) -> dict[str, Any]:
-        """The whole answer, recorded. Errors: RequestRefused, and recorded: NotAllowed, NotKnown, UpgradeNeeded,
-        RelayUnreachable (it is not held), Conflict (the policy changed); LogUnavailable, Overloaded, NoCosignature:
-        permits that were decided by then lapse unused."""
+        """The whole answer, recorded. Errors: RequestRefused, TooManyRefusals, and recorded: NotAllowed, NotKnown,
+        UpgradeNeeded, RelayUnreachable (it is not held), Conflict (the policy changed); LogUnavailable, Overloaded,
+        NoCosignature: permits that were decided by then lapse unused."""
         if not 1 <= wish.hours <= self._table.max_hours:
             raise RequestRefused(f"an evacuation is prepared for 1 to {self._table.max_hours} hours")
         try:
@@ -102,6 +104,8 @@ class Evacuating:
         orders: list[dict[str, Any]] = []
         left_out: list[dict[str, str]] = []
         for vm in vms:
+            if not orders:  # each that is denied is a record
+                await self._gate.people.patience.require(wish.person, wish.address)
             found, because = await self._orders(wish, evacuation_id, vm, hosts)
             orders += found
             if not found:
@@ -129,7 +133,11 @@ class Evacuating:
         if problem is not None:
             recorded = await self._record(wish, source.spiffe_id, "failed", {**details, "not_held": problem[:500]})
         else:
-            recorded = await self._record(wish, source.spiffe_id, "completed", details)
+            try:
+                recorded = await self._record(wish, source.spiffe_id, "completed", details)
+            except GatewayError:
+                self._take_back(source, evacuation_id)
+                raise
         log.critical(
             "an evacuation was prepared", alarm=True, host=source.name, permits=len(orders), held=problem is None
         )
@@ -153,8 +161,11 @@ class Evacuating:
             raise RelayUnreachable(f"the relay on {source.name} has not been heard of lately: it could hold no permit")
         if (outdated := too_early(gate.dispatch, source, EVACUATIONS, "evacuations")) is not None:
             raise outdated
-        if len(vms) * self._table.destinations > MAX_PERMITS or len(self._prepared) >= MAX_WAITING:
-            raise RequestRefused(f"more than {MAX_PERMITS} permits, or evacuations at once: name fewer VMs with --vm")
+        if len(vms) * self._table.destinations > MAX_PERMITS:
+            too_many = f"{source.name} needs more than {MAX_PERMITS} permits"
+            raise Conflict(too_many, code="too_many_permits", next_step="name fewer VMs with --vm")
+        if len(self._prepared) >= MAX_WAITING:
+            raise Overloaded("other evacuations are being prepared")
         return source, sorted(hosts, key=lambda host: (unlikeness(host, source), host.name)), vms
 
     async def _refused(self, wish: Wish, error: GatewayError) -> GatewayError:
@@ -307,14 +318,24 @@ class Evacuating:
             return error.detail
         finally:
             self._prepared.pop(evacuation_id, None)
+            if prepared.problem != "":
+                self._take_back(source, evacuation_id)
+
+    def _take_back(self, source: HostFacts, evacuation_id: str) -> None:
+        """What the log does not say that it is held: its answer may be lost, or it has failed after it took them."""
+        self._gate.dispatch.acknowledge(source.spiffe_id, evacuation_id, frozenset({"evacuation"}))
+        try:
+            self._tell(source, "withdraw_evacuation", evacuation_id)
+        except RelayUnreachable as error:
+            log.error("a relay is not told to forget permits", evacuation=evacuation_id, cause=error.detail)
 
     def _tell(self, host: HostFacts, kind: str, evacuation_id: str) -> None:
         document = {"kind": kind, "evacuation_id": evacuation_id}
-        seconds = HELD_SECONDS if kind == "evacuation" else float(MAX_BEGIN_SECONDS)
+        is_offer = kind == "evacuation"
+        expires = trio.current_time() + (HELD_SECONDS if is_offer else float(MAX_BEGIN_SECONDS))
+        told = Assignment(evacuation_id, kind, document, expires, tells_left=None if is_offer else FORGET_TELLS)
         try:
-            self._gate.dispatch.assign(
-                host.spiffe_id, Assignment(evacuation_id, kind, document, trio.current_time() + seconds)
-            )
+            self._gate.dispatch.assign(host.spiffe_id, told)
         except QueueFull as error:
             raise RelayUnreachable(f"the relay on {host.name} does not take its assignments") from error
 

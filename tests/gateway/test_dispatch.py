@@ -44,6 +44,20 @@ async def test_a_poll_with_nothing_to_do_ends_in_time(dispatch: Dispatch, autoju
     assert trio.current_time() - begun == 30
 
 
+async def test_what_nobody_acknowledges_is_told_so_often_and_leaves_its_place(
+    dispatch: Dispatch, autojump_clock: MockClock
+) -> None:
+    for number in range(MAX_WAITING):
+        told = assignment(f"e{number}", 86_400, "withdraw_evacuation")
+        told.tells_left = 3
+        dispatch.assign("a", told)
+    for _ in range(3):
+        assert len(await dispatch.poll("a", 0)) == MAX_WAITING
+        await trio.sleep(REDELIVER_SECONDS)
+    assert await dispatch.poll("a", 0) == []
+    dispatch.assign("a", assignment("m1"))
+
+
 async def test_another_host_gets_nothing(dispatch: Dispatch, autojump_clock: MockClock) -> None:
     dispatch.assign("a", assignment("m1"))
     assert await dispatch.poll("b", 0) == []

@@ -14,7 +14,9 @@ import trio
 from typer.testing import CliRunner
 
 from gateway.cli.main import app
-from gateway.recording import Recorded
+from gateway.errors import LogUnavailable
+from gateway.evacuating import Evacuating
+from gateway.recording import Event, Recorded
 from gateway.starter import Site
 from policy.bundle import Bundle
 from policy.permit import PermitProof
@@ -163,6 +165,75 @@ async def test_a_relay_that_holds_nothing_is_no_success(evacuable: Site) -> None
         assert prepared["outcome"] == "failed"
         assert prepared["details"]["not_held"] == "the disk is full"
         nursery.cancel_scope.cancel()
+
+
+async def test_a_relay_that_took_them_and_never_said_so_is_told_to_forget_them(
+    evacuable: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.evacuating.HELD_SECONDS", 0.5)
+    async with running_gateway(evacuable) as running, trio.open_nursery() as nursery:
+        await running.poll("a")
+
+        async def take_in_silence() -> None:
+            (told,) = await running.poll("a", wait_seconds=2)
+            asked = {"evacuation_id": told["evacuation_id"]}
+            taken = await running.client("a").post("/v1/relay/evacuation", json=asked)
+            assert taken.status_code == 200, taken.text
+
+        nursery.start_soon(take_in_silence)
+        answer = await prepare(running)
+        assert answer.status_code == 503
+        (prepared,) = await running.records("evacuation.prepared")
+        assert prepared["details"]["not_held"] == "its relay did not answer in time"
+        told = {"kind": "withdraw_evacuation", "evacuation_id": prepared["details"]["evacuation"]}
+        assert await running.poll("a") == [told], "else it would have permits of which the log says that it has not"
+
+
+async def test_nothing_stays_held_that_no_record_says_is_held(evacuable: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running_gateway(evacuable) as running, trio.open_nursery() as nursery:
+        relay = Relay(running)
+        nursery.start_soon(relay.serve)
+        await running.poll("a")
+        recorder = running.gateway.desk.gate.recorder
+        append = recorder.append
+
+        async def append_all_but_one(event: Event, *args: Any) -> Recorded:
+            if event.kind == "evacuation.prepared":
+                raise LogUnavailable("disk full")
+            return await append(event, *args)
+
+        monkeypatch.setattr(recorder, "append", append_all_but_one)
+        assert (await prepare(running)).status_code == 503
+        (held,) = relay.held
+        with trio.fail_after(10):
+            while {"kind": "withdraw_evacuation", "evacuation_id": held.evacuation_id} not in relay.assignments:
+                await trio.sleep(0.05)
+        nursery.cancel_scope.cancel()
+
+
+async def test_whoever_may_evacuate_nothing_fills_no_log_with_all_vms_of_a_host(
+    evacuable: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = "\n[limits]\nrefusals_per_person = 10\nrefusals_per_minute = 1\n"
+    edit(evacuable.gateway_config, lambda text: text + few)
+    vms_there = Evacuating._vms
+    monkeypatch.setattr(Evacuating, "_vms", lambda *args: vms_there(*args) * 30)
+    async with running_gateway(evacuable) as running:
+        await running.poll("a")
+        answer = await prepare(running, "bob")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (429, "too_many_refusals")
+        assert len(await running.records("evacuation.decision")) == 10
+
+
+@pytest.mark.parametrize(("who", "status", "code"), [("alice", 409, "too_many_permits"), ("bob", 403, "not_allowed")])
+async def test_how_many_vms_a_host_has_only_who_may_move_them_is_told(
+    evacuable: Site, monkeypatch: pytest.MonkeyPatch, who: str, status: int, code: str
+) -> None:
+    monkeypatch.setattr("gateway.evacuating.MAX_PERMITS", 1)
+    async with running_gateway(evacuable) as running:
+        await running.poll("a")
+        answer = await prepare(running, who)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
 
 
 async def test_what_another_policy_came_into_force_for_meanwhile_is_not_handed_over(
