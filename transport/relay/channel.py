@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import trio
 
+from transport.errors import LocalBroken
 from transport.relay.bandwidth import Pace
 from transport.relay.content_digests import ContentDigests
 from transport.relay.cores import Cores
@@ -92,6 +93,11 @@ class Arriving:
             self.held = self.written = 0
         self.rest()
 
+    def give_all(self) -> None:
+        """Nothing arrives here any more; its counts stay."""
+        self.rest()
+        self.plaintext = self._small = memoryview(b"")
+
 
 @dataclass(slots=True)
 class Channel:
@@ -140,7 +146,9 @@ class Channel:
 
     @contextmanager
     def carried(self) -> Iterator[None]:
-        """By a lane, whose tasks have ended when this ends."""
+        """By a lane, whose tasks have ended when this ends. `LocalBroken` where its session has ended meanwhile."""
+        if self._is_over and not self.has_ended:
+            raise LocalBroken("the hypervisor's connection was closed, as its session has ended")
         self._is_carried = True
         try:
             yield
@@ -150,7 +158,7 @@ class Channel:
             self.arriving.let_go()
             self.window.note_whole()
             if self._is_over:
-                self.window.give_all()
+                self._give_all()
 
     def close(self) -> None:
         """Let go of the hypervisor's connection; not within a thread's write, whose descriptor might be another's.
@@ -163,7 +171,11 @@ class Channel:
             self._is_over = True
             self.arriving.share.leave_lane()
             if not self._is_carried:
-                self.window.give_all()
+                self._give_all()
+
+    def _give_all(self) -> None:
+        self.window.give_all()
+        self.arriving.give_all()
 
     def acknowledge(self, count: int) -> None:
         self.window.acknowledge(count)

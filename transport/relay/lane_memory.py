@@ -94,8 +94,9 @@ class LaneMemory:
 
     def take(self) -> memoryview:
         """The one that was given back last: it may still be in the processor's caches."""
+        place = self._kept.pop() if self._kept else lazy_buffer(LARGE_BYTES)
         self.lent += 1
-        return self._kept.pop() if self._kept else lazy_buffer(LARGE_BYTES)
+        return place
 
     def give(self, place: memoryview) -> None:
         if self.lanes:

@@ -156,12 +156,13 @@ class SendWindow:
         self._give_frame()
 
     def give_all(self) -> None:
-        """Whatever was lent, once nothing of this window is sent any more; its counts stay."""
+        """Whatever was lent, and what is its own, once nothing of this window is sent any more; its counts stay."""
         self.is_sending = self._is_resting = False
         self._frames = deque((frame_type, b"") for frame_type, _ in self._frames)
         places = [*(slot for slot, _ in self._used), self._slot]
         self._used.clear()
-        self._slot = _NOTHING
+        self._slot = self._small_frame = _NOTHING
+        self._own.clear()
         self._lender.take_back(*(place for place in places if len(place) == LARGE_BYTES))
         self._give_frame()
 

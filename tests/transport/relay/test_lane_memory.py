@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 import random
+import resource
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
+from pathlib import Path
 
 import pytest
 import trio
@@ -24,7 +27,7 @@ from transport.relay.lane_memory import TURN_SECONDS, LaneMemory, Lease, Share, 
 from transport.relay.limits import LimitsSection
 from transport.wire.control import Role
 from transport.wire.frames import MAX_FRAME_BYTES, MAX_PAYLOAD_BYTES, FrameType, LaneOpener, LaneSealer
-from transport.wire.window import LARGE_BYTES
+from transport.wire.window import LARGE_BYTES, SMALL_BYTES
 
 MIB = 1 << 20
 SECRET = bytes(48)
@@ -361,6 +364,63 @@ async def test_what_a_peer_says_of_its_reset_is_not_written_to_the_hypervisor() 
     channels.close()
     with hypervisor:
         assert hypervisor.recv(100) == b""
+
+
+async def test_a_lane_of_a_session_that_has_ended_meanwhile_ends_too() -> None:
+    """It was dialled until now, and waits for no room that nobody will make."""
+    channels, _, hypervisor = opened(memory_of(4))
+    channels.close()
+    local, other = socket.socketpair()
+    channel = channels.add("memory", local)
+
+    async def waits(_: socket.socket) -> None:
+        await trio.sleep_forever()
+
+    with hypervisor, other, trio.fail_after(5), pytest.raises(BaseExceptionGroup) as caught:
+        await over_a_lane(channel, waits)
+    assert caught.group_contains(LocalBroken)
+
+
+async def test_lanes_that_have_ended_keep_no_memory_while_their_session_goes_on() -> None:
+    """A peer may open one after the other, each of which is counted only while it is there."""
+    memory, channels_of_it, count = memory_of(4), list[Channels](), 150
+    frame = memoryview(bytearray(MAX_FRAME_BYTES))
+    part = b"x" * SMALL_BYTES
+
+    async def plays(hypervisor: socket.socket, peer: socket.socket) -> None:
+        sealer = LaneSealer(SECRET)
+        for frame_type, payload in ((FrameType.DATA, part), (FrameType.FIN, b"")):
+            await sent(peer, frame[: sealer.seal_into(frame_type, payload, frame)])
+        await sent(hypervisor, part * 2)
+        with hypervisor:
+            own = trio.socket.from_stdlib_socket(hypervisor.dup())
+            while await own.recv(65536):
+                pass
+            own.shutdown(socket.SHUT_WR)
+            own.close()
+        own = trio.socket.from_stdlib_socket(peer.dup())
+        with own:
+            received = 0
+            while received < 2 * SMALL_BYTES + 3 * 32:
+                received += len(await own.recv(65536))
+        channels_of_it[-1].all[-1].acknowledge(channels_of_it[-1].all[-1].window.sent)
+
+    async def one() -> None:
+        channels, channel, hypervisor = opened(memory)
+        channels_of_it.append(channels)
+        with trio.fail_after(20):
+            await over_a_lane(channel, partial(plays, hypervisor))
+
+    await one()
+    before = resident_bytes()
+    for _ in range(count):
+        await one()
+    grown = resident_bytes() - before
+    assert grown < count * SMALL_BYTES, grown / count
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 @pytest.mark.parametrize("how", ["cancelled", "lost"])
