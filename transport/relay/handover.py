@@ -56,10 +56,10 @@ async def settle_source(session: SourceSession, end: SourceEnd, tell: Tell) -> N
 
 async def close_source(session: SourceSession, tell: Tell) -> News:
     """Tell D what it may not know, keep the receipt, and return the last news. Holds nothing of the guest any more."""
-    if session.journal.state == "resumed":  # also after a restart: D may hold a whole guest until it hears this
-        await _tell_abandoned(session)
     session.facts.outcome = session.outcome
-    await _until_done(session, "note the end", lambda: _note_end(session))
+    # "resumed" also after a restart: D may hold a whole guest until it hears this.
+    if session.journal.state != "resumed" or await _tell_abandoned(session):
+        await _until_done(session, "note the end", lambda: _note_end(session))
     news = News(session.outcome, None, session.facts.downtime_ms, session.message)
     await tell(news)
     return news
@@ -94,22 +94,28 @@ async def _resume_unless_gone(session: SourceSession, end: SourceEnd) -> None:
         await end.resume_guest()
 
 
-async def _tell_abandoned(session: SourceSession) -> None:
-    """Let D know that it may discard, as long as it may matter. D cannot run the guest in any case."""
+async def _tell_abandoned(session: SourceSession) -> bool:
+    """Let D know that it may discard, as long as it may matter. D cannot run the guest in any case.
+
+    False where it is left to this relay's successor, which nobody must wait for.
+    """
     if not session.was_answered and not session.is_recovered:
-        return
-    limits = session.host.config.limits
-    until = session.permit.claims.session_until + limits.remember_outcome_seconds
-    pause = limits.settle_retry_seconds
-    with session.host.waiting_to_tell(session.permit.claims.destination) as others:
+        return True
+    host, claims = session.host, session.permit.claims
+    until = claims.session_until + host.config.limits.remember_outcome_seconds
+    pause = host.config.limits.settle_retry_seconds
+    with host.waiting_to_tell(claims.destination) as others:
         while now().timestamp() < until and not await _was_told(session):
             if session.facts.vm_binding == "none":
-                return  # nothing is held at D for a bare socket, and whoever ran `relay open` waits for its exit code
+                break  # nothing is held at D for a bare socket, and whoever ran `relay open` waits for its exit code
             if others >= _MAX_UNTOLD:
                 log.warning("destination not told that the source keeps the guest: too many wait", others=others)
-                return
+                break
+            if host.board.is_draining:
+                return False
             await trio.sleep(pause)
             pause = min(2 * pause, _MAX_PAUSE_SECONDS)
+    return True
 
 
 async def _was_told(session: SourceSession) -> bool:

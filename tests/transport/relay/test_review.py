@@ -177,6 +177,29 @@ async def test_a_destination_that_vanishes_again_and_again_keeps_a_bounded_numbe
         assert others == 0, "who is told, or stopped, waits no more"
 
 
+async def test_a_relay_that_drains_leaves_it_to_its_successor_to_tell_a_destination_that_is_gone(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A destination that answers and vanishes would else keep the upgrade of its source waiting for 30 days."""
+    tries: list[str] = []
+
+    async def vanished(session: SourceSession, _: Handover | Cancel) -> None:
+        tries.append(session.session_id)
+        raise ConnectionBroken("nobody is there any more")
+
+    monkeypatch.setattr(handover, "_settle_with", vanished)
+    session = await handed_over(pair, "1" * 32, pair.site.permit(vm=VM))
+    session.journal.state, session.facts.vm_binding = "resumed", "uuid"
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(close_source, session, pair.tell)
+            await until(lambda: len(tries) > 1)
+            pair.source.board.is_draining = True
+    assert [news.state for news in pair.news] == ["failed"]
+    assert session.journal.state == "resumed", "what its successor is owed"
+    assert pair.source.spool.receipts() == []
+
+
 async def test_a_command_cancelled_before_it_was_sent_spoils_no_monitor(tmp_path: Path) -> None:
     async def play(stream: trio.SocketStream) -> None:
         await greet(stream)
