@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import trio
 
-from gateway.dispatch import Assignment, QueueFull
+from gateway.dispatch import PERMIT, Assignment, QueueFull
 from gateway.errors import Conflict, RelayUnreachable
 from gateway.gate import Gate
 from gateway.migrations import Migration, State
@@ -24,6 +24,8 @@ def ask_for_end(gate: Gate, migration: Migration, now: int) -> None:
         # The relay never had the permit, so nothing can begin.
         gate.migrations.put(replace(migration, state=State.CANCELLED, message="cancelled before it began"))
         return
+    # A relay whose answer was lost does not fetch it again, to begin what is to end.
+    gate.dispatch.acknowledge(source, migration.migration_id, frozenset({PERMIT}))
     tell_to_end(gate, source, migration, now)
     gate.migrations.put(migration)
 

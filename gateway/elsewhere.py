@@ -11,8 +11,6 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
-import trio
-
 from audit.errors import AuditError
 from audit.record import Vm
 from certs.identity import SpiffeId
@@ -22,6 +20,7 @@ from gateway.gate import Gate
 from gateway.migrations import from_elsewhere
 from gateway.reading import Reading
 from gateway.recording import Event, host_actor
+from gateway.turns import Turns
 from policy.permit import VerifiedPermit
 from transport.errors import OfferRefused
 from transport.relay.permits import verify_past
@@ -37,18 +36,19 @@ class Elsewhere:
         self._gate = gate
         self._reading = reading
         self._pinned = pinned
-        self._taking = trio.Lock()
+        self._turns = Turns(1, 1)
 
     async def take(self, host: SpiffeId, token: str) -> None:
         """A permit that `host` says is used there. Nothing is done for one that is known.
 
-        Errors: RelayRefused (no permit of another gateway of this site, or not of this host), LogUnavailable.
+        Errors: RelayRefused (no permit of another gateway of this site, or not of this host), Overloaded,
+        LogUnavailable.
         """
         name, permit = self._verified(token)
         claims = permit.claims
         if str(host) not in {claims.source, claims.destination}:
             raise RelayRefused("the permit is for other hosts", code="not_a_party")
-        async with self._taking:  # both hosts show it at once, and it must not become two records
+        async with self._turns.of(str(host)):  # both hosts show it at once, and it must not become two records
             await self._take_new(name, permit, token, host)
 
     async def _take_new(self, name: str, permit: VerifiedPermit, token: str, host: SpiffeId) -> None:

@@ -110,3 +110,12 @@ async def test_a_cancel_before_the_relay_has_the_permit_takes_it_back(running: R
     assert (await told(running, migration_id))["state"] == "cancelled"
     assert (await fetch(running, migration_id))[0] == 403
     assert (await fetch(running, migration_id, "b"))[0] == 403
+
+
+async def test_a_permit_whose_answer_was_lost_is_given_out_no_more_once_its_end_was_asked_for(running: Running) -> None:
+    migration_id = await assigned(running)
+    assert (await fetch(running, migration_id))[0] == 200
+    assert (await fetch(running, migration_id))[0] == 200, "an answer may be lost"
+    assert (await running.person("alice").post(f"/v1/migrations/{migration_id}/cancel")).status_code == 202
+    assert (await fetch(running, migration_id))[0] == 403, "who has it needs it no more, and others must not begin"
+    assert await running.poll("a") == [{"kind": "cancel", "migration_id": migration_id}]
