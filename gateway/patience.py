@@ -18,7 +18,7 @@ import structlog
 from audit.errors import AuditError
 from gateway.errors import GatewayError, TooManyRefusals
 from gateway.recording import Event, Recorder, actor_of
-from policy.facts import NOT_AUTHENTICATED, Person
+from policy.facts import FROM_SITE, NOT_AUTHENTICATED, Person
 
 KIND: Final = "decision.throttled"
 # Allowed or not, they are records of which nothing comes, or could come once alone.
@@ -53,7 +53,7 @@ class Patience:
     def note(self, event: Event) -> None:
         """Of each record that is about to be made."""
         actor = event.actor
-        if actor is None or event.kind == KIND:
+        if actor is None or event.kind == KIND or actor.authenticated_by == FROM_SITE:  # they wait at their own gateway
             return
         # Of a sign-in that was refused the actor is whoever somebody claimed to be.
         if actor.authenticated_by == NOT_AUTHENTICATED and event.kind != "migration.decision":

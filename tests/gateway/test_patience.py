@@ -11,7 +11,7 @@ from gateway.errors import LogUnavailable, TooManyRefusals
 from gateway.patience import KIND, MAX_WAIT_SECONDS, Patience
 from gateway.recording import Event, Recorder, actor_of
 from gateway.starter import Site
-from policy.facts import Person, nobody
+from policy.facts import FROM_SITE, Person, nobody
 from tests.gateway.conftest import UUID_WEB, running_gateway
 from tests.gateway.test_watch import edit
 
@@ -111,6 +111,17 @@ async def test_whoever_claims_to_be_somebody_spends_nothing_of_theirs() -> None:
             await kept.append(Event("token.refused", "denied", actor=Actor(name, name, "nobody")))
     assert await is_heard(kept)
     assert await is_heard(kept, host)
+
+
+async def test_another_site_that_names_ever_new_people_has_nobody_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.patience.REMEMBERED", 3)
+    kept = Kept()
+    for _ in range(AT_ONCE):
+        await kept.append(of(ALICE))
+    for number in range(3):
+        stranger = Person(f"spiffe://other#{number}", "spiffe://other", "N", frozenset(), FROM_SITE)
+        await kept.append(of(stranger))
+    assert not await is_heard(kept)
 
 
 @pytest.mark.whole
