@@ -84,11 +84,12 @@ class QmpDestination(QmpEnd):
         A monitor that is opened only when post-copy was interrupted may never answer: the guest's pages are missing
         to QEMU itself, and it takes commands out of band from whom it has greeted before.
         """
-        while not await self.is_gone():
+        while True:
             try:
-                await (await self.machine()).post_copy.wait_whole()
+                if not await self.is_gone():
+                    await (await self.machine()).post_copy.wait_whole()
                 break
-            except HypervisorError as error:
+            except HypervisorError as error:  # also where nobody can say whether it is gone
                 log.info("the monitor of a guest in post-copy does not answer", vm=self._vm, cause=str(error))
                 await trio.sleep(_RETRY_SECONDS)
         await self._let_go()
