@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 
+import structlog
 import trio
 
 from certs.tls import local_leaf_sha256
 from policy.errors import PermitRefused
 from policy.permit import VerifiedPermit
-from transport.errors import SpoolFailed
+from transport.errors import SpoolFailed, TransportError
 from transport.relay.destination import Destination
 from transport.relay.gateway_links import GatewayLinks
 from transport.relay.handover import close_source, settle_source
@@ -19,6 +20,8 @@ from transport.relay.receipts import ReceiptFacts
 from transport.relay.source_session import SourceSession
 from transport.relay.spool import SessionJournal
 from transport.wire.control import Role
+
+log = structlog.get_logger("sealane.relay")
 
 
 def take_up_former(host: RelayHost, destination: Destination, link: GatewayLinks, nursery: trio.Nursery) -> None:
@@ -45,9 +48,16 @@ async def _settle(host: RelayHost, journal: SessionJournal, link: GatewayLinks, 
         session.message = "the relay at the source was restarted during the migration"
         tell = NewsDesk(link, permit.claims.migration_id, nursery).tell
         await settle_source(session, end, tell)
-    news = await close_source(session, tell)
-    if news.state != "completed":
+    if session.outcome != "completed":  # before D has heard of it, which may be gone for good
+        await _note_stayed(host, permit)
+    await close_source(session, tell)
+
+
+async def _note_stayed(host: RelayHost, permit: VerifiedPermit) -> None:
+    try:
         await host.on_disk(host.evacuations.stayed, permit.claims.vm, permit.claims.destination)
+    except TransportError as error:
+        log.error("an evacuation permit stays noted as used", vm=permit.claims.vm, cause=str(error))
 
 
 def _permit_of(host: RelayHost, journal: SessionJournal) -> VerifiedPermit:
