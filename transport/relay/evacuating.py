@@ -102,8 +102,9 @@ class EvacuationDesk:
             return tell
 
         async def note(news: News) -> None:
+            was_over = use.news.state in _FINAL  # it says so again when its destination has heard, perhaps days later
             use.news = news if news.progress or news.state in _FINAL else News(news.state, use.news.progress)
-            if news.state in _FINAL and news.state != "completed":
+            if news.state in _FINAL and news.state != "completed" and not was_over:
                 await self._stayed(use)
             await tell(news)
 
