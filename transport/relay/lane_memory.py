@@ -4,6 +4,7 @@ A place is `LARGE_BYTES`, one frame of the largest size. Two things need them, a
 
 - What was sent and is not acknowledged (`SendWindow`). It must be kept, so it cannot be asked back. A session is lent
   no more than four times what is left, so something is left for whoever comes next, and a quarter is never lent so.
+  While a session is refused that has less than an equal part, nobody is lent more than that.
 - A frame that arrives. It must be whole before anything of it is believed, and a peer may never finish it, or say what
   the hypervisor does not take. It can be asked back, because the peer keeps it: whoever has had a place for a turn,
   while others wait, gives it back between two frames; if its frame takes a turn itself, it loses its connection, and
@@ -15,6 +16,7 @@ Each lane has small buffers of its own beside that, so lanes are bounded, too: o
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -30,6 +32,8 @@ _GRACE_SECONDS = 1.0  # for whoever is between two frames soon, and gives it bac
 _TIMES_WHAT_IS_LEFT = 4
 _FOR_ARRIVING = 4  # the fourth part
 _WINDOWS = 3
+_LEAST_SENDING = 2  # to carry large frames at all: one, and where it is sealed
+_REFUSED_SECONDS = 1.0  # for so long a session that does not ask again counts as one that was refused
 
 
 @dataclass(slots=True, eq=False)
@@ -76,6 +80,8 @@ class LaneMemory:
         self._leases: dict[Lease, None] = {}  # the oldest first
         self._waiting: list[_Waiting] = []
         self._served = 0
+        self._refused: dict[Share, float] = {}
+        self.sending_sessions = 0
         self.lent = 0
         self.lanes = self.further_lanes = 0
 
@@ -87,10 +93,23 @@ class LaneMemory:
         """A new session's. `most_sending`: places for what it sends."""
         return Share(self, most_sending)
 
-    def may_send_more(self, has: int, count: int) -> bool:
-        """Whether a session that has so many places in its windows is lent `count` more."""
+    def may_send_more(self, share: Share, count: int) -> bool:
+        """Whether a session is lent so many more places for its windows."""
+        wants = share.sending + count
         left = self.left - count - self._most // _FOR_ARRIVING
-        return not self._waiting and left >= 0 and has + count <= max(_TIMES_WHAT_IS_LEFT * left, 0)
+        if not self._waiting and left >= 0 and wants <= _TIMES_WHAT_IS_LEFT * left:
+            self._refused.pop(share, None)
+            return not self._refused or wants <= self._equal_part()
+        if wants <= self._equal_part():
+            self._refused[share] = time.monotonic()
+        return False
+
+    def _equal_part(self) -> int:
+        """Of a session, if each that sends or would like to had as many places."""
+        since = time.monotonic() - _REFUSED_SECONDS
+        self._refused = {share: at for share, at in self._refused.items() if at >= since}
+        sessions = self.sending_sessions + sum(not share.sending for share in self._refused)
+        return max(_LEAST_SENDING, (self._most - self._most // _FOR_ARRIVING) // max(1, sessions))
 
     def take(self) -> memoryview:
         """The one that was given back last: it may still be in the processor's caches."""
@@ -198,13 +217,16 @@ class Share:
     last_served: int = 0  # the number of the lease that it got last
 
     def lend(self, count: int) -> list[memoryview] | None:
-        if self.sending + count > self.most_sending or not self.memory.may_send_more(self.sending, count):
+        if self.sending + count > self.most_sending or not self.memory.may_send_more(self, count):
             return None
+        self.memory.sending_sessions += not self.sending
         self.sending += count
         return [self.memory.take() for _ in range(count)]
 
     def take_back(self, *places: memoryview) -> None:
-        self.sending -= len(places)
+        if places:
+            self.sending -= len(places)
+            self.memory.sending_sessions -= not self.sending
         for place in places:
             self.memory.give(place)
 

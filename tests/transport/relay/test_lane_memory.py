@@ -27,7 +27,7 @@ from transport.relay.lane_memory import TURN_SECONDS, LaneMemory, Lease, Share, 
 from transport.relay.limits import LimitsSection
 from transport.wire.control import Role
 from transport.wire.frames import MAX_FRAME_BYTES, MAX_PAYLOAD_BYTES, FrameType, LaneOpener, LaneSealer
-from transport.wire.window import LARGE_BYTES, SMALL_BYTES
+from transport.wire.window import LARGE_BYTES, SMALL_BYTES, SendWindow
 
 MIB = 1 << 20
 SECRET = bytes(48)
@@ -79,6 +79,29 @@ def test_what_is_lent_for_windows_leaves_something_and_comes_back_whole(steps: l
 def test_of_sessions_that_keep_all_they_get_each_next_one_gets_less_and_the_first_no_more_than_four_fifths() -> None:
     memory = memory_of(48)
     assert [filled(memory.share(48)) for _ in range(4)] == [28, 6, 1, 0]
+
+
+@pytest.mark.parametrize(("sessions", "largest_over_least"), [(4, 1.5), (8, 2), (12, 3), (16, 4)])
+def test_honest_sessions_whose_windows_are_always_full_come_to_equal_parts(
+    sessions: int, largest_over_least: float
+) -> None:
+    """Whoever came first would have most for ever, and the last ones 640 kB/s."""
+    memory, order = memory_of(48), random.Random(1)
+    windows = [SendWindow(16 * MIB, memory.share(32)) for _ in range(sessions)]
+    sent = [0] * sessions
+    for turn in range(40):
+        for at in order.sample(range(sessions), sessions):
+            window = windows[at]
+            window.acknowledge(window.sent)
+            while room := window.room():
+                window.append(FrameType.DATA, len(room))
+                window.note_sent()
+                sent[at] += len(room) if turn >= 20 else 0
+    assert max(sent) <= largest_over_least * min(sent), sent
+    assert min(sent) >= 20 * MIB, "at least one of the largest frames, each time"
+    for window in windows:
+        window.give_all()
+    assert (memory.lent, memory.sending_sessions) == (0, 0)
 
 
 def test_each_session_has_one_lane_in_any_case_and_further_ones_are_counted_over_all() -> None:
