@@ -15,6 +15,7 @@ from certs.enrolment import make_request
 from certs.identity import SpiffeId
 from certs.renewal import renewal_due
 from gateway.starter import Site
+from tests.gateway.api.test_https import configured
 from tests.gateway.conftest import Running
 from tests.gateway.test_enrolment import enrolling
 
@@ -47,6 +48,7 @@ async def decisions(running: Running, until: trio.Event, at_most: int) -> list[f
 
 @pytest.mark.whole
 async def test_admissions_are_not_held_up_by_a_thousand_renewals(site: Site) -> None:
+    configured(site, "refusals_per_person = 1000000")  # a check a time: she would have to wait
     async with enrolling(site) as running:
         office = running.gateway.desk.office
         assert office is not None

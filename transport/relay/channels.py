@@ -28,6 +28,10 @@ from transport.wire.messages import Ack
 from transport.wire.window import ACK_BYTES, ACK_FRAMES, SendWindow
 
 _ACK_PHASES = frozenset({Phase.OPEN, Phase.HANDING_OVER, Phase.SETTLED})
+# So much that is written is acknowledged soon: where many sessions share a relay's memory, a peer's window may be full
+# of it. The clock is for what is less; acknowledging whatever comes at once would cost slow streams more than it gives.
+_SOON_BYTES = 512 * 1024
+_SOON_SECONDS = 0.01
 _SHARED_WINDOWS = 2  # of a session's channels together; they share a link
 
 
@@ -57,6 +61,7 @@ class Channels:
         self._unacknowledged = 0
         self._unacknowledged_frames = 0
         self._wrote = trio.Event()
+        self._is_worth_it = trio.Event()
         self._is_due = trio.Event()
 
     def add(self, port: PortName, local: socket.socket, *, may_leave: bool = False) -> Channel:
@@ -91,6 +96,7 @@ class Channels:
             channel.window.rewind(following.get(str(number), 0))
         # What was written while no connection was there to say so is said on the next one.
         self._wrote.set()
+        self._is_worth_it.set()
         self._is_due.set()
 
     @property
@@ -154,17 +160,21 @@ class Channels:
     async def acknowledge(self, link: ControlLink, interval_seconds: float) -> None:
         """Tell the peer, again and again, which of its frames have been written to the hypervisor.
 
-        Within the interval, and sooner where so much was written that the peer's window may be half empty.
+        Within the interval; soon where much was written, and at once where so much was that a whole window may be half
+        empty.
         """
         told: dict[str, int] = {}
         while True:
             await self._wrote.wait()
-            with trio.move_on_after(interval_seconds):
+            latest = trio.current_time() + interval_seconds
+            with trio.move_on_after(_SOON_SECONDS):
                 await self._is_due.wait()
+            with trio.move_on_at(latest):
+                await self._is_worth_it.wait()
             if link.order.phase not in _ACK_PHASES:
                 await trio.sleep(interval_seconds)
                 continue
-            self._wrote, self._is_due = trio.Event(), trio.Event()
+            self._wrote, self._is_worth_it, self._is_due = trio.Event(), trio.Event(), trio.Event()
             self._unacknowledged = self._unacknowledged_frames = 0
             known = link.order.channels
             written = {str(c.channel): c.received_frames for c in self.counts[:known] if c.received_frames}
@@ -191,4 +201,7 @@ class Channels:
         if is_end:
             self.note_change()
         if is_end or self._unacknowledged >= ACK_BYTES or self._unacknowledged_frames >= ACK_FRAMES:
+            self._is_worth_it.set()
             self._is_due.set()
+        elif self._unacknowledged >= _SOON_BYTES and not self._is_worth_it.is_set():
+            self._is_worth_it.set()
