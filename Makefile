@@ -5,7 +5,7 @@
 #   make check   before each commit: format, lint, types, import contracts, unit tests; under a minute
 #   make bench   measure against haproxy, stunnel, socat and QEMU's own TLS; results in bench/results/
 #   make fuzz    Hypothesis tests with many random examples, for FUZZ_SECONDS (default 60)
-#   make fuzz-guided  each decoder of `tests/fuzz/targets` under libFuzzer, in turns, for FUZZ_SECONDS (ARGS="[--each SECONDS] [TARGET …]", or --report)
+#   make fuzz-guided  each decoder of `tests/fuzz/targets` under libFuzzer, in turns, for FUZZ_SECONDS (ARGS="[--each SECONDS] [TARGET …]", or --report, or --keep)
 #   make soak    kill a gateway under load KILLS times (default 1000; about 2 s each), then compare all it said with its log
 #   make soak-sinks  kill each receiver of the log 100 times during delivery (ARGS="--kills N"); rsyslog is real
 #   make failures  kill relays, libvirtd and connections at each moment of a migration by libvirt (ARGS="--kind all")

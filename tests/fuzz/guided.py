@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.fuzz.hours import ROOT, Hours, Spent, commit_now, in_all, table
+from tests.fuzz.keeping import HOURS, keep, take_up
 
 KEPT: Final = ROOT / ".fuzz"
 WORDS: Final = Path(__file__).with_name("words.dict")
@@ -95,7 +96,7 @@ class Turns:
         self._targets = {target.name: target for target in targets}
         self._enough, self._jobs = arguments.each, arguments.jobs
         self._turn = min(LONGEST, max(SHORTEST, arguments.seconds * arguments.jobs / len(targets)))
-        self._hours, self._commit = Hours(KEPT / "hours.json"), commit_now()
+        self._hours, self._commit = Hours(KEPT / HOURS), commit_now()
         self._running: dict[int, str] = {}
         self._is_stopped = False
         self.spent = Spent()
@@ -165,9 +166,16 @@ def main() -> None:
     parser.add_argument("--each", type=float, default=float("inf"), metavar="SECONDS", help="enough, over all runs")
     parser.add_argument("--jobs", type=int, default=1, help="targets at once")
     parser.add_argument("--report", action="store_true", help="only print what was run, over all runs")
+    parser.add_argument(
+        "--keep", action="store_true", help="only pack what was reached, and the hours, into tests/fuzz/kept"
+    )
     parser.add_argument("targets", nargs="*")
     arguments = parser.parse_args()
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing has begun
+    take_up(KEPT)
+    if arguments.keep:
+        print(f"fuzz: kept {', '.join(keep(KEPT)) or 'nothing'}")
+        return
     atheris, targets = instrumented()
     names = list(dict.fromkeys(arguments.targets)) or list(targets)
     for name in names:
@@ -175,9 +183,8 @@ def main() -> None:
             near = ", ".join(difflib.get_close_matches(name, targets, n=5, cutoff=0.4) or sorted(targets))
             parser.error(f"no target is called {name!r}; there are: {near}")
     if arguments.report:
-        print(table(Hours(KEPT / "hours.json").read(), names))
+        print(table(Hours(KEPT / HOURS).read(), names))
         return
-    KEPT.mkdir(exist_ok=True)
     turns = Turns(atheris, [targets[name] for name in names], arguments)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, turns.stop)

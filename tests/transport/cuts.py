@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ KINDS: list[tuple[Any, ...]] = [("lane",), ("control",), ("lane", "control")]
 HOLE_SECONDS = (0.5, 4.0)  # some shorter than LIMITS' silence_seconds, most longer
 _BYTES_BETWEEN = 100_000
 _SECONDS_BETWEEN = 20.0
+_SECONDS_A_CUT = 12  # a hole takes some 30: then the kernel gives up a connection on which nothing is taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,12 @@ async def cuts_survived(folder: Path, kind: Kind, cuts: int, chance: random.Rand
 
     Every so many cuts is a hole: packets are dropped for a while, with no reset, and connections that are made wait.
     """
-    slow = replace(kind, bandwidth=24 * MIB, memory_mib=64, hot_mib=min(kind.hot_mib, 4))
+    seconds = 60 + _SECONDS_A_CUT * cuts
+    until_then = int(time.time()) + seconds
+    times = {"session_until": until_then, "recover_until": until_then}
+    slow = replace(
+        kind, bandwidth=24 * MIB, memory_mib=64, hot_mib=min(kind.hot_mib, 4), claims=dict(kind.claims) | times
+    )
     network: list[Network] = []
     made = holes = 0
 
@@ -60,7 +67,7 @@ async def cuts_survived(folder: Path, kind: Kind, cuts: int, chance: random.Rand
             made += bool(chance.choice([between.cut, between.cut_near])(*chance.choice(KINDS)))
 
     evidence = await move(
-        slow, folder, meddle=cut, within=partial(stage_over_network, network, LIMITS), seconds=60 + 6 * cuts
+        slow, folder, meddle=cut, within=partial(stage_over_network, network, LIMITS), seconds=seconds
     )
     return Survived(made, holes, resumptions(folder), evidence)
 
