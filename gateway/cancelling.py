@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import trio
 
 from gateway.dispatch import PERMIT, Assignment, QueueFull
 from gateway.errors import Conflict, RelayUnreachable
 from gateway.gate import Gate
-from gateway.migrations import Migration, State
+from gateway.migrations import Migration
 
 
-def ask_for_end(gate: Gate, migration: Migration, now: int) -> None:
-    """Through the source relay, once. Errors: Conflict (already ended), RelayUnreachable."""
+def ask_for_end(gate: Gate, migration: Migration, now: int) -> bool:
+    """Through the source relay, once. Errors: Conflict (already ended), RelayUnreachable.
+
+    True: the relay did not have the permit yet, which was withdrawn: nothing begins. `Unfetched` puts that on record.
+    """
     source = migration.source
     if migration.is_final or source is None:
         raise Conflict(f"the migration has ended: {migration.state}", code="already_ended", next_step="nothing to do")
     if migration.cancel_requested:
-        return
+        return False
     migration = migration.with_cancel_request()
     if gate.dispatch.withdraw(source, migration.migration_id):
-        # The relay never had the permit, so nothing can begin.
-        gate.migrations.put(replace(migration, state=State.CANCELLED, message="cancelled before it began"))
-        return
+        gate.migrations.put(migration)
+        return True
     # A relay whose answer was lost does not fetch it again, to begin what is to end.
     gate.dispatch.acknowledge(source, migration.migration_id, frozenset({PERMIT}))
     tell_to_end(gate, source, migration, now)
     gate.migrations.put(migration)
+    return False
 
 
 def tell_to_end(gate: Gate, host: str, migration: Migration, now: int) -> None:

@@ -138,14 +138,17 @@ class Dispatch:
         """Take back the permit that the relay does not have yet; False if it has it (or never will)."""
         if (state := self._hosts.get(host)) is None:
             return False
-        before = len(state.waiting)
-        state.waiting = [a for a in state.waiting if a.migration_id != migration_id or not a.is_unfetched]
-        return len(state.waiting) < before
+        taken = [a for a in state.waiting if a.migration_id == migration_id and a.is_unfetched]
+        state.waiting = [a for a in state.waiting if a not in taken]
+        self._withdrawn += [(host, assignment) for assignment in taken]
+        return bool(taken)
 
     def withdrawn(self) -> list[tuple[str, Assignment]]:
-        """The permits that no relay fetched in time, each with its host; told once. Nobody gets them any more.
+        """The permits that were taken back, or fetched by no relay in time, each with its host; told once. Nobody gets
+        them any more.
 
-        Their hosts are not reachable until they poll anew: a poll of theirs that seems to wait is one that died.
+        Hosts that were late are not reachable until they poll anew: a poll of theirs that seems to wait is one that
+        died.
         """
         for host, state in self._hosts.items():
             self._drop_over(host, state)

@@ -3,6 +3,7 @@
 Every permit should end in two receipts that tell one story. After its time (`session_until`, and a grace for spooled
 receipts) a migration with one, with none, or with two that differ is a finding: a host that keeps silent, one that
 lies, or a permit that nobody used. Which of them, a person must find out; that there is none speaks for all the others.
+A permit that was withdrawn has none, and must have none: no relay ever had it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import msgspec
 from gateway.counted import counted
 from transport.errors import UNDECODABLE
 
+KINDS: Final = ("migration.decision", "evacuation.decision", "migration.withdrawn", "migration.receipt")
 GRACE_SECONDS: Final = 3_600
 MAX_RECORDED_FINDINGS: Final = 100
 
@@ -66,6 +68,7 @@ class _Case:
     index: int
     record: Mapping[str, Any]
     due: int
+    is_withdrawn: bool = False
     receipts: list[Mapping[str, Any]] = field(default_factory=list)
 
 
@@ -77,7 +80,7 @@ def brief(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def compare_receipts(records: Iterable[Numbered], now: int) -> Report:
-    """Over records as JSON, oldest first, of kinds migration.decision and migration.receipt; `now` in unix seconds."""
+    """Over records as JSON, oldest first, of KINDS; `now` in unix seconds."""
     cases: dict[str, _Case] = {}
     for index, record in records:
         migration_id, details = record.get("migration_id") or "", record.get("details") or {}
@@ -86,11 +89,16 @@ def compare_receipts(records: Iterable[Numbered], now: int) -> Report:
             if (details.get("site") or {}).get("role"):
                 continue  # the other half is in another site's log: `sealane audit reconcile sites`
             cases[migration_id] = _Case(index, record, int(permit["session_until"]) + GRACE_SECONDS)
-        elif record["kind"] == "migration.receipt" and migration_id in cases:
+        elif migration_id not in cases:
+            continue
+        elif record["kind"] == "migration.withdrawn":
+            cases[migration_id].is_withdrawn = True
+        elif record["kind"] == "migration.receipt":
             cases[migration_id].receipts.append(details)
-    # A permit of an evacuation that nobody used is as it should be.
-    cases = {name: each for name, each in cases.items() if each.receipts or not _is_of_evacuation(each)}
-    due = {name: case for name, case in cases.items() if case.due <= now or _is_complete(case)}
+    # A permit of an evacuation that nobody used is as it should be, and so is one that nobody got.
+    unused = {name for name, each in cases.items() if each.is_withdrawn or _is_of_evacuation(each)}
+    cases = {name: each for name, each in cases.items() if each.receipts or name not in unused}
+    due = {name: case for name, case in cases.items() if case.due <= now or case.is_withdrawn or _is_complete(case)}
     findings = tuple(finding for name, case in due.items() if (finding := _finding(name, case)) is not None)
     return Report(len(cases), len(due) - len(findings), len(cases) - len(due), findings)
 
@@ -106,7 +114,9 @@ def _is_complete(case: _Case) -> bool:
 def _finding(migration_id: str, case: _Case) -> Finding | None:
     roles = [str(receipt.get("role")) for receipt in case.receipts]
     why: tuple[str, ...]
-    if not roles:
+    if case.is_withdrawn:
+        what, why = "differ", (f"the {' and the '.join(sorted(set(roles)))} used a permit that was withdrawn",)
+    elif not roles:
         what, why = "none", ("neither host has certified what became of this permit",)
     elif len(set(roles)) == 1:
         other = "destination" if roles[0] == "source" else "source"

@@ -154,11 +154,12 @@ class Migration:
             case _:
                 return told
 
-    def withdrawn(self, because: str) -> Migration:
-        """Its permit was taken back before its relay had it: nothing began, and nothing can begin."""
+    def withdrawn(self, record: Mapping[str, Any]) -> Migration:
+        """As a `migration.withdrawn` record (as JSON) says: nothing began, and nothing can begin."""
         if self.state is not State.ASSIGNED:
             return self
-        return replace(self, state=State.CANCELLED if self.cancel_requested else State.FAILED, message=because)
+        state = State.CANCELLED if record.get("outcome") == State.CANCELLED else State.FAILED
+        return replace(self, state=state, message=str(record["details"].get("because", ""))[:500])
 
     def restored(self, now: int) -> Migration:
         """As it is after a restart: relays get a moment to say that it has begun, which no record says."""

@@ -238,7 +238,7 @@ def derive(records: Sequence[tuple[int, Mapping[str, Any]]]) -> dict[str, Migrat
         elif kind == "migration.revoked":
             found[migration_id] = migration.with_revocation(record)
         elif kind == "migration.withdrawn":
-            found[migration_id] = migration.withdrawn(str(record["details"].get("because", ""))[:500])
+            found[migration_id] = migration.withdrawn(record)
     return found
 
 

@@ -26,6 +26,7 @@ from gateway.relays import HostTrust
 from gateway.rollover.progress import Holdings
 from gateway.throttle import Throttle
 from gateway.turns import Turns
+from gateway.unfetched import Unfetched
 from policy.facts import Context, Person, Question
 
 log = structlog.get_logger("gateway.reporting")
@@ -37,12 +38,13 @@ _ALL: Final = frozenset({"migrate", "cancel"})
 class Reporting:
     """`trust` is replaced as a whole at a reload; `told` is what relays hear of it."""
 
-    def __init__(self, gate: Gate, reading: Reading, trust: HostTrust) -> None:
+    def __init__(self, gate: Gate, reading: Reading, trust: HostTrust, unfetched: Unfetched) -> None:
         self._gate = gate
         self.put_in_force(trust)
         self.seen = HostsSeen()
         self.holdings = Holdings()
         self._reading = reading
+        self._unfetched = unfetched
         self._receipts = Turns(1, 1)
         self._said = Throttle(20, 1.0, trio.current_time)
 
@@ -102,9 +104,10 @@ class Reporting:
         return recorded.index
 
     async def cancel(self, person: Person, migration_id: str, now: datetime, address: str) -> None:
-        """Ask for the end of a migration.
+        """Ask for the end of a migration; a permit that no relay has is withdrawn, and on record as that.
 
-        Errors: NotKnown, NotAllowed, TooManyRefusals, Conflict (already ended), RelayUnreachable.
+        Errors: NotKnown, NotAllowed, TooManyRefusals, Conflict (already ended), RelayUnreachable; LogUnavailable,
+        Overloaded: what was withdrawn by then stays so, and goes on record later.
         """
         seconds = int(now.timestamp())
         migration = await self._reading.migration(migration_id, seconds)
@@ -128,7 +131,8 @@ class Reporting:
         recorded = await self._gate.recorder.append(event)
         if not decision.allowed:
             raise NotAllowed("cancelling this migration is denied", decision.denied_because, recorded.index)
-        ask_for_end(self._gate, self._gate.migrations.get(migration_id, seconds) or migration, seconds)
+        if ask_for_end(self._gate, self._gate.migrations.get(migration_id, seconds) or migration, seconds):
+            await self._unfetched.look()
 
     def _take(self, migration: Migration) -> None:
         self._gate.migrations.put(migration)

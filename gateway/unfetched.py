@@ -1,7 +1,7 @@
-"""Permits that no relay fetched in time: withdrawn, put on record, and only then told.
+"""Permits that no relay has, and none will get: not fetched in time, or taken back because somebody wanted the end.
 
-Withdrawing is done in `gateway.dispatch`, where the only copy was. A log that takes no record delays what is told, and
-brings no permit back.
+Withdrawing is done in `gateway.dispatch`, where the only copy was; here it is put on record, and only then told. A log
+that takes no record delays what is told, and brings no permit back.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from audit.record import Vm
 from gateway.dispatch import Assignment
 from gateway.errors import GatewayError
 from gateway.gate import Gate
-from gateway.migrations import Migration
-from gateway.recording import Event
+from gateway.migrations import Migration, State
+from gateway.recording import Event, document_of
 
 KIND: Final = "migration.withdrawn"
 LOOK_SECONDS: Final = 1.0
+CANCELLED: Final = "cancelled before it began: no relay had the permit"
 
 log = structlog.get_logger("gateway.relays")
 
@@ -31,6 +32,7 @@ class Unfetched:
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
         self._to_record: list[tuple[str, Assignment]] = []
+        self._one = trio.Lock()
 
     async def run(self) -> None:
         """For ever."""
@@ -42,27 +44,33 @@ class Unfetched:
                 log.error("a withdrawn permit is not on record yet; it is tried again", error=error.detail)
 
     async def look(self) -> None:
-        """Errors: LogUnavailable, Overloaded; what is left is recorded the next time."""
-        for host, assignment in self._gate.dispatch.withdrawn():
-            log.warning("a permit was withdrawn: no relay fetched it", host=host, migration_id=assignment.migration_id)
-            self._to_record.append((host, assignment))
-        while self._to_record:
-            host, assignment = self._to_record[0]
-            try:
-                await self._record(host, assignment)
-            except AuditError as error:  # not to be tried for ever; it fails when its permit would have expired
-                told = {"host": host, "migration_id": assignment.migration_id}
-                log.error("a withdrawn permit cannot be recorded", error=str(error), **told)
-            del self._to_record[0]
+        """When this returns, all that was withdrawn before is on record.
+
+        Errors: LogUnavailable, Overloaded; what is left is recorded the next time.
+        """
+        async with self._one:
+            self._to_record += self._gate.dispatch.withdrawn()
+            while self._to_record:
+                # What is on record is told, whatever becomes of the request that waits for it.
+                with trio.CancelScope(shield=True):
+                    await self._record(*self._to_record[0])
+                del self._to_record[0]
 
     async def _record(self, host: str, assignment: Assignment) -> None:
         gate = self._gate
         migration = gate.migrations.heard(assignment.migration_id)
         if migration is None:
             return  # forgotten among very many: the log has its decision, and nothing that followed
-        because = words(host, assignment.fetch_by - assignment.queued)
-        await gate.recorder.append(_event(migration, because))
-        gate.migrations.put((gate.migrations.heard(migration.migration_id) or migration).withdrawn(because))
+        event = _event(migration, words(host, assignment.fetch_by - assignment.queued))
+        told = {"host": host, "migration_id": assignment.migration_id, "because": event.details["because"]}
+        try:
+            await gate.recorder.append(event)
+        except AuditError as error:  # not to be tried for ever; it fails when its permit would have expired
+            log.error("a withdrawn permit cannot be recorded", error=str(error), **told)
+            return
+        log.warning("a permit was withdrawn", **told)
+        latest = gate.migrations.heard(migration.migration_id) or migration
+        gate.migrations.put(latest.withdrawn(document_of(event)))
 
 
 def words(host: str, seconds: float) -> str:
@@ -74,16 +82,17 @@ def words(host: str, seconds: float) -> str:
     )
 
 
-def _event(migration: Migration, because: str) -> Event:
+def _event(migration: Migration, late: str) -> Event:
+    is_cancelled = migration.cancel_requested
     return Event(
         KIND,
-        "failed",
+        (State.CANCELLED if is_cancelled else State.FAILED).value,
         migration_id=migration.migration_id,
         vm=Vm(migration.vm_uuid, migration.vm_name),
         source=migration.source,
         destination=migration.destination,
         details={
-            "because": because,
+            "because": CANCELLED if is_cancelled else late,
             "decision_record": migration.record_index,
             "requested_by": migration.requested_by,
             "jti": migration.jti,

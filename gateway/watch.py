@@ -32,6 +32,7 @@ from gateway.recording import Event
 from gateway.relays import HostTrust
 from gateway.revocation import Effect, Revoked, effect_of, obligation_of, question_again, strength
 from gateway.standing import Standing
+from gateway.unfetched import Unfetched
 from policy.errors import DirectoryUnavailable
 from policy.facts import FROM_SITE, Person
 from policy.many_groups import compact_entities
@@ -59,11 +60,14 @@ class Unknown(Exception):
 class Watch:
     """`trust` tells the trust in hosts that is in force now."""
 
-    def __init__(self, gate: Gate, people: People, seen: HostsSeen, trust: Callable[[], HostTrust]) -> None:
+    def __init__(
+        self, gate: Gate, people: People, seen: HostsSeen, trust: Callable[[], HostTrust], unfetched: Unfetched
+    ) -> None:
         self._gate = gate
         self._people = people
         self._seen = seen
         self._trust = trust
+        self._unfetched = unfetched
         self._unknown_since: dict[str, float] = {}
         self._asked_since: dict[str, float] = {}  # the migrations that are to end
         self._destinations_told: set[str] = set()
@@ -217,7 +221,8 @@ class Watch:
         self._gate.migrations.put(latest)
         if effect is Effect.CANCEL_REQUESTED and latest.may_still_run(self._now()):
             if latest.state in _CAN_END:
-                self._cancel(latest)
+                if self._cancel(latest):
+                    await self._unfetched.look()
             else:
                 await self._record(latest, revoked, obligation, Effect.TOO_LATE)
 
@@ -228,13 +233,16 @@ class Watch:
             brief = Revoked(revoked.because)  # the facts of the decision are too many for one record
             await self._gate.recorder.append(_event(migration, brief, obligation, effect))
 
-    def _cancel(self, migration: Migration) -> None:
+    def _cancel(self, migration: Migration) -> bool:
+        """True: no relay had its permit, which was withdrawn and is to be recorded."""
         self._asked_since.setdefault(migration.migration_id, trio.current_time())
         try:
-            ask_for_end(self._gate, migration, self._now())
+            if ask_for_end(self._gate, migration, self._now()):
+                return True
         except GatewayError as error:
             self._could_not_tell(migration, "source", error)
         self._tell_destination(migration)
+        return False
 
     def _tell_destination(self, migration: Migration) -> None:
         """Once, where the source does not hear us, or does not heed."""

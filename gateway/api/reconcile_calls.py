@@ -15,7 +15,7 @@ from audit.record import parse_time
 from gateway.api.desk import Address, Asking, AtDesk
 from gateway.api.long_answers import LongAnswer
 from gateway.errors import NotKnown, NotSetUp, RequestRefused
-from gateway.host_receipts import MAX_RECORDED_FINDINGS, Finding, brief, compare_receipts
+from gateway.host_receipts import KINDS, MAX_RECORDED_FINDINGS, Finding, brief, compare_receipts
 from gateway.recording import Event, actor_of
 from gateway.sites.peer import ask_records
 from gateway.sites.reconcile import KINDS as SITE_KINDS
@@ -23,7 +23,6 @@ from gateway.sites.reconcile import SiteFinding, compare_sites, shared_with
 from gateway.sites.reconcile import brief as site_brief
 
 router = APIRouter()
-KINDS = ("migration.decision", "evacuation.decision", "migration.receipt")
 
 
 class Span(BaseModel):

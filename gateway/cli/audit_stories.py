@@ -19,7 +19,7 @@ from gateway.cli.output import console, print_json, print_table, say
 from gateway.cli.record_question import Question
 from gateway.cli.record_replies import NumberedRecord
 from gateway.cli.record_source import RecordSource, opened, read_pages
-from gateway.cli.stories import BEGINNINGS, Line, Move, life_of, moves_of, story_of
+from gateway.cli.stories import BEGINNINGS, ENDS, Line, Move, life_of, moves_of, story_of
 from gateway.counted import counted
 from gateway.times import record_time_to_the_second
 
@@ -117,10 +117,14 @@ def who_moved(
             read_pages(source, Question(terms_of({"vm": vm, "kind": kind}, since, until)), limit=MAX_MOVES)
             for kind in sorted(BEGINNINGS)
         ]
-        receipts = read_pages(source, Question({"vm": vm, "kind": "migration.receipt"}), limit=4 * MAX_MOVES)
+        ends = [
+            one
+            for kind in ENDS
+            for one in read_pages(source, Question({"vm": vm, "kind": kind}), limit=4 * MAX_MOVES).records
+        ]
     decisions = sorted((one for page in pages for one in page.records), key=lambda one: one.index)
     older = max((page.next for page in pages if page.next is not None), default=None)
-    moves = moves_of(decisions, receipts.records)
+    moves = moves_of(decisions, ends)
     if as_json:
         print_json({"vm": vm, "moves": [one.document() for one in moves], "older_before": older})
         return
@@ -155,9 +159,9 @@ def _of_migration(source: RecordSource, migration_id: str) -> Sequence[NumberedR
 
 
 def _related(source: RecordSource, one: NumberedRecord) -> list[NumberedRecord]:
-    """The other records of a decision's or receipt's migration."""
+    """The other records of the migration that a record begins or ends."""
     migration_id = one.record.get("migration_id")
-    if one.record.get("kind") not in {*BEGINNINGS, "migration.receipt"} or not isinstance(migration_id, str):
+    if one.record.get("kind") not in {*BEGINNINGS, *ENDS} or not isinstance(migration_id, str):
         return []
     if not migration_id:
         return []

@@ -53,10 +53,10 @@ def hosts(
     """
     moment = parse_moment(since, datetime.now(UTC), "--since")
     if log is not None:
-        from gateway.host_receipts import compare_receipts
+        from gateway.host_receipts import KINDS, compare_receipts
 
         with working("reading the log"):
-            report = compare_receipts(_from_folder(log, moment), int(time.time()))
+            report = compare_receipts(_from_folder(log, moment, KINDS), int(time.time()))
         document: dict[str, Any] = {
             "what": "hosts",
             "since": moment,
@@ -146,10 +146,8 @@ def _show_sites(document: Mapping[str, Any]) -> None:
     out.print(told + (f"; on record as {document['record_index']}" if "record_index" in document else ""), markup=False)
 
 
-def _from_folder(
-    log: Path, since: str, kinds: tuple[str, ...] = ("migration.decision", "evacuation.decision", "migration.receipt")
-) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Oldest first; a folder is read page by page, newest first."""
+def _from_folder(log: Path, since: str, kinds: tuple[str, ...]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Kind by kind, each oldest first; a folder is read page by page, newest first."""
     from gateway.cli.record_folder import FromFolder
     from gateway.cli.record_question import Question
     from gateway.cli.record_source import read_pages

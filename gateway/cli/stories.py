@@ -17,6 +17,8 @@ from gateway.times import to_the_second
 
 # What a migration begins with: decided when it was asked for, hours before, or by the other gateway of the site.
 BEGINNINGS: Final = frozenset({"migration.decision", "evacuation.decision", "migration.elsewhere"})
+# What tells how it ended.
+ENDS: Final = ("migration.receipt", "migration.withdrawn")
 
 MAX_GROUPS = 40
 
@@ -59,9 +61,8 @@ def story_of(one: NumberedRecord, related: Sequence[NumberedRecord] = ()) -> lis
     lines += _asked(record)
     lines += _decision(_object(_object(record, "details"), "decision"))
     lines += _permit(record)
-    receipts = [each for each in (one, *related) if each.record.get("kind") == "migration.receipt"]
-    if record.get("kind") in {*BEGINNINGS, "migration.receipt"}:
-        lines += _outcome_of(receipts)
+    if record.get("kind") in {*BEGINNINGS, *ENDS}:
+        lines += _outcome_of([each for each in (one, *related) if each.record.get("kind") in ENDS])
     lines += _rest(record)
     return lines
 
@@ -76,13 +77,13 @@ def life_of(found: Sequence[NumberedRecord]) -> list[Line]:
     return lines
 
 
-def moves_of(decisions: Iterable[NumberedRecord], receipts: Iterable[NumberedRecord]) -> list[Move]:
-    """Each request to move, with the outcome that the receipts of its migration certify.
+def moves_of(decisions: Iterable[NumberedRecord], ends: Iterable[NumberedRecord]) -> list[Move]:
+    """Each request to move, with the outcome that the receipts of its migration certify, or its permit's withdrawal.
 
     Of what was prepared for an evacuation only what was used: nobody has asked for the rest to move.
     """
     of_migration: dict[str, list[NumberedRecord]] = {}
-    for one in receipts:
+    for one in ends:
         of_migration.setdefault(_text(one.record, "migration_id"), []).append(one)
     decisions = [
         one
@@ -92,8 +93,9 @@ def moves_of(decisions: Iterable[NumberedRecord], receipts: Iterable[NumberedRec
     return [_move(one, of_migration.get(_text(one.record, "migration_id"), [])) for one in decisions]
 
 
-def ended(receipts: Sequence[NumberedRecord]) -> str:
+def ended(ends: Sequence[NumberedRecord]) -> str:
     """What both hosts certify, in words."""
+    receipts = [one for one in ends if one.record.get("kind") != "migration.withdrawn"]
     said = {(_text(_object(one.record, "details"), "role"), _text(one.record, "outcome")) for one in receipts}
     at_destination = said & {("destination", "running"), ("destination", "completed")}
     at_source = ("source", "completed") in said
@@ -103,15 +105,17 @@ def ended(receipts: Sequence[NumberedRecord]) -> str:
         return "the destination certifies that it runs there; the source has not certified the end"
     if at_source:
         return "the source certifies the end; the destination has not certified that it runs there"
+    if not said and ends:
+        return f"{_text(ends[-1].record, 'outcome')} before it began: the permit was withdrawn"
     if not said:
         return "no receipt"
     return ", ".join(f"{role} certifies {outcome}" for role, outcome in sorted(said))
 
 
-def _move(one: NumberedRecord, receipts: Sequence[NumberedRecord]) -> Move:
+def _move(one: NumberedRecord, ends: Sequence[NumberedRecord]) -> Move:
     record = one.record
     asked = _object(_object(record, "details"), "asked")
-    downtimes = [_object(each.record, "details").get("downtime_ms") for each in receipts]
+    downtimes = [_object(each.record, "details").get("downtime_ms") for each in ends]
     known = [each for each in downtimes if type(each) is int]
     outcome = _text(record, "outcome")
     permitted = _object(_object(record, "details"), "permit")
@@ -123,7 +127,7 @@ def _move(one: NumberedRecord, receipts: Sequence[NumberedRecord]) -> Move:
         source=_host(record.get("source")),
         destination=_host(record.get("destination")) or _text(asked, "destination"),
         decided=outcome,
-        ended=ended(receipts) if permitted or receipts else "",
+        ended=ended(ends) if permitted or ends else "",
         downtime_ms=max(known) if known else None,
         reason=_text(record, "reason"),
     )
@@ -208,8 +212,10 @@ def _moment(unix: object) -> str:
     return to_the_second(unix) if type(unix) is int else "no time"
 
 
-def _outcome_of(receipts: Sequence[NumberedRecord]) -> Iterator[Line]:
-    for one in receipts:
+def _outcome_of(ends: Sequence[NumberedRecord]) -> Iterator[Line]:
+    for one in ends:
+        if one.record.get("kind") == "migration.withdrawn":
+            continue
         details = _object(one.record, "details")
         body = _body(details)
         role = _text(details, "role")
@@ -227,7 +233,7 @@ def _outcome_of(receipts: Sequence[NumberedRecord]) -> Iterator[Line]:
             lanes = f", lanes {body['lane_cipher']}" if body.get("lane_cipher") else ""
             words = (_text(tls, name) for name in ("version", "group", "cipher"))
             yield Line("protection", f"{', '.join(words)}{lanes} (as the {role} host certifies)")
-    yield Line("outcome", ended(receipts))
+    yield Line("outcome", ended(ends))
 
 
 def _permit_entry(one: NumberedRecord) -> Iterator[Line]:

@@ -79,7 +79,8 @@ async def make_pieces(
     search = _search(config, keeping, stack)
     reading = Reading(gate, committer, search)
     gate.break_glass = make_break_glass(config, gate, reading)
-    reporting = Reporting(gate, reading, trust)
+    unfetched = Unfetched(gate)
+    reporting = Reporting(gate, reading, trust, unfetched)
     gate.is_revoked = lambda host: reporting.seen.is_revoked(host, reporting.trust, clock.wall())
     if config.identity.services:
         people.services = Services(config.identity.services, lambda: reporting.trust)
@@ -125,14 +126,14 @@ async def make_pieces(
     reload_tls.call = reloader.reload_tls
     if office is not None:
         reloader.after_tls = office.find_root
-    watch = Watch(gate, people, reporting.seen, lambda: reporting.trust)
+    watch = Watch(gate, people, reporting.seen, lambda: reporting.trust, unfetched)
     add_metrics_of_policy(metrics, gate, publishing, watch, partial(_days_left, config, reporting, clock))
     reloader.reload_delivery = delivery.reload
     revocation = config.revocation
     background: tuple[Background, ...] = (
         keeping.witnessing.run,
         partial(watch.run, WatchSettings(revocation.interval_seconds, revocation.unknown_grace_seconds)),
-        Unfetched(gate).run,
+        unfetched.run,
         gate.sources.run,
         search.follow,
         placement_watching.run,

@@ -140,6 +140,8 @@ async def test_only_what_the_relay_does_not_have_can_be_withdrawn(
     assert not dispatch.withdraw("a", "m1")
     dispatch.assign("a", assignment("m1"))
     assert dispatch.withdraw("a", "m1")
+    ((host, withdrawn),) = dispatch.withdrawn()
+    assert (host, withdrawn.migration_id) == ("a", "m1")
     assert await dispatch.poll("a", 0) == []
     dispatch.assign("a", assignment("m2"))
     await dispatch.poll("a", 0)

@@ -96,6 +96,13 @@ def test_what_was_denied_or_is_of_an_earlier_time_is_no_finding() -> None:
     assert report(receipt("source")).findings == ()
 
 
+def test_a_permit_that_was_withdrawn_needs_no_receipt_and_must_have_none() -> None:
+    withdrawn = 8, {"kind": "migration.withdrawn", "migration_id": "m", "outcome": "cancelled", "details": {}}
+    assert report(decision(), withdrawn).counts() == dict.fromkeys(report().counts(), 0)
+    (finding,) = report(decision(), withdrawn, receipt("source"), now=0).findings
+    assert (finding.what, finding.why) == ("differ", ("the source used a permit that was withdrawn",))
+
+
 @pytest.mark.parametrize("body", ["{", '{"a": ' + "[" * 100_000, '{"a": "\\ud800"}'])
 def test_a_receipt_that_is_no_json_is_a_finding_and_no_crash(body: str) -> None:
     bad = receipt("destination")

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import trio
 
+from gateway.cancelling import ask_for_end
 from gateway.starter import Site
 from tests.gateway.conftest import Running, running_gateway
 
@@ -110,6 +111,57 @@ async def test_a_cancel_before_the_relay_has_the_permit_takes_it_back(running: R
     assert (await told(running, migration_id))["state"] == "cancelled"
     assert (await fetch(running, migration_id))[0] == 403
     assert (await fetch(running, migration_id, "b"))[0] == 403
+
+
+async def test_a_cancel_that_took_a_permit_back_is_on_record_before_it_is_told_and_reads_the_same_after_a_restart(
+    site: Site,
+) -> None:
+    async with running_gateway(site) as running:
+        migration_id = await assigned(running)
+        assert (await running.person("alice").post(f"/v1/migrations/{migration_id}/cancel")).status_code == 202
+        (record,) = await running.records("migration.withdrawn")
+        assert (record["migration_id"], record["outcome"]) == (migration_id, "cancelled")
+        (asked,) = await running.records("migration.cancel_requested")
+        assert asked["sequence"] < record["sequence"]
+        before = await told(running, migration_id)
+        assert (before["state"], before["message"]) == ("cancelled", record["details"]["because"])
+    async with running_gateway(site) as running:
+        assert await told(running, migration_id) == before
+        assert (await running.poll("a")) == []
+
+
+async def test_a_cancel_that_cannot_be_recorded_is_not_told_and_gives_the_permit_to_nobody(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running_gateway(site) as running:
+        migration_id = await assigned(running)
+        withdraw = running.gateway.desk.gate.dispatch.withdraw
+
+        def and_then_the_disk_is_full(host: str, migration_id: str) -> bool:
+            running.log.broken = True
+            return withdraw(host, migration_id)
+
+        monkeypatch.setattr(running.gateway.desk.gate.dispatch, "withdraw", and_then_the_disk_is_full)
+        assert (await running.person("alice").post(f"/v1/migrations/{migration_id}/cancel")).status_code == 503
+        assert (await fetch(running, migration_id))[0] == 403
+        heard = running.gateway.desk.gate.migrations.heard(migration_id)
+        assert heard is not None
+        assert heard.message is None
+        running.log.broken = False
+        assert (await ended(running, migration_id))["state"] == "cancelled"
+        assert len(await running.records("migration.withdrawn")) == 1
+
+
+async def test_a_request_that_is_given_up_leaves_one_record(running: Running) -> None:
+    migration_id = await assigned(running)
+    gate = running.gateway.desk.gate
+    migration = gate.migrations.heard(migration_id)
+    assert migration is not None
+    assert ask_for_end(gate, migration, 0)
+    with trio.move_on_after(0):
+        await running.gateway.desk.reporting._unfetched.look()
+    assert (await ended(running, migration_id))["state"] == "cancelled"
+    assert len(await running.records("migration.withdrawn")) == 1
 
 
 async def test_a_permit_whose_answer_was_lost_is_given_out_no_more_once_its_end_was_asked_for(running: Running) -> None:

@@ -113,6 +113,22 @@ async def test_a_group_that_was_lost_cancels_it_at_once(watched_site: Site) -> N
         assert shown["revoked"]["obligation"] == "cancel"
 
 
+async def test_what_its_relay_has_not_fetched_yet_is_taken_back_and_that_is_on_record(watched_site: Site) -> None:
+    async with running_gateway(watched_site) as running:
+        await running.poll("a")
+        asked = await running.person("alice").post("/v1/migrations", json={"vm": "web", "destination": "b"})
+        edit(running.site.people, lambda text: text.replace('["operators"]', '["guests"]'))
+        await running.gateway.reload()
+        await revoked(running)
+        with trio.fail_after(0.5):  # before anybody else looks for what was withdrawn
+            while not (withdrawn := await running.records("migration.withdrawn")):
+                await trio.sleep(0.02)
+        migration_id = asked.json()["migration_id"]
+        assert [(each["migration_id"], each["outcome"]) for each in withdrawn] == [(migration_id, "cancelled")]
+        shown = (await running.person("carol").get(f"/v1/migrations/{migration_id}")).json()
+        assert shown["state"] == "cancelled"
+
+
 async def test_somebody_who_was_removed_moves_nothing_any_more(watched_site: Site) -> None:
     async with moving(watched_site) as (running, migration_id):
         edit(running.site.people, lambda text: text[text.index('[people."bob"]') :])

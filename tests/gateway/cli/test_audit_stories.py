@@ -176,6 +176,22 @@ def test_who_moved_a_vm_tells_every_request_with_its_outcome(log: Path, sealane:
     assert "2 requests" in sealane("audit", "who-moved", "web-1", "--log", log).stdout
 
 
+def test_a_permit_that_was_taken_back_is_told_as_that(tmp_path: Path, sealane: Sealane) -> None:
+    because = {"because": "cancelled before it began: no relay had the permit"}
+    entries = [
+        entry(0, "migration.decision", outcome="allowed", actor=ALICE, details=DECISION),
+        entry(1, "migration.withdrawn", outcome="cancelled", details=because),
+    ]
+    with Log.open(tmp_path / "log", SIGNER) as log:
+        log.append([lambda _first: entries])
+    (move,) = last_object(sealane("audit", "who-moved", "web-1", "--log", tmp_path / "log", "--json"))["moves"]
+    assert move["ended"] == "cancelled before it began: the permit was withdrawn"
+    for words in ("show 0", "show 1", "migration m-1"):
+        told = sealane("audit", *words.split(), "--log", tmp_path / "log").stdout
+        assert move["ended"] in told, words
+        assert "no receipt" not in told
+
+
 @pytest.mark.parametrize("words", ["show 1", "migration m-1", "who-moved web-1"])
 def test_what_others_wrote_stays_text(logged_in: CannedGateway, sealane: Sealane, words: str) -> None:
     evil: dict[str, Any] = {
