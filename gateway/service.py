@@ -112,8 +112,8 @@ async def _restore(pieces: Pieces) -> None:
     pieces.placement.restore(await reading.records_since(ALARM_KINDS, alarms_since))
     if gate.break_glass is not None:
         await gate.break_glass.restore()
-    if pieces.desk.office is not None:
-        await pieces.desk.office.finish_revocations(reading)
+    if (office := pieces.desk.office) is not None:
+        await office.revoking.finish(reading, office.terms.host_lifetime)
 
 
 async def _open(pieces: Pieces, serving: trio.Nursery) -> Gateway:

@@ -1,20 +1,16 @@
-"""The office that lets hosts in and out: token → enrolment → renewals → revocation.
+"""The office that lets hosts in: token → enrolment → renewals; and out, by `revoking`.
 
-Order of each step: may it be → note durably → record → take effect. Revocation is the exception that fails safe: it is
-on record first, and then the CRL is in force before the caller hears of it.
+Order of each step: may it be → note durably → record → take effect. Revocation is the exception that fails safe.
 """
 
 from __future__ import annotations
 
 import secrets
-import sqlite3
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any
 
 import structlog
 import trio
@@ -22,41 +18,30 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from audit.record import Actor, format_time
-from certs.authority import CRL_LIFETIME
+from audit.record import Actor
 from certs.enrolment import SECRET_BYTES, EnrolmentToken, public_key_sha256, requested_key
 from certs.errors import CertificateError, CredentialError
-from certs.files import read_crl
 from certs.identity import SpiffeId
 from gateway.asking import decide
 from gateway.crowds import crowd_of
 from gateway.deciding import decision_document
-from gateway.enrolment.register import Issued, Note, Register, Spend, Token
-from gateway.enrolment.writer import AuthorityFailed, Writer
-from gateway.errors import GatewayError, NotAllowed, NotKnown, RequesterError, RequestRefused, Throttled
+from gateway.enrolment.crls import Crls
+from gateway.enrolment.errors import AuthorityFailed, EnrolmentRefused
+from gateway.enrolment.one_thread import OneThread
+from gateway.enrolment.register import Note, Register, Spend, Token, issued
+from gateway.enrolment.revoking import REVOKED, TOKEN_ISSUED, Revoking
+from gateway.enrolment.writer import Writer
+from gateway.errors import NotAllowed, NotKnown, RequestRefused, Throttled
 from gateway.gate import Gate
 from gateway.hosts_seen import HostsSeen
 from gateway.recorded_refusals import RecordedRefusals
-from gateway.recording import Event, History, actor_of, host_actor, identity_of
+from gateway.recording import Event, actor_of, host_actor, identity_of
 from gateway.rollover.authorities import Authorities
 from gateway.throttle import Throttle
 from gateway.times import rfc3339
 from policy.facts import Context, HostFacts, Person, Question
 
-CRL_CHECK_SECONDS: Final = 60.0
-REVOKED: Final = "host.revoked"
-TOKEN_ISSUED: Final = "host.token_issued"  # noqa: S105 - a kind of record
-UNFINISHED_AT_MOST: Final = timedelta(days=31)  # a gateway was away so long, in the middle of a revocation
-T = TypeVar("T")
 log = structlog.get_logger("gateway.enrolment")
-
-
-class EnrolmentRefused(RequesterError):
-    """One answer for every fault of a token: which one it is stands in the record."""
-
-    code = "enrolment_refused"
-    status = 403
-    next_step = "ask for a new token: sealane certs token HOST"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,16 +80,14 @@ class Office:
         self._gate = gate
         self.authorities = authorities
         self._register = register
-        self._seen = seen
-        self._publish = publish
         self._failing = Throttle(10, 3.0, monotonic)
         self._refusals = RecordedRefusals(gate.recorder, monotonic)
         self._renewing = Throttle(6, 300.0, monotonic)
-        self._one = trio.CapacityLimiter(1)  # SQLite's and the CRL's only thread
+        self.thread = OneThread()
         self._signing = trio.CapacityLimiter(2)
-        self._writer = Writer(register, self._one)
-        self._revocations: Counter[str] = Counter()
-        self._revoking: Counter[str] = Counter()
+        self._writer = Writer(register, self.thread)
+        self._crls = Crls(gate, authorities, register, self.thread, publish)
+        self.revoking = Revoking(gate, authorities, register, self.thread, seen, self._crls)
 
     async def new_token(self, person: Person, name: str, minutes: int | None, address: str) -> NewToken:
         """For a host that the inventory lists. Errors: NotAllowed (recorded), NotKnown, RequestRefused,
@@ -113,7 +96,7 @@ class Office:
         spiffe_id = self._spiffe_id(name)
         event = await self._permitted("EnrolHost", TOKEN_ISSUED, person, spiffe_id, None, now, address)
         self._listed(spiffe_id)
-        revocations = self._revocations_of(name)
+        revocations = self.revoking.times(name)
         if minutes is None:
             minutes = self.terms.token_minutes
         elif minutes > self.terms.token_minutes:
@@ -128,8 +111,8 @@ class Office:
         kept = Token(name, expires, person.id, None)
         details = {"token_sha256": token.sha256().hex(), "expires": expires}
         await self._gate.recorder.append(_with(event, "allowed", details))
-        await self.in_thread(self._register.add_token, token.sha256(), kept, int(now.timestamp()))
-        self._require_not_revoked_since(revocations, name)
+        await self.thread.do(self._register.add_token, token.sha256(), kept, int(now.timestamp()))
+        self.revoking.require_none_since(revocations, name)
         return NewToken(token, spiffe_id, expires)
 
     async def enrol(self, text: str, request: bytes, address: str) -> dict[str, Any]:
@@ -139,13 +122,13 @@ class Office:
             sha256, token = await self._token(text, int(now.timestamp()))
             spiffe_id = self._spiffe_id(token.host)
             facts = self._listed(spiffe_id)
-            revocations = self._revocations_of(token.host)
+            revocations = self.revoking.times(token.host)
             self._require_patience(spiffe_id)
             key = requested_key(request)
             key_sha256 = public_key_sha256(key)
             chain = await self._issue(token.host, key, now)
-            issued = _issued(token.host, chain)
-            if not await self._writer.write(Spend(sha256, key_sha256, issued, int(now.timestamp()))):
+            certificate = issued(token.host, chain[0])
+            if not await self._writer.write(Spend(sha256, key_sha256, certificate, int(now.timestamp()))):
                 raise EnrolmentRefused("the token was used already, for another key", code="token_used")
         except (CredentialError, EnrolmentRefused, NotKnown, RequestRefused) as error:
             await self._refuse(error, text, address)
@@ -159,8 +142,8 @@ class Office:
         host = str(spiffe_id)
         event = Event("host.enrolled", "completed", actor=host_actor(host), source=host, details=details)
         await self._gate.recorder.append(event)
-        self._require_not_revoked_since(revocations, token.host)
-        log.info("host enrolled", host=str(spiffe_id), serial=issued.serial)
+        self.revoking.require_none_since(revocations, token.host)
+        log.info("host enrolled", host=str(spiffe_id), serial=certificate.serial)
         return {
             "host": str(spiffe_id),
             "certificate": _pem(chain),
@@ -175,7 +158,7 @@ class Office:
         Errors: what `judge` raises, RequestRefused, Throttled, EnrolmentRefused, AuthorityFailed.
         """
         host = await judge()
-        revocations = self._revocations_of(host.name)
+        revocations = self.revoking.times(host.name)
         if host.trust_domain != self.authorities.trust_domain:
             raise RequestRefused("this authority does not issue for that trust domain")
         self._require_patience(host)
@@ -185,73 +168,20 @@ class Office:
         except CredentialError as error:
             raise RequestRefused(str(error)) from error
         chain = await self._issue(host.name, key, now)
-        await self._writer.write(Note(_issued(host.name, chain), int(now.timestamp())))
+        await self._writer.write(Note(issued(host.name, chain[0]), int(now.timestamp())))
         details = {"client_address": address, **_certificate_facts(chain[0], public_key_sha256(key))}
         await self._gate.recorder.append(
             Event("host.renewed", "completed", actor=host_actor(str(host)), source=str(host), details=details)
         )
-        self._require_not_revoked_since(revocations, host.name)
+        self.revoking.require_none_since(revocations, host.name)
         return {"certificate": _pem(chain)}
 
     async def revoke(self, person: Person, name: str, reason: str, address: str) -> dict[str, Any]:
-        """End every certificate of a host that this authority issued, and its tokens. In force here once it returns.
-
-        Errors: NotAllowed (recorded), NotKnown where there is nothing to revoke, AuthorityFailed.
-        """
+        """See `Revoking.revoke`. Errors: NotAllowed (recorded), and those of it."""
         now = self._gate.clock.wall()
         spiffe_id = self._spiffe_id(name)
         event = await self._permitted("RevokeHost", REVOKED, person, spiffe_id, reason, now, address)
-        self._revocations[name] += 1
-        self._revoking[name] += 1
-        try:
-            return await self._revoke_host(event, spiffe_id, now)
-        finally:
-            self._revoking[name] -= 1
-
-    async def _revoke_host(self, event: Event, spiffe_id: SpiffeId, now: datetime) -> dict[str, Any]:
-        name, seconds = spiffe_id.name, int(now.timestamp())
-        serials = set(await self.in_thread(self._register.valid_serials, name, seconds))
-        if (shown := self._seen.certificate(str(spiffe_id))) is not None and self._is_ours(shown):
-            by_hand = _issued(name, [shown])
-            await self.in_thread(self._register.know, by_hand)  # so that a revocation that is cut off is finished
-            serials.add(by_hand.serial)
-        with trio.CancelScope(shield=True):  # what is on record is done, whatever becomes of the request
-            await self._gate.recorder.append(_with(event, "allowed", {"serials": sorted(serials)}))
-            await self._take_out(name, serials, now)
-        log.warning("host revoked", host=str(spiffe_id), certificates=len(serials))
-        if not serials:
-            raise NotKnown(
-                "this authority knows no valid certificate of that host; its tokens are withdrawn",
-                next_step="revoke what was issued by hand: sealane certs publish-crl DIR --revoke-serial HEX",
-            )
-        number = self._gate.minimum_crl_number
-        return {"host": str(spiffe_id), "serials": sorted(serials), "crl_number": number}
-
-    async def finish_revocations(self, history: History) -> None:
-        """At start: what is on record and was not done, because the gateway ended in between. Errors: LogUnavailable,
-        AuthorityFailed."""
-        now = self._gate.clock.wall()
-        seconds, since = int(now.timestamp()), now - max(self.terms.host_lifetime, UNFINISHED_AT_MOST)
-        out: set[str] = set()  # with no newer token
-        for _, record in await history.records_since((REVOKED, TOKEN_ISSUED), format_time(since)):
-            if record.get("outcome") != "allowed":
-                continue
-            name = str(record["source"]).rpartition("/")[2]
-            if record["kind"] == TOKEN_ISSUED:
-                out.discard(name)
-                continue
-            out.add(name)
-            valid = await self.in_thread(self._register.valid_serials, name, seconds)
-            if left := set(valid) & set(record["details"]["serials"]):
-                await self._take_out(name, left, now)
-                log.warning("a revocation was finished", host=record["source"], certificates=len(left))
-        for name in out:
-            await self.in_thread(self._register.revoke, name, (), seconds)
-
-    async def _take_out(self, name: str, serials: set[str], now: datetime) -> None:
-        if serials:
-            await self._revoke([int(serial, 16) for serial in serials], now)
-        await self.in_thread(self._register.revoke, name, sorted(serials), int(now.timestamp()))
+        return await self.revoking.revoke(event, spiffe_id, now)
 
     def find_root(self) -> None:
         """After the gateway's own certificate may have changed: tokens name the root that vouches for it now."""
@@ -265,37 +195,11 @@ class Office:
         self.terms = replace(self.terms, pinned=pinned)
 
     async def run(self) -> None:
-        """For ever: writes what others wait for, and keeps the CRL fresh."""
+        """For ever: writes what others wait for, keeps the CRLs fresh, and finishes revocations."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._writer.run)
-            nursery.start_soon(self._keep_crl_forever)
-
-    async def _keep_crl_forever(self) -> None:
-        """Publish the next CRL when half of the time of the last one is over, whatever else happens."""
-        while True:
-            try:
-                await self._renew_crl(self._gate.clock.wall())
-            except (CertificateError, GatewayError, OSError) as error:
-                log.error("the CRL could not be renewed", error=str(error))
-            await trio.sleep(CRL_CHECK_SECONDS)
-
-    async def _renew_crl(self, now: datetime) -> None:
-        for authority in self.authorities.all:
-            crl = await self.in_thread(read_crl, authority.crl_file)
-            if crl.next_update_utc is None or crl.next_update_utc - now < CRL_LIFETIME / 2:
-                number = await self.in_thread(authority.publish_crl, now)
-                log.info("CRL renewed", number=number, authority=authority.certificate.subject.rfc4514_string())
-                await self._publish()
-
-    async def _revoke(self, serials: Sequence[int], now: datetime) -> None:
-        try:
-            await self.in_thread(self.authorities.revoke_all, serials, now)
-        except (CertificateError, OSError) as error:
-            log.error("nothing was revoked: the CRL cannot be published", error=str(error))
-            raise AuthorityFailed(f"nothing was revoked: {error}") from error
-        await self._publish()
-        self._gate.bell.ring()
-        self._gate.dispatch.wake_all()
+            nursery.start_soon(self._crls.keep_fresh)
+            nursery.start_soon(self.revoking.run)
 
     def _require_patience(self, host: SpiffeId) -> None:
         """Also for a token that was used, by the same key: each certificate is a record, and may become a line of CRLs.
@@ -305,20 +209,9 @@ class Office:
         if not self._renewing.admits(str(host)):
             raise Throttled("this host has got several certificates in a row")
 
-    def _revocations_of(self, name: str) -> int:
-        """How often the host was revoked; to compare at the end. Errors: EnrolmentRefused while it is being revoked."""
-        if self._revoking[name]:
-            raise EnrolmentRefused("the host is being revoked", code="being_revoked")
-        return self._revocations[name]
-
-    def _require_not_revoked_since(self, revocations: int, name: str) -> None:
-        """Else a certificate that is made while serials are collected would outlive the revocation: it stays here."""
-        if self._revocations[name] != revocations:
-            raise EnrolmentRefused("the host was revoked meanwhile", code="being_revoked")
-
     async def _token(self, text: str, now: int) -> tuple[bytes, Token]:
         sha256 = EnrolmentToken.parse(text).sha256()
-        token = await self.in_thread(self._register.token, sha256)
+        token = await self.thread.do(self._register.token, sha256)
         if token is None:
             raise EnrolmentRefused("nobody issued this token, or a newer one took its place", code="token_unknown")
         if token.expires <= now:
@@ -382,30 +275,9 @@ class Office:
             log.error("no certificate can be issued", error=str(error))
             raise AuthorityFailed("the certificate authority cannot issue now") from error
 
-    def _is_ours(self, certificate: x509.Certificate) -> bool:
-        return self.authorities.issued(certificate)
-
-    @asynccontextmanager
-    async def changing_authorities(self) -> AsyncIterator[None]:
-        """While it lasts nothing is revoked or published: the CAs' folders may be renamed."""
-        async with self._one:
-            yield
-
-    async def in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
-        """The register's and the CAs' only thread."""
-        try:
-            return await trio.to_thread.run_sync(partial(work, *arguments), limiter=self._one)
-        except sqlite3.Error as error:
-            log.error("the register of hosts failed", error=str(error))
-            raise AuthorityFailed("the register of enrolled hosts cannot be used") from error
-
 
 def _with(event: Event, outcome: str, details: dict[str, Any]) -> Event:
     return replace(event, outcome=outcome, details={**event.details, **details})
-
-
-def _issued(host: str, chain: Sequence[x509.Certificate]) -> Issued:
-    return Issued(f"{chain[0].serial_number:x}", host, int(chain[0].not_valid_after_utc.timestamp()))
 
 
 def _certificate_facts(leaf: x509.Certificate, key_sha256: bytes) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from cryptography import x509
+
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS tokens (
     sha256 BLOB PRIMARY KEY, host TEXT NOT NULL, expires INTEGER NOT NULL, issued_by TEXT NOT NULL,
@@ -41,6 +43,11 @@ class Issued:
     serial: str
     host: str
     not_after: int
+
+
+def issued(host: str, leaf: x509.Certificate) -> Issued:
+    """As the register knows it."""
+    return Issued(f"{leaf.serial_number:x}", host, int(leaf.not_valid_after_utc.timestamp()))
 
 
 @dataclass(frozen=True, slots=True)

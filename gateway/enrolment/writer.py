@@ -5,25 +5,17 @@ A commit is an fsync, some milliseconds; a rack that is switched on enrols its h
 
 from __future__ import annotations
 
-import sqlite3
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Final
 
-import structlog
 import trio
 
+from gateway.enrolment.errors import AuthorityFailed
+from gateway.enrolment.one_thread import OneThread
 from gateway.enrolment.register import Note, Register, Spend
-from gateway.errors import OperatorError
 
 MAX_WAITING: Final = 256
 MAX_BATCH: Final = 64
-log = structlog.get_logger("gateway.enrolment")
-
-
-class AuthorityFailed(OperatorError):
-    code = "authority_failed"
-    next_step = "look at the folder of [enrolment] authority and at the gateway's log"
 
 
 @dataclass(slots=True)
@@ -34,9 +26,9 @@ class _Waiting:
 
 
 class Writer:
-    """`thread`: the register is not for two threads at once; all who use it share this limiter."""
+    """`thread`: the register is not for two at once; all who use it share this one."""
 
-    def __init__(self, register: Register, thread: trio.CapacityLimiter) -> None:
+    def __init__(self, register: Register, thread: OneThread) -> None:
         self._register = register
         self._thread = thread
         self._send, self._receive = trio.open_memory_channel[_Waiting](MAX_WAITING)
@@ -66,10 +58,9 @@ class Writer:
 
     async def _commit(self, batch: list[_Waiting]) -> None:
         try:
-            apply = partial(self._register.apply, [waiting.step for waiting in batch])
-            results = await trio.to_thread.run_sync(apply, limiter=self._thread)
-        except sqlite3.Error as error:
-            log.error("the register of hosts failed", error=str(error))
+            results = await self._thread.do(self._register.apply, [waiting.step for waiting in batch])
+        except AuthorityFailed:
+            pass  # it was logged, and each of them is told
         else:
             for waiting, succeeded in zip(batch, results, strict=True):
                 waiting.succeeded = succeeded

@@ -103,7 +103,7 @@ class IssuingCa:
 
     async def _change(self, change: Callable[[], None]) -> None:
         """In the CAs' own thread of order: nothing is issued or revoked while folders are renamed."""
-        async with self._office.changing_authorities():
+        async with self._office.thread.kept():
             await self._change_tls(change)
         self._gate.dispatch.wake_all()
 

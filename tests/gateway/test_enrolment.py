@@ -14,12 +14,12 @@ import pytest
 import trio
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
+from structlog.testing import capture_logs
 
 from certs.enrolment import EnrolmentToken, make_request
 from certs.files import write_private_key
 from certs.identity import spiffe_id_of
-from gateway.enrolment.office import EnrolmentRefused
-from gateway.enrolment.writer import AuthorityFailed
+from gateway.enrolment.errors import AuthorityFailed, EnrolmentRefused
 from gateway.errors import LogUnavailable, Throttled
 from gateway.recording import Event
 from gateway.starter import Site
@@ -286,6 +286,37 @@ async def test_a_revocation_that_is_on_record_is_done_though_who_asked_has_gone_
         assert serials_on_crl() == set(serials), "once"
 
 
+async def test_a_revocation_that_failed_is_finished_by_itself_and_until_then_the_host_gets_nothing(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.enrolment.revoking.RETRY_SECONDS", 0.2)
+    async with enrolling(site) as running, stranger(running, site) as client:
+        await running.poll("b")
+        key, officer = new_key(), running.person(OFFICER)
+        given = (await enrol(client, await token_of(running), key)).json()
+        serial = x509.load_pem_x509_certificate(given["certificate"].encode()).serial_number
+        waiting = await token_of(running)
+        with monkeypatch.context() as patch:
+            patch.setattr("gateway.rollover.authorities.Authorities.revoke_all", full_disk)
+            assert (await officer.post("/v1/hosts/b/revocation", json={"reason": "stolen"})).status_code == 503
+            with capture_logs() as said, trio.fail_after(10):
+                while not any("it is tried again" in each["event"] for each in said):
+                    await trio.sleep(0.02)
+            asked = await officer.post("/v1/enrolment/tokens", json={"host": "b"})
+            assert (asked.status_code, asked.json()["error"]["code"]) == (403, "being_revoked")
+            assert (await enrol(client, waiting, new_key())).status_code == 403
+        with trio.fail_after(10):
+            while (asked := await officer.post("/v1/enrolment/tokens", json={"host": "b"})).status_code != 200:
+                await trio.sleep(0.05)
+        crl = x509.load_pem_x509_crl((site.certs / "crl.pem").read_bytes())
+        assert crl.get_revoked_certificate_by_serial_number(serial) is not None
+        gate = running.gateway.desk.gate
+        assert gate.minimum_crl_number == x509_number(site), "in force here, too"
+        assert (await enrol(client, waiting, new_key())).status_code == 403
+        assert (await enrol(client, asked.json()["token"], new_key())).status_code == 200
+        assert len(await running.records("host.revoked")) == 1
+
+
 async def test_what_is_left_of_a_revocation_is_done_also_for_tokens_and_certificates_that_were_issued_by_hand(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -322,7 +353,7 @@ async def test_a_token_that_is_made_during_a_revocation_is_given_to_nobody(
             add_token(*args)
 
         async def revoke() -> None:
-            office._revocations["b"] += 1
+            office.revoking._times["b"] += 1
 
         monkeypatch.setattr(office._register, "add_token", late)
         answer = await running.person(OFFICER).post("/v1/enrolment/tokens", json={"host": "b"})
