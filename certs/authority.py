@@ -13,7 +13,7 @@ from __future__ import annotations
 import fcntl
 import ipaddress
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from certs.crls import crl_number_of
+from certs.crls import FORGOTTEN_AFTER, crl_number_of
 from certs.errors import CredentialError, IdentityError
 from certs.files import (
     MAX_KEY_BYTES,
@@ -201,13 +201,34 @@ class Authority:
             revoked, number = self._read_crl()
             for serial in serials:
                 revoked.setdefault(serial, now)
-            number = max(number + 1, at_least)
-            self._write_crl(revoked, number, now, lifetime)
-            return number
+            return self._write_next(revoked, number, now, lifetime, at_least)
 
-    def publish_crl(self, now: datetime, lifetime: timedelta = CRL_LIFETIME, at_least: int = 0) -> int:
-        """Write crl.pem anew, under the next number, with what is revoked; the new number."""
-        return self.revoke_all((), now, lifetime, at_least)
+    def publish_crl(
+        self,
+        now: datetime,
+        lifetime: timedelta = CRL_LIFETIME,
+        at_least: int = 0,
+        ended: Mapping[int, datetime] | None = None,
+    ) -> int:
+        """Write crl.pem anew, under the next number, with what is revoked; the new number.
+
+        `ended`: when certificates ended, by serial. One that is on the CRL which was published FORGOTTEN_AFTER past its
+        end, or later, is left out of this one (RFC 5280, section 3.3). A verifier takes no CRL from the future, so by
+        the clock of each that takes this one the certificate has ended as well. This CA's own clock would have to run
+        ahead by all that time for as long as two CRLs are apart.
+        """
+        with self._locked():
+            before = read_crl(self.crl_file).last_update_utc
+            revoked, number = self._read_crl()
+            if before <= now:
+                for serial, end in (ended or {}).items():
+                    if end + FORGOTTEN_AFTER < before:
+                        revoked.pop(serial, None)
+            return self._write_next(revoked, number, now, lifetime, at_least)
+
+    def revoked(self) -> frozenset[int]:
+        """The serials on the CRL. Raises `CredentialError`."""
+        return frozenset(self._read_crl()[0])
 
     @property
     def _above(self) -> list[x509.Certificate]:
@@ -247,6 +268,13 @@ class Authority:
         if number is None or not crl.is_signature_valid(self._key.public_key()):
             raise CredentialError(path, "is not this CA's CRL", "restore it: it holds what was revoked")
         return {entry.serial_number: entry.revocation_date_utc for entry in crl}, number
+
+    def _write_next(
+        self, revoked: dict[int, datetime], number: int, now: datetime, lifetime: timedelta, at_least: int
+    ) -> int:
+        number = max(number + 1, at_least)
+        self._write_crl(revoked, number, now, lifetime)
+        return number
 
     def _write_crl(self, revoked: dict[int, datetime], number: int, now: datetime, lifetime: timedelta) -> None:
         builder = (

@@ -6,13 +6,17 @@ OpenSSL looks at them too, and lets pass what ours do not: one that never ends, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import lru_cache
 
 from cryptography import x509
 
 from certs.errors import Check, PeerRefused
 from certs.introduction import authority_key_id
+
+FORGOTTEN_AFTER = timedelta(days=90)
+"""How long after a certificate's end a CRL tells that it was revoked; whatever was signed with it (a receipt that was
+kept back) counts no longer than that either."""
 
 
 def newest_crls(

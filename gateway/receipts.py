@@ -170,7 +170,7 @@ def _check_signature(
         chain = tuple(x509.load_der_x509_certificate(der) for der in receipt.chain)
         # A receipt may have waited in the spool until its certificate was renewed.
         is_past = now > chain[0].not_valid_after_utc
-        signer = trust.past_host_of(chain, ended) if is_past else trust.host_of(chain, now)
+        signer = trust.past_host_of(chain, ended, now) if is_past else trust.host_of(chain, now)
     except (CertificateError, *UNREADABLE) as error:
         raise ReceiptRefused("chain", f"the chain does not verify: {error}") from error
     if signer != reporter:

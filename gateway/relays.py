@@ -14,7 +14,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.x509 import verification
 
-from certs.crls import hosts_crl_number
+from certs.crls import FORGOTTEN_AFTER, hosts_crl_number
 from certs.errors import UNREADABLE, CertificateError, Check, PeerRefused
 from certs.files import read_certificates, read_crls
 from certs.identity import ServiceId, SpiffeId, spiffe_id_of
@@ -56,12 +56,15 @@ class HostTrust:
         """Which service's chain it is, at `now`. Errors: certs.PeerRefused."""
         return verify_service(chain, self.trust, now)
 
-    def past_host_of(self, chain: tuple[x509.Certificate, ...], moment: datetime) -> SpiffeId:
+    def past_host_of(self, chain: tuple[x509.Certificate, ...], moment: datetime, now: datetime) -> SpiffeId:
         """Whose chain it was at a past `moment`: for receipts that waited until their certificate was renewed.
 
         The CRLs of today say nothing of their own past validity, so only the path is judged as of then; a serial
         that they list is refused whenever it was revoked. Errors: certs.PeerRefused, certs.IdentityError.
         """
+        if chain[0].not_valid_after_utc + FORGOTTEN_AFTER < now:
+            days = FORGOTTEN_AFTER.days
+            raise PeerRefused(Check.CRL_STALE, f"it ended over {days} days ago: CRLs tell no more if it was revoked")
         builder = verification.PolicyBuilder().store(verification.Store(list(self.trust.anchors))).time(moment)
         try:
             builder.build_client_verifier().verify(chain[0], [*chain[1:], *self.trust.intermediates])

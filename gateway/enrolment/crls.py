@@ -7,13 +7,14 @@ A certificate that ended long ago leaves its CRL with one of those that are publ
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Final
 
 import structlog
 import trio
 
-from certs.authority import CRL_LIFETIME
+from certs.authority import CRL_LIFETIME, Authority
+from certs.crls import FORGOTTEN_AFTER
 from certs.errors import CertificateError
 from certs.files import read_crl
 from gateway.enrolment.errors import AuthorityFailed
@@ -69,6 +70,16 @@ class Crls:
         for authority in self._authorities.all:
             crl = await self._thread.do(read_crl, authority.crl_file)
             if crl.next_update_utc is None or crl.next_update_utc - now < CRL_LIFETIME / 2:
-                number = await self._thread.do(authority.publish_crl, now)
+                number = await self._thread.do(self._publish_next, authority, now)
                 log.info("CRL renewed", number=number, authority=authority.certificate.subject.rfc4514_string())
                 await self._publish()
+
+    def _publish_next(self, authority: Authority, now: datetime) -> int:
+        """In the thread. The register forgets what no CRL has any more, and not before."""
+        ended = self._register.long_revoked(int((now - FORGOTTEN_AFTER).timestamp()))
+        ends = {int(serial, 16): datetime.fromtimestamp(end, UTC) for serial, end in ended.items()}
+        number = authority.publish_crl(now, ended=ends)
+        if ended:
+            listed = frozenset().union(*(each.revoked() for each in self._authorities.all))
+            self._register.forget([serial for serial in ended if int(serial, 16) not in listed])
+        return number

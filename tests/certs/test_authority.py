@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from certs.authority import CA_LIFETIME, Authority
+from certs.crls import FORGOTTEN_AFTER
 from certs.errors import Check, CredentialError, IdentityError, KeyFileError, PeerRefused
 from certs.files import read_crl, write_private_key
 from certs.profiles import CLOCK_SKEW
@@ -70,6 +71,67 @@ def test_a_revocation_outlives_later_crls_restarts_and_a_second_revocation(autho
     assert [again.publish_crl(NOW + DAY), again.revoke(12, NOW + DAY), again.revoke(11, NOW + DAY)] == [3, 4, 5]
     entries = {entry.serial_number: entry.revocation_date_utc for entry in read_crl(authority.directory / "crl.pem")}
     assert entries == {11: NOW, 12: NOW + DAY}
+
+
+def test_a_crl_forgets_what_ended_long_ago_and_was_on_one_published_after_that(authority: Authority) -> None:
+    end = NOW + DAY
+    authority.revoke_all([1, 2, 3], NOW)
+    ended = {1: end, 2: end + FORGOTTEN_AFTER}
+    long_after = end + FORGOTTEN_AFTER + CLOCK_SKEW + DAY
+
+    def on_it(now: datetime) -> frozenset[int]:
+        authority.publish_crl(now, ended=ended)
+        return authority.revoked()
+
+    assert on_it(end + FORGOTTEN_AFTER) == {1, 2, 3}
+    assert on_it(long_after) == {1, 2, 3}, "this one is the first that was published so long after its end"
+    assert on_it(end) == {1, 2, 3}, "a clock that was set back knows no better"
+    assert on_it(end) == {1, 2, 3}
+    assert on_it(long_after) == {1, 2, 3}
+    assert on_it(long_after + DAY) == {2, 3}
+    assert on_it(long_after + FORGOTTEN_AFTER) == {2, 3}
+    assert on_it(long_after + FORGOTTEN_AFTER + DAY) == {3}, "whose end nobody knows stays"
+
+
+def test_a_clock_that_was_ahead_for_one_crl_has_forgotten_nothing(authority: Authority) -> None:
+    authority.revoke(1, NOW)
+    ended = {1: NOW + DAY}
+    authority.publish_crl(NOW + 1_000 * DAY, ended=ended)
+    authority.publish_crl(NOW + DAY, ended=ended)
+    assert authority.revoked() == {1}
+
+
+def test_whoever_takes_the_crl_that_forgot_a_certificate_knows_it_as_ended(authority: Authority) -> None:
+    """However far their clock is behind: they take no CRL from the future."""
+    chain = authority.issue_host("host-a", new_key().public_key(), NOW)
+    authority.revoke(chain[0].serial_number, NOW)
+    ended = {chain[0].serial_number: chain[0].not_valid_after_utc}
+    for days in (100, 101):
+        authority.publish_crl(NOW + days * DAY, ended=ended)
+    assert authority.revoked() == frozenset()
+    checks = set()
+    for hours in range(0, 24 * 102, 6):
+        with pytest.raises(PeerRefused) as refused:
+            verify_chain(chain, trust_of(authority), TRUST_DOMAIN, NOW + timedelta(hours=hours))
+        checks.add(refused.value.check)
+    assert checks <= {Check.CRL_STALE, Check.VALIDITY}
+
+
+def test_ten_thousand_revocations_of_a_year_leave_those_of_the_last_months(authority: Authority) -> None:
+    ended: dict[int, datetime] = {}
+    sizes = []
+    for half_week in range(110):
+        now = NOW + half_week * DAY * 3.5
+        fresh = range(1 + 100 * half_week, 101 + 100 * half_week)
+        authority.revoke_all(fresh, now)
+        ended |= dict.fromkeys(fresh, now + DAY)
+        authority.publish_crl(now, ended=ended)
+        sizes.append(authority.crl_file.stat().st_size)
+    left = authority.revoked()
+    assert len(ended) == 11_000
+    assert left == set(range(11_001 - len(left), 11_001)), "the newest"
+    assert 2_600 <= len(left) <= 2_900
+    assert sizes[-1] < 1.1 * sizes[40]
 
 
 def test_revocations_at_the_same_time_are_all_kept(authority: Authority) -> None:

@@ -6,6 +6,7 @@ import sqlite3
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,16 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from structlog.testing import capture_logs
 
+from certs.authority import Authority
+from certs.crls import FORGOTTEN_AFTER
 from certs.enrolment import EnrolmentToken, make_request
-from certs.files import write_private_key
+from certs.errors import Check, PeerRefused
+from certs.files import read_certificates, write_private_key
 from certs.identity import spiffe_id_of
 from gateway.enrolment.errors import AuthorityFailed, EnrolmentRefused
 from gateway.errors import LogUnavailable, Throttled
 from gateway.recording import Event
+from gateway.relays import HostTrust
 from gateway.starter import Site
 from gateway.throttle import Throttle
 from policy.identity.local import hash_password, person_table
@@ -358,6 +363,38 @@ async def test_a_token_that_is_made_during_a_revocation_is_given_to_nobody(
         monkeypatch.setattr(office._register, "add_token", late)
         answer = await running.person(OFFICER).post("/v1/enrolment/tokens", json={"host": "b"})
         assert (answer.status_code, answer.json()["error"]["code"]) == (403, "being_revoked")
+
+
+async def test_crls_by_the_clock_forget_hosts_whose_certificates_ended_long_ago_and_then_so_does_the_register(
+    site: Site,
+) -> None:
+    def on_crl() -> set[int]:
+        return {each.serial_number for each in x509.load_pem_x509_crl((site.certs / "crl.pem").read_bytes())}
+
+    async with enrolling(site) as running, stranger(running, site) as client:
+        given = (await enrol(client, await token_of(running), new_key())).json()
+        leaf = x509.load_pem_x509_certificate(given["certificate"].encode())
+        officer, office = running.person(OFFICER), running.gateway.desk.office
+        assert office is not None
+        assert (await officer.post("/v1/hosts/b/revocation", json={"reason": "stolen"})).status_code == 200
+        Authority.load(site.certs).revoke(7, leaf.not_valid_after_utc)  # by hand: nobody knows when that one ends
+        long_after = leaf.not_valid_after_utc + FORGOTTEN_AFTER + timedelta(days=1)
+        for now, there in ((long_after, True), (long_after + timedelta(hours=1), True), (None, False)):
+            await office._crls._renew(now or long_after + timedelta(days=4))
+            assert on_crl() == ({leaf.serial_number, 7} if there else {7})
+            rows = office._register.long_revoked(int(long_after.timestamp()))
+            assert bool(rows) is there
+
+
+async def test_a_receipt_is_not_believed_by_a_certificate_of_which_crls_tell_no_more(site: Site) -> None:
+    chain = read_certificates(site.host_folder("a") / "host.pem")
+    trust = HostTrust.load((site.certs / "ca.pem",), (site.certs / "crl.pem",))
+    leaf = chain[0]
+    ended = leaf.not_valid_after_utc - timedelta(hours=1)
+    assert trust.past_host_of(chain, ended, leaf.not_valid_after_utc + FORGOTTEN_AFTER).name == "a"
+    with pytest.raises(PeerRefused) as refused:
+        trust.past_host_of(chain, ended, leaf.not_valid_after_utc + FORGOTTEN_AFTER + timedelta(seconds=1))
+    assert refused.value.check == Check.CRL_STALE
 
 
 def no_register(*_: Any) -> None:
