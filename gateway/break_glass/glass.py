@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import timedelta
 from typing import Any, Final
 
 import structlog
@@ -27,6 +27,7 @@ from gateway.break_glass.grant import (
     apply,
     derive,
     problem_of,
+    steady_since,
 )
 from gateway.break_glass.wish import Wish, WishRules, check_reason, check_wish
 from gateway.deciding import commit, decision_document, decision_event
@@ -40,7 +41,7 @@ from policy.engine import Decision
 from policy.facts import APPROVAL, CLIENT_CERTIFICATE, NOT_AUTHENTICATED, Context, Person, Question
 from policy.identity.sameness import are_same
 
-MEMORY_SECONDS: Final = 3 * 86_400  # what is older has ended: a grant lives for a day at most, as does a request
+MEMORY: Final = timedelta(days=3)  # what is older has ended: a grant lives for a day at most, as does a request
 
 MAX_SHOWN: Final = 200
 
@@ -114,7 +115,7 @@ class BreakGlass:
             obstacle = self._not_approvable(grant, facts) if decision.allowed else None
             until = now + grant.minutes * 60
             event = decision_event(APPROVED, facts, decision, obstacle, None, None)
-            event = _with_glass(event, {"id": grant.id, "until": until, "ticket": grant.ticket})
+            event = _with_glass(event, {"id": grant.id, "at": now, "until": until, "ticket": grant.ticket})
             recorded = await self._commit(event)
             _alarm("glass is broken", event, grant.id)
             if not decision.allowed:
@@ -207,18 +208,21 @@ class BreakGlass:
     async def _turn(self, of: str = "") -> AsyncIterator[int]:
         """One step at a time, on what the log says; yields now. `of`: whose step it is. Errors: Overloaded."""
         async with self._turns.of(of):
-            now = self._time.now()
             if self._is_stale:
-                since = format_time(datetime.fromtimestamp(max(0, now - MEMORY_SECONDS), UTC))
-                records = await self._history.records_since(KINDS, since)
+                # Of the wall clock, as the records' times are: the steady one may be days ahead of it.
+                wall = self._gate.clock.wall()
+                records = await self._history.records_since(KINDS, format_time(wall - MEMORY))
+                for _, record in records:
+                    self._time.not_before(steady_since(record, wall))
                 self._grants = derive(records)
                 self._is_stale = False
-            self._forget_old(now)
+            self._forget_old(self._time.now())
             yield self._time.now()
 
     def _forget_old(self, now: int) -> None:
         """What is that old has ended long ago: the log has it."""
-        for grant_id in [each.id for each in self._grants.values() if each.requested_at < now - MEMORY_SECONDS]:
+        oldest = now - MEMORY.total_seconds()
+        for grant_id in [each.id for each in self._grants.values() if each.requested_at < oldest]:
             del self._grants[grant_id]
 
     async def _commit(self, event: Event) -> Recorded:

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
 
+from audit.record import parse_time
 from policy.facts import Person
 
 REQUESTED: Final = "breakglass.requested"
@@ -156,6 +158,17 @@ def apply(grant: Grant, record: Mapping[str, Any]) -> Grant:
             return replace(grant, state=State.ENDED, ended_by=_actor_id(record), ended_because=said["because"])
         case _:
             return grant
+
+
+def steady_since(record: Mapping[str, Any], wall: datetime) -> int:
+    """What the time of grants was at a record, and what has passed by the wall clock since; 0 where it does not say.
+
+    The wall clock may have been ahead for a moment before: time for grants, which stayed ahead, must not fall back to
+    it at a restart.
+    """
+    at = record.get("details", {}).get("break_glass", {}).get("at")
+    passed = (wall - parse_time(record["time"])).total_seconds()
+    return 0 if at is None else int(at + max(0.0, passed))
 
 
 def _grant_id(record: Mapping[str, Any]) -> str:

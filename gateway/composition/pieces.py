@@ -143,7 +143,7 @@ async def make_pieces(
         desk.pruning.run,
         partial(watch_tls_files, config, tls_at_start, reloader, gate.dispatch),
         *(() if office is None else (office.run,)),
-        *((partial(keep_crls_fresh, other_sites, reloader.reload_tls),) if other_sites else ()),
+        *((partial(keep_crls_fresh, other_sites, reporting.tell_foreign_crls),) if other_sites else ()),
     )
     return Pieces(config, server, reloader, desk, keeping, delivery, gate, placement_watching, background)
 

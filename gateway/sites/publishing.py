@@ -5,7 +5,7 @@ Roots and keys that are pinned change by an operator's hand only: `sealane sites
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Annotated, Any, Final
 
@@ -56,7 +56,7 @@ def site_document(gate: Gate, trust: HostTrust, pinned: Mapping[str, list[str]])
     }
 
 
-async def keep_crls_fresh(sites: tuple[OtherSite, ...], changed: Callable[[], Awaitable[None]]) -> None:
+async def keep_crls_fresh(sites: tuple[OtherSite, ...], changed: Callable[[], None]) -> None:
     """For ever: fetch what the other sites publish; `changed` after something newer was kept."""
     away: set[str] = set()
     while True:
@@ -77,5 +77,5 @@ async def keep_crls_fresh(sites: tuple[OtherSite, ...], changed: Callable[[], Aw
                     log.warning("the CRLs of another site could not be fetched", site=site.name, cause=str(error))
                 away.add(site.name)
         if news:
-            await changed()
+            changed()
         await trio.sleep(FETCH_SECONDS)

@@ -16,9 +16,12 @@ import trio
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from certs.files import read_private_key
+from certs.authority import Authority
+from certs.crls import crl_number_of
+from certs.files import read_crl, read_private_key, write_atomically
 from gateway.cli.sites import lay_down
 from gateway.doctor.relay_host import relay_host_findings
+from gateway.sites import publishing
 from gateway.sites.reconcile import compare_sites, shared_with
 from gateway.sites.request import HostQuestion, Request, SiteRefused, open_request, sign_request
 from gateway.starter import HostPlan, VmPlan
@@ -378,3 +381,25 @@ async def test_a_domain_of_libvirt_is_not_permitted_to_leave_for_another_site(tw
         assert "do not cross to another site yet" in answer.json()["error"]["message"]
         assert await west.poll("a") == []
         assert await east.records("migration.decision") == []
+
+
+async def test_a_newer_crl_of_another_site_does_no_harm_while_our_own_certificate_is_half_replaced(
+    two: TwoSites, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publishing, "FETCH_SECONDS", 0.05)
+    (held,) = (two.west.directory / "sites" / "east" / "crls").glob("*.pem")
+
+    async def told() -> list[str]:
+        answer = await west.client("a").post("/v1/relay/trust", json={})
+        return answer.json()["foreign_crls"][EAST]  # type: ignore[no-any-return]
+
+    async with two.running() as (west, east):
+        write_atomically(two.west.certs / "gateway" / "tls.pem", b"half")
+        number = Authority.load(two.east.certs).publish_crl(datetime.now(UTC))
+        await east.gateway.reload()
+        with trio.fail_after(10):
+            while crl_number_of(read_crl(held)) != number:
+                await trio.sleep(0.05)
+        with trio.fail_after(10):
+            while held.read_text() not in await told():
+                await trio.sleep(0.05)

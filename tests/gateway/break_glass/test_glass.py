@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -174,6 +175,26 @@ async def test_a_clock_that_is_stepped_back_while_the_gateway_is_down_prolongs_n
     hands = Hands()
     async with running_gateway(glass_site, hands.clock()) as running:
         assert (await Emergency(running, hands).move(grant)).status_code == 403
+
+
+@pytest.mark.parametrize("ahead", [timedelta(days=2), timedelta(days=10)])
+async def test_a_clock_that_was_ahead_for_a_moment_prolongs_and_ends_nothing_at_a_restart(
+    glass_site: Site, ahead: timedelta
+) -> None:
+    hands = Hands()
+    async with running_gateway(glass_site, hands.clock()) as running:
+        emergency = Emergency(running, hands)
+        hands.wall_offset += ahead
+        await emergency.asked()  # any record
+        hands.wall_offset -= ahead
+        hands.pass_by(5 * 60)
+        grant = await emergency.approved()
+    hands.pass_by(29)
+    async with running_gateway(glass_site, hands.clock()) as running:
+        assert await Emergency(running, hands).state(grant) == "approved"
+    hands.pass_by(2)
+    async with running_gateway(glass_site, hands.clock()) as running:
+        assert "its time is up" in (await Emergency(running, hands).move(grant)).json()["decision"]["denied_because"]
 
 
 async def test_of_two_approvals_at_once_one_counts(emergency: Emergency) -> None:
