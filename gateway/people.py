@@ -20,7 +20,7 @@ from gateway.crowds import crowd_of
 from gateway.errors import GatewayError, OperatorError, Throttled, Unauthenticated
 from gateway.patience import REFUSALS_AT_ONCE, REFUSALS_PER_MINUTE, Patience
 from gateway.people_sources import DirectoryGroups, KeySource, LocalIssuer
-from gateway.recorded_refusals import RecordedRefusals
+from gateway.recorded_refusals import of_strangers
 from gateway.recording import Event, Recorder
 from gateway.sealed_people import SEAL_BROKEN, SIGNED_IN, SealBroken, SealedIssuer
 from gateway.services import ServiceRefused, Services
@@ -100,7 +100,7 @@ class People:
         self._recorder = recorder
         self._throttles = throttles
         self._hashing = trio.CapacityLimiter(MAX_PASSWORD_CHECKS)
-        self._refusals = RecordedRefusals(recorder, throttles.monotonic)
+        self._refusals = of_strangers(recorder, throttles.monotonic)
         # What the bundle in force names: of people in very many groups, records write out these.
         self.named_groups: Callable[[], frozenset[str]] = frozenset
 

@@ -1,4 +1,4 @@
-"""Refusals on record within a rate: somebody without any right must not be able to fill the log.
+"""Refusals on record within a rate: whoever is refused again and again must not be able to fill the log.
 
 How many were left out is said in the next such record, as `left_out_before`.
 """
@@ -12,26 +12,32 @@ from typing import Final
 from gateway.recording import Event, Recorder
 from gateway.throttle import Throttle
 
-AT_ONCE: Final = 20  # of all addresses together, because a stranger may have many; then one more every SECONDS
-SECONDS: Final = 1.0
+STRANGERS: Final = "strangers"
+
+
+def of_strangers(recorder: Recorder, monotonic: Callable[[], float]) -> RecordedRefusals:
+    """Of all addresses together, because a stranger may have many. No setting: nobody's work needs more of their
+    records, and how many were left out is told in any case."""
+    return RecordedRefusals(recorder, Throttle(20, 1.0, monotonic))
 
 
 class RecordedRefusals:
-    """Of one kind of stranger."""
+    """Of one kind. `throttle`: how many records there may be of each key."""
 
-    def __init__(self, recorder: Recorder, monotonic: Callable[[], float]) -> None:
+    def __init__(self, recorder: Recorder, throttle: Throttle) -> None:
         self._recorder = recorder
-        self._throttle = Throttle(AT_ONCE, SECONDS, monotonic)
-        self._left_out = 0
+        self._throttle = throttle
 
-    async def record(self, event: Event) -> None:
+    async def record(self, event: Event, key: str = STRANGERS) -> None:
         """Record it, or count it. Errors: LogUnavailable, Overloaded, AuditError; then it is counted, too."""
-        if not self._throttle.admits("all"):
-            self._left_out += 1
+        bucket = self._throttle.bucket(key)
+        if not bucket.take():
+            bucket.left_out += 1
             return
-        left_out, self._left_out = self._left_out, 0
+        left_out, bucket.left_out = bucket.left_out, 0
         try:
             await self._recorder.append(replace(event, details={**event.details, "left_out_before": left_out}))
         except BaseException:
-            self._left_out += left_out + 1
+            bucket.tokens += 1
+            bucket.left_out += left_out + 1
             raise

@@ -29,7 +29,8 @@ LEFT_OUT_SECONDS: Final = 60.0
 
 
 class RefusedCallsOnRecord:
-    """One gateway's."""
+    """One gateway's. Not `RecordedRefusals`: it counts calls, of which a report says many, and tells of those that were
+    left out though the host is quiet; what the log did not take its relay reports again."""
 
     def __init__(self, gate: Gate) -> None:
         self._gate = gate

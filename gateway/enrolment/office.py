@@ -34,7 +34,7 @@ from gateway.enrolment.writer import Writer
 from gateway.errors import NotAllowed, NotKnown, RequestRefused, Throttled
 from gateway.gate import Gate
 from gateway.hosts_seen import HostsSeen
-from gateway.recorded_refusals import RecordedRefusals
+from gateway.recorded_refusals import of_strangers
 from gateway.recording import Event, actor_of, host_actor, identity_of
 from gateway.rollover.authorities import Authorities
 from gateway.throttle import Throttle
@@ -81,7 +81,7 @@ class Office:
         self.authorities = authorities
         self._register = register
         self._failing = Throttle(10, 3.0, monotonic)
-        self._refusals = RecordedRefusals(gate.recorder, monotonic)
+        self._refusals = of_strangers(gate.recorder, monotonic)
         self._renewing = Throttle(6, 300.0, monotonic)
         self.thread = OneThread()
         self._signing = trio.CapacityLimiter(2)

@@ -25,10 +25,10 @@ from certs.files import read_certificates, write_private_key
 from certs.identity import spiffe_id_of
 from gateway.enrolment.errors import AuthorityFailed, EnrolmentRefused
 from gateway.errors import LogUnavailable, Throttled
+from gateway.recorded_refusals import STRANGERS
 from gateway.recording import Event
 from gateway.relays import HostTrust
 from gateway.starter import Site
-from gateway.throttle import Throttle
 from policy.identity.local import hash_password, person_table
 from tests.gateway.conftest import CHEAP, Running, running_gateway
 
@@ -207,7 +207,7 @@ async def test_guesses_from_many_addresses_do_not_fill_the_log_either(site: Site
         assert refused == [10, 10], "a network of IPv6 is one that guesses"
         recorded = len(await running.records("host.enrolment_refused"))
         assert 20 <= recorded <= 40
-        office._refusals._throttle = Throttle(20, 1.0, lambda: 0.0)
+        office._refusals._throttle.bucket(STRANGERS).tokens = 20
         with pytest.raises(EnrolmentRefused):
             await office.enrol("slt1.b.x", request, "203.0.113.1")
         *_, last = await running.records("host.enrolment_refused")
