@@ -20,6 +20,7 @@ from gateway.patience import REFUSALS_AT_ONCE, REFUSALS_PER_MINUTE
 from gateway.services import ServiceTable, people_of
 from gateway.siem.tables import SiemTable
 from gateway.sites.settings import SiteTable
+from gateway.turns import WAIT_SECONDS
 from policy.identity.directory_settings import DirectorySettings
 from policy.permit import Seal
 from policy.settings import SettingRefused, decode_settings
@@ -223,6 +224,9 @@ class LimitsTable(_Table, frozen=True):
 
     `relay_fetch_seconds`: a permit that its source relay has not fetched by then is withdrawn.
     `refusals_per_person`: requests that are denied, fail or only ask, at once; `refusals_per_minute`: more of them.
+    `refused_calls_per_host`: records of calls of libvirt that a host's relay refused, at once;
+    `refused_calls_per_minute`: more of them. `turn_seconds`: how long a question over many records waits for those
+    before it. `long_answer_seconds`: for reading the whole of a long answer.
     """
 
     connections: Annotated[int, Meta(ge=2, le=10_000)] = 512
@@ -235,6 +239,10 @@ class LimitsTable(_Table, frozen=True):
     placement_silence_seconds: Annotated[int, Meta(ge=2, le=3_600)] = 60
     refusals_per_person: Annotated[int, Meta(ge=10, le=1_000_000)] = REFUSALS_AT_ONCE
     refusals_per_minute: Annotated[int, Meta(ge=1, le=60_000)] = REFUSALS_PER_MINUTE
+    refused_calls_per_host: Annotated[int, Meta(ge=1, le=100_000)] = 100
+    refused_calls_per_minute: Annotated[int, Meta(ge=1, le=60_000)] = 6
+    turn_seconds: Annotated[int, Meta(ge=1, le=3_600)] = int(WAIT_SECONDS)
+    long_answer_seconds: Annotated[int, Meta(ge=1, le=3_600)] = 60
     log_queue: Annotated[int, Meta(ge=1, le=4_096)] = 256
     migrations: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
 

@@ -63,8 +63,9 @@ class Reading:
         self._committer = committer
         self.search = search
         # Questions over all records of a span: one at a time, because each may hold MAX_ASKED of them.
-        self.spans = Turns(1, 1)
-        self.abroad = Turns(1, 1)  # of other sites' answers; never waited for within a turn of `spans`
+        self.spans = Turns(1, 1, search.turns.wait_seconds)
+        # Of other sites' answers; never waited for within a turn of `spans`.
+        self.abroad = Turns(1, 1, search.turns.wait_seconds)
 
     async def require_read_audit(
         self,

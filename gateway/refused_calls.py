@@ -23,18 +23,19 @@ from gateway.turns import Turns
 
 log = structlog.get_logger("gateway.refused_calls")
 KIND: Final = "libvirt.refused"
-RECORDS_AT_ONCE: Final = 100  # of one host; then one more every RECORD_SECONDS
-RECORD_SECONDS: Final = 10.0
 LEFT_OUT_SECONDS: Final = 60.0
 
 
 class RefusedCallsOnRecord:
     """One gateway's. Not `RecordedRefusals`: it counts calls, of which a report says many, and tells of those that were
-    left out though the host is quiet; what the log did not take its relay reports again."""
+    left out though the host is quiet; what the log did not take its relay reports again.
 
-    def __init__(self, gate: Gate) -> None:
+    `at_once` records of one host, and `per_minute` more.
+    """
+
+    def __init__(self, gate: Gate, at_once: int, per_minute: int) -> None:
         self._gate = gate
-        self._throttle = Throttle(RECORDS_AT_ONCE, RECORD_SECONDS, trio.current_time)
+        self._throttle = Throttle(at_once, 60 / per_minute, trio.current_time)
         self._left_out: Counter[str] = Counter()  # calls, by host
         self._known: dict[str, tuple[str, int, int]] = {}  # by host: epoch, sequence, entries that are done
         self._turns = Turns(1, 1)

@@ -26,7 +26,7 @@ from audit.query import Node
 from audit.reader import CommittedLog, LogReader
 from gateway.committer import Committer
 from gateway.errors import GatewayError, RequestRefused, SearchUnavailable
-from gateway.turns import Turns
+from gateway.turns import WAIT_SECONDS, Turns
 
 FOLLOW_SECONDS: Final = 1.0
 QUESTION_SECONDS: Final = 20.0
@@ -42,7 +42,14 @@ Numbered = tuple[int, dict[str, Any]]
 class Search:
     """Of the log in `directory`. The index is the caller's to close, after `close`."""
 
-    def __init__(self, index: Index, origin: str, committer: Committer, directory: Path) -> None:
+    def __init__(
+        self,
+        index: Index,
+        origin: str,
+        committer: Committer,
+        directory: Path,
+        turn_seconds: float = WAIT_SECONDS,
+    ) -> None:
         self._index = index
         self._origin = origin
         self._committer = committer
@@ -51,7 +58,7 @@ class Search:
         # An index in memory has one connection.
         self._asking = trio.CapacityLimiter(AT_ONCE if isinstance(index.path, Path) else 1)
         self._idle: list[Questions] = []
-        self.turns = Turns(OF_PEOPLE, OF_A_PERSON)
+        self.turns = Turns(OF_PEOPLE, OF_A_PERSON, turn_seconds)
 
     async def follow(self) -> None:
         """Keep up with the log until cancelled, so that a question finds little left to read."""

@@ -14,7 +14,9 @@ import trio
 
 from gateway.errors import Overloaded
 
-WAIT_SECONDS: Final = 60.0  # twice as long as `sealane` waits for its answer, if nobody has told it otherwise
+WAIT_SECONDS: Final = 60.0  # twice as long as `sealane` waits for its answer, if nobody has told it otherwise.
+# As [limits] `turn_seconds`, which is for questions over many records. No setting for turns of a record or two: where
+# those do not come within a minute the log has failed.
 
 
 @dataclass(slots=True)
@@ -26,7 +28,8 @@ class _Own:
 class Turns:
     """`at_once` in all, `of_one` of them under one key. First come, first served."""
 
-    def __init__(self, at_once: int, of_one: int) -> None:
+    def __init__(self, at_once: int, of_one: int, wait_seconds: float = WAIT_SECONDS) -> None:
+        self.wait_seconds = wait_seconds
         self._all = trio.CapacityLimiter(at_once)
         self._of_one = of_one
         self._own: dict[str, _Own] = {}
@@ -39,7 +42,7 @@ class Turns:
         try:
             async with AsyncExitStack() as turn:
                 try:
-                    with trio.fail_after(WAIT_SECONDS):
+                    with trio.fail_after(self.wait_seconds):
                         # First their own: nobody stands in the common line who could not go in.
                         await turn.enter_async_context(own.limiter)
                         await turn.enter_async_context(self._all)

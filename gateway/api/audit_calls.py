@@ -94,7 +94,7 @@ async def records(wanted: Annotated[WantedPage, Query()], desk: AtDesk, person: 
     document: dict[str, Any] = {"records": page.records, "next": page.next}
     if count is not None:
         document["count"] = count
-    return LongAnswer(document)
+    return LongAnswer(document, desk.long_answer_seconds)
 
 
 @router.get("/v1/records/histogram", summary="How many records there are, by time and outcome")

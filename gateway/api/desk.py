@@ -60,6 +60,7 @@ class Desk:
     metrics: Metrics
     log_verifier: LogVerifier
     health: Callable[[], dict[str, Any]]
+    long_answer_seconds: float
     poll_seconds: int
 
     def now(self) -> datetime:

@@ -28,4 +28,4 @@ class Drain(Body):
 async def check_drain(body: Drain, desk: AtDesk, person: Asking, address: Address) -> Response:
     """Needs CheckDecision, and shows what the same person would be allowed. Nothing moves; the question is recorded."""
     wish = Wish(person, body.host, tuple(body.to or ()), body.reason, address, desk.now())
-    return LongAnswer(await prospects(desk.gate, wish))
+    return LongAnswer(await prospects(desk.gate, wish), desk.long_answer_seconds)

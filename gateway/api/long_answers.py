@@ -13,19 +13,22 @@ import trio
 from starlette.responses import Response
 
 PIECE_BYTES: Final = 64 * 1024  # or one entry, if that is larger
-SECONDS: Final = 60.0  # for all of it: whoever reads slower loses the connection
 
 
 class LongAnswer(Response):
-    """JSON of `content`, whose lists are encoded entry by entry; never cached."""
+    """JSON of `content`, whose lists are encoded entry by entry; never cached.
 
-    def __init__(self, content: Mapping[str, Any]) -> None:
+    `seconds`: for all of it; whoever reads slower loses the connection.
+    """
+
+    def __init__(self, content: Mapping[str, Any], seconds: float) -> None:
         super().__init__(headers={"cache-control": "no-store"}, media_type="application/json")
         del self.headers["content-length"]
         self._content = content
+        self._seconds = seconds
 
     async def __call__(self, scope: Any, _receive: Any, send: Any) -> None:
-        with trio.move_on_after(SECONDS) as sending:
+        with trio.move_on_after(self._seconds) as sending:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             for piece in pieces(self._content):
                 await send({"type": "http.response.body", "body": piece, "more_body": True})

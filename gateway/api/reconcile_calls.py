@@ -55,7 +55,7 @@ async def reconcile_hosts(span: Span, desk: AtDesk, person: Asking, address: Add
         details=details | {"findings": [_short(one) for one in findings[:MAX_RECORDED_FINDINGS]]},
     )
     recorded = await desk.gate.recorder.append(event)
-    return LongAnswer({**details, "findings": findings, "record_index": recorded.index})
+    return LongAnswer({**details, "findings": findings, "record_index": recorded.index}, desk.long_answer_seconds)
 
 
 class SiteSpan(Span):
@@ -92,7 +92,7 @@ async def reconcile_sites(span: SiteSpan, desk: AtDesk, person: Asking, address:
     outcome = "failed" if findings else "completed"
     event = Event("audit.reconciled", outcome, actor=actor_of(person), details=details | {"findings": shown})
     recorded = await desk.gate.recorder.append(event)
-    return LongAnswer({**details, "findings": findings, "record_index": recorded.index})
+    return LongAnswer({**details, "findings": findings, "record_index": recorded.index}, desk.long_answer_seconds)
 
 
 def _documents(findings: Sequence[Finding | SiteFinding]) -> list[dict[str, object]]:

@@ -65,7 +65,7 @@ async def ask(body: FromSite, desk: AtDesk, address: Address) -> Response:
             with gate.bell.again_if_missed():
                 return JsonAnswer(await admit_from_site(gate, site, request, body.permit, address))
         case RecordsWanted(since=since):
-            return LongAnswer(await _records(desk, site, since, address))
+            return LongAnswer(await _records(desk, site, since, address), desk.long_answer_seconds)
         case _:
             assert_never(request)
 

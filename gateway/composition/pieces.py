@@ -69,6 +69,7 @@ async def make_pieces(
     config: GatewayConfig, stack: AsyncExitStack, clock: Clock, open_log: Callable[[], Log] | None
 ) -> Pieces:
     """Errors: GatewayError, each naming what to correct. What must be closed is closed by `stack`."""
+    limits = config.limits
     mend_rollovers(config)
     tls_at_start = tls_marks(config)
     keeping = await open_log_keeping(config, stack, clock, open_log)
@@ -111,13 +112,14 @@ async def make_pieces(
         placement=placement_watching,
         publishing=publishing,
         explaining=Explaining(),
-        refused_calls=RefusedCallsOnRecord(gate),
+        refused_calls=RefusedCallsOnRecord(gate, limits.refused_calls_per_host, limits.refused_calls_per_minute),
         oversight=oversight,
         pruning=_pruning(config, gate, keeping),
         metrics=metrics,
         log_verifier=keeping.signer.verifier,
         health=partial(health_document, config, keeping, gate),
-        poll_seconds=config.limits.poll_seconds,
+        poll_seconds=limits.poll_seconds,
+        long_answer_seconds=limits.long_answer_seconds,
     )
     server = _server(config, desk)
     reloader = Reloader(
@@ -154,7 +156,7 @@ def _search(config: GatewayConfig, keeping: LogKeeping, stack: AsyncExitStack) -
         index = stack.enter_context(Index(path, origin))
     except (AuditError, sqlite3.Error, OSError) as error:
         raise StartRefused(f"the query index {path} cannot be opened: {error}") from error
-    search = Search(index, origin, keeping.committer, config.path(config.log.directory))
+    search = Search(index, origin, keeping.committer, config.path(config.log.directory), config.limits.turn_seconds)
     stack.callback(search.close)
     return search
 

@@ -80,9 +80,11 @@ class Office:
         self._gate = gate
         self.authorities = authorities
         self._register = register
+        # No settings: only what is refused counts, so that nobody behind the same address is held up by it; and a
+        # certificate of an hour, the shortest, is renewed after forty minutes.
         self._failing = Throttle(10, 3.0, monotonic)
-        self._refusals = of_strangers(gate.recorder, monotonic)
         self._renewing = Throttle(6, 300.0, monotonic)
+        self._refusals = of_strangers(gate.recorder, monotonic)
         self.thread = OneThread()
         self._signing = trio.CapacityLimiter(2)
         self._writer = Writer(register, self.thread)

@@ -7,8 +7,9 @@ from typing import Any
 import httpx
 import pytest
 
-from gateway.refused_calls import RECORDS_AT_ONCE
-from tests.gateway.conftest import UUID_WEB, Running
+from gateway.starter import Site
+from tests.gateway.api.test_https import configured
+from tests.gateway.conftest import UUID_WEB, Running, running_gateway
 
 
 def refusal(**more: Any) -> dict[str, Any]:
@@ -68,9 +69,17 @@ async def test_a_host_that_makes_things_up_fills_no_log_and_silences_no_other(ru
     assert (await tell(running, refusal(), host="c")).status_code == 204
     records = await running.records("libvirt.refused")
     by_a = [record for record in records if record["source"].endswith("/a")]
-    assert RECORDS_AT_ONCE <= len(by_a) <= RECORDS_AT_ONCE + 2
+    assert 100 <= len(by_a) <= 102
     assert len(records) == len(by_a) + 1
     assert by_a[0]["details"]["left_out"] == 1
+
+
+@pytest.mark.whole
+async def test_a_site_says_how_many_records_of_it_a_host_may_make(site: Site) -> None:
+    limits = "refused_calls_per_host = 5\nrefused_calls_per_minute = 1"
+    async with running_gateway(configured(site, limits)) as running:
+        assert (await tell(running, *(refusal(cause=f"no {number}") for number in range(32)))).status_code == 204
+        assert len(await running.records("libvirt.refused")) == 5
 
 
 @pytest.mark.whole

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from gateway.api.long_answers import PIECE_BYTES, SECONDS, LongAnswer, pieces
+from gateway.api.long_answers import PIECE_BYTES, LongAnswer, pieces
 
 values = st.recursive(st.none() | st.booleans() | st.integers(0, 9) | st.text(max_size=5), st.lists, max_leaves=5)
 
@@ -37,7 +37,7 @@ async def test_it_is_sent_whole_or_its_connection_ends(autojump_clock: MockClock
         sent.append(message)
 
     begun, content, hung_up = trio.current_time(), {"records": ["x" * 1000] * 1000}, trio.Event()
-    await LongAnswer(content)({"state": {"hang_up": hung_up.set}}, None, send)
+    await LongAnswer(content, 60.0)({"state": {"hang_up": hung_up.set}}, None, send)
     assert hung_up.is_set() is not reads
     if reads:
         assert sent[0]["status"] == 200
@@ -45,5 +45,5 @@ async def test_it_is_sent_whole_or_its_connection_ends(autojump_clock: MockClock
         assert msgspec.json.decode(b"".join(each["body"] for each in sent[1:])) == content
         assert [each["more_body"] for each in sent[-2:]] == [True, False]
     else:
-        assert trio.current_time() - begun == pytest.approx(SECONDS)
-        assert len(sent) == int(SECONDS // 25)
+        assert trio.current_time() - begun == pytest.approx(60.0)
+        assert len(sent) == 2
