@@ -47,6 +47,7 @@ GATEWAY_LIFETIME = timedelta(days=90)
 CRL_LIFETIME = timedelta(days=7)
 ISSUING_LIFETIME = timedelta(days=366)
 OFFLINE_CRL_LIFETIME = timedelta(days=180)  # of a root whose key is away: somebody must fetch it for each CRL
+ROOT_CRL = "root-crl.pem"
 INTRODUCTIONS = "introductions.pem"
 NEXT_TLS = "gateway-tls.pem"  # what a new root certified for the gateway that there is
 BROUGHT_BY_ROOT = (INTRODUCTIONS, NEXT_TLS)  # from its folder into those of issuing CAs, with which the gateway gets it
@@ -110,10 +111,10 @@ class Authority:
         root = self.certificate.public_bytes(Encoding.PEM)
         write_atomically(directory / "root.pem", root)
         write_atomically(directory / "bundle.pem", root + certificate.public_bytes(Encoding.PEM))
-        write_atomically(directory / "root-crl.pem", self.crl_file.read_bytes())
         for name in BROUGHT_BY_ROOT:
             if (self.directory / name).exists():
                 write_atomically(directory / name, (self.directory / name).read_bytes())
+        write_atomically(directory / ROOT_CRL, self.crl_file.read_bytes())  # the last: with it the folder is whole
         return issuing
 
     def create_successor(

@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from certs.authority import HOST_LIFETIME, NEXT_TLS, Authority, trust_domain_of
+from certs.authority import HOST_LIFETIME, NEXT_TLS, ROOT_CRL, Authority, trust_domain_of
 from certs.crls import crl_number_of
 from certs.errors import CredentialError, IdentityError
 from certs.files import (
@@ -115,10 +115,12 @@ def init_issuing(
 ) -> bool:
     """Make an issuing CA below `root` in `directory`; False if one is there. `own_passphrase` is of the new key.
 
-    Raises `CertificateError`.
+    Raises `CertificateError`, also where half of one is there.
     """
     directory = directory.resolve()
     if (directory / "ca.pem").exists():
+        if not (directory / ROOT_CRL).exists():
+            raise CredentialError(directory, "holds half of an issuing CA", "remove it and make it anew")
         Authority.load(directory, own_passphrase)
         return False
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -211,14 +213,18 @@ def _certified(
 
 
 def describe(directory: Path, now: datetime) -> list[Fact]:
-    """What is there and in what state: CA, CRL, gateway, then the hosts by name. Reads no private key."""
+    """What is there and in what state: CA, CRL, gateway, hosts and services by name. Reads no private key.
+
+    An issuing CA's folder has no gateway, nor may that of a root.
+    """
     (ca,) = read_certificates(directory / "ca.pem")[:1]
     crl = read_crl(directory / "crl.pem")
     facts = [
         _certificate_fact("ca", ca.subject.rfc4514_string(), directory, Path("ca.pem"), crl, now),
         _crl_fact(crl, now),
-        _certificate_fact("gateway", "gateway", directory, Path("gateway/tls.pem"), crl, now),
     ]
+    if (directory / "gateway/tls.pem").exists():
+        facts.append(_certificate_fact("gateway", "gateway", directory, Path("gateway/tls.pem"), crl, now))
     for file in sorted(directory.glob("hosts/*/host.pem")):
         relative = file.relative_to(directory)
         facts.append(_certificate_fact("host", _host_name(file), directory, relative, crl, now))

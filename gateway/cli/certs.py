@@ -6,11 +6,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="The file CA: keys and certificates of gateway and hosts.", no_args_is_help=True, rich_markup_mode=None
 )
+
+MAX_SERIAL_BITS: Final = 159  # RFC 5280, 4.1.2.2: twenty bytes, positive
 
 PassphraseOption = Annotated[
     Path | None,
@@ -170,15 +173,44 @@ def publish_crl(
     """
     from certs.authority import Authority
 
+    serials = [_serial(text) for text in revoke or ()]
     with said_plainly():
-        serials = [int(serial, 16) for serial in revoke or ()]
         authority = Authority.load(directory, passphrase_of(passphrase_file))
         number = authority.revoke_all(serials, datetime.now(UTC), timedelta(days=days))
+    names = _names_by_serial(directory) if serials else {}
+    revoked = [(f"{serial:x}", names.get(f"{serial:x}")) for serial in serials]
     if as_json:
-        print_json({"outcome": "published", "file": str(authority.crl_file), "crl_number": number})
+        told = [{"serial": serial, "name": name} for serial, name in revoked]
+        print_json({"outcome": "published", "file": str(authority.crl_file), "crl_number": number, "revoked": told})
     else:
         say(f"Published {authority.crl_file}, number {number}, for {counted(days, 'day')}.")
+        for serial, name in revoked:
+            say(
+                f"Revoked {name}, serial {serial}."
+                if name is not None
+                else f"Revoked serial {serial}, which no certificate in {directory} has: compare all of its digits."
+            )
         say("Next: bring it to the gateway, under the name that its tls.crls has; it notices the file.")
+
+
+def _names_by_serial(directory: Path) -> dict[str, str]:
+    """Of what can be read: a CRL that is published is not called a failure for the sake of another file."""
+    from certs import layout
+    from certs.errors import CertificateError
+
+    try:
+        facts = layout.describe(directory, datetime.now(UTC))
+    except (CertificateError, OSError, ValueError):
+        return {}
+    return {fact.serial: fact.name for fact in facts if fact.kind != "crl"}
+
+
+def _serial(text: str) -> int:
+    """As `certs show` and openssl write it."""
+    digits = text.replace(":", "")
+    if not re.fullmatch(r"[0-9A-Fa-f]{1,40}", digits) or not 0 < int(digits, 16) < 1 << MAX_SERIAL_BITS:
+        raise BadConfiguration(f"{text!a:.80} is no serial", OPERATOR, "take it whole from sealane certs show")
+    return int(digits, 16)
 
 
 @app.command("issue")
@@ -312,7 +344,7 @@ def show(directory: DirectoryArgument, as_json: JsonOption = False) -> None:
     for fact in facts:
         until = f"{fact.valid_until:%Y-%m-%d %H:%M}"
         style = "green" if fact.state == "valid" else "bold red"
-        cells = (fact.kind, fact.name, fact.state, until, fact.serial[:16], fact.file)
+        cells = (fact.kind, fact.name, fact.state, until, fact.serial, fact.file)
         table.add_row(*(plain(cell, style if cell is fact.state else "") for cell in cells))
     print_table(table)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import shutil
 import stat
 from datetime import timedelta
 from pathlib import Path
@@ -94,6 +95,23 @@ def test_an_init_that_fails_half_way_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(CredentialError, match="gateway"):
         layout.init(tmp_path / "ca", "corp.example", ORIGIN, [], ["not an address"], NOW)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_issuing_ca_that_was_made_half_is_not_taken_for_one(
+    site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    issuing = tmp_path / "issuing"
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            Authority, "publish_crl", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+        )
+        with pytest.raises(OSError, match="No space"):
+            layout.init_issuing(site, issuing, NOW)
+    with pytest.raises(CredentialError, match="half of an issuing CA"):
+        layout.init_issuing(site, issuing, NOW)
+    shutil.rmtree(issuing)
+    assert layout.init_issuing(site, issuing, NOW)
+    assert not layout.init_issuing(site, issuing, NOW)
 
 
 def test_a_second_init_touches_nothing(site: Path) -> None:

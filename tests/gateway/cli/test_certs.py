@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.gateway.cli.conftest import Sealane, last_object, only_error_line
 
 
@@ -81,6 +83,36 @@ def test_a_crl_by_hand_revokes_what_was_issued_by_hand(sealane: Sealane, tmp_pat
     assert sealane("certs", "publish-crl", ca, "--revoke-serial", serial, "--days", "30").exit_code == 0
     files = last_object(sealane("certs", "show", ca, "--json"))["files"]
     assert [one["state"] for one in files if one["kind"] == "host"] == ["revoked"]
+
+
+def test_a_serial_is_shown_whole_and_what_it_revoked_is_said(sealane: Sealane, tmp_path: Path) -> None:
+    root, issuing = tmp_path / "root", tmp_path / "issuing"
+    sealane("certs", "init", root, "--trust-domain", "corp.example")
+    sealane("certs", "init-issuing", root, issuing)
+    sealane("certs", "issue", issuing, "host-a")
+    (host,) = [one for one in shown(sealane, issuing) if one["kind"] == "host"]
+    assert host["serial"] in sealane("certs", "show", issuing).stdout
+    part = sealane("certs", "publish-crl", issuing, "--revoke-serial", host["serial"][:16])
+    assert f"serial {host['serial'][:16]}, which no certificate in {issuing} has" in part.stdout
+    whole = sealane("certs", "publish-crl", issuing, "--revoke-serial", host["serial"])
+    assert "Revoked spiffe://corp.example/host/host-a" in whole.stdout
+    assert "compare" not in whole.stdout
+    (host,) = [one for one in shown(sealane, issuing) if one["kind"] == "host"]
+    assert host["state"] == "revoked"
+
+
+@pytest.mark.parametrize("serial", ["zz", "-1", "0", "0x12", "1_2", "f" * 56])
+def test_a_serial_that_is_none_revokes_nothing(sealane: Sealane, tmp_path: Path, serial: str) -> None:
+    ca = tmp_path / "ca"
+    sealane("certs", "init", ca, "--trust-domain", "corp.example")
+    result = sealane("certs", "publish-crl", ca, f"--revoke-serial={serial}")
+    assert result.exit_code == 2
+    assert "is no serial" in only_error_line(result)
+    assert [one["name"] for one in shown(sealane, ca) if one["kind"] == "crl"] == ["0 revoked"]
+
+
+def shown(sealane: Sealane, ca: Path) -> list[dict[str, str]]:
+    return last_object(sealane("certs", "show", ca, "--json"))["files"]  # type: ignore[no-any-return]
 
 
 def test_names_that_are_none_are_refused_in_one_line(sealane: Sealane, tmp_path: Path) -> None:
