@@ -96,8 +96,12 @@ class PublicationStore:
         try:
             (self._folder / _PENDING).rename(published)
             sync_directory(self._folder)
-        except OSError:
-            published.unlink(missing_ok=True)
+        except OSError as error:
+            try:
+                published.unlink(missing_ok=True)
+                sync_directory(self._folder)  # else the power's failure may bring back what was renamed
+            except OSError as again:
+                raise OSError(f"{error}; nor is it known whether it comes into force at a start") from again
             raise
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -63,15 +64,12 @@ def spelled(path: KeyPath) -> str:
 
 def _homes(root: inspect.StructType) -> Mapping[str, str]:
     """Key to the table in which it belongs, for keys of one table only: people put them in the wrong one."""
-    homes: dict[str, str] = {}
-    twice: set[str] = set()
+    homes: defaultdict[str, set[str]] = defaultdict(set)
     for section, field in keys_of(root).items():
         for table in alternatives(field.type):
             for key in keys_of(table) if isinstance(table, inspect.StructType) else ():
-                if key in homes:
-                    twice.add(key)
-                homes[key] = section
-    return {key: section for key, section in homes.items() if key not in twice}
+                homes[key].add(section)
+    return {key: sections.pop() for key, sections in homes.items() if len(sections) == 1}
 
 
 def _in_table(value: Mapping[str, Any], table: inspect.StructType, path: KeyPath) -> Misfit | None:

@@ -377,6 +377,33 @@ def test_a_publication_that_was_not_finished_is_forgotten_at_the_start(tmp_path:
     assert not (tmp_path / "policy" / "pending.json").exists()
 
 
+@pytest.mark.parametrize("failures", [1, 2])
+def test_what_could_not_be_finished_is_not_in_force_after_the_power_failed_or_nobody_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failures: int
+) -> None:
+    folder, left = tmp_path / "policy", failures
+    on_disk: set[str] = set()  # what the power's failure may leave: all names since the last fsync that succeeded
+
+    def disk(directory: Path) -> None:
+        nonlocal left
+        left -= 1
+        names = {path.name for path in directory.iterdir()}
+        if left >= 0:
+            on_disk.update(names)
+            raise OSError(5, "Input/output error")
+        on_disk.clear()
+        on_disk.update(names)
+
+    store = PublicationStore(folder)
+    store.begin()
+    store.prepare(unsigned({"bundle.toml": "", "schema.cedarschema": ""}))
+    monkeypatch.setattr("gateway.publications.sync_directory", disk)
+    with pytest.raises(OSError, match="Input/output error") as failed:
+        store.finish(2)
+    assert store.versions() == []
+    assert ("0000000002.json" in on_disk) is ("nor is it known" in str(failed.value)) is (failures == 2)
+
+
 def test_a_start_asks_for_the_signatures_again(site: Site) -> None:
     config = configuration.load(site.gateway_config)
     assert newest_published(config) is None

@@ -38,6 +38,15 @@ class Near(Strict, frozen=True, tag="near", tag_field="kind"):
     path: str
 
 
+class Hot(Strict, frozen=True, tag="hot", tag_field="kind"):
+    degrees: int = 90
+
+
+class Cold(Strict, frozen=True, tag="cold", tag_field="kind"):
+    degrees: int = 4
+    most: int = 0
+
+
 class Limits(Strict, frozen=True):
     wait_seconds: Annotated[float, Meta(gt=0, le=86_400)] = 1.0
     window_bytes: Annotated[int, Meta(ge=1 << 20, le=4 << 20)] = 1 << 20
@@ -47,6 +56,7 @@ class Limits(Strict, frozen=True):
 class File(Strict, frozen=True):
     name: Annotated[str, Meta(min_length=1, max_length=8)]
     limits: Limits = Limits()
+    drink: Hot | Cold = Hot()
     colour: Colour = Colour.RED
     way: Literal["in", "out"] = "in"
     until: Annotated[datetime, Meta(tz=True)] | None = None
@@ -63,7 +73,9 @@ class File(Strict, frozen=True):
         ('name = ""', 'name: is ""; allowed is a text of 1 to 8 characters'),
         ('name = "a"\nnam = 1', 'nam: is no key; did you mean "name"?'),
         ('name = "a"\nwait_seconds = 1', "wait_seconds: is no key of this table; it belongs in [limits]"),
-        ('name = "a"\nzzz = 1', "zzz: is no key; the keys and tables of the file are name, limits, colour,"),
+        ('name = "a"\ndegrees = 1', "degrees: is no key of this table; it belongs in [drink]"),
+        ('name = "a"\nmost = 1', "most: is no key; the keys and tables"),
+        ('name = "a"\nzzz = 1', "zzz: is no key; the keys and tables of the file are name, limits, drink,"),
         ('name = "a"\nlimits = 3', "limits: is a number; allowed is a table"),
         (
             'name = "a"\n[limits]\nwait_seconds = 0',
