@@ -9,7 +9,8 @@ from __future__ import annotations
 import hmac
 import secrets
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Event, Thread
 from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
@@ -19,7 +20,7 @@ from gateway.cli.issuer_client import Endpoints, IssuerClient, OAuthError, Token
 
 CALLBACK = "/callback"
 WAIT_SECONDS = 300
-REQUEST_SECONDS = 5  # a browser on this machine needs no longer; who holds the port open shall not hold the login
+REQUEST_SECONDS = 5  # without a byte: a browser on this machine needs no longer
 
 
 def by_browser(
@@ -77,32 +78,41 @@ def read_redirect(target: str, state: str, endpoints: Endpoints) -> str | OAuthE
 
 
 class Redirect:
-    """Listens on a free port of 127.0.0.1 until the browser comes; one request at a time."""
+    """Listens on a free port of 127.0.0.1 until the browser comes. Each request has a thread: who holds the port open,
+    or trickles, shall not hold the login.
+    """
 
     def __init__(self, state: str, endpoints: Endpoints) -> None:
-        self.answer: str | OAuthError | None = None
-        outer = self
+        self._answer: str | OAuthError | None = None
+        self._answered = Event()
+        take = self._take
 
         class Handler(BaseHTTPRequestHandler):
             timeout = REQUEST_SECONDS
 
             def do_GET(self) -> None:
                 try:
-                    outer.answer = read_redirect(self.path, state, endpoints)
+                    answer = read_redirect(self.path, state, endpoints)
                 except ValueError:
-                    outer.answer = None
+                    answer = None
                 text = b"You may close this page and go back to the terminal.\n"
-                self.send_response(400 if outer.answer is None else 200)
-                self.send_header("content-type", "text/plain")
-                self.send_header("content-length", str(len(text)))
-                self.send_header("connection", "close")
-                self.end_headers()
-                self.wfile.write(text)
+                try:
+                    self.send_response(400 if answer is None else 200)
+                    self.send_header("content-type", "text/plain")
+                    self.send_header("content-length", str(len(text)))
+                    self.send_header("connection", "close")
+                    self.end_headers()
+                    self.wfile.write(text)
+                finally:
+                    if answer is not None:
+                        take(answer)
 
             def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the library's name
                 """Silence: the request holds the code."""
 
-        class Server(HTTPServer):
+        class Server(ThreadingHTTPServer):
+            block_on_close = False
+
             def handle_error(self, request: Any, client_address: Any) -> None:
                 """Who hangs up in the middle is no error of ours."""
 
@@ -110,17 +120,22 @@ class Redirect:
         self.uri = f"http://127.0.0.1:{self._server.server_address[1]}{CALLBACK}"
 
     def __enter__(self) -> Redirect:
+        Thread(target=self._server.serve_forever, daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
         self._server.server_close()
 
     def wait(self, clock: Clock) -> str | OAuthError:
         """The answer to our question. Raises Refused after WAIT_SECONDS."""
         until = clock.now() + WAIT_SECONDS
         while (left := until - clock.now()) > 0:
-            self._server.timeout = left
-            self._server.handle_request()
-            if self.answer is not None:
-                return self.answer
+            if self._answered.wait(left) and self._answer is not None:
+                return self._answer
         raise Refused("nobody signed in within five minutes", REQUESTER, "run `sealane login` again", "login_refused")
+
+    def _take(self, answer: str | OAuthError) -> None:
+        if self._answer is None:
+            self._answer = answer
+            self._answered.set()
