@@ -12,7 +12,8 @@ from gateway.api.answers import JsonAnswer
 from gateway.api.bodies import Body, MigrationId, Name, Reason
 from gateway.api.desk import Address, AskingPrivileged, AtDesk, Desk, Relay
 from gateway.errors import NotSetUp
-from gateway.evacuating import Evacuating, Wish
+from gateway.evacuating import Evacuating
+from gateway.evacuation_permits import Wish
 
 router = APIRouter()
 
@@ -69,10 +70,10 @@ async def withdraw(
 
 @router.post("/v1/relay/evacuation", summary="The permits that were prepared for this host's VMs")
 async def fetch(body: WantedEvacuation, desk: AtDesk, host: Relay) -> Response:
-    return JsonAnswer(evacuating_of(desk).fetch(str(host), body.evacuation_id))
+    return JsonAnswer(evacuating_of(desk).handing_over.fetch(str(host), body.evacuation_id))
 
 
 @router.post("/v1/relay/evacuation/held", status_code=204, summary="Whether this host holds them, durably")
 async def held(body: HeldEvacuation, desk: AtDesk, host: Relay) -> Response:
-    evacuating_of(desk).held(str(host), body.evacuation_id, body.problem)
+    evacuating_of(desk).handing_over.held(str(host), body.evacuation_id, body.problem)
     return Response(status_code=204)

@@ -14,8 +14,8 @@ import trio
 from typer.testing import CliRunner
 
 from gateway.cli.main import app
+from gateway.draining import vms_on
 from gateway.errors import LogUnavailable
-from gateway.evacuating import Evacuating
 from gateway.recording import Event, Recorded
 from gateway.starter import Site
 from policy.bundle import Bundle
@@ -170,7 +170,7 @@ async def test_a_relay_that_holds_nothing_is_no_success(evacuable: Site) -> None
 async def test_a_relay_that_took_them_and_never_said_so_is_told_to_forget_them(
     evacuable: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.evacuating.HELD_SECONDS", 0.5)
+    monkeypatch.setattr("gateway.evacuation_handover.HELD_SECONDS", 0.5)
     async with running_gateway(evacuable) as running, trio.open_nursery() as nursery:
         await running.poll("a")
 
@@ -216,8 +216,7 @@ async def test_whoever_may_evacuate_nothing_fills_no_log_with_all_vms_of_a_host(
 ) -> None:
     few = "\n[limits]\nrefusals_per_person = 10\nrefusals_per_minute = 1\n"
     edit(evacuable.gateway_config, lambda text: text + few)
-    vms_there = Evacuating._vms
-    monkeypatch.setattr(Evacuating, "_vms", lambda *args: vms_there(*args) * 30)
+    monkeypatch.setattr("gateway.evacuating.vms_on", lambda *args: vms_on(*args) * 30)
     async with running_gateway(evacuable) as running:
         await running.poll("a")
         answer = await prepare(running, "bob")
