@@ -285,7 +285,7 @@ class GatewayConfig(_Table, frozen=True):
         return parse_address(self.gateway.listen)
 
 
-_ADDRESS: Final = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([^:\[\]\s]+)):(\d{1,5})")
+_ADDRESS: Final = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([^:\[\]\s]+)):([0-9]{1,5})")
 
 
 def parse_address(text: str) -> Address:

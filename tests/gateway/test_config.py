@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.config import Address, load, parse, parse_address
+from gateway.config import load, parse, parse_address
 from gateway.errors import ConfigRefused
 from gateway.starter import Site
 
@@ -106,11 +106,17 @@ def test_addresses_are_spelt_as_they_were_read(text: str) -> None:
     assert str(parse_address(text)) == text
 
 
-@given(st.text())
+HOSTS = st.sampled_from(["127.0.0.1", "localhost", "::1", "[::1]", "[fd00::1%eth0]", "[]", "-", ""])
+PORTS = st.integers(-1, 70_000) | st.sampled_from(["\u0667", "07", "+7", "7 ", ""])
+
+
+@given(st.text() | st.builds("{}:{}".format, HOSTS | st.text(max_size=5), PORTS))
 def test_any_text_is_an_address_or_a_value_error(text: str) -> None:
     try:
         address = parse_address(text)
     except ValueError:
         return
-    assert isinstance(address, Address)
+    host, _, port = text.rpartition(":")
+    assert host in {address.host, f"[{address.host}]"}
+    assert (port.isascii(), int(port)) == (True, address.port)
     assert 0 <= address.port <= 65_535

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 from datetime import datetime
+from ipaddress import IPv6Address, ip_address
 from uuid import UUID
 
 import pytest
@@ -155,14 +156,20 @@ def test_whatever_text_is_taken_can_be_recorded_and_shown_on_one_line(text: str)
     assert len(text.splitlines()) == 1
 
 
-@given(st.text(max_size=40))
+IPS = st.ip_addresses().map(str)
+PLACES = IPS | IPS.map("[{}]".format) | st.sampled_from(["[::1%eth0]", "[FD00:0::1]", "localhost", "010.0.0.1"])
+
+
+@given(st.text(max_size=40) | st.builds("{}:{}".format, PLACES, st.integers(-1, 70_000) | st.text(max_size=5)))
 def test_any_address_is_split_or_refused(text: str) -> None:
     try:
         ip, port = split_address(text)
     except FactRefused:
         return
-    assert text in {f"{ip}:{port}", f"[{ip}]:{port}"} or ":" in ip
+    host, _, number = text.rpartition(":")
+    assert number == str(port)
     assert 0 < port < 65536
+    assert host == ip or ip_address(host.removeprefix("[").removesuffix("]")) == IPv6Address(ip)
 
 
 @given(st.uuids(), st.text(), st.text(), st.text())

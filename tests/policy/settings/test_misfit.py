@@ -150,7 +150,23 @@ KEYS = st.sampled_from([*File.__struct_fields__, "kind", "url", "path", "up", "m
 TREES = st.recursive(BARE, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=4))
 
 
-@given(st.dictionaries(KEYS, TREES, max_size=5))
+FITTING: dict[str, Any] = {
+    "limits": {"wait_seconds": 2, "most": 0},
+    "colour": "blue",
+    "way": "out",
+    "sources": [{"kind": "near", "path": ""}, {"kind": "far", "url": "https://a"}],
+    "ports": {"up": {"path": "a"}},
+    "uids": [1],
+    "groups": ["a"],
+}
+NAMES = st.sampled_from(["a", "", "a" * 8, "a" * 9])
+# A file that fits but for a value at most here and there.
+FILES = st.fixed_dictionaries(
+    {"name": NAMES}, optional={key: st.just(value) | st.just(value) | TREES for key, value in FITTING.items()}
+)
+
+
+@given(st.dictionaries(KEYS, TREES, max_size=5) | FILES)
 def test_a_misfit_is_found_exactly_where_msgspec_refuses(tree: dict[str, Any]) -> None:
     tree = _without_null(tree)
     try:

@@ -135,10 +135,23 @@ def test_the_key_changes_after_65_536_frames_of_this_connection(first: int) -> N
         assert AESGCM(key.key).decrypt((key.iv ^ seq).to_bytes(12, "big"), body, header) in (b"x", b"y")
 
 
-@given(st.binary(min_size=HEADER_BYTES, max_size=HEADER_BYTES))
+SIZES = st.sampled_from([0, 1, 2, MAX_PAYLOAD_BYTES, MAX_PAYLOAD_BYTES + 1, 2**32 - 1]) | st.integers(0, 2**32 - 1)
+HEADERS = st.builds(
+    lambda size, kind, zero, seq: struct.pack(">IB3sQ", size, kind, zero, seq),
+    SIZES,
+    st.integers(0, 4),
+    st.sampled_from([bytes(3), b"\0\0\1"]),
+    st.integers(0, 1),
+)
+
+
+@given(st.binary(min_size=HEADER_BYTES, max_size=HEADER_BYTES) | HEADERS)
 def test_any_header_is_accepted_or_a_violation(header: bytes) -> None:
     try:
         due = LaneOpener(LANE).header(header)
     except ProtocolViolation:
         return
-    assert TAG_BYTES <= due <= MAX_PAYLOAD_BYTES + TAG_BYTES
+    size, kind, zero, seq = struct.unpack(">IB3sQ", header)
+    assert (due, zero, seq) == (size + TAG_BYTES, bytes(3), 0)
+    allowed = {FrameType.DATA: range(1, MAX_PAYLOAD_BYTES + 1), FrameType.FIN: (0,), FrameType.RESET: (2,)}
+    assert size in allowed[FrameType(kind)]

@@ -22,18 +22,36 @@ def test_each_line_gives_its_own_id_whatever_its_values_say(entry: LogEntry, for
         assert (held.id, held.sequence, held.line) == (entry.id, entry.index, line)
 
 
-@given(
-    st.binary(max_size=300)
-    | st.sampled_from([b'{"hash":', b'{"time":', b"CEF:0|", b"LEEF:2.0|"]).flatmap(
-        lambda start: st.binary(max_size=300).map(lambda rest: start + rest)
-    )
+# What begins as a line of ours does, some of it with an id that may stand there.
+BEGINNINGS = (
+    b'{"hash":',
+    b'{"time":',
+    b"CEF:0|",
+    b"LEEF:2.0|",
+    b'{"hash":"' + b"0" * 64 + b'","id":"0123456789abcdef-%b","',
+    b'{"event":{"id":"0123456789abcdef-%b"}}',
+    b'{"time":1,"metadata":{"uid":"0123456789abcdef-%b"}}',
+    b"CEF:0|||||||rt=1 externalId=0123456789abcdef-%b ",
+    b"LEEF:2.0|||||^|eventId=0123456789abcdef-%b",
 )
-def test_anything_else_is_a_line_error(stored: bytes) -> None:
+BEGUN = st.builds(
+    lambda before, start, number, rest: before + start.replace(b"%b", number) + rest,
+    st.sampled_from([b"", b"Nov 25 20:00:00 gw sealane: "]),
+    st.sampled_from(BEGINNINGS),
+    st.sampled_from([b"0", b"7", b"07", b"-1", b"9" * 19, b"9" * 20]),
+    st.just(b"") | st.binary(max_size=300),
+)
+
+
+@given(st.binary(max_size=300) | BEGUN)
+def test_anything_else_is_a_line_error_or_the_end_of_what_was_stored_with_its_own_id(stored: bytes) -> None:
     try:
         held = parse_line(stored)
     except LineError:
         return
-    assert held.line in stored
+    assert stored.endswith(held.line)
+    assert held.id.encode() in held.line
+    assert held.id.endswith(f"-{held.sequence}")
 
 
 @pytest.mark.parametrize(
