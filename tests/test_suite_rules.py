@@ -171,3 +171,12 @@ def test_what_bytes_that_do_not_decode_raise_is_spelt_once_in_a_package() -> Non
     ]
     assert len(modules) > 400
     assert [str(path) for path in modules if by_hand.search(path.read_text(encoding="utf-8"))] == []
+
+
+def test_a_bug_in_a_command_is_no_exit_code_to_any_test() -> None:
+    """Typer's runner makes 1 of it, as of a refusal; `tests/gateway/cli/invoking.py` lets it through."""
+    tests = Path(__file__).parent
+    runs = [path for path in tests.rglob("*.py") if re.search(r"CliRunner\(\)", path.read_text(encoding="utf-8"))]
+    assert runs
+    deaf = [path for path in runs if "catch_exceptions=False" not in path.read_text(encoding="utf-8")]
+    assert [str(path) for path in deaf if path != Path(__file__)] == []

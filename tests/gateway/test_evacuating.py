@@ -11,15 +11,14 @@ import httpx
 import msgspec
 import pytest
 import trio
-from typer.testing import CliRunner
 
-from gateway.cli.main import app
 from gateway.draining import vms_on
 from gateway.errors import LogUnavailable
 from gateway.recording import Event, Recorded
 from gateway.starter import Site
 from policy.bundle import Bundle
 from policy.permit import PermitProof
+from tests.gateway.cli.invoking import invoke
 from tests.gateway.conftest import Running, running_gateway
 from tests.gateway.test_watch import edit
 from transport.relay.evacuations import Evacuation
@@ -286,7 +285,7 @@ async def test_replay_decides_evacuations_again_and_finds_the_one_that_another_b
         indexes = [each["sequence"] for each in await running.records("evacuation.decision")]
         nursery.cancel_scope.cancel()
     log = evacuable.directory / "log"
-    same = CliRunner().invoke(app, ["policy", "replay", str(evacuable.directory / "bundle"), "--log", str(log)])
+    same = invoke("policy", "replay", evacuable.directory / "bundle", "--log", log)
     assert same.exit_code == 0, same.output
     assert "2 requests compared: 0 decided differently" in same.stdout
     strict = tmp_path / "strict"
@@ -296,7 +295,7 @@ async def test_replay_decides_evacuations_again_and_finds_the_one_that_another_b
         'forbid (principal, action == Sealane::Action::"Evacuate", resource);\n',
         encoding="utf-8",
     )
-    found = CliRunner().invoke(app, ["policy", "replay", str(strict), "--log", str(log), "--json"])
+    found = invoke("policy", "replay", strict, "--log", log, "--json")
     assert found.exit_code == 1, found.output
     differences = json.loads(found.stdout.splitlines()[-1])["differences"]
     assert [each["where"] for each in differences] == [f"record {index}" for index in indexes]

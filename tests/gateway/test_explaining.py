@@ -6,17 +6,11 @@ import json
 import shutil
 from pathlib import Path
 
-from typer.testing import CliRunner, Result
-
-from gateway.cli.main import app
 from gateway.starter import EXAMPLE_BUNDLE
+from tests.gateway.cli.invoking import invoke
 from tests.gateway.conftest import Running
 
 CHECK = {"vm": "ledger", "destination": "a", "explain": True}
-
-
-def sealane(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(each) for each in arguments])
 
 
 async def test_a_check_tells_of_every_policy_about_the_action_with_its_facts(running: Running) -> None:
@@ -51,29 +45,29 @@ async def test_a_log_is_explained_compared_and_replayed_without_its_gateway(runn
         encoding="utf-8",
     )
 
-    told = sealane("policy", "explain", EXAMPLE_BUNDLE, "--log", log, "--record", denied["record_index"])
+    told = invoke("policy", "explain", EXAMPLE_BUNDLE, "--log", log, "--record", denied["record_index"])
     assert told.exit_code == 0, told.output
     assert told.stdout.splitlines()[0].startswith("DENIED")
     assert told.stdout.splitlines() == denied["explanation"]
 
-    same = sealane("policy", "replay", EXAMPLE_BUNDLE, "--log", log, "--since", "1h")
+    same = invoke("policy", "replay", EXAMPLE_BUNDLE, "--log", log, "--since", "1h")
     assert same.exit_code == 0, same.output
     assert "2 requests compared: 0 decided differently, 0 by other policies only" in same.stdout
     assert "note: the log begins at " in same.stdout  # an hour ago is before it
 
-    found = sealane("policy", "replay", strict, "--log", log, "--json")
+    found = invoke("policy", "replay", strict, "--log", log, "--json")
     assert found.exit_code == 1
     (difference,) = json.loads(found.stdout.splitlines()[-1])["differences"]
     assert difference["where"] == f"record {allowed['record_index']}"
     assert (difference["before"]["policies"], difference["after"]["policies"]) == (["operators-move"], ["freeze"])
 
-    assert "freeze: determines 0 of them before, 1 after" in sealane("policy", "replay", strict, "--log", log).stdout
+    assert "freeze: determines 0 of them before, 1 after" in invoke("policy", "replay", strict, "--log", log).stdout
 
-    compared = sealane("policy", "diff", EXAMPLE_BUNDLE, strict, "--log", log, "--json")
+    compared = invoke("policy", "diff", EXAMPLE_BUNDLE, strict, "--log", log, "--json")
     where = {each["where"] for each in json.loads(compared.stdout.splitlines()[-1])["differences"]}
     assert compared.exit_code == 1
     assert where >= {"grid"}
 
-    none = sealane("policy", "explain", EXAMPLE_BUNDLE, "--log", log, "--record", 0)
+    none = invoke("policy", "explain", EXAMPLE_BUNDLE, "--log", log, "--record", 0)
     assert none.exit_code == 2
     assert "entry 0 holds no decision" in none.output

@@ -14,7 +14,6 @@ import pytest
 import trio
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
-from typer.testing import CliRunner
 
 from audit.checkpoint import LogVerifier, open_checkpoint
 from audit.errors import CheckpointError
@@ -23,10 +22,10 @@ from certs import layout
 from certs.files import read_certificates
 from certs.introduction import authority_key_id, crl_id, root_id
 from certs.key_introduction import decode_introductions
-from gateway.cli.main import app
 from gateway.starter import Site
 from policy.jws import key_id_of
 from policy.permit import PermitKey
+from tests.gateway.cli.invoking import invoke
 from tests.gateway.conftest import Running, free_address, running_gateway
 from tests.gateway.rolling_site import enrolled, relay, rolling_site, state_of, take, until_ready
 from tests.gateway.test_watch import edit
@@ -69,8 +68,7 @@ async def typed(running: Running, *arguments: str, exit_code: int) -> str:
     token.touch(mode=0o600)
     token.write_text(running.token("olga") + "\n")
     where = ["--gateway", running.url, "--ca", str(running.ca), "--token-file", str(token)]
-    invoke = partial(CliRunner().invoke, app, ["certs", "rollover", *arguments, *where])
-    result = await trio.to_thread.run_sync(invoke)
+    result = await trio.to_thread.run_sync(partial(invoke, "certs", "rollover", *arguments, *where))
     assert result.exit_code == exit_code, result.output
     return result.output
 

@@ -19,10 +19,10 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from gateway.cli import waiting
-from gateway.cli.main import app
+from tests.gateway.cli.invoking import invoke
 
 MIGRATION = "0197c0de-1111-7222-8333-444455556666"
 DIGEST = "ab" * 32
@@ -159,7 +159,7 @@ def sealane(home: Path, monkeypatch: pytest.MonkeyPatch) -> Sealane:
 
     def run(*arguments: object, stdin: str | None = None) -> Result:
         environment = {"HOME": str(home), "COLUMNS": "40", "NO_COLOR": "1"}
-        return CliRunner().invoke(app, [str(one) for one in arguments], input=stdin, env=environment)
+        return invoke(*arguments, stdin=stdin, env=environment)
 
     return run
 

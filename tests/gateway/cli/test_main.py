@@ -25,8 +25,8 @@ from typer.testing import CliRunner
 from gateway.cli.main import app
 
 def run(*arguments, code=0):
-    result = CliRunner().invoke(app, list(arguments))
-    assert result.exit_code == code, (arguments, result.output, result.exception)
+    result = CliRunner().invoke(app, list(arguments), catch_exceptions=False)
+    assert result.exit_code == code, (arguments, result.output)
     return result
 
 for words in ("", "relay", "relay serve", "relay open", "migrate", "login", "audit verify", "audit query", "certs"):

@@ -10,11 +10,9 @@ from pathlib import Path
 
 import pytest
 import trio
-from typer.testing import CliRunner
 
 from certs.authority import Authority
 from certs.files import read_certificates
-from gateway.cli.main import app
 from gateway.doctor.credentials import certificate_findings, crl_findings, folder_finding, key_finding
 from gateway.doctor.finding import Finding, worst
 from gateway.doctor.gateway_host import gateway_host_findings
@@ -23,6 +21,7 @@ from gateway.doctor.machine import access_control, suid_dumps, swap, userfaultfd
 from gateway.doctor.network import clock_finding, gateway_findings, listen_finding, peer_findings
 from gateway.doctor.relay_host import relay_host_findings
 from gateway.starter import Site
+from tests.gateway.cli.invoking import invoke
 from tests.gateway.conftest import Running
 
 
@@ -243,14 +242,13 @@ def test_a_gateway_that_is_away_or_another_is_wrong(site: Site) -> None:
 
 
 def test_the_command_shows_lines_json_and_an_exit_code(site: Site, tmp_path: Path) -> None:
-    runner = CliRunner()
-    result = runner.invoke(app, ["doctor", "--config", str(site.gateway_config), "--json"])
+    result = invoke("doctor", "--config", site.gateway_config, "--json")
     document = json.loads(result.stdout.splitlines()[-1])
     assert result.exit_code == (1 if document["outcome"] == "wrong" else 0)
     assert {"check", "status", "message", "remedy"} == set(document["findings"][0])
     (site.certs / "gateway" / "log.key").chmod(0o644)
-    result = runner.invoke(app, ["doctor", "--config", str(site.gateway_config)])
+    result = invoke("doctor", "--config", site.gateway_config)
     assert result.exit_code == 1
     assert "WRONG  private_key:" in result.stdout
-    result = runner.invoke(app, ["doctor", "--config", str(tmp_path / "none.toml")])
+    result = invoke("doctor", "--config", tmp_path / "none.toml")
     assert result.exit_code == 2

@@ -10,13 +10,12 @@ from typing import Any
 
 import pytest
 import trio
-from typer.testing import CliRunner
 
 from audit.siem.elastic import ElasticSink
-from gateway.cli.main import app
 from gateway.starter import Site
 from policy.identity.local import hash_password, person_table
 from tests.elasticsearch_node.process import ElasticsearchNode
+from tests.gateway.cli.invoking import invoke
 from tests.gateway.conftest import CHEAP, Running, running_gateway
 
 pytestmark = [pytest.mark.real, pytest.mark.whole]
@@ -229,7 +228,7 @@ async def test_the_command_tells_the_state_reconciles_and_shows_the_quarantine(
 
         async def sealane(*arguments: str, code: int = 0) -> str:
             environment = {"HOME": str(tmp_path / "home"), "COLUMNS": "160"}
-            run = partial(CliRunner().invoke, app, arguments, env=environment)
+            run = partial(invoke, *arguments, env=environment)
             result = await trio.to_thread.run_sync(run)
             assert result.exit_code == code, result.output
             return result.output

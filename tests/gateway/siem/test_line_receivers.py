@@ -12,15 +12,14 @@ from typing import Any
 import msgspec
 import pytest
 import trio
-from typer.testing import CliRunner
 
 import gateway.config as configuration
-from gateway.cli.main import app
 from gateway.errors import ConfigRefused, StartRefused
 from gateway.service import serve
 from gateway.starter import Site
 from tests.audit.siem.receivers import RsyslogReceiver
 from tests.audit.siem.rsyslog import SERVER_NAME
+from tests.gateway.cli.invoking import invoke
 from tests.gateway.conftest import Running, running_gateway
 
 DOCUMENTATION = Path(__file__).parents[3] / "docs" / "siem-receivers.md"
@@ -162,7 +161,7 @@ async def test_what_was_found_in_files_goes_on_record_as_the_word_of_who_compare
         stored = tmp_path / "stored"
         stored.write_bytes(b"".join(lines.read_bytes().splitlines(keepends=True)[1:]))
         arguments = ["siem", "reconcile-file", "lines", str(stored), "--config", str(site.gateway_config), "--to", "1"]
-        run = partial(CliRunner().invoke, app, [*arguments, "--record", "--json"], env={"HOME": str(tmp_path)})
+        run = partial(invoke, *arguments, "--record", "--json", env={"HOME": str(tmp_path)})
         result = await trio.to_thread.run_sync(run)
         assert result.exit_code == 1, result.output
         (record,) = await running.records("siem.reconciled")
@@ -183,6 +182,6 @@ async def test_what_was_found_in_files_goes_on_record_as_the_word_of_who_compare
 
 def reconcile_range(site: Site, name: str, file: Path, end: int, code: int = 0) -> dict[str, Any]:
     arguments = ["siem", "reconcile-file", name, str(file), "--config", str(site.gateway_config), "--to", str(end)]
-    run = CliRunner().invoke(app, [*arguments, "--json"])
+    run = invoke(*arguments, "--json")
     assert run.exit_code == code, run.output
     return dict(msgspec.json.decode(run.stdout))
