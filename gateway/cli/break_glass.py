@@ -6,8 +6,10 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -27,6 +29,8 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
+
+_PLAIN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # a name that no shell and no command takes for more
 
 IdArgument = Annotated[str, typer.Argument(metavar="ID", help="Eight characters, as `break-glass list` shows them.")]
 YesOption = Annotated[bool, typer.Option("--yes", help="Do not ask whether you mean it.")]
@@ -108,8 +112,15 @@ def approve(
         print_json(_document(grant))
         return
     say(f"Approved until {to_the_second(grant.until or 0)}. {grant.requested_by.name} may now run:")
-    vm, to = grant.vm.name or grant.vm.uuid, grant.destination.rpartition("/")[2]
-    say(f"  sealane migrate {vm} --to {to} --reason {grant.ticket} --break-glass {grant.id}")
+    say(f"  {command_of(grant)}")
+
+
+def command_of(grant: GrantReply) -> str:
+    """To be copied into a shell: a VM is named by whoever made it, and its name must not be a command or an option."""
+    vm = grant.vm.name if _PLAIN.fullmatch(grant.vm.name) else grant.vm.uuid
+    to = grant.destination.rpartition("/")[2]
+    words = ("sealane", "migrate", vm, "--to", to, "--reason", grant.ticket, "--break-glass", grant.id)
+    return shlex.join(words)
 
 
 @app.command("end")

