@@ -44,7 +44,7 @@ def test_each_row_names_a_test_that_is_there_or_a_goal() -> None:
 
 
 def test_each_group_of_rows_says_when_it_was_run_last() -> None:
-    (repeated, *_) = tables("# What happens when something dies")
+    (repeated, *_) = tables("## How each table was made")
     assert all(re.search(r"2\d{3}-\d\d-\d\d", row[-1]) for row in repeated[1:]), repeated
 
 
