@@ -18,7 +18,7 @@ from elasticsearch import ApiError, Elasticsearch
 from audit.index_questions import Bucket
 from audit.query import Node
 from audit.siem.document import Document
-from audit.siem.elastic_counting import buckets_of, clauses_of, histogram_of, within
+from audit.siem.elastic_counting import buckets_of, clauses_of, count_of, histogram_of, within
 from audit.siem.elastic_http import AnswerTooLarge
 from audit.siem.elastic_query import query_of
 from audit.siem.mapping import MAPPING
@@ -121,7 +121,7 @@ class ElasticSink:
         """How many documents of the log fit, by the server's own word. Raises SinkAway."""
 
         def ask() -> int:
-            return int(self._client.count(index=self.pattern, query=clauses_of(where, origin))["count"])
+            return count_of(self._client.count(index=self.pattern, query=clauses_of(where, origin)).body)
 
         return await self._call(ask)
 

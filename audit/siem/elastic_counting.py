@@ -6,9 +6,10 @@ right documents.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
+from msgspec import Meta
 
 from audit.index_questions import MAX_BUCKETS, Bucket
 from audit.query import Node, fields
@@ -18,19 +19,26 @@ from audit.siem.elastic_query import query_of
 MAX_OUTCOMES: Final = 50  # of one bucket; there are about a dozen
 _NONE: Final = ""  # no outcome is empty
 
+# Of JSON Python reads 1e999 as infinity, and any number of digits: neither may get as far as an answer of ours.
+_Number = Annotated[int, Meta(ge=0, le=2**53)]
+
+
+class _Count(msgspec.Struct, frozen=True):
+    count: _Number
+
 
 class _Outcome(msgspec.Struct, frozen=True):
     key: str
-    doc_count: int
+    doc_count: _Number
 
 
 class _Outcomes(msgspec.Struct, frozen=True):
     buckets: list[_Outcome]
-    sum_other_doc_count: int
+    sum_other_doc_count: _Number
 
 
 class _Time(msgspec.Struct, frozen=True):
-    key: int  # milliseconds
+    key: Annotated[int, Meta(ge=-(2**53), le=2**53)]  # milliseconds
     outcomes: _Outcomes
 
 
@@ -67,6 +75,11 @@ def histogram_of(start: int, width: int) -> dict[str, Any]:
             "aggs": {"outcomes": outcomes},
         }
     }
+
+
+def count_of(answer: Any) -> int:
+    """How many documents fit. ValueError for what is no answer to this."""
+    return msgspec.convert(answer, _Count).count
 
 
 def buckets_of(aggregations: Any) -> list[Bucket]:

@@ -67,21 +67,25 @@ class LineFileSink:
 
     def _write(self, data: bytes) -> None:
         try:
-            descriptor = self._open()
-            try:
-                end = _cut_to_whole_lines(descriptor)
-                if end >= self._rotate_bytes:
-                    self._rotate()
-                    os.close(descriptor)
-                    descriptor = self._open()
-                    end = 0
-                _append(descriptor, end, data)
-            finally:
-                os.close(descriptor)
-            if end == 0:
-                _sync_folder(self._path.parent)
+            if not (self._appended(data) or self._appended(data)):
+                raise SinkAway(f"{self._path}: another process fills it")
         except OSError as error:
             raise SinkAway(f"{self._path}: {error.strerror}") from None
+
+    def _appended(self, data: bytes) -> bool:
+        """Whether there was room; else the file is put aside, and the next one begins."""
+        descriptor = self._open()
+        try:
+            end = _cut_to_whole_lines(descriptor)
+            if end >= self._rotate_bytes:
+                self._rotate()
+                return False
+            _append(descriptor, end, data)
+        finally:
+            os.close(descriptor)
+        if end == 0:
+            _sync_folder(self._path.parent)
+        return True
 
     def _open(self) -> int:
         """The file, ours alone. A planted link or pipe is refused."""

@@ -196,7 +196,8 @@ class Shipper:
                     await self._works_again()
                 return refusals
             await self._fails(cause)
-            wait = min(asked, terms.longest_pause_seconds) if asked is not None else pause * _JITTER.uniform(0.5, 1)
+            # It may ask for a longer pause, and not for none: whoever is behind it would have us send without end.
+            wait = max(min(asked or 0.0, terms.longest_pause_seconds), pause * _JITTER.uniform(0.5, 1))
             self._stride = min(terms.batch_entries, _FIRST_STRIDE)
             if len(batch) > self._stride:
                 self._wait_seconds = wait

@@ -17,6 +17,7 @@ import pytest
 from elastic_transport import NodeConfig
 from elasticsearch import Elasticsearch
 
+from audit.query.tree import All
 from audit.siem.elastic import ElasticSink
 from audit.siem.elastic_http import MAX_ANSWER_BYTES, AnswerTooLarge, BoundedNode
 from audit.siem.sink import SinkAway
@@ -160,4 +161,33 @@ async def test_lies_about_single_documents_are_not_believed(told: Any) -> None:
         one = sink(port)
         with pytest.raises(SinkAway):
             await one.deliver(documents(0, 1))
+        await one.close()
+
+
+@pytest.mark.parametrize(
+    "number", [b"1e999", b"Infinity", b"NaN", b"-1", b'"7"', b"true", b"1.5", b"null", b"[]", b"1" + b"0" * 400]
+)
+async def test_what_is_no_number_of_documents_is_told_as_such(number: bytes) -> None:
+    with answering(lambda _: said(b'{"count":' + number + b"}")) as port:
+        one = sink(port)
+        with pytest.raises(SinkAway):
+            await one.count(All(), ORIGIN)
+        await one.close()
+
+
+@pytest.mark.parametrize(
+    "buckets",
+    [
+        b'[{"key":1e999,"outcomes":{"buckets":[],"sum_other_doc_count":0}}]',
+        b'[{"key":0,"outcomes":{"buckets":[{"key":"x","doc_count":1e999}],"sum_other_doc_count":0}}]',
+        b'[{"key":9223372036854775807,"outcomes":{"buckets":[{"key":"x","doc_count":1}],"sum_other_doc_count":0}}]',
+        b'[{"key":0,"outcomes":{"buckets":[{"key":"x","doc_count":-1}],"sum_other_doc_count":0}}]',
+    ],
+)
+async def test_what_is_no_histogram_is_told_as_such(buckets: bytes) -> None:
+    answer = b'{"aggregations":{"times":{"buckets":' + buckets + b"}}}"
+    with answering(lambda _: said(answer)) as port:
+        one = sink(port)
+        with pytest.raises(SinkAway):
+            await one.histogram(All(), ORIGIN, 0, 10**6, 10)
         await one.close()

@@ -64,6 +64,29 @@ async def test_a_cut_line_does_not_stay_in_a_rotated_file(tmp_path: Path) -> Non
     assert len(bodies(tmp_path / "audit.jsonl.1")) == 1
 
 
+async def test_a_rotation_that_finds_no_new_file_closes_nobody_elses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The descriptor's number is free once the full file is closed, and another thread of the gateway may have it."""
+    path = tmp_path / "audit.jsonl"
+    await sink(path).deliver(documents(0, 1))
+    one, others = sink(path, rotate_bytes=10), list[int]()
+    opened = LineFileSink._open
+
+    def only_once(self: LineFileSink) -> int:
+        monkeypatch.setattr(LineFileSink, "_open", no_room)
+        return opened(self)
+
+    def no_room(_self: LineFileSink) -> int:
+        others.append(os.open(tmp_path, os.O_RDONLY))
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(LineFileSink, "_open", only_once)
+    with pytest.raises(SinkAway, match="No space left"):
+        await one.deliver(documents(1, 2))
+    os.close(others[0])  # it is still open
+
+
 async def test_a_missing_folder_a_planted_link_and_a_pipe_are_waited_for(tmp_path: Path) -> None:
     with pytest.raises(SinkAway, match="No such file"):
         await sink(tmp_path / "none" / "a").deliver(documents(0, 1))

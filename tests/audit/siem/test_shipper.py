@@ -135,6 +135,18 @@ async def test_the_receivers_own_pause_is_respected_within_bounds(tmp_path: Path
     assert site.sink.called[1] - site.sink.called[0] == pytest.approx(60)
 
 
+async def test_a_receiver_that_asks_for_no_pause_does_not_make_us_hammer_it(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async def at_once(batch: Sequence[Document]) -> Sequence[Refusal]:
+        raise SinkAway("429", retry_after_seconds=0)
+
+    site = Site(tmp_path, FakeLog(1), ScriptedSink(*[at_once] * 8))
+    async with site.running(autojump_clock):
+        await site.until(lambda: site.shipper.status.position == 1)
+    assert 61 <= site.sink.called[-1] - site.sink.called[0] <= 124  # as where it asks for nothing
+
+
 async def test_a_hanging_receiver_costs_a_deadline_and_the_batch_goes_again(
     tmp_path: Path, autojump_clock: MockClock
 ) -> None:
