@@ -14,7 +14,7 @@ from pathlib import Path
 
 from audit import verify_entry
 from audit.verify_cosignature import cosigned_at, read_witness
-from audit.verify_keys import known_keys
+from audit.verify_keys import joined_keys
 from audit.verify_range import (
     MAX_PROBLEMS,
     WIDTH,
@@ -98,7 +98,7 @@ def verify_log(
     expected = [read_note(text.encode("utf-8"), keys) for text in seen]
     if options.authorities:
         read_authorities(options.authorities)  # what cannot be read is said before anything is
-    check = _Check(directory, tuple(vkeys), options)
+    check = _Check(directory, tuple(vkeys), tuple(vkeys), options)
     check.learn_keys()
     note = check.checkpoint()
     if note is not None:
@@ -131,7 +131,8 @@ class _Check:
     """One run over a log."""
 
     directory: Path
-    vkeys: tuple[str, ...]
+    vkeys: tuple[str, ...]  # under which entries count
+    heirs: tuple[str, ...]  # and the checkpoint
     options: Options
     problems: list[Problem] = field(default_factory=list)
     warnings: list[Problem] = field(default_factory=list)
@@ -151,7 +152,8 @@ class _Check:
     def learn_keys(self) -> None:
         """Those that the pinned ones vouch for; a file that does not hold together is a finding, and none is learnt."""
         try:
-            self.vkeys = known_keys(self.directory, self.vkeys)
+            joined = joined_keys(self.directory, self.vkeys)
+            self.vkeys, self.heirs = joined.every, joined.heirs
         except ValueError as error:
             self.report(None, f"the log's file of keys cannot be trusted: {error}")
 
@@ -162,7 +164,7 @@ class _Check:
             data = path.read_bytes()
             if len(data) > CHECKPOINT_LIMIT:
                 raise ValueError("it is too large")
-            note = read_note(data, [read_vkey(vkey) for vkey in self.vkeys])
+            note = self._note(data)
             for witness in witnesses:
                 time = cosigned_at(data, note, witness)
                 if time is None:
@@ -180,6 +182,16 @@ class _Check:
         else:
             return note
         return None
+
+    def _note(self, data: bytes) -> Note:
+        try:
+            return read_note(data, [read_vkey(vkey) for vkey in self.heirs])
+        except ValueError:
+            read_note(data, [read_vkey(vkey) for vkey in self.vkeys])
+            raise ValueError(
+                "it is signed by a former key of the log, and by no given one: the gateway was not started again since"
+                " its key was switched (give the former key until then), or whoever has the former key made it"
+            ) from None
 
     def expect(self, seen: Note, note: Note) -> None:
         if seen.origin != note.origin:

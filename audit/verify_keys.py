@@ -1,11 +1,14 @@
 """Of the offline verifier: the keys that followed, or went before, a log key that the auditor pins.
 
-`keys` in the log's folder has a line for each change of the key, signed by the old one and by the new one. Written from
-docs/audit-log.md; shares no code with the writer.
+`keys` in the log's folder has a line for each change of the key, signed by the old one and by the new one. Entries
+count under any of them. A checkpoint does under a pinned key and under those that followed one: a former key that was
+stolen could else make another history, or name a successor for it. Written from docs/audit-log.md; shares no code with
+the writer.
 """
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from audit.verify_tree import PinnedKey, exact_base64, read_vkey
@@ -15,13 +18,18 @@ MAX_BYTES = 256 * 1024
 MEMBERS = {"new", "new_signature", "old", "old_signature"}
 
 
-def known_keys(directory: Path, vkeys: Sequence[str]) -> tuple[str, ...]:
-    """`vkeys` and all that are joined to one of them by lines that both keys signed. Raises ValueError, OSError."""
-    return joined_keys(directory, vkeys)[0]
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """`every`: the pinned keys, and all that are joined to one of them by lines that both keys signed. `heirs`: those
+    that are pinned or followed one that is. `lines`: what joins them."""
+
+    every: tuple[str, ...]
+    heirs: tuple[str, ...]
+    lines: bytes
 
 
-def joined_keys(directory: Path, vkeys: Sequence[str]) -> tuple[tuple[str, ...], bytes]:
-    """As `known_keys`, and the lines that join them."""
+def joined_keys(directory: Path, vkeys: Sequence[str]) -> Joined:
+    """By the file `keys` in `directory`, if there is one. Raises ValueError, OSError."""
     path = directory / "keys"
     if not path.exists():
         return keys_joined_by(b"", vkeys)
@@ -29,19 +37,23 @@ def joined_keys(directory: Path, vkeys: Sequence[str]) -> tuple[tuple[str, ...],
         return keys_joined_by(file.read(MAX_BYTES + 1), vkeys)
 
 
-def keys_joined_by(data: bytes, vkeys: Sequence[str]) -> tuple[tuple[str, ...], bytes]:
+def keys_joined_by(data: bytes, vkeys: Sequence[str]) -> Joined:
     """By what a file `keys` holds. Lines of keys that lead to none of `vkeys` say nothing. Raises ValueError."""
-    known = {vkey.strip(): read_vkey(vkey) for vkey in vkeys}
+    heirs = {vkey.strip(): read_vkey(vkey) for vkey in vkeys}
+    known = dict(heirs)
     if len(data) > MAX_BYTES:
         raise ValueError("the file `keys` is too large")
     lines = data.splitlines()
     changes = [_change(line) for line in lines]
-    for _ in changes:  # each round follows one more step of the chain, in whatever direction
-        for old, new in changes:
-            if (old in known) != (new in known) and read_vkey(old).name == read_vkey(new).name:
+    changes_within = [(old, new) for old, new in changes if read_vkey(old).name == read_vkey(new).name]
+    for _ in changes:  # each round follows one more step of the chain
+        for old, new in changes_within:
+            if (old in known) != (new in known):
                 known[old], known[new] = read_vkey(old), read_vkey(new)
+            if old in heirs:
+                heirs[new] = known[new]
     joining = (line for line, pair in zip(lines, changes, strict=True) if known.keys() >= set(pair))
-    return tuple(known), b"".join(line + b"\n" for line in joining)
+    return Joined(tuple(known), tuple(heirs), b"".join(line + b"\n" for line in joining))
 
 
 def _change(line: bytes) -> tuple[str, str]:

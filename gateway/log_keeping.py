@@ -18,7 +18,7 @@ from audit.checkpoint import LogSigner, LogVerifier
 from audit.cosignature import Cosigner, CosignerKey
 from audit.errors import AuditError, CheckpointError
 from audit.log import Log
-from audit.verify_keys import known_keys
+from audit.verify_keys import joined_keys
 from certs.errors import CertificateError
 from certs.files import read_private_key
 from gateway.committer import Committer
@@ -129,7 +129,7 @@ async def _witness(config: GatewayConfig, table: WitnessTable, stack: AsyncExitS
 def every_key(directory: Path, signer: LogSigner) -> tuple[LogVerifier, ...]:
     """Of the log in `directory`, that it ever had. Errors: StartRefused."""
     try:
-        return tuple(map(LogVerifier.parse, known_keys(directory, [each.vkey for each in signer.verifiers])))
+        return tuple(map(LogVerifier.parse, joined_keys(directory, [each.vkey for each in signer.verifiers]).every))
     except (ValueError, OSError, AuditError) as error:
         raise StartRefused(f"{directory}/keys cannot be used: {error}") from error
 

@@ -26,6 +26,7 @@ from gateway.counted import counted
 if TYPE_CHECKING:
     from audit.checkpoint import LogVerifier
     from audit.tile_tree import TileSource
+    from audit.verify_keys import Joined
 
 
 def archive(
@@ -62,7 +63,7 @@ class _Told:
 
     checkpoint: str
     tiles: TileSource
-    join_keys: Callable[[Sequence[str]], tuple[tuple[str, ...], bytes]]
+    join_keys: Callable[[Sequence[str]], Joined]
     keys_file: str
 
 
@@ -87,12 +88,12 @@ def _told_by_folder(log: Path) -> Iterator[_Told]:
     yield _Told(read_checkpoint(log), FolderTiles(log), partial(joined_keys, log), str(log / KEYS_FILE))
 
 
-def _verifiers(directory: Path, given: list[str], told: _Told) -> tuple[list[LogVerifier], bytes]:
-    """Of all keys that the given ones lead to, by the archive and by the log; and the log's lines, which are kept."""
+def _joined(directory: Path, given: list[str], told: _Told) -> Joined:
+    """All keys that the given ones lead to, by the archive and by the log; and the log's lines, which are kept."""
     from audit.checkpoint import LogVerifier
     from audit.errors import CheckpointError
     from audit.log_keys import KEYS_FILE
-    from audit.verify_keys import joined_keys
+    from audit.verify_keys import Joined, joined_keys
     from gateway.cli.verification import read_keys
 
     try:
@@ -101,24 +102,33 @@ def _verifiers(directory: Path, given: list[str], told: _Told) -> tuple[list[Log
         raise BadConfiguration(f"--key: {error}", REQUESTER, "get it anew from where you trust it") from error
     where = f"{directory}/{KEYS_FILE}"
     try:
-        vkeys, _ = joined_keys(directory, vkeys)
+        archived = joined_keys(directory, vkeys)
         where = told.keys_file
-        vkeys, joining = told.join_keys(vkeys)
+        every = told.join_keys(archived.every)
+        return Joined(every.every, told.join_keys(archived.heirs).heirs, every.lines)
     except (ValueError, OSError) as error:
         raise Refused(f"nothing was archived: {where}: {error}", OPERATOR, "restore that file") from error
-    return [LogVerifier.parse(vkey) for vkey in vkeys], joining
+
+
+def _verifiers(vkeys: Sequence[str]) -> list[LogVerifier]:
+    from audit.checkpoint import LogVerifier
+
+    return [LogVerifier.parse(vkey) for vkey in vkeys]
 
 
 def _update(directory: Path, given: list[str], told: _Told, *, as_json: bool) -> None:
     from audit.archive import Archive
+    from audit.checkpoint import open_checkpoint
     from audit.errors import AuditError
 
-    verifiers, joining = _verifiers(directory, given, told)
+    joined = _joined(directory, given, told)
     try:
-        archived = Archive(directory, verifiers)
+        # A former key that was stolen signs no more of it; what is archived may be older than the key that was given.
+        open_checkpoint(told.checkpoint, _verifiers(joined.heirs))
+        archived = Archive(directory, _verifiers(joined.every))
         before = archived.size
         with working(f"copying the log into {directory}, each entry verified"):
-            new = archived.update(told.checkpoint, told.tiles, successors=joining)
+            new = archived.update(told.checkpoint, told.tiles, successors=joined.lines)
     except AuditError as error:
         raise Refused(f"nothing was archived: {error}", OPERATOR, "compare both with `sealane audit verify`") from error
     except OSError as error:

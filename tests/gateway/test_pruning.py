@@ -192,7 +192,7 @@ async def test_an_archive_from_before_the_logs_key_was_replaced_counts(site: Sit
         log.append([lambda index: [Unsigned.of(record(index, origin=site.log_origin))]])
     async with running_gateway(site) as running:
         lines = await running.person("carol").get("/v1/log/keys")  # for an archive that is made through the gateway
-        assert keys_joined_by(lines.content, [former.vkey])[0] == (former.vkey, signer.vkey)
+        assert keys_joined_by(lines.content, [former.vkey]).heirs == (former.vkey, signer.vkey)
         told = await end_of(running)
         assert (told["state"], told["end_entry"]) == ("done", 512)
         kept = (site.log / KEYS_FILE).read_bytes()

@@ -45,7 +45,7 @@ from audit.tiles import parse_resource, unframe
 from audit.verify_bundle import verify_bundle
 from audit.verify_cosignature import cosigned_at, read_witness
 from audit.verify_entry import Malformed, parse
-from audit.verify_keys import known_keys
+from audit.verify_keys import joined_keys
 from audit.verify_receipt import _chain, is_unsigned, receipt_faults
 from audit.verify_tree import PinnedKey, read_frames, read_vkey
 from audit.verify_tree import read_note as read_note_again
@@ -236,7 +236,7 @@ def cursor(data: bytes) -> None:
 
 def key_lines(data: bytes) -> None:
     (_FOLDER / "keys").write_bytes(data)
-    known_keys(_FOLDER, [SIGNER.vkey])
+    joined_keys(_FOLDER, [SIGNER.vkey])
 
 
 def proof_bundle(data: bytes) -> bool:

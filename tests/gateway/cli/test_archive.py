@@ -56,6 +56,21 @@ def test_an_archive_follows_its_log_to_another_key_and_whoever_pins_either_verif
     assert "malformed" in refused.stderr
 
 
+def test_what_a_former_key_signs_after_its_successor_is_not_archived(sealane: Sealane, tmp_path: Path) -> None:
+    """Stolen, it could else go on with the log as the archive has it; the archive is the evidence, of that as well."""
+    log, archive = tmp_path / "log", tmp_path / "archive"
+    grow(log, 5)
+    assert sealane("audit", "archive", archive, "--key", SIGNER.vkey, "--log", log).exit_code == 0
+    (log / KEYS_FILE).write_text(successor_line(SIGNER, OTHER_SIGNER))
+    grow(log, 1)
+    refused = sealane("audit", "archive", archive, "--key", OTHER_SIGNER.vkey, "--log", log)
+    assert refused.exit_code == 1
+    assert "not signed by a pinned key" in refused.stderr
+    with Log.open(log, replace(OTHER_SIGNER, former=SIGNER), disk=FastDisk()) as opened:
+        opened.append([one])
+    assert sealane("audit", "archive", archive, "--key", OTHER_SIGNER.vkey, "--log", log).exit_code == 0
+
+
 @pytest.fixture
 def two_keys(logged_in: CannedGateway, tmp_path: Path) -> CannedGateway:
     """A gateway whose log has changed its key."""
