@@ -6,7 +6,8 @@ derive it again and see whether somebody changed what people search. Only fields
 record's `details` hold beyond them stays within the original, unindexed, and can cause no mapping conflict.
 
 A receiver may be denied fields (`redact`). The original holds them all, so such a document goes without it, says what
-it lacks in `sealane.redacted`, and is checked against the log by its leaf hash: alone it proves nothing.
+it lacks in `sealane.redacted`, and is checked against the log by its leaf hash: alone it proves nothing. The words of
+why something was denied name people and VMs: they go with any field.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import msgspec
 from audit.errors import RecordInvalid
 from audit.proof import leaf_hash
 from audit.query import Facets, facets_of
+from audit.query.fields import WHY
 from audit.query.text import fold
 from audit.record import PERMIT_KIND, PermitEntry, Record, decode_entry, format_time, record_within
 from audit.siem.mapping import REDACTABLE, facet_name
@@ -179,7 +181,7 @@ def redacted(body: Mapping[str, Any], redact: frozenset[str]) -> dict[str, Any]:
     document = _without_nothing(_without_values(body, "", hidden))
     del document["event"]["original"]
     facets, folded = document["sealane"]["facets"], {fold(value) for value in hidden}
-    for atom in {atom for path in redact for atom in REDACTABLE[path]}:
+    for atom in {WHY, *(atom for path in redact for atom in REDACTABLE[path])}:
         facets.pop(facet_name(atom), None)
     document["sealane"]["facets"] = {name: kept for name, kept in facets.items() if not _tells(kept, folded)}
     document["message"] = _message(document)

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from audit.errors import RecordError
 from audit.proof import leaf_hash
+from audit.query import fields
 from audit.record import Actor, Vm
 from audit.siem.document import LogEntry, body_of, document_id, document_of
-from audit.siem.mapping import MAPPING, REDACTABLE
+from audit.siem.mapping import MAPPING, REDACTABLE, facet_name
 from tests.audit.samples import ORIGIN, entry
 from tests.audit.siem.entries import log_entry, permit_entry
 
@@ -84,6 +85,15 @@ def test_a_redacted_document_shows_the_value_nowhere_and_says_what_it_lacks() ->
     assert body["message"] == "migration.decision: allowed, VM web-1"
     assert body["event"]["hash"] == leaf_hash(one.entry).hex()
     assert "original" not in body["event"]
+
+
+@pytest.mark.parametrize("withheld", REDACTABLE)
+def test_why_something_was_denied_is_not_told_to_who_is_denied_a_field(withheld: str) -> None:
+    """As `policy.decision` words it: with the person, their id, and the VM's name."""
+    because = "No policy permits MigrateVm of VM web-1 (zone dmz) by alice (okta#alice). Ask for the role."
+    one = log_entry(7, outcome="denied", details={"decision": {"denied_because": because}})
+    assert "by alice okta alice" in body_of(one)["sealane"]["facets"][facet_name(fields.WHY)]
+    assert b"by alice" not in msgspec.json.encode(document_of(one, frozenset({withheld})).body["sealane"]["facets"])
 
 
 def test_a_host_that_is_redacted_is_in_no_other_field() -> None:
