@@ -1,7 +1,8 @@
 """Records as a table, as JSON lines, as CSV for a spreadsheet; and how many there were, drawn over time.
 
 A spreadsheet runs a cell that begins with `=`, `+`, `-` or `@` as a formula, and names are written by requesters: such
-a cell gets an apostrophe before it, as spreadsheets themselves mark text. No format lets a control character out.
+a cell gets an apostrophe before it, as spreadsheets themselves mark text; so does what stands behind a semicolon, which
+separates cells where the comma is for decimals. No format lets a control character out.
 """
 
 # Imports wait until they are needed: a relay's host lacks the [gateway] extra.
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,6 +29,7 @@ CSV_COLUMNS = (
     "policies", "denied_because", "reason", "downtime_ms", "sent_bytes",
 )  # fmt: skip
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "＝", "＋", "－", "＠")  # noqa: RUF001 - full-width forms are formulas too
+_BEHIND_SEMICOLON = re.compile(rf";(?=[\s\"']*[{re.escape(''.join(_FORMULA))}])")
 _MAX_CELL_CHARS = 4096
 _BAR_CHARS = 50
 
@@ -71,7 +74,7 @@ def cell(value: object) -> str:
         return ""
     if type(value) is int:
         return str(value)
-    text = harmless(value, limit=_MAX_CELL_CHARS)
+    text = _BEHIND_SEMICOLON.sub(";'", harmless(value, limit=_MAX_CELL_CHARS))
     return f"'{text}" if text.lstrip(" ").startswith(_FORMULA) else text
 
 

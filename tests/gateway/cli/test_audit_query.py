@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from audit.log import Log
@@ -107,6 +107,17 @@ def test_no_cell_is_a_formula_or_breaks_out(text: str) -> None:
     written = as_csv([(1, {"actor": {"name": text}, "vm": {"name": text}, "reason": text})])
     assert not set(written.replace("\r\n", "")) & set("\x00\x07\x1b\x7f\x9b\u202e\r\n")
     assert len(list(csv.reader(io.StringIO(written)))) == 2
+
+
+@given(st.lists(st.sampled_from([";", "=", "+", "-", "@", "＝", " ", '"', "'", ",", "x"])).map("".join))  # noqa: RUF001
+@example("web;=1+1")
+@example('web; "=1+1')
+def test_no_cell_is_a_formula_where_spreadsheets_take_semicolons_for_separators(text: str) -> None:
+    """As they do where the comma is for decimals, whatever the file was meant to be."""
+    written = as_csv([(1, {"actor": {"name": text}, "vm": {"name": text}, "reason": text})])
+    for line in csv.reader(io.StringIO(written), delimiter=";"):
+        for shown in line:
+            assert not shown.lstrip(' "').startswith(("=", "+", "-", "@", "＝"))  # noqa: RUF001
 
 
 @pytest.mark.parametrize("words", ["--format csv", "--format jsonl", "--histogram day", ""])
