@@ -27,12 +27,12 @@ from gateway.deciding import decision_document
 from gateway.starter import EXAMPLE_BUNDLE
 from policy.authoring.compare import Asked, Comparison, compare, grid, rules_of
 from policy.bundle_files import read_bundle_files
+from policy.cedar_policy import GROUP
 from policy.decision import evaluate
 from policy.facts import VM_ACTIONS
 from policy.many_groups import compact_entities
 from policy.request import entities_of, request_of
 from policy.rules import Rules
-from policy.selection import GROUP
 
 POLICIES = 100
 DECISIONS = 8_000

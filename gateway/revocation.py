@@ -12,9 +12,9 @@ from typing import Final
 
 from gateway.migrations import Migration, State
 from gateway.standing import Standing
+from policy.cedar_policy import OBLIGATIONS
 from policy.engine import Decision
 from policy.facts import Context, HostFacts, Person, Protection, Provenance, Question, VmFacts
-from policy.rules import OBLIGATIONS
 
 DEFAULT_OBLIGATION: Final = "cancel"  # where no policy says anything: the guest is safe at its source
 

@@ -15,10 +15,11 @@ import msgspec
 
 from policy.bundle_files import MANIFEST, POLICIES, SCHEMA, TESTS, bundle_digest, files_below, read_bundle_files
 from policy.cases import probe_questions, run_cases
+from policy.cedar_policy import Policy
 from policy.decision import evaluate
 from policy.errors import BundleRefused
 from policy.request import entities_of, request_of
-from policy.rules import Policy, Rules, compile_rules
+from policy.rules import Rules, compile_rules
 from policy.settings import SettingRefused, decode_settings
 
 

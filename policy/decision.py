@@ -27,7 +27,7 @@ _SHOWN_PERMITS: Final = 5
 
 @dataclass(frozen=True, slots=True)
 class PolicyReason:
-    """A policy that determined a decision. `effect` is "permit" or "forbid"; the rest as in `rules.Policy`."""
+    """A policy that determined a decision. `effect` is "permit" or "forbid"; the rest as in `cedar_policy.Policy`."""
 
     id: str
     effect: str

@@ -15,15 +15,13 @@ import json
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import cedarpy
 import msgspec
 
-if TYPE_CHECKING:
-    from policy.rules import Policy
+from policy.cedar_policy import GROUP, Policy
 
-GROUP: Final = "Sealane::Group"
 WORTH: Final = 50  # policies: of fewer a decision costs less than the choice saves
 USEFUL: Final = 0.75  # of all policies: a set that leaves out less is none
 MAX_KEYS: Final = 500  # actions and memberships that are remembered

@@ -14,8 +14,8 @@ from typing import Final
 import cedarpy
 import msgspec
 
+from policy.cedar_policy import GROUP
 from policy.request import Json
-from policy.selection import GROUP
 
 MAX_KEPT: Final = 2_000_000  # characters of people: some 200 with a hundred groups each
 

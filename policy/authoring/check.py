@@ -19,9 +19,10 @@ from policy.authoring.policy_lint import Remark, remarks, shadows
 from policy.bundle import check_schema_takes_our_facts, decode_manifest
 from policy.bundle_files import MANIFEST, POLICIES, SCHEMA, TESTS, files_below
 from policy.cases import read_cases
+from policy.cedar_policy import Policy, read_policy
 from policy.errors import BundleRefused
 from policy.lint import mixed_words
-from policy.rules import Policy, compile_schema, no_rules, read_policy
+from policy.rules import compile_schema, no_rules
 from policy.source import Piece, check_nesting, find_word, first_bad_token, line_and_column, split_policies
 
 MAX_FINDINGS: Final = 200

@@ -16,9 +16,10 @@ import cedarpy
 
 from policy.authoring.conditions import Expr, parts
 from policy.bundle_files import POLICIES
+from policy.cedar_policy import Policy
 from policy.decision import Decision
 from policy.many_groups import expand_entities
-from policy.rules import Policy, Rules
+from policy.rules import Rules
 from policy.source import split_policies
 
 Truth = Literal["true", "false", "error"]

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from gateway.migrations import Migration, State
 from gateway.revocation import Effect, effect_of, obligation_of, question_again, strength
 from gateway.standing import Standing
+from policy.cedar_policy import OBLIGATIONS
 from policy.engine import decide
 from policy.facts import Protection
-from policy.rules import OBLIGATIONS
 from tests.policy.cedar_world import LAB1, LAB2, OLGA, PAVEL, SANDBOX, bundle, move
 
 MIGRATION = Migration("m", "u", "web", "spiffe://x/host/a", "spiffe://x/host/b", "p", State.RUNNING, 0)
