@@ -3,6 +3,7 @@
     ARCHIVE/checkpoint, tile/…, tail/<N>    as in the log's own folder: `sealane audit verify` checks it alone
     ARCHIVE/keys                            of a log whose key was replaced: see log_keys.py
     ARCHIVE/incoming/                       what an update has fetched; worthless until it is verified
+    ARCHIVE/lock                            flock of the process that updates it
 
 An update takes entries from any source of tiles and believes none of them: all leaves are hashed, and the tree over
 them must pass through the root of the checkpoint that was archived before and reach that of the new one, which the
@@ -17,8 +18,8 @@ from pathlib import Path, PurePosixPath
 
 from audit import tiles
 from audit.checkpoint import Checkpoint, LogVerifier, open_checkpoint
-from audit.disk import Disk
-from audit.errors import LogDamaged, LogTruncated
+from audit.disk import Disk, lock
+from audit.errors import LogDamaged, LogLocked, LogTruncated
 from audit.log_keys import KEYS_FILE, read_successors
 from audit.merkle import Tree
 from audit.proof import leaf_hash
@@ -28,7 +29,7 @@ from audit.verify_keys import MAX_BYTES
 
 
 class Archive:
-    """The archive in `directory`, made if it is missing. One process at a time updates it."""
+    """The archive in `directory`, made if it is missing."""
 
     def __init__(self, directory: Path, verifiers: Sequence[LogVerifier], disk: Disk | None = None) -> None:
         """Raises CheckpointError if its checkpoint is not signed by one of `verifiers`, OSError."""
@@ -57,8 +58,21 @@ class Archive:
         What the archive has of them stays.
 
         Raises CheckpointError, LogTruncated (it is older than the archive), LogDamaged (it is another history, or the
-        source does not have what its checkpoint says), what the source raises, and OSError.
+        source does not have what its checkpoint says), LogLocked, what the source raises, and OSError.
         """
+        try:
+            locked = lock(self.directory / "lock")
+        except BlockingIOError:
+            raise LogLocked(f"another process updates {self.directory}; wait for its end") from None
+        try:
+            self.checkpoint = self._read_checkpoint()  # another one may have updated it since
+            return self._update(checkpoint_text, source, progress, successors)
+        finally:
+            os.close(locked)
+
+    def _update(
+        self, checkpoint_text: str, source: TileSource, progress: Callable[[int, int], None] | None, successors: bytes
+    ) -> Checkpoint:
         new = open_checkpoint(checkpoint_text, self._verifiers)
         old = self.checkpoint
         if old is not None and old.origin != new.origin:

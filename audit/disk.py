@@ -4,6 +4,7 @@ Everything that changes the disk passes through a `Disk`; tests replace it to fa
 before, in and after every one of these calls. Errors are the OSErrors of the system.
 """
 
+import fcntl
 import os
 from pathlib import Path
 
@@ -11,6 +12,20 @@ FILE_MODE = 0o640  # records hold personal data: nothing for others; a group may
 FOLDER_MODE = 0o750
 
 _FLAGS = os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW  # a planted link must not make us write elsewhere
+
+
+def lock(path: Path | str, mode: int = FILE_MODE) -> int:
+    """Take the lock that the file is; made if it is missing. It lasts until the descriptor that is returned is closed.
+
+    Raises BlockingIOError while another process, or another descriptor of ours, has it; OSError.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 class Disk:

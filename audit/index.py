@@ -7,7 +7,6 @@ log is noticed and rebuilt. One process writes it (flock); `index_questions.py` 
 
 from __future__ import annotations
 
-import fcntl
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator
@@ -16,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from audit.disk import lock
 from audit.errors import IndexLocked, QueryRefused
 from audit.index_digest import Digest, digest
 from audit.index_rebuild import Progress, ReadableLog, digests, hasten
@@ -222,13 +222,10 @@ class Index:
 def _lock(path: Path | str) -> int:
     if path == ":memory:":
         return -1
-    descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return lock(f"{path}.lock", 0o600)
     except BlockingIOError:
-        os.close(descriptor)
         raise IndexLocked(f"the index {path} is open in another process (a gateway?); stop that one first") from None
-    return descriptor
 
 
 def _open_or_replace(path: Path | str) -> sqlite3.Connection:

@@ -12,14 +12,13 @@
 The order of the fsyncs is in docs/audit-log.md. OSErrors pass through: `log.py` decides what they mean.
 """
 
-import fcntl
 import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from audit import tiles
-from audit.disk import FILE_MODE, Disk
+from audit.disk import Disk, lock
 from audit.errors import LogDamaged, LogLocked, LogTruncated
 from audit.pruned import FILE as PRUNED_FILE
 from audit.pruned import Pruned, read_pruned
@@ -291,14 +290,10 @@ class Store:
 
 
 def _lock(directory: Path) -> int:
-    path = directory / "lock"
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, FILE_MODE)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return lock(directory / "lock")
     except BlockingIOError:
-        os.close(descriptor)
         raise LogLocked(f"the log {directory} is open in another process; stop that one first") from None
-    return descriptor
 
 
 def _read(path: Path) -> bytes:

@@ -13,7 +13,6 @@ Synchronous; one thread at a time, which also makes check and update atomic. Tim
 
 import base64
 import binascii
-import fcntl
 import hashlib
 import os
 import re
@@ -23,7 +22,7 @@ from pathlib import Path
 
 from audit.checkpoint import Checkpoint, LogVerifier, Note, open_checkpoint, read_note, signature_line
 from audit.cosignature import Cosigner, cosignatures
-from audit.disk import FILE_MODE, Disk
+from audit.disk import Disk, lock
 from audit.errors import CheckpointError, LogDamaged, LogLocked, ProofError, WitnessRefused
 from audit.proof import EMPTY_ROOT, HASH_BYTES, verify_consistency
 
@@ -169,12 +168,9 @@ class _Store:
         disk.make_folder(directory)
         disk.make_folder(directory / "evidence")
         disk.sync_folder(directory)
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        self._lock = os.open(directory / "lock", flags, FILE_MODE)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock = lock(directory / "lock")
         except BlockingIOError:
-            os.close(self._lock)
             raise LogLocked(f"the witness of {directory} runs already; stop that one first") from None
 
     def close(self) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from audit.archive import Archive
-from audit.errors import CheckpointError, LogDamaged, LogTruncated
+from audit.errors import CheckpointError, LogDamaged, LogLocked, LogTruncated
 from audit.log import Log
 from audit.tile_tree import FolderTiles
 from audit.verify import verify_log
@@ -55,6 +55,29 @@ def test_another_history_is_refused_even_under_the_logs_own_key(archived: int, t
     with pytest.raises(LogDamaged, match=r"another history|do not have the root"):
         archive_of(tmp_path / "archive").update(text, FolderTiles(tmp_path / "fork"))
     assert verify_log(tmp_path / "archive", [SIGNER.vkey]).ok
+
+
+def test_an_update_that_another_one_overtakes_takes_nothing_back(tmp_path: Path) -> None:
+    """Two timers, or a person beside one: the slower one wrote its older checkpoint over the newer one."""
+    update(tmp_path / "archive", tmp_path / "log", 100)
+    slower, text = archive_of(tmp_path / "archive"), grow(tmp_path / "log", 200)
+    refused: list[LogLocked] = []
+
+    class Overtaken(FolderTiles):
+        def bundle(self, number: int, width: int) -> list[bytes]:
+            found = super().bundle(number, width)
+            try:
+                update(tmp_path / "archive", tmp_path / "log", 600)
+            except LogLocked as error:
+                refused.append(error)
+            return found
+
+    slower.update(text, Overtaken(tmp_path / "log"))
+    assert len(refused) == 1
+    assert update(tmp_path / "archive", tmp_path / "log", 600) == 600
+    with pytest.raises(LogTruncated, match="put back"):  # it was opened before the other one
+        slower.update(text, FolderTiles(tmp_path / "log"))
+    assert verify_log(tmp_path / "archive", [SIGNER.vkey]).size == 600
 
 
 def test_a_source_that_alters_or_withholds_an_entry_is_refused(tmp_path: Path) -> None:
