@@ -110,7 +110,11 @@ def read_certificates(path: Path) -> tuple[x509.Certificate, ...]:
     """All PEM certificates of a file, in its order; at least one. Raises `CredentialError`."""
     data = _read(path, MAX_CERTIFICATES_BYTES)
     try:
-        return tuple(x509.load_pem_x509_certificates(data))
+        found = tuple(x509.load_pem_x509_certificates(data))
+        for each in found:
+            _read_to_its_end(each)
+            _ = each.subject
+        return found
     except UNREADABLE:
         raise CredentialError(path, "holds no readable PEM certificate", "give a PEM file of certificates") from None
 
@@ -121,7 +125,9 @@ def read_crl(path: Path) -> x509.CertificateRevocationList:
     if data.count(b"-----BEGIN X509 CRL-----") != 1:
         raise CredentialError(path, "does not hold exactly one PEM CRL", "put each CRL in a file of its own")
     try:
-        return x509.load_pem_x509_crl(data)
+        crl = x509.load_pem_x509_crl(data)
+        _read_to_its_end(crl)
+        return crl
     except UNREADABLE:
         raise CredentialError(path, "holds a CRL that cannot be read", "fetch it again from its CA") from None
 
@@ -148,6 +154,13 @@ def sync_directory(directory: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _read_to_its_end(found: x509.Certificate | x509.CertificateRevocationList) -> None:
+    """`cryptography` reads names and extensions when they are asked for: a file must fail where it is named, and not
+    where a program that runs looks at it first.
+    """
+    _ = found.issuer, found.extensions
 
 
 def _written_beside(path: Path, data: bytes, mode: int) -> Path:

@@ -7,6 +7,8 @@ import stat
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
@@ -171,4 +173,27 @@ def test_files_without_certificates_are_refused(tmp_path: Path) -> None:
         read_certificates(tmp_path / "missing.pem")
     (tmp_path / "ca.pem").write_bytes(b"x" * (files.MAX_CERTIFICATES_BYTES + 1))
     with pytest.raises(CredentialError, match="larger"):
+        read_certificates(tmp_path / "ca.pem")
+
+
+def test_what_can_be_read_in_part_only_is_refused_where_it_is_named(tmp_path: Path) -> None:
+    ca, garbage = make_ca(), b"\x04\x00"
+    now, end = ca.certificate.not_valid_before_utc, ca.certificate.not_valid_after_utc
+    crl = x509.CertificateRevocationListBuilder().issuer_name(ca.certificate.subject).last_update(now).next_update(end)
+    certificate = x509.CertificateBuilder().subject_name(x509.Name([])).issuer_name(ca.certificate.subject)
+    certificate = certificate.public_key(ca.key.public_key()).serial_number(1)
+    certificate = certificate.not_valid_before(now).not_valid_after(end)
+    (tmp_path / "crl.pem").write_bytes(
+        crl.add_extension(x509.UnrecognizedExtension(x509.CRLNumber.oid, garbage), critical=False)
+        .sign(ca.key, hashes.SHA256())
+        .public_bytes(Encoding.PEM)
+    )
+    (tmp_path / "ca.pem").write_bytes(
+        certificate.add_extension(x509.UnrecognizedExtension(x509.BasicConstraints.oid, garbage), critical=True)
+        .sign(ca.key, hashes.SHA256())
+        .public_bytes(Encoding.PEM)
+    )
+    with pytest.raises(CredentialError, match=r"crl\.pem.*cannot be read"):
+        read_crl(tmp_path / "crl.pem")
+    with pytest.raises(CredentialError, match=r"ca\.pem.*no readable"):
         read_certificates(tmp_path / "ca.pem")

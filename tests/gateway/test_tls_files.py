@@ -9,6 +9,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 import trio
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
@@ -76,3 +78,36 @@ async def test_a_crl_that_an_operator_brings_is_in_force_without_a_signal(
             while gate.minimum_crl_number == before:
                 await trio.sleep(0.01)
         assert gate.minimum_crl_number == before + 1
+
+
+def crl_with(authority: Authority, number: x509.ExtensionType) -> bytes:
+    """Signed by the CA, with what stands at its number."""
+    now = datetime.now(UTC)
+    builder = x509.CertificateRevocationListBuilder().issuer_name(authority.certificate.subject)
+    builder = builder.last_update(now).next_update(now + timedelta(days=1)).add_extension(number, critical=False)
+    return builder.sign(authority._key, hashes.SHA256()).public_bytes(Encoding.PEM)
+
+
+@pytest.mark.parametrize("number", [b"\x04\x00", b"\x02\x01\xff"], ids=["no number at all", "a negative number"])
+async def test_a_crl_that_cannot_be_read_to_its_end_is_refused_and_the_gateway_goes_on(
+    site: Site, monkeypatch: pytest.MonkeyPatch, number: bytes
+) -> None:
+    monkeypatch.setattr(files, "LOOK_SECONDS", 0.05)
+    good = (site.certs / "crl.pem").read_bytes()
+    authority = Authority.load(site.certs)
+    async with running_gateway(site) as running:
+        gate = running.gateway.desk.gate
+        before, told = gate.minimum_crl_number, running.gateway.desk.reporting.told.version
+        bad = x509.UnrecognizedExtension(x509.CRLNumber.oid, number)
+        write_atomically(site.certs / "crl.pem", crl_with(authority, bad))
+        await trio.sleep(0.5)
+        await running.gateway.reload()
+        assert (await running.client().get("/v1/health")).status_code == 200
+        (record,) = await running.records("config.reloaded")
+        assert "crl.pem" in record["details"]["refused"]["tls"]
+        assert (gate.minimum_crl_number, running.gateway.desk.reporting.told.version) == (before, told)
+        write_atomically(site.certs / "crl.pem", good)
+        authority.publish_crl(datetime.now(UTC))
+        with trio.fail_after(10):
+            while gate.minimum_crl_number == before:
+                await trio.sleep(0.01)
