@@ -131,3 +131,4 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(rules.selections._known) <= 5
         assert sum(sizes) == rules.selections._kept
         assert sum(sizes) <= 60 or len(sizes) == 1
+    assert len(rules.selections._known) > 1
