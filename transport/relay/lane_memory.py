@@ -11,7 +11,7 @@ A place is `LARGE_BYTES`, one frame of the largest size. Two things need them, a
   the session goes on over another one.
 
 Each lane has small buffers of its own beside that, so lanes are bounded, too: one for each session, and
-`max_further_lanes`.
+`max_further_lanes`, of which a session has no more than are left to others.
 """
 
 from __future__ import annotations
@@ -129,11 +129,16 @@ class LaneMemory:
         if not self.lanes:
             self._kept.clear()
 
-    def enter_further_lane(self) -> None:
-        """Of a session that has one. `LocalBroken` for one beyond those that may be."""
-        if self.further_lanes >= self._max_further_lanes:
-            most = self._max_further_lanes
-            raise LocalBroken(f"sessions here have {most} lanes beyond their first (limits.max_further_lanes)")
+    def enter_further_lane(self, of_session: int) -> None:
+        """The one of that number of a session that has its first. `LocalBroken` where more than that are not left:
+        nobody gives a lane back while its session goes on, so whoever comes next must find some."""
+        left = self._max_further_lanes - self.further_lanes
+        if of_session > left:
+            beyond = f"{left} of {self._max_further_lanes} lanes beyond each session's first are left here"
+            raise LocalBroken(
+                f"{beyond}, and a session may have no more than are left: "
+                "use fewer channels of multifd, or raise limits.max_further_lanes"
+            )
         self.further_lanes += 1
 
     async def lease(self, share: Share, ask_back: Callable[[], None]) -> Lease:
@@ -233,7 +238,7 @@ class Share:
     def enter_lane(self) -> None:
         """`LocalBroken` where the relay has as many as it may."""
         if self.lanes:
-            self.memory.enter_further_lane()
+            self.memory.enter_further_lane(self.lanes)
         self.lanes += 1
         self.memory.lanes += 1
 

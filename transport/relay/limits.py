@@ -24,7 +24,7 @@ class LimitsSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `silence_seconds`: after how much silence of the peer a connection counts as lost; `window_bytes`: what each channel
     may have under way, and keeps until the peer has acknowledged it; `lane_memory_bytes`: what all sessions together
     may keep of large frames that are under way, left out: three windows; `max_further_lanes`: of all sessions
-    together, beyond the one that each has in any case.
+    together, beyond the one that each has in any case, and of one session no more than are left.
 
     `seal_threads`: for frames of several channels at once, 0 for none; left out, one for each core but one where there
     are four or more.

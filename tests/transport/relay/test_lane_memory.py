@@ -106,20 +106,38 @@ def test_honest_sessions_whose_windows_are_always_full_come_to_equal_parts(
 
 def test_each_session_has_one_lane_in_any_case_and_further_ones_are_counted_over_all() -> None:
     memory = memory_of(8, further_lanes=2)
-    first, second = memory.share(1), memory.share(1)
-    for _ in range(3):
-        first.enter_lane()
-    with pytest.raises(LocalBroken, match="max_further_lanes"):
-        first.enter_lane()
-    second.enter_lane()
-    with pytest.raises(LocalBroken, match="max_further_lanes"):
-        second.enter_lane()
+    first, second, third = memory.share(1), memory.share(1), memory.share(1)
+    for session in (first, second):
+        session.enter_lane()
+        session.enter_lane()
+    third.enter_lane()
+    for session in (first, third):
+        with pytest.raises(LocalBroken, match="max_further_lanes"):
+            session.enter_lane()
     first.leave_lane()
-    second.enter_lane()
-    for session, lanes in ((first, 2), (second, 2)):
+    third.enter_lane()
+    for session, lanes in ((first, 1), (second, 2), (third, 2)):
         for _ in range(lanes):
             session.leave_lane()
-    assert memory.further_lanes == 0
+    assert (memory.lanes, memory.further_lanes) == (0, 0)
+
+
+def test_sessions_that_take_all_the_lanes_they_get_leave_further_ones_for_those_who_come_next() -> None:
+    """One permit's channels took all of them: multifd failed for all others of the host."""
+    memory = memory_of(8, further_lanes=64)
+    assert [lanes_of(memory.share(1)) for _ in range(4)] == [33, 17, 9, 5]
+    modest = [memory.share(1) for _ in range(4)]
+    for session in modest:
+        session.enter_lane()
+        session.enter_lane()
+
+
+def lanes_of(share: Share) -> int:
+    """As many as it gets."""
+    with suppress(LocalBroken):
+        while True:
+            share.enter_lane()
+    return share.lanes
 
 
 async def keeps(share: Share) -> None:
