@@ -1,8 +1,8 @@
 """Single use of permits: one durable store for all relay processes of this host.
 
 A permit is known by (key id, `jti`), never by the hash of its token: an ECDSA signature can be written in two ways.
-Entries go once they could not be used any more; the mark up to which entries went is durable, so that a clock set
-back brings no used permit to life again.
+Entries go once they could not be used any more; the latest expiry among those that went is durable, so that a clock
+set back brings no used permit to life again.
 """
 
 from __future__ import annotations
@@ -49,8 +49,11 @@ class UsedPermits:
                     raise OfferRefused(RefusalCode.PERMIT_REPLAYED, "the permit was used before")
                 store.execute("INSERT INTO used VALUES (?, ?, ?)", (key_id, jti, exp))
             forget = now - SKEW_SECONDS
-            if store.execute("DELETE FROM used WHERE exp < ?", (forget,)).rowcount:
-                store.execute("UPDATE purged SET until = max(until, ?)", (forget - 1,))
+            (latest,) = store.execute("SELECT max(exp) FROM used WHERE exp < ?", (forget,)).fetchone()
+            if latest is not None:
+                # By what goes and not by the clock: one that was years ahead would keep all permits out until then.
+                store.execute("UPDATE purged SET until = max(until, ?)", (latest,))
+                store.execute("DELETE FROM used WHERE exp <= ?", (latest,))
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:

@@ -55,6 +55,17 @@ def test_a_clock_set_back_brings_no_permit_to_life(store: UsedPermits) -> None:
     store.use("key", "other", 1001 + SKEW_SECONDS, 900)
 
 
+def test_a_clock_that_was_years_ahead_for_a_while_keeps_no_later_permit_out(store: UsedPermits) -> None:
+    """Of gateway and relay alike, by one time server: the host took no permit until that year had come."""
+    year = 365 * 86400
+    store.use("key", "old", 1000, 900)
+    store.use("key", "far ahead", 10 * year + 100, 10 * year)  # forgets the old one
+    store.use("key", "new", 2000, 1900)
+    for jti, exp in (("old", 1000), ("far ahead", 10 * year + 100), ("new", 2000)):
+        with pytest.raises(OfferRefused):
+            store.use("key", jti, exp, 1900)
+
+
 def test_of_two_processes_exactly_one_wins_each_permit(tmp_path: Path) -> None:
     path = str(tmp_path / "used.sqlite")
     UsedPermits(Path(path))
