@@ -18,7 +18,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -74,7 +74,8 @@ class SessionJournal:
         self.state = state
         self.facts |= facts
         if state == "ended" and self._ownership >= 0:
-            self.path.unlink(missing_ok=True)  # owed to nobody; were this lost, a restart would forget it
+            with suppress(OSError):
+                self.path.unlink()  # owed to nobody; were this lost, a restart would forget it
             os.close(self._ownership)
             self._ownership = -1
 
@@ -136,9 +137,11 @@ class Spool:
         try:
             _append_line(path, {"state": state, **facts})
             _sync_folder(self._journals)
-        except (SpoolFailed, OSError):
+        except (SpoolFailed, OSError) as error:
+            with suppress(OSError):
+                path.unlink()  # of a session that nobody has begun nobody would find the end
             os.close(ownership)
-            raise
+            raise error if isinstance(error, SpoolFailed) else SpoolFailed(f"{path}: {error.strerror}") from None
         return SessionJournal(path, state, dict(facts), ownership)
 
     def require_free_source(self, vm: str) -> None:

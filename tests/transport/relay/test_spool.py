@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from transport.errors import LocalBroken, Misuse, SpoolFailed
+from transport.relay import spool as spool_module
 from transport.relay.spool import FOLLOWING, SessionJournal, Spool
 from transport.wire.control import Role
 
@@ -82,6 +84,23 @@ def test_no_move_begins_beside_a_damaged_journal(spool: Spool, damage: bytes) ->
         spool.require_free_source("v")
 
 
+@pytest.mark.parametrize("fails", ["_append_line", "_sync_folder"])
+def test_a_session_that_could_not_be_noted_durably_keeps_no_later_one_of_its_vm_waiting(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    """It was begun by nobody, so nobody would have ended it: until the relay was started again."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO)) if fails == "_sync_folder" else SpoolFailed("disk full")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(spool_module, fails, full)
+        with pytest.raises(SpoolFailed):
+            spool.begin(Role.SOURCE, "0" * 32, vm="v")
+    spool.require_free_source("v")
+    assert spool.begin(Role.SOURCE, "0" * 32, vm="v").state == "begun"
+
+
 def test_what_ended_is_forgotten_and_what_did_not_is_found_by_the_next_process(spool: Spool, tmp_path: Path) -> None:
     ended, open_ = spool.begin(Role.SOURCE, "1" * 32), spool.begin(Role.SOURCE, "2" * 32)
     ended.append("ended")
@@ -90,6 +109,22 @@ def test_what_ended_is_forgotten_and_what_did_not_is_found_by_the_next_process(s
     os.close(open_._ownership)  # as when the process dies
     (found,) = Spool(tmp_path / "state").unfinished(Role.SOURCE)
     assert found.state == "abandoned"
+
+
+def test_an_end_that_is_noted_is_one_also_where_its_file_cannot_be_taken_away(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The error was nobody's to expect, and ended the relay with all sessions; the next try found it ended already."""
+    journal = spool.begin(Role.SOURCE, "1" * 32)
+
+    def read_only(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Path, "unlink", read_only)
+        journal.append("ended")
+    assert journal.path.exists() and list(Spool(tmp_path / "state").unfinished(Role.SOURCE)) == []
+    assert not journal.path.exists()
 
 
 def test_a_state_folder_that_others_can_write_is_refused(tmp_path: Path) -> None:
