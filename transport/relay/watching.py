@@ -111,12 +111,12 @@ class Watch:
 
     async def _report_to_all(self) -> None:
         """The first failure is raised when each of the others has been told: one that is away delays none."""
-        failures: list[TransportError] = []
+        failures: list[TransportError | OSError] = []
 
         async def to(report: Callable[[], Awaitable[None]]) -> None:
             try:
                 await report()
-            except TransportError as error:
+            except (TransportError, OSError) as error:  # OSError: a receipt, told first, cannot be read now
                 failures.append(error)
 
         if not self._also:

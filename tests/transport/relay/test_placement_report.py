@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
+import pytest
 import trio
 import trio.testing
 
@@ -156,3 +159,20 @@ async def test_an_answer_that_is_none_is_as_good_as_no_answer(autojump_clock: tr
     gateway.answer = lambda _: b'{"resync":false}'
     await watch.look_and_report()
     assert [r["full"] for r in gateway.reports] == [True, True]
+
+
+@pytest.mark.parametrize("which", [0, 1])
+async def test_descriptors_that_run_out_beside_one_of_two_gateways_are_trouble_and_not_the_end(which: int) -> None:
+    """A receipt is read first, for each of them; the error, in a group from the second one's, ended the relay."""
+    gateways = [Gateway(), Gateway()]
+    watch = Watch([Host()], 5, 15, gateways[0].send, [gateways[1].send])
+
+    def no_descriptor(_: dict[str, Any]) -> bytes:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    gateways[which].answer = no_descriptor
+    await watch.look_and_report()
+    assert len(gateways[1 - which].reports) == 1, "the other one is told"
+    gateways[which].answer = lambda _: b'{"resync":false}'
+    await watch.look_and_report(at_once=True)
+    assert gateways[which].reports[-1]["full"]
