@@ -59,7 +59,7 @@ class EvacuationDesk:
             evacuation = await link.fetch_evacuation(evacuation_id)
             await self._host.on_disk(self._host.evacuations.keep, evacuation)
             log.warning("evacuation permits are held", evacuation=evacuation_id, permits=len(evacuation.orders))
-        except TransportError as error:
+        except (TransportError, OSError) as error:
             problem = str(error)
             log.error("evacuation permits are not held", evacuation=evacuation_id, cause=problem)
         try:
@@ -121,5 +121,5 @@ class EvacuationDesk:
     async def _stayed(self, use: _Use) -> None:
         try:
             await self._host.on_disk(self._host.evacuations.give_back, use.evacuation_id, use.vm)
-        except TransportError as error:
+        except (TransportError, OSError) as error:
             log.error("an evacuation permit stays noted as used", vm=use.vm, cause=str(error))

@@ -56,7 +56,7 @@ async def _settle(host: RelayHost, journal: SessionJournal, link: GatewayLinks, 
 async def _note_stayed(host: RelayHost, permit: VerifiedPermit) -> None:
     try:
         await host.on_disk(host.evacuations.stayed, permit.claims.vm, permit.claims.destination)
-    except TransportError as error:
+    except (TransportError, OSError) as error:
         log.error("an evacuation permit stays noted as used", vm=permit.claims.vm, cause=str(error))
 
 

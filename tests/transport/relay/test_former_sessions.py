@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from types import SimpleNamespace
 from typing import Any
 
@@ -29,9 +30,11 @@ class Guest(SocketSource):
         pass
 
 
-@pytest.mark.parametrize("is_disk_full", [False, True])
+@pytest.mark.parametrize(
+    "trouble", [None, SpoolFailed("no space left on device"), OSError(errno.EMFILE, "Too many open files")]
+)
 async def test_an_evacuated_guest_that_stayed_may_go_elsewhere_before_its_destination_has_heard_of_it(
-    site: Site, monkeypatch: pytest.MonkeyPatch, is_disk_full: bool
+    site: Site, monkeypatch: pytest.MonkeyPatch, trouble: Exception | None
 ) -> None:
     """Which is gone, perhaps for good: so the host could be emptied of it only after 30 days."""
     host = open_host(site.relay_config("a"))
@@ -44,8 +47,8 @@ async def test_an_evacuated_guest_that_stayed_may_go_elsewhere_before_its_destin
 
     def note(_: Evacuations, vm: str, destination: str) -> None:
         stayed.append((vm, destination))
-        if is_disk_full:
-            raise SpoolFailed("no space left on device")
+        if trouble is not None:
+            raise trouble
 
     monkeypatch.setattr(handover, "_settle_with", gone)
     monkeypatch.setattr(Evacuations, "stayed", note)
