@@ -159,11 +159,14 @@ def _words(error: OSError | ValueError, path: Path) -> str:
 def _shown(document: dict[str, Any], width: int) -> Any:
     """The sessions as a table, or each on some lines where the terminal is too narrow for one; then who waits."""
     from rich.console import Group  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415 - a peer's words are in it, which must not rule the terminal
 
     sessions = [_cells(each) for each in document["sessions"]]
     lines: list[Any] = ["no sessions"]
     if sessions:
         lines = [_table(sessions)] if width >= _TABLE_WIDTH else [line for cells in sessions for line in _block(cells)]
+    said = [(each["migration_id"], each["message"]) for each in document["sessions"] if each.get("message")]
+    lines += [Text(f"{migration_id}: {message}") for migration_id, message in said]
     for place, waiting in enumerate(document["queue"], start=1):
         seconds = f"{waiting['seconds']:.0f} s"
         lines.append(f"waits, place {place}: {waiting['migration_id']} (VM {waiting['vm']}, {seconds})")

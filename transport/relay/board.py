@@ -24,17 +24,21 @@ PAGE_BYTES: Final = 4096  # QEMU counts dirty pages of its target, x86
 
 @dataclass(eq=False, slots=True)
 class Entry:
-    """One session. `lanes` and `state_of` are asked when somebody looks; `cancelled` is set to ask for its end."""
+    """One session. `lanes`, `state_of` and `trouble_of` are asked when somebody looks; `cancelled` is set to ask for
+    its end. `is_awaited`: by a relay that drains."""
 
     role: str
     claims: PermitClaims
     began: float
     cancelled: trio.Event | None = None
+    is_awaited: bool = True
     progress: MigrationProgress | None = None
     lanes: Callable[[], Sequence[ChannelCounts]] = tuple
     state_of: Callable[[], str] | None = None
+    trouble_of: Callable[[], str] = str
     is_reconnecting: Callable[[], bool] = lambda: False
     _state: str = "running"
+    _message: str = ""
     _looked: tuple[float, int] | None = None
 
     @property
@@ -51,7 +55,7 @@ class Entry:
         """`tell`, and the news are noted here first."""
 
         async def note(news: News) -> None:
-            self._state = news.state
+            self._state, self._message = news.state, news.message
             self.progress = news.progress or self.progress
             await tell(news)
 
@@ -75,6 +79,7 @@ class Entry:
             "role": self.role,
             "peer": self.claims.destination if self.role == "source" else self.claims.source,
             "state": self.state,
+            "message": self.trouble_of() or self._message,
             "kind": seen.status if seen else None,
             "seconds": round(now - self.began, 1),
             "rate_bytes_per_second": rate,
@@ -93,12 +98,14 @@ class Entry:
 
 @dataclass(slots=True)
 class Board:
-    """All of one relay. `is_draining`: it takes nothing new and ends with its last session."""
+    """All of one relay. `is_draining`: it takes nothing new and ends with its last session. `held`: sessions without a
+    connection, of which something is owed, if somebody asks."""
 
     places: Places
     is_draining: bool = False
     ended: Counter[tuple[str, str]] = field(default_factory=Counter)  # by (role, outcome)
     carried: Counter[tuple[str, str]] = field(default_factory=Counter)  # bytes of ended sessions, by (role, direction)
+    held: Callable[[], Sequence[Entry]] = tuple
     _entries: list[Entry] = field(default_factory=list)
 
     @property
@@ -106,9 +113,11 @@ class Board:
         return tuple(self._entries)
 
     @contextmanager
-    def session(self, role: str, claims: PermitClaims, cancelled: trio.Event | None = None) -> Iterator[Entry]:
+    def session(
+        self, role: str, claims: PermitClaims, cancelled: trio.Event | None = None, *, is_awaited: bool = True
+    ) -> Iterator[Entry]:
         """A session, from its beginning to its end; its state then is its outcome."""
-        entry = Entry(role, claims, trio.current_time(), cancelled=cancelled)
+        entry = Entry(role, claims, trio.current_time(), cancelled=cancelled, is_awaited=is_awaited)
         self._entries.append(entry)
         try:
             yield entry
@@ -121,7 +130,7 @@ class Board:
     @property
     def is_empty(self) -> bool:
         """Whether no session is left, those in the queue included."""
-        return not self._entries and not self.places.waiting
+        return not any(each.is_awaited for each in self._entries) and not self.places.waiting
 
     def cancel(self, migration_id: str) -> bool:
         """Ask for the end of a migration from this host; False if none of that id can be asked."""
@@ -144,7 +153,7 @@ class Board:
         now = trio.current_time()
         return {
             "draining": self.is_draining,
-            "sessions": [entry.document(now) for entry in self._entries],
+            "sessions": [entry.document(now) for entry in (*self._entries, *self.held())],
             "queue": [
                 {"migration_id": each.migration_id, "vm": each.vm, "seconds": round(now - each.since, 1)}
                 for each in self.places.waiting

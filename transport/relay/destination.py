@@ -15,10 +15,11 @@ from policy.permit import VerifiedPermit
 from transport.errors import ConnectionBroken, LocalBroken, NobodyListens, TransportError
 from transport.hypervisors.errors import HypervisorError
 from transport.relay.admitting import Admissions
+from transport.relay.board import Entry
 from transport.relay.channels import Channels
 from transport.relay.control import ControlLink
 from transport.relay.destination_line import DestinationLine
-from transport.relay.destination_session import OUTCOMES, DestinationSession
+from transport.relay.destination_session import OUTCOMES, UNDECIDED, DestinationSession
 from transport.relay.ends import remove_session_folder
 from transport.relay.failures import SessionError, cause_of
 from transport.relay.host import RelayHost, now
@@ -42,6 +43,7 @@ class Destination:
         self._host = host
         self._nursery = nursery
         self.admissions = Admissions(host, self._bring_to_life)
+        host.board.held = self._held
 
     def _bring_to_life(self, session: DestinationSession) -> None:
         window_bytes = self._host.config.limits.window_bytes
@@ -57,6 +59,11 @@ class Destination:
                 await live.run()
 
         self._nursery.start_soon(run)
+
+    def _held(self) -> list[Entry]:
+        """What waits for its source without a connection: for `relay status`."""
+        waiting = [each for each in self.admissions.sessions.values() if each.occupies_vm]
+        return [_entry_of(each) for each in waiting if each.live is None or each.live.is_over]
 
     async def serve(
         self,
@@ -244,6 +251,22 @@ class Destination:
             await self._host.enter(session.journal, "ended")
         await self._host.on_disk(remove_session_folder, session.folder)
         self.admissions.forget(session)
+
+
+def _entry_of(session: DestinationSession) -> Entry:
+    claims, state = session.permit.claims, session.journal.state
+    host = claims.source.rpartition("/")[2]
+    words = (
+        f"a guest that is here whole is held, paused, until the relay of {host} says where it runs: see that it does; "
+        f"if {host} is gone for good, docs/failures.md says what to do"
+    )
+    return Entry(
+        "destination",
+        claims,
+        session.began,
+        state_of=lambda: "held" if state in UNDECIDED else state,
+        trouble_of=lambda: words if state in UNDECIDED else "the hypervisor here is asked to start the guest",
+    )
 
 
 async def _say_cancelled(link: ControlLink, code: str, words: str) -> None:

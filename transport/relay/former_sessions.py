@@ -11,6 +11,7 @@ from certs.tls import local_leaf_sha256
 from policy.errors import PermitRefused
 from policy.permit import VerifiedPermit
 from transport.errors import SpoolFailed, TransportError
+from transport.relay.board import Entry
 from transport.relay.destination import Destination
 from transport.relay.gateway_links import GatewayLinks
 from transport.relay.handover import close_source, settle_source
@@ -39,6 +40,19 @@ def take_up_former(host: RelayHost, destination: Destination, link: GatewayLinks
 
 async def _settle(host: RelayHost, journal: SessionJournal, link: GatewayLinks, nursery: trio.Nursery) -> None:
     permit = _permit_of(host, journal)
+    # A relay that drains does not wait for it: the next process goes on where this one leaves it.
+    with host.board.session("source", permit.claims, is_awaited=False) as entry:
+        await _settle_shown(host, journal, permit, entry, link, nursery)
+
+
+async def _settle_shown(  # noqa: PLR0913, PLR0917 - what a session is
+    host: RelayHost,
+    journal: SessionJournal,
+    permit: VerifiedPermit,
+    entry: Entry,
+    link: GatewayLinks,
+    nursery: trio.Nursery,
+) -> None:
     journal.facts["recovered"] = True
     seconds = host.config.limits.migration_deadline_seconds
     former_end = host.source_end(permit, journal.facts, 300, seconds)
@@ -46,11 +60,13 @@ async def _settle(host: RelayHost, journal: SessionJournal, link: GatewayLinks, 
         facts = ReceiptFacts(Role.SOURCE, permit, end.vm_binding, now(), local_leaf_sha256(host.credentials))
         session = SourceSession(host, permit, str(journal.facts["address"]), journal, facts)
         session.message = "the relay at the source was restarted during the migration"
-        tell = NewsDesk(link, permit.claims.migration_id, nursery).tell
+        entry.state_of, entry.trouble_of = lambda: journal.state, lambda: session.trouble
+        tell = entry.telling(NewsDesk(link, permit.claims.migration_id, nursery).tell)
         await settle_source(session, end, tell)
     if session.outcome != "completed":  # before D has heard of it, which may be gone for good
         await _note_stayed(host, permit)
     await close_source(session, tell)
+    entry.state_of = None  # but by its outcome
 
 
 async def _note_stayed(host: RelayHost, permit: VerifiedPermit) -> None:

@@ -25,6 +25,7 @@ from transport.wire.messages import Bye, Cancel, Handover, Outcome, Receipt
 
 log = structlog.get_logger("sealane.relay")
 _MAX_PAUSE_SECONDS = 60.0
+_SEE_HERE = "see that the hypervisor here answers and that the disk of relay.state_dir takes writes"
 _MAX_UNTOLD = 256  # sessions of one destination: one that answers and vanishes, again and again, keeps no more here
 
 
@@ -35,22 +36,27 @@ async def settle_source(session: SourceSession, end: SourceEnd, tell: Tell) -> N
     """
     journal = session.journal
     if journal.state in ("begun", "accepted") and session.outcome != "completed":
-        await _until_done(session, "note that the session broke", lambda: _give_up_or_away(session, end))
+        await _until_done(session, "note that the session broke", _SEE_HERE, lambda: _give_up_or_away(session, end))
     if journal.state == "abandoned":
-        await _until_done(session, "resume the guest here", lambda: _resume(session, end))
+        await _until_done(session, "resume the guest here", _SEE_HERE, lambda: _resume(session, end))
         await tell(News(session.outcome, None, None, session.message))
     if journal.state == "handed-over":
         await tell(News("handing_over", None, None, "waiting for the destination to say what became of the guest"))
-        await _until_done(session, "ask for the outcome", lambda: _ask_outcome(session, end))
-    if journal.state == "outcome-running":
-        await _until_done(
-            session, "see post-copy through, before its source may end", lambda: recover_post_copy(session, end, tell)
+        there = session.permit.claims.destination.rpartition("/")[2]
+        see_there = (
+            f"the guest waits, paused, for its word: see that the relay of {there} runs and can be reached; "
+            f"if {there} is gone for good, docs/failures.md says what to do"
         )
-        await _until_done(session, "end the hypervisor that has handed its guest over", end.release)
+        await _until_done(session, "ask for the outcome", see_there, lambda: _ask_outcome(session, end))
+    if journal.state == "outcome-running":
+        what = "see post-copy through, before its source may end"
+        act = "docs/failures.md says how two monitors bring it together by hand (When an operator must decide)"
+        await _until_done(session, what, act, lambda: recover_post_copy(session, end, tell))
+        await _until_done(session, "end the hypervisor that has handed its guest over", _SEE_HERE, end.release)
         session.outcome = "completed"
         session.message = ""
     elif journal.state == "outcome-discarded":
-        await _until_done(session, "resume the guest here", lambda: _resume_unless_gone(session, end))
+        await _until_done(session, "resume the guest here", _SEE_HERE, lambda: _resume_unless_gone(session, end))
         session.message = session.message or "the destination discarded the guest; it runs at the source"
 
 
@@ -59,7 +65,7 @@ async def close_source(session: SourceSession, tell: Tell) -> News:
     session.facts.outcome = session.outcome
     # "resumed" also after a restart: D may hold a whole guest until it hears this.
     if session.journal.state != "resumed" or await _tell_abandoned(session):
-        await _until_done(session, "note the end", lambda: _note_end(session))
+        await _until_done(session, "note the end", _SEE_HERE, lambda: _note_end(session))
     news = News(session.outcome, None, session.facts.downtime_ms, session.message)
     await tell(news)
     return news
@@ -127,6 +133,7 @@ async def _was_told(session: SourceSession) -> bool:
         if isinstance(cause, OfferRefused) and cause.code is RefusalCode.SESSION_UNKNOWN:
             return True
         log.info("destination not told yet that the source keeps the guest", cause=str(cause))
+        session.trouble = f"the destination is not told yet that the guest stays here ({cause}); it may be moved elsewhere"
         return False
     return True
 
@@ -172,8 +179,9 @@ async def _settle_with(session: SourceSession, message: Handover | Cancel) -> No
             log.info("receipts were not exchanged", cause=str(error))
 
 
-async def _until_done(session: SourceSession, what: str, work: Callable[[], Awaitable[None]]) -> None:
-    """Try again until it is done: the alternative is a guest that runs twice or nowhere. Every try is logged."""
+async def _until_done(session: SourceSession, what: str, act: str, work: Callable[[], Awaitable[None]]) -> None:
+    """Try again until it is done: the alternative is a guest that runs twice or nowhere. Every try is logged, and who
+    asks for the relay's status reads why, and what an operator can do (`act`)."""
     while True:
         try:
             await work()
@@ -181,12 +189,15 @@ async def _until_done(session: SourceSession, what: str, work: Callable[[], Awai
             cause = error if isinstance(error, trio.TooSlowError) else cause_of(error)
             if cause is None:
                 raise
+            words = str(cause) or "the hypervisor did not answer in time"
+            session.trouble = f"cannot {what} yet ({words}); {act}"
             log.error(
                 f"cannot {what} yet; trying again", session=session.session_id, vm=session.permit.claims.vm,
-                cause=str(cause),
+                cause=words, operator=act,
             )  # fmt: skip
             await trio.sleep(session.host.config.limits.settle_retry_seconds)
         else:
+            session.trouble = ""
             return
 
 

@@ -106,6 +106,7 @@ async def _carry_permitted(
         session = await _begin(host, order, permit, end)
         entry.lanes = lambda: session.facts.channels
         entry.is_reconnecting = lambda: session.is_reconnecting
+        entry.trouble_of = lambda: session.trouble
         folder = session_folder(host.spool.run_dir, session.session_id)
         try:
             await host.on_disk(make_session_folder, host.spool.run_dir, session.session_id, host.qemu_uid)

@@ -40,6 +40,7 @@ class SourceSession:
     movement: Movement = PLAIN
     outcome: str = "failed"
     message: str = ""
+    trouble: str = ""  # what is in the way now, and who must do what
     was_answered: bool = False
     is_offered: bool = False  # D may know it, although it has not answered
     is_reconnecting: bool = False  # its connection was lost and another is being made: nothing but time passes

@@ -104,6 +104,13 @@ def test_a_narrow_one_gets_each_session_on_lines_of_its_own() -> None:
     ]
 
 
+def test_what_is_in_the_way_of_a_session_stands_below_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = "the peer said '[red]no[/red]'; see that the relay of b runs"
+    monkeypatch.setitem(SESSION, "message", words)
+    for width in (60, 150):
+        assert words in " ".join(line.strip() for line in shown(width))
+
+
 @contextmanager
 def a_relay(path: Path) -> Iterator[None]:
     """Answers every question with STATUS."""

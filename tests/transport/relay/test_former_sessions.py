@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import errno
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import trio
+import trio.testing
 
-from tests.transport.relay.conftest import unheard, until
+from tests.transport.relay.conftest import unheard, until, with_limits
 from tests.transport.relay.test_carriage import VM
 from tests.transport.site import Site
 from transport.errors import ConnectionBroken, SpoolFailed
 from transport.relay import former_sessions, handover
+from transport.relay.destination import Destination
 from transport.relay.evacuations import Evacuations
-from transport.relay.host import RelayHost, open_host
-from transport.relay.socket_ends import SocketSource
+from transport.relay.host import RelayHost, now, open_host
+from transport.relay.socket_ends import SocketDestination, SocketSource
 from transport.wire.control import Role
 
 
@@ -62,4 +64,69 @@ async def test_an_evacuated_guest_that_stayed_may_go_elsewhere_before_its_destin
         await until(lambda: bool(tries))
         assert stayed == [(VM, site.spiffe("b"))]
         await until(lambda: len(tries) > 1)
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("post_copy", [False, True])
+async def test_status_shows_a_session_that_a_former_process_left_and_who_must_do_what(
+    site: Site, monkeypatch: pytest.MonkeyPatch, post_copy: bool
+) -> None:
+    host = open_host(with_limits(site.relay_config("a"), settle_retry_seconds=0.05))
+
+    async def silent(*_: object) -> None:
+        raise ConnectionBroken("the peer did not answer in time")
+
+    monkeypatch.setattr(handover, "_settle_with", silent)
+    monkeypatch.setattr(RelayHost, "source_end", lambda *_: Guest(frozenset()))
+    journal = host.spool.begin(
+        Role.SOURCE, "1" * 32, session_id="1" * 32, vm=VM, permit=site.permit(vm=VM), address="127.0.0.9:1"
+    )
+    journal.append("handed-over", **({"post_copy": True} if post_copy else {}))
+    link: Any = SimpleNamespace(tell=lambda _id, news: unheard(news))
+
+    def shown() -> dict[str, Any]:
+        (found,) = host.board.document()["sessions"]
+        return cast("dict[str, Any]", found)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(former_sessions._settle, host, journal, link, nursery)
+        await until(lambda: any("cannot ask" in each["message"] for each in host.board.document()["sessions"]))
+        assert (shown()["role"], shown()["vm"], shown()["state"]) == ("source", VM, "handed-over")
+        assert "did not answer in time" in shown()["message"]
+        assert "see that the relay of b runs and can be reached" in shown()["message"]
+        assert "docs/failures.md" in shown()["message"]
+        assert host.board.is_empty, "a relay that drains leaves it to its successor"
+        nursery.cancel_scope.cancel()
+    assert host.board.document()["sessions"] == []
+
+
+class Whole(SocketDestination):
+    """A destination's end that has all of a guest."""
+
+    vm_binding = "uuid"
+    hands_over = True
+
+    async def wait_loaded(self, seconds: float) -> bool:
+        return True
+
+
+async def test_status_shows_a_guest_that_is_held_until_its_source_settles(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = open_host(site.relay_config("b"))
+    monkeypatch.setattr(RelayHost, "destination_end", lambda *_: Whole(None))
+    facts = {"session_id": "1" * 32, "source": site.spiffe("a"), "permit": site.permit(vm=VM)}
+    times = {"folder": str(site.folder / "none"), "started_at": now().isoformat()}
+    journal = host.spool.begin(Role.DESTINATION, "1" * 32, **facts, **times)
+    journal.append("prepared")
+    async with trio.open_nursery() as nursery:
+        destination = Destination(host, nursery)
+        destination.recover(journal, former_sessions._permit_of(host, journal))
+        await trio.testing.wait_all_tasks_blocked()
+        (shown,) = host.board.document()["sessions"]
+        assert (shown["role"], shown["peer"], shown["state"]) == ("destination", site.spiffe("a"), "held")
+        assert "until the relay of a says where it runs" in shown["message"]
+        (session,) = destination.admissions.sessions.values()
+        await session.settle(handed_over=True)
+        assert host.board.document()["sessions"] == []
         nursery.cancel_scope.cancel()
