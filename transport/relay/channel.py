@@ -166,6 +166,9 @@ class Channel:
         What a lane may still send out of is given back when that has ended: it would become another session's.
         """
         with self._writing:
+            if self.local.fileno() >= 0:
+                # Whoever waits for it yet would be met by the session whose descriptor has this number next.
+                trio.lowlevel.notify_closing(self.local)
             self.local.close()
         if not self._is_over:
             self._is_over = True

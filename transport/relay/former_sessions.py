@@ -45,7 +45,7 @@ async def _settle(host: RelayHost, journal: SessionJournal, link: GatewayLinks, 
         await _settle_shown(host, journal, permit, entry, link, nursery)
 
 
-async def _settle_shown(  # noqa: PLR0913, PLR0917 - what a session is
+async def _settle_shown(
     host: RelayHost,
     journal: SessionJournal,
     permit: VerifiedPermit,

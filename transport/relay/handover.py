@@ -133,7 +133,9 @@ async def _was_told(session: SourceSession) -> bool:
         if isinstance(cause, OfferRefused) and cause.code is RefusalCode.SESSION_UNKNOWN:
             return True
         log.info("destination not told yet that the source keeps the guest", cause=str(cause))
-        session.trouble = f"the destination is not told yet that the guest stays here ({cause}); it may be moved elsewhere"
+        session.trouble = (
+            f"the destination is not told yet that the guest stays here ({cause}); it may be moved elsewhere"
+        )
         return False
     return True
 

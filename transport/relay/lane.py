@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import trio
 
@@ -151,7 +151,7 @@ async def _read_local(channel: Channel) -> None:
     try:
         while (filled := await _fill(channel, room := await channel.room())) is None:
             window.rest()
-            await trio.lowlevel.wait_readable(channel.local)
+            await _wait(trio.lowlevel.wait_readable, channel.local)
     except OSError as error:
         if not channel.counts.may_leave:
             channel.broke = str(error.strerror)
@@ -237,7 +237,7 @@ async def _write_held(channel: Channel) -> None:
         try:
             channel.write_held()
         except BlockingIOError:
-            await trio.lowlevel.wait_writable(channel.local)
+            await _wait(trio.lowlevel.wait_writable, channel.local)
         except OSError as error:
             await trio.lowlevel.checkpoint_if_cancelled()
             if not counts.may_leave or error.errno == errno.EBADF:  # which is our own closing, not its leaving
@@ -279,9 +279,17 @@ async def _fill(channel: Channel, buffer: memoryview) -> int | None:
 async def _more_comes(local: socket.socket) -> bool:
     """Wait a moment for more. A QEMU that is still writing fills its socket again within it."""
     with trio.move_on_after(_MORE_SECONDS):
-        await trio.lowlevel.wait_readable(local)
+        await _wait(trio.lowlevel.wait_readable, local)
         return True
     return False
+
+
+async def _wait(until: Callable[[socket.socket], Awaitable[None]], local: socket.socket) -> None:
+    """`ConnectionBroken` where the session ends meanwhile; why, who ended it says."""
+    try:
+        await until(local)
+    except trio.ClosedResourceError:
+        raise ConnectionBroken("the session has ended here") from None
 
 
 async def _receive(lane: Lane, buffer: memoryview, minimum: int, rest: Callable[[], None] | None = None) -> int:

@@ -106,7 +106,7 @@ class Whole(SocketDestination):
     vm_binding = "uuid"
     hands_over = True
 
-    async def wait_loaded(self, seconds: float) -> bool:
+    async def wait_loaded(self, seconds: float) -> bool:  # noqa: ARG002 - it has come
         return True
 
 

@@ -123,7 +123,8 @@ def test_an_end_that_is_noted_is_one_also_where_its_file_cannot_be_taken_away(
     with monkeypatch.context() as broken:
         broken.setattr(Path, "unlink", read_only)
         journal.append("ended")
-    assert journal.path.exists() and list(Spool(tmp_path / "state").unfinished(Role.SOURCE)) == []
+    assert journal.path.exists()
+    assert list(Spool(tmp_path / "state").unfinished(Role.SOURCE)) == []
     assert not journal.path.exists()
 
 
