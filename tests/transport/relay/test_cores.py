@@ -159,6 +159,9 @@ async def test_a_connection_is_not_closed_within_a_threads_write() -> None:
             assert not self.closed
             return len(data)
 
+        def fileno(self) -> int:
+            return -1
+
         def close(self) -> None:
             self.closed = True
             closes.set()
