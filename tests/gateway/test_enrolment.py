@@ -6,7 +6,7 @@ import sqlite3
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -384,6 +384,28 @@ async def test_crls_by_the_clock_forget_hosts_whose_certificates_ended_long_ago_
             assert on_crl() == ({leaf.serial_number, 7} if there else {7})
             rows = office._register.long_revoked(int(long_after.timestamp()))
             assert bool(rows) is there
+
+
+async def test_a_crl_that_was_published_while_the_clock_was_ahead_is_replaced_once_the_clock_is_right(
+    site: Site,
+) -> None:
+    async with enrolling(site) as running, stranger(running, site) as client:
+        given = (await enrol(client, await token_of(running), new_key())).json()
+        office = running.gateway.desk.office
+        assert office is not None
+        assert (await running.person(OFFICER).post("/v1/hosts/b/revocation", json={"reason": "x"})).status_code == 200
+        now = datetime.now(UTC)
+        await office._crls._renew(now + timedelta(days=4))
+        with pytest.raises((httpx.TransportError, AssertionError)):  # of every host, whose certificates are good
+            await running.poll("a")
+        number = x509_number(site)
+        await office._crls._renew(now)
+        assert x509_number(site) == number + 1
+        assert await running.poll("a") == []
+        (revoked,) = x509.load_pem_x509_crl((site.certs / "crl.pem").read_bytes())
+        assert revoked.serial_number == x509.load_pem_x509_certificate(given["certificate"].encode()).serial_number
+        await office._crls._renew(now)
+        assert x509_number(site) == number + 1
 
 
 async def test_a_receipt_is_not_believed_by_a_certificate_of_which_crls_tell_no_more(site: Site) -> None:
