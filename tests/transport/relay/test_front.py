@@ -15,6 +15,7 @@ import pytest
 import trio
 from structlog.testing import capture_logs
 
+from bench.peers import free_port
 from tests.transport.libvirt_rpc.samples import LIVE, VM, call, prepare, prepare_call, text
 from transport.libvirt_rpc.errors import CallRefused, RpcMalformed
 from transport.libvirt_rpc.framing import (
@@ -48,6 +49,7 @@ class Stage:
 
     folder: Path
     wishes: list[Wish] = field(default_factory=list)
+    port: int = field(default_factory=free_port)
     refused: RefusedCalls = field(default_factory=RefusedCalls)
     answer: Exception = field(default_factory=lambda: NotAdmitted("denied by policy no-friday: not on Fridays"))
 
@@ -68,7 +70,7 @@ async def front(folder: Path, *, uids: tuple[int, ...] | None = None, loopback: 
             folder=str(folder),
             destinations=[FrontDestination("b", loopback)],
             peer_uids=(os.geteuid(),) if uids is None else uids,
-            loopback_port=16510,
+            loopback_port=stage.port,
         )
         served = Front(section, LimitsSection(message_seconds=2.0), stage.migrate, nursery, stage.refused)
         served.listen()
@@ -243,7 +245,7 @@ async def test_a_flood_of_calls_ends_its_connection(tmp_path: Path) -> None:
 async def test_a_client_that_knows_tcp_only_is_served_at_the_loopback_address(tmp_path: Path) -> None:
     async with front(tmp_path, loopback="127.77.9.9") as stage:
         with trio.fail_after(10):
-            stream = await trio.open_tcp_stream("127.77.9.9", 16510)
+            stream = await trio.open_tcp_stream("127.77.9.9", stage.port)
             async with stream:
                 assert len(await converse(stream, OPEN)) == 1
         (reply,) = await ask(stage, prepare_call(prepare(text("migrate_uri", "tcp://127.77.9.9"))))
@@ -289,8 +291,8 @@ async def test_what_is_refused_is_noted_with_its_caller(tmp_path: Path) -> None:
 
 async def test_hosts_come_and_go_and_who_is_being_served_stays(tmp_path: Path) -> None:
     async with trio.open_nursery() as nursery:
-        section = FrontSection(folder=str(tmp_path), peer_uids=(os.geteuid(),), loopback_port=16510)
         stage = Stage(tmp_path)
+        section = FrontSection(folder=str(tmp_path), peer_uids=(os.geteuid(),), loopback_port=stage.port)
         served = Front(section, LimitsSection(message_seconds=2.0), stage.migrate, nursery, stage.refused)
         served.listen()
         nursery.start_soon(served.serve)
@@ -302,8 +304,8 @@ async def test_hosts_come_and_go_and_who_is_being_served_stays(tmp_path: Path) -
                 assert not (tmp_path / "b").exists()
                 assert (await converse(stream, OPEN))[0].status is Status.OK
             with pytest.raises(OSError, match=r"127\.77\.0\.2"):
-                await trio.open_tcp_stream("127.77.0.2", 16510)
+                await trio.open_tcp_stream("127.77.0.2", stage.port)
             served.lead_to([FrontDestination("b", "127.77.0.2")])
-            async with await trio.open_tcp_stream("127.77.0.2", 16510) as stream:
+            async with await trio.open_tcp_stream("127.77.0.2", stage.port) as stream:
                 assert (await converse(stream, call(Procedure.AUTH_LIST)))[0].status is Status.OK
         nursery.cancel_scope.cancel()

@@ -16,6 +16,7 @@ import pytest
 import trio
 import trio.testing
 
+from bench.peers import free_port
 from gateway.cli.relay_operating import ask
 from tests.transport.kinds import Kind, Seen, move
 from tests.transport.relay.conftest import Pair, host_with, serving, until
@@ -166,11 +167,13 @@ async def test_others_of_the_host_do_not_reach_it(pair: Pair) -> None:
 
 async def test_metrics_are_served_on_loopback(site: Site) -> None:
     config = site.relay_config("b")
-    config = msgspec.structs.replace(config, metrics=msgspec.structs.replace(config.metrics, listen="127.9.7.5:9464"))
+    port = free_port()
+    metrics = msgspec.structs.replace(config.metrics, listen=f"127.9.7.5:{port}")
+    config = msgspec.structs.replace(config, metrics=metrics)
     async with serving(open_host(config)):
         answers = []
         for request in (b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n", b"POST /cancel HTTP/1.1\r\n\r\n"):
-            async with await trio.open_tcp_stream("127.9.7.5", 9464) as stream:
+            async with await trio.open_tcp_stream("127.9.7.5", port) as stream:
                 await stream.send_all(request)
                 with trio.fail_after(5):
                     answers.append(b"".join([chunk async for chunk in stream]))
