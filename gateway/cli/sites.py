@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -69,12 +70,15 @@ def trust(
     except OSError as error:
         raise BadConfiguration(f"{out}: {error.strerror}", OPERATOR, "check the folder") from error
     told: dict[str, Any] = {"trust_domain": document.trust_domain, "folder": str(out), "sha256": digests}
+    told["left_over"] = left = left_over(out, digests)
     if as_json:
         print_json(told)
         return
     say(f"{document.trust_domain}: written to {out}. Compare these with the operators of that site before you use it:")
     for name, digest in digests.items():
         say(f"  {name}  {digest}")
+    for name in left:
+        say(f"{name} is of before, and that site publishes it no more: take it out of [[sites]], then remove it.")
     for line in _tables(document, out):
         say(line)
 
@@ -105,6 +109,12 @@ def lay_down(document: SiteDocument, folder: Path) -> dict[str, str]:
             write_atomically(folder / name.format(number), content)
             digests[name.format(number)] = hashlib.sha256(content).hexdigest()
     return digests
+
+
+def left_over(folder: Path, digests: Mapping[str, str]) -> list[str]:
+    """Keys of before that are not among what was laid down: whoever pins them still believes a key that was retired."""
+    found = {each.name for pattern in ("permit-*.pub", "log-*.vkey") for each in folder.glob(pattern)}
+    return sorted(found - digests.keys())
 
 
 def root_digest(root: Any) -> str:

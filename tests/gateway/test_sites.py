@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from certs.authority import Authority
 from certs.crls import crl_number_of
 from certs.files import read_crl, read_private_key, write_atomically
-from gateway.cli.sites import lay_down
+from gateway.cli.sites import lay_down, left_over
 from gateway.doctor.relay_host import relay_host_findings
 from gateway.sites import publishing
 from gateway.sites.reconcile import compare_sites, shared_with
@@ -307,6 +307,20 @@ async def test_what_a_gateway_publishes_is_what_others_lay_down(two: TwoSites, t
         digests = lay_down(msgspec.convert(published, type(document_of(two.east))), tmp_path / "again")
         assert digests == lay_down(document_of(two.east), tmp_path / "once")
         assert {"root 1", "permit-1.pub", "log-1.vkey"} == set(digests)
+
+
+def test_a_key_that_the_other_site_publishes_no_more_is_told_when_its_folder_is_laid_down_again(
+    two: TwoSites, tmp_path: Path
+) -> None:
+    now = document_of(two.east)
+    fresh = ec.generate_private_key(ec.SECP256R1()).public_key()
+    pem = fresh.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+    switched = msgspec.structs.replace(now, permit_keys=[pem, *now.permit_keys])
+    assert left_over(tmp_path / "again", lay_down(switched, tmp_path / "again")) == []
+    retired = msgspec.structs.replace(now, permit_keys=[pem])
+    assert left_over(tmp_path / "again", lay_down(retired, tmp_path / "again")) == ["permit-2.pub"]
+    (tmp_path / "again" / "permit-2.pub").unlink()
+    assert left_over(tmp_path / "again", lay_down(retired, tmp_path / "again")) == []
 
 
 def test_the_doctor_looks_at_what_is_trusted_of_other_sites(two: TwoSites, tmp_path: Path) -> None:
