@@ -1,7 +1,8 @@
 """What relays report of the guests of their hosts: a snapshot, changes to it, and signs of life. Pure.
 
-Reports carry ages; they become times of this gateway's clock when they arrive (seconds, as `Placement` gets them). What
-is heard in another order than it was sent is not guessed at: the relay is asked for a snapshot.
+Reports carry ages; they become times of this gateway's clock when they arrive (seconds, as `Placement` gets them). How
+long ago a host was heard is counted by a clock that nobody steps. What is heard in another order than it was sent is
+not guessed at: the relay is asked for a snapshot.
 """
 
 from __future__ import annotations
@@ -48,7 +49,10 @@ class TooManyGuests(Exception):
 
 @dataclass(slots=True)
 class HostState:
-    """What one host has reported. `complete`: its whole snapshot is here; until then nothing is known of it."""
+    """What one host has reported. `complete`: its whole snapshot is here; until then nothing is known of it.
+
+    `heard`: in seconds of a monotonic clock.
+    """
 
     epoch: str = ""
     sequence: int = 0
@@ -69,10 +73,13 @@ class HostReports:
     def __init__(self) -> None:
         self._hosts: dict[str, HostState] = {}
 
-    def take(self, host: str, report: Report, now: float) -> bool:
-        """Enter a report that arrived `now`; False if the relay must send a snapshot. Raises TooManyGuests."""
+    def take(self, host: str, report: Report, now: float, heard: float) -> bool:
+        """Enter a report that arrived `now`, by a monotonic clock at `heard`; False if the relay must send a snapshot.
+
+        Raises TooManyGuests.
+        """
         state = self._hosts.setdefault(host, HostState())
-        state.heard = now
+        state.heard = heard
         if not report.full and (report.epoch, report.sequence) != (state.epoch, state.sequence + 1):
             state.building = None
             return False
@@ -101,16 +108,16 @@ class HostReports:
     def hosts(self) -> Mapping[str, HostState]:
         return self._hosts
 
-    def fresh(self, now: float, silence_seconds: float) -> Iterator[tuple[str, HostState]]:
-        """The hosts of which we know at this moment what runs on them."""
+    def fresh(self, since: float) -> Iterator[tuple[str, HostState]]:
+        """The hosts of which we know at this moment what runs on them: heard `since` then, by the monotonic clock."""
         for host, state in self._hosts.items():
-            if state.complete and now - state.heard <= silence_seconds:
+            if state.complete and state.heard >= since:
                 yield host, state
 
-    def active(self, vm_uuid: str, now: float, silence_seconds: float) -> dict[str, tuple[HostState, ReportedGuest]]:
+    def active(self, vm_uuid: str, since: float) -> dict[str, tuple[HostState, ReportedGuest]]:
         """Where this VM is active by fresh reports."""
         found = {}
-        for host, state in self.fresh(now, silence_seconds):
+        for host, state in self.fresh(since):
             guest = state.guests.get(vm_uuid)
             if guest is not None and guest.presence == ACTIVE:
                 found[host] = (state, guest)

@@ -9,11 +9,11 @@ A report outweighs what is expected only if it saw the VM after that was learned
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from gateway.host_reports import HostReports, HostState, ReportedGuest
+from gateway.host_reports import HostReports, HostState, Report, ReportedGuest
 from policy.facts import HostFacts, VmFacts
 from policy.inventory import Inventory
 
@@ -46,12 +46,18 @@ class Location:
 
 
 class Placement:
-    """`clock`: unix seconds, the gateway's. `silence_seconds`: after that, a host's reports are stale."""
+    """`clock`: unix seconds, the gateway's. `silence_seconds`: by `monotonic`, after that a host's reports are stale."""
 
-    def __init__(self, clock: Callable[[], float] = time.time, silence_seconds: float = 60.0) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.time,
+        silence_seconds: float = 60.0,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.reports = HostReports()
         self.silence_seconds = silence_seconds
         self._clock = clock
+        self._monotonic = monotonic
         self._claims: dict[str, Claim] = {}
         self._forgotten: dict[str, float] = {}
 
@@ -78,7 +84,23 @@ class Placement:
 
     def active(self, vm_uuid: str) -> dict[str, tuple[HostState, ReportedGuest]]:
         """Where fresh reports show the VM active."""
-        return self.reports.active(vm_uuid, self._clock(), self.silence_seconds)
+        return self.reports.active(vm_uuid, self._monotonic() - self.silence_seconds)
+
+    def take(self, host: str, report: Report) -> bool:
+        """See HostReports."""
+        return self.reports.take(host, report, self._clock(), self._monotonic())
+
+    def fresh(self) -> Iterator[tuple[str, HostState]]:
+        """The hosts of which we know at this moment what runs on them."""
+        return self.reports.fresh(self._monotonic() - self.silence_seconds)
+
+    def is_fresh(self, state: HostState) -> bool:
+        """Of one of them."""
+        return state.complete and self.silent_seconds(state) <= self.silence_seconds
+
+    def silent_seconds(self, state: HostState) -> float:
+        """For how long the host was not heard, whatever the wall clock did since."""
+        return self._monotonic() - state.heard
 
     def locate(self, vm: VmFacts, inventory: Inventory) -> Location:
         now = self._clock()

@@ -131,5 +131,4 @@ def may_be_of(migration: Migration, host: str, guest: ReportedGuest, now: float)
 
 def _are_known(hosts: frozenset[str], scene: Scene) -> bool:
     """A host that fell silent does not end a duplicate: nobody knows."""
-    placement = scene.placement
-    return hosts <= {host for host, _ in placement.reports.fresh(scene.now, placement.silence_seconds)}
+    return hosts <= {host for host, _ in scene.placement.fresh()}

@@ -53,7 +53,7 @@ class PlacementWatching:
         async with self._turns.of(name):
             now = self._now()
             try:
-                taken = self._gate.placement.reports.take(name, report, now)
+                taken = self._gate.placement.take(name, report)
             except TooManyGuests as error:
                 raise RequestRefused(str(error)) from error
             state = self._gate.placement.reports.get(name)
@@ -79,11 +79,11 @@ class PlacementWatching:
         """Record each host whose relay reported before and does not any more, once. Errors: LogUnavailable."""
         placement = self._gate.placement
         async with self._turns.of(""):
-            now = self._now()
             for host, state in list(placement.reports.hosts().items()):
-                if host in self._silent or now - state.heard <= placement.silence_seconds:
+                seconds = placement.silent_seconds(state)
+                if host in self._silent or seconds <= placement.silence_seconds:
                     continue
-                details = {"silent_ms": round((now - state.heard) * 1000), "guests": len(state.guests)}
+                details = {"silent_ms": round(seconds * 1000), "guests": len(state.guests)}
                 await self._gate.recorder.append(Event("placement.silent", source=host, details=details))
                 log.warning("no placement reports from a host", host=host, **details)
                 self._silent.add(host)

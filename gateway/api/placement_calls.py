@@ -24,9 +24,8 @@ async def hosts(desk: AtDesk, person: Asking, address: Address, prefix: Prefix =
     """Needs ReadInventory. By name, from `prefix` on; `more` if there are more than `limit`."""
     await require_read_inventory(desk, person, address)
     gate = desk.gate
-    now = desk.now().timestamp()
     found = sorted((each for each in gate.inventory.hosts.values() if each.name.startswith(prefix)), key=_name)
-    shown = [_host(gate, each, now) for each in found[:limit]]
+    shown = [_host(gate, each) for each in found[:limit]]
     return JsonAnswer({"hosts": shown, "more": len(found) > limit})
 
 
@@ -43,9 +42,10 @@ def _name(each: HostFacts | VmFacts) -> str:
     return each.name
 
 
-def _host(gate: Gate, host: HostFacts, now: float) -> dict[str, Any]:
+def _host(gate: Gate, host: HostFacts) -> dict[str, Any]:
     state = gate.placement.reports.get(host.spiffe_id)
-    is_fresh = state is not None and state.complete and now - state.heard <= gate.placement.silence_seconds
+    age = None if state is None else gate.placement.silent_seconds(state)
+    is_fresh = state is not None and gate.placement.is_fresh(state)
     known = [gate.inventory.vm(uuid) for uuid in state.guests] if state is not None else []
     return {
         "name": host.name,
@@ -55,7 +55,7 @@ def _host(gate: Gate, host: HostFacts, now: float) -> dict[str, Any]:
         "addresses": [each.address for each in host.addresses],
         "relay_reachable": gate.dispatch.is_reachable(host.spiffe_id, gate.relay_silence_seconds),
         "placement": "none" if state is None else "fresh" if is_fresh else "stale",
-        "placement_age_seconds": None if state is None else max(0, int(now - state.heard)),
+        "placement_age_seconds": None if age is None else int(age),
         "guests": None if state is None else len(state.guests),
         "guests_not_in_inventory": sum(vm is None for vm in known),
     }

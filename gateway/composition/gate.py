@@ -55,7 +55,9 @@ def _make_gate(
         people=people,
         engine=engine,
         sources=sources,
-        placement=Placement(lambda: clock.wall().timestamp(), limits.placement_silence_seconds),
+        placement=Placement(
+            lambda: clock.wall().timestamp(), limits.placement_silence_seconds, lambda: clock.monotonic_ns() / 1e9
+        ),
         migrations=Migrations(limits.migrations),
         dispatch=dispatch,
         recorder=keeping.recorder,

@@ -321,6 +321,27 @@ async def test_only_hosts_report_and_only_well_formed(running: Running) -> None:
 # --- reports by themselves ------------------------------------------------------------------------------------
 
 
+@pytest.mark.whole
+@pytest.mark.parametrize("step", [timedelta(hours=1), timedelta(hours=-1)], ids=["forward", "back"])
+async def test_a_clock_that_is_stepped_makes_no_host_silent_and_keeps_no_silent_one(
+    site: Site, step: timedelta
+) -> None:
+    wall, ticks = timedelta(), 0
+    clock = Clock(lambda: datetime.now(UTC) + wall, lambda: time.monotonic_ns() + ticks)
+    async with running_gateway(site, clock) as running:
+        await Relay(running, "a").report(guest())
+        watching = running.gateway.placement
+        wall += step
+        await watching.notice_silence()
+        assert await alarms(running) == []
+        ticks += 61 * 10**9
+        await watching.notice_silence()
+        assert [kind for kind, _, _ in await alarms(running)] == ["silent"]
+        (record,) = await running.records("placement.silent")
+        assert 61_000 <= record["details"]["silent_ms"] < 120_000
+        assert running.gateway.desk.gate.placement.active(UUID_WEB) == {}
+
+
 def reported(n: int = 1, **more: Any) -> ReportedGuest:
     values: dict[str, Any] = {
         "uuid": f"{n:08x}-0000-4000-8000-000000000000", "presence": "active", "run_state": "running",
@@ -335,40 +356,40 @@ def report(sequence: int, *guests: ReportedGuest, full: bool = False, more: bool
 
 def test_a_snapshot_counts_only_when_its_last_part_is_here() -> None:
     reports = HostReports()
-    assert reports.take("a", report(1, reported(1), full=True, more=True), 10.0)
+    assert reports.take("a", report(1, reported(1), full=True, more=True), 10.0, 10.0)
     state = reports.get("a")
     assert state is not None
     assert not state.complete
-    assert reports.take("a", report(2, reported(2)), 10.0)
+    assert reports.take("a", report(2, reported(2)), 10.0, 10.0)
     assert state.complete
     assert len(state.guests) == 2
 
 
 def test_a_lost_a_repeated_and_a_foreign_report_ask_for_a_snapshot_and_change_nothing() -> None:
     reports = HostReports()
-    assert reports.take("a", report(1, reported(1), full=True), 10.0)
+    assert reports.take("a", report(1, reported(1), full=True), 10.0, 10.0)
     for odd in (report(3, reported(2)), report(1, reported(2)), report(2, reported(2), epoch="f")):
-        assert not reports.take("a", odd, 11.0)
+        assert not reports.take("a", odd, 11.0, 11.0)
     state = reports.get("a")
     assert state is not None
     assert len(state.guests) == 1
-    assert reports.take("a", report(2, reported(2)), 12.0)
+    assert reports.take("a", report(2, reported(2)), 12.0, 12.0)
 
 
 def test_changes_before_any_snapshot_are_not_believed() -> None:
     reports = HostReports()
-    assert not reports.take("a", report(1, reported(1)), 10.0)
-    assert list(reports.fresh(10.0, 60)) == []
+    assert not reports.take("a", report(1, reported(1)), 10.0, 10.0)
+    assert list(reports.fresh(10.0 - 60)) == []
 
 
 def test_more_guests_than_any_host_has_are_refused() -> None:
     reports = HostReports()
     for part in range(20):
         guests = [reported(part * 100 + n) for n in range(100)]
-        reports.take("a", report(part + 1, *guests, full=part == 0, more=True), 10.0)
+        reports.take("a", report(part + 1, *guests, full=part == 0, more=True), 10.0, 10.0)
     with pytest.raises(TooManyGuests):
-        reports.take("a", report(21, reported(5000)), 10.0)
-    assert list(reports.fresh(10.0, 60)) == []
+        reports.take("a", report(21, reported(5000)), 10.0, 10.0)
+    assert list(reports.fresh(10.0 - 60)) == []
 
 
 INVENTORY = f"""
@@ -398,7 +419,7 @@ host = "a"
 class Scene:
     def __init__(self) -> None:
         self.now = 1000.0
-        self.placement = Placement(lambda: self.now, 60)
+        self.placement = Placement(lambda: self.now, 60, lambda: self.now)
         self.inventory = Inventory.parse(INVENTORY.encode())
         vm = self.inventory.vm("web")
         assert vm is not None
@@ -406,9 +427,7 @@ class Scene:
 
     def show(self, host: str, seen: float, since: float = 0.0) -> None:
         guests = [reported(uuid=UUID_WEB, seen=seen, since=since)]
-        self.placement.reports.take(
-            host, Report("e", 1, True, False, int((self.now - seen) * 1000), guests, ()), self.now
-        )
+        self.placement.take(host, Report("e", 1, True, False, int((self.now - seen) * 1000), guests, ()))
 
     def where(self) -> tuple[str | None, str, int | None]:
         found = self.placement.locate(self.vm, self.inventory)
