@@ -46,7 +46,7 @@ class Location:
 
 
 class Placement:
-    """`clock`: unix seconds, the gateway's. `silence_seconds`: by `monotonic`, after that a host's reports are stale."""
+    """`clock`: unix seconds, the gateway's. `silence_seconds`: then a host's reports are stale, by `monotonic`."""
 
     def __init__(
         self,
