@@ -74,22 +74,22 @@ def read_policy(file: str, number: int, parsed: Mapping[str, Any]) -> Policy:
         obligation,
         baseline is not None,
         frozenset(_named_groups(parsed)),
-        any(_names_a_vm(part) for part in _parts(parsed)),
+        any(_names_a_vm(part) for part in parts_of(parsed)),
     )
 
 
 def _named_groups(parsed: Mapping[str, Any]) -> Iterator[str]:
     """The ids of all groups that stand in a policy, in its scope or its conditions."""
-    return (part["id"] for part in _parts(parsed) if part.get("type") == GROUP and isinstance(part.get("id"), str))
+    return (part["id"] for part in parts_of(parsed) if part.get("type") == GROUP and isinstance(part.get("id"), str))
 
 
 def _names_a_vm(part: Mapping[str, Any]) -> bool:
     return part.get("type") == VM or part.get("attr") == "name"
 
 
-def _parts(parsed: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Every JSON object in a policy."""
-    rest: list[Any] = [parsed]  # no recursion: conditions nest deeper than Python's stack
+def parts_of(parsed: object) -> Iterator[Mapping[str, Any]]:
+    """Every JSON object in a policy, or in a part of it."""
+    rest = [parsed]  # no recursion: conditions nest deeper than Python's stack
     while rest:
         value = rest.pop()
         if isinstance(value, dict):

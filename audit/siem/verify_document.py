@@ -109,7 +109,7 @@ def _check_fields(body: Mapping[str, Any], entry: LogEntry, verdict: Verdict) ->
     if body["event"].get("hash") != hashlib.sha256(b"\x00" + entry.entry).hexdigest():
         verdict.faults.append("its hash is not that of the entry")
     withheld = body["sealane"].get("redacted", [])
-    if not isinstance(withheld, list) or not all(name in REDACTABLE for name in withheld):
+    if not isinstance(withheld, list) or not all(isinstance(name, str) and name in REDACTABLE for name in withheld):
         verdict.faults.append("it names fields as withheld that cannot be")
         return
     if body["sealane"].get("document") != DOCUMENT_VERSION:

@@ -110,15 +110,3 @@ def _negated(expr: Expr) -> Expr:
 
 def _literal(expr: Expr) -> bool:
     return "Value" in expr
-
-
-def walk(value: object) -> Iterator[Mapping[str, Any]]:
-    """Every object inside a policy's JSON. Without recursion: conditions nest deeper than Python's stack."""
-    rest = [value]
-    while rest:
-        each = rest.pop()
-        if isinstance(each, Mapping):
-            yield each
-            rest += each.values()
-        elif isinstance(each, list):
-            rest += each

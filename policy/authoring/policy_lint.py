@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from policy.authoring.conditions import always, conjuncts_of, constant, walk
+from policy.authoring.conditions import always, conjuncts_of, constant
+from policy.cedar_policy import parts_of
 from policy.facts import SID, SPIFFE_ID, UUID, VM_ACTIONS
 
 _ABOUT_THE_PERSON: Final = frozenset({"own_migration", "own_request"})  # of the context: who the person is to it
@@ -56,7 +57,7 @@ def _constants(policy: Mapping[str, Any]) -> Iterator[Remark]:
 
 
 def _ids(policy: Mapping[str, Any]) -> Iterator[Remark]:
-    for each in walk(policy):
+    for each in parts_of(policy):
         kind, name = each.get("type"), each.get("id")
         if not isinstance(name, str):
             continue
@@ -83,7 +84,7 @@ def _ids(policy: Mapping[str, Any]) -> Iterator[Remark]:
 
 
 def _names(policy: Mapping[str, Any]) -> Iterator[Remark]:
-    for each in walk(policy.get("conditions", ())):
+    for each in parts_of(policy.get("conditions", ())):
         match each:
             case {".": {"left": {"Var": "principal"}, "attr": "name"}}:
                 yield Remark(
@@ -95,7 +96,7 @@ def _names(policy: Mapping[str, Any]) -> Iterator[Remark]:
 def _permits_everyone(policy: Mapping[str, Any]) -> bool:
     if policy["effect"] != "permit" or policy["principal"]["op"] != "All":
         return False
-    for each in walk(policy.get("conditions", ())):
+    for each in parts_of(policy.get("conditions", ())):
         match each:
             case {"Var": "principal"}:
                 return False

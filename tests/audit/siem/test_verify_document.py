@@ -79,6 +79,7 @@ def test_with_the_log_it_is_also_known_to_be_there() -> None:
         (changed("event.original", 7), "no text"),
         (changed("sealane.origin", "other.example/log"), "no key was given"),
         (changed("sealane.redacted", ["event.hash"]), "cannot be"),
+        (changed("sealane.redacted", [["user.name"]]), "cannot be"),
         (changed("sealane.facets.who_name", "bob"), "sealane.facets.who_name"),
         (json.dumps({"_id": "forged", "_source": BODY}).encode(), "id is not"),
     ],
