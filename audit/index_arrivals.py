@@ -55,10 +55,11 @@ def _time_us(document: Mapping[str, Any]) -> int:
 
 def is_certificate_of_arrival(document: Mapping[str, Any]) -> bool:
     """A destination's receipt that says that the guest runs there."""
-    details, vm = document.get("details"), document.get("vm")
+    details, vm, outcome = document.get("details"), document.get("vm"), document.get("outcome")
     return (
         document.get("kind") == "migration.receipt"
-        and document.get("outcome") in ARRIVED
+        and isinstance(outcome, str)
+        and outcome in ARRIVED
         and isinstance(details, Mapping)
         and details.get("role") == "destination"
         and isinstance(vm, Mapping)

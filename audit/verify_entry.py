@@ -131,8 +131,9 @@ def permit_faults(
         yield f"it is a permit for decision {link['index']!r}, which is not the entry before it"
     if not _is_base64_of(link["leaf_hash"], decision_hash):
         yield f"it is a permit for another decision than the one at {index - 1}"
-    if decision.get("outcome") not in PERMITTING:
-        yield f"it is a permit for a decision whose outcome is {decision.get('outcome')!r}"
+    outcome = decision.get("outcome")
+    if type(outcome) is not str or outcome not in PERMITTING:
+        yield f"it is a permit for a decision whose outcome is {outcome!r}"
     if not claims.get("migration_id") or claims["migration_id"] != decision.get("migration_id"):
         yield "it is a permit for another migration than its decision"
     vm = decision.get("vm")

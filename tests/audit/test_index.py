@@ -102,6 +102,9 @@ def test_entries_are_applied_in_order_and_what_cannot_be_read_has_its_row(index:
     index.apply(5, [entry(5), b"not an entry", b"[]", b'{"record":{"kind":7}}'])
     assert index.size == 9
     assert ask(index).page(where(kind="unreadable")) == [6, 7, 8]
+    index.apply(9, [receipt(9, SOURCE).replace(b'"outcome":"running"', b'"outcome":["running"]')])
+    assert placed(index) == {}
+    assert ask(index).page(where(kind="migration.receipt")) == [9]
 
 
 def test_a_batch_that_fails_leaves_nothing_behind(index: Index) -> None:

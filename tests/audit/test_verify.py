@@ -316,6 +316,16 @@ def test_a_permit_that_does_not_match_its_decision_is_found(builder: EntryBuilde
     assert any(what in text for _, text in problems), problems
 
 
+@pytest.mark.parametrize("outcome", [b"[]", b"{}", b'["allowed"]', b"7"])
+def test_a_decision_whose_outcome_is_no_text_is_a_finding_and_so_is_its_permit(outcome: bytes, tmp_path: Path) -> None:
+    """Whoever can write to the log's folder writes there what no gateway would."""
+    altered = entry(0).replace(b'"outcome":"allowed"', b'"outcome":' + outcome)
+    written(tmp_path, raw(altered, permit(0, altered)))
+    problems = found(tmp_path)
+    assert (0, "its outcome is neither null nor a text") in problems
+    assert any(index == 1 and "a permit for a decision whose outcome is" in text for index, text in problems)
+
+
 def test_a_permit_at_the_start_or_after_a_permit_is_found(tmp_path: Path) -> None:
     first = entry(0)
     written(tmp_path / "a", raw(permit(0, first)))
