@@ -29,6 +29,7 @@ from policy.identity.directory_account import (
     decode_state,
 )
 from policy.identity.directory_settings import Credentials, DirectorySettings, Endpoint
+from policy.identity.directory_socket import BoundedSocket, ServerTls
 from policy.identity.kerberos import Handshake, Tickets, authenticate, end_point_binding
 from policy.identity.sids import encode_guid, encode_sid, filter_octets
 
@@ -53,25 +54,6 @@ _BIND_REASONS: Final = {
 _SUB_CODE: Final = re.compile(r"\bdata ([0-9a-f]{3})\b")
 _ANY_ENTRY: Final = "(objectClass=*)"
 MAX_NAMED_GROUPS: Final = 500
-
-
-class ServerTls(ldap3.Tls):
-    """TLS 1.2 or newer; the certificate verified, and for `name` even where the connection goes to an address.
-
-    Replaces ldap3's own: that switches off the check of names in OpenSSL and does it with a deprecated function.
-    """
-
-    def __init__(self, name: str, trusted_pem: str) -> None:
-        super().__init__(validate=ssl.CERT_REQUIRED, ca_certs_data=trusted_pem, sni=name)
-        self.server_name = name
-        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # CERT_REQUIRED and check_hostname from the start
-        self.context.minimum_version = ssl.TLSVersion.TLSv1_2
-        self.context.load_verify_locations(cadata=trusted_pem)
-
-    def wrap_socket(self, connection: Any, do_handshake: bool = False) -> None:
-        connection.socket = self.context.wrap_socket(
-            connection.socket, server_hostname=self.server_name, do_handshake_on_connect=do_handshake
-        )
 
 
 class _ByTicket(ldap3.Connection):
@@ -270,6 +252,9 @@ class Session:
         return entries
 
     def _call(self, operation: Any, *arguments: Any, **named: Any) -> Any:
+        open_socket = self._connection.socket
+        if isinstance(open_socket, BoundedSocket):
+            open_socket.allow(self._settings.receive_seconds)
         try:
             return operation(*arguments, **named)
         except LDAPOperationResult as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -16,8 +16,8 @@ NAME: Final = "dc1.hostile.example.test"
 _BIND: Final = 0x60
 _UNBIND: Final = 0x42
 
-# From message id and tag of a request to the bytes to send; None hangs up.
-Answer = Callable[[int, int], bytes | None]
+# From message id and tag of a request to the bytes to send, perhaps in parts; None hangs up.
+Answer = Callable[[int, int], bytes | Iterable[bytes] | None]
 
 
 def ber(tag: int, *parts: bytes) -> bytes:
@@ -87,4 +87,5 @@ def _talk(connection: ssl.SSLSocket, answer: Answer, bind: bytes) -> None:
         reply = message(message_id, bind) if tag == _BIND else answer(message_id, tag)
         if reply is None:
             return
-        connection.sendall(reply)
+        for part in [reply] if isinstance(reply, bytes) else reply:
+            connection.sendall(part)

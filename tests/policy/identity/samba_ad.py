@@ -12,6 +12,7 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -28,8 +29,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-from policy.identity.directory_session import ServerTls
 from policy.identity.directory_settings import Credentials, DirectorySettings
+from policy.identity.directory_socket import ServerTls
 
 REALM: Final = "corp.example.test"
 BASE: Final = "DC=corp,DC=example,DC=test"
@@ -134,6 +135,7 @@ class Controller:
     def administrator(self) -> Administrator:
         """A connection that may change everything; for `with`, which opens and closes it."""
         tls = ServerTls(self.name, (self.folder / "tls" / "ca.pem").read_text(encoding="ascii"))
+        tls.context.sslsocket_class = ssl.SSLSocket  # nobody bounds each of its calls
         server = ldap3.Server(self.address, LDAPS, use_ssl=True, tls=tls, get_info=ldap3.NONE, connect_timeout=5)
         return ldap3.Connection(
             server, f"administrator@{REALM}", ADMIN_PASSWORD, raise_exceptions=True, check_names=False,

@@ -16,8 +16,9 @@ from ldap3.core.exceptions import LDAPException
 
 from policy.errors import AccountRefused, DirectoryUnavailable
 from policy.identity.directory_account import AccountName
-from policy.identity.directory_session import ServerTls, Session
+from policy.identity.directory_session import Session
 from policy.identity.directory_settings import Credentials, DirectorySettings
+from policy.identity.directory_socket import ServerTls
 from policy.identity.sids import encode_sid
 from tests.policy.identity.hostile_controller import (
     NAME,
@@ -96,6 +97,7 @@ def test_ldap3_as_it_comes_hands_the_password_to_that_server(
     url = f"ldap://127.0.0.1:{clear_text_server.getsockname()[1]}/DC=corp,DC=example"
     with hostile_controller(tmp_path, authority, lambda number, _: message(number, referral_to(url))) as port:
         tls = ServerTls(NAME, authority.pem.decode())
+        tls.context.sslsocket_class = ssl.SSLSocket
         server = ldap3.Server("127.0.0.1", port, use_ssl=True, tls=tls, get_info=ldap3.NONE, connect_timeout=1)
         connection = ldap3.Connection(server, "svc", "the-password", check_names=False, receive_timeout=1)
         connection.bind()
@@ -147,6 +149,32 @@ def test_bytes_that_are_no_ldap_end_the_call(tmp_path: Path, authority: TestAuth
         with pytest.raises(DirectoryUnavailable):
             session.find(ALICE)
         assert time.monotonic() - started < 3
+
+
+def test_an_answer_byte_by_byte_ends_with_the_step(tmp_path: Path, authority: TestAuthority) -> None:
+    """Each byte came in time: a thread and a place among the connections were its, for as long as it liked."""
+
+    def drip(number: int, _: int) -> Iterator[bytes]:
+        for byte in message(number, DONE):
+            time.sleep(0.4)  # what the attack is made of
+            yield bytes([byte])
+
+    with session_with(tmp_path, authority, drip) as session:
+        started = time.monotonic()
+        with pytest.raises(DirectoryUnavailable) as late:
+            session.find(ALICE)
+        assert (late.value.check, time.monotonic() - started < 2) == ("timeout", True)
+
+
+def test_an_answer_without_an_end_is_read_up_to_the_limit(tmp_path: Path, authority: TestAuthority) -> None:
+    def flood(number: int, _: int) -> Iterator[bytes]:
+        one = message(number, entry("CN=alice", description=bytes(1000)))
+        yield from [one * 50] * 100
+        yield message(number, DONE)
+
+    flooding = session_with(tmp_path, authority, flood, receive_seconds=30)
+    with flooding as session, pytest.raises(DirectoryUnavailable, match="over 1048576 bytes"):
+        session.find(ALICE)
 
 
 def test_an_answer_to_another_question_is_not_taken(tmp_path: Path, authority: TestAuthority) -> None:
