@@ -151,6 +151,15 @@ async def _ask_outcome(session: SourceSession, end: SourceEnd) -> None:
 
 
 async def _settle_with(session: SourceSession, message: Handover | Cancel) -> None:
+    try:
+        await _settle_on_connection(session, message)
+    except OfferRefused as refused:
+        if refused.code is RefusalCode.PROTOCOL:
+            session.leap()
+        raise
+
+
+async def _settle_on_connection(session: SourceSession, message: Handover | Cancel) -> None:
     """A connection only to settle: Handover or Cancel, Outcome, receipts, Bye."""
     attempt = session.next_attempt()
     async with offered(

@@ -26,6 +26,7 @@ from transport.relay.spool import SessionJournal
 from transport.wire.messages import Receipt
 
 log = structlog.get_logger("sealane.relay")
+_MAX_ATTEMPT = (1 << 32) - 1
 
 
 @dataclass(slots=True)
@@ -48,6 +49,7 @@ class SourceSession:
     recovery_id: str = ""  # of a session that goes on with interrupted post-copy, under the journal of the first one
     exchanged: datetime | None = None  # when its receipt was sent, last
     _attempt: int = -1
+    _leap: int = 1
 
     @property
     def session_id(self) -> str:
@@ -69,8 +71,15 @@ class SourceSession:
     def next_attempt(self) -> int:
         """Strictly increasing over the session's connections, restarts included: seconds since the epoch for those."""
         is_new = self.recovery_id or not self.is_recovered
-        self._attempt = self._attempt + 1 if self._attempt >= 0 or is_new else int(now().timestamp())
+        if self._attempt >= 0 or is_new:
+            self._attempt = min(self._attempt + self._leap, _MAX_ATTEMPT)
+        else:
+            self._attempt = min(max(0, int(now().timestamp())), _MAX_ATTEMPT - (1 << 24))
         return self._attempt
+
+    def leap(self) -> None:
+        """The clock was ahead before an earlier restart: D knows a greater attempt, which 32 leaps come to."""
+        self._leap *= 2
 
     @property
     def is_recovered(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -10,15 +11,17 @@ import pytest
 import trio
 import trio.testing
 
-from tests.transport.relay.conftest import unheard, until, with_limits
-from tests.transport.relay.test_carriage import VM
+from tests.transport.relay.conftest import running_relay, unheard, until, with_limits
+from tests.transport.relay.hostile import Driver
+from tests.transport.relay.test_carriage import VM, listen
 from tests.transport.site import Site
 from transport.errors import ConnectionBroken, SpoolFailed
-from transport.relay import former_sessions, handover
+from transport.relay import former_sessions, handover, source_session
 from transport.relay.destination import Destination
 from transport.relay.evacuations import Evacuations
 from transport.relay.host import RelayHost, now, open_host
 from transport.relay.socket_ends import SocketDestination, SocketSource
+from transport.relay.source_session import SourceSession
 from transport.wire.control import Role
 
 
@@ -130,3 +133,39 @@ async def test_status_shows_a_guest_that_is_held_until_its_source_settles(
         await session.settle(handed_over=True)
         assert host.board.document()["sessions"] == []
         nursery.cancel_scope.cancel()
+
+
+async def test_a_clock_that_was_ahead_before_the_last_restart_keeps_no_guest_waiting(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Attempts of a restarted source begin by its clock: it was refused until that clock had been reached, one by one."""
+    permit, ahead = site.permit(vm=VM), int(now().timestamp()) + 86400
+    monkeypatch.setattr(RelayHost, "source_end", lambda *_: Guest(frozenset()))
+    listener = listen(site)
+    async with listener, running_relay(site, "b") as (_, address):
+        source = open_host(with_limits(site.relay_config("a"), settle_retry_seconds=0.02))
+        async with Driver.connected(address, source.credentials) as driver:
+            await driver.offer(permit)
+        async with Driver.connected(address, source.credentials) as former:
+            await former.offer(permit, session_id=driver.session_id, attempt=ahead, purpose="settle")
+        name = driver.session_id
+        journal = source.spool.begin(Role.SOURCE, name, session_id=name, vm=VM, permit=permit, address=address)
+        journal.append("handed-over")
+        link: Any = SimpleNamespace(tell=lambda _id, news: unheard(news))
+        with trio.fail_after(20):
+            async with trio.open_nursery() as nursery:
+                await former_sessions._settle(source, journal, link, nursery)
+        assert journal.is_ended
+
+
+@pytest.mark.parametrize("moment", [-5, 0, 1 << 32, 253_402_300_799])
+def test_the_first_attempt_after_a_restart_is_one_whatever_the_clock_says(
+    monkeypatch: pytest.MonkeyPatch, moment: int
+) -> None:
+    monkeypatch.setattr(source_session, "now", lambda: datetime.fromtimestamp(moment, UTC))
+    nothing: Any = None
+    session = SourceSession(nothing, nothing, "", cast("Any", SimpleNamespace(facts={"recovered": True})), nothing)
+    attempts = [session.next_attempt() for _ in range(3)]
+    assert attempts == sorted(set(attempts))
+    assert 0 <= attempts[0]
+    assert attempts[-1] < 1 << 32
