@@ -117,6 +117,9 @@ class Admissions:
             self.sessions[key] = session
         except (HypervisorError, LocalBroken) as error:
             raise OfferRefused(RefusalCode.HYPERVISOR, f"post-copy cannot be recovered: {error}") from None
+        except SpoolFailed as error:
+            log.error("post-copy cannot be recovered", vm=session.permit.claims.vm, cause=str(error))
+            raise OfferRefused(RefusalCode.INTERNAL, "the relay cannot write its spool") from None
         finally:
             self._being_admitted.pop(key).set()
         log.warning("post-copy goes on in a new session", vm=session.permit.claims.vm)
@@ -222,7 +225,10 @@ class Admissions:
     async def _withdraw(self, session: DestinationSession) -> None:
         """Whatever is behind that monitor was not prepared by us, so it is left alone."""
         await session.end.__aexit__(None, None, None)
-        await self._host.enter(session.journal, "ended")
+        try:
+            await self._host.enter(session.journal, "ended")
+        except SpoolFailed as error:  # the next process ends it; S is to hear what failed first
+            log.error("a session that was not begun cannot be ended", vm=session.permit.claims.vm, cause=str(error))
         await self._host.on_disk(remove_session_folder, session.folder)
 
 

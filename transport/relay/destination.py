@@ -12,7 +12,7 @@ import trio
 
 from certs.tls import ControlPeer, local_leaf_sha256
 from policy.permit import VerifiedPermit
-from transport.errors import ConnectionBroken, LocalBroken, NobodyListens, TransportError
+from transport.errors import ConnectionBroken, LocalBroken, NobodyListens, SpoolFailed, TransportError
 from transport.hypervisors.errors import HypervisorError
 from transport.relay.admitting import Admissions
 from transport.relay.board import Entry
@@ -247,8 +247,12 @@ class Destination:
         session.let_go()
         if not session.is_held:
             await session.end.__aexit__(None, None, None)
-        if not session.journal.is_ended:
-            await self._host.enter(session.journal, "ended")
+        while not session.journal.is_ended:
+            try:
+                await self._host.enter(session.journal, "ended")
+            except SpoolFailed as error:  # nobody else would try again, and its VM could not come here any more
+                log.error("session cannot be ended yet", vm=session.permit.claims.vm, cause=str(error))
+                await trio.sleep(self._host.config.limits.settle_retry_seconds)
         await self._host.on_disk(remove_session_folder, session.folder)
         self.admissions.forget(session)
 

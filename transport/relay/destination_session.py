@@ -117,16 +117,17 @@ class DestinationSession:
     async def recover(self, session_id: str, attempt: int) -> None:
         """Let the hypervisor wait for the rest of a guest that runs here; whatever carried it before is closed first.
 
-        The receipt of what follows is another one. Raises `LocalBroken` or `HypervisorError`.
+        The receipt of what follows is another one. Raises `SpoolFailed`, the hypervisor being untouched, `LocalBroken`
+        or `HypervisorError`.
         """
         async with self._settling:
             self.let_go()
             if self._connection is not None:
                 self._connection.cancel()
                 await self._connection_closed.wait()
+            if not self.has_receipt:
+                await self.keep_receipt()
             await self.end.listen_again(self.folder)
-        if not self.has_receipt:
-            await self.keep_receipt()
         facts = self.facts
         self.facts = ReceiptFacts(facts.role, facts.permit, facts.vm_binding, now(), facts.own_leaf_sha256)
         self.recovery_id, self.attempt, self.only_settles, self.began = session_id, attempt, False, trio.current_time()

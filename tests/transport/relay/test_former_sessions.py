@@ -138,7 +138,7 @@ async def test_status_shows_a_guest_that_is_held_until_its_source_settles(
 async def test_a_clock_that_was_ahead_before_the_last_restart_keeps_no_guest_waiting(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Attempts of a restarted source begin by its clock: it was refused until that clock had been reached, one by one."""
+    """Attempts of a restarted source begin by its clock: it was refused one by one until that had been reached."""
     permit, ahead = site.permit(vm=VM), int(now().timestamp()) + 86400
     monkeypatch.setattr(RelayHost, "source_end", lambda *_: Guest(frozenset()))
     listener = listen(site)
@@ -167,5 +167,5 @@ def test_the_first_attempt_after_a_restart_is_one_whatever_the_clock_says(
     session = SourceSession(nothing, nothing, "", cast("Any", SimpleNamespace(facts={"recovered": True})), nothing)
     attempts = [session.next_attempt() for _ in range(3)]
     assert attempts == sorted(set(attempts))
-    assert 0 <= attempts[0]
+    assert attempts[0] >= 0
     assert attempts[-1] < 1 << 32
