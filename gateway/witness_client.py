@@ -14,6 +14,7 @@ from audit.checkpoint import read_note
 from audit.cosignature import Cosignature, CosignerKey, read_answer
 from audit.errors import CheckpointError
 from audit.witness import write_request
+from policy.sources.https import read_bounded
 
 MAX_ANSWER_BYTES: Final = 32 * 1024
 _SIZE: Final = re.compile(r"(0|[1-9][0-9]{0,18})\n?")
@@ -27,6 +28,12 @@ class WitnessFailed(Exception):
 
 class WitnessDisagrees(WitnessFailed):
     """It has cosigned what this log does not hold: the log was put back, forked, or another gateway has its key."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    status: int
+    text: str
 
 
 @dataclass(slots=True)
@@ -45,13 +52,13 @@ class WitnessClient:
         size = note.checkpoint.size
         for _ in range(2):  # the second time with the size that it told
             answer = await self._ask(checkpoint_text, await self._path_to(size, consistency_path))
-            if answer.status_code == 409:
+            if answer.status == 409:
                 self.known_size = _told_size(answer)
                 continue
-            if answer.status_code == 422:
+            if answer.status == 422:
                 raise WitnessDisagrees(f"it holds another history of this log: {answer.text[:200].strip()}")
-            if answer.status_code != 200:
-                raise WitnessFailed(f"it answered {answer.status_code}: {answer.text[:200].strip()}")
+            if answer.status != 200:
+                raise WitnessFailed(f"it answered {answer.status}: {answer.text[:200].strip()}")
             try:
                 found = read_answer(note, answer.text, self.keys)
             except CheckpointError as error:
@@ -66,35 +73,35 @@ class WitnessClient:
         """The checkpoint of the log that it cosigned last, as it serves it to monitors. Errors: WitnessFailed."""
         origin_hash = hashlib.sha256(origin.encode()).hexdigest()
         answer = await self._fetch("GET", f"{self.url}/{origin_hash}/checkpoint", b"")
-        if answer.status_code != 200:
-            raise WitnessFailed(f"it answered {answer.status_code}")
+        if answer.status != 200:
+            raise WitnessFailed(f"it answered {answer.status}")
         return answer.text
 
     async def _path_to(self, size: int, consistency_path: ConsistencyPath) -> Sequence[bytes]:
         if self.known_size > size:
-            raise WitnessDisagrees(f"it has cosigned this log at size {self.known_size}, and it has {size} entries now")
+            told, self.known_size = self.known_size, 0  # the next time it is asked anew: this may have been a slip
+            raise WitnessDisagrees(f"it has cosigned this log at size {told}, and it has {size} entries now")
         if self.known_size in {0, size}:
             return ()
         return await consistency_path(self.known_size, size)
 
-    async def _ask(self, checkpoint_text: str, path: Sequence[bytes]) -> httpx.Response:
+    async def _ask(self, checkpoint_text: str, path: Sequence[bytes]) -> _Answer:
         body = write_request(self.known_size, path, checkpoint_text)
         return await self._fetch("POST", f"{self.url}/add-checkpoint", body)
 
-    async def _fetch(self, method: str, url: str, body: bytes) -> httpx.Response:
+    async def _fetch(self, method: str, url: str, body: bytes) -> _Answer:
+        """Neither unpacked nor decoded as its headers would have it: they are the witness's to write, too."""
         try:
-            async with self.http.stream(method, url, content=body) as answer:
-                content = b""
-                async for part in answer.aiter_bytes():
-                    content += part
-                    if len(content) > MAX_ANSWER_BYTES:
-                        raise WitnessFailed("its answer is too large")
+            async with self.http.stream(method, url, content=body, headers={"accept-encoding": "identity"}) as answer:
+                content = await read_bounded(answer, MAX_ANSWER_BYTES)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise WitnessFailed(f"it cannot be reached: {error or type(error).__name__}") from error
-        return httpx.Response(answer.status_code, headers=answer.headers, content=content)
+        if len(content) > MAX_ANSWER_BYTES:
+            raise WitnessFailed("its answer is too large")
+        return _Answer(answer.status_code, content.decode("utf-8", "replace"))
 
 
-def _told_size(answer: httpx.Response) -> int:
+def _told_size(answer: _Answer) -> int:
     match = _SIZE.fullmatch(answer.text)
     if match is None:
         raise WitnessFailed("it answered 409 without the size that it knows")
