@@ -81,6 +81,7 @@ class ReceiptBody(_Strict, frozen=True):
     peer_receipt_sha256: Hex | None
     content_digests: dict[str, str] | None
     other_permit_sha256: Hex | msgspec.UnsetType = msgspec.UNSET  # of the other site's, where two sites took part
+    recovery: Literal[True] | msgspec.UnsetType = msgspec.UNSET  # of a session that went on with interrupted post-copy
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +195,7 @@ def receipt_details(receipt: SignedReceipt, body: ReceiptBody) -> dict[str, Any]
         "signature": base64.b64encode(receipt.signature).decode(),
         "chain": [base64.b64encode(der).decode() for der in receipt.chain],
         "vm_binding": body.vm_binding,
+        **({} if body.recovery is msgspec.UNSET else {"recovery": True}),
         "tls": msgspec.to_builtins(body.tls),
         "downtime_ms": body.downtime_ms,
         "sent_bytes": sum(channel.sent_bytes for channel in body.channels),

@@ -6,7 +6,8 @@ TransportError
 ├── PeerCancelled       the requester or the peer's operator: the peer ended the session in order
 ├── ConnectionBroken    the network, or a peer that died: the session may be settled later, never taken for an end
 ├── LocalBroken         the operator of this host: the hypervisor's connection failed
-│   └── NobodyListens   the operator of the destination: no program is where a port leads
+│   ├── NobodyListens   the operator of the destination: no program is where a port leads
+│   └── NotRecoverable  the operator of the destination: no guest there waits for the rest of its memory
 ├── SpoolFailed         the operator of this host: durable state cannot be read or written
 ├── ConfigurationError  the operator of this host: configuration file, key or socket folder
 └── Misuse              us: a bug of this program
@@ -104,6 +105,10 @@ class NobodyListens(LocalBroken):
     ) -> None:
         super().__init__(detail)
         self.told = told
+
+
+class NotRecoverable(LocalBroken):
+    """At the destination no guest waits for the rest of its memory; in words that S may read."""
 
 
 class SpoolFailed(TransportError):

@@ -224,6 +224,8 @@ def _outcome_of(ends: Sequence[NumberedRecord]) -> Iterator[Line]:
             told.append(f"the guest stood still for {downtime} ms")
         carried = {name: details.get(f"{name}_bytes") for name in ("sent", "received")}
         told += [f"{name} {amount} bytes" for name, amount in carried.items() if type(amount) is int]
+        if details.get("recovery") is True:
+            told.insert(0, "went on with interrupted post-copy")
         if body.get("resumptions"):
             told.append(f"resumed {counted(body['resumptions'], 'time')}")
         told.append("signed by its certificate" if details.get("chain") else "NOT signed by a host")

@@ -137,6 +137,17 @@ async def test_receipts_are_recorded_once_however_often_they_are_sent(running: R
     assert [receipt["role"] for receipt in shown["receipts"]] == ["source", "destination"]
 
 
+async def test_a_receipt_of_a_recovery_is_recorded_as_one(running: Running) -> None:
+    _, permit = await running.begin()
+    await deliver(running, "a", running.receipt("a", permit, "source", "completed"))
+    await deliver(running, "a", running.receipt("a", permit, "source", "completed", recovery=True))
+    first, second = (record["details"] for record in await running.records("migration.receipt"))
+    assert ("recovery" in first, second["recovery"]) == (False, True)
+    for lie in (False, 1, "yes"):
+        forged = running.receipt("a", permit, "source", "completed", recovery=lie)
+        assert await refused(running.client("a"), "/v1/receipts", forged) == "receipt_refused"
+
+
 async def test_the_vm_is_where_the_destination_certifies_to_run_it(running: Running) -> None:
     _, permit = await running.begin()
     await deliver(running, "a", running.receipt("a", permit, "source", "completed"))

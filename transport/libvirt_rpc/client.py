@@ -38,7 +38,6 @@ _CHUNK: Final = 64 * 1024
 _PING_SECONDS: Final = 5.0  # as libvirt's own clients
 _AUTH_NONE: Final = 0
 _JOB_NONE: Final = 0
-PAUSED_POST_COPY: Final = 12  # a reason of PAUSED, at the source
 
 
 class DomainState(IntEnum):
@@ -54,6 +53,11 @@ class DomainState(IntEnum):
     @property
     def is_active(self) -> bool:
         return self not in (DomainState.SHUTOFF, DomainState.NONE, DomainState.CRASHED)
+
+
+PAUSED_POST_COPY: Final = 12  # a reason of PAUSED, at the source
+# State and reason of a guest whose post-copy was interrupted.
+POST_COPY_FAILED: Final = frozenset({(DomainState.RUNNING, 11), (DomainState.PAUSED, 13)})
 
 
 @dataclass(frozen=True, slots=True)

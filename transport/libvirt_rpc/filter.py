@@ -4,7 +4,8 @@
 
 Run at the destination, whose host is at stake; the source's front runs the same checks so that a caller hears at once.
 A Finish leaves with PAUSED: a guest starts at the destination only when the relays have handed it over, which comes
-before in post-copy alone.
+before in post-copy alone. Where interrupted post-copy is taken up again, the guest runs here already: then Prepare and
+Finish must say so, and in any other session they may not.
 """
 
 from __future__ import annotations
@@ -39,15 +40,20 @@ class Places:
 
 
 class MigrationFilter:
-    """One connection's calls. `check` says what to send on; `note_reply` moves on when it was done."""
+    """One connection's calls. `check` says what to send on; `note_reply` moves on when it was done.
 
-    def __init__(self, vm: str, rules: DomainRules, places: Places) -> None:
+    `resumed`: where post-copy is taken up again, the name that libvirtd here has for the VM.
+    """
+
+    def __init__(self, vm: str, rules: DomainRules, places: Places, resumed: str | None = None) -> None:
         self._vm = vm
         self._rules = rules
         self._places = places
         self.step = Step.OPENED
         self.flags = MigrateFlag(0)
-        self.lets_run = False  # the guest was handed over before Finish: in post-copy only
+        self.lets_run = resumed is not None  # the guest was handed over before Finish: in post-copy only
+        self.gives_up = False  # by its Finish
+        self._resumed = resumed
         self._identity: DomainIdentity | None = None
 
     def check(self, call: Packet) -> tuple[int, bytes]:
@@ -86,6 +92,12 @@ class MigrationFilter:
             raise CallRefused(
                 f"Sealane: the permit is for VM {self._vm}, not for {identity.uuid}", ErrorCode.ACCESS_DENIED
             )
+        if prepare.resumes is not (self._resumed is not None):
+            what = "goes on with post-copy" if self._resumed is not None else "begins a migration"
+            raise CallRefused(f"Sealane: this session {what}, and does nothing else", ErrorCode.ACCESS_DENIED)
+        if self._resumed not in (None, identity.name):
+            # libvirt looks for its guest by this name alone: it could be another VM's.
+            raise CallRefused(f"Sealane: the VM is not named {identity.name!a} here", ErrorCode.ACCESS_DENIED)
         self._identity, self.flags = identity, prepare.flags
         parameters = [p for p in prepare.parameters if p.field not in ("listen_address", "disks_port")]
         parameters = with_text(parameters, "migrate_uri", f"unix://{self._places.memory}")
@@ -97,6 +109,7 @@ class MigrationFilter:
         if finish.name != self._identity.name or finish.flags != self.flags:
             raise CallRefused("Sealane: Finish is of another migration than Prepare was", ErrorCode.ACCESS_DENIED)
         check_cookie(finish.cookie, self._identity, self._rules)
+        self.gives_up = finish.cancelled
         # Of Prepare's parameters libvirt needs the name again, and no other: what is not sent need not be checked.
         named = [p for p in finish.parameters if p.field == "destination_name"]
         held = MigrateFlag(0) if self.lets_run else MigrateFlag.PAUSED

@@ -9,7 +9,7 @@ from typing import Final
 from transport.libvirt_rpc.errors import CallRefused, RpcMalformed
 from transport.libvirt_rpc.framing import ErrorCode
 from transport.libvirt_rpc.parameters import Parameter, read_parameters, text_of, write_parameters
-from transport.libvirt_rpc.procedures import KNOWN_FLAGS, REFUSED_FLAGS, MigrateFlag
+from transport.libvirt_rpc.procedures import KNOWN_FLAGS, REFUSED_FLAGS, RESUMING_FLAGS, MigrateFlag
 from transport.libvirt_rpc.xdr import XdrReader, XdrWriter
 
 MAX_COOKIE_BYTES: Final = 1 << 20
@@ -55,6 +55,11 @@ class Prepare:
         writer = XdrWriter()
         write_parameters(writer, self.parameters)
         return bytes(writer.opaque(self.cookie).unsigned(self.flags).data)
+
+    @property
+    def resumes(self) -> bool:
+        """Whether it begins nothing, but goes on with post-copy that was interrupted for good."""
+        return bool(self.flags & MigrateFlag.POSTCOPY_RESUME)
 
     @property
     def xml(self) -> str:
@@ -128,6 +133,9 @@ def check_flags(flags: int) -> MigrateFlag:
     for flag, message in REFUSED_FLAGS.items():
         if flags & flag:
             raise CallRefused(f"Sealane: {message}", ErrorCode.ARGUMENT_UNSUPPORTED)
+    if flags & MigrateFlag.POSTCOPY_RESUME and (flags & ~RESUMING_FLAGS or not flags & MigrateFlag.POSTCOPY):
+        message = "--postcopy-resume goes with --postcopy, and with nothing that says how a migration begins"
+        raise CallRefused(f"Sealane: {message}", ErrorCode.ARGUMENT_UNSUPPORTED)
     return MigrateFlag(flags)
 
 

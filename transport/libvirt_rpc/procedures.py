@@ -104,10 +104,18 @@ REFUSED_FLAGS: Final = {
     MigrateFlag.TLS: "--tls is not carried: leave it away, the lanes are sealed already",
     MigrateFlag.RDMA_PIN_ALL: "RDMA cannot be carried",
     MigrateFlag.ZEROCOPY: "--zerocopy needs a TCP connection of QEMU's own: leave it away",
-    MigrateFlag.POSTCOPY_RESUME: (
-        "--postcopy-resume is not carried. Where virsh domstate --reason says post-copy failed on both hosts, end "
-        "neither: docs/failures.md has another way. Where it says on neither host that the guest runs, it is lost: "
-        "virsh destroy what is left of it, then virsh start it on one"
-    ),
 }
+# What goes with POSTCOPY_RESUME, by which nothing begins: disks, a definition and a paused guest are of a beginning.
+RESUMING_FLAGS: Final = (
+    MigrateFlag.LIVE
+    | MigrateFlag.PEER2PEER
+    | MigrateFlag.PERSIST_DEST
+    | MigrateFlag.UNDEFINE_SOURCE
+    | MigrateFlag.CHANGE_PROTECTION
+    | MigrateFlag.UNSAFE
+    | MigrateFlag.ABORT_ON_ERROR
+    | MigrateFlag.AUTO_CONVERGE
+    | MigrateFlag.POSTCOPY
+    | MigrateFlag.POSTCOPY_RESUME
+)
 KNOWN_FLAGS: Final[int] = (1 << 21) - 1  # a plain number: an inverted IntFlag forgets what it does not know

@@ -13,7 +13,7 @@ import trio
 
 from certs.tls import ControlPeer, local_leaf_sha256
 from policy.permit import VerifiedPermit
-from transport.errors import LocalBroken, NobodyListens, OfferRefused, RefusalCode, SpoolFailed
+from transport.errors import LocalBroken, NobodyListens, NotRecoverable, OfferRefused, RefusalCode, SpoolFailed
 from transport.hypervisors.errors import HypervisorError, HypervisorTimeout
 from transport.hypervisors.moving import Movement
 from transport.libvirt_rpc.errors import LibvirtHangs
@@ -116,7 +116,8 @@ class Admissions:
             self.sessions.pop(former, None)  # that of a recovery that was interrupted, too
             self.sessions[key] = session
         except (HypervisorError, LocalBroken) as error:
-            raise OfferRefused(RefusalCode.HYPERVISOR, f"post-copy cannot be recovered: {error}") from None
+            words, is_told = f"post-copy cannot be recovered: {error}", isinstance(error, NotRecoverable)
+            raise OfferRefused(RefusalCode.HYPERVISOR, words, is_told=is_told) from None
         except SpoolFailed as error:
             log.error("post-copy cannot be recovered", vm=session.permit.claims.vm, cause=str(error))
             raise OfferRefused(RefusalCode.INTERNAL, "the relay cannot write its spool") from None

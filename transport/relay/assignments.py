@@ -102,7 +102,7 @@ class Assignments:
                 order,
                 tell,
                 self._cancels[permitted.migration_id],
-                end=lambda _permit: self._host.libvirt_source(wish.vm, conversation),
+                end=lambda permit: self._host.libvirt_source(permit, conversation, {}),
             )
         except (TransportError, HypervisorError) as error:
             await tell(News("failed", None, None, str(error)))

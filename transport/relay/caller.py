@@ -10,7 +10,7 @@ import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NoReturn
+from typing import Literal, NoReturn
 
 import structlog
 import trio
@@ -32,9 +32,6 @@ from transport.libvirt_rpc.framing import (
 from transport.libvirt_rpc.migration import Finish, Prepare, PrepareReply
 from transport.libvirt_rpc.opening import feature_call, is_supported, opening_answer
 from transport.libvirt_rpc.procedures import FEATURES, Feature, MigrateFlag, Procedure
-
-if TYPE_CHECKING:
-    from transport.relay.ends import Milestones
 
 log = structlog.get_logger("sealane.relay")
 _NBD = re.compile(rb"<nbd(?:\s+port='[0-9]+')?")
@@ -170,9 +167,15 @@ class Conversation:
         return bool(self.prepare.flags & MigrateFlag.OFFLINE)
 
     async def carry(
-        self, lane: trio.SocketStream, milestones: Milestones, has_switched: Callable[[], Awaitable[bool]]
+        self,
+        lane: trio.SocketStream,
+        give_away: Callable[[], Awaitable[bool]],
+        accepted: Callable[[], Awaitable[None]],
     ) -> None:
         """Until the caller has been told that the destination has all of the guest.
+
+        `give_away`: called before a Finish of post-copy; whether the guest can run at the destination only. `accepted`:
+        of any other, before its good reply is passed on.
 
         `LocalBroken` if it ends in any other way: the destination refused or failed, the caller gave up or left.
         """
@@ -180,7 +183,7 @@ class Conversation:
         try:
             await self._compare_features(remote)
             await self._prepare(remote)
-            await self._finish(remote, milestones, has_switched)
+            await self._finish(remote, give_away, accepted)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             raise LocalBroken("the libvirt channel broke") from None
         finally:
@@ -219,7 +222,10 @@ class Conversation:
         await self._pass_on(self.prepare_call, replace(reply, body=body))
 
     async def _finish(
-        self, remote: _Remote, milestones: Milestones, has_switched: Callable[[], Awaitable[bool]]
+        self,
+        remote: _Remote,
+        give_away: Callable[[], Awaitable[bool]],
+        accepted: Callable[[], Awaitable[None]],
     ) -> None:
         while True:
             call = await self._next_call(remote)
@@ -227,15 +233,14 @@ class Conversation:
                 break
             await self.caller.answer(call)
         finish = Finish.decode(call.body)
-        if finish.flags & MigrateFlag.POSTCOPY and not finish.cancelled and await has_switched():
-            await milestones.switched()
-            self.is_given_away = True
+        if finish.flags & MigrateFlag.POSTCOPY and not finish.cancelled:
+            self.is_given_away = await give_away()
         self.finishing = call
         reply = await remote.ask(Procedure.MIGRATE_FINISH3_PARAMS, call.body)
         self.finishing = None
         if reply.status is Status.OK and not finish.cancelled and not self.is_given_away:
             # From the next line on libvirt may end its guest at any moment, or never hear of it.
-            await milestones.accepted()
+            await accepted()
         await self._pass_on(call, reply)
         self.was_told = True
         if finish.cancelled:

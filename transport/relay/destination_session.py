@@ -67,7 +67,8 @@ class DestinationSession:
                 # In post-copy it has not all of the guest, and S cannot run it any more: there is nothing to wait for.
                 is_due = handed_over and post_copy and self.end.begin_post_copy()
                 if is_due or (handed_over and await self.end.wait_loaded(seconds)):
-                    await self.host.enter(self.journal, "running", **({"post_copy": True} if is_due else {}))
+                    more = {"post_copy": True, **self.end.facts} if is_due else {}
+                    await self.host.enter(self.journal, "running", **more)
                 else:
                     await self.end.discard()
                     await self.host.enter(self.journal, "discarded")
@@ -129,7 +130,9 @@ class DestinationSession:
                 await self.keep_receipt()
             await self.end.listen_again(self.folder)
         facts = self.facts
-        self.facts = ReceiptFacts(facts.role, facts.permit, facts.vm_binding, now(), facts.own_leaf_sha256)
+        self.facts = ReceiptFacts(
+            facts.role, facts.permit, facts.vm_binding, now(), facts.own_leaf_sha256, is_recovery=True
+        )
         self.recovery_id, self.attempt, self.only_settles, self.began = session_id, attempt, False, trio.current_time()
 
     @property

@@ -11,10 +11,11 @@ import os
 import shutil
 import socket
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Protocol, Self
+from typing import Final, Literal, Protocol, Self
 
 import trio
 
@@ -22,6 +23,7 @@ from transport.errors import SpoolFailed
 from transport.hypervisors.migration_progress import MigrationProgress
 from transport.relay.inlets import Inlet, Port, SourceLanes
 
+RECOVERY_SOCKET: Final = "recovery.sock"  # another path than the first: what is left of that must not look like it
 Report = Callable[[MigrationProgress], Awaitable[None]]
 Whereabouts = Literal["here", "gone"]
 
@@ -52,6 +54,7 @@ class SourceEnd(Protocol):
 
     vm_binding: Literal["uuid", "none"]
     hands_over: bool
+    recovers: str  # in words, by whom its interrupted post-copy is taken up
 
     @property
     def facts(self) -> dict[str, object]:
@@ -65,7 +68,14 @@ class SourceEnd(Protocol):
     async def resume_guest(self) -> None: ...
     async def release(self) -> None: ...
     async def is_in_post_copy(self) -> bool: ...
-    async def go_on_with_post_copy(self, report: Report) -> None: ...
+    def recovery(self, pause_seconds: float) -> AbstractAsyncContextManager[bool]:
+        """While its post-copy is recovered once: from when it may be tried on; False where it may not be any more.
+
+        `pause_seconds`: after a try in vain.
+        """
+        ...
+
+    async def go_on_with_post_copy(self, lanes: SourceLanes, report: Report) -> None: ...
     async def is_gone(self) -> bool: ...
     def broke(self, cause: str) -> None:
         """The session will not carry any more, and why: for whoever else than the relay moves the guest."""

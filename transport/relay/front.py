@@ -32,6 +32,7 @@ from transport.relay.caller import Caller, Conversation, DisksInlet
 from transport.relay.config_sections import FrontDestination, FrontSection
 from transport.relay.failures import cause_of
 from transport.relay.inlets import listen_tcp, listen_unix, peer_process
+from transport.relay.interrupted import Interrupted
 from transport.relay.limits import LimitsSection
 from transport.relay.log_rate import LogRate
 from transport.relay.loopback import peer_uid
@@ -74,12 +75,14 @@ class Front:
         migrate: Migrate,
         nursery: trio.Nursery,
         refused: RefusedCalls,
+        interrupted: Interrupted,
     ) -> None:
         self._section = section
         self._limits = limits
         self._migrate = migrate
         self._nursery = nursery
         self._refused = refused
+        self._interrupted = interrupted
         self._callers = 0
         self._log_rate = LogRate()
         self._open: dict[FrontDestination, _Door] = {}
@@ -232,16 +235,22 @@ class Front:
             return
         ports = ("disks", "libvirt", "memory") if disks else ("libvirt", "memory")
         conversation = Conversation(caller, call, prepare, loopback, disks, self._limits.migration_deadline_seconds)
-        await self._carry(Wish(identity.uuid, identity.name, destination.host, ports, uid), conversation)
+        wish = Wish(identity.uuid, identity.name, destination.host, ports, uid)
+        if not prepare.resumes:
+            await self._carry(wish, conversation, self._migrate)
+        elif (why := self._interrupted.why_not(wish.vm, wish.destination)) is not None:
+            await caller.refuse(call, CallRefused(f"Sealane: {why}", ErrorCode.ACCESS_DENIED), wish.vm)
+        else:
+            await self._carry(wish, conversation, self._interrupted.take_up)
 
-    async def _carry(self, wish: Wish, conversation: Conversation) -> None:
+    async def _carry(self, wish: Wish, conversation: Conversation, migrate: Migrate) -> None:
         """Let the session run where it outlives the caller; returns when the caller's own part in it is over."""
         ended = trio.Event()
         refusals: list[str] = []
 
         async def run() -> None:
             try:
-                news = await self._migrate(wish, conversation)
+                news = await migrate(wish, conversation)
                 if news.state != "completed":
                     refusals.append(f"migration {news.state}: {news.message}")
             except (TransportError, HypervisorError) as error:

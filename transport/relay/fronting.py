@@ -36,7 +36,7 @@ def start_front(host: RelayHost, migrate: Migrate, announced: Announced, nursery
     section = host.config.front
     if host.config.hypervisor.kind != "libvirt" or not (section.destinations or section.from_address_book):
         return
-    front = Front(section, host.config.limits, migrate, nursery, host.refused_calls)
+    front = Front(section, host.config.limits, migrate, nursery, host.refused_calls, host.interrupted)
     front.listen()
     session_socket = listen_for_announcements(Path(section.session_socket))
     nursery.start_soon(announced.serve, session_socket, frozenset(section.peer_uids))

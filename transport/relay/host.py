@@ -32,9 +32,10 @@ from transport.relay.caller import Conversation
 from transport.relay.config import RelayConfig
 from transport.relay.config_sections import SiteSection
 from transport.relay.cores import Cores, threads_for_this_host
-from transport.relay.ends import DestinationEnd, SourceEnd, session_folder
+from transport.relay.ends import RECOVERY_SOCKET, DestinationEnd, SourceEnd, session_folder
 from transport.relay.evacuations import Evacuations
 from transport.relay.identity import Identity
+from transport.relay.interrupted import Interrupted
 from transport.relay.lane_memory import LaneMemory, lane_memory_of
 from transport.relay.libvirt_destination import LibvirtDestination
 from transport.relay.libvirt_source import LibvirtSource
@@ -46,7 +47,7 @@ from transport.relay.outgoing import Leaving, leaving_of
 from transport.relay.permits import PORTS_OF_KIND, PermitDesk, SitePins
 from transport.relay.pins import read_pins
 from transport.relay.places import Places
-from transport.relay.qmp_destination import RECOVERY_SOCKET, QmpDestination
+from transport.relay.qmp_destination import QmpDestination
 from transport.relay.qmp_source import QmpSource
 from transport.relay.refused_calls import RefusedCalls, refused_call
 from transport.relay.socket_ends import SocketDestination, SocketSource
@@ -75,6 +76,7 @@ class RelayHost:
     bandwidth: HostBandwidth = field(default_factory=HostBandwidth)
     cores: Cores = field(default_factory=lambda: Cores(0))
     log_rate: LogRate = field(default_factory=LogRate)
+    interrupted: Interrupted = field(default_factory=Interrupted)
     memory: LaneMemory = field(default_factory=lambda: lane_memory_of(LimitsSection()))
     board: Board = field(default_factory=lambda: Board(Places(LimitsSection().max_moves)))
     _leaving: list[str] = field(default_factory=list)
@@ -171,8 +173,7 @@ class RelayHost:
         if section.kind == "sockets":
             return SocketSource(frozenset(section.peer_uids), patience_seconds=limits.first_connection_seconds)
         if section.kind == "libvirt":
-            libvirt_socket = Path(section.libvirt_socket)
-            return LibvirtSource(libvirt_socket, vm, limits.hypervisor_seconds, self.qemu_uid, facts)
+            return self.libvirt_source(permit, None, facts)
         has_disks = "disks" in permit.claims.ports
         settings = MigrationSettings(
             permit.claims.limits.bandwidth_bytes_per_second,
@@ -188,11 +189,15 @@ class RelayHost:
         )
         return source.with_disks() if has_disks else source
 
-    def libvirt_source(self, vm: str, conversation: Conversation) -> LibvirtSource:
-        """The end of a session that a client of libvirt drives."""
+    def libvirt_source(
+        self, permit: VerifiedPermit, conversation: Conversation | None, facts: Mapping[str, Any]
+    ) -> LibvirtSource:
+        """The end of a session that a client of libvirt drives. `facts`: as of `source_end`."""
         libvirt_socket = Path(self.config.hypervisor.libvirt_socket)
         seconds = self.config.limits.hypervisor_seconds
-        return LibvirtSource(libvirt_socket, vm, seconds, self.qemu_uid, {}, conversation)
+        key = permit.claims.vm, permit.claims.destination.rpartition("/")[2]
+        client = partial(self.interrupted.client, key)
+        return LibvirtSource(libvirt_socket, key[0], seconds, self.qemu_uid, facts, client, conversation)
 
     def destination_end(
         self, permit: VerifiedPermit, facts: Mapping[str, Any], movement: Movement = PLAIN

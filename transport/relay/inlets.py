@@ -56,6 +56,11 @@ class SourceLanes:
         """Until there is a channel."""
         await self._channels.wait_more(0)
 
+    async def wait_opened(self, port: Port) -> None:
+        """Until there is a channel of this port."""
+        while all(each.port != port for each in self._channels.counts):
+            await self._channels.wait_more(len(self._channels.counts))
+
     async def wait_ended(self, port: Port) -> None:
         """Until all channels of this port have ended in order."""
         await self._channels.wait_ended(port)

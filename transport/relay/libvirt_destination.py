@@ -15,15 +15,22 @@ from typing import Any, Literal
 import structlog
 import trio
 
-from transport.errors import LocalBroken
+from transport.errors import LocalBroken, NotRecoverable
+from transport.hypervisors.process import is_gone, process_identity
 from transport.hypervisors.qemu_process import ExpectedQemu, boot_seconds
-from transport.libvirt_rpc.client import DomainState, LibvirtClient, connect_libvirt, libvirt_client
+from transport.libvirt_rpc.client import (
+    POST_COPY_FAILED,
+    DomainState,
+    LibvirtClient,
+    connect_libvirt,
+    libvirt_client,
+)
 from transport.libvirt_rpc.domain_xml import DomainRules
 from transport.libvirt_rpc.errors import CallRefused, LibvirtAway, RpcMalformed
 from transport.libvirt_rpc.filter import MigrationFilter, Places
 from transport.libvirt_rpc.framing import Packet, PacketReader
 from transport.libvirt_rpc.procedures import MigrateFlag, Procedure
-from transport.relay.ends import Arrival
+from transport.relay.ends import RECOVERY_SOCKET, Arrival
 from transport.relay.inlets import Port
 from transport.relay.local_dial import dial_unix
 
@@ -31,6 +38,7 @@ log = structlog.get_logger("sealane.relay")
 _CHUNK = 64 * 1024
 _MAX_CALLS = 64
 _MAX_REFUSALS = 8
+_LOOK_SECONDS = 0.1
 
 
 class LibvirtDestination:
@@ -67,11 +75,13 @@ class LibvirtDestination:
         self._is_offline = bool(facts.get("is_offline", False))
         self._is_spoken_to = False
         self._was_let_run = False
+        self._qemu = str(facts.get("qemu", ""))
+        self._resumed: str | None = None
         self._rpc: MigrationFilter | None = None
 
     @property
     def facts(self) -> dict[str, object]:
-        return {"was_defined": self._was_defined}
+        return {"was_defined": self._was_defined, "qemu": self._qemu}
 
     async def prepare(self, folder: Path) -> str:  # noqa: ARG002 - libvirt is told the folder in Prepare
         """See that libvirtd answers, and that no guest of this UUID is here already."""
@@ -93,7 +103,8 @@ class LibvirtDestination:
                 arrival.nursery.start_soon(self._converse, ours, arrival)
                 return theirs
             case "memory" | "disks":
-                return await dial_unix(arrival.folder / f"{port}.sock", arrival.dial_seconds, self._is_its_qemu)
+                path = arrival.folder / (f"{port}.sock" if self._resumed is None else RECOVERY_SOCKET)
+                return await dial_unix(path, arrival.dial_seconds, self._is_its_qemu)
             case _:
                 raise LocalBroken(f"libvirt has no port {port}")
 
@@ -118,8 +129,28 @@ class LibvirtDestination:
     async def hold_until_whole(self) -> None:
         pass
 
-    async def listen_again(self, folder: Path) -> None:  # noqa: ARG002
-        raise LocalBroken("post-copy of libvirt's guests is not recovered")
+    async def listen_again(self, folder: Path) -> None:  # noqa: ARG002 - libvirt is told the folder in Prepare
+        """See that libvirt has this very guest here, and says that its post-copy has failed: it does a moment after its
+        channels were closed. A client's Prepare lets QEMU listen."""
+        if not self._qemu or is_gone(self._qemu):
+            raise NotRecoverable("the QEMU of this guest has ended")
+        found = (DomainState.NONE, 0)
+        with trio.move_on_after(self._seconds):
+            async with self._client() as client:
+                while (found := await client.state_and_reason(self._vm)) not in POST_COPY_FAILED:
+                    await trio.sleep(_LOOK_SECONDS)
+                domain = await client.find(self._vm)
+        if found not in POST_COPY_FAILED or domain is None:
+            state = found[0].name.lower()
+            raise NotRecoverable(f"libvirt there does not say that its post-copy has failed (it is {state})")
+        self._resumed, self._is_spoken_to, self._rpc = domain.name, False, None
+
+    async def _wait_resumed(self) -> None:
+        """Until libvirt has heard from its QEMU that post-copy goes on: a Finish that is quicker fails (seen)."""
+        with trio.move_on_after(self._seconds):
+            async with self._client() as client:
+                while await client.state_and_reason(self._vm) in POST_COPY_FAILED:
+                    await trio.sleep(_LOOK_SECONDS)
 
     async def start_guest(self) -> None:
         if self._stays_paused or self._is_offline or (self._rpc is not None and self._rpc.lets_run):
@@ -143,9 +174,14 @@ class LibvirtDestination:
 
     def _is_its_qemu(self, pid: int) -> bool:
         """Whether it is the QEMU that libvirtd has started in this session's Prepare."""
+        if self._resumed is not None:
+            return bool(self._qemu) and process_identity(pid) == self._qemu
         if self._prepared_at is None:
             return False
-        return ExpectedQemu(self._vm, self._rules.emulators, self._qemu_uid, self._prepared_at).is_met_by(pid)
+        if not ExpectedQemu(self._vm, self._rules.emulators, self._qemu_uid, self._prepared_at).is_met_by(pid):
+            return False
+        self._qemu = process_identity(pid)
+        return True
 
     def _client(self) -> AbstractAsyncContextManager[LibvirtClient]:
         return libvirt_client(self._socket, self._seconds)
@@ -161,8 +197,9 @@ class LibvirtDestination:
     async def _converse(self, ours: socket.socket, arrival: Arrival) -> None:
         """The RPC of one source, call by call. What was prepared and not finished goes with libvirtd's connection."""
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
-        places = Places(str(arrival.folder / "memory.sock"), str(arrival.folder / "disks.sock"))
-        rpc = self._rpc = MigrationFilter(self._vm, self._rules, places)
+        memory = "memory.sock" if self._resumed is None else RECOVERY_SOCKET
+        places = Places(str(arrival.folder / memory), str(arrival.folder / "disks.sock"))
+        rpc = self._rpc = MigrationFilter(self._vm, self._rules, places, self._resumed)
         client = await connect_libvirt(self._socket, self._seconds)
         try:
             async with stream:
@@ -203,6 +240,8 @@ class LibvirtDestination:
         if procedure == Procedure.MIGRATE_PREPARE3_PARAMS:
             self._prepared_at = boot_seconds()
         self._was_let_run = procedure == Procedure.MIGRATE_FINISH3_PARAMS and rpc.lets_run
+        if self._was_let_run and self._resumed is not None and not rpc.gives_up:
+            await self._wait_resumed()
         reply = await client.ask(procedure, arguments, seconds=self._long_seconds if is_long else None)
         finished = rpc.note_reply(procedure, reply)
         if finished is not None and not rpc.lets_run:

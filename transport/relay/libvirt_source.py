@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -32,6 +33,8 @@ from transport.relay.loopback import peer_uid
 log = structlog.get_logger("sealane.relay")
 _LOOK_SECONDS = 0.2
 _REPORT_SECONDS = 0.5
+# The next client that takes up the guest's interrupted post-copy: `Interrupted.client` of its VM and destination.
+NextClient = Callable[[Callable[[], Awaitable[None]]], AbstractAsyncContextManager[Conversation | None]]
 
 
 class LibvirtSource:
@@ -39,21 +42,25 @@ class LibvirtSource:
 
     vm_binding: Literal["uuid", "none"] = "uuid"
     hands_over = True
+    recovers = "virsh migrate --postcopy-resume takes it up again"
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 - a composition
         self,
         libvirt_socket: Path,
         vm: str,
         seconds: float,
         qemu_uid: int,
         facts: Mapping[str, Any],
+        next_client: NextClient,
         conversation: Conversation | None = None,
     ) -> None:
         self._socket = libvirt_socket
         self._vm = vm
         self._seconds = seconds
         self._uids = {0, os.geteuid(), qemu_uid}
+        self._next_client = next_client
         self._conversation = conversation
+        self._is_given_away = facts.get("post_copy") is True
         self._was_paused = bool(facts.get("was_paused", False))
         self.process = str(facts.get("process", ""))
         self._own_path: Path | None = None
@@ -98,6 +105,23 @@ class LibvirtSource:
 
     async def migrate(self, lanes: SourceLanes, milestones: Milestones, report: Report) -> MigrationProgress | None:
         """Let the client move the VM; returns when its QEMU here is gone, with the guest whole at the destination."""
+
+        async def give_away() -> bool:
+            if has_switched := await self._has_switched():
+                self._is_given_away = True
+                await milestones.switched()
+            return has_switched
+
+        await self._carry(lanes, report, give_away, milestones.accepted)
+        return None
+
+    async def _carry(
+        self,
+        lanes: SourceLanes,
+        report: Report,
+        give_away: Callable[[], Awaitable[bool]],
+        accepted: Callable[[], Awaitable[None]],
+    ) -> None:
         conversation = self._require_conversation()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         await lanes.open("libvirt", theirs)
@@ -106,7 +130,7 @@ class LibvirtSource:
             if not conversation.is_offline:
                 nursery.start_soon(self._report_progress, report)
             try:
-                await conversation.carry(stream, milestones, self._has_switched)
+                await conversation.carry(stream, give_away, accepted)
             except (LocalBroken, RpcMalformed) as cause:
                 if not conversation.is_given_away:
                     raise
@@ -116,7 +140,6 @@ class LibvirtSource:
                 await self._wait_ended(lanes)
             nursery.cancel_scope.cancel()
         await self._wait_gone()
-        return None
 
     async def whereabouts(self, *, accepted: bool) -> Whereabouts:
         """Which way the guest went here. `LocalBroken` while it may yet go either way."""
@@ -153,11 +176,42 @@ class LibvirtSource:
             raise LocalBroken("the QEMU at the source is still there: end it once the guest runs at the destination")
 
     async def is_in_post_copy(self) -> bool:
-        """Never a matter of the relay's: the client would recover it, which the front refuses yet."""
-        return False
+        """Whether the guest was given away before all of its memory was, and its QEMU, which may hold the rest, is
+        here: whatever libvirt says of it, only a client of libvirt's ends it."""
+        return self._is_given_away and bool(self.process) and not await self.is_gone()
 
-    async def go_on_with_post_copy(self, report: Report) -> None:
-        pass
+    @asynccontextmanager
+    async def recovery(self, pause_seconds: float) -> AsyncIterator[bool]:  # noqa: ARG002 - a client tries when it will
+        """Until a client takes it up, at the front; or its QEMU has ended."""
+        async with self._next_client(self._wait_surely_gone) as client:
+            self._conversation = client
+            yield client is not None
+
+    async def go_on_with_post_copy(self, lanes: SourceLanes, report: Report) -> None:
+        """Let the client take it up; returns when its QEMU here is gone. The guest was handed over before.
+
+        `LocalBroken` if the client does no more than prepare it: nobody else could take it up meanwhile.
+        """
+        conversation = self._require_conversation()
+
+        async def require_memory() -> None:
+            while not conversation.was_prepared:
+                await trio.sleep(_LOOK_SECONDS)
+            with trio.move_on_after(self._seconds) as patience:
+                await lanes.wait_opened("memory")
+            if patience.cancelled_caught:
+                raise LocalBroken("libvirt here does not go on with what its client has prepared")
+
+        async def give_away() -> bool:
+            return True
+
+        async def accepted() -> None:
+            raise LocalBroken("a guest that was given away in post-copy cannot be given away again")
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(require_memory)
+            await self._carry(lanes, report, give_away, accepted)
+            nursery.cancel_scope.cancel()
 
     async def is_gone(self) -> bool:
         return bool(self.process) and is_gone(self.process)
@@ -198,8 +252,7 @@ class LibvirtSource:
         async with trio.open_nursery() as nursery:
 
             async def wait_process() -> None:
-                while not self._is_surely_gone():
-                    await self._wait_exit()
+                await self._wait_surely_gone()
                 nursery.cancel_scope.cancel()
 
             nursery.start_soon(wait_process)
@@ -218,6 +271,10 @@ class LibvirtSource:
                         raise LocalBroken("libvirt has resumed the guest here instead of ending it")
             return
         raise LocalBroken("libvirt has not ended its guest in time")
+
+    async def _wait_surely_gone(self) -> None:
+        while not self._is_surely_gone():
+            await self._wait_exit()
 
     def _is_surely_gone(self) -> bool:
         try:

@@ -10,17 +10,16 @@ from typing import Any, Self
 import structlog
 import trio
 
-from transport.errors import LocalBroken
+from transport.errors import NotRecoverable
 from transport.hypervisors.errors import HypervisorError, HypervisorGone, HypervisorTimeout, HypervisorUnreachable
 from transport.hypervisors.qemu import QemuMachine
-from transport.relay.ends import Arrival
+from transport.relay.ends import RECOVERY_SOCKET, Arrival
 from transport.relay.inlets import Port
 from transport.relay.local_dial import dial_unix
 from transport.relay.qmp_end import QmpEnd
 
 log = structlog.get_logger("sealane.relay")
 _RETRY_SECONDS = 1.0
-RECOVERY_SOCKET = "recovery.sock"  # another path than the first: what is left of that one must not look like it
 
 
 class QmpDestination(QmpEnd):
@@ -73,7 +72,7 @@ class QmpDestination(QmpEnd):
     async def listen_again(self, folder: Path) -> None:
         """Let QEMU, whose post-copy was interrupted, listen for the rest. `LocalBroken` or HypervisorError."""
         if await self.is_gone():
-            raise LocalBroken("the QEMU of this guest has ended")
+            raise NotRecoverable("the QEMU of this guest has ended")
         machine = await self.machine()
         await machine.post_copy.listen_recovery(folder / RECOVERY_SOCKET, deadline_seconds=self._seconds)
         self._memory_socket = RECOVERY_SOCKET

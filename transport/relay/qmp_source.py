@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Self
@@ -27,6 +29,8 @@ _SETTLED = frozenset({"none", "completed", "failed", "cancelled"})
 
 class QmpSource(QmpEnd):
     """A QEMU that sends."""
+
+    recovers = "the relays are recovering it"
 
     def __init__(self, qmp_socket: Path, vm: str, process: str, settings: MigrationSettings, seconds: float) -> None:
         super().__init__(qmp_socket, vm, process, settings, seconds)
@@ -130,7 +134,13 @@ class QmpSource(QmpEnd):
             case _:
                 pass
 
-    async def go_on_with_post_copy(self, report: Report) -> None:
+    @asynccontextmanager
+    async def recovery(self, pause_seconds: float) -> AsyncIterator[bool]:
+        """The relay tries by itself."""
+        await trio.sleep(pause_seconds)
+        yield True
+
+    async def go_on_with_post_copy(self, lanes: SourceLanes, report: Report) -> None:  # noqa: ARG002
         """Let QEMU send what is left, to the inlets that were made last; returns when all of it was sent."""
         machine = await self.machine()
         if await machine.post_copy.pause(deadline_seconds=self._seconds) == "completed":

@@ -41,6 +41,7 @@ class ReceiptFacts:
     peer: ControlPeer | None = None
     channels: list[ChannelCounts] = field(default_factory=list)
     connections: int = 0
+    is_recovery: bool = False  # it went on with the interrupted post-copy of another session
     outcome: str = "failed"
     downtime_ms: int | None = None
     peer_receipt_sha256: str | None = None
@@ -141,6 +142,7 @@ def _body(facts: ReceiptFacts, ended: datetime) -> dict[str, Any]:
         "peer_receipt_sha256": facts.peer_receipt_sha256,
         "content_digests": document(digests, facts.role) if claims.requirements.content_digest else None,
         **_of_other_site(facts.permit),
+        **({"recovery": True} if facts.is_recovery else {}),
     }
 
 

@@ -2,8 +2,9 @@
 
 The guest runs at the destination already and part of its memory is here: nothing is left to decide, and whoever gives
 up kills the guest. So the source tries by itself, after its resume deadline and after a restart of either relay, for as
-long as the permit allows (docs/wire-protocol.md section 7). A recovery has a session id, keys and receipts of its own,
-and no journal: the first session's journal says `outcome-running` until this one is through.
+long as the permit allows (docs/wire-protocol.md section 7); where libvirt has the guest, whenever a client of libvirt
+does. A recovery has a session id, keys and receipts of its own, and no journal: the first session's journal says
+`outcome-running` until this one is through.
 """
 
 from __future__ import annotations
@@ -30,33 +31,40 @@ from transport.wire.messages import Receipt
 
 log = structlog.get_logger("sealane.relay")
 _MAX_PAUSE_SECONDS = 30.0
+_TOO_LATE = "post-copy is not over, and its permit's recover_until is past: see docs/failures.md"
 
 
 async def recover_post_copy(first: SourceSession, end: SourceEnd, tell: Tell) -> None:
     """Carry what is left of the guest's memory, trying again and again. `LocalBroken` past the permit's end of it."""
-    pause = first.host.config.limits.settle_retry_seconds
-    tries = 0
+    claims = first.permit.claims
+    pause, tries = 0.0, 0
     while await end.is_in_post_copy():
-        if now().timestamp() >= first.permit.claims.recover_until:
-            raise LocalBroken("post-copy is not over, and its permit's recover_until is past: see docs/failures.md")
-        tries += 1
-        log.warning("post-copy was interrupted: recovering it", vm=first.permit.claims.vm, tries=tries)
-        await tell(News("handing_over", None, None, "post-copy was interrupted; the relays are recovering it"))
-        try:
-            if not first.has_receipt:
-                first.facts.outcome = "completed"  # the guest runs at the destination, by its durable word
-                await keep_receipt(first)
-            await _recover_once(first, end, tell)
-        except (TransportError, HypervisorError, BaseExceptionGroup) as error:
-            log.warning("post-copy not recovered yet", vm=first.permit.claims.vm, cause=str(cause_of(error)))
-            await trio.sleep(pause)
-            pause = min(2 * pause, _MAX_PAUSE_SECONDS)
+        log.warning(f"post-copy was interrupted: {end.recovers}", vm=claims.vm, tries=tries)
+        await tell(News("handing_over", None, None, f"post-copy was interrupted; {end.recovers}"))
+        async with end.recovery(pause) as may_try:
+            if not may_try:
+                continue
+            if now().timestamp() >= claims.recover_until:
+                end.broke(_TOO_LATE)
+                raise LocalBroken(_TOO_LATE)
+            tries += 1
+            pause = min(2 * pause or first.host.config.limits.settle_retry_seconds, _MAX_PAUSE_SECONDS)
+            try:
+                if not first.has_receipt:
+                    first.facts.outcome = "completed"  # the guest runs at the destination, by its durable word
+                    await keep_receipt(first)
+                await _recover_once(first, end, tell)
+            except (TransportError, HypervisorError, BaseExceptionGroup) as error:
+                cause = str(cause_of(error))
+                log.warning("post-copy not recovered yet", vm=claims.vm, cause=cause)
+                end.broke(cause)
 
 
 async def _recover_once(first: SourceSession, end: SourceEnd, tell: Tell) -> None:
     """One session of its own, from the Offer to the receipts."""
     host, permit = first.host, first.permit
-    facts = ReceiptFacts(Role.SOURCE, permit, end.vm_binding, now(), local_leaf_sha256(host.credentials))
+    own_leaf = local_leaf_sha256(host.credentials)
+    facts = ReceiptFacts(Role.SOURCE, permit, end.vm_binding, now(), own_leaf, is_recovery=True)
     session = SourceSession(host, permit, first.address, first.journal, facts, recovery_id=os.urandom(16).hex())
     folder = session_folder(host.spool.run_dir, session.session_id)
     await host.on_disk(make_session_folder, host.spool.run_dir, session.session_id, host.qemu_uid)
@@ -90,7 +98,7 @@ async def _carry(session: SourceSession, end: SourceEnd, tell: Tell) -> None:
             for inlet in end.inlets(socket_path):
                 held.enter_context(inlet.listening)
                 nursery.start_soon(lanes.accept_forever, inlet)
-            await end.go_on_with_post_copy(lambda seen: tell(News("handing_over", seen)))
+            await end.go_on_with_post_copy(lanes, lambda seen: tell(News("handing_over", seen)))
             session.outcome = "completed"
             await channels.wait_drained(host.config.limits.drain_seconds)
             await exchange_receipts_as_source(session, lambda receipt: line.ask(receipt, Receipt))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import os
 import socket
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Literal, Self
 
@@ -25,6 +26,7 @@ class SocketSource:
 
     vm_binding: Literal["uuid", "none"] = "none"
     hands_over = False
+    recovers = ""
 
     def __init__(
         self,
@@ -91,7 +93,11 @@ class SocketSource:
     async def is_in_post_copy(self) -> bool:
         return False
 
-    async def go_on_with_post_copy(self, report: Report) -> None:
+    @asynccontextmanager
+    async def recovery(self, pause_seconds: float) -> AsyncIterator[bool]:  # noqa: ARG002
+        yield False
+
+    async def go_on_with_post_copy(self, lanes: SourceLanes, report: Report) -> None:
         pass
 
     async def is_gone(self) -> bool:

@@ -137,6 +137,13 @@ def test_a_denial_tells_why_and_that_nobody_knows_the_host(log: Path, sealane: S
     assert "unknown, which is not none" in told
 
 
+@pytest.mark.parametrize("recovery", [True, False])
+def test_a_receipt_tells_that_it_is_of_a_recovery(recovery: bool) -> None:
+    details = {"role": "source", **({"recovery": True} if recovery else {})}
+    told = story_of(NumberedRecord(5, {"kind": "migration.receipt", "outcome": "completed", "details": details}))
+    assert ("went on with interrupted post-copy" in str(told)) is recovery
+
+
 @pytest.mark.parametrize("details", [{}, {"host": SOURCE}])
 def test_a_record_about_one_host_tells_of_no_other(details: dict[str, Any]) -> None:
     told = story_of(

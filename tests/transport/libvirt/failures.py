@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import itertools
 import os
 import signal
 import socket
@@ -139,19 +138,19 @@ class NotReached(AssertionError):
 
 @dataclass(frozen=True)
 class Outcome:
-    """`where`: hosts on which the guest counts, at the end. `twice`: whether it ever ran on both. `by_hand`: that it
-    runs only because an operator has taken its post-copy up."""
+    """`where`: hosts on which the guest counts, at the end. `twice`: whether it ever ran on both. `resumed`: that it
+    runs only because an operator has let libvirt take its post-copy up."""
 
     where: tuple[str, ...]
     states: tuple[str, str]
     twice: bool
-    by_hand: bool = False
+    resumed: bool = False
 
     def __str__(self) -> str:
         if self.twice:
             return "**on both**"
         if self.where:
-            return f"on {self.where[0]}" + (", by hand" if self.by_hand else "")
+            return f"on {self.where[0]}" + (", resumed" if self.resumed else "")
         return f"paused (a: {self.states[0] or 'none'}, b: {self.states[1] or 'none'})"
 
 
@@ -214,7 +213,7 @@ def with_relays(pair: Pair, kind: Kind, host: str, moment: str, victim: str) -> 
     try:
         with contextlib.suppress(AssertionError):
             if moment == DURING_FINISH:
-                _switch(pair, guest, mover)
+                switch(pair, guest, mover)
                 reached.touch()
             wait_for(lambda: reached.exists() or mover.poll() is not None, f"{moment} at {host}", SETTLED_SECONDS)
         if not reached.exists():
@@ -230,8 +229,9 @@ def with_relays(pair: Pair, kind: Kind, host: str, moment: str, victim: str) -> 
         outcome = outcome_of(pair, guest, SETTLED_SECONDS)
         if outcome.where or outcome.twice or moment != DURING_FINISH:
             return outcome
-        _take_up_by_hand(pair, guest)
-        return replace(outcome_of(pair, guest, SETTLED_SECONDS), by_hand=True)
+        with contextlib.suppress(AssertionError):
+            wait_for(lambda: resume(pair, guest)[0] == 0, "post-copy is taken up", SETTLED_SECONDS)
+        return replace(outcome_of(pair, guest, SETTLED_SECONDS), resumed=True)
     finally:
         mover.kill()
         mover.wait(20)
@@ -240,7 +240,7 @@ def with_relays(pair: Pair, kind: Kind, host: str, moment: str, victim: str) -> 
         _clear(pair, guest)
 
 
-def _switch(pair: Pair, guest: Guest, mover: subprocess.Popen[bytes]) -> None:
+def switch(pair: Pair, guest: Guest, mover: subprocess.Popen[bytes]) -> None:
     """To post-copy, as soon as some memory is under way; until the guest runs at b."""
 
     def is_under_way() -> bool:
@@ -253,19 +253,9 @@ def _switch(pair: Pair, guest: Guest, mover: subprocess.Popen[bytes]) -> None:
     assert mover.poll() is None, "all of its memory was there before anything could die"
 
 
-def _take_up_by_hand(pair: Pair, guest: Guest) -> None:
-    """As docs/failures.md says: libvirt's own way, past the relays. Both of their QEMUs must have seen it break."""
-    folder = pair.folder / f"again-{guest.name}"
-    folder.mkdir()
-    tries = itertools.count()
-
-    def is_taken_up() -> bool:
-        ways = (f"qemu+unix:///system?socket={pair.b.socket}", f"unix://{folder}/{next(tries)}.sock")
-        options = ("--live", "--p2p", "--postcopy", "--postcopy-resume", "--desturi", ways[0], "--migrateuri", ways[1])
-        return pair.a.virsh("migrate", guest.name, *options)[0] == 0
-
-    with contextlib.suppress(AssertionError):
-        wait_for(is_taken_up, "post-copy is taken up", SETTLED_SECONDS)
+def resume(pair: Pair, guest: Guest, *way: str) -> tuple[int, str]:
+    """As an operator does, through the front; what virsh said. `way`: `--p2p` if nothing is given."""
+    return pair.a.migrate(guest, "--live", *(way or ("--p2p",)), "--postcopy", "--postcopy-resume")
 
 
 def _guest(pair: Pair, kind: Kind) -> tuple[Guest, str]:
@@ -291,7 +281,7 @@ def alone(pair: Pair, kind: Kind, when: str, procedure: int, victim: str) -> Out
         mover = _virsh(pair.a, guest, uri, "--migrateuri", f"unix://{folder}/m.sock", *options, *disks)
         try:
             if when == "during":
-                _switch(pair, guest, mover)
+                switch(pair, guest, mover)
             elif not proxy.reached.wait(30):
                 raise NotReached("libvirt did not make this call")
             if victim == "connection":

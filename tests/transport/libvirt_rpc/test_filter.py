@@ -124,6 +124,49 @@ def test_a_prepare_of_another_vm_or_with_too_much_in_it_is_refused(value: Prepar
         new().check(prepare_call(value))
 
 
+RESUMES = LIVE | MigrateFlag.POSTCOPY | MigrateFlag.POSTCOPY_RESUME
+
+
+def resuming(name: str = "web") -> MigrationFilter:
+    return MigrationFilter(VM, RULES, PLACES, name)
+
+
+def test_a_resumption_passes_and_its_guest_is_left_running() -> None:
+    rpc = resuming()
+    _, body = rpc.check(prepare_call(prepare(flags=RESUMES)))
+    assert text_of(Prepare.decode(body).parameters, "migrate_uri") == "unix:///run/s/memory.sock"
+    rpc.note_reply(PREPARE, prepare_call().answer(PrepareReply(b"", None).encode()))
+    _, body = rpc.check(finish_call(finish(flags=RESUMES)))
+    assert Finish.decode(body).flags == RESUMES
+
+
+@pytest.mark.parametrize(
+    ("rpc", "flags", "said"),
+    [
+        (new(), RESUMES, "begins a migration"),
+        (resuming(), LIVE, "goes on with post-copy"),
+        (resuming(), LIVE | MigrateFlag.POSTCOPY, "goes on with post-copy"),
+        (resuming("ledger"), RESUMES, "not named 'web' here"),
+        (resuming(), LIVE | MigrateFlag.POSTCOPY_RESUME, "goes with --postcopy"),
+        *[
+            (resuming(), RESUMES | flag, "with nothing that says how a migration begins")
+            for flag in (MigrateFlag.OFFLINE, MigrateFlag.PAUSED, MigrateFlag.NON_SHARED_DISK, MigrateFlag.PARALLEL)
+        ],
+    ],
+)
+def test_a_resumption_is_of_this_guest_and_of_a_session_that_does_nothing_else(
+    rpc: MigrationFilter, flags: MigrateFlag, said: str
+) -> None:
+    """libvirt finds its guest by the name that the source says, and ends its job at a Finish of a definition alone."""
+    with pytest.raises(CallRefused, match=said):
+        rpc.check(prepare_call(prepare(flags=flags)))
+
+
+def test_a_finish_that_resumes_what_was_begun_is_refused() -> None:
+    with pytest.raises(CallRefused, match="another migration"):
+        prepared().check(finish_call(finish(flags=RESUMES)))
+
+
 def test_an_unknown_flag_is_refused() -> None:
     body = bytearray(prepare().encode())
     body[-4:] = (1 << 25).to_bytes(4, "big")

@@ -110,6 +110,8 @@ class _End:
 
 
 class ModelSource(_End):
+    recovers = ""
+
     async def prepare(self) -> str:
         return "1:1"
 
@@ -140,7 +142,10 @@ class ModelSource(_End):
             self.world.wrongs.append("the only guest is ended")
         self.world.at_source = "gone"
 
-    async def go_on_with_post_copy(self, report: Report) -> None:
+    def recovery(self, pause_seconds: float) -> contextlib.AbstractAsyncContextManager[bool]:
+        raise NotImplementedError
+
+    async def go_on_with_post_copy(self, lanes: SourceLanes, report: Report) -> None:
         raise NotImplementedError
 
     async def is_gone(self) -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 from structlog.testing import capture_logs
 
 from bench.peers import free_port
@@ -34,12 +35,14 @@ from transport.libvirt_rpc.xdr import XdrWriter
 from transport.relay.caller import Conversation, answer_locally, with_nbd_port
 from transport.relay.config_sections import FrontDestination, FrontSection
 from transport.relay.front import SOCKET_NAME, Front
+from transport.relay.interrupted import Interrupted
 from transport.relay.limits import LimitsSection
 from transport.relay.loopback import peer_uid
 from transport.relay.news import News
 from transport.relay.refused_calls import RefusedCalls
 from transport.relay.wish import NotAdmitted, Wish
 
+RESUMES = LIVE | MigrateFlag.POSTCOPY | MigrateFlag.POSTCOPY_RESUME
 OPEN = call(Procedure.CONNECT_OPEN, bytes(XdrWriter().optional_text("qemu:///system").unsigned(0).data))
 
 
@@ -51,6 +54,7 @@ class Stage:
     wishes: list[Wish] = field(default_factory=list)
     port: int = field(default_factory=free_port)
     refused: RefusedCalls = field(default_factory=RefusedCalls)
+    interrupted: Interrupted = field(default_factory=Interrupted)
     answer: Exception = field(default_factory=lambda: NotAdmitted("denied by policy no-friday: not on Fridays"))
 
     @property
@@ -72,7 +76,8 @@ async def front(folder: Path, *, uids: tuple[int, ...] | None = None, loopback: 
             peer_uids=(os.geteuid(),) if uids is None else uids,
             loopback_port=stage.port,
         )
-        served = Front(section, LimitsSection(message_seconds=2.0), stage.migrate, nursery, stage.refused)
+        limits = LimitsSection(message_seconds=2.0)
+        served = Front(section, limits, stage.migrate, nursery, stage.refused, stage.interrupted)
         served.listen()
         nursery.start_soon(served.serve)
         yield stage
@@ -137,7 +142,8 @@ async def test_a_prepare_is_asked_for_by_its_uuid_and_refused_in_the_gateways_wo
         (prepare(text("migrate_uri", "tcp://127.77.0.2")), "no loopback address leads to b"),
         (prepare(flags=LIVE | MigrateFlag.TLS), "--tls is not carried"),
         (prepare(flags=LIVE | MigrateFlag.TUNNELLED), "leave --tunnelled away"),
-        (prepare(flags=LIVE | MigrateFlag.POSTCOPY | MigrateFlag.POSTCOPY_RESUME), "then virsh start it on one"),
+        (prepare(flags=RESUMES), "then virsh start it on one"),
+        (prepare(flags=RESUMES | MigrateFlag.OFFLINE), "--postcopy-resume goes with --postcopy, and with nothing"),
         (prepare(flags=LIVE | MigrateFlag.NON_SHARED_DISK), "disks-NAME.sock"),
         (prepare(text("disks_uri", "unix:///etc/disks.sock"), flags=LIVE | MigrateFlag.NON_SHARED_DISK), "disks-NAME"),
         (prepare(dom="<domain type='kvm'><name>x</name></domain>"), "exactly one <uuid>"),
@@ -149,6 +155,38 @@ async def test_what_cannot_be_carried_is_refused_before_anybody_is_asked(
     async with front(tmp_path) as stage:
         (reply,) = await ask(stage, prepare_call(value))
         assert said in words(reply)
+        assert stage.wishes == []
+
+
+async def test_a_resumption_goes_to_the_session_that_waits_for_it_and_to_no_gateway(tmp_path: Path) -> None:
+    """The policy has decided on that one, this VM and this destination; another destination, or a second client while
+    the first is served, is refused, and put on record."""
+    async with front(tmp_path) as stage, trio.open_nursery() as nursery:
+        served = trio.Event()
+
+        async def session() -> None:
+            async with stage.interrupted.client((VM, "b"), trio.sleep_forever) as conversation:
+                assert conversation is not None
+                conversation.cause = "as asked for"
+                conversation.broke.set()
+                await served.wait()
+
+        (reply,) = await ask(stage, prepare_call(prepare(flags=RESUMES)))
+        assert "waits to be taken up, and --postcopy-resume begins nothing" in words(reply)
+        nursery.start_soon(session)
+        await trio.testing.wait_all_tasks_blocked()
+        assert stage.interrupted.why_not(VM, "c") is not None
+        async with await trio.open_unix_socket(str(stage.path)) as first:
+            await first.send_all(prepare_call(prepare(flags=RESUMES)).encode())
+            with trio.fail_after(5):
+                while stage.interrupted.why_not(VM, "b") is None:
+                    await trio.sleep(0.01)
+            (reply,) = await ask(stage, prepare_call(prepare(flags=RESUMES)))
+            assert "is being taken up already" in words(reply)
+            served.set()
+            (reply,) = PacketReader().feed(bytes(await first.receive_some(65536)))
+        assert words(reply) == "Sealane: migration failed: as asked for"
+        assert [(refused.procedure, refused.vm) for refused, _ in stage.refused.take().entries] == [(303, VM)] * 2
         assert stage.wishes == []
 
 
@@ -293,7 +331,8 @@ async def test_hosts_come_and_go_and_who_is_being_served_stays(tmp_path: Path) -
     async with trio.open_nursery() as nursery:
         stage = Stage(tmp_path)
         section = FrontSection(folder=str(tmp_path), peer_uids=(os.geteuid(),), loopback_port=stage.port)
-        served = Front(section, LimitsSection(message_seconds=2.0), stage.migrate, nursery, stage.refused)
+        limits = LimitsSection(message_seconds=2.0)
+        served = Front(section, limits, stage.migrate, nursery, stage.refused, stage.interrupted)
         served.listen()
         nursery.start_soon(served.serve)
         served.lead_to([FrontDestination("b", "127.77.0.2"), FrontDestination("c")])

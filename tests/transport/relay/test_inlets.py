@@ -9,6 +9,7 @@ import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -18,6 +19,7 @@ from tests.transport.libvirt_rpc.samples import VM
 from transport.relay.channels import Channels
 from transport.relay.cores import Cores
 from transport.relay.inlets import Inlet, SourceLanes, listen_tcp
+from transport.relay.interrupted import Interrupted
 from transport.relay.lane_memory import lane_memory_of
 from transport.relay.libvirt_source import LibvirtSource
 from transport.relay.limits import LimitsSection
@@ -41,7 +43,7 @@ async def taking(inlet: Inlet) -> AsyncIterator[Channels]:
 
 def tcp_inlet() -> tuple[Inlet, tuple[str, int]]:
     """As a caller that knows tcp only has it: any user of this host can dial it."""
-    source = LibvirtSource(Path("/nonexistent"), VM, 1.0, os.geteuid(), {})
+    source = LibvirtSource(Path("/nonexistent"), VM, 1.0, os.geteuid(), {}, partial(Interrupted().client, (VM, "b")))
     listening = listen_tcp("127.0.0.1", 0)
     return Inlet("memory", listening, source._allows_tcp), listening.getsockname()
 

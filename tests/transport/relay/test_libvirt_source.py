@@ -5,18 +5,24 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from tests.transport.libvirt_rpc.samples import VM
 from transport.errors import LocalBroken, TransportError
 from transport.hypervisors.process import process_identity
 from transport.libvirt_rpc.errors import RpcMalformed
-from transport.relay.libvirt_source import LibvirtSource
+from transport.relay.interrupted import Interrupted
+from transport.relay.libvirt_source import LibvirtSource, NextClient
+from transport.relay.recovering import recover_post_copy
 
 
 class Lanes:
@@ -27,6 +33,13 @@ class Lanes:
 
     async def open(self, _: str, local: Any) -> None:
         self._local = local  # closed with us
+
+    def close(self) -> None:
+        self._local.close()
+
+    async def wait_opened(self, port: str) -> None:
+        assert port == "memory"
+        await trio.sleep_forever()
 
     async def wait_ended(self, port: str) -> None:
         assert port == "memory"
@@ -45,6 +58,11 @@ def talk(cause: TransportError) -> Any:
     )
 
 
+def nobody() -> NextClient:
+    """Takes up what was interrupted."""
+    return partial(Interrupted().client, (VM, "b"))
+
+
 @pytest.mark.parametrize(
     "cause", [LocalBroken("the client of libvirt has left"), RpcMalformed("one refused call after the other")]
 )
@@ -54,14 +72,93 @@ async def test_its_memory_goes_on_until_it_has_ended_or_its_qemu_is_gone(cause: 
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as qemu:
         lanes, conversation = Lanes(), talk(cause)
         facts = {"process": process_identity(qemu.pid)}
-        source = LibvirtSource(Path("/nonexistent"), VM, 5.0, -1, facts, conversation)
+        source = LibvirtSource(Path("/nonexistent"), VM, 5.0, -1, facts, nobody(), conversation)
         migrate: Any = source.migrate
         with trio.fail_after(5):
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(migrate, lanes, None, None)
+                nursery.start_soon(migrate, lanes, SimpleNamespace(accepted=None), None)
                 await lanes.is_waited_for.wait()
                 assert conversation.broke.is_set()
                 if what_ends == "the memory":
                     lanes.ended.set()
                 qemu.kill()
                 await trio.to_thread.run_sync(qemu.wait)
+
+
+@pytest.mark.parametrize("post_copy", [True, False])
+async def test_a_guest_that_was_given_away_waits_for_a_client_as_long_as_its_qemu_is_there(post_copy: bool) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as qemu:
+        facts = {"process": process_identity(qemu.pid), "post_copy": post_copy}
+        source = LibvirtSource(Path("/nonexistent"), VM, 5.0, -1, facts, nobody())
+        assert await source.is_in_post_copy() is post_copy
+        qemu.kill()
+        await trio.to_thread.run_sync(qemu.wait)
+        with trio.fail_after(5):
+            async with source.recovery(0.0) as may_try:
+                assert not may_try
+        assert not await source.is_in_post_copy()
+
+
+async def test_a_destination_that_takes_a_given_away_guest_once_more_is_not_believed() -> None:
+    """By a Finish that its client has not made as one of post-copy: nothing may be handed over a second time."""
+
+    async def carry(_lane: object, give_away: Any, accepted: Any) -> None:
+        assert await give_away()
+        await accepted()
+
+    facts = {"process": "", "post_copy": True}
+    conversation: Any = SimpleNamespace(is_offline=True, is_given_away=False, was_prepared=False, carry=carry)
+    source = LibvirtSource(Path("/nonexistent"), VM, 5.0, -1, facts, nobody(), conversation)
+    go_on: Any = source.go_on_with_post_copy
+    lanes = Lanes()
+    again = pytest.RaisesExc(LocalBroken, match="cannot be given away again")
+    with pytest.RaisesGroup(again, flatten_subgroups=True):
+        await go_on(lanes, None)
+    lanes.close()
+
+
+async def test_a_client_that_only_prepares_a_resumption_keeps_nobody_from_it(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async def carry(*_: object) -> None:
+        await trio.sleep_forever()
+
+    conversation: Any = SimpleNamespace(is_offline=True, was_prepared=True, carry=carry)
+    source = LibvirtSource(Path("/nonexistent"), VM, 5.0, -1, {}, nobody(), conversation)
+    go_on: Any = source.go_on_with_post_copy
+    lanes = Lanes()
+    began = trio.current_time()
+    with pytest.RaisesGroup(pytest.RaisesExc(LocalBroken, match="does not go on"), flatten_subgroups=True):
+        await go_on(lanes, None)
+    assert trio.current_time() - began == pytest.approx(5.0)
+    lanes.close()
+
+
+class Recoverable:
+    """An end in post-copy, whose client has come."""
+
+    recovers = "somebody takes it up"
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    async def is_in_post_copy(self) -> bool:
+        return True
+
+    @asynccontextmanager
+    async def recovery(self, _: float) -> AsyncIterator[bool]:
+        yield True
+
+    def broke(self, cause: str) -> None:
+        self.told.append(cause)
+
+
+async def test_a_client_that_comes_after_recover_until_reads_so() -> None:
+    async def tell(_: object) -> None:
+        pass
+
+    first: Any = SimpleNamespace(permit=SimpleNamespace(claims=SimpleNamespace(vm=VM, recover_until=1_000)))
+    end: Any = Recoverable()
+    with pytest.raises(LocalBroken, match="recover_until is past"):
+        await recover_post_copy(first, end, tell)
+    assert end.told == ["post-copy is not over, and its permit's recover_until is past: see docs/failures.md"]

@@ -1,0 +1,177 @@
+"""Post-copy that was interrupted for good, by a relay's death or the network: libvirt takes it up again by its own
+`migrate --postcopy-resume`, through the front, and the guest is unharmed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.demo.guest import GuestLayout, count_passes, memory_problems
+from tests.transport.libvirt.failures import kill, switch
+from tests.transport.libvirt.hosts import MEMORY_MIB, Guest, Host, Pair, require_programs, two_hosts, wait_for
+
+pytestmark = [pytest.mark.real, pytest.mark.whole]
+
+LAYOUT = GuestLayout.for_memory(MEMORY_MIB, 8)
+SLOW = ("--postcopy", "--bandwidth", "8", "--postcopy-bandwidth", "8")  # MiB/s
+RESUME = ("--postcopy", "--postcopy-resume")
+FAILED = "(post-copy failed)"
+
+
+@pytest.fixture(scope="module")
+def rooted() -> Iterator[Pair]:
+    require_programs()
+    with tempfile.TemporaryDirectory(prefix="slr") as folder, two_hosts(Path(folder), qemu_user="root") as pair:
+        yield pair
+
+
+@pytest.fixture(autouse=True)
+def fresh_relays(rooted: Pair) -> Iterator[None]:
+    """That give a network up within seconds; and no guest is left by a test that failed."""
+    for host in rooted.hosts:
+        restart(rooted, host)
+    yield
+    for host in rooted.hosts:
+        for guest in rooted.guests:
+            host.virsh("destroy", guest.name)
+    rooted.guests.clear()
+
+
+def restart(pair: Pair, host: Host, pause: str = "") -> None:
+    if host.relay is not None:
+        host.relay.stop()
+    pair.start_relay(host, pause, resume_seconds=3.0, silence_seconds=2.0)
+
+
+def dump(host: Host, guest: Guest, file: Path) -> None:
+    """The guest's region of memory; it is stopped before, and stays so."""
+    assert host.virsh("suspend", guest.name)[0] == 0
+    region = {"val": LAYOUT.start, "size": LAYOUT.size_bytes, "filename": str(file)}
+    command = json.dumps({"execute": "pmemsave", "arguments": region})
+    code, said = host.virsh("qemu-monitor-command", guest.name, command)
+    assert (code, "error" in said) == (0, False), said
+
+
+def start(pair: Pair, guest: Guest, *options: str) -> subprocess.Popen[bytes]:
+    """virsh, under way from a to b."""
+    command = ("virsh", "-c", "qemu:///system", "migrate", "--live", guest.name, "--desturi", pair.a.front_uri)
+    return subprocess.Popen(
+        pair.a.inside(*command, *options), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def interrupt(pair: Pair, guest: Guest, victim: str, *way: str) -> None:
+    """Move the guest from a to b by post-copy, and break that for good when it runs at b and lacks most of itself."""
+    with start(pair, guest, *way, *SLOW) as mover:
+        switch(pair, guest, mover)
+        break_off(pair, guest, victim, mover)
+
+
+def break_off(pair: Pair, guest: Guest, victim: str, mover: subprocess.Popen[bytes]) -> None:
+    if victim == "network":
+        subprocess.run(pair.b.inside("ip", "link", "set", "lane", "down"), check=True, timeout=20)
+    else:
+        kill(pair, victim, mover)
+        restart(pair, pair.host(victim[-1]))
+    try:
+        wait_for(lambda: all(FAILED in reason(host, guest) for host in pair.hosts), f"libvirt notices: {victim}")
+    finally:
+        subprocess.run(pair.b.inside("ip", "link", "set", "lane", "up"), check=True, timeout=20)
+    assert mover.wait(60) != 0
+
+
+def reason(host: Host, guest: Guest) -> str:
+    return host.virsh("domstate", "--reason", guest.name)[1]
+
+
+def resume(pair: Pair, guest: Guest, *way: str) -> None:
+    code, said = pair.a.migrate(guest, "--live", *way, *RESUME)
+    assert code == 0, said
+    pair.wait_runs_only(guest, pair.b)
+    wait_for(lambda: not journals(pair, guest), "both relays have settled the session")
+
+
+def receipts(pair: Pair, guest: Guest) -> set[tuple[str, bool]]:
+    """Of what the relays keep of this guest for their gateway: role, and whether it is of a recovery."""
+    found = set()
+    for file in pair.folder.glob("**/receipts/*.json"):
+        body: dict[str, Any] = json.loads(json.loads(file.read_bytes())["receipt"]["body"])
+        if body["vm"] == guest.uuid:
+            found.add((body["role"], body.get("recovery", False)))
+    return found
+
+
+def journals(pair: Pair, guest: Guest) -> list[str]:
+    """Files of sessions that are not over."""
+    return [file.name for file in pair.folder.glob("**/journals/*.jsonl") if guest.uuid in file.read_text()]
+
+
+@pytest.mark.parametrize(
+    ("victim", "way"),
+    [("relay a", ["--p2p"]), ("relay b", ["--p2p"]), ("network", ["--p2p"]), ("relay a", []), ("network", [])],
+)
+def test_an_interrupted_guest_is_taken_up_and_whole(rooted: Pair, tmp_path: Path, victim: str, way: list[str]) -> None:
+    pair, before, after = rooted, tmp_path / "before", tmp_path / "after"
+    guest = pair.guest(pair.a)
+    dump(pair.a, guest, before)
+    pair.a.virsh("resume", guest.name)
+    interrupt(pair, guest, victim, *way)
+    resume(pair, guest, *way)
+    dump(pair.b, guest, after)
+    printed = guest.printed(pair.a) + guest.printed(pair.b)
+    assert not memory_problems(before, after, LAYOUT, count_passes(printed))
+    assert receipts(pair, guest) == {(role, of) for role in ("source", "destination") for of in (False, True)}
+
+
+def test_a_recovery_that_is_interrupted_is_taken_up_again(rooted: Pair) -> None:
+    pair = rooted
+    guest = pair.guest(pair.a)
+    interrupt(pair, guest, "network", "--p2p")
+    for victim in ("network", "relay a", "relay b"):
+        with start(pair, guest, "--p2p", *RESUME) as again:
+            wait_for(lambda of=again: FAILED not in reason(pair.b, guest) or of.poll() is not None, "it goes on")  # type: ignore[misc]
+            assert again.poll() is None, again.communicate()[0]
+            break_off(pair, guest, victim, again)
+    resume(pair, guest, "--p2p")
+    count_passes(guest.printed(pair.a) + guest.printed(pair.b))
+
+
+def test_a_client_that_leaves_after_its_prepare_stands_in_nobodys_way(rooted: Pair) -> None:
+    pair = rooted
+    guest = pair.guest(pair.a)
+    interrupt(pair, guest, "network")
+    restart(pair, pair.a, "after:303")
+    with start(pair, guest, *RESUME) as client:
+        wait_for((pair.folder / "reached-a").exists, "the destination is prepared")
+        code, said = pair.a.migrate(guest, "--live", *RESUME)
+        assert code != 0
+        assert "already" in said  # libvirt's own word, or the front's
+        kill(pair, "virsh", client)
+        (pair.folder / "go-a").touch()
+    wait_for(lambda: FAILED in reason(pair.a, guest), "libvirt gives it up")
+    resume(pair, guest)
+    count_passes(guest.printed(pair.a) + guest.printed(pair.b))
+
+
+def test_where_nothing_was_interrupted_nothing_is_taken_up(rooted: Pair) -> None:
+    """libvirt asks nobody then; a guest whose destination has lost it can only be started anew, and virsh says so."""
+    pair = rooted
+    guest = pair.guest(pair.a)
+    code, said = pair.a.migrate(guest, "--live", "--p2p", *RESUME)
+    assert code != 0
+    assert "is not being migrated" in said
+    assert pair.running(guest) == ["a"]
+    interrupt(pair, guest, "network", "--p2p")
+    pair.b.virsh("destroy", guest.name)
+    code, said = pair.a.migrate(guest, "--live", "--p2p", *RESUME)
+    assert code != 0
+    assert "offer refused (hypervisor): 'post-copy cannot be recovered: the QEMU of this guest has ended'" in said
+    assert pair.running(guest) == []
+    pair.a.virsh("destroy", guest.name)
+    wait_for(lambda: not [name for name in journals(pair, guest) if "source" in name], "the source has settled")
