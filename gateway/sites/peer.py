@@ -85,9 +85,9 @@ def envelope(gate: Gate, site: OtherSite) -> dict[str, Any]:
     return {"iss": gate.sites.own, "aud": site.trust_domain, "iat": now, "exp": now + LIFETIME_SECONDS}
 
 
-async def fetch(site: OtherSite, path: str) -> bytes:
+async def fetch(site: OtherSite, path: str, at_most: int) -> bytes:
     """Errors: SiteUnreachable."""
-    return await _send(site, site.client.build_request("GET", site.url + path), MAX_ANSWER_BYTES * 64)
+    return await _send(site, site.client.build_request("GET", site.url + path), at_most)
 
 
 async def _ask(

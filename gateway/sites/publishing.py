@@ -27,6 +27,7 @@ from gateway.sites.settings import OtherSite
 from policy.strict_json import strictly
 
 FETCH_SECONDS: Final = 20.0
+MAX_SITE_BYTES: Final = 2 * MAX_FOREIGN_BYTES  # of CRLs no more is kept; looking at 16 MiB took eight seconds
 log = structlog.get_logger("gateway.sites")
 
 
@@ -63,7 +64,8 @@ async def keep_crls_fresh(sites: tuple[OtherSite, ...], changed: Callable[[], No
         news = False
         for site in sites:
             try:
-                document = decode_site(await fetch(site, "/v1/site"))
+                answer = await fetch(site, "/v1/site", MAX_SITE_BYTES)
+                document = await trio.to_thread.run_sync(decode_site, answer)
                 if document.trust_domain != site.trust_domain:
                     raise ValueError(f"it speaks for {document.trust_domain!a:.80}")
                 if await trio.to_thread.run_sync(

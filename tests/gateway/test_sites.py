@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -15,10 +16,12 @@ import pytest
 import trio
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from structlog.testing import capture_logs
 
 from certs.authority import Authority
 from certs.crls import crl_number_of
 from certs.files import read_crl, read_private_key, write_atomically
+from gateway.api import site_calls
 from gateway.cli.sites import lay_down, left_over
 from gateway.doctor.relay_host import relay_host_findings
 from gateway.sites import publishing
@@ -417,3 +420,29 @@ async def test_a_newer_crl_of_another_site_does_no_harm_while_our_own_certificat
         with trio.fail_after(10):
             while held.read_text() not in await told():
                 await trio.sleep(0.05)
+
+
+async def test_what_another_site_publishes_is_looked_at_beside_the_loop_and_only_if_it_is_short(
+    two: TwoSites, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publishing, "FETCH_SECONDS", 0.05)
+    looked: list[bool] = []
+    decode = publishing.decode_site
+
+    def noting(data: bytes) -> publishing.SiteDocument:
+        looked.append(threading.current_thread() is threading.main_thread())
+        return decode(data)
+
+    monkeypatch.setattr(publishing, "decode_site", noting)
+    async with two.running():
+        with trio.fail_after(10):
+            while len(looked) < 2:
+                await trio.sleep(0.05)
+        assert not any(looked)
+        monkeypatch.setattr(site_calls, "site_document", lambda *_: {"bundle": {"keys": [{}] * 1_000_000}})
+        with capture_logs() as logs, trio.fail_after(10):
+            while not any("too long" in str(line.get("cause")) for line in logs):
+                looked.clear()
+                await trio.sleep(0.05)
+        await trio.sleep(0.3)
+        assert looked == []
