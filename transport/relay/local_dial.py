@@ -17,10 +17,7 @@ _QUEUE_FULL_SECONDS = 0.005
 
 async def dial_unix(path: Path, seconds: float, is_expected: Callable[[int], bool]) -> socket.socket:
     """A non-blocking socket. `is_expected` is told the listener's process id; `LocalBroken` where it is another's."""
-    try:
-        sock = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    except OSError as error:  # out of descriptors, which another peer may have seen to
-        raise LocalBroken(f"no socket for the hypervisor: {error.strerror}") from None
+    sock = _socket(socket.AF_UNIX)
     try:
         with trio.fail_after(seconds):
             while True:
@@ -51,7 +48,7 @@ async def dial_unix(path: Path, seconds: float, is_expected: Callable[[int], boo
 
 async def dial_loopback(address: str, port: int, seconds: float) -> socket.socket:
     """A non-blocking socket of TCP to a program on this host. `NobodyListens`."""
-    sock = trio.socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
+    sock = _socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
     try:
         with trio.fail_after(seconds):
             await sock.connect((address, port))
@@ -65,3 +62,10 @@ async def dial_loopback(address: str, port: int, seconds: float) -> socket.socke
     local = socket.socket(fileno=sock.detach())
     local.setblocking(False)
     return local
+
+
+def _socket(family: int) -> trio.socket.SocketType:
+    try:
+        return trio.socket.socket(family, socket.SOCK_STREAM)
+    except OSError as error:  # out of descriptors, which another peer may have seen to
+        raise LocalBroken(f"no socket for the hypervisor or program: {error.strerror}") from None

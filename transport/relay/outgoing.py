@@ -5,6 +5,7 @@ The relay's `[network]` decides; what it leaves open, the address book's entry o
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -93,7 +94,9 @@ async def connect(address: tuple[str, int], leaving: Leaving, seconds: float) ->
             except BaseException:
                 sock.close()
                 raise
-    except (OSError, UnicodeError, trio.TooSlowError):  # UnicodeError: a host name that is none
+    except (OSError, UnicodeError, trio.TooSlowError) as error:  # UnicodeError: a host name that is none
+        if isinstance(error, OSError) and error.errno in {errno.EMFILE, errno.ENFILE}:
+            raise ConnectionBroken("this host has no descriptor left: raise LimitNOFILE of its relay") from None
         raise ConnectionBroken(f"nobody answers at {name}") from None
     return sock
 
