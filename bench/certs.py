@@ -42,7 +42,7 @@ from certs.enrolment import SECRET_BYTES, EnrolmentToken, make_request, public_k
 from certs.files import write_atomically, write_private_key
 from certs.tls import accept_peer, client_context, server_context, step_handshake
 from gateway.enrolment.one_thread import OneThread
-from gateway.enrolment.register import Issued, Note, Register, Spend, Token
+from gateway.enrolment.register import Issued, Note, Register, Spend, Token, issued
 from gateway.enrolment.writer import Writer
 from gateway.starter import PEOPLE, HostPlan, PersonPlan, Site, VmPlan, lay_out_site, write_inventory
 
@@ -213,8 +213,8 @@ def _enrolments(authority: Authority, path: Path, hosts: int, now: datetime) -> 
             known = await thread.do(register.token, sha256)
             key = requested_key(requests[n])
             assert known is not None
-            issued = _issue(authority, known.host, key, now)
-            assert await writer.write(Spend(sha256, public_key_sha256(key), issued, seconds))
+            certificate = _issue(authority, known.host, key, now)
+            assert await writer.write(Spend(sha256, public_key_sha256(key), certificate, seconds))
 
         async def renew(n: int) -> None:
             await writer.write(Note(_issue(authority, tokens[n].host, requested_key(requests[n]), now), seconds))
@@ -245,8 +245,7 @@ async def _rate(work: Callable[[int], Awaitable[None]], count: int) -> float:
 
 
 def _issue(authority: Authority, host: str, key: ec.EllipticCurvePublicKey, now: datetime) -> Issued:
-    leaf = authority.issue_host(host, key, now)[0]
-    return Issued(f"{leaf.serial_number:x}", host, int(leaf.not_valid_after_utc.timestamp()))
+    return issued(host, authority.issue_host(host, key, now)[0])
 
 
 def _credentials(authority: Authority, folder: Path, name: str, now: datetime) -> HostCredentials:

@@ -144,13 +144,18 @@ def issue_permit(
 ) -> None:
     """Seal the permit and queue it for the source relay. `event`: the decision's."""
     migration, document = sealed_permit(gate, facts, claims, event, record_index, proof)
-    assert facts.source is not None
+    queue_permit(gate, claims, migration, document)
+
+
+def queue_permit(gate: Gate, claims: PermitClaims, migration: Migration, document: dict[str, Any]) -> None:
+    """For the source relay, until the permit expires. Errors: RelayUnreachable; the migration has failed then."""
     expires = trio.current_time() + claims.exp - claims.iat
     try:
         gate.dispatch.assign(claims.source, Assignment(claims.migration_id, "migrate", document, expires))
     except QueueFull as error:
         gate.migrations.put(replace(migration, state=State.FAILED, message="the source relay takes no assignments"))
-        raise RelayUnreachable(f"the relay on {facts.source.name} does not take its assignments") from error
+        name = claims.source.rpartition("/")[2]
+        raise RelayUnreachable(f"the relay on {name} does not take its assignments") from error
     gate.migrations.put(migration)
 
 

@@ -25,11 +25,11 @@ from audit.reader import LogReader
 from audit.record import Actor
 from gateway.asking import decide
 from gateway.config import RetentionTable
-from gateway.deciding import decision_document
 from gateway.errors import Conflict, GatewayError, NotAllowed, NotPrunable
 from gateway.gate import Gate
 from gateway.log_keeping import LogKeeping
-from gateway.recording import Event, actor_of, identity_of
+from gateway.recording import Event, actor_of
+from gateway.requiring import Wanted, require
 from gateway.times import rfc3339
 from policy.facts import Context, Person, Question
 
@@ -97,18 +97,14 @@ class Pruning:
 
     async def ask(self, person: Person, now: datetime, address: str, *, check: bool) -> Run:
         """Begin a run. Errors: NotAllowed (recorded), NotPrunable, Conflict (one runs), LogUnavailable."""
-        decision = decide(self._gate.engine, Question("PruneLog", person, None, None, None, Context(time=now)))
-        details = {"client_address": address, "check": check, "decision": decision_document(decision)}
-        outcome = "allowed" if decision.allowed else "denied"
-        event = Event("log.prune_asked", outcome, actor=actor_of(person), details=details | identity_of(person))
-        asked = await self._gate.recorder.append(event)
-        if not decision.allowed:
-            raise NotAllowed("pruning the log is denied", decision.denied_because, asked.index)
+        wanted = Wanted("PruneLog", "pruning the log", "log.prune_asked", {"check": check})
+        asked = await require(self._gate, wanted, person, now, address, recorded=True)
+        assert asked is not None
         if self._retention is None:
             raise NotPrunable("[log.retention] is not set: nothing is ever pruned")
         if self.latest is not None and self.latest.state == "running":
             raise Conflict("a run goes on already", next_step="wait for its end")
-        self.latest = Run(asked.index, actor_of(person), check)
+        self.latest = Run(asked, actor_of(person), check)
         self._wanted.set()
         return self.latest
 

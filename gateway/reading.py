@@ -18,11 +18,10 @@ from audit.query.tree import Between, Is, all_of, any_of
 from audit.record import PermitEntry, decode_entry, parse_time
 from gateway.asking import decide
 from gateway.committer import Committer
-from gateway.deciding import decision_document
-from gateway.errors import NotAllowed, NotKnown, RequestRefused
+from gateway.errors import NotKnown, RequestRefused
 from gateway.gate import Gate
 from gateway.migrations import Migration, State, from_decision, from_elsewhere, receipt_on_file
-from gateway.recording import Event, actor_of, identity_of
+from gateway.requiring import Wanted, require
 from gateway.searching import Search
 from gateway.turns import Turns
 from policy.engine import Decision
@@ -77,19 +76,9 @@ class Reading:
         recorded: bool,
         called: str = "reading the audit log",
     ) -> None:
-        """Errors: NotAllowed (recorded), TooManyRefusals; LogUnavailable: what cannot be recorded is not shown."""
-        decision = decide(self._gate.engine, Question("ReadAudit", person, None, None, None, Context(time=now)))
-        if not decision.allowed:
-            await self._gate.people.patience.require(person, address)
-        index = None
-        if recorded or not decision.allowed:
-            details = {"client_address": address, "read": dict(what), "decision": decision_document(decision)}
-            details |= identity_of(person)
-            outcome = "allowed" if decision.allowed else "denied"
-            event = Event("audit.read", outcome, actor=actor_of(person), details=details)
-            index = (await self._gate.recorder.append(event)).index
-        if not decision.allowed:
-            raise NotAllowed(f"{called} is denied", decision.denied_because, index)
+        """Errors: those of `require`."""
+        wanted = Wanted("ReadAudit", called, "audit.read", {"read": dict(what)})
+        await require(self._gate, wanted, person, now, address, recorded=recorded)
 
     def permissions(self, person: Person, now: datetime) -> dict[str, Decision]:
         """What the policy says of the person's own rights where no VM is concerned; it shows no record."""

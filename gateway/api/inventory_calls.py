@@ -9,12 +9,10 @@ from starlette.responses import Response
 
 from gateway.api.answers import JsonAnswer
 from gateway.api.desk import Address, Asking, AtDesk, Desk
-from gateway.asking import decide
-from gateway.deciding import decision_document
-from gateway.errors import NotAllowed, NotKnown
+from gateway.errors import NotKnown
 from gateway.inventories import conditions_document
-from gateway.recording import Event, actor_of, identity_of
-from policy.facts import Context, HostFacts, Person, Provenance, Question, VmFacts
+from gateway.requiring import Wanted, require
+from policy.facts import HostFacts, Person, Provenance, VmFacts
 
 router = APIRouter()
 Name = Annotated[str, Query(min_length=1, max_length=1024)]
@@ -51,14 +49,8 @@ async def named(name: Name, desk: AtDesk, person: Asking, address: Address) -> R
 
 async def require_read_inventory(desk: Desk, person: Person, address: str) -> None:
     """Errors: NotAllowed, recorded."""
-    context = Context(time=desk.now())
-    decision = decide(desk.gate.engine, Question("ReadInventory", person, None, None, None, context))
-    if decision.allowed:
-        return
-    details = {"client_address": address, "decision": decision_document(decision), **identity_of(person)}
-    event = Event("inventory.read", "denied", actor=actor_of(person), details=details)
-    recorded = await desk.gate.recorder.append(event)
-    raise NotAllowed("reading the inventory is denied", decision.denied_because, recorded.index)
+    wanted = Wanted("ReadInventory", "reading the inventory", "inventory.read", {})
+    await require(desk.gate, wanted, person, desk.now(), address, recorded=False)
 
 
 def _vm_document(vm: VmFacts, placed: HostFacts | None) -> dict[str, Any]:

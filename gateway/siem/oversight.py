@@ -17,15 +17,14 @@ from audit.record import PermitEntry, SignedRecord, decode_entry
 from audit.siem.elastic import ElasticSink
 from audit.siem.reconcile import Held
 from audit.siem.sink import SinkAway
-from gateway.asking import decide
-from gateway.deciding import decision_document
-from gateway.errors import NotAllowed, RequestRefused, SearchUnavailable
+from gateway.errors import RequestRefused, SearchUnavailable
 from gateway.gate import Gate
 from gateway.reading import Page
-from gateway.recording import Event, actor_of, identity_of
+from gateway.recording import Event, actor_of
+from gateway.requiring import Wanted, require
 from gateway.siem.delivery import Delivery
 from gateway.siem.jobs import Job
-from policy.facts import Context, Person, Question
+from policy.facts import Person
 
 Counted = TypeVar("Counted")
 
@@ -157,16 +156,8 @@ class Oversight:
     async def _require(
         self, action: str, person: Person, now: datetime, address: str, asked: Mapping[str, Any], *, recorded: bool
     ) -> None:
-        decision = decide(self._gate.engine, Question(action, person, None, None, None, Context(time=now)))
-        index = None
-        if recorded or not decision.allowed:
-            details = {"client_address": address, "asked": dict(asked), "decision": decision_document(decision)}
-            details |= identity_of(person)
-            outcome = "allowed" if decision.allowed else "denied"
-            event = Event("siem.asked", outcome, actor=actor_of(person), details=details)
-            index = (await self._gate.recorder.append(event)).index
-        if not decision.allowed:
-            raise NotAllowed(f"{action} is denied", decision.denied_because, index)
+        wanted = Wanted(action, action, "siem.asked", {"asked": dict(asked)})
+        await require(self._gate, wanted, person, now, address, recorded=recorded)
 
 
 def _unavailable(name: str, error: SinkAway) -> SearchUnavailable:

@@ -13,20 +13,18 @@ from datetime import datetime
 from typing import Any
 
 import structlog
-import trio
 
 from audit.record import Vm
 from gateway.admission import Admission, reserved
 from gateway.answering import answer
 from gateway.asking import Asked, Facts, collect_facts, make_known
 from gateway.deciding import commit, decision_event, remember_refusal
-from gateway.dispatch import Assignment, QueueFull
-from gateway.errors import Conflict, GatewayError, RelayUnreachable, RequestRefused
+from gateway.errors import Conflict, GatewayError, RequestRefused
 from gateway.gate import Gate
 from gateway.link_versions import too_early
 from gateway.migrations import State
 from gateway.people import Presented
-from gateway.permitting import make_claims, sealed_permit
+from gateway.permitting import make_claims, queue_permit, sealed_permit
 from gateway.recording import Event
 from gateway.sites.peer import Admitted, RefusedThere, SiteUnreachable, ask_admission, ask_host, envelope
 from gateway.sites.request import AdmissionRequest
@@ -76,13 +74,7 @@ async def admit_to_site(gate: Gate, site: OtherSite, bearer: Presented | str | N
             gate.migrations.put(replace(migration, state=State.FAILED, message=refused.detail[:500]))
             return replace(admission, obstacle=refused)
         document |= {"other_permit": admitted.permit, "destination_address": admitted.address}
-        expires = trio.current_time() + claims.exp - claims.iat
-        try:
-            gate.dispatch.assign(claims.source, Assignment(claims.migration_id, "migrate", document, expires))
-        except QueueFull as error:
-            gate.migrations.put(replace(migration, state=State.FAILED, message="the source relay takes no assignments"))
-            raise RelayUnreachable(f"the relay on {claims.source} does not take its assignments") from error
-        gate.migrations.put(migration)
+        queue_permit(gate, claims, migration, document)
         return admission
 
 

@@ -9,7 +9,7 @@ import shutil
 import socket
 import ssl
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -29,7 +29,7 @@ from audit.log import Log
 from certs.files import read_certificates, read_private_key
 from gateway.clocks import system_clock
 from gateway.log_keeping import log_signer
-from gateway.recording import Clock
+from gateway.recording import Clock, Event, Recorded, Recorder
 from gateway.service import Gateway, serve
 from gateway.starter import AUDIENCE, LOCAL_ISSUER, HostPlan, Site, VmPlan, lay_out_site
 from policy.bundle import Bundle
@@ -248,6 +248,22 @@ class Running:
     async def close(self) -> None:
         for client in self._clients:
             await client.aclose()
+
+
+@contextmanager
+def given_up_once_recorded(recorder: Recorder) -> Iterator[None]:
+    """Whoever waits for a record within is cancelled as soon as it is there."""
+    append = recorder.append
+    with pytest.MonkeyPatch.context() as patch, trio.CancelScope() as leaving:
+
+        async def append_and_leave(event: Event) -> Recorded:
+            recorded = await append(event)
+            leaving.cancel()
+            await trio.lowlevel.checkpoint()
+            return recorded
+
+        patch.setattr(recorder, "append", append_and_leave)
+        yield
 
 
 def rfc3339(moment: datetime) -> str:

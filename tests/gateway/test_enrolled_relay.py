@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import msgspec
 import pytest
 import trio
 from cryptography import x509
@@ -19,6 +17,7 @@ from certs.enrolment import EnrolmentToken
 from certs.errors import CredentialError
 from gateway.starter import Site
 from tests.gateway.conftest import Running
+from tests.gateway.rolling_site import relay
 from tests.gateway.test_enrolment import OFFICER, enrolling, token_of
 from tests.transport.relay.conftest import until
 from transport.relay.config import load_relay_config
@@ -26,9 +25,8 @@ from transport.relay.enrolling import Outcome, Plan, enrol
 from transport.relay.first_contact import Unproven
 from transport.relay.gateway_answers import GatewayRefuses
 from transport.relay.gateway_link import GatewayLink
-from transport.relay.host import RelayHost, open_host
+from transport.relay.host import open_host
 from transport.relay.identity_keeping import IdentityKeeper
-from transport.relay.service import serve_relay
 
 pytestmark = pytest.mark.whole
 
@@ -45,20 +43,6 @@ async def enrolled(running: Running, folder: Path, token: str) -> Outcome:
     return await trio.to_thread.run_sync(enrol, plan, EnrolmentToken.parse(token), datetime.now(UTC))
 
 
-@asynccontextmanager
-async def serving(folder: Path) -> AsyncIterator[RelayHost]:
-    """The relay as its new configuration says, but for the port: tests run beside each other."""
-    config = load_relay_config(folder / "relay.toml")
-    assert config.relay.listen == "127.0.0.3:7443"
-    host = open_host(msgspec.structs.replace(config, relay=msgspec.structs.replace(config.relay, listen="127.0.0.3:0")))
-    ready: list[str] = []
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(serve_relay, host, ready.append)
-        await until(lambda: bool(ready))
-        yield host
-        nursery.cancel_scope.cancel()
-
-
 async def revoke(running: Running, name: str) -> None:
     answer = await running.person(OFFICER).post(f"/v1/hosts/{name}/revocation", json={"reason": "lost"})
     assert answer.status_code == 200, answer.text
@@ -70,8 +54,9 @@ async def test_a_bare_host_is_in_the_address_book_and_hears_of_revocations_at_on
     async with enrolling(site) as running:
         outcome = await enrolled(running, host_folder, await token_of(running))
         assert outcome.wrote_config
+        assert load_relay_config(host_folder / "relay.toml").relay.listen == "127.0.0.3:7443"
         assert (host_folder / "state/identity/host.key").stat().st_mode & 0o077 == 0
-        async with serving(host_folder) as host:
+        async with relay(host_folder / "relay.toml") as host:
             assert host.spiffe_id == outcome.host == site.spiffe_id("b")
             dispatch = running.gateway.desk.gate.dispatch
             await until(lambda: dispatch.is_reachable(host.spiffe_id, 5))
@@ -91,7 +76,7 @@ async def test_a_relay_renews_without_restart_and_comes_back_by_a_new_token(site
         office = running.gateway.desk.office
         assert office is not None
         await enrolled(running, host_folder, await token_of(running))
-        async with serving(host_folder) as host:
+        async with relay(host_folder / "relay.toml") as host:
             first = host.credentials.chain[0]
             office.terms = replace(office.terms, host_lifetime=timedelta(hours=48))
             link = GatewayLink(host)

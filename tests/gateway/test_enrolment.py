@@ -26,11 +26,10 @@ from certs.identity import spiffe_id_of
 from gateway.enrolment.errors import AuthorityFailed, EnrolmentRefused
 from gateway.errors import LogUnavailable, Throttled
 from gateway.recorded_refusals import STRANGERS
-from gateway.recording import Event
 from gateway.relays import HostTrust
 from gateway.starter import Site
 from policy.identity.local import hash_password, person_table
-from tests.gateway.conftest import CHEAP, Running, running_gateway
+from tests.gateway.conftest import CHEAP, Running, given_up_once_recorded, running_gateway
 
 pytestmark = pytest.mark.whole
 
@@ -265,16 +264,7 @@ async def test_a_revocation_that_is_on_record_is_done_though_who_asked_has_gone_
         office, officer = desk.office, await desk.people.authenticate(running.token(OFFICER), desk.now(), "test")
         officer = await desk.people.resolve_groups(officer, desk.now(), "test")
         assert office is not None
-        append = desk.gate.recorder.append
-
-        async def append_and_leave(event: Event) -> Any:
-            recorded = await append(event)
-            leaving.cancel()
-            await trio.lowlevel.checkpoint()
-            return recorded
-
-        with monkeypatch.context() as patch, trio.CancelScope() as leaving:
-            patch.setattr(desk.gate.recorder, "append", append_and_leave)
+        with given_up_once_recorded(desk.gate.recorder):
             await office.revoke(officer, "b", "stolen", "test")
         assert serials_on_crl() == {serials[0]}
         with monkeypatch.context() as patch:

@@ -12,11 +12,12 @@ import pytest
 import trio
 
 from certs.files import read_private_key
-from gateway.demo.machines import run_state, start_qemu, stop_qemu, wait_passes
+from gateway.demo.machines import run_state, wait_passes
 from gateway.demo.processes import Commands, end_process
 from gateway.starter import AUDIENCE, LOCAL_ISSUER, Site
 from policy.identity.local import LocalDirectory, issue_token
 from tests.gateway.conftest import Running, running_gateway
+from tests.gateway.real_site import serve_relays, start_guests
 from tests.gateway.test_revocation_real import MEMORY_MIB, UUID, image, lay_out
 from tests.gateway.test_watch import edit
 
@@ -38,13 +39,8 @@ async def test_a_guest_leaves_by_a_permit_of_hours_ago_and_the_log_learns_of_it_
     commands = Commands(site.directory)
     socket = str(site.directory / "relay-a" / "control.sock")
     async with AsyncExitStack() as stack:
-        for host in ("a", "b"):
-            config = str(site.relay_config(host))
-            await stack.enter_async_context(commands.serve(f"relay-{host}", "relay", "serve", "--config", config))
-        source = await start_qemu(site.directory / "vm-a" / UUID, UUID, memory_mib=MEMORY_MIB, image=image)
-        stack.push_async_callback(stop_qemu, source)
-        destination = await start_qemu(site.directory / "vm-b" / UUID, UUID, memory_mib=MEMORY_MIB, incoming=True)
-        stack.push_async_callback(stop_qemu, destination)
+        await serve_relays(commands, stack, site)
+        source, destination = await start_guests(site, stack, UUID, image, MEMORY_MIB)
         counted = await wait_passes(source, 1)
 
         code, answer = await commands.run("evacuation", "status", "--socket", socket)

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 import trio
 
-from gateway.demo.machines import run_state, start_qemu, stop_qemu, wait_passes
-from gateway.demo.processes import Commands, Service, end_process
+from gateway.demo.machines import run_state, wait_passes
+from gateway.demo.processes import Commands, end_process
 from gateway.starter import Site
+from tests.gateway.real_site import serve, serve_relays, start_guests
 from tests.gateway.test_evacuation_real import site, token_of
 from tests.gateway.test_revocation_real import MEMORY_MIB, UUID, image
 from tests.gateway.test_two_gateways_real import records, second_gateway
@@ -34,19 +35,9 @@ async def test_with_both_gateways_killed_a_guest_leaves_and_both_logs_tell_it_la
     signed_in = ["--ca", str(site.ca), "--token-file", str(token)]
     wish = ["a", "--hours", "2", "--reason", "CHG-9: both gateways are moved", *signed_in]
     async with AsyncExitStack() as stack:
-
-        async def serve(name: str, config: Path) -> Service:
-            kind = "gateway" if name.startswith("gateway") else "relay"
-            started = commands.serve(name, kind, "serve", "--config", str(config))
-            return await stack.enter_async_context(started)
-
-        gateways = [await serve(name, config) for name, config in configs.items()]
-        for host in ("a", "b"):
-            await serve(f"relay-{host}", site.relay_config(host))
-        source = await start_qemu(site.directory / "vm-a" / UUID, UUID, memory_mib=MEMORY_MIB, image=image)
-        stack.push_async_callback(stop_qemu, source)
-        destination = await start_qemu(site.directory / "vm-b" / UUID, UUID, memory_mib=MEMORY_MIB, incoming=True)
-        stack.push_async_callback(stop_qemu, destination)
+        gateways = [await serve(commands, stack, name, config) for name, config in configs.items()]
+        await serve_relays(commands, stack, site)
+        source, destination = await start_guests(site, stack, UUID, image, MEMORY_MIB)
         counted = await wait_passes(source, 1)
         prepared = []
         with trio.fail_after(120):  # each by itself, once it has heard of the relay
@@ -71,7 +62,7 @@ async def test_with_both_gateways_killed_a_guest_leaves_and_both_logs_tell_it_la
 
         logs = {"gateway1": site.log, "gateway2": site.directory / "log2"}
         for name, config in configs.items():
-            await serve(f"{name}-again", config)
+            await serve(commands, stack, f"{name}-again", config)
         found: dict[str, list[dict[str, object]]] = {}
         with trio.fail_after(120):
             for name, log in logs.items():

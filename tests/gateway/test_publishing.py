@@ -20,14 +20,13 @@ from gateway.api.bounds import LARGE_BODIES
 from gateway.errors import NotAllowed, StartRefused
 from gateway.publications import PublicationStore, newest_published, read_or_refuse
 from gateway.publishing import Arrive, PublicationRefused
-from gateway.recording import Event
 from gateway.starter import Site
 from policy.bundle import Bundle
 from policy.bundle_files import read_bundle_files
 from policy.facts import Person
 from policy.publication import MAX_PUBLICATION_BYTES, BundleName, public_text, sign_publication, unsigned
 from tests.gateway.api.test_https import answer_of, connected
-from tests.gateway.conftest import Running, running_gateway
+from tests.gateway.conftest import Running, given_up_once_recorded, running_gateway
 
 pytestmark = pytest.mark.whole
 
@@ -232,7 +231,6 @@ async def test_what_is_recorded_comes_into_force_though_its_sender_is_gone_and_e
         desk = running.gateway.desk
         bob = await desk.people.authenticate(running.token("bob"), desk.now(), "test")
         bob = await desk.people.resolve_groups(bob, desk.now(), "test")
-        append = desk.publishing._recorder.append
 
         def arriving(version: int) -> Arrive:
             async def arrive() -> tuple[bytes, Person]:
@@ -240,14 +238,7 @@ async def test_what_is_recorded_comes_into_force_though_its_sender_is_gone_and_e
 
             return arrive
 
-        async def append_and_leave(event: Event) -> Any:
-            recorded = await append(event)
-            leaving.cancel()
-            await trio.lowlevel.checkpoint()
-            return recorded
-
-        with monkeypatch.context() as patch, trio.CancelScope() as leaving:
-            patch.setattr(desk.publishing._recorder, "append", append_and_leave)
+        with given_up_once_recorded(desk.publishing._recorder):
             await desk.publishing.publish(bob, arriving(2), "test")
         assert desk.gate.engine.bundle.version == 2
 

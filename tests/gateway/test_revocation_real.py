@@ -18,11 +18,12 @@ from audit.errors import LogLocked
 from certs.authority import Authority
 from certs.files import read_certificates
 from gateway.demo.guest import GuestLayout, build_boot_image
-from gateway.demo.machines import Qemu, run_state, start_qemu, stop_qemu, wait_passes
+from gateway.demo.machines import Qemu, run_state, wait_passes
 from gateway.demo.processes import Commands
 from gateway.starter import HostPlan, Site, VmPlan, lay_out_site
 from tests.gateway.break_glass.conftest import person
 from tests.gateway.conftest import CHEAP, Running, free_address, running_gateway
+from tests.gateway.real_site import serve_relays, start_guests
 from tests.gateway.test_watch import edit, own_bundle, revoked
 
 pytestmark = [pytest.mark.real, pytest.mark.whole]
@@ -111,13 +112,8 @@ async def flight(site: Site, image: Path, ask: Ask = ordinary) -> AsyncIterator[
     commands = Commands(site.directory)
     async with AsyncExitStack() as stack:
         running = await stack.enter_async_context(running_gateway(site))
-        for host in ("a", "b"):
-            config = str(site.relay_config(host))
-            await stack.enter_async_context(commands.serve(f"relay-{host}", "relay", "serve", "--config", config))
-        source = await start_qemu(site.directory / "vm-a" / UUID, UUID, memory_mib=MEMORY_MIB, image=image)
-        stack.push_async_callback(stop_qemu, source)
-        destination = await start_qemu(site.directory / "vm-b" / UUID, UUID, memory_mib=MEMORY_MIB, incoming=True)
-        stack.push_async_callback(stop_qemu, destination)
+        await serve_relays(commands, stack, site)
+        source, destination = await start_guests(site, stack, UUID, image, MEMORY_MIB)
         await wait_passes(source, 1)
         who, body = await ask(running)
         with trio.fail_after(20):

@@ -17,10 +17,11 @@ import pytest
 import trio
 
 from certs import layout
-from gateway.demo.machines import run_state, start_qemu, stop_qemu, wait_passes
-from gateway.demo.processes import Commands, Service, end_process
+from gateway.demo.machines import run_state, wait_passes
+from gateway.demo.processes import Commands, end_process
 from gateway.starter import Site
 from tests.gateway.conftest import free_address
+from tests.gateway.real_site import serve, serve_relays, start_guests
 from tests.gateway.test_evacuation_real import token_of
 from tests.gateway.test_revocation_real import MEMORY_MIB, UUID, image, lay_out
 from tests.gateway.test_watch import edit
@@ -97,20 +98,10 @@ async def test_one_gateway_is_killed_under_load_and_the_other_goes_on(site: Site
     token.write_text(token_of(site, "alice"))
     token.chmod(0o600)
     async with AsyncExitStack() as stack:
-
-        async def serve(name: str, config: Path) -> Service:
-            kind = "gateway" if name.startswith("gateway") else "relay"
-            started = commands.serve(name, kind, "serve", "--config", str(config))
-            return await stack.enter_async_context(started)
-
-        doomed = await serve("gateway1", site.gateway_config)
-        await serve("gateway2", second_config)
-        for host in ("a", "b"):
-            await serve(f"relay-{host}", site.relay_config(host))
-        source = await start_qemu(site.directory / "vm-a" / UUID, UUID, memory_mib=MEMORY_MIB, image=image)
-        stack.push_async_callback(stop_qemu, source)
-        destination = await start_qemu(site.directory / "vm-b" / UUID, UUID, memory_mib=MEMORY_MIB, incoming=True)
-        stack.push_async_callback(stop_qemu, destination)
+        doomed = await serve(commands, stack, "gateway1", site.gateway_config)
+        await serve(commands, stack, "gateway2", second_config)
+        await serve_relays(commands, stack, site)
+        source, destination = await start_guests(site, stack, UUID, image, MEMORY_MIB)
         counted = await wait_passes(source, 1)
         check = ("migrate", "counter", "--to", "b", "--check", "--gateway")
         with trio.fail_after(90):  # until each gateway has heard of the guest from its relay
@@ -149,7 +140,7 @@ async def test_one_gateway_is_killed_under_load_and_the_other_goes_on(site: Site
         await wait_passes(destination, counted + 2, earlier=source.printed())
 
         # The first one comes back: it learns from the relays that the other permitted the move, and raises no alarm.
-        await serve("gateway1-again", site.gateway_config)
+        await serve(commands, stack, "gateway1-again", site.gateway_config)
         with trio.fail_after(60):
             while len(await records(site.log, commands, "migration.receipt")) < 2:
                 await trio.sleep(0.3)
