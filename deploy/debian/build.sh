@@ -6,6 +6,7 @@
 set -eu
 cd "$(dirname "$0")/../.."
 kind=$1
+mkdir -p "$2"
 out=$(realpath "$2")
 python=.venv/bin/python
 case $kind in
@@ -27,12 +28,14 @@ lib=$root/usr/lib/sealane
 mkdir -p "$lib" "$root/usr/bin" "$root/lib/systemd/system" "$root/etc/sealane" "$root/usr/share/doc/sealane-$kind" \
     "$root/usr/share/bash-completion/completions" "$root/DEBIAN"
 
+echo "build: sealane-$kind $version: its Python packages, then the package (a minute or two)" >&2
 # shellcheck disable=SC2086  # a list of extras, split on purpose
 $python deploy/debian/requirements.py requirements.lock $extras >"$stage/requirements.txt"
 pip() { $python -m pip install --quiet --disable-pip-version-check --no-compile --target "$lib" "$@"; }
 pip --require-hashes --no-deps --only-binary :all: -r "$stage/requirements.txt" ||
     { echo "build: pip could not install the locked packages: check the network or pip's configuration" >&2; exit 1; }
 $python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir "$stage" .
+rm -rf "$lib/bin" # else pip warns of it
 pip --no-deps "$stage"/sealane-*.whl
 rm -rf "$lib/bin"
 
@@ -102,6 +105,5 @@ for script in postinst prerm postrm; do
     install -m 755 "deploy/debian/$kind.$script" "$root/DEBIAN/$script"
 done
 find "$root" -newermt "@$SOURCE_DATE_EPOCH" -exec touch --no-dereference --date="@$SOURCE_DATE_EPOCH" {} +
-mkdir -p "$out"
 dpkg-deb --root-owner-group --build "$root" "$out/sealane-${kind}_${version}_${arch}.deb" >/dev/null
 echo "$out/sealane-${kind}_${version}_${arch}.deb"

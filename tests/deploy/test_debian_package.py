@@ -35,7 +35,7 @@ exec chroot "$top/root" /bin/bash -eu /tmp/work/script
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("deb")
+    out = tmp_path_factory.mktemp("deb") / "build" / "deb"  # not there yet, as in a new clone
     done = subprocess.run(
         [str(ROOT / "deploy" / "debian" / "build.sh"), "relay", str(out)],
         capture_output=True,
