@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import msgspec
+import typer
 
 from gateway.cli.errors import REQUESTER, BadConfiguration, Refused
 from gateway.cli.settings import ClientSettings
@@ -62,6 +64,23 @@ def read_secret(path: Path, what: str) -> str:
     if len(data) > _MAX_SECRET_BYTES:
         raise BadConfiguration(f"the {what} {path} is larger than 32 KiB", REQUESTER, "name another file")
     return text.removesuffix("\n").removesuffix("\r")
+
+
+def password_of(file: Path | None, *, twice: bool = False) -> str:
+    """From `file` as `read_secret` has it; from a line of standard input that is a pipe or `-`; else asked for.
+
+    `twice`: at a terminal, where nobody sees what they type. Raises typer.Abort where the input ended before.
+    """
+    piped = sys.stdin is None or not sys.stdin.isatty()
+    if file is not None and str(file) != "-":
+        return read_secret(file, "password file")
+    if not piped:
+        return str(typer.prompt("Password", hide_input=True, confirmation_prompt=twice, err=True))
+    # Not by getpass: it would warn, in Python's words, that it cannot switch off the echo of what is no terminal.
+    line = "" if sys.stdin is None else sys.stdin.readline(_MAX_SECRET_BYTES)
+    if not line:
+        raise typer.Abort
+    return line.removesuffix("\n").removesuffix("\r")
 
 
 def token_of(settings: ClientSettings, now: int) -> str | None:

@@ -134,7 +134,7 @@ def enrol(
         with waiting_for(url, _EXCHANGES * FIRST_CONTACT_SECONDS):
             done = enrol_host(plan, token_text, datetime.now(UTC))
     except GatewayRefuses as error:
-        raise Refused(str(error), OPERATOR, "do what it says") from error
+        raise Refused(str(error), OPERATOR, error.next_step) from error
     except GatewayAway as error:
         raise Unreachable(str(error), OPERATOR, "check the address and that the gateway runs") from error
     except CredentialError as error:

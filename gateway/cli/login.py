@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gateway.cli.credentials import StoredToken, read_secret, store_token
+from gateway.cli.credentials import StoredToken, password_of, store_token
 from gateway.cli.errors import OPERATOR, REQUESTER, BadConfiguration
 from gateway.cli.options import CaOption, GatewayOption, JsonOption, TokenFileOption
 from gateway.cli.output import print_json, say
@@ -38,8 +38,8 @@ def login(
         typer.Option(
             "--password-file",
             metavar="FILE",
-            help="Read the password from the first line of this file (mode 0600) instead of asking for it. "
-            "A password is never an argument: other users could read it.",
+            help="Read the password from this file (mode 0600), or - for a line of standard input, instead of asking "
+            "for it. A password is never an argument: other users could read it.",
         ),
     ] = None,
     sealed: Annotated[
@@ -99,9 +99,8 @@ def _by_password(
     from gateway.cli.client import GatewayClient
     from gateway.cli.issuer_client import TokenAnswer
 
-    stored_password = None if password_file is None else read_secret(password_file, "password file")
     name = user or typer.prompt("User", err=True)
-    password = stored_password if stored_password is not None else typer.prompt("Password", hide_input=True, err=True)
+    password = password_of(password_file)
     if not password or "\n" in password:
         raise BadConfiguration("the password is empty or has several lines", REQUESTER, "give it on one line")
     with GatewayClient(settings) as client:

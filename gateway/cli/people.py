@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from gateway.cli.credentials import read_secret
+from gateway.cli.credentials import password_of
 from gateway.cli.errors import REQUESTER, BadConfiguration
 from gateway.cli.options import JsonOption
 from gateway.cli.output import print_json, say
@@ -29,7 +29,11 @@ def _people() -> None:
 def hash_password_command(
     password_file: Annotated[
         Path | None,
-        typer.Option("--password-file", metavar="FILE", help="Read the password from this file (mode 0600)."),
+        typer.Option(
+            "--password-file",
+            metavar="FILE",
+            help="Read the password from this file (mode 0600), or - for a line of standard input.",
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -41,10 +45,7 @@ def hash_password_command(
     """
     from policy.identity.local import hash_password
 
-    if password_file is not None:
-        password = read_secret(password_file, "password file")
-    else:
-        password = typer.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)
+    password = password_of(password_file, twice=True)
     if len(password) < MIN_PASSWORD_CHARACTERS:
         raise BadConfiguration(
             f"the password has fewer than {MIN_PASSWORD_CHARACTERS} characters", REQUESTER, "choose a longer one"

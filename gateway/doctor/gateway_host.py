@@ -123,9 +123,9 @@ def _authority(config: GatewayConfig, now: datetime) -> Iterator[Finding]:
 
 def _space(config: GatewayConfig) -> Finding:
     """A full disk stops every admission."""
-    folder = config.path(config.log.directory)
+    folder = config.path(config.log.directory).absolute()  # which the first start makes, with what it lies in
     try:
-        usage = shutil.disk_usage(folder if folder.exists() else folder.parent)
+        usage = shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists()))
     except OSError as error:
         return Finding("log_space", "unknown", f"{folder}: {error.strerror}")
     message = f"{usage.free >> 20} MiB are free for the log"

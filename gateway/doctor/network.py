@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import ssl
 from collections.abc import Iterator, Sequence
@@ -110,8 +111,30 @@ def peer_findings(peers: Sequence[tuple[str, str, int]]) -> Iterator[Finding]:
         yield Finding("peer", "unknown", f"{len(peers) - MAX_PEERS} further hosts were not tried")
 
 
+def _is_here(host: str) -> bool:
+    """Whether a service could listen on one of the addresses of `host`; not known is yes."""
+    try:
+        found = socket.getaddrinfo(host or None, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError:
+        return True  # listening fails by the same words, and so does the connection below
+    for family, kind, protocol, _, address in found:
+        try:
+            with socket.socket(family, kind, protocol) as tried:
+                tried.bind(address)
+        except OSError as error:
+            if error.errno == errno.EADDRNOTAVAIL:
+                continue
+        return True
+    return False
+
+
 def listen_finding(host: str, port: int) -> Finding:
-    """Something listens on the service's own port; what, is not known here."""
+    """Something listens on the service's own port of this machine; what, is not known here."""
+    if not _is_here(host):
+        # It would answer, too: the file was copied from that machine, and its service runs.
+        return Finding(
+            "listen", "wrong", f"{host} is no address of this machine", "set `listen` to one that it has: ip address"
+        )
     address = "127.0.0.1" if host in {"0.0.0.0", ""} else "::1" if host == "::" else host  # noqa: S104 - compared
     try:
         with socket.create_connection((address, port), timeout=SECONDS):

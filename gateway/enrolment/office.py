@@ -134,7 +134,7 @@ class Office:
                 raise EnrolmentRefused("the token was used already, for another key", code="token_used")
         except (CredentialError, EnrolmentRefused, NotKnown, RequestRefused) as error:
             await self._refuse(error, text, address)
-            raise EnrolmentRefused("the token or the request is not accepted") from error
+            raise EnrolmentRefused("the token is not accepted: unknown, expired, withdrawn or used already") from error
         details = {
             "client_address": address,
             "token_sha256": sha256.hex(),

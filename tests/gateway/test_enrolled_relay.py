@@ -16,6 +16,7 @@ from cryptography import x509
 from certs.enrolment import EnrolmentToken
 from certs.errors import CredentialError
 from gateway.starter import Site
+from tests.gateway.cli.invoking import invoke
 from tests.gateway.conftest import Running
 from tests.gateway.rolling_site import relay
 from tests.gateway.test_enrolment import OFFICER, enrolling, token_of
@@ -69,6 +70,23 @@ async def test_a_bare_host_is_in_the_address_book_and_hears_of_revocations_at_on
             await until(lambda: host.credentials.crl_number > before)
             assert time.monotonic() - started < 10
             assert running.gateway.desk.gate.minimum_crl_number == host.credentials.crl_number
+
+
+async def test_a_host_with_a_used_token_reads_what_to_do(site: Site, host_folder: Path) -> None:
+    async with enrolling(site) as running:
+        token = await token_of(running)
+        await enrolled(running, host_folder, token)
+        (file := host_folder / "token").write_text(token)
+        file.chmod(0o600)
+        other = ("--config", host_folder / "other.toml", "--state-dir", host_folder / "other")
+        ended = await trio.to_thread.run_sync(
+            lambda: invoke("relay", "enrol", running.url, "--token-file", file, *other)
+        )
+        assert ended.exit_code == 1
+        assert ended.stderr == (
+            f"sealane: {running.url} refuses: the token is not accepted: unknown, expired, withdrawn or used already; "
+            "the operator must act; ask for a new token: sealane certs token HOST\n"
+        )
 
 
 async def test_a_relay_renews_without_restart_and_comes_back_by_a_new_token(site: Site, host_folder: Path) -> None:

@@ -29,7 +29,7 @@ from certs.errors import UNREADABLE, CredentialError, PeerRefused
 from certs.tls import presented_chain
 from certs.verification import verify_gateway
 from transport.errors import UNDECODABLE, quoted
-from transport.relay.gateway_answers import GatewayAway, GatewayRefuses, words_of_refusal
+from transport.relay.gateway_answers import GatewayAway, GatewayRefuses, said_in_refusal
 
 SECONDS: Final = 30.0  # for the handshake, and for each answer as a whole
 MAX_ROOT_BYTES: Final = 64 * 1024  # of what somebody unproven answers
@@ -135,9 +135,10 @@ class _Line:
             self._send(self._http.send(h11.EndOfMessage()))
             status, data = self._answer(path, limit)
         if status != 200:
-            if not (words := words_of_refusal(data)):
+            if (said := said_in_refusal(data)) is None:
                 raise GatewayAway(f"{self.url} does not answer like a gateway: {status} to {path}")
-            raise GatewayRefuses(f"{path}: the gateway answers {status}{words}", status)
+            message, next_step = said
+            raise GatewayRefuses(f"{self.url} refuses: {message}", status, next_step)
         return data
 
     def _request(self, method: str, path: str, length: int) -> h11.Request:

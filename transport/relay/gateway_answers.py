@@ -89,11 +89,15 @@ class GatewayAway(TransportError):
 
 
 class GatewayRefuses(TransportError):
-    """The gateway will never take this message: asking again cannot help, an operator must look."""
+    """The gateway will never take this message: asking again cannot help, an operator must look.
 
-    def __init__(self, message: str, status: int) -> None:
+    `next_step`: what the gateway says to do, where that is not part of the message.
+    """
+
+    def __init__(self, message: str, status: int, next_step: str = "") -> None:
         super().__init__(message)
         self.status = status
+        self.next_step = next_step
 
 
 def understood(decode: Callable[[bytes], T], answer: bytes) -> T:
@@ -116,9 +120,18 @@ class _Refusal(msgspec.Struct, frozen=True):
 
 def words_of_refusal(answer: bytes | bytearray) -> str:
     """ ": " and what the gateway says, for a log or terminal; "" where it is not of that form, as of a proxy."""
+    said = said_in_refusal(answer)
+    return "" if said is None else ": " + "; ".join(said)
+
+
+def said_in_refusal(answer: bytes | bytearray) -> tuple[str, str] | None:
+    """What is wrong and what to do, for a log or terminal; None where it is not of that form, as of a proxy."""
     try:
         error = msgspec.json.decode(answer, type=_Refusal).error
     except UNDECODABLE:
-        return ""
-    text = f": {error.message}; {error.next_step}"
-    return "".join(character if character.isprintable() else " " for character in text)
+        return None
+    message, next_step = (
+        "".join(character if character.isprintable() else " " for character in text)
+        for text in (error.message, error.next_step)
+    )
+    return message, next_step

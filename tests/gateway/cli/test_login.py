@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,6 +51,19 @@ def test_a_password_file_needs_no_prompt(gateway: CannedGateway, sealane: Sealan
     assert last_object(result)["user"] == "bob"
     assert gateway.asked[0].body["password"] == "correct horse"
     assert token.exists()
+
+
+@pytest.mark.parametrize("option", [(), ("--password-file", "-")])
+def test_a_password_in_a_pipe_is_read_from_it_without_a_word(
+    gateway: CannedGateway, home: Path, option: tuple[str, ...]
+) -> None:
+    command = [sys.executable, "-c", "from gateway.cli.main import run; run()", "login", "--user", "bob", *option]
+    ended = subprocess.run(
+        [*command, *map(str, where(gateway))], input="correct horse\n", capture_output=True, text=True, check=False,
+        start_new_session=True, env={**os.environ, "HOME": str(home)},
+    )  # fmt: skip
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert gateway.asked[0].body["password"] == "correct horse"
 
 
 def test_a_password_file_that_others_can_read_is_not_used(

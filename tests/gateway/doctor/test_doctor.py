@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -130,6 +131,8 @@ def port() -> Iterator[int]:
 def test_ports_are_tried(port: int) -> None:
     assert listen_finding("0.0.0.0", port).status == "ok"  # noqa: S104 - of a configuration
     assert listen_finding("127.0.0.1", 1).status == "attention"
+    elsewhere = listen_finding("198.51.100.7", port)  # of the machine that the file was copied from
+    assert (elsewhere.status, elsewhere.message) == ("wrong", "198.51.100.7 is no address of this machine")
     found = list(peer_findings([("b", "127.0.0.1", port), ("c", "127.0.0.1", 1)]))
     assert [finding.status for finding in found] == ["ok", "attention"]
     many = list(peer_findings([("b", "127.0.0.1", port)] * 40))
@@ -171,6 +174,13 @@ def test_more_hosts_than_the_gateway_has_connections_for_are_named(site: Site) -
     (finding,) = found()
     assert finding.status == "attention"
     assert "limits.connections is 5" in finding.message
+
+
+def test_room_for_a_log_is_known_before_the_first_start(site: Site) -> None:
+    text = site.gateway_config.read_text()
+    site.gateway_config.write_text(re.sub(r'(?m)^directory = ".*"$', 'directory = "to/be/made/log"', text))
+    findings = gateway_host_findings(site.gateway_config, Path("/"), datetime.now(UTC))
+    assert [each.status for each in findings if each.check == "log_space"] == ["ok"]
 
 
 def test_the_worst_counts() -> None:
