@@ -16,6 +16,7 @@ from gateway.gate import Gate
 from gateway.reading import MAX_ASKED
 from gateway.sites.request import LIFETIME_SECONDS, HostQuestion, RecordsWanted, Request, ToldHost, sign_request
 from gateway.sites.settings import OtherSite
+from gateway.sites.shared import require_record
 from policy.sources.https import read_bounded
 from policy.strict_json import strictly
 from transport.errors import UNDECODABLE
@@ -59,7 +60,15 @@ class SharedRecords(msgspec.Struct, frozen=True):
 
 decode_host: Final = strictly(msgspec.json.Decoder(ToldHost | None).decode)
 decode_decision: Final = strictly(msgspec.json.Decoder(Admitted | Denied).decode)
-decode_records: Final = strictly(msgspec.json.Decoder(SharedRecords).decode)
+_decode_records: Final = strictly(msgspec.json.Decoder(SharedRecords).decode)
+
+
+def decode_records(data: bytes) -> SharedRecords:
+    """Each of a shape that can be compared. Raises UNDECODABLE."""
+    shared = _decode_records(data)
+    for _, record in shared.records:
+        require_record(record)
+    return shared
 
 
 async def ask_host(gate: Gate, site: OtherSite, host: str) -> ToldHost | None:

@@ -14,6 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from gateway.host_receipts import GRACE_SECONDS, different_counts, other_than_sent
+from gateway.sites.shared import read_body
 from policy.permit import trust_domain_of
 from transport.errors import UNDECODABLE
 
@@ -230,7 +231,7 @@ def _newest(half: _Half, role: str) -> Mapping[str, Any] | None:
 
 def _receipts_differ(source: Mapping[str, Any], destination: Mapping[str, Any]) -> Iterator[str]:
     try:
-        ours, theirs = (msgspec.json.decode(each["body"], type=dict) for each in (source, destination))
+        ours, theirs = (read_body(each["body"]) for each in (source, destination))
     except (KeyError, TypeError, *UNDECODABLE):
         yield "a receipt cannot be read"
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -25,6 +26,7 @@ from gateway.api import site_calls
 from gateway.cli.sites import lay_down, left_over
 from gateway.doctor.relay_host import relay_host_findings
 from gateway.sites import publishing
+from gateway.sites.peer import decode_records
 from gateway.sites.reconcile import compare_sites, shared_with
 from gateway.sites.request import HostQuestion, Request, SiteRefused, open_request, sign_request
 from gateway.starter import HostPlan, VmPlan
@@ -33,6 +35,7 @@ from policy.permit import PermitKey
 from tests.gateway.conftest import Running, free_address
 from tests.gateway.sites_pair import EAST, WEST, TwoSites, document_of, lay_out
 from tests.gateway.test_watch import edit
+from transport.errors import UNDECODABLE
 
 pytestmark = pytest.mark.whole
 
@@ -242,7 +245,7 @@ async def test_of_two_requests_at_once_the_refused_one_hides_nothing(two: TwoSit
         assert known.jti is not None
 
 
-async def test_receipts_end_it_in_both_logs_and_both_logs_agree(two: TwoSites) -> None:
+async def test_receipts_end_it_in_both_logs_and_both_logs_agree(two: TwoSites, monkeypatch: pytest.MonkeyPatch) -> None:
     async with two.running() as (west, east):
         migration_id = (await ask(west)).json()["migration_id"]
         (assignment,) = await west.poll("a")
@@ -291,6 +294,58 @@ async def test_receipts_end_it_in_both_logs_and_both_logs_agree(two: TwoSites) -
         forged[0][1]["details"]["site"]["other_jti"] = "x" * 32
         (finding,) = compare_sites(mine, forged, later).findings
         assert "shown another permit" in finding.why[0]
+
+        # Whatever the other gateway says, it is compared or refused as a whole; and a finding stays short.
+        told = msgspec.to_builtins(others)
+        refused = compared = 0
+        for odd in spoilt(told):
+            try:
+                shared = decode_records(msgspec.json.encode({"log": "x", "records": odd}))
+            except UNDECODABLE:
+                refused += 1
+                continue
+            for finding in compare_sites(mine, shared.records, later).findings:
+                assert len(finding.migration_id) <= 64
+            compared += 1
+        assert refused > 100
+        assert compared > 100
+        site = next(iter(west.gateway.desk.gate.sites.by_domain.values()))  # type: ignore[union-attr]
+        monkeypatch.setattr(site_calls, "shared_with", lambda *_: [(0, {"kind": "migration.decision"})])
+        answer = await west.person("carol").post("/v1/reconcile/sites", json=span)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "site_unreachable"), answer.text
+        assert f"site {site.name} gives an answer that is none" in answer.json()["error"]["message"]
+
+
+def spoilt(told: Any) -> Iterator[Any]:
+    """The same with one value changed, at every place; in the bodies of receipts, too."""
+    odd: tuple[Any, ...] = (None, [], {}, "x", -5, 7, "x" * 2000, [[]], {"role": []})
+    for at in places(told):
+        for value in odd:
+            yield put(told, at, value)
+    for number, (_, record) in enumerate(told):
+        if record["kind"] == "migration.receipt":
+            body = msgspec.json.decode(record["details"]["body"])
+            for at in places(body):
+                for value in odd:
+                    text = msgspec.json.encode(put(body, at, value)).decode()
+                    yield put(told, (number, 1, "details", "body"), text)
+
+
+def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    if at:
+        yield at
+    members = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+    for name, each in members:
+        yield from places(each, (*at, name))
+
+
+def put(value: Any, at: tuple[Any, ...], new: Any) -> Any:
+    copy = msgspec.json.decode(msgspec.json.encode(value))
+    target = copy
+    for name in at[:-1]:
+        target = target[name]
+    target[at[-1]] = new
+    return copy
 
 
 def changed(records: list[tuple[int, dict[str, Any]]], name: str, value: str) -> list[tuple[int, dict[str, Any]]]:
