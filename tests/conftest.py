@@ -69,6 +69,8 @@ def deadline() -> Iterator[None]:
     except BaseException as error:
         if is_over:
             raise pytest.fail.Exception(f"hangs: not over after {DEADLINE_SECONDS:g} s") from error
+        if isinstance(error, BaseExceptionGroup) and error.subgroup(KeyboardInterrupt) is not None:
+            raise KeyboardInterrupt from error  # of trio's tasks; pytest takes a group for a test's own failure
         raise
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

@@ -136,6 +136,31 @@ def test_a_suite_that_is_ended_ends_what_its_tests_started(suite: pytest.Pyteste
     require_ended(int((suite.path / "child").read_text()))
 
 
+def test_a_suite_that_is_ended_goes_on_with_no_other_test_also_when_tasks_were_at_work(suite: pytest.Pytester) -> None:
+    """trio puts the interrupt into a group of errors, which is that of a test and not of whoever wants an end."""
+    suite.makepyfile(
+        """
+        import pathlib, trio
+
+        def test_waits():
+            async def wait():
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(trio.sleep_forever)
+                    pathlib.Path(__file__).with_name("begun").touch()
+                    await trio.sleep_forever()
+            trio.run(wait)
+
+        def test_is_next(): pathlib.Path(__file__).with_name("next").touch()
+        """
+    )
+    words = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(suite.path)]
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
+        wait_until((suite.path / "begun").exists, "the test", 60)
+        running.terminate()
+        assert running.wait(60) == pytest.ExitCode.INTERRUPTED
+    assert not (suite.path / "next").exists()
+
+
 # What a test with a component of its own does, whose component says nothing.
 CHILD = """
     import os, pathlib, subprocess, sys, pytest, trio

@@ -138,7 +138,7 @@ async def test_a_guest_moves_whole_and_goes_on_counting(site: Site, machines: Ma
     async with relay(write_config(site, "b")) as destination:
         start = relay(write_config(site, "a"), "never", str(permit), destination.address)
         async with start as source:
-            await until(lambda: any(line.startswith("completed") for line in source.lines("news")), 30)
+            await until(lambda: any(line.startswith("completed") for line in source.lines("news")), 90)
             assert await wait_one_place(site, machines) == "destination"
             await require_one_guest(machines, "destination")
     printed = machines.source.printed() + await dump_region(machines.destination, after, LAYOUT)
@@ -177,7 +177,7 @@ async def test_source_relay_killed(site: Site, machines: Machines, moment: str) 
     config = write_config(site, "a")
     async with relay(write_config(site, "b")) as destination:
         async with relay(config, moment, str(permit), destination.address) as source:
-            await until(lambda: source.process.poll() is not None, 30)
+            await until(lambda: source.process.poll() is not None, 90)
         if moment.endswith(":begun"):
             assert await run_state(machines.source) == "running"
             if moment == "before:begun":
@@ -195,7 +195,7 @@ async def test_destination_relay_killed(site: Site, machines: Machines, moment: 
     async with relay(write_config(site, "b"), moment) as destination:
         address = destination.address
         async with relay(write_config(site, "a"), "never", str(permit), address) as source:
-            await until(lambda: destination.process.poll() is not None, 30)
+            await until(lambda: destination.process.poll() is not None, 90)
             async with relay(write_config(site, "b", listen=address)):
                 assert await wait_one_place(site, machines) == where
                 await require_one_guest(machines, where)
