@@ -2,7 +2,7 @@
 #
 #   make demo    the main job on this machine: an allowed and a denied migration, and a log that proves both
 #   make test    every test, those against real components included
-#   make check   before each commit: format, lint, types, import contracts, unit tests; under a minute
+#   make check   before each commit: format, lint, types, import contracts, unit tests; some two minutes on two cores
 #   make bench   measure against haproxy, stunnel, socat and QEMU's own TLS; results in bench/results/
 #   make fuzz    Hypothesis tests with many random examples, for FUZZ_SECONDS (default 60)
 #   make fuzz-guided  each decoder of `tests/fuzz/targets` under libFuzzer, in turns, for FUZZ_SECONDS (ARGS="[--each SECONDS] [TARGET …]", or --report, or --keep)
