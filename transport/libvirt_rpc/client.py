@@ -109,6 +109,14 @@ class LibvirtClient:
         await trio.aclose_forcefully(self._stream)
         raise LibvirtHangs(f"the local libvirtd did not answer procedure {procedure} in time")
 
+    async def version(self) -> tuple[int, int, int]:
+        """Of libvirt here."""
+        body = await self.call(Procedure.CONNECT_GET_LIB_VERSION, b"", "tell its version")
+        reader = XdrReader(body)
+        number = reader.unsigned_hyper()
+        reader.end()
+        return number // 1_000_000, number // 1_000 % 1_000, number % 1_000
+
     async def find(self, vm: str) -> Domain | None:
         """The domain with this UUID, running or not."""
         return await self._look_up(Procedure.DOMAIN_LOOKUP_BY_UUID, bytes(XdrWriter().fixed(_uuid_bytes(vm)).data))

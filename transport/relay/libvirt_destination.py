@@ -39,6 +39,8 @@ _CHUNK = 64 * 1024
 _MAX_CALLS = 64
 _MAX_REFUSALS = 8
 _LOOK_SECONDS = 0.1
+# libvirtd of these versions dies of a Prepare that resumes post-copy (seen with 11.3; see its NEWS of 11.4).
+_DIES_FROM, _DIES_BEFORE = (11, 2, 0), (11, 4, 0)
 
 
 class LibvirtDestination:
@@ -137,6 +139,9 @@ class LibvirtDestination:
         found = (DomainState.NONE, 0)
         with trio.move_on_after(self._seconds):
             async with self._client() as client:
+                if _DIES_FROM <= (version := await client.version()) < _DIES_BEFORE:
+                    words = f"libvirt {version[0]}.{version[1]} there dies of it"
+                    raise NotRecoverable(f"{words}; upgrade it to 11.4 or later, as the guest runs, and try again")
                 while (found := await client.state_and_reason(self._vm)) not in POST_COPY_FAILED:
                     await trio.sleep(_LOOK_SECONDS)
                 domain = await client.find(self._vm)

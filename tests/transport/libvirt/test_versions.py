@@ -14,6 +14,7 @@ import pytest
 
 from gateway.demo.guest import count_passes
 from tests.transport.libvirt.hosts import ROOT, Pair, make_disk, require_programs, two_hosts
+from tests.transport.libvirt.test_resumed_post_copy import FAILED, RESUME, interrupt, reason, restart
 
 pytestmark = [pytest.mark.real, pytest.mark.whole, pytest.mark.fetched("other-libvirt")]
 
@@ -63,3 +64,22 @@ def test_a_guest_moves_there_and_back_and_counts_on(versions: Pair, mode: str) -
     assert int(first_here) - int(last_there) in (0, 1)
     for command in ("destroy", *(["undefine"] if is_persistent else [])):
         assert pair.a.virsh(command, guest.name)[0] == 0
+
+
+def test_a_libvirt_that_dies_of_a_resumption_is_not_asked_for_one() -> None:
+    """11.2 and 11.3 do, with libvirt alone, too: whoever moves the guest reads so, and it waits for a newer one."""
+    usr = OTHER / "files" / "usr"
+    with (
+        tempfile.TemporaryDirectory(prefix="slo") as folder,
+        two_hosts(Path(folder), qemu_user="root", usr_b=usr) as pair,
+    ):
+        for host in pair.hosts:
+            restart(pair, host)
+        guest = pair.guest(pair.a)
+        interrupt(pair, guest, "network", "--p2p")
+        before = pair.b.libvirtd()
+        code, said = pair.a.migrate(guest, "--live", "--p2p", *RESUME)
+        assert code != 0
+        assert "libvirt 11.3 there dies of it; upgrade it to 11.4 or later" in said
+        assert pair.b.libvirtd() == before
+        assert all(FAILED in reason(host, guest) for host in pair.hosts)
