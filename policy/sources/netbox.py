@@ -26,6 +26,7 @@ PATH: Final = "/api/virtualization/virtual-machines/"
 PAGE: Final = 500
 MAX_PAGE_BYTES: Final = 16 * 1024 * 1024
 MAX_VMS: Final = 100_000
+MAX_LIST_BYTES: Final = 256 * 1024 * 1024  # of all pages: a VM takes some 2 KiB
 _MAX_DEPTH: Final = 32  # of a page: custom fields may hold JSON of their own
 _ATTEMPTS: Final = 2  # a list that changed while it was read is read once more
 
@@ -61,7 +62,7 @@ class NetboxSource:
             pages = await self._pages()
             if pages is None:
                 continue
-            digest = digest_of(b"".join(pages))
+            digest = await trio.to_thread.run_sync(_digest, pages, abandon_on_cancel=True)
             if before is not None and before.digest == digest:
                 return before
             told = await trio.to_thread.run_sync(
@@ -74,21 +75,28 @@ class NetboxSource:
     async def _pages(self) -> list[bytes] | None:
         """All pages; None if the list changed meanwhile."""
         pages: list[bytes] = []
-        total, offset = None, 0
+        total, offset, size_bytes = None, 0, 0
         while total is None or offset < total:
             asked: dict[str, str | int] = {
                 "limit": self.page, "offset": offset, "ordering": "id", "exclude": "config_context",
             }  # fmt: skip
             fetched = await get(self.client, self.name, self.url + PATH, max_bytes=MAX_PAGE_BYTES, parameters=asked)
             assert fetched.body is not None  # without an ETag `get` takes no 304
-            count, length = _shape(fetched.body, self.name)
+            count, length = await trio.to_thread.run_sync(_shape, fetched.body, self.name, abandon_on_cancel=True)
             if count > MAX_VMS:
                 raise InventoryRefused(self.name, f"has more than {MAX_VMS} VMs")
             if (total is not None and count != total) or (length == 0 and offset < count):
                 return None
             pages.append(fetched.body)
+            size_bytes += len(fetched.body)
+            if size_bytes > MAX_LIST_BYTES:
+                raise InventoryRefused(self.name, f"its list is larger than {MAX_LIST_BYTES >> 20} MiB")
             total, offset = count, offset + length
         return pages
+
+
+def _digest(pages: list[bytes]) -> str:
+    return digest_of(b"".join(pages))
 
 
 def _decode(page: bytes, source: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ import pytest
 from policy.errors import InventoryRefused, InventoryUnavailable
 from policy.inventory import Layer, merge
 from policy.sources.https import make_client
-from policy.sources.netbox import PATH, NetboxFields, NetboxSource
+from policy.sources.netbox import PATH, NetboxFields, NetboxSource, _decode
 from policy.sources.reading import Pace
 from tests.policy.sources.https_server import Answer, HttpsServer, Request, https_server
 
@@ -118,6 +119,33 @@ async def test_all_pages_are_read_and_next_is_never_followed(server: HttpsServer
         told = (await netbox.read(None)).told
     assert len(told.vms) == 25
     assert [int(request.query["offset"]) for request in server.requests] == [0, 4, 8, 12, 16, 20, 24]
+
+
+async def test_a_list_of_any_size_is_not_held(server: HttpsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each page was within its limit: a hundred thousand of them, of 16 MiB, were asked for and kept."""
+    monkeypatch.setattr("policy.sources.netbox.MAX_LIST_BYTES", 8_192)
+    server.answer = answer_with(*(vm(number) for number in range(1, 26)), cap=1)
+    async with source(server, page=1) as netbox:
+        with pytest.raises(InventoryRefused, match="larger than"):
+            await netbox.read(None)
+    assert len(server.requests) < 25
+
+
+async def test_pages_are_read_beside_the_tasks_of_the_gateway(
+    server: HttpsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of 16 MiB takes a second or more, in which nobody was answered."""
+    threads: list[threading.Thread] = []
+
+    def noted(page: bytes, source: str) -> dict[str, Any]:
+        threads.append(threading.current_thread())
+        return _decode(page, source)
+
+    monkeypatch.setattr("policy.sources.netbox._decode", noted)
+    async with source(server) as netbox:
+        await netbox.read(None)
+    assert threads
+    assert threading.current_thread() not in threads
 
 
 async def test_a_list_that_changes_while_it_is_read_is_read_again_and_then_given_up(server: HttpsServer) -> None:
