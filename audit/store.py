@@ -15,7 +15,9 @@ The order of the fsyncs is in docs/audit-log.md. OSErrors pass through: `log.py`
 import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Self
 
 from audit import tiles
 from audit.disk import Disk, lock
@@ -27,13 +29,27 @@ from audit.tiles import TILE_WIDTH
 MAX_CHECKPOINT_FILE_BYTES = 64 * 1024
 
 
+@dataclass(frozen=True, slots=True)
+class _Tail:
+    """The tail that grows: bundle `number`, whose file we have open. `written_ns`: when it was last written, by us."""
+
+    number: int
+    descriptor: int
+    size: int
+    written_ns: int
+
+    @classmethod
+    def now(cls, number: int, descriptor: int, size: int) -> Self:
+        return cls(number, descriptor, size, os.fstat(descriptor).st_mtime_ns)
+
+
 class Store:
     """Exclusive access to one log directory, created if it is missing."""
 
     def __init__(self, directory: Path, disk: Disk) -> None:
         self.directory = directory
         self._disk = disk
-        self._tail: tuple[int, int, int] | None = None  # (bundle number, descriptor, size in bytes)
+        self._tail: _Tail | None = None
         self._checkpoint_identity: tuple[int, int, int] | None = None
         self._folder_known: set[Path] = set()
         self._lock = -1
@@ -80,7 +96,7 @@ class Store:
             self._write_atomically(self.directory / path, tile)
         path = tiles.bundle_path(number)
         self._make_parents(path)
-        if self._tail is not None and self._tail[0] == number:
+        if self._tail is not None and self._tail.number == number:
             self._detach_tail()
         self._disk.rename(self._tail_path(number), self.directory / path)
         self._disk.sync_folder((self.directory / path).parent)
@@ -107,7 +123,7 @@ class Store:
 
     def attach_tail(self, number: int, size_bytes: int) -> None:
         """Continue tail `number`, which was read as `size_bytes` long. Raises LogDamaged if it is not."""
-        self._tail = (number, self._disk.open_tail(self._tail_path(number)), size_bytes)
+        self._tail = _Tail.now(number, self._disk.open_tail(self._tail_path(number)), size_bytes)
         self._require_tail_untouched()
 
     def write_pruned(self, pruned: Pruned) -> None:
@@ -201,28 +217,28 @@ class Store:
         path = self._tail_path(number)
         if new:
             self._detach_tail()
-            self._tail = (number, self._disk.create(path), 0)
-        assert self._tail is not None
-        attached, descriptor, size = self._tail
-        assert attached == number
-        self._disk.write(descriptor, data)
-        self._disk.sync_data(descriptor)
+            self._tail = _Tail.now(number, self._disk.create(path), 0)
+        tail = self._tail
+        assert tail is not None
+        assert tail.number == number
+        self._disk.write(tail.descriptor, data)
+        self._disk.sync_data(tail.descriptor)
         if new:
             self._disk.sync_folder(path.parent)
-        self._tail = (number, descriptor, size + len(data))
+        self._tail = _Tail.now(number, tail.descriptor, tail.size + len(data))
 
     def _detach_tail(self) -> None:
         if self._tail is not None:
-            os.close(self._tail[1])
+            os.close(self._tail.descriptor)
             self._tail = None
 
     def _require_tail_untouched(self) -> None:
         if self._tail is None:
             return
-        number, descriptor, size = self._tail
-        path = self._tail_path(number)
-        ours, named = os.fstat(descriptor), _status(path)
-        if named is None or named.st_ino != ours.st_ino or ours.st_size != size:
+        tail, path = self._tail, self._tail_path(self._tail.number)
+        ours, named = os.fstat(tail.descriptor), _status(path)
+        was = (ours.st_ino, tail.size, tail.written_ns)
+        if named is None or (named.st_ino, named.st_size, named.st_mtime_ns) != was:
             raise LogDamaged(f"{path} was changed by another program; restore it")
 
     def _keep_aside(self, surplus: bytes, first_index: int) -> Path | None:

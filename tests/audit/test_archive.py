@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,18 @@ def test_another_history_is_refused_even_under_the_logs_own_key(archived: int, t
     with pytest.raises(LogDamaged, match=r"another history|do not have the root"):
         archive_of(tmp_path / "archive").update(text, FolderTiles(tmp_path / "fork"))
     assert verify_log(tmp_path / "archive", [SIGNER.vkey]).ok
+
+
+def test_a_history_that_parts_within_the_last_bundle_is_refused(tmp_path: Path) -> None:
+    """Its full bundles are the archive's, and it has the root that its checkpoint says."""
+    update(tmp_path / "archive", tmp_path / "log", 280)
+    shutil.copytree(tmp_path / "log", tmp_path / "fork")
+    update(tmp_path / "archive", tmp_path / "log", 300)
+    with Log.open(tmp_path / "fork", SIGNER, disk=FastDisk()) as log:
+        text = log.append([raw(*(b"other %d" % n for n in range(300)))]).checkpoint_text
+    with pytest.raises(LogDamaged, match="another history than the one archived"):
+        archive_of(tmp_path / "archive").update(text, FolderTiles(tmp_path / "fork"))
+    assert verify_log(tmp_path / "archive", [SIGNER.vkey]).size == 300
 
 
 def test_an_update_that_another_one_overtakes_takes_nothing_back(tmp_path: Path) -> None:

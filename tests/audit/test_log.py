@@ -354,6 +354,14 @@ def under_shorten_tail(directory: Path) -> None:
     edit_shorten_tail(directory)
 
 
+def under_alter_tail_in_place(directory: Path) -> None:
+    """The same file of the same size: until the bundle was full, or the gateway started again, nobody looked."""
+    before = (directory / "tail/1").stat().st_mtime_ns
+    while (directory / "tail/1").stat().st_mtime_ns == before:  # the kernel's clock ticks every few milliseconds
+        with (directory / "tail/1").open("r+b") as file:
+            file.write(b"other")
+
+
 def under_remove_checkpoint(directory: Path) -> None:
     (directory / "checkpoint").unlink()
 
@@ -370,6 +378,7 @@ def under_replace_checkpoint(directory: Path) -> None:
         under_replace_tail,
         under_append_to_tail,
         under_shorten_tail,
+        under_alter_tail_in_place,
         under_remove_checkpoint,
         under_replace_checkpoint,
     ],
@@ -390,6 +399,17 @@ def test_a_file_changed_under_the_running_log_stops_it(
         with pytest.raises(LogFailed, match="refuses"):
             log.append([raw(b"more")])
         log.close()
+
+
+def test_a_lock_that_another_process_could_take_stops_it(tmp_path: Path) -> None:
+    for another in (False, True):
+        with opened(tmp_path) as log:
+            (tmp_path / "lock").unlink()
+            if another:
+                (tmp_path / "other").touch()
+                (tmp_path / "other").rename(tmp_path / "lock")
+            with pytest.raises(LogDamaged, match="lock was removed or replaced"):
+                log.append([raw(b"more")])
 
 
 def test_a_bundle_changed_behind_its_tile_is_not_shown(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from policy.permit import (
     VerifiedPermit,
     check_parties,
     check_times,
+    paired,
     permit_entry,
     proof_entry,
     seal_permit,
@@ -515,3 +516,43 @@ def test_a_relay_needs_no_cedar_no_http_client_and_no_event_loop_for_permits() -
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=30)
     assert done.stdout.strip() == "[]"
+
+
+def of_site(key_id: str, **members: Any) -> VerifiedPermit:
+    return VerifiedPermit("", changed(**members), PROOF, key_id)
+
+
+@pytest.mark.parametrize(
+    ("key_id", "members", "check"),
+    [
+        ("own", {}, "signature"),
+        ("other", {"vm": VM.replace("6", "7")}, "vm"),
+        ("other", {"source": "spiffe://bank.test/host/c"}, "source"),
+        ("other", {"destination": "spiffe://bank.test/host/c"}, "destination"),
+        ("other", {"ports": ("memory",)}, "ports"),
+        ("other", {"migration_id": "m-2"}, "claims"),
+        ("other", {"seal": "tls"}, "claims"),
+    ],
+)
+def test_two_sites_permits_are_of_one_migration_and_of_two_gateways(
+    key_id: str, members: dict[str, Any], check: str
+) -> None:
+    with pytest.raises(PermitRefused) as refused:
+        paired(of_site("own"), of_site(key_id, **members))
+    assert refused.value.check == check
+
+
+def test_of_two_permits_what_both_allow_is_left_and_what_either_wants_is_wanted() -> None:
+    theirs = {
+        "jti": "theirs",
+        "session_until": NOW + 60,
+        "recover_until": NOW + 9000,
+        "limits": Limits(max_channels=4, bandwidth_bytes_per_second=1000),
+        "requirements": Requirements(content_digest=True, stream_inspection=False, vm_binding=False),
+    }
+    both = paired(of_site("own"), of_site("other", **theirs))
+    assert both.other is not None
+    assert (both.claims.jti, both.other.claims.jti) == (CLAIMS.jti, "theirs")
+    assert (both.claims.session_until, both.claims.recover_until) == (NOW + 60, CLAIMS.recover_until)
+    assert both.claims.limits == theirs["limits"]  # 0 is no limit, and no least one
+    assert both.claims.requirements == Requirements(content_digest=True, stream_inspection=False, vm_binding=True)

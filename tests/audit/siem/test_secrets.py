@@ -27,6 +27,16 @@ def test_a_file_that_others_can_touch_is_refused(tmp_path: Path, mode: int) -> N
         read_secret(secret_file(tmp_path, b"s3cret", mode))
 
 
+def test_a_file_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = secret_file(tmp_path, b"s3cret")
+    if os.geteuid():
+        monkeypatch.setattr("audit.siem.secrets.os.geteuid", lambda: os.getuid() + 1)
+    else:
+        os.chown(path, 12_345, -1)
+    with pytest.raises(SinkAway, match="belongs to another user"):
+        read_secret(path)
+
+
 @pytest.mark.parametrize(
     "content", [b"", b" \n", b"\xffs3cret", b"s3\x00cret", b"s3\tcret", b"x" * (MAX_SECRET_BYTES + 1)]
 )
