@@ -14,7 +14,7 @@ MAX_VALUE: Final = 1023
 
 # C0, DEL, C1, the line and paragraph separators, and what reorders text on a screen (bidirectional controls): none of
 # them may reach a terminal, a line-oriented collector or an analyst's eye as what it is.
-_UNPRINTABLE: Final = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+_UNPRINTABLE: Final = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 _NOT_ASCII: Final = re.compile("[^\x00-\x7e]")
 
 

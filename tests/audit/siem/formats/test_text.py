@@ -30,6 +30,11 @@ def test_a_printable_text_has_one_line_and_no_more_than_allowed(text: str, limit
     assert not any(ord(c) < 32 or 0x7F <= ord(c) < 0xA0 or 0x202A <= ord(c) <= 0x202E for c in shown)
 
 
+def test_nothing_that_turns_the_reading_direction_is_left() -> None:
+    turning = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # Unicode's Bidi_Control
+    assert printable(f"a{turning}b") == f"a{' ' * len(turning)}b"
+
+
 def test_long_text_says_that_it_was_cut() -> None:
     assert printable("abcdef", 4) == "abc…"
 
