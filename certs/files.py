@@ -165,7 +165,11 @@ def _read_to_its_end(found: x509.Certificate | x509.CertificateRevocationList) -
 
 def _written_beside(path: Path, data: bytes, mode: int) -> Path:
     """A durable temporary file in the folder of `path`; mkstemp makes it 0600 and never follows a link."""
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    except OSError as error:
+        error.filename = str(path)  # which somebody named, and not the name that was made up
+        raise
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)

@@ -41,6 +41,7 @@ from gateway.cli import (
     whoami,
     witness,
 )
+from gateway.cli.answer import AnswerLost, answer_stream, tell_lost_answer
 from gateway.cli.bad_parameter import allowed_of
 from gateway.cli.errors import REQUESTER, BadConfiguration, CommandError
 from gateway.cli.interruption import EXIT_INTERRUPTED, interrupted_line
@@ -160,7 +161,14 @@ app.command("demo")(demo.demo)
 def run() -> None:
     """Entry point of the console script."""
     _open_closed_streams()
-    app()
+    sys.stdout = answer_stream(sys.stdout)
+    try:
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
+    except (AnswerLost, BrokenPipeError) as error:
+        sys.exit(tell_lost_answer(error))
 
 
 def _open_closed_streams() -> None:

@@ -56,7 +56,12 @@ def read_publication(path: Path) -> tuple[Publication, Bundle]:
 
 def write_new_folder(files: dict[str, str], directory: Path) -> None:
     """Into a new directory: nothing there is overwritten. The names were checked when the publication was read."""
-    directory.mkdir()
+    try:
+        directory.mkdir()
+    except OSError as error:
+        raise BadConfiguration(
+            f"{directory}: {error.strerror}", REQUESTER, "name a directory that does not exist yet"
+        ) from error
     for path, text in files.items():
         target = directory / path
         target.parent.mkdir(exist_ok=True)

@@ -144,9 +144,12 @@ def new(
     """
     with needs_gateway_extra():
         from policy.authoring.beginning import begin
+        from policy.errors import BundleRefused
 
-    with refusing():
+    try:
         files = begin(name)
+    except BundleRefused as error:
+        raise BadConfiguration(f"--name: {error.detail.removeprefix('name: ')}", REQUESTER, "give another") from error
     try:
         directory.mkdir()
         for path, text in files.items():

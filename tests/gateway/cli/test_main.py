@@ -158,3 +158,36 @@ def test_an_argument_that_is_not_utf8_is_a_line(words: list[str], sealane: Seala
     result = sealane(*words)
     assert result.exit_code == 2
     assert "an argument is not UTF-8 text" in result.stderr
+
+
+def test_an_answer_that_a_full_disk_does_not_take_is_told_in_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "from gateway.cli.main import run; run()", "audit", "fields"]
+    with Path("/dev/full").open("w", encoding="ascii") as full:
+        done = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, env={"HOME": str(tmp_path)}
+        )
+    assert done.returncode == 1
+    assert done.stderr.startswith("sealane: the answer cannot be written: No space left on device; ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_nobody_who_reads_the_answer_is_nothing_to_tell(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "from gateway.cli.main import run; run()", "audit", "fields"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={"HOME": str(tmp_path)}
+    ) as asked:
+        assert asked.stdout is not None
+        assert asked.stderr is not None
+        asked.stdout.close()
+        assert asked.stderr.read() == ""
+    assert asked.returncode == 1
+
+
+def test_a_locale_without_a_character_gets_it_written_out(tmp_path: Path) -> None:
+    program = "from gateway.cli import output; from gateway.cli.main import app, run\n"
+    program += "app.command('arrow')(lambda: output.say('a \u2192 b'))\nrun()"
+    done = subprocess.run(
+        [sys.executable, "-c", program, "arrow"], capture_output=True, text=True, check=False,
+        env={"HOME": str(tmp_path), "PYTHONIOENCODING": "latin-1"},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "a \\u2192 b\n", "")

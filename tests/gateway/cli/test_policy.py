@@ -93,7 +93,10 @@ def test_a_publication_unpacks_into_the_files_that_were_signed(sealane: Sealane,
     files = [path.relative_to(bundle) for path in sorted(bundle.rglob("*")) if path.is_file()]
     assert [path.relative_to(tmp_path / "unpacked") for path in sorted((tmp_path / "unpacked").rglob("*.*"))] == files
     assert all((tmp_path / "unpacked" / path).read_bytes() == (bundle / path).read_bytes() for path in files)
-    assert "File exists" in sealane("policy", "unpack", out, tmp_path / "unpacked", expected=2).stderr
+    refused = sealane("policy", "unpack", out, tmp_path / "unpacked", expected=2).stderr
+    assert "File exists; the requester must act; name a directory that does not exist yet" in refused
+    nowhere = tmp_path / "nowhere" / "key"
+    assert f"sealane: {nowhere}: No such file" in sealane("policy", "key", "ben", "--out", nowhere, expected=2).stderr
 
 
 @pytest.fixture

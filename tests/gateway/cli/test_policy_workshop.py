@@ -40,6 +40,13 @@ def test_a_directory_that_exists_is_not_written_into(sealane: Sealane, made: Pat
     assert "does not exist yet" in only_error_line(result)
 
 
+def test_a_name_that_no_bundle_may_have_is_a_fault_of_the_option(sealane: Sealane, tmp_path: Path) -> None:
+    result = sealane("policy", "new", tmp_path / "mine", "--name", "My bank")
+    assert result.exit_code == 2
+    assert only_error_line(result).startswith('sealane: --name: is "My bank"; allowed is a text of 1 to 63 ')
+    assert not (tmp_path / "mine").exists()
+
+
 def test_a_finding_has_place_rule_and_hint_for_people_and_programs(sealane: Sealane, made: Path) -> None:
     change(made, "policies/safeguards.cedar", 'resource.classification == "restricted"', 'resource.colour == "red"')
     result = sealane("policy", "check", made)
