@@ -25,7 +25,8 @@ from gateway.errors import ConfigRefused, StartRefused
 from gateway.reloading import load_policy
 from gateway.rollover.places import Places, Stage
 from gateway.siem.line_tables import FileTable
-from policy.errors import InventoryRefused
+from policy.errors import DirectoryRefused, InventoryRefused
+from policy.identity.local import LocalDirectory
 from policy.inventory import Inventory
 
 FREE_BYTES: Final = 1 << 30
@@ -64,6 +65,7 @@ def _as_the_service(path: Path, now: datetime) -> Iterator[Finding]:
     yield from pair_findings(config.path(config.tls.certificate), config.path(config.tls.private_key))
     if (found := name_finding(config.path(config.tls.certificate), config.listen.host)) is not None:
         yield found
+    yield from _people(config)
     yield from _authority(config, now)
     yield from crl_findings([config.path(name) for name in config.tls.crls], now)
     for site in config.sites:
@@ -73,6 +75,20 @@ def _as_the_service(path: Path, now: datetime) -> Iterator[Finding]:
     yield from _line_files(config)
     yield _space(config)
     yield from _policy(config)
+
+
+def _people(config: GatewayConfig) -> Iterator[Finding]:
+    """Those of the gateway's own file, and the key that signs their tokens: it does not start without."""
+    table, name = config.identity.local_issuer, config.identity.local_directory
+    if table is None or name is None:
+        return
+    yield key_finding(config.path(table.signing_key))
+    try:
+        people = LocalDirectory.load(config.path(name))
+    except DirectoryRefused as error:
+        yield Finding("people", "wrong", str(error), "correct it: the gateway does not start")
+        return
+    yield Finding("people", "ok", f"{counted(len(people.people), 'account')} in {config.path(name)}")
 
 
 def _line_files(config: GatewayConfig) -> Iterator[Finding]:

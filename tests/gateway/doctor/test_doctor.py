@@ -176,6 +176,18 @@ def test_more_hosts_than_the_gateway_has_connections_for_are_named(site: Site) -
     assert "limits.connections is 5" in finding.message
 
 
+def test_people_with_whom_the_gateway_would_not_start_are_named(site: Site) -> None:
+    def found() -> list[Finding]:
+        findings = gateway_host_findings(site.gateway_config, Path("/"), datetime.now(UTC))
+        return [each for each in findings if each.check == "people"]
+
+    assert [each.status for each in found()] == ["ok"]
+    site.people.chmod(0o640)
+    (finding,) = found()
+    assert finding.status == "wrong"
+    assert "others may read it: chmod 600" in finding.message
+
+
 def test_room_for_a_log_is_known_before_the_first_start(site: Site) -> None:
     text = site.gateway_config.read_text()
     site.gateway_config.write_text(re.sub(r'(?m)^directory = ".*"$', 'directory = "to/be/made/log"', text))
