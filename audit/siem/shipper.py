@@ -27,6 +27,7 @@ from audit.siem.status import SinkEvent, State, Status, Terms, one_line
 from audit.siem.turns import made
 
 _FIRST_PAUSE: Final = 0.5
+_DISK_PAUSE: Final = 5.0  # seconds, where our own does not take the cursor or the quarantine
 _FIRST_STRIDE: Final = 32  # entries of a batch at the start, and after a failure; doubled with each that is taken
 _JITTER: Final = random.SystemRandom()
 
@@ -130,7 +131,7 @@ class Shipper:
             return cursor
         refusals = [*refused, *unwanted]
         if refusals:
-            await trio.to_thread.run_sync(self.quarantine.put, refusals, batch)
+            await self._kept(lambda: self.quarantine.put(refusals, batch))
             self._untold.add([each for each in refusals if not _is_about_quarantine(each, documents)])
         moved = Cursor(
             cursor.origin,
@@ -138,11 +139,26 @@ class Shipper:
             leaf_hash(batch[-1].entry).hex(),
             cursor.quarantined + len(refusals),
         )
-        await trio.to_thread.run_sync(self._write, self._cursor_file, msgspec.json.encode(moved))
+        await self._kept(lambda: self._write(self._cursor_file, msgspec.json.encode(moved)))
         self.status.note(trio.current_time(), len(documents) + len(refused) - len(refusals))
         self._show(moved)
         self._lengthen_stride()
         return moved
+
+    async def _kept(self, keep: Callable[[], None]) -> None:
+        """Once our own disk takes it: what the receiver has taken is not sent again for that."""
+        failed = False
+        while True:
+            try:
+                await trio.to_thread.run_sync(keep)
+            except OSError as error:
+                failed = True
+                await self._fails(f"{self._cursor_file.parent}: {error.strerror}")
+                await trio.sleep(_DISK_PAUSE)
+            else:
+                if failed:
+                    await self._works_again()
+                return
 
     async def _next_batch(self, cursor: Cursor) -> list[LogEntry]:
         terms = self.terms

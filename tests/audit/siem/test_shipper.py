@@ -147,6 +147,33 @@ async def test_a_receiver_that_asks_for_no_pause_does_not_make_us_hammer_it(
     assert 61 <= site.sink.called[-1] - site.sink.called[0] <= 124  # as where it asks for nothing
 
 
+async def test_a_full_disk_is_waited_for_and_named_and_nothing_is_sent_again_for_it(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async def refuse_one(batch: Sequence[Document]) -> Sequence[Refusal]:
+        return [Refusal(1, "no such field")]
+
+    site = Site(tmp_path, FakeLog(3), ScriptedSink(refuse_one))
+    writable, refused = trio.Event(), list[Path]()
+
+    def write(path: Path, data: bytes) -> None:
+        if not writable.is_set():
+            refused.append(path)
+            raise OSError(28, "No space left on device")
+        write_atomically(path, data)
+
+    site.shipper.quarantine._write = site.shipper._write = write
+    async with site.running(autojump_clock):
+        await site.until(lambda: len(refused) > 10)
+        assert site.shipper.status.state.value == "failing"
+        assert "No space left on device" in (site.shipper.status.last_error or "")
+        writable.set()
+        await site.until(lambda: site.shipper.status.position == 3)
+        assert site.shipper.status.state.value == "delivering"
+    assert (site.sink.stored, len(site.sink.called)) == ([0, 2], 1)
+    assert (tmp_path / "scripted.quarantine" / "1.json").exists()
+
+
 async def test_a_hanging_receiver_costs_a_deadline_and_the_batch_goes_again(
     tmp_path: Path, autojump_clock: MockClock
 ) -> None:
