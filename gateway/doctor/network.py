@@ -6,7 +6,7 @@ import errno
 import socket
 import ssl
 from collections.abc import Iterator, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Final
@@ -22,9 +22,7 @@ SKEW_ATTENTION_SECONDS: Final = 5
 MAX_PEERS: Final = 32
 
 
-def gateway_findings(
-    url: str, trust_bundle: Path, now: datetime, client: tuple[Path, Path] | None = None
-) -> Iterator[Finding]:
+def gateway_findings(url: str, trust_bundle: Path, client: tuple[Path, Path] | None = None) -> Iterator[Finding]:
     """The gateway answers under a trusted certificate, and its clock agrees with ours. `client`: ours, and its key."""
     try:
         context = _context(trust_bundle, client)
@@ -39,7 +37,7 @@ def gateway_findings(
             which = f"{url} answers, but not to this host's certificate ({words_of_failure(error)})"
             message = f"{which}: it is revoked, expired, or of another CA"
             yield Finding("gateway", "wrong", message, "look at the clock; then enrol again: sealane certs token HOST")
-            yield clock_finding(date, now)
+            yield clock_finding(date, datetime.now(UTC))
             return
         remedy = "see that it runs; compare gateway.url, gateway.trust_bundle and this machine's clock"
         yield Finding("gateway", "wrong", f"{url} does not answer: {words_of_failure(error)}", remedy)
@@ -51,7 +49,7 @@ def gateway_findings(
         f"{url} answers" if is_well else f"{url} answers {answer.status_code}: it permits nothing now",
         "" if is_well else "look at the gateway: sealane doctor on its host",
     )
-    yield clock_finding(answer.headers.get("date", ""), now)
+    yield clock_finding(answer.headers.get("date", ""), datetime.now(UTC))  # as it answers: to look takes seconds
 
 
 def _context(trust_bundle: Path, client: tuple[Path, Path] | None) -> ssl.SSLContext:

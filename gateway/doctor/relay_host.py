@@ -36,7 +36,7 @@ def relay_host_findings(path: Path, root: Path, now: datetime) -> Iterator[Findi
     identity = config.identity
     client = (Path(identity.certificate), Path(identity.private_key))
     for url in (config.gateway.url, *config.gateway.others):
-        yield from gateway_findings(url, Path(config.gateway.trust_bundle), now, client)
+        yield from gateway_findings(url, Path(config.gateway.trust_bundle), client)
     yield from _peers(config)
     if config.hypervisor.kind == "libvirt":
         yield _qemu_user(config.hypervisor.qemu_user)
