@@ -13,7 +13,7 @@ import trio
 
 from certs.identity import spiffe_id_of
 from certs.tls import ControlPeer
-from tests.transport.relay.conftest import Pair, host_with, serving
+from tests.transport.relay.conftest import Pair, host_with, serving, until
 from tests.transport.relay.hostile import Driver
 from tests.transport.site import Site
 from transport.errors import OfferRefused, RefusalCode
@@ -97,3 +97,19 @@ async def test_the_permit_is_spent_all_the_same_and_nobody_else_learns_why(site:
         RefusalCode.PERMIT_REPLAYED,
         RefusalCode.PERMIT_PARTIES,
     ]
+
+
+async def test_who_is_being_admitted_has_a_place_already(site: Site, deaf: Path) -> None:
+    """Many at once, each under a permit of its own, would else all be let in."""
+    host = host_with(site, "b", {"hypervisor_seconds": 20.0, "max_sessions": 1}, qmp_socket=str(deaf))
+    leaf = open_host(site.relay_config("a")).credentials.chain[0]
+    peer = ControlPeer(spiffe_id_of(leaf), leaf, b"", (), "", "", "")
+    admissions = Admissions(host, lambda _: None)
+    async with trio.open_nursery() as nursery:
+        first = Offer(1, "begin", (site.permit(vm=VM),), "a" * 32, 0)
+        nursery.start_soon(admissions.admit, first, peer)
+        await until(lambda: admissions.is_busy)
+        other = Offer(1, "begin", (site.permit(vm=VM.replace("1", "2")),), "b" * 32, 0)
+        with pytest.raises(OfferRefused, match="as many sessions as it may"), trio.fail_after(5):
+            await admissions.admit(other, peer)
+        nursery.cancel_scope.cancel()

@@ -63,3 +63,23 @@ async def test_whose_descriptor_is_the_next_ones_meets_no_task_of_a_session_that
     assert others_errors is None
     for each in (hypervisor, peer, *others):
         each.close()
+
+
+@pytest.mark.parametrize("more", [b"", b"x", bytes(16)])
+async def test_what_comes_with_the_last_frame_and_behind_it_is_a_lane_that_was_tampered_with(more: bytes) -> None:
+    channels = Channels(Role.DESTINATION, 16 << 20, Cores(0), lane_memory_of(LimitsSection()))
+    local, hypervisor = ends()
+    lane, peer = ends()
+    frame = memoryview(bytearray(100))
+    size = LaneSealer(SECRET).seal_into(FrameType.FIN, b"", frame)
+    peer.send(bytes(frame[:size]) + more)
+    channel = channels.add("memory", local)
+    with trio.move_on_after(0.2) as patience:
+        try:
+            await carry_channel(channel, lane, LaneSealer(SECRET), LaneOpener(SECRET))
+        except* ConnectionBroken as broken:
+            assert "bytes after fin" in str(broken.exceptions)  # noqa: PT017 - of a group
+    assert patience.cancelled_caught == (not more)
+    channels.close()
+    for each in (hypervisor, peer):
+        each.close()

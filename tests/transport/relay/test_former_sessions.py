@@ -15,7 +15,7 @@ from tests.transport.relay.conftest import running_relay, unheard, until, with_l
 from tests.transport.relay.hostile import Driver
 from tests.transport.relay.test_carriage import VM, listen
 from tests.transport.site import Site
-from transport.errors import ConnectionBroken, SpoolFailed
+from transport.errors import ConnectionBroken, OfferRefused, RefusalCode, SpoolFailed
 from transport.relay import former_sessions, handover, source_session
 from transport.relay.destination import Destination
 from transport.relay.evacuations import Evacuations
@@ -169,3 +169,36 @@ def test_the_first_attempt_after_a_restart_is_one_whatever_the_clock_says(
     assert attempts == sorted(set(attempts))
     assert attempts[0] >= 0
     assert attempts[-1] < 1 << 32
+
+
+@pytest.mark.parametrize("is_gone", [False, True])
+async def test_a_guest_whose_session_is_unknown_to_its_destination_stays_paused_unless_it_is_gone(
+    site: Site, monkeypatch: pytest.MonkeyPatch, *, is_gone: bool
+) -> None:
+    """The destination may have lost its folder, and run the guest."""
+    host = open_host(with_limits(site.relay_config("a"), settle_retry_seconds=0.02))
+    asked: list[str] = []
+
+    async def unknown(*_: object) -> None:
+        asked.append("")
+        raise OfferRefused(RefusalCode.SESSION_UNKNOWN, "no session of this name and host is known here")
+
+    class Paused(Guest):
+        async def is_gone(self) -> bool:
+            return is_gone
+
+        async def resume_guest(self) -> None:
+            raise AssertionError("it would run twice")
+
+    monkeypatch.setattr(handover, "_settle_with", unknown)
+    monkeypatch.setattr(RelayHost, "source_end", lambda *_: Paused(frozenset()))
+    journal = host.spool.begin(
+        Role.SOURCE, "1" * 32, session_id="1" * 32, vm=VM, permit=site.permit(vm=VM), address="127.0.0.9:1"
+    )
+    journal.append("handed-over")
+    link: Any = SimpleNamespace(tell=lambda _id, news: unheard(news))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(former_sessions._settle, host, journal, link, nursery)
+        await until(lambda: journal.is_ended if is_gone else len(asked) > 3)
+        assert journal.state == ("ended" if is_gone else "handed-over")
+        nursery.cancel_scope.cancel()

@@ -67,7 +67,7 @@ async def test_strangers_cannot_keep_a_migration_from_starting(pair: Pair, short
     await listener.aclose()
 
 
-def test_a_channel_takes_one_lane_and_only_within_the_limit() -> None:
+async def test_a_channel_takes_one_lane_and_only_within_the_limit() -> None:
     desk = LaneDesk(ConnectionKeys(bytes(48)), 2)
     one, two = socket.socketpair()
     with one, two:
@@ -75,3 +75,6 @@ def test_a_channel_takes_one_lane_and_only_within_the_limit() -> None:
         for channel in (0, 2):
             with pytest.raises(ProtocolViolation):
                 desk.deliver(channel, two)
+        assert await desk.take(0) is one
+        with pytest.raises(ProtocolViolation):
+            desk.deliver(0, two)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,25 @@ def test_an_end_that_is_noted_is_one_also_where_its_file_cannot_be_taken_away(
     assert journal.path.exists()
     assert list(Spool(tmp_path / "state").unfinished(Role.SOURCE)) == []
     assert not journal.path.exists()
+
+
+def test_a_line_for_which_there_is_only_half_the_room_counts_as_none_and_is_written_later(spool: Spool) -> None:
+    journal = spool.begin(Role.SOURCE, "1" * 32)
+    before = journal.path.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (len(before) + 10, hard)
+    )  # what is beyond is not taken, as on a full disk
+    try:
+        with pytest.raises(SpoolFailed, match="nothing is promised"):
+            journal.append("handed-over")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (journal.state, journal.path.read_bytes()) == ("begun", before)
+    journal.append("abandoned")
+    found = SessionJournal.load(journal.path, -1)
+    assert found is not None
+    assert found.state == "abandoned"
 
 
 def test_a_state_folder_that_others_can_write_is_refused(tmp_path: Path) -> None:

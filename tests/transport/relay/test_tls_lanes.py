@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
+from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -11,16 +13,19 @@ import msgspec
 import pytest
 import trio
 
+from certs.tls import local_leaf_sha256
 from policy.permit import Requirements
 from tests.transport.relay.conftest import Pair, host_with, serving, until
 from tests.transport.relay.cutter import network_to
 from tests.transport.site import Site
-from transport.errors import OfferRefused, RefusalCode
+from transport.errors import ConnectionBroken, OfferRefused, RefusalCode
 from transport.relay.config import split_address
 from transport.relay.config_sections import NetworkSection
-from transport.relay.host import RelayHost, open_host
+from transport.relay.host import RelayHost, now, open_host
 from transport.relay.news import News
 from transport.relay.source import MigrationOrder, carry_as_source
+from transport.relay.tls_lane import LaneEnds, TlsLane, as_client, as_server
+from transport.wire.keys import ConnectionKeys
 
 pytestmark = pytest.mark.whole
 VM = "11111111-2222-4333-8444-555555555555"
@@ -134,3 +139,39 @@ async def test_both_ends_certify_the_same_digests_of_the_content(pair: Pair, sea
         "0/destination-to-source": blake3(b"thanks").hexdigest(),
     }
     assert [_receipt(pair.site, name)["content_digests"] for name in "ab"] == [expected, expected]
+
+
+@pytest.mark.parametrize(
+    ("channel", "wrong", "cause"),
+    [
+        (0, "", ""),
+        (1, "", "of another channel"),
+        (0, "source", "another certificate"),
+        (0, "destination", "another certificate"),
+    ],
+)
+async def test_a_lane_is_of_its_channel_and_of_the_hosts_of_its_control_connection(
+    site: Site, channel: int, wrong: str, cause: str
+) -> None:
+    """Whoever is on the way can put one channel's TLS after another's preface, and a host may have two certificates."""
+    a, b = (open_host(site.relay_config(name)) for name in "ab")
+    leaves = {name: local_leaf_sha256(host.credentials) for name, host in (("source", a), ("destination", b))}
+    keys, ours, theirs = ConnectionKeys(bytes(48)), *socket.socketpair()
+    leaves |= {wrong: bytes(32)} if wrong else {}
+    causes: list[str] = []
+
+    async def end(begin: Callable[[], Awaitable[TlsLane]]) -> None:
+        try:
+            (await begin()).close()
+        except ConnectionBroken as broken:
+            causes.append(str(broken))
+
+    for each in (ours, theirs):
+        each.setblocking(False)
+    async with trio.open_nursery() as nursery:
+        at_source = LaneEnds(a.credentials, leaves["destination"], keys, now(), 5)
+        at_destination = LaneEnds(b.credentials, leaves["source"], keys, now(), 5)
+        nursery.start_soon(end, partial(as_client, ours, 0, at_source))
+        nursery.start_soon(end, partial(as_server, theirs, b.identity.context, channel, at_destination))
+    assert any(cause in each for each in causes) if cause else not causes
+    assert ours.fileno() == theirs.fileno() == -1

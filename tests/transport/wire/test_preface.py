@@ -1,5 +1,6 @@
 """The preface of a lane: only the holder of the connection's keys can make one, for one channel."""
 
+import hmac
 import struct
 
 import pytest
@@ -28,6 +29,13 @@ def test_one_flipped_bit_anywhere_is_refused(bit: int) -> None:
     data[bit // 8] ^= 1 << bit % 8
     with pytest.raises(ProtocolViolation):
         authenticate_preface(read_preface(bytes(data)), KEYS)
+
+
+def test_a_wrong_fixed_byte_is_refused_also_from_whoever_has_the_keys() -> None:
+    head = struct.pack(">4sHH16s", MAGIC, 3, 1, KEYS.connection_id)
+    mac = hmac.digest(KEYS.preface_key(3), head, "sha384")[:32]
+    with pytest.raises(ProtocolViolation, match="fixed byte"):
+        read_preface(head + mac)
 
 
 def test_a_preface_of_another_session_is_refused() -> None:

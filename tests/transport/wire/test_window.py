@@ -249,3 +249,16 @@ def test_after_a_loss_only_what_was_sent_since_can_be_acknowledged_or_held() -> 
     for refused in (window.rewind, window.acknowledge):
         with pytest.raises(ProtocolViolation):
             refused(4)
+
+
+def test_what_the_peer_has_held_once_and_is_forgotten_here_it_cannot_lack_later() -> None:
+    """Another frame would be sent in place of one that is not kept any more."""
+    window = SendWindow(MIN_WINDOW_BYTES)
+    fill(window, 5)
+    window.rewind(3)
+    while window.unsent() is not None:
+        window.note_sent()
+    assert (window.acked, window.base, window.sent) == (0, 3, 5)
+    with pytest.raises(ProtocolViolation):
+        window.rewind(2)
+    window.rewind(3)
