@@ -93,7 +93,6 @@ WITHOUT = {
     "gateway.hosts_seen": "the gateway's own file",
     "gateway.log_watching": "the gateway's own file",
     "gateway.siem.oversight": "entries of the own log",
-    "gateway.sites.reconcile": "receipts within records that SharedRecords has decoded",
     "policy.authoring.check": "what cedarpy makes of a policy; `policies` has a target",
     "policy.authoring.pieces": "the same",
     "policy.identity.kerberos": "lengths within a token that GSSAPI has unwrapped",

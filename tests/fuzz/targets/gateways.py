@@ -33,6 +33,7 @@ from gateway.services import ServiceRefused, Services, ServiceTable
 from gateway.sites.peer import decode_decision, decode_host, decode_records
 from gateway.sites.publishing import decode_site
 from gateway.sites.request import HostQuestion, SiteRefused, open_request, sign_request
+from gateway.sites.shared import read_body as read_shared_body
 from gateway.witness_config import load_witness_config
 from policy.permit import PermitKey
 from tests.audit.samples import SIGNER
@@ -329,5 +330,16 @@ TARGETS: Final = (
         "site-decision", decode_decision, UNDECODABLE,
         (b'{"kind":"permit","permit":"x","address":"a:1","record_index":3}', b'{"kind":"denied","message":"no"}'),
     ),
-    Target("site-records", decode_records, UNDECODABLE, (b'{"log":"l","records":[[1,{}]]}',)),
+    Target(
+        "site-records",
+        decode_records,
+        UNDECODABLE,
+        (
+            b'{"log":"l","records":[[1,{"kind":"migration.receipt","migration_id":"m","vm":{"uuid":null},'
+            b'"details":{"role":"source","body":"{}"}}],[2,{"kind":"migration.decision","migration_id":"m",'
+            b'"vm":{"uuid":"u"},"details":{"site":{"role":"source"},"permit":{"jti":"j","session_until":1}}}]]}',
+        ),
+        (b'{"log":"l","records":[[1,{}]]}',),
+    ),
+    Target("site-receipt", read_shared_body, UNDECODABLE, (b'{"outcome":"running","channels":[{"channel":0}]}',)),
 )  # fmt: skip
