@@ -114,3 +114,15 @@ grep -c sealane /usr/share/bash-completion/completions/sealane
     findings = json.loads((work / "doctor").read_text())["findings"]
     wrong = {finding["check"] for finding in findings if finding["status"] == "wrong"}
     assert wrong == {"gateway"}  # which does not run
+
+
+def test_a_purge_keeps_state_and_leaves_nothing_enabled(package: Path, top: Path, tmp_path: Path) -> None:
+    script = """
+mkdir -p /var/lib/sealane && echo owed >/var/lib/sealane/journal && echo mine >/etc/sealane/relay.toml
+systemctl enable sealane-relay.service sealane-relay.socket 2>/dev/null
+find /etc/systemd -name 'sealane*' | wc -l
+dpkg --purge sealane-relay >/dev/null 2>&1
+find /etc/systemd -name 'sealane*' | wc -l
+cat /var/lib/sealane/journal /etc/sealane/relay.toml
+"""
+    assert in_root(top, package, tmp_path / "work", script).splitlines() == ["2", "0", "owed", "mine"]
