@@ -15,6 +15,8 @@ def allowed_of(error: typer.BadParameter) -> str | None:
         return None
     first = error.__cause__.errors()[0]
     kind, given = str(first["type"]), first.get("input")
+    if kind == "value_error":  # ours, or typer's of a choice: after the words for programmers
+        return str(first["msg"]).removeprefix("Value error, ")
     if not kind.startswith(("int_", "float_", "greater_", "less_")):
         return None
     number = "a number" if kind.startswith("float_") else "a whole number"
