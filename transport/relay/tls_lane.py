@@ -25,6 +25,8 @@ from transport.wire.keys import ConnectionKeys
 from transport.wire.preface import PREFACE_BYTES, make_preface
 
 _RECORD_BYTES = 16 * 1024  # what one read can give; pyOpenSSL allocates what it is asked for
+# AES-GCM may seal 2^24.5 full records under one key (RFC 8446, section 5.5); OpenSSL changes none by itself.
+_MOST_RECORDS = 1 << 24
 
 
 class TlsLane:
@@ -33,6 +35,7 @@ class TlsLane:
     def __init__(self, tls: SSL.Connection, sock: socket.socket) -> None:
         self._tls = tls
         self._sock = sock
+        self._sealed_records = 0
 
     def recv_into(self, buffer: memoryview) -> int:
         try:
@@ -45,8 +48,13 @@ class TlsLane:
             raise ConnectionResetError(errno.ECONNRESET, "TLS of a lane broke") from None
 
     def send(self, data: memoryview | bytes) -> int:
+        """As a socket's; after what one key may seal (256 GiB) the lane counts as lost, and the next has new keys."""
+        if self._sealed_records >= _MOST_RECORDS:
+            raise ConnectionResetError(errno.ECONNRESET, "a lane of TLS has sealed what one key may")
         try:
-            return int(self._tls.send(data))
+            sent = int(self._tls.send(data))
+            self._sealed_records += -(-sent // _RECORD_BYTES)
+            return sent
         except (SSL.WantReadError, SSL.WantWriteError):
             raise BlockingIOError from None
         except SSL.Error:

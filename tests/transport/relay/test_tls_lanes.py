@@ -19,6 +19,7 @@ from tests.transport.relay.conftest import Pair, host_with, serving, until
 from tests.transport.relay.cutter import network_to
 from tests.transport.site import Site
 from transport.errors import ConnectionBroken, OfferRefused, RefusalCode
+from transport.relay import tls_lane
 from transport.relay.config import split_address
 from transport.relay.config_sections import NetworkSection
 from transport.relay.host import RelayHost, now, open_host
@@ -107,6 +108,18 @@ async def test_a_stream_in_tls_survives_cuts(site: Site) -> None:
         last, heard = await _carried(source, between.address, site, site.permit(vm=VM, seal="tls"), cut)
     assert (last.state, heard) == ("completed", STREAM)
     assert cuts >= 2
+
+
+async def test_no_key_of_a_tls_lane_seals_more_than_it_may(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lane counts as lost then, and the session goes on over another: nothing but a moment is lost."""
+    monkeypatch.setattr(tls_lane, "_MOST_RECORDS", 100)  # 1.6 MB
+    limits = {"resume_seconds": 20.0}
+    async with serving(host_with(site, "b", limits)) as (_, address):
+        last, heard = await _carried(host_with(site, "a", limits), address, site, site.permit(vm=VM, seal="tls"))
+    assert (last.state, heard) == ("completed", STREAM)
+    resumptions = _receipt(site, "a")["resumptions"]
+    assert isinstance(resumptions, int)
+    assert resumptions >= 2
 
 
 @pytest.mark.parametrize(("seals", "seal"), [(("sealane",), "tls"), (("tls",), "sealane")])
