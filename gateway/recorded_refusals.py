@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
+from audit.errors import AuditError
+from gateway.errors import GatewayError
 from gateway.recording import Event, Recorder
 from gateway.throttle import Throttle
 
@@ -29,7 +31,8 @@ class RecordedRefusals:
         self._throttle = throttle
 
     async def record(self, event: Event, key: str = STRANGERS) -> None:
-        """Record it, or count it. Errors: LogUnavailable, Overloaded, AuditError; then it is counted, too."""
+        """Record it, or count it. Errors: LogUnavailable, Overloaded, AuditError; then it is counted, too, and takes no
+        place. One that was cancelled may be on record all the same: its place stays taken."""
         bucket = self._throttle.bucket(key)
         if not bucket.take():
             bucket.left_out += 1
@@ -37,7 +40,8 @@ class RecordedRefusals:
         left_out, bucket.left_out = bucket.left_out, 0
         try:
             await self._recorder.append(replace(event, details={**event.details, "left_out_before": left_out}))
-        except BaseException:
-            bucket.tokens += 1
+        except BaseException as error:
+            if isinstance(error, (GatewayError, AuditError)):
+                bucket.tokens += 1
             bucket.left_out += left_out + 1
             raise

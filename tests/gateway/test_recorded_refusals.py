@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 import pytest
+import trio
 
 from gateway.errors import LogUnavailable
 from gateway.recorded_refusals import RecordedRefusals, of_strangers
@@ -23,6 +24,7 @@ class Kept:
         self.is_broken = False
 
     async def append(self, event: Event) -> Any:
+        await trio.lowlevel.checkpoint_if_cancelled()
         if self.is_broken:
             raise LogUnavailable("full")
         self.told.append(event.details["left_out_before"])
@@ -63,3 +65,18 @@ async def test_what_a_broken_log_did_not_take_is_left_out_and_its_place_is_not()
     kept.is_broken = False
     await refusals.record(REFUSED)
     assert kept.told == [3]
+
+
+async def test_who_hangs_up_while_it_is_recorded_gets_no_further_record_for_it() -> None:
+    """A record that was waited for may come after all, and would be one more each time."""
+    kept = Kept()
+    refusals = RecordedRefusals(cast(Recorder, kept), Throttle(1, 60, kept.monotonic))
+    with trio.CancelScope() as gone:
+        gone.cancel()
+        await refusals.record(REFUSED)
+    assert gone.cancelled_caught
+    await refusals.record(REFUSED)
+    assert kept.told == []
+    kept.now = 60.0
+    await refusals.record(REFUSED)
+    assert kept.told == [2]
