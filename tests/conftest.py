@@ -16,6 +16,8 @@ from types import FrameType
 from typing import Any
 
 import pytest
+from httpcore import AsyncNetworkStream
+from httpcore._backends.trio import TrioStream
 from hypothesis import HealthCheck, settings
 
 # No deadline for one example: on a machine shared with QEMU, slow says nothing about the code.
@@ -33,6 +35,21 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 # A shell starts what it puts into the background with SIGINT ignored, and so would be every command that a test starts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# httpcore (1.0) leaves the socket of a TLS handshake that is cancelled, as when a gateway stops, to the garbage
+# collector, which then fails whatever test runs. What else is left open is an error still.
+_start_tls = TrioStream.start_tls
+
+
+async def _start_tls_or_close(stream: TrioStream, *arguments: Any, **options: Any) -> AsyncNetworkStream:
+    try:
+        return await _start_tls(stream, *arguments, **options)
+    except BaseException:
+        stream.get_extra_info("socket").close()
+        raise
+
+
+TrioStream.start_tls = _start_tls_or_close  # type: ignore[method-assign, assignment]
 
 SUITE = os.getpid()
 # Of a test, and of what is laid out for it: nothing of `make test` takes a third of it. From then on again and again,
