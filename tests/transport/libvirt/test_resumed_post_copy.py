@@ -91,7 +91,15 @@ def reason(host: Host, guest: Guest) -> str:
 
 
 def resume(pair: Pair, guest: Guest, *way: str) -> None:
-    code, said = pair.a.migrate(guest, "--live", *way, *RESUME)
+    """As a person would, who is told by libvirt that a QEMU has not noticed yet, which takes `resume_seconds`."""
+    tries: list[tuple[int, str]] = []
+
+    def is_answered() -> bool:
+        tries.append(pair.a.migrate(guest, "--live", *way, *RESUME))
+        return "migration is still running" not in tries[-1][1]
+
+    wait_for(is_answered, "no QEMU says that the migration is still running")
+    code, said = tries[-1]
     assert code == 0, said
     pair.wait_runs_only(guest, pair.b)
     wait_for(lambda: not journals(pair, guest), "both relays have settled the session")
