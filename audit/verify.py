@@ -189,8 +189,9 @@ class _Check:
         except ValueError:
             read_note(data, [read_vkey(vkey) for vkey in self.vkeys])
             raise ValueError(
-                "it is signed by a former key of the log, and by no given one: the gateway was not started again since"
-                " its key was switched (give the former key until then), or whoever has the former key made it"
+                "it is signed by a former key of the log, and by no given one: it is a copy of before the key was"
+                " switched, or the gateway was not started again since (give the former key for either), or whoever has"
+                " the former key made it"
             ) from None
 
     def expect(self, seen: Note, note: Note) -> None:
