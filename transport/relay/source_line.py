@@ -7,6 +7,7 @@ A connection lives and dies whole: its control connection, its lanes and its key
 from __future__ import annotations
 
 import random
+from contextlib import suppress
 from typing import TypeVar
 
 import structlog
@@ -29,6 +30,7 @@ log = structlog.get_logger("sealane.relay")
 _FIRST_PAUSE_SECONDS = 0.05
 _MAX_PAUSE_SECONDS = 2.0
 _UNANSWERED = "the destination relay has not answered in time"
+_LAST_WORDS_SECONDS = 0.5  # D closes lanes before it says why, and a busy host takes a moment in between
 A = TypeVar("A", Outcome, Receipt)
 
 
@@ -184,12 +186,23 @@ class SourceLine:
             link = connection.link
             self.channels.rewind(connection.answer.next)
             link.sent_frames, link.acknowledged = self.channels.sent_frames, self.channels.acknowledged
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._read, connection)
-                nursery.start_soon(self.channels.acknowledge, link, self._limits.ack_interval_seconds)
-                nursery.start_soon(self._open_lanes, connection, nursery)
-                nursery.start_soon(self._give_up_unanswered)
-                self._is_answered(connection, task_status)
+            try:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._read, connection)
+                    nursery.start_soon(self.channels.acknowledge, link, self._limits.ack_interval_seconds)
+                    nursery.start_soon(self._open_lanes, connection, nursery)
+                    nursery.start_soon(self._give_up_unanswered)
+                    self._is_answered(connection, task_status)
+            except BaseExceptionGroup as error:
+                if isinstance(cause_of(error), ConnectionBroken):
+                    await self._hear_last_words(connection)
+                raise
+
+    async def _hear_last_words(self, connection: SourceConnection) -> None:
+        """A lane that ends may be the end of the session, which D then says, or had said already: what raises here is
+        the cause. Whoever took that for a lost connection would come again, and be told only that all is over."""
+        with trio.move_on_after(_LAST_WORDS_SECONDS), suppress(ConnectionBroken):
+            await self._read(connection)
 
     async def _give_up_unanswered(self) -> None:
         """`ConnectionBroken` once something was asked in vain: to its kernel the peer may be there all the same."""

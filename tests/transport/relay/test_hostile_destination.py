@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 
 import pytest
 import trio
@@ -161,6 +162,37 @@ async def test_a_destination_that_breaks_each_connection_fills_no_log(site: Site
     assert len(fake.offers) > 4
     for event in ("connection lost", "session resumed"):
         assert 1 <= len([log for log in logs if log["event"] == event]) <= 2
+
+
+async def test_what_the_destination_says_after_it_closed_a_lane_is_the_cause(site: Site, source: RelayHost) -> None:
+    lane_closed, folder = trio.Event(), site.folder / "given"
+    folder.mkdir()
+
+    async def play(conversation: Conversation, offer: Offer) -> None:
+        if offer.purpose == "begin":
+            await conversation.send(Answer({}, 16))
+            await lane_closed.wait()
+            await trio.sleep(0.2)  # a busy host: the source has long seen that its lane is gone
+            await conversation.send(Cancel("port", "nobody listens there"))
+        else:
+            await conversation.send(Refusal(RefusalCode.SESSION_UNKNOWN, "who?"))
+
+    async def close(lane: trio.SocketStream) -> None:
+        await lane.aclose()
+        lane_closed.set()
+
+    async def connect(news: News) -> None:
+        if news.state == "running":
+            await held.enter_async_context(await trio.open_unix_socket(folder / "program.sock"))
+
+    destination = open_host(site.relay_config("b")).credentials
+    with trio.fail_after(20):
+        async with AsyncExitStack() as held, fake_destination(destination, play, close) as fake:
+            order = MigrationOrder(site.permit(vm=VM), fake.address, deadline_seconds=10)
+            news = await carry_as_source(source, order, connect, trio.Event(), folder / "program.sock")
+    assert news.state == "failed"
+    assert "nobody listens there" in news.message
+    assert [offer.purpose for offer in fake.offers] == ["begin", "settle"], "it is not taken for a lost connection"
 
 
 @pytest.mark.real
