@@ -23,7 +23,7 @@ from policy.facts import moves_guest
 BEGIN_GRACE_SECONDS: Final = 60  # after a permit's `exp`: clock skew, and a report that is under way
 END_GRACE_SECONDS: Final = 300  # after `session_until`, for receipts that are spooled
 SECOND_RECEIPT_SECONDS: Final = 10  # how long "completed" waits for the other host's receipt
-MAX_RECEIPTS: Final = 8  # of one migration; recovery sessions bring further ones
+MAX_RECEIPTS: Final = 64  # of one migration; recovery sessions bring further ones
 
 
 class State(StrEnum):

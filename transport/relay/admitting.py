@@ -109,6 +109,8 @@ class Admissions:
         if now().timestamp() > session.permit.claims.recover_until + SKEW_SECONDS:
             raise OfferRefused(RefusalCode.PERMIT_TIMES, "past recover_until")
         self._require_new(key)
+        if not session.takes_recovery():
+            raise OfferRefused(RefusalCode.BUSY, "its post-copy is being recovered, or was a moment ago: try again")
         self._being_admitted[key] = trio.Event()
         former = (key[0], session.recovery_id)
         try:

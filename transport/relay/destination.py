@@ -233,7 +233,7 @@ class Destination:
                         return
                     await session.settle(handed_over=False)
                     self._hold(session)
-                if session.journal.state in OUTCOMES and not session.has_receipt:
+                if session.journal.state in OUTCOMES and session.owes_receipt:
                     await session.keep_receipt()
                 if session.journal.state == "admitted" or said_bye:
                     await self._end(session)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
@@ -13,7 +14,7 @@ import trio
 
 from policy.permit import VerifiedPermit
 from transport.errors import ProtocolViolation
-from transport.relay.ends import DestinationEnd
+from transport.relay.ends import DestinationEnd, restore_session_folder
 from transport.relay.host import RelayHost, now
 from transport.relay.live import Live
 from transport.relay.receipts import ReceiptFacts, make_receipt, receipt_for_gateway, recovery_suffix
@@ -22,6 +23,7 @@ from transport.wire.messages import Receipt
 
 OUTCOMES: Final = {"started": "running", "running": "running", "discarded": "discarded", "prepared": "completed"}
 UNDECIDED: Final = frozenset({"prepared", "loaded"})  # nothing was chosen yet
+_RECOVERY_SECONDS: Final = 1.0  # from one to the next at least
 
 
 @dataclass(slots=True)
@@ -35,12 +37,12 @@ class DestinationSession:
     folder: Path
     facts: ReceiptFacts
     attempt: int = -1
-    has_receipt: bool = False
     only_settles: bool = False
     is_held: bool = False  # its monitor is kept, as part of the guest's memory is at S
     live: Live | None = None  # of a session that this very process has admitted
     began: float = field(default_factory=trio.current_time)
     recovery_id: str = ""  # session id of the latest recovery of its post-copy
+    _last_recovery: float = -math.inf
     _settling: trio.Lock = field(default_factory=trio.Lock)
     _connection: trio.CancelScope | None = None
     _connection_closed: trio.Event = field(default_factory=trio.Event)
@@ -115,6 +117,15 @@ class DestinationSession:
         self._returned.set()
         return True
 
+    def takes_recovery(self) -> bool:
+        """Whether to try it now: one after the other, and one a second. Else a source could have as many connections
+        wait here, and as many receipts and lines written, as it likes."""
+        moment = trio.current_time()
+        if self._settling.locked() or moment - self._last_recovery < _RECOVERY_SECONDS:
+            return False
+        self._last_recovery = moment
+        return True
+
     async def recover(self, session_id: str, attempt: int) -> None:
         """Let the hypervisor wait for the rest of a guest that runs here; whatever carried it before is closed first.
 
@@ -126,14 +137,24 @@ class DestinationSession:
             if self._connection is not None:
                 self._connection.cancel()
                 await self._connection_closed.wait()
-            if not self.has_receipt:
+            if self.owes_receipt:
                 await self.keep_receipt()
+            await self.host.on_disk(restore_session_folder, self.folder, self.host.qemu_uid)
             await self.end.listen_again(self.folder)
         facts = self.facts
         self.facts = ReceiptFacts(
             facts.role, facts.permit, facts.vm_binding, now(), facts.own_leaf_sha256, is_recovery=True
         )
         self.recovery_id, self.attempt, self.only_settles, self.began = session_id, attempt, False, trio.current_time()
+
+    @property
+    def has_receipt(self) -> bool:
+        return self.facts.is_kept
+
+    @property
+    def owes_receipt(self) -> bool:
+        """Whether one is to be kept unasked: of a recovery where it carried anything, whether S wants it or not."""
+        return not self.has_receipt and (not self.recovery_id or self.facts.has_carried)
 
     @property
     def may_recover(self) -> bool:
@@ -173,15 +194,16 @@ class DestinationSession:
         if self.journal.state not in OUTCOMES or (self.end.hands_over and self.is_undecided):
             # Else a source that never handed over would hold our word that it did.
             raise ProtocolViolation("a receipt is asked for before the outcome, or after the end")
-        self.facts.outcome = OUTCOMES[self.journal.state]
-        own = self.host.identity.of_session(self.facts.own_leaf_sha256)
-        receipt = make_receipt(self.facts, own, now())
+        facts = self.facts  # a recovery that begins meanwhile has others
+        facts.outcome = OUTCOMES[self.journal.state]
+        own = self.host.identity.of_session(facts.own_leaf_sha256)
+        receipt = make_receipt(facts, own, now())
         chain = own.chain
         name = f"{self.permit.claims.jti}-destination"
         if self.recovery_id:
-            name += recovery_suffix(self.facts.started, self.recovery_id)
+            name += recovery_suffix(facts.started, self.recovery_id)
         await self.host.on_disk(
             self.host.spool.keep_receipt, name, receipt_for_gateway(receipt, chain, self.permit.token)
         )
-        self.has_receipt = True
+        facts.is_kept = True
         return receipt

@@ -117,12 +117,22 @@ def make_session_folder(run_dir: Path, session_id: str, owner: int) -> Path:
     `owner`: the user as whom QEMU runs, who must be able to bind and dial in it; -1 for the relay's own.
     """
     folder = session_folder(run_dir, session_id)
+    _make_folder(folder, owner)
+    return folder
+
+
+def restore_session_folder(folder: Path, owner: int) -> None:
+    """As it was made, if it is gone: systemd removes /run/sealane with each process of the relay that ends."""
+    if not folder.is_dir():
+        _make_folder(folder, owner)
+
+
+def _make_folder(folder: Path, owner: int) -> None:
     try:
         folder.mkdir(mode=0o700)
         os.chown(folder, owner, -1)
     except OSError as error:
         raise SpoolFailed(f"{folder}: {error.strerror}") from None
-    return folder
 
 
 def session_folder(run_dir: Path, session_id: str) -> Path:

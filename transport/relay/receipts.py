@@ -45,6 +45,11 @@ class ReceiptFacts:
     outcome: str = "failed"
     downtime_ms: int | None = None
     peer_receipt_sha256: str | None = None
+    is_kept: bool = False  # at D, durably
+
+    @property
+    def has_carried(self) -> bool:
+        return any(each.sent_bytes or each.received_bytes for each in self.channels)
 
 
 def make_receipt(facts: ReceiptFacts, credentials: HostCredentials, ended: datetime) -> Receipt:

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack
+from datetime import UTC, datetime
 
 import structlog
 import trio
 
 from certs.tls import local_leaf_sha256
-from transport.errors import LocalBroken, TransportError
+from transport.errors import LocalBroken, SpoolFailed, TransportError
 from transport.hypervisors.errors import HypervisorError
 from transport.relay.ends import SourceEnd, make_session_folder, remove_session_folder, session_folder
 from transport.relay.failures import cause_of
@@ -37,10 +38,12 @@ _TOO_LATE = "post-copy is not over, and its permit's recover_until is past: see 
 async def recover_post_copy(first: SourceSession, end: SourceEnd, tell: Tell) -> None:
     """Carry what is left of the guest's memory, trying again and again. `LocalBroken` past the permit's end of it."""
     claims = first.permit.claims
-    pause, tries = 0.0, 0
+    pause, tries, cause = 0.0, 0, ""
     while await end.is_in_post_copy():
         log.warning(f"post-copy was interrupted: {end.recovers}", vm=claims.vm, tries=tries)
-        await tell(News("handing_over", None, None, f"post-copy was interrupted; {end.recovers}"))
+        until = datetime.fromtimestamp(claims.recover_until, UTC)
+        words = f"post-copy was interrupted; {end.recovers}, until {until:%Y-%m-%dT%H:%M:%SZ}"
+        await tell(News("handing_over", None, None, words + (f" (last tried in vain: {cause})" if cause else "")))
         async with end.recovery(pause) as may_try:
             if not may_try:
                 continue
@@ -65,6 +68,7 @@ async def _recover_once(first: SourceSession, end: SourceEnd, tell: Tell) -> Non
     host, permit = first.host, first.permit
     own_leaf = local_leaf_sha256(host.credentials)
     facts = ReceiptFacts(Role.SOURCE, permit, end.vm_binding, now(), own_leaf, is_recovery=True)
+    facts.outcome = "completed"  # as of the first session: the guest runs at the destination
     session = SourceSession(host, permit, first.address, first.journal, facts, recovery_id=os.urandom(16).hex())
     folder = session_folder(host.spool.run_dir, session.session_id)
     await host.on_disk(make_session_folder, host.spool.run_dir, session.session_id, host.qemu_uid)
@@ -79,8 +83,19 @@ async def _recover_once(first: SourceSession, end: SourceEnd, tell: Tell) -> Non
     finally:
         with trio.CancelScope(shield=True):
             await host.on_disk(remove_session_folder, folder)
-    facts.outcome = session.outcome
-    await keep_receipt(session)
+            if facts.has_carried or session.outcome == "completed":
+                await _try_to_keep_receipt(session)
+    while not session.has_receipt:  # nobody else would try again: the guest is whole
+        await trio.sleep(host.config.limits.settle_retry_seconds)
+        await _try_to_keep_receipt(session)
+
+
+async def _try_to_keep_receipt(session: SourceSession) -> None:
+    """Also of a recovery that was interrupted: what it carried is certified. The next one does not wait for a disk."""
+    try:
+        await keep_receipt(session)
+    except SpoolFailed as error:
+        log.error("the receipt of a recovery cannot be kept", vm=session.permit.claims.vm, cause=str(error))
 
 
 async def _carry(session: SourceSession, end: SourceEnd, tell: Tell) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -78,7 +79,9 @@ def break_off(pair: Pair, guest: Guest, victim: str, mover: subprocess.Popen[byt
         subprocess.run(pair.b.inside("ip", "link", "set", "lane", "down"), check=True, timeout=20)
     else:
         kill(pair, victim, mover)
-        restart(pair, pair.host(victim[-1]))
+        host = pair.host(victim[-1])
+        shutil.rmtree(host.base / "sessions")  # as systemd does with /run/sealane
+        restart(pair, host)
     try:
         wait_for(lambda: all(FAILED in reason(host, guest) for host in pair.hosts), f"libvirt notices: {victim}")
     finally:

@@ -15,7 +15,7 @@ from tests.transport.relay.test_carriage import VM, dial, listen
 from tests.transport.relay.test_hostile_peer import states
 from tests.transport.site import Site
 from transport.errors import OfferRefused, RefusalCode, SpoolFailed
-from transport.relay import former_sessions, spool
+from transport.relay import destination_session, former_sessions, spool
 from transport.relay.destination import Destination
 from transport.relay.host import RelayHost, now, open_host
 from transport.relay.socket_ends import SocketDestination
@@ -122,6 +122,7 @@ async def test_a_guest_in_post_copy_is_recovered_once_the_disk_takes_the_receipt
             await destination.admissions.admit(Offer(1, "recover", (permit,), "2" * 32, 0), peer)
         assert (refused.value.code, end.listened) == (RefusalCode.INTERNAL, 0)
         full = False
+        monkeypatch.setattr(destination_session, "_RECOVERY_SECONDS", 0.0)
         session = await destination.admissions.admit(Offer(1, "recover", (permit,), "3" * 32, 0), peer)
         assert (session.recovery_id, end.listened) == ("3" * 32, 1)
         nursery.cancel_scope.cancel()

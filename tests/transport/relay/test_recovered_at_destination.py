@@ -1,0 +1,218 @@
+"""A destination whose guest runs and lacks memory, and a source that recovers it: well, badly, or again and again."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from structlog.testing import capture_logs
+
+from certs import layout
+from certs.authority import Authority
+from tests.transport.relay.conftest import host_with, serving, until
+from tests.transport.relay.hostile import Driver
+from tests.transport.relay.test_carriage import VM, listen
+from tests.transport.site import Site
+from transport.relay import destination_session
+from transport.relay.host import RelayHost, now, open_host
+from transport.relay.socket_ends import SocketDestination
+from transport.wire.control import Role
+from transport.wire.frames import MAX_FRAME_BYTES, FrameType, LaneSealer
+from transport.wire.keys import Direction
+from transport.wire.messages import Answer, Bye, Message, Open, Refusal
+
+FIRST = "1" * 32
+
+
+class InPostCopy(SocketDestination):
+    """An end whose guest runs here and lacks memory; `may_listen`: its hypervisor answers."""
+
+    vm_binding = "uuid"
+    hands_over = True
+
+    def __init__(self, at: Path) -> None:
+        super().__init__(at)
+        self.folders: list[bool] = []
+        self.may_listen = trio.Event()
+        self.may_listen.set()
+
+    async def listen_again(self, folder: Path) -> None:
+        self.folders.append(folder.is_dir())
+        await self.may_listen.wait()
+
+    async def hold_until_whole(self) -> None:
+        await trio.sleep_forever()
+
+
+@dataclass
+class Place:
+    """A relay at `address`, whose former process had started a guest that `permit` brought from host a."""
+
+    site: Site
+    host: RelayHost
+    end: InPostCopy
+    address: str
+    permit: str
+    folder: Path
+    listener: trio.SocketListener
+
+    @asynccontextmanager
+    async def source(self) -> AsyncIterator[Driver]:
+        """Of host a, as its certificate is now."""
+        async with Driver.connected(self.address, open_host(self.site.relay_config("a")).credentials) as driver:
+            yield driver
+
+    async def recovered(self, driver: Driver) -> Message | None:
+        """What the destination says to who recovers it."""
+        with trio.fail_after(10):
+            return await driver.offer(self.permit, purpose="recover")
+
+    def receipts(self) -> list[bool]:
+        """Those that are kept: whether each says that it is of a recovery."""
+        bodies = [json.loads(json.loads(p.read_bytes())["receipt"]["body"]) for p in self.host.spool.receipts()]
+        assert all(body["outcome"] == "running" for body in bodies)
+        return sorted(body.get("recovery", False) for body in bodies)
+
+
+@pytest.fixture
+async def place(site: Site, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Place]:
+    host = host_with(site, "b", {"resume_seconds": 0.3})
+    end, permit = InPostCopy(site.folder / "vm" / VM / "memory.sock"), site.permit(vm=VM)
+    monkeypatch.setattr(RelayHost, "destination_end", lambda *_: end)
+    folder = host.spool.run_dir / FIRST[:16]
+    facts: dict[str, Any] = {"session_id": FIRST, "source": site.spiffe("a"), "permit": permit, "folder": str(folder)}
+    journal = host.spool.begin(Role.DESTINATION, FIRST, **facts, started_at=now().isoformat())
+    journal.append("prepared")
+    journal.append("running", post_copy=True)
+    journal.append("started")
+    os.close(journal._ownership)  # as a process that has ended does
+    async with listen(site) as listener, serving(host) as (_, address):
+        yield Place(site, host, end, address, permit, folder, listener)
+
+
+@asynccontextmanager
+async def carried_something(place: Place, driver: Driver) -> AsyncIterator[None]:
+    """Its hypervisor has had some memory; the lane is there."""
+    await driver.send(Open(0, "memory"))
+    assert driver.keys is not None
+    sealer = LaneSealer(driver.keys.lane_secret(0, Direction.SOURCE_TO_DESTINATION))
+    frame = memoryview(bytearray(MAX_FRAME_BYTES))
+    async with await driver.lane(0) as lane:
+        await lane.send_all(frame[: sealer.seal_into(FrameType.DATA, b"memory", frame)])
+        with trio.fail_after(10):
+            async with await place.listener.accept() as taken:
+                assert await taken.receive_some(6)
+                yield
+
+
+async def test_it_listens_in_the_sessions_folder_also_where_that_was_removed_with_the_former_process(
+    place: Place,
+) -> None:
+    """systemd does so with all of /run/sealane: libvirt and QEMU could bind nothing there, and the guest was lost."""
+    assert not place.folder.exists()
+    async with place.source() as driver:
+        assert isinstance(await place.recovered(driver), Answer)
+    assert place.end.folders == [True]
+    assert place.folder.stat().st_mode & 0o777 == 0o700
+
+
+async def test_one_recovery_is_tried_at_a_time(place: Place) -> None:
+    """Or a source could have as many connections wait for a hypervisor that hangs as it likes."""
+    place.end.may_listen = trio.Event()
+    said: list[Message | None] = []
+
+    async def recover() -> None:
+        async with place.source() as driver:
+            said.append(await place.recovered(driver))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(20):
+            nursery.start_soon(recover)
+        await until(lambda: len(said) == 19)
+        assert {each.code.value for each in said if isinstance(each, Refusal)} == {"busy"}
+        place.end.may_listen.set()
+    assert isinstance(said[-1], Answer)
+    assert len(place.end.folders) == 1
+
+
+async def test_nor_more_often_than_once_a_second(place: Place) -> None:
+    with capture_logs() as logs:
+        for _ in range(12):
+            async with place.source() as driver:
+                await place.recovered(driver)
+    assert 1 <= len([line for line in logs if line["event"] == "post-copy goes on in a new session"]) <= 4
+    assert len(place.end.folders) <= 4
+
+
+async def test_fifty_recoveries_that_are_interrupted_leave_nothing_behind(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(destination_session, "_RECOVERY_SECONDS", 0.0)
+
+    def held() -> tuple[int, int]:
+        gc.collect()
+        return trio.lowlevel.current_statistics().tasks_living, len(list(Path("/proc/self/fd").iterdir()))
+
+    counts: list[tuple[int, int]] = []
+    for number in range(50):
+        async with place.source() as driver:
+            assert isinstance(await place.recovered(driver), Answer)
+        await trio.sleep(0.02)
+        if number == 2:
+            await trio.sleep(0.5)
+            counts.append(held())
+    await trio.sleep(0.5)
+    counts.append(held())
+    assert counts[1][0] <= counts[0][0]
+    assert counts[1][1] <= counts[0][1] + 2
+    assert len(place.end.folders) == 50
+    assert place.receipts() == [False], "nothing was carried, so there is nothing to certify"
+
+
+@pytest.mark.parametrize("how", ["breaks off", "says bye"])
+async def test_what_a_recovery_carried_is_certified_whether_its_source_asks_for_that_or_not(
+    place: Place, how: str
+) -> None:
+    async with place.source() as driver:
+        assert isinstance(await place.recovered(driver), Answer)
+        async with carried_something(place, driver):
+            if how == "says bye":
+                await driver.send(Bye())
+                assert await driver.hear_all() == []
+    await until(lambda: place.receipts() == [False, True])
+
+
+async def test_one_that_is_interrupted_is_certified_before_the_next_begins(place: Place) -> None:
+    async with place.source() as driver:
+        assert isinstance(await place.recovered(driver), Answer)
+        async with carried_something(place, driver):
+            await trio.sleep(1.0)
+            async with place.source() as another:
+                assert isinstance(await place.recovered(another), Answer)
+                assert place.receipts() == [False, True]
+
+
+async def test_a_source_that_was_revoked_recovers_nothing_until_it_is_certified_anew(place: Place) -> None:
+    """What is left of the guest's memory would come from whoever has its key. The permit names the host, no key."""
+    stolen = open_host(place.site.relay_config("a")).credentials
+    Authority.load(place.site.certs).revoke(stolen.chain[0].serial_number, datetime.now(UTC))
+    place.host.identity.reload(now())
+    async with Driver.connected(place.address, stolen) as driver:
+        assert await driver.offer(place.permit, purpose="recover") is None
+    assert place.end.folders == []
+    shutil.rmtree(place.site.certs / "hosts" / "a")
+    layout.issue_host(place.site.certs, "a", datetime.now(UTC))
+    place.host.identity.reload(now())
+    async with place.source() as driver:
+        assert isinstance(await place.recovered(driver), Answer)
