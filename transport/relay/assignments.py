@@ -53,7 +53,7 @@ class Assignments:
 
     @property
     def are_under_way(self) -> bool:
-        return bool(self._cancels)
+        return not all(map(self._host.board.is_idle, self._cancels))
 
     async def take(self, assignment: Assignment) -> None:
         """Do what the gateway asks, in the background."""

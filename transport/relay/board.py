@@ -25,7 +25,8 @@ PAGE_BYTES: Final = 4096  # QEMU counts dirty pages of its target, x86
 @dataclass(eq=False, slots=True)
 class Entry:
     """One session. `lanes`, `state_of` and `trouble_of` are asked when somebody looks; `cancelled` is set to ask for
-    its end. `is_awaited`: by a relay that drains."""
+    its end. `is_awaited`: by a relay that drains; `is_idle`: it waits for somebody who may never come, and as well in
+    the next process."""
 
     role: str
     claims: PermitClaims
@@ -37,6 +38,7 @@ class Entry:
     state_of: Callable[[], str] | None = None
     trouble_of: Callable[[], str] = str
     is_reconnecting: Callable[[], bool] = lambda: False
+    is_idle: Callable[[], bool] = lambda: False
     _state: str = "running"
     _message: str = ""
     _looked: tuple[float, int] | None = None
@@ -129,8 +131,13 @@ class Board:
 
     @property
     def is_empty(self) -> bool:
-        """Whether no session is left, those in the queue included."""
-        return not any(each.is_awaited for each in self._entries) and not self.places.waiting
+        """Whether no session is left that is waited for, those in the queue included."""
+        return not any(each.is_awaited and not each.is_idle() for each in self._entries) and not self.places.waiting
+
+    def is_idle(self, migration_id: str) -> bool:
+        """Whether there is a session of it here, and nothing happens in any."""
+        found = [each for each in self._entries if each.claims.migration_id == migration_id]
+        return bool(found) and all(each.is_idle() for each in found)
 
     def cancel(self, migration_id: str) -> bool:
         """Ask for the end of a migration from this host; False if none of that id can be asked."""

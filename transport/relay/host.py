@@ -35,7 +35,7 @@ from transport.relay.cores import Cores, threads_for_this_host
 from transport.relay.ends import RECOVERY_SOCKET, DestinationEnd, SourceEnd, session_folder
 from transport.relay.evacuations import Evacuations
 from transport.relay.identity import Identity
-from transport.relay.interrupted import Interrupted
+from transport.relay.interrupted import Interrupted, key_of
 from transport.relay.lane_memory import LaneMemory, lane_memory_of
 from transport.relay.libvirt_destination import LibvirtDestination
 from transport.relay.libvirt_source import LibvirtSource
@@ -195,9 +195,8 @@ class RelayHost:
         """The end of a session that a client of libvirt drives. `facts`: as of `source_end`."""
         libvirt_socket = Path(self.config.hypervisor.libvirt_socket)
         seconds = self.config.limits.hypervisor_seconds
-        key = permit.claims.vm, permit.claims.destination.rpartition("/")[2]
-        client = partial(self.interrupted.client, key)
-        return LibvirtSource(libvirt_socket, key[0], seconds, self.qemu_uid, facts, client, conversation)
+        client = partial(self.interrupted.client, key_of(permit.claims))
+        return LibvirtSource(libvirt_socket, permit.claims.vm, seconds, self.qemu_uid, facts, client, conversation)
 
     def destination_end(
         self, permit: VerifiedPermit, facts: Mapping[str, Any], movement: Movement = PLAIN

@@ -13,11 +13,16 @@ from dataclasses import dataclass, field
 
 import trio
 
+from policy.permit import PermitClaims
 from transport.relay.caller import Conversation
 from transport.relay.news import News
 from transport.relay.wish import NotAdmitted, Wish
 
 Key = tuple[str, str]  # VM, name of the destination's host
+
+
+def key_of(claims: PermitClaims) -> Key:
+    return claims.vm, claims.destination.rpartition("/")[2]
 
 
 @dataclass(eq=False, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +32,7 @@ from transport.relay.failures import cause_of
 from transport.relay.handover import close_source, settle_source
 from transport.relay.host import RelayHost, now
 from transport.relay.inlets import SourceLanes
+from transport.relay.interrupted import key_of
 from transport.relay.news import News, Tell
 from transport.relay.permits import other_in_journal
 from transport.relay.receipts import ReceiptFacts
@@ -79,9 +80,7 @@ async def carry_as_source(
         await held.enter_async_context(host.board.places.place(claims.migration_id, claims.vm, patience, cancelled))
         with host.board.session("source", claims, cancelled) as entry:
             way = _Way(permit, cancelled, socket_path, None if end is None else end(permit))
-            session = await _carry_permitted(host, order, way, entry, entry.telling(tell))
-            # The guest has its place; what is left to be said may wait for days for a destination that is gone.
-            await held.aclose()
+            session = await _carry_permitted(host, order, way, entry, entry.telling(tell), held.aclose)
             return await close_source(session, entry.telling(tell))
 
 
@@ -96,7 +95,12 @@ class _Way:
 
 
 async def _carry_permitted(
-    host: RelayHost, order: MigrationOrder, way: _Way, entry: Entry, tell: Tell
+    host: RelayHost,
+    order: MigrationOrder,
+    way: _Way,
+    entry: Entry,
+    tell: Tell,
+    leave_place: Callable[[], Awaitable[None]],
 ) -> SourceSession:
     """The session, its guest being in its one place; `close_source` follows."""
     permit, cancelled, socket_path = way.permit, way.cancelled, way.socket_path
@@ -107,6 +111,7 @@ async def _carry_permitted(
         entry.lanes = lambda: session.facts.channels
         entry.is_reconnecting = lambda: session.is_reconnecting
         entry.trouble_of = lambda: session.trouble
+        entry.is_idle = lambda: host.interrupted.why_not(*key_of(permit.claims)) is None
         folder = session_folder(host.spool.run_dir, session.session_id)
         try:
             await host.on_disk(make_session_folder, host.spool.run_dir, session.session_id, host.qemu_uid)
@@ -115,6 +120,8 @@ async def _carry_permitted(
             session.fail(cause_of(error))
             end.broke(session.message)
         finally:
+            # What follows carries nothing, and may wait for days for a destination that is gone, or for a client.
+            await leave_place()
             await _settle_even_when_stopped(session, end, tell)
             await host.on_disk(remove_session_folder, folder)
     return session
