@@ -142,7 +142,8 @@ class Conversation:
     `uris`: where this host's hypervisor is to send, by port. `loopback`: the front's address for callers that know tcp
     only. `was_answered` and `was_told`: whether the caller has had an answer to its Prepare, and to its Finish;
     `was_prepared`: whether the first was a good one. `finishing`: a Finish that the destination has not answered.
-    `is_given_away`: in post-copy, whatever the answer to Finish will be. `cause`: why the session `broke`.
+    `is_given_away`: in post-copy, whatever the answer to Finish will be; `is_whole_there`: it was a good one. `cause`:
+    why the session `broke`.
     """
 
     caller: Caller
@@ -157,6 +158,7 @@ class Conversation:
     was_told: bool = False
     finishing: Packet | None = None
     is_given_away: bool = False
+    is_whole_there: bool = False
     cause: str = ""
     finished: trio.Event = field(default_factory=trio.Event)
     broke: trio.Event = field(default_factory=trio.Event)
@@ -238,7 +240,9 @@ class Conversation:
         self.finishing = call
         reply = await remote.ask(Procedure.MIGRATE_FINISH3_PARAMS, call.body)
         self.finishing = None
-        if reply.status is Status.OK and not finish.cancelled and not self.is_given_away:
+        if reply.status is Status.OK and self.is_given_away:
+            self.is_whole_there = True
+        elif reply.status is Status.OK and not finish.cancelled:
             # From the next line on libvirt may end its guest at any moment, or never hear of it.
             await accepted()
         await self._pass_on(call, reply)

@@ -3,10 +3,12 @@ for a QEMU that is gone."""
 
 from __future__ import annotations
 
+import errno
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +21,9 @@ import trio.testing
 from tests.transport.libvirt_rpc.samples import VM
 from transport.errors import LocalBroken, TransportError
 from transport.hypervisors.process import process_identity
+from transport.libvirt_rpc.client import DomainState
 from transport.libvirt_rpc.errors import RpcMalformed
+from transport.relay import libvirt_source
 from transport.relay.interrupted import Interrupted
 from transport.relay.libvirt_source import LibvirtSource, NextClient
 from transport.relay.recovering import recover_post_copy
@@ -54,7 +58,15 @@ def talk(cause: TransportError) -> Any:
         raise cause
 
     return SimpleNamespace(
-        is_offline=True, is_given_away=True, carry=carry, cause="", broke=trio.Event(), uris={}, loopback="", disks=None
+        is_offline=True,
+        is_given_away=True,
+        is_whole_there=False,
+        carry=carry,
+        cause="",
+        broke=trio.Event(),
+        uris={},
+        loopback="",
+        disks=None,
     )
 
 
@@ -131,6 +143,57 @@ async def test_a_client_that_only_prepares_a_resumption_keeps_nobody_from_it(
     with pytest.RaisesGroup(pytest.RaisesExc(LocalBroken, match="does not go on"), flatten_subgroups=True):
         await go_on(lanes, None)
     assert trio.current_time() - began == pytest.approx(5.0)
+    lanes.close()
+
+
+async def test_a_relay_without_a_descriptor_left_tries_again_when_the_next_client_comes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of a session that a former process left, any other error would have ended the relay with all sessions."""
+
+    def scarce(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    conversation: Any = SimpleNamespace(is_offline=True, was_prepared=False)
+    source = LibvirtSource(Path("/nonexistent"), VM, 5.0, -1, {}, nobody(), conversation)
+    go_on: Any = source.go_on_with_post_copy
+    monkeypatch.setattr(socket, "socketpair", scarce)
+    no_descriptor = pytest.RaisesExc(LocalBroken, match="Too many open files")
+    with pytest.RaisesGroup(no_descriptor, flatten_subgroups=True):
+        await go_on(Lanes(), None)
+
+
+@pytest.mark.parametrize("is_whole_there", [True, False])
+async def test_what_libvirt_leaves_of_a_guest_that_is_whole_at_the_destination_is_ended(
+    monkeypatch: pytest.MonkeyPatch, is_whole_there: bool
+) -> None:
+    """Its client had gone after Finish, and it takes no resumption. Where Finish did not go well, memory is missing."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as qemu:
+
+        async def destroy(_: str) -> None:
+            qemu.kill()
+            await trio.to_thread.run_sync(qemu.wait)
+
+        async def state(_: str) -> DomainState:
+            return DomainState.PAUSED
+
+        @asynccontextmanager
+        async def client(*_: object) -> AsyncIterator[object]:
+            yield SimpleNamespace(state=state, destroy=destroy)
+
+        monkeypatch.setattr(libvirt_source, "libvirt_client", client)
+        conversation = talk(LocalBroken("the client of libvirt has left"))
+        conversation.is_whole_there = is_whole_there
+        lanes = Lanes()
+        lanes.ended.set()
+        source = LibvirtSource(
+            Path("/nonexistent"), VM, 0.3, -1, {"process": process_identity(qemu.pid)}, nobody(), conversation
+        )
+        migrate: Any = source.migrate
+        with nullcontext() if is_whole_there else pytest.raises(LocalBroken, match="has not ended its guest"):
+            await migrate(lanes, SimpleNamespace(accepted=None), None)
+        assert await source.is_gone() is is_whole_there
+        qemu.kill()
     lanes.close()
 
 
