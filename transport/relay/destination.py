@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
@@ -61,9 +61,11 @@ class Destination:
         self._nursery.start_soon(run)
 
     def _held(self) -> list[Entry]:
-        """What waits for its source without a connection: for `relay status`."""
-        waiting = [each for each in self.admissions.sessions.values() if each.occupies_vm]
-        return [_entry_of(each) for each in waiting if each.live is None or each.live.is_over]
+        """What waits for its source without a connection, each once: for `relay status`."""
+        moment = now().timestamp()
+        waits = (s for s in self.admissions.sessions.values() if s.occupies_vm or (s.may_recover and moment < s.until))
+        waiting = {id(each): each for each in waits}
+        return [_entry_of(each) for each in waiting.values() if each.live is None or each.live.is_over]
 
     async def serve(
         self,
@@ -260,6 +262,13 @@ class Destination:
 def _entry_of(session: DestinationSession) -> Entry:
     claims, state = session.permit.claims, session.journal.state
     host = claims.source.rpartition("/")[2]
+    until = datetime.fromtimestamp(claims.recover_until, UTC)
+    if session.may_recover:
+        words = (
+            f"the guest runs here and may lack memory, which {host} can bring until {until:%Y-%m-%dT%H:%M:%SZ}: see "
+            "that the relays reach each other, and what the status of the one there says"
+        )
+        return Entry("destination", claims, session.began, state_of=lambda: state, trouble_of=lambda: words)
     words = (
         f"a guest that is here whole is held, paused, until the relay of {host} says where it runs: see that it does; "
         f"if {host} is gone for good, docs/failures.md says what to do"

@@ -127,6 +127,19 @@ async def test_it_listens_in_the_sessions_folder_also_where_that_was_removed_wit
     assert place.folder.stat().st_mode & 0o777 == 0o700
 
 
+async def test_status_shows_a_guest_that_may_lack_memory_and_who_must_do_what(place: Place) -> None:
+    """Once: it is known by the name of its first session and by that of the last recovery."""
+    async with place.source() as driver:
+        assert isinstance(await place.recovered(driver), Answer)
+        (shown,) = place.host.board.document()["sessions"]
+        assert "may lack memory" not in shown["message"]
+    for _ in range(2):
+        await until(lambda: "may lack memory" in str(place.host.board.document()["sessions"]))
+        (shown,) = place.host.board.document()["sessions"]
+        assert (shown["role"], shown["vm"], shown["peer"]) == ("destination", VM, place.site.spiffe("a"))
+        assert "until 20" in shown["message"]
+
+
 async def test_one_recovery_is_tried_at_a_time(place: Place) -> None:
     """Or a source could have as many connections wait for a hypervisor that hangs as it likes."""
     place.end.may_listen = trio.Event()
