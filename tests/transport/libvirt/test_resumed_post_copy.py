@@ -38,6 +38,8 @@ def fresh_relays(rooted: Pair) -> Iterator[None]:
     for host in rooted.hosts:
         restart(rooted, host)
     yield
+    for moment in ("reached-a", "go-a"):
+        (rooted.folder / moment).unlink(missing_ok=True)
     for host in rooted.hosts:
         for guest in rooted.guests:
             host.virsh("destroy", guest.name)
@@ -167,6 +169,21 @@ def test_a_client_that_leaves_after_its_prepare_stands_in_nobodys_way(rooted: Pa
         (pair.folder / "go-a").touch()
     wait_for(lambda: FAILED in reason(pair.a, guest), "libvirt gives it up")
     resume(pair, guest)
+    count_passes(guest.printed(pair.a) + guest.printed(pair.b))
+
+
+def test_a_client_that_dies_once_all_has_come_leaves_no_paused_guest_at_the_source(rooted: Pair) -> None:
+    """libvirt there would keep it for ever, and lets nobody take it up."""
+    pair = rooted
+    restart(pair, pair.a, "after:306")
+    guest = pair.guest(pair.a)
+    with start(pair, guest, *SLOW) as client:
+        switch(pair, guest, client)
+        wait_for((pair.folder / "reached-a").exists, "the destination's libvirt has answered Finish")
+        kill(pair, "virsh", client)
+        (pair.folder / "go-a").touch()
+    pair.wait_runs_only(guest, pair.b)
+    wait_for(lambda: not journals(pair, guest), "both relays have settled the session")
     count_passes(guest.printed(pair.a) + guest.printed(pair.b))
 
 
