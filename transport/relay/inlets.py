@@ -105,6 +105,14 @@ def peer_uid(accepted: trio.socket.SocketType) -> int:
         return peer_process(raw)[0]
 
 
+def connected_pair() -> tuple[socket.socket, socket.socket]:
+    """Two ends of one stream within this process. `LocalBroken` where no descriptor is left."""
+    try:
+        return socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    except OSError as error:
+        raise LocalBroken(f"no socket for libvirt's channel: {error.strerror}") from None
+
+
 def listen_unix(path: Path, mode: int = 0o600) -> trio.socket.SocketType:
     """A unix socket at `path` that has `mode` from its first moment; the folder is one session's own."""
     try:

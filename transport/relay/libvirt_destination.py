@@ -31,7 +31,7 @@ from transport.libvirt_rpc.filter import MigrationFilter, Places
 from transport.libvirt_rpc.framing import Packet, PacketReader
 from transport.libvirt_rpc.procedures import MigrateFlag, Procedure
 from transport.relay.ends import RECOVERY_SOCKET, Arrival
-from transport.relay.inlets import Port
+from transport.relay.inlets import Port, connected_pair
 from transport.relay.local_dial import dial_unix
 
 log = structlog.get_logger("sealane.relay")
@@ -100,7 +100,7 @@ class LibvirtDestination:
                 if self._is_spoken_to:
                     raise LocalBroken("a second libvirt channel in one session")
                 self._is_spoken_to = True
-                ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+                ours, theirs = connected_pair()
                 theirs.setblocking(False)
                 arrival.nursery.start_soon(self._converse, ours, arrival)
                 return theirs

@@ -27,7 +27,7 @@ from transport.libvirt_rpc.client import PAUSED_POST_COPY, DomainState, JobProgr
 from transport.libvirt_rpc.errors import LibvirtAway, RpcFailed, RpcMalformed
 from transport.relay.caller import Conversation
 from transport.relay.ends import Milestones, Report, Whereabouts
-from transport.relay.inlets import Inlet, SourceLanes, listen_tcp, listen_unix, peer_process
+from transport.relay.inlets import Inlet, SourceLanes, connected_pair, listen_tcp, listen_unix, peer_process
 from transport.relay.loopback import peer_uid
 
 log = structlog.get_logger("sealane.relay")
@@ -123,10 +123,7 @@ class LibvirtSource:
         accepted: Callable[[], Awaitable[None]],
     ) -> None:
         conversation = self._require_conversation()
-        try:
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        except OSError as error:
-            raise LocalBroken(f"no socket for libvirt's channel: {error.strerror}") from None
+        ours, theirs = connected_pair()
         await lanes.open("libvirt", theirs)
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
         async with stream, trio.open_nursery() as nursery:
