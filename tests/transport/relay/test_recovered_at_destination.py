@@ -129,15 +129,17 @@ async def test_it_listens_in_the_sessions_folder_also_where_that_was_removed_wit
 
 async def test_status_shows_a_guest_that_may_lack_memory_and_who_must_do_what(place: Place) -> None:
     """Once: it is known by the name of its first session and by that of the last recovery."""
+
+    def messages() -> list[str]:
+        return [each["message"] for each in place.host.board.document()["sessions"]]
+
     async with place.source() as driver:
         assert isinstance(await place.recovered(driver), Answer)
-        (shown,) = place.host.board.document()["sessions"]
-        assert "may lack memory" not in shown["message"]
-    for _ in range(2):
-        await until(lambda: "may lack memory" in str(place.host.board.document()["sessions"]))
-        (shown,) = place.host.board.document()["sessions"]
-        assert (shown["role"], shown["vm"], shown["peer"]) == ("destination", VM, place.site.spiffe("a"))
-        assert "until 20" in shown["message"]
+        assert messages() == [""]
+    await until(lambda: len(messages()) == 1 and "the guest runs here and may lack memory" in messages()[0])
+    (shown,) = place.host.board.document()["sessions"]
+    assert (shown["role"], shown["vm"], shown["peer"]) == ("destination", VM, place.site.spiffe("a"))
+    assert "which a can bring until 20" in shown["message"]
 
 
 async def test_one_recovery_is_tried_at_a_time(place: Place) -> None:
@@ -160,12 +162,14 @@ async def test_one_recovery_is_tried_at_a_time(place: Place) -> None:
 
 
 async def test_nor_more_often_than_once_a_second(place: Place) -> None:
+    began = trio.current_time()
     with capture_logs() as logs:
         for _ in range(12):
             async with place.source() as driver:
                 await place.recovered(driver)
-    assert 1 <= len([line for line in logs if line["event"] == "post-copy goes on in a new session"]) <= 4
-    assert len(place.end.folders) <= 4
+    most = 1 + int(trio.current_time() - began)
+    assert 1 <= len(place.end.folders) <= most
+    assert len([line for line in logs if line["event"] == "post-copy goes on in a new session"]) <= most
 
 
 async def test_fifty_recoveries_that_are_interrupted_leave_nothing_behind(
@@ -177,18 +181,11 @@ async def test_fifty_recoveries_that_are_interrupted_leave_nothing_behind(
         gc.collect()
         return trio.lowlevel.current_statistics().tasks_living, len(list(Path("/proc/self/fd").iterdir()))
 
-    counts: list[tuple[int, int]] = []
-    for number in range(50):
+    before = held()
+    for _ in range(50):
         async with place.source() as driver:
             assert isinstance(await place.recovered(driver), Answer)
-        await trio.sleep(0.02)
-        if number == 2:
-            await trio.sleep(0.5)
-            counts.append(held())
-    await trio.sleep(0.5)
-    counts.append(held())
-    assert counts[1][0] <= counts[0][0]
-    assert counts[1][1] <= counts[0][1] + 2
+    await until(lambda: all(here <= then + 2 for here, then in zip(held(), before, strict=True)))
     assert len(place.end.folders) == 50
     assert place.receipts() == [False], "nothing was carried, so there is nothing to certify"
 
