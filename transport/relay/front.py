@@ -38,7 +38,7 @@ from transport.relay.log_rate import LogRate
 from transport.relay.loopback import peer_uid
 from transport.relay.news import News
 from transport.relay.refused_calls import RefusedCalls, refused_call
-from transport.relay.wish import Wish
+from transport.relay.wish import NotAdmitted, Wish
 
 log = structlog.get_logger("sealane.relay")
 SOCKET_NAME: Final = "libvirt.sock"
@@ -236,12 +236,12 @@ class Front:
         ports = ("disks", "libvirt", "memory") if disks else ("libvirt", "memory")
         conversation = Conversation(caller, call, prepare, loopback, disks, self._limits.migration_deadline_seconds)
         wish = Wish(identity.uuid, identity.name, destination.host, ports, uid)
-        if not prepare.resumes:
-            await self._carry(wish, conversation, self._migrate)
-        elif (why := self._interrupted.why_not(wish.vm, wish.destination)) is not None:
+        try:
+            migrate = self._interrupted.claim(wish, conversation) if prepare.resumes else self._migrate
+        except NotAdmitted as why:
             await caller.refuse(call, CallRefused(f"Sealane: {why}", ErrorCode.ACCESS_DENIED), wish.vm)
         else:
-            await self._carry(wish, conversation, self._interrupted.take_up)
+            await self._carry(wish, conversation, migrate)
 
     async def _carry(self, wish: Wish, conversation: Conversation, migrate: Migrate) -> None:
         """Let the session run where it outlives the caller; returns when the caller's own part in it is over."""

@@ -71,12 +71,17 @@ class Interrupted:
             "virsh destroy what is left of it, then virsh start it on one"
         )
 
-    async def take_up(self, wish: Wish, conversation: Conversation) -> News:
-        """Have the client's conversation carried by the session that waits for it; returns when that is over."""
+    def claim(self, wish: Wish, conversation: Conversation) -> Callable[..., Awaitable[News]]:
+        """From now on the session that waits for it carries the client's conversation, and nobody else's. What is
+        returned waits for the end of that. `NotAdmitted`."""
         if (why := self.why_not(wish.vm, wish.destination)) is not None:
             raise NotAdmitted(why)
         wait = self._waits[wish.vm, wish.destination]
         wait.conversation = conversation
         wait.came.set()
-        await wait.over.wait()
-        return News("failed", message=conversation.cause) if conversation.broke.is_set() else News("completed")
+
+        async def wait_over(*_: object) -> News:
+            await wait.over.wait()
+            return News("failed", message=conversation.cause) if conversation.broke.is_set() else News("completed")
+
+        return wait_over

@@ -190,6 +190,27 @@ async def test_a_resumption_goes_to_the_session_that_waits_for_it_and_to_no_gate
         assert stage.wishes == []
 
 
+async def test_of_two_clients_that_come_at_once_one_takes_it_up_and_the_other_is_on_record(tmp_path: Path) -> None:
+    async with front(tmp_path) as stage, trio.open_nursery() as nursery:
+        served = trio.Event()
+
+        async def session() -> None:
+            async with stage.interrupted.client((VM, "b"), trio.sleep_forever) as conversation:
+                assert conversation is not None
+                await served.wait()
+
+        nursery.start_soon(session)
+        streams = [await trio.open_unix_socket(str(stage.path)) for _ in range(2)]
+        await trio.testing.wait_all_tasks_blocked()
+        for stream in streams:  # both before the front has read either
+            os.write(stream.socket.fileno(), prepare_call(prepare(flags=RESUMES)).encode())
+        await trio.testing.wait_all_tasks_blocked()
+        assert [(refused.procedure, refused.vm) for refused, _ in stage.refused.take().entries] == [(303, VM)]
+        served.set()
+        for stream in streams:
+            await stream.aclose()
+
+
 PAGE = (Path(__file__).parents[3] / "docs" / "libvirt.md").read_text()
 
 

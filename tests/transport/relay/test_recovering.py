@@ -106,7 +106,7 @@ class Place:
 
     async def take_up(self) -> str:
         conversation: Any = SimpleNamespace(cause="", broke=trio.Event())
-        return (await self.host.interrupted.take_up(WISH, conversation)).state
+        return (await self.host.interrupted.claim(WISH, conversation)()).state
 
     def receipts(self) -> list[bool]:
         """Those of the source: whether each says that it is of a recovery."""
