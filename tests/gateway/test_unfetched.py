@@ -66,10 +66,10 @@ async def test_who_asked_hears_in_seconds_that_no_relay_fetched_the_permit_and_w
 
 async def test_what_is_not_on_record_is_not_told_and_not_given_out_either(site: Site) -> None:
     async with running_gateway(site) as running:
-        running.gateway.desk.gate.dispatch.fetch_seconds = 0.2
         migration_id = await assigned(running)
         running.log.broken = True
-        await trio.sleep(0.2)
+        (waiting,) = [each for host in running.gateway.desk.gate.dispatch._hosts.values() for each in host.waiting]
+        waiting.fetch_by = trio.current_time()
         assert (await fetch(running, migration_id))[0] == 403
         heard = running.gateway.desk.gate.migrations.heard(migration_id)
         assert heard is not None

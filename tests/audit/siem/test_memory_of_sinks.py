@@ -62,12 +62,16 @@ async def main():
     def write(path, data):
         path.write_bytes(data)
     states = []
-    with trio.move_on_after(4):
+    with trio.move_on_after(60):
         async with trio.open_nursery() as nursery:
             for sink in sinks:
                 shipper = Shipper(sink, Log(), folder, write, tell, terms, document_of)
                 states.append(shipper.status)
                 nursery.start_soon(shipper.run)
+            await trio.sleep(4)
+            while any(state.state.value != "failing" for state in states):
+                await trio.sleep(0.1)
+            nursery.cancel_scope.cancel()
     assert [state.state.value for state in states] == ["failing"] * len(sinks), states
     hanging.close()
     # Not getrusage: that counts what the process was before exec, a copy of pytest, too.

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from gateway.demo.guest import GuestLayout, count_passes, memory_problems
+from tests.transport.journals import journals
 from tests.transport.libvirt.failures import kill, switch
 from tests.transport.libvirt.hosts import MEMORY_MIB, Guest, Host, Pair, require_programs, two_hosts, wait_for
 
@@ -107,7 +108,7 @@ def resume(pair: Pair, guest: Guest, *way: str) -> None:
     code, said = tries[-1]
     assert code == 0, said
     pair.wait_runs_only(guest, pair.b)
-    wait_for(lambda: not journals(pair, guest), "both relays have settled the session")
+    wait_for(lambda: not unsettled(pair, guest), "both relays have settled the session")
 
 
 def receipts(pair: Pair, guest: Guest) -> set[tuple[str, bool]]:
@@ -120,9 +121,10 @@ def receipts(pair: Pair, guest: Guest) -> set[tuple[str, bool]]:
     return found
 
 
-def journals(pair: Pair, guest: Guest) -> list[str]:
+def unsettled(pair: Pair, guest: Guest) -> list[str]:
     """Files of sessions that are not over."""
-    return [file.name for file in pair.folder.glob("**/journals/*.jsonl") if guest.uuid in file.read_text()]
+    noted = journals(pair.folder, "**/journals/*.jsonl")
+    return [name for name, lines in noted.items() if any(guest.uuid in line for line in lines)]
 
 
 @pytest.mark.parametrize(
@@ -202,4 +204,4 @@ def test_where_nothing_was_interrupted_nothing_is_taken_up(rooted: Pair) -> None
     assert "offer refused (hypervisor): 'post-copy cannot be recovered: the QEMU of this guest has ended'" in said
     assert pair.running(guest) == []
     pair.a.virsh("destroy", guest.name)
-    wait_for(lambda: not [name for name in journals(pair, guest) if "source" in name], "the source has settled")
+    wait_for(lambda: not [name for name in unsettled(pair, guest) if "source" in name], "the source has settled")

@@ -28,7 +28,7 @@ class Stream:
 
 async def carry_chunks(pair: Pair, meddler: Meddler, path: Path) -> Stream:
     """Send the chunks one by one, each in a frame of its own, through the meddler."""
-    stream = Stream()
+    stream, is_over = Stream(), False
     listener = listen(pair.site)
     pair.address = meddler.address
 
@@ -43,9 +43,8 @@ async def carry_chunks(pair: Pair, meddler: Meddler, path: Path) -> Stream:
             async with await dial(path) as source:
                 for n, chunk in enumerate(CHUNKS):
                     await source.send_all(chunk)
-                    with trio.move_on_after(1):
-                        while len(meddler.frames) <= n:
-                            await trio.sleep(0.002)
+                    while len(meddler.frames) <= n and not is_over:
+                        await trio.sleep(0.002)
                 await source.send_eof()
                 await source.receive_some(1)
         except (OSError, trio.BrokenResourceError, trio.TooSlowError):
@@ -56,10 +55,9 @@ async def carry_chunks(pair: Pair, meddler: Meddler, path: Path) -> Stream:
             nursery.start_soon(receive)
             nursery.start_soon(send)
             news = await pair.carry(pair.site.permit(vm=VM), path)
-            stream.was_whole = news.state == "completed"
-            with trio.move_on_after(1):
-                while stream.was_whole and len(stream.arrived) < len(b"".join(CHUNKS)):
-                    await trio.sleep(0.002)
+            is_over, stream.was_whole = True, news.state == "completed"
+            while stream.was_whole and len(stream.arrived) < len(b"".join(CHUNKS)):
+                await trio.sleep(0.002)
             nursery.cancel_scope.cancel()
     await listener.aclose()
     return stream
