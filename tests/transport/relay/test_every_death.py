@@ -36,11 +36,13 @@ from transport.relay.source import MigrationOrder, carry_as_source
 LIMITS = {
     "settle_retry_seconds": 0.05,
     "message_seconds": 10.0,
+    "handshake_seconds": 10.0,
     "resume_seconds": 0.1,
     "drain_seconds": 0.1,
     "hypervisor_seconds": 0.1,
 }
 AT_ONCE = 16
+WORLD_SECONDS = 90  # of 32 relays in one process, on a machine that does much else
 _ONE_PLACE = frozenset({("running", "gone"), ("running", "waiting"), ("gone", "running")})
 
 
@@ -223,8 +225,8 @@ class Stage:
             nursery.start_soon(self.live, name, "b", listen, None)
             await until_listening(listen)
             nursery.start_soon(self.live, name, "a", "127.0.0.1:0", order)
-            await until(lambda: bool(world.died) or not any(world.plan.values()), 20)
-            await until(lambda: world.is_in_one_place and not self.owed(name), 20)
+            await until(lambda: bool(world.died) or not any(world.plan.values()), WORLD_SECONDS)
+            await until(lambda: world.is_in_one_place and not self.owed(name), WORLD_SECONDS)
             nursery.cancel_scope.cancel()
 
 
