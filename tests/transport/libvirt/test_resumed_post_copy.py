@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ LAYOUT = GuestLayout.for_memory(MEMORY_MIB, 8)
 SLOW = ("--postcopy", "--bandwidth", "8", "--postcopy-bandwidth", "8")  # MiB/s
 RESUME = ("--postcopy", "--postcopy-resume")
 FAILED = "(post-copy failed)"
+NOT_NOTICED = "migration is still running"  # what libvirt says of a QEMU whose channels are closed since a moment ago
 
 
 @pytest.fixture(scope="module")
@@ -96,16 +98,37 @@ def reason(host: Host, guest: Guest) -> str:
     return host.virsh("domstate", "--reason", guest.name)[1]
 
 
-def resume(pair: Pair, guest: Guest, *way: str) -> None:
+def asked_to_resume(pair: Pair, guest: Guest, *way: str) -> tuple[int, str]:
     """As a person would, who is told by libvirt that a QEMU has not noticed yet, which takes `resume_seconds`."""
     tries: list[tuple[int, str]] = []
 
     def is_answered() -> bool:
         tries.append(pair.a.migrate(guest, "--live", *way, *RESUME))
-        return "migration is still running" not in tries[-1][1]
+        return NOT_NOTICED not in tries[-1][1]
 
     wait_for(is_answered, "no QEMU says that the migration is still running")
-    code, said = tries[-1]
+    return tries[-1]
+
+
+@contextlib.contextmanager
+def taking_up(pair: Pair, guest: Guest, has_begun: Callable[[], bool], *way: str) -> Iterator[subprocess.Popen[bytes]]:
+    """The same person's virsh, that has begun with it and goes on."""
+    clients: list[subprocess.Popen[bytes]] = []
+
+    def goes_on() -> bool:
+        if not clients or clients[-1].poll() is not None:
+            said = clients[-1].communicate()[0].decode() if clients else NOT_NOTICED
+            assert NOT_NOTICED in said, said
+            clients.append(start(pair, guest, *way, *RESUME))
+        return has_begun()
+
+    wait_for(goes_on, "it is taken up")
+    with clients[-1] as client:
+        yield client
+
+
+def resume(pair: Pair, guest: Guest, *way: str) -> None:
+    code, said = asked_to_resume(pair, guest, *way)
     assert code == 0, said
     pair.wait_runs_only(guest, pair.b)
     wait_for(lambda: not unsettled(pair, guest), "both relays have settled the session")
@@ -149,9 +172,7 @@ def test_a_recovery_that_is_interrupted_is_taken_up_again(rooted: Pair) -> None:
     guest = pair.guest(pair.a)
     interrupt(pair, guest, "network", "--p2p")
     for victim in ("network", "relay a", "relay b"):
-        with start(pair, guest, "--p2p", *RESUME) as again:
-            wait_for(lambda of=again: FAILED not in reason(pair.b, guest) or of.poll() is not None, "it goes on")  # type: ignore[misc]
-            assert again.poll() is None, again.communicate()[0]
+        with taking_up(pair, guest, lambda: FAILED not in reason(pair.b, guest), "--p2p") as again:
             break_off(pair, guest, victim, again)
     resume(pair, guest, "--p2p")
     count_passes(guest.printed(pair.a) + guest.printed(pair.b))
@@ -162,8 +183,7 @@ def test_a_client_that_leaves_after_its_prepare_stands_in_nobodys_way(rooted: Pa
     guest = pair.guest(pair.a)
     interrupt(pair, guest, "network")
     restart(pair, pair.a, "after:303")
-    with start(pair, guest, *RESUME) as client:
-        wait_for((pair.folder / "reached-a").exists, "the destination is prepared")
+    with taking_up(pair, guest, (pair.folder / "reached-a").exists) as client:  # the destination is prepared
         code, said = pair.a.migrate(guest, "--live", *RESUME)
         assert code != 0
         assert "already" in said  # libvirt's own word, or the front's
@@ -199,7 +219,7 @@ def test_where_nothing_was_interrupted_nothing_is_taken_up(rooted: Pair) -> None
     assert pair.running(guest) == ["a"]
     interrupt(pair, guest, "network", "--p2p")
     pair.b.virsh("destroy", guest.name)
-    code, said = pair.a.migrate(guest, "--live", "--p2p", *RESUME)
+    code, said = asked_to_resume(pair, guest, "--p2p")
     assert code != 0
     assert "offer refused (hypervisor): 'post-copy cannot be recovered: the QEMU of this guest has ended'" in said
     assert pair.running(guest) == []
