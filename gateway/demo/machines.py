@@ -21,8 +21,8 @@ from transport.hypervisors.qemu import QemuMachine
 from transport.hypervisors.qmp import QmpConnection
 
 QEMU = "qemu-system-x86_64"
-_START_SECONDS = 30.0
-_ANSWER_SECONDS = 10.0
+_START_SECONDS = 90.0
+_ANSWER_SECONDS = 30.0
 _DUMP_SECONDS = 60.0
 
 

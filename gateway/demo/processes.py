@@ -15,7 +15,7 @@ import trio
 from gateway.demo.errors import ProcessFailed
 from gateway.demo.machines import tail_of
 
-_READY_SECONDS = 30.0
+_READY_SECONDS = 120.0  # a machine that does much else takes longer than one that is idle by far
 _STOP_SECONDS = 10.0
 _COMMAND_SECONDS = 180.0
 _MAX_OUTPUT_BYTES = 1 << 20

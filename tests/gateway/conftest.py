@@ -47,6 +47,7 @@ HOSTS = (
 )
 VMS = (VmPlan("web", UUID_WEB, "a"), VmPlan("ledger", UUID_LEDGER, "prod", zone="production"))
 CHEAP = ScryptCost(14, 8, 1)
+PATIENCE_SECONDS = 60.0  # for an answer that is due at once
 
 
 @pytest.fixture(scope="session")
@@ -137,7 +138,7 @@ class Running:
             credentials = (folder / "host.pem", folder / "host.key")
         if credentials is not None:
             context.load_cert_chain(*credentials)
-        client = httpx.AsyncClient(base_url=self.url, verify=context, trust_env=False, timeout=10)
+        client = httpx.AsyncClient(base_url=self.url, verify=context, trust_env=False, timeout=PATIENCE_SECONDS)
         if link is not None and credentials is not None:
             client.headers[HEADER] = link
         self._clients.append(client)
@@ -159,7 +160,8 @@ class Running:
     async def poll(self, host: str, wait_seconds: int = 0) -> list[dict[str, Any]]:
         """What the host is to do, as its relay learns it: permits that it is told of are fetched."""
         client = self.client(host)
-        answer = await client.post("/v1/relay/poll", json={"wait_seconds": wait_seconds})
+        patience = wait_seconds + PATIENCE_SECONDS
+        answer = await client.post("/v1/relay/poll", json={"wait_seconds": wait_seconds}, timeout=patience)
         assert answer.status_code == 200, answer.text
         return [await self.fetched(client, each) for each in answer.json()["assignments"]]
 

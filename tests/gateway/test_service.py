@@ -55,10 +55,11 @@ class Process:
             return json.loads(self.process.stdout.readline())  # type: ignore[no-any-return]
 
     def lines(self) -> list[dict[str, object]]:
-        return [json.loads(line) for line in self.errors.read_text().splitlines()]
+        whole = self.errors.read_text().rpartition("\n")[0]  # it may be at its next line
+        return [json.loads(line) for line in whole.splitlines()]
 
     def wait_for(self, event: str) -> dict[str, object]:
-        until = time.monotonic() + 10
+        until = time.monotonic() + 60
         while time.monotonic() < until:
             if found := [line for line in self.lines() if line["event"] == event]:
                 return found[-1]

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tests.audit.siem.certificates import CLIENT_NAME, Pair, TestAuthority
 
-START_SECONDS = 20.0
+START_SECONDS = 60.0
 SERVER_NAME = "rsyslog.test"
 MAX_MESSAGE_BYTES = 256 * 1024
 

@@ -38,7 +38,7 @@ USERS: Final = f"CN=Users,{BASE}"
 ADMIN_PASSWORD: Final = "Adm1n-Passw0rd"
 USER_PASSWORD: Final = "Us3r-Passw0rd"
 SERVICE_PASSWORD: Final = "Svc-Passw0rd"
-READY_SECONDS: Final = 20.0
+READY_SECONDS: Final = 60.0
 LDAPS: Final = 636
 _ENVIRONMENT: Final = {**os.environ, "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin"}
 Administrator = Any  # an ldap3.Connection, whose types are wrong in places
