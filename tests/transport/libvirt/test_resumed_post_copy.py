@@ -137,7 +137,7 @@ def resume(pair: Pair, guest: Guest, *way: str) -> None:
 def receipts(pair: Pair, guest: Guest) -> set[tuple[str, bool]]:
     """Of what the relays keep of this guest for their gateway: role, and whether it is of a recovery."""
     found = set()
-    for file in pair.folder.glob("**/receipts/*.json"):
+    for file in pair.folder.glob("relay-*/receipts/*.json"):
         body: dict[str, Any] = json.loads(json.loads(file.read_bytes())["receipt"]["body"])
         if body["vm"] == guest.uuid:
             found.add((body["role"], body.get("recovery", False)))
@@ -146,7 +146,7 @@ def receipts(pair: Pair, guest: Guest) -> set[tuple[str, bool]]:
 
 def unsettled(pair: Pair, guest: Guest) -> list[str]:
     """Files of sessions that are not over."""
-    noted = journals(pair.folder, "**/journals/*.jsonl")
+    noted = journals(pair.folder, "relay-*/journals/*.jsonl")
     return [name for name, lines in noted.items() if any(guest.uuid in line for line in lines)]
 
 
