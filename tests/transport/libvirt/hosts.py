@@ -150,8 +150,9 @@ class Host:
         """The process of libvirtd, as the test sees it."""
         children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
         for child in children:
-            if Path(f"/proc/{child}/comm").read_text().strip() == "libvirtd":
-                return int(child)
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a QEMU, say, that has just ended
+                if Path(f"/proc/{child}/comm").read_text().strip() == "libvirtd":
+                    return int(child)
         raise AssertionError(f"no libvirtd runs on host {self.name}")
 
     def start_libvirtd(self) -> None:
