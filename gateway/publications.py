@@ -113,12 +113,16 @@ def keep(publication: Publication, signers: Signers, approvals: int, *, publishe
     return Kept(publication, bundle, signed)
 
 
+class SignersUnusable(BundleRefused):
+    """It is the gateway's own file: its operator must act, whoever wrote the bundle."""
+
+
 def read_signers(path: Path) -> Signers:
-    """Read anew at each use: who was taken out counts no more from then on. Raises BundleRefused."""
+    """Read anew at each use: who was taken out counts no more from then on. Raises SignersUnusable."""
     try:
         return Signers.parse(path.read_text())
     except (OSError, ValueError) as error:  # msgspec's and Unicode's errors are ValueErrors
-        raise BundleRefused("signers", f"{path} cannot be used: {error}") from error
+        raise SignersUnusable("signers", f"{path} cannot be used: {error}") from error
 
 
 def newest_published(config: GatewayConfig) -> Bundle | None:

@@ -17,8 +17,8 @@ from gateway.asking import decide
 from gateway.bell import Bell
 from gateway.config import GatewayConfig
 from gateway.deciding import decision_document
-from gateway.errors import NotAllowed, NotKnown, RequesterError
-from gateway.publications import Kept, PublicationStore, keep, read_signers, store_of
+from gateway.errors import NotAllowed, NotKnown, OperatorError, RequesterError
+from gateway.publications import Kept, PublicationStore, SignersUnusable, keep, read_signers, store_of
 from gateway.recording import Clock, Event, Recorder, actor_of, identity_of
 from gateway.shadowing import Shadow
 from gateway.turns import Turns
@@ -38,6 +38,13 @@ class PublicationRefused(RequesterError):
     code = "publication_refused"
     status = 409
     next_step = "have the author of the bundle correct it"
+
+
+class PublicationNotTaken(OperatorError):
+    """The gateway's own file of signers, or its disk, is in the way: nothing is wrong with the bundle."""
+
+    code = "publication_not_taken"
+    next_step = "mend that at the gateway, then publish the same file again"
 
 
 class PublishingOff(RequesterError):
@@ -70,7 +77,7 @@ class Publishing:
     async def publish(self, person: Person, arrive: Arrive, address: str) -> dict[str, Any]:
         """Check, record and put in force. `arrive`: awaited once its sender may publish, which is asked again then.
 
-        Errors: NotAllowed, PublicationRefused (both recorded), Overloaded, LogUnavailable.
+        Errors: NotAllowed, PublicationRefused, PublicationNotTaken (all recorded), Overloaded, LogUnavailable.
         """
         await self._require(person, address, "policy.published")
         store = self._need_store()
@@ -84,6 +91,8 @@ class Publishing:
                 await self._refuse("policy.published", person, address, error)
             replaced = self._engine.bundle
             details = {**kept.document(), "replaced": {"version": replaced.version, "digest": replaced.digest}}
+            if (tried := self.shadow.document()) is not None and tried["digest"] == kept.bundle.digest:
+                details["shadow"] = tried
             with trio.CancelScope(shield=True):  # once recorded it comes into force, whatever becomes of the request
                 recorded = await self._record("policy.published", "completed", person, address, details)
                 try:
@@ -91,6 +100,8 @@ class Publishing:
                 except OSError as error:
                     await self._refuse("policy.published", person, address, error)
                 self._engine.swap(kept.bundle)
+                if "shadow" in details:
+                    self.shadow.end()  # it would be held against itself
         self._bell.ring()
         log.info("policy published", version=kept.bundle.version, digest=kept.bundle.digest)
         return {**details, "record_index": recorded}
@@ -174,9 +185,10 @@ class Publishing:
             raise NotAllowed("publishing policy is denied", decision.denied_because, recorded)
 
     async def _refuse(self, kind: str, person: Person, address: str, error: BundleRefused | OSError) -> Any:
-        words = str(error)[:2000]
+        words = (error.detail if isinstance(error, SignersUnusable) else str(error))[:2000]
         index = await self._record(kind, "failed", person, address, {"refused_because": words})
-        raise PublicationRefused(f"{words} (record {index})") from error
+        ours = isinstance(error, SignersUnusable | OSError)
+        raise (PublicationNotTaken if ours else PublicationRefused)(f"{words} (record {index})") from error
 
     async def _record(self, kind: str, outcome: str, person: Person, address: str, details: dict[str, Any]) -> int:
         facts = {**details, "client_address": address, **identity_of(person)}

@@ -106,12 +106,14 @@ def shadow(
 ) -> None:
     """Try a bundle beside the one in force: it decides nothing; where it differs, the decision's record says so.
 
-    Find the differences by `sealane audit query 'details.shadow.digest:*'`. The trial ends with the gateway's process.
+    The trial ends with the gateway's process, or when the candidate itself is published. No field of the query language
+    is for what it found: let grep look, as below.
 
     \b
     Examples:
       sealane policy shadow policies/
       sealane policy status
+      sealane audit query 'since:7d' --format jsonl | grep '"shadow":'
       sealane policy shadow --stop
     """
     if stop == (candidate is not None):

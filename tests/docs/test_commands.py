@@ -9,6 +9,7 @@ import ast
 import re
 import shlex
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from itertools import dropwhile, product
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 import typer
 
+from audit.query.parse import parse
 from gateway.cli.main import app
 from tests.docs.pages import PAGES, ROOT, Piece, blocks, read, spans
 
@@ -23,6 +25,7 @@ EITHER = "\x1f"  # in place of the | of `begin|switch`, which is no pipe
 UNSAID = ("…", "...")
 PACKAGES = ("audit", "certs", "gateway", "policy", "transport")
 TOLD = re.compile(r"sealane ([a-z…][^`;,:()\n]*)")
+QUERY = re.compile(r"audit query[^'\n`]*'([^'\n]+)'")
 BEFORE = re.compile(r"(?:\$|sudo|exec|nice|[A-Z_]+=.*)\Z")
 
 
@@ -58,6 +61,14 @@ def test_each_command_that_a_message_names_exists(root: Any) -> None:
         f"{file.relative_to(ROOT)}: {fault}" for file, words in named for fault in faults(root, words, whole=False)
     }
     assert sorted(found) == []
+
+
+def test_each_query_of_the_log_that_is_shown_can_be_asked() -> None:
+    files = [*PAGES, *(file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))]
+    shown = [(file, query) for file in files for query in QUERY.findall(file.read_text(encoding="utf-8"))]
+    assert len(shown) > 15
+    for file, query in shown:
+        assert parse(query, datetime.now(UTC)), f"{file}: {query}"
 
 
 def test_each_command_stands_on_some_page_and_each_group_in_the_readme(root: Any) -> None:

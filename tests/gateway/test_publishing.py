@@ -19,7 +19,7 @@ from audit.verify import verify_log
 from gateway.api.bounds import LARGE_BODIES
 from gateway.errors import NotAllowed, StartRefused
 from gateway.publications import PublicationStore, newest_published, read_or_refuse
-from gateway.publishing import Arrive, PublicationRefused
+from gateway.publishing import Arrive, PublicationNotTaken
 from gateway.starter import Site
 from policy.bundle import Bundle
 from policy.bundle_files import read_bundle_files
@@ -244,7 +244,7 @@ async def test_what_is_recorded_comes_into_force_though_its_sender_is_gone_and_e
 
         with monkeypatch.context() as patch:
             patch.setattr("gateway.publications.sync_directory", _full_disk)
-            with pytest.raises(PublicationRefused):
+            with pytest.raises(PublicationNotTaken):
                 await desk.publishing.publish(bob, arriving(3), "test")
         assert desk.gate.engine.bundle.version == 2
         outcomes = [each["outcome"] for each in await running.records("policy.published")]
@@ -355,6 +355,41 @@ async def test_a_candidate_answers_beside_the_live_bundle_and_decides_nothing(si
         await may_move(running)
         *_, record = await running.records("decision.check")
         assert "shadow" not in record["details"]
+
+
+async def test_a_trial_ends_when_its_candidate_is_published_and_its_record_says_what_was_counted(site: Site) -> None:
+    async with running_gateway(site) as running:
+        bob = running.person("bob")
+        data = publication(files_of(site, 7, FREEZE, tests=False), "ann", "ben")
+        assert (await bob.post("/v1/policy/shadow", content=data, headers=JSON)).status_code == 201
+        assert await may_move(running)
+        other = publication(files_of(site, 6, tests=False), "ann", "ben")
+        assert (await publish(running, other)).status_code == 201
+        assert (await bob.get("/v1/policy")).json()["shadow"]["version"] == 7  # another one goes on being tried
+        assert (await publish(running, data)).status_code == 201
+        assert (await bob.get("/v1/policy")).json()["shadow"] is None
+        before, record = (each["details"] for each in await running.records("policy.published"))
+        assert "shadow" not in before
+        assert (record["shadow"]["version"], record["shadow"]["would_deny"]) == (7, 1)
+
+
+@pytest.mark.parametrize("text", [None, "x = ["])
+async def test_a_file_of_signers_that_cannot_be_used_is_the_operators_to_mend(site: Site, text: str | None) -> None:
+    async with running_gateway(site) as running:
+        signers = site.directory / "signers.toml"
+        signers.unlink()
+        if text is not None:
+            signers.write_text(text)
+        data = publication(files_of(site, 2, tests=False), "ann", "ben")
+        answer = await publish(running, data)
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"], error["who_must_act"]) == (503, "publication_not_taken", "operator")
+        assert "signers.toml" in error["message"]
+        assert "bundle" not in error["message"] + error["next_step"]
+        (record,) = await running.records("policy.published")
+        assert record["outcome"] == "failed"
+        write_signers(site)
+        assert (await publish(running, data)).status_code == 201
 
 
 def test_a_publication_that_was_not_finished_is_forgotten_at_the_start(tmp_path: Path) -> None:
