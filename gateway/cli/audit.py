@@ -25,9 +25,10 @@ from gateway.cli.audit_options import (
     terms_of,
 )
 from gateway.cli.audit_query import MAX_RECORDS
-from gateway.cli.errors import REQUESTER, BadConfiguration
+from gateway.cli.errors import REQUESTER, BadConfiguration, CommandError
+from gateway.cli.follow import Lull
 from gateway.cli.options import CaOption, GatewayOption, JsonOption, TokenFileOption
-from gateway.cli.output import console, print_json
+from gateway.cli.output import console, note, print_json
 
 if TYPE_CHECKING:
     from gateway.cli.record_source import RecordSource
@@ -194,13 +195,19 @@ def tail(
         shown = max(size, last + 1)
         # Asking for the size leaves no record; reading does, and that must not set off the next reading.
         quiet = source.size()
+        lull = Lull(time.monotonic, note)
         while follow:
             try:
                 time.sleep(FOLLOW_SECONDS)
                 size = source.size()
                 if size > quiet:
                     last = _print_newest(source, terms, shown, MAX_RECORDS, as_json=as_json, stream=True)
-                    shown, quiet = max(size, last + 1), source.size()
+                    shown = max(size, last + 1)
+                    quiet = source.size()
+                lull.answered()
+            except CommandError as error:
+                if not lull.may_pass(error):
+                    raise
             except KeyboardInterrupt:
                 return
 

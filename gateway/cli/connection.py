@@ -16,7 +16,7 @@ from typing import Any, Self, TypeVar
 import httpx
 import msgspec
 
-from gateway.cli.credentials import read_secret
+from gateway.cli.credentials import newer_token, read_secret
 from gateway.cli.errors import DEVELOPERS, OPERATOR, REQUESTER, BadConfiguration, CommandError, Refused, Unreachable
 from gateway.cli.interruption import note_change_asked
 from gateway.cli.replies import DecisionReply, ErrorReply
@@ -37,6 +37,8 @@ class Connection:
 
     def __init__(self, settings: ClientSettings, token: str | None = None) -> None:
         self._settings = settings
+        self._token = token
+        self._refused: CommandError | None = None  # what was said of this token: it is not shown again and again
         headers = {"accept": "application/json"}
         if token is not None:
             headers["authorization"] = f"Bearer {token}"
@@ -76,11 +78,44 @@ class Connection:
     ) -> bytes:
         """The body of a 2xx answer (or of a 403 that carries a decision).
 
-        While a gateway is away the next one is asked, and keeps being asked; not with `stays`: about what only that
-        gateway knows.
+        Where the token is not taken any more, and the same person has signed in meanwhile, it is asked once more. While
+        a gateway is away the next one is asked, and keeps being asked; not with `stays`: about what only that gateway
+        knows.
         """
         if body is not None:
             content = msgspec.json.encode(body)
+        if self._refused is not None and not self._has_signed_in_anew():
+            raise self._refused
+        status, data = self._answer(method, path, content, parameters, stays=stays)
+        if status == 401 and self._has_signed_in_anew():  # what is refused so was not begun
+            status, data = self._answer(method, path, content, parameters, stays=stays)
+        if 200 <= status < 300:
+            return data
+        if denial_is_answer and status == 403 and _carries_decision(data):
+            return data
+        refusal = _refusal(status, data, self.url)
+        if status == 401:
+            self._refused = refusal
+        raise refusal
+
+    def _has_signed_in_anew(self) -> bool:
+        if self._token is None or (found := newer_token(self._settings, int(time.time()), self._token)) is None:
+            return False
+        self._token, self._refused = found, None
+        for each in self._all:
+            each.headers["authorization"] = f"Bearer {found}"
+        return True
+
+    def _answer(
+        self,
+        method: str,
+        path: str,
+        content: bytes | None,
+        parameters: Mapping[str, str | int] | None,
+        *,
+        stays: bool,
+    ) -> tuple[int, bytes]:
+        """Status and body, of whichever gateway answers."""
         headers = {} if content is None else {"content-type": "application/json"}
         if method != "GET" and path not in _CHANGES_NOTHING:
             note_change_asked("the gateway")
@@ -103,11 +138,7 @@ class Connection:
                 raise self.no_sense(str(error)) from error
         else:
             raise unreachable
-        if answer.is_success:
-            return data
-        if denial_is_answer and answer.status_code == 403 and _carries_decision(data):
-            return data
-        raise _refusal(answer.status_code, data, self.url)
+        return answer.status_code, data
 
     @property
     def url(self) -> str:

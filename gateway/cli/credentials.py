@@ -10,16 +10,18 @@ command, where every process of the machine could read it.
 
 from __future__ import annotations
 
+import base64
 import os
 import stat
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated
 
 import msgspec
 import typer
 
-from gateway.cli.errors import REQUESTER, BadConfiguration, Refused
+from gateway.cli.errors import REQUESTER, BadConfiguration, CommandError, Refused
 from gateway.cli.settings import ClientSettings
 from transport.errors import UNDECODABLE
 
@@ -27,7 +29,7 @@ _MAX_SECRET_BYTES = 32 * 1024
 
 
 class StoredToken(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """expires_at: unix seconds. gateway: the only one that this token is sent to."""
+    """expires_at: unix seconds. gateway: this token is sent to it, and to those that client.toml names beside it."""
 
     access_token: str
     expires_at: Annotated[int, msgspec.Meta(ge=0)]
@@ -87,11 +89,11 @@ def token_of(settings: ClientSettings, now: int) -> str | None:
     """The access token to send; None for a program that shows its certificate and has no token."""
     if settings.certificate is not None and not settings.token_file.exists():
         return None
-    return read_token(settings.token_file, settings.gateway, now)
+    return read_token(settings.token_file, settings.gateway, now, settings.site)
 
 
-def read_token(path: Path, gateway: str, now: int) -> str:
-    """The access token to send to `gateway`; `now` in unix seconds."""
+def read_token(path: Path, gateway: str, now: int, site: Collection[str] = ()) -> str:
+    """The access token to send to `gateway`, of whichever gateway of `site` it is; `now` in unix seconds."""
     if not path.exists():
         raise BadConfiguration(f"there is no token in {path}", REQUESTER, "run `sealane login`", "not_logged_in")
     text = read_secret(path, "token file")
@@ -103,7 +105,7 @@ def read_token(path: Path, gateway: str, now: int) -> str:
         raise BadConfiguration(
             f"the token file {path} is not one of `sealane login`: {error}", REQUESTER, "run `sealane login` again"
         ) from error
-    if stored.gateway != gateway:
+    if stored.gateway != gateway and stored.gateway not in site:
         # A token that is good for one gateway is not shown to another, which could use it there.
         raise BadConfiguration(
             f"the token in {path} is for {stored.gateway}, not for {gateway}",
@@ -113,6 +115,34 @@ def read_token(path: Path, gateway: str, now: int) -> str:
     if stored.expires_at <= now:
         raise Refused(f"the token in {path} has expired", REQUESTER, "run `sealane login`", "token_expired")
     return _bare(stored.access_token, path)
+
+
+def newer_token(settings: ClientSettings, now: int, sent: str) -> str | None:
+    """What a login of the same person has put into the token file since `sent` was read; None where there is none.
+
+    Somebody else who signs in at the same terminal does not lend their name to a command that is under way.
+    """
+    try:
+        found = token_of(settings, now)
+    except CommandError:
+        return None
+    person = _person_in(sent)
+    return found if found is not None and found != sent and person is not None and _person_in(found) == person else None
+
+
+def _person_in(token: str) -> tuple[str, str] | None:
+    """Issuer and subject as the token says them: unverified, which is the gateway's part; None if it does not."""
+    try:
+        part = token.split(".")[1]
+        claims = msgspec.json.decode(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)), type=_Person)
+    except (IndexError, ValueError, *UNDECODABLE):
+        return None
+    return claims.iss, claims.sub
+
+
+class _Person(msgspec.Struct, frozen=True):
+    iss: str
+    sub: str
 
 
 def store_token(path: Path, token: StoredToken) -> None:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gateway.cli.asking import signed_in
-from gateway.cli.errors import CommandError
+from gateway.cli.errors import CommandError, Unreachable, login_has_ended
+from gateway.cli.follow import Lull
 from gateway.cli.options import CaOption, GatewayOption, JsonOption, TokenFileOption
 from gateway.cli.output import print_json, say
 from gateway.cli.placement import complete_host
@@ -95,7 +96,7 @@ def _how_far(reply: MigrationReply) -> str:
 
 @dataclass(slots=True)
 class Move:
-    """One VM on its way. `because`: why it is still there."""
+    """One VM on its way. `because`: why it is still there, or nobody knows."""
 
     prospects: ProspectsReply
     destinations: deque[str]
@@ -131,12 +132,14 @@ class Queue:
         reason: str | None,
         limits: Limits,
         tell: Callable[[str], None],
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._client = client
         self._reason = reason
         self._limits = limits
         self._links = found.links
         self._tell = tell
+        self._lull = Lull(now, tell)
         self._has_to_wait = False
         self._was_told_to_wait = False
         self.moves = [Move(each, deque(each.destinations[: limits.tries])) for each in found.prospects]
@@ -187,8 +190,9 @@ class Queue:
             question["reason"] = self._reason
         try:
             reply = self._client.request_migration(question)
+            self._lull.answered()
         except CommandError as error:
-            if error.code == "too_many_refusals":
+            if error.code == "too_many_refusals" or (_is_of_no_host(error) and self._lull.may_pass(error)):
                 self._wait_a_turn(move, destination, error)
             else:
                 self._failed(move, destination, error.what)
@@ -213,8 +217,11 @@ class Queue:
         assert move.migration_id is not None
         try:
             state = self._client.migration(move.migration_id)
+            self._lull.answered()
         except CommandError as error:
-            move.because = error.what  # asked again: the migration goes on without us
+            if not self._lull.may_pass(error):  # the migration goes on without us
+                told = f"under way, and not followed any more: {error.what}; see `sealane migration show "
+                self._end(move, "not_followed", f"{told}{move.migration_id}`")
             return
         if state.outcome is None:
             move.looks += 1
@@ -238,6 +245,11 @@ class Queue:
         move.outcome, move.because = outcome, because
         if outcome == "moved":
             self._tell(f"{move.name}: moved to {move.destination}")
+
+
+def _is_of_no_host(error: CommandError) -> bool:
+    """It would be the same for every destination: no gateway answers, or the login has ended."""
+    return login_has_ended(error) or error.code == Unreachable.default_code
 
 
 def _why_not(found: ProspectsReply) -> str:
@@ -286,4 +298,4 @@ def _report(queue: Queue, host: str, *, as_json: bool) -> None:
         return
     say(f"{host}: {len(queue.moves) - len(stay)} of {counted(len(queue.moves), 'VM')} moved.")
     for move in stay:
-        say(f"  {move.name} stays: {move.because}")
+        say(f"  {move.name} {'stays' if move.outcome == 'stays' else 'is'}: {move.because}")

@@ -13,6 +13,7 @@ from gateway.cli.terminal import harmless
 REQUESTER = "requester"
 OPERATOR = "operator"
 DEVELOPERS = "Sealane's developers"
+_LOGIN_ENDED = frozenset({"unauthenticated", "not_authenticated"})  # the gateway's word, and ours where it has none
 
 
 class CommandError(Exception):
@@ -66,3 +67,8 @@ class Unreachable(CommandError):
 
     exit_code = 3
     default_code = "unreachable"
+
+
+def login_has_ended(error: CommandError) -> bool:
+    """The gateway takes the token no more: what it was asked for was not done, and may be asked for after a login."""
+    return error.code in _LOGIN_ENDED

@@ -16,13 +16,14 @@ from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import Any, Protocol
 
-from gateway.cli.errors import OPERATOR, REQUESTER, Refused, Unreachable
+from gateway.cli.errors import OPERATOR, REQUESTER, CommandError, Refused, Unreachable, login_has_ended
 from gateway.cli.replies import MigrationReply
 
 FINAL_STATES = frozenset({"completed", "failed", "cancelled", "denied"})
 POLL_SECONDS = 0.25
 RECEIPT_SECONDS = 3
 PATIENCE_SECONDS = 60  # for a gateway that does not answer: the migration goes on without it
+LOGIN_SECONDS = 300  # for somebody whose login has ended to sign in anew, in another terminal
 
 
 class Asks(Protocol):
@@ -41,6 +42,38 @@ class Clock:
 
     now: Callable[[], float]
     sleep: Callable[[float], None]
+
+
+class Lull:
+    """Time in which nothing is seen, because the gateway is away or the login has ended: it may pass, or last too long.
+
+    `note`: told once, where a person can end it.
+    """
+
+    def __init__(self, now: Callable[[], float], note: Callable[[str], None]) -> None:
+        self._now = now
+        self._note = note
+        self._since = now()
+        self._told = False
+
+    def answered(self) -> None:
+        """It is over, if there was one."""
+        self._since, self._told = self._now(), False
+
+    def may_pass(self, error: CommandError) -> bool:
+        """Whether to ask again."""
+        waited = self._now() - self._since
+        if isinstance(error, Unreachable):
+            return waited < PATIENCE_SECONDS
+        if not login_has_ended(error):
+            return False
+        if not self._told:
+            self._note(
+                "Your login has ended. Run `sealane login` in another terminal, for the same token file, within "
+                f"{LOGIN_SECONDS // 60} minutes: then it goes on here."
+            )
+            self._told = True
+        return waited < LOGIN_SECONDS
 
 
 class Interrupts:
@@ -77,10 +110,12 @@ def follow(
 ) -> MigrationReply:
     """Poll until a final state and return it.
 
-    Raises Unreachable when the gateway has not answered for PATIENCE_SECONDS, Refused at the deadline: in
-    both the migration itself goes on, and the error says how to find its outcome.
+    Raises Unreachable when the gateway has not answered for PATIENCE_SECONDS, Refused at the deadline and
+    LOGIN_SECONDS after a login that has ended: in all the migration itself goes on, and the error says how to find its
+    outcome.
     """
-    started = last_answer = clock.now()
+    started = clock.now()
+    lull = Lull(clock.now, note)
     cancel_sent = False
     ended: float | None = None
     while True:
@@ -88,21 +123,10 @@ def follow(
             if interrupts.asked and not cancel_sent and ended is None:
                 cancel_sent = _cancel(client, migration_id, note)
             reply = client.migration(migration_id)
-            last_answer = clock.now()
-        except Unreachable as error:
-            if clock.now() - last_answer >= PATIENCE_SECONDS:
-                raise Unreachable(
-                    f"lost sight of migration {migration_id}, which goes on: {error.what}",
-                    OPERATOR,
-                    _find_later(migration_id),
-                ) from error
-        except Refused as error:
-            raise Refused(
-                f"migration {migration_id} is not followed to its end: {error.what}",
-                error.who_must_act,
-                error.next_step,
-                error.code,
-            ) from error
+            lull.answered()
+        except (Unreachable, Refused) as error:
+            if not lull.may_pass(error):
+                raise _lost_sight(migration_id, error) from error
         else:
             show(reply)
             if reply.state in FINAL_STATES:
@@ -125,10 +149,22 @@ def _cancel(client: Asks, migration_id: str, note: Callable[[str], None]) -> boo
     try:
         client.cancel(migration_id)
     except Refused as error:
+        if login_has_ended(error):
+            raise  # and asked again after a login
         note(f"The gateway does not cancel: {error.what}. Waiting for the outcome.")
     else:
         note("Asked the gateway to cancel. Waiting for the outcome; Ctrl-C again leaves without it.")
     return True
+
+
+def _lost_sight(migration_id: str, error: Unreachable | Refused) -> CommandError:
+    if isinstance(error, Unreachable):
+        what = f"lost sight of migration {migration_id}, which goes on: {error.what}"
+        return Unreachable(what, OPERATOR, _find_later(migration_id))
+    what = f"migration {migration_id} is not followed to its end, and goes on: {error.what}"
+    if not login_has_ended(error):
+        return Refused(what, error.who_must_act, error.next_step, error.code)
+    return Refused(what, REQUESTER, f"run `sealane login`, then `sealane migration show {migration_id}`", error.code)
 
 
 def _find_later(migration_id: str) -> str:

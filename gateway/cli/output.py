@@ -48,6 +48,12 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
+def note(text: str) -> None:
+    """One line beside what is asked for: on stderr, harmless as `say` has it."""
+    sys.stderr.write(harmless(text, limit=2000) + "\n")
+    sys.stderr.flush()
+
+
 def print_json(document: Mapping[str, Any]) -> None:
     """One JSON object on one line, in ASCII: raw C1 or bidirectional characters never reach a terminal."""
     text = json.dumps(document, ensure_ascii=True, sort_keys=True, separators=(",", ":"))

@@ -25,15 +25,16 @@ def publish(
     publication_file: PublicationArgument,
     gateway: Annotated[
         list[str] | None,
-        typer.Option("--gateway", metavar="URL", help="A gateway; repeat it for each. Default: that of client.toml."),
+        typer.Option("--gateway", metavar="URL", help="A gateway; repeat it for each. Default: all of client.toml."),
     ] = None,
     ca: CaOption = None,
     token_file: TokenFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Put a signed and approved bundle in force, at every gateway that is named, without a restart.
+    """Put a signed and approved bundle in force, at every gateway of the site, without a restart.
 
     Exit code 1 or 3 if any of them did not take it: those that did have it in force. Run it again with the others.
+    A login at one gateway of client.toml (`gateway` and `others`) is good at all of them.
 
     \b
     Example:
@@ -43,7 +44,8 @@ def publish(
         publication, _ = read_publication(publication_file)
     results: list[dict[str, Any]] = []
     worst: CommandError | None = None
-    urls: list[str | None] = [*gateway] if gateway else [None]
+    first = resolve(None if not gateway else gateway[0], ca, token_file, Path.home())
+    urls = gateway or [first.gateway, *first.others]
     for url in urls:
         settings = resolve(url, ca, token_file, Path.home())
         try:

@@ -65,7 +65,7 @@ def start(
       sealane session start web-1 --to host-b --minutes 60
     """
     settings = resolve(gateway, ca, token_file, Path.home())
-    token = read_token(settings.token_file, settings.gateway, int(time.time()))
+    token = read_token(settings.token_file, settings.gateway, int(time.time()), settings.site)
     wish: dict[str, Any] = {"vm": vm, "token": token, "minutes": minutes}
     wish |= {name: value for name, value in (("destination", to), ("reason", reason)) if value is not None}
     note_change_asked("this host's relay")

@@ -69,6 +69,7 @@ class ClientSettings:
     certificate: Path | None = None
     private_key: Path | None = None
     others: tuple[str, ...] = ()  # gateways of the same site, asked in this order while the first one is away
+    site: tuple[str, ...] = ()  # all gateways of client.toml, which take the same tokens, if the one above is of them
 
 
 def client_directory(home: Path) -> Path:
@@ -92,8 +93,11 @@ def resolve(gateway: str | None, ca: Path | None, token_file: Path | None, home:
         raise BadConfiguration(
             f"{path}: certificate and private_key need each other", REQUESTER, "name both files, or none"
         )
+    asked = canonical_url(url, "--gateway" if gateway else f"{path}: gateway")
+    others = tuple(canonical_url(each, f"{path}: others") for each in stored.others)
+    site = (*([] if stored.gateway is None else [canonical_url(stored.gateway, f"{path}: gateway")]), *others)
     return ClientSettings(
-        gateway=canonical_url(url, "--gateway" if gateway else f"{path}: gateway"),
+        gateway=asked,
         ca=ca or (directory / stored.ca if stored.ca else None),
         token_file=token_file or directory / (stored.token_file or "token.json"),
         timeout_seconds=stored.timeout_seconds,
@@ -102,7 +106,8 @@ def resolve(gateway: str | None, ca: Path | None, token_file: Path | None, home:
         certificate=directory / stored.certificate if stored.certificate else None,
         private_key=directory / stored.private_key if stored.private_key else None,
         # A gateway that was named on the command line is the one that is meant.
-        others=() if gateway else tuple(canonical_url(each, f"{path}: others") for each in stored.others),
+        others=() if gateway else others,
+        site=site if asked in site else (),
     )
 
 

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from gateway.cli.drain import Limits, Queue
-from gateway.cli.errors import Refused, Unreachable
+from gateway.cli.errors import CommandError, Refused, Unreachable
 from gateway.cli.replies import DecisionReply, DrainReply, MigrationReply, Progress
 from gateway.starter import Site
 from tests.gateway.conftest import UUID_WEB, Running, running_gateway
@@ -122,7 +122,7 @@ class Moves:
         self.asked.append(move)
         fate = self.fates.get("_".join(move), "completed")
         if fate == "unreachable":
-            raise Unreachable("no answer", "operator", "wait")
+            raise Unreachable("its relay is silent", "operator", "wait", "relay_unreachable")
         allowed = fate != "denied"
         if allowed:
             self.moving.append(move)
@@ -182,6 +182,63 @@ def test_who_has_to_wait_moves_all_the_same_and_is_told_once() -> None:
     assert {move.outcome for move in queue.moves} == {"moved"}
     assert all(len(move.tried) == 1 for move in queue.moves)
     assert sum("waits" in line for line in said) == 1
+
+
+class Ended(Moves):
+    """Its requester's login ends, and comes back `until` questions later; or its gateway is away for as long."""
+
+    def __init__(self, error: CommandError, until: int) -> None:
+        super().__init__()
+        self.error = error
+        self.until = until
+        self.questions = 0
+
+    def _ask(self) -> None:
+        self.questions += 1
+        if 2 <= self.questions < self.until:
+            raise self.error
+
+    def request_migration(self, body: dict[str, Any]) -> DecisionReply:
+        self._ask()
+        return super().request_migration(body)
+
+    def migration(self, migration_id: str) -> MigrationReply:
+        self._ask()
+        return super().migration(migration_id)
+
+
+LOGIN = Refused("the token is not accepted", "requester", "sign in", "unauthenticated")
+AWAY = Unreachable("no answer", "operator", "wait")
+
+
+@pytest.mark.parametrize("error", [LOGIN, AWAY])
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_a_login_that_ended_and_a_gateway_that_is_away_are_waited_for(error: CommandError, at_once: int) -> None:
+    said: list[str] = []
+    moves = Ended(error, 30)
+    vms = found(*((f"vm{number}", ["b", "c"]) for number in range(3)))
+    queue = Queue(moves, vms, None, Limits(at_once, 1, 64, 2), said.append, lambda: 0.0)  # type: ignore[arg-type]
+    queue.run(ignore)
+    assert [move.outcome for move in queue.moves] == ["moved"] * 3
+    assert sum("sealane login" in line for line in said) == (error is LOGIN)
+
+
+@pytest.mark.parametrize("error", [LOGIN, AWAY])
+def test_what_is_waited_for_too_long_ends_the_queue_and_each_move_says_how_it_is(error: CommandError) -> None:
+    moves = Ended(error, 10**9)
+    seconds = 0.0
+
+    def pass_time(_: object) -> None:
+        nonlocal seconds
+        seconds += 1
+
+    vms = found(("vm1", ["b", "c"]), ("vm2", ["b", "c"]))
+    queue = Queue(moves, vms, None, Limits(1, 1, 64, 2), ignore, lambda: seconds)  # type: ignore[arg-type]
+    queue.run(pass_time)
+    first, second = queue.moves
+    assert (first.outcome, "sealane migration show vm1_b" in first.because) == ("not_followed", True)
+    assert (second.outcome, second.because) == ("stays", error.what)
+    assert 60 <= seconds <= 310
 
 
 def test_the_link_to_another_site_has_a_limit_of_its_own_and_others_take_what_it_leaves() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import ipaddress
 import json
 import ssl
@@ -174,6 +175,12 @@ def logged_in(home: Path, canned: CannedGateway) -> CannedGateway:
     token.write_text(json.dumps({"access_token": "aa.bb.cc", "expires_at": 4_000_000_000, "gateway": canned.url}))
     token.chmod(0o600)
     return canned
+
+
+def token_of(person: str, number: int) -> str:
+    """A JWT by form; each number is another one."""
+    claims = json.dumps({"iss": "sealane-local", "sub": person, "jti": str(number)}).encode()
+    return f"e30.{base64.urlsafe_b64encode(claims).decode().rstrip('=')}.c2ln"
 
 
 def last_object(result: Result) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from audit.checkpoint import LogSigner
 from audit.log import Log
-from tests.gateway.cli.conftest import CannedGateway, Sealane, last_object, only_error_line
+from gateway.cli.credentials import StoredToken, store_token
+from tests.gateway.cli.conftest import CannedGateway, Sealane, last_object, only_error_line, token_of
 from tests.gateway.cli.test_record_folder import SIGNER, record_at
 
 EVIL = "\x1b]0;x\x07[red]\x9b2Jevil\nrecord"
@@ -103,6 +104,37 @@ def test_tail_shows_the_newest_and_follow_goes_on_without_doubles(
     assert [line.split()[0] for line in result.stdout.splitlines()] == ["3", "4", "6"]
     # Its own reading made the log grow from 5 to 6: that alone sets off no further one.
     assert sum(one.path.startswith("/v1/records") for one in logged_in.asked) == 2
+
+
+def test_follow_goes_on_after_a_gateway_that_was_away_and_a_new_login(
+    logged_in: CannedGateway, sealane: Sealane, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sign_in(number: int) -> None:
+        token = StoredToken(token_of("carol", number), 2**31, logged_in.url)
+        store_token(home / ".config" / "sealane" / "token.json", token)
+
+    sign_in(1)
+    size = [(200, {"checkpoint": f"o\n{number}\nr\n"}) for number in (5, 6, 7)]
+    away = [(503, b"")] * 3
+    logged_in.answer("GET", "/v1/checkpoint", size[0], size[0], *away, size[1], (401, b""), size[2])
+    newest = [(200, {"records": [record(4)]}), (200, {"records": [record(5)]}), (200, {"records": []})]
+    logged_in.answer("GET", "/v1/records", *newest)
+    waits = 0
+
+    def wait(seconds: float) -> None:
+        nonlocal waits
+        waits += 1
+        if waits == 10:
+            sign_in(2)
+        if waits == 12:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("gateway.cli.audit.time.sleep", wait)
+    result = sealane("audit", "tail", "-n", "1", "-f")
+    assert result.exit_code == 0, result.output
+    assert [line.split()[0] for line in result.stdout.splitlines()] == ["4", "5"]
+    assert result.stderr.count("sealane login") == 1
+    assert logged_in.asked[-1].authorization == f"Bearer {token_of('carol', 2)}"
 
 
 def test_offline_query_tail_and_show_need_no_gateway(log: Path, sealane: Sealane) -> None:

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from certs.authority import Authority
 from gateway.cli import connection
 from gateway.cli.client import GatewayClient
+from gateway.cli.credentials import StoredToken, store_token
 from gateway.cli.errors import BadConfiguration, CommandError, Refused, Unreachable
 from gateway.cli.settings import ClientSettings
-from tests.gateway.cli.conftest import ALLOWED, DENIED, MIGRATION, CannedGateway
+from tests.gateway.cli.conftest import ALLOWED, DENIED, MIGRATION, CannedGateway, token_of
 
 QUESTION = {"vm": "web-1", "destination": "host-b"}
 
@@ -67,6 +68,40 @@ def test_every_status_has_its_exit_code_with_and_without_words(
         assert caught.value.exit_code == kind
     assert caught.value.line().isprintable()
     assert "<html>" not in caught.value.line()
+
+
+@pytest.mark.parametrize(
+    ("kept", "asked_again"),
+    [
+        (token_of("olga", 2), True),
+        (token_of("olga", 1), False),  # as it was
+        (token_of("mallory", 2), False),  # somebody else at the same terminal
+        ("e30.e30.c2ln", False),
+        ("rubbish", False),
+        (None, False),
+    ],
+)
+def test_a_command_under_way_goes_on_once_the_same_person_has_signed_in_anew(
+    canned: CannedGateway, tmp_path: Path, kept: str | None, asked_again: bool
+) -> None:
+    error = {"code": "unauthenticated", "message": "m", "who_must_act": "requester", "next_step": "n"}
+    canned.answer("POST", "/v1/decisions", (401, {"error": error}), (200, {"decision": ALLOWED, "record_index": 7}))
+    token_file = tmp_path / "token.json"
+    if kept is not None:
+        store_token(token_file, StoredToken(kept, 2**31, canned.url))
+    settings = ClientSettings(canned.url, canned.ca, token_file, 5)
+    with GatewayClient(settings, token_of("olga", 1)) as client:
+        if asked_again:
+            assert client.check(QUESTION).record_index == 7
+        else:
+            with pytest.raises(Refused) as caught:
+                client.check(QUESTION)
+            assert caught.value.code == "unauthenticated"
+            with pytest.raises(Refused):  # said without asking: each refusal of a token is a record
+                client.record(3)
+    sent = [one.authorization for one in canned.asked]
+    assert sent == [f"Bearer {token_of('olga', number)}" for number in ([1, 2] if asked_again else [1])]
+    assert all(one.body == QUESTION for one in canned.asked)
 
 
 def test_a_redirect_is_not_followed_with_the_token(canned: CannedGateway) -> None:

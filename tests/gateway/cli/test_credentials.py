@@ -8,8 +8,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from gateway.cli.credentials import StoredToken, read_secret, read_token, store_token
+from gateway.cli.credentials import StoredToken, read_secret, read_token, store_token, token_of
 from gateway.cli.errors import BadConfiguration, Refused
+from gateway.cli.settings import client_directory, resolve
 
 GATEWAY = "https://gw:8443"
 
@@ -73,6 +74,20 @@ def test_a_token_is_never_sent_to_another_gateway(tmp_path: Path) -> None:
     store_token(tmp_path / "t", StoredToken("aa.bb.cc", 200, GATEWAY))
     with pytest.raises(BadConfiguration, match="not for https://evil"):
         read_token(tmp_path / "t", "https://evil", 0)
+
+
+def test_a_login_at_one_gateway_of_client_toml_is_good_at_its_others_and_nowhere_else(tmp_path: Path) -> None:
+    folder = client_directory(tmp_path)
+    store_token(folder / "token.json", StoredToken("aa.bb.cc", 200, GATEWAY))
+    (folder / "client.toml").write_text(f'gateway = "{GATEWAY}"\nothers = ["https://gw2:8443"]\n')
+    for url in (None, GATEWAY, "https://gw2:8443"):
+        assert token_of(resolve(url, None, None, tmp_path), 0) == "aa.bb.cc"
+    with pytest.raises(BadConfiguration, match="not for https://evil"):
+        token_of(resolve("https://evil", None, None, tmp_path), 0)
+    store_token(folder / "token.json", StoredToken("aa.bb.cc", 200, "https://evil"))
+    for url in (None, "https://gw2:8443"):
+        with pytest.raises(BadConfiguration, match="is for https://evil"):
+            token_of(resolve(url, None, None, tmp_path), 0)
 
 
 def test_a_bare_token_of_another_issuer_is_taken(tmp_path: Path) -> None:

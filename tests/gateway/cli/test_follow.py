@@ -12,6 +12,7 @@ from gateway.cli.errors import CommandError, Refused, Unreachable
 from gateway.cli.follow import PATIENCE_SECONDS, POLL_SECONDS, RECEIPT_SECONDS, Clock, Interrupts, follow
 from gateway.cli.replies import MigrationReply
 
+LOGIN = Refused("the token is not accepted", "requester", "sign in", "unauthenticated")
 GONE = Unreachable("no answer", "operator", "start it")
 
 
@@ -151,6 +152,32 @@ def test_receipts_that_do_not_come_hold_nobody_up() -> None:
     assert len(shown) <= RECEIPT_SECONDS / POLL_SECONDS + 1
 
 
+def test_a_login_that_ended_is_waited_for_and_asked_for_once() -> None:
+    reply, _, notes = run(ScriptedGateway(["running", *[LOGIN] * 900, "running", "completed"]))
+    assert reply.state == "completed"
+    assert len(notes) == 1
+    assert "sealane login" in notes[0]
+
+
+def test_without_a_login_the_command_ends_and_says_that_the_migration_goes_on() -> None:
+    with pytest.raises(Refused, match="goes on: the token is not accepted") as caught:
+        run(ScriptedGateway(["running", LOGIN]))
+    assert "sealane login" in caught.value.next_step
+    assert "sealane migration show m-1" in caught.value.next_step
+
+
+def test_a_cancel_that_found_no_login_is_asked_for_again_after_one() -> None:
+    gateway = ScriptedGateway(["running"], LOGIN, before={1: press_ctrl_c})
+
+    def comes_back() -> None:
+        gateway.on_cancel = None
+        gateway.script = ["running", "cancelled"]
+
+    gateway.before_cancel[3] = comes_back
+    reply, _, _ = run(gateway)
+    assert (reply.state, gateway.cancels) == ("cancelled", 3)
+
+
 def test_who_may_not_watch_is_told_that_its_end_was_not_seen() -> None:
-    with pytest.raises(Refused, match="is not followed to its end: not yours"):
+    with pytest.raises(Refused, match="is not followed to its end, and goes on: not yours"):
         run(ScriptedGateway(["running", Refused("not yours", "requester", "ask")]))

@@ -12,8 +12,8 @@ import pytest
 from typer.testing import Result
 
 from gateway.starter import EXAMPLE_BUNDLE, Site
+from tests.gateway.cli.conftest import CannedGateway, last_object
 from tests.gateway.cli.conftest import Sealane as Run
-from tests.gateway.cli.conftest import last_object
 from tests.gateway.cli.test_real_gateway import Person, person  # noqa: F401 - the fixture
 from tests.gateway.conftest import Running
 from tests.gateway.test_publishing import add
@@ -97,6 +97,21 @@ def test_a_publication_unpacks_into_the_files_that_were_signed(sealane: Sealane,
     assert "File exists; the requester must act; name a directory that does not exist yet" in refused
     nowhere = tmp_path / "nowhere" / "key"
     assert f"sealane: {nowhere}: No such file" in sealane("policy", "key", "ben", "--out", nowhere, expected=2).stderr
+
+
+def test_without_a_name_it_is_published_at_all_gateways_of_client_toml(
+    logged_in: CannedGateway, home: Path, sealane: Sealane, tmp_path: Path
+) -> None:
+    keys(sealane, tmp_path, "ann")
+    out = tmp_path / "bank-2.json"
+    bundle = draft(tmp_path / "draft", 2)
+    sealane("policy", "sign", bundle, "--as", "ann", "--key", tmp_path / "ann.key", "--out", out)
+    logged_in.answer("POST", "/v1/policy/publications", (201, {"version": 2, "record_index": 7}))
+    client = home / ".config" / "sealane" / "client.toml"
+    client.write_text(client.read_text() + 'others = ["https://127.0.0.1:1"]\n')
+    ended = sealane("policy", "publish", out, "--json", expected=3)
+    results = {each["gateway"]: each["outcome"] for each in last_object(ended)["gateways"]}
+    assert results == {logged_in.url: "in_force", "https://127.0.0.1:1": "refused"}
 
 
 @pytest.fixture
