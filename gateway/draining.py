@@ -18,6 +18,7 @@ from gateway.asking import Asked, Facts, collect_facts, decide
 from gateway.deciding import decision_document
 from gateway.errors import NotAllowed, NotKnown, RequestRefused
 from gateway.gate import Gate
+from gateway.observing import lets_pass
 from gateway.recording import Event, actor_of, identity_of
 from gateway.sites.own_only import require_own
 from policy.engine import Decision
@@ -142,7 +143,7 @@ async def _prospects_of(gate: Gate, wish: Wish, vm: VmFacts, hosts: list[HostFac
             gate, wish.person, Asked(vm.uuid, host.spiffe_id, wish.reason, (), wish.address), wish.now
         )
         decision = answers.decide(facts)
-        if not decision.allowed:
+        if not decision.allowed and not lets_pass(gate.observation, facts.question, decision, gate.time.now()):
             found.refused.setdefault(decision.denied_because, []).append(host.name)
         elif gate.is_revoked(host.spiffe_id):
             found.refused.setdefault("its certificate has been revoked", []).append(host.name)

@@ -68,13 +68,18 @@ def is_observable(decision: Decision) -> bool:
     return not decision.allowed and decision.by_policy and not any(reason.is_baseline for reason in decision.reasons)
 
 
+def lets_pass(observation: Observation | None, question: Question, decision: Decision, now: int) -> bool:
+    """Whether observing means that what is denied here is let through; counts nothing."""
+    if observation is None or question.action not in OBSERVED_ACTIONS or not is_observable(decision):
+        return False
+    if question.person.authenticated_by == NOT_AUTHENTICATED:
+        return False  # a host asked and named nobody: there is nobody whose rights could be observed
+    return observation.is_on(now) and observation.covers(question)
+
+
 def observe(observation: Observation | None, question: Question, decision: Decision, now: int) -> Decision:
     """The decision, allowed and marked as observed if that is what observing means here."""
-    if observation is None or question.action not in OBSERVED_ACTIONS or not is_observable(decision):
-        return decision
-    if question.person.authenticated_by == NOT_AUTHENTICATED:
-        return decision  # a host asked and named nobody: there is nobody whose rights could be observed
-    if not observation.is_on(now) or not observation.covers(question):
+    if observation is None or not lets_pass(observation, question, decision, now):
         return decision
     observation.would_deny += 1
     return replace(decision, allowed=True, observed=True)

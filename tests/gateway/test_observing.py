@@ -68,6 +68,24 @@ async def test_what_policy_would_deny_is_let_through_and_says_so_everywhere(site
     assert report.ok, report
 
 
+async def test_a_host_is_emptied_where_its_moves_are_let_through(site: Site) -> None:
+    people = site.people.read_text(encoding="utf-8")
+    bundle = site.bundle / "policies" / "guests.cedar"
+    bundle.write_text(
+        '@id("guests-check")\n@reason("They may ask.")\npermit (principal in Sealane::Group::"sealane-local#guests", '
+        'action == Sealane::Action::"CheckDecision", resource);\n'
+    )
+    assert "guests" in people
+    async with observed(site) as running:
+        await running.poll("b")
+        answer = await running.person("bob").post("/v1/drain/check", json={"host": "a"})
+        (web,) = answer.json()["prospects"]
+        assert web["destinations"] == ["b"]
+        health = (await running.person("bob").get("/v1/health")).json()
+        assert health["observe"]["would_deny"] == 0  # nothing was let through
+        assert (await move(running)).status_code == 201
+
+
 async def test_what_is_allowed_is_allowed_as_ever(site: Site) -> None:
     async with observed(site) as running:
         answer = await move(running, "alice")
