@@ -83,7 +83,7 @@ async def check(gate: Gate, bearer: Presented | str | None, asked: Asked) -> Adm
     if may_ask.allowed:
         facts, decision = await answer(gate, facts, recorded=False)
     # Only who may move it is told whether it can be moved.
-    found = await preflight(gate, facts) if asked.preflight and decision.allowed else None
+    found = await _can_it_move(gate, facts, now) if asked.preflight and decision.allowed else None
     event = decision_event("decision.check", facts, decision, None, None, None)
     if found is not None:
         event = replace(event, details={**event.details, "preflight": findings_document(found)})
@@ -103,6 +103,36 @@ def host_revoked(gate: Gate, facts: Facts) -> Conflict | None:
     return None
 
 
+async def _can_it_move(gate: Gate, facts: Facts, now: datetime) -> list[Finding]:
+    """What a request would be refused for at once; else what both hosts say."""
+    obstacle = obstacle_of(gate, facts)
+    vm = facts.vm
+    if obstacle is None and vm is not None and gate.migrations.active_of(vm.uuid, int(now.timestamp())) is not None:
+        obstacle = Conflict(f"{vm.name} is being migrated")  # and its monitor is the relay's
+    if obstacle is None:
+        return await preflight(gate, facts)
+    return [Finding(obstacle.code, "cannot", obstacle.who_must_act, obstacle.detail)]
+
+
+def obstacle_of(gate: Gate, facts: Facts) -> Conflict | None:
+    """Why an allowed migration is none, by what the gateway itself knows."""
+    if facts.vm is None:
+        return None
+    if facts.location.problem is not None:
+        return Conflict(
+            facts.location.detail,
+            code=facts.location.problem,
+            next_step="have the operators of both hosts end the wrong one, then repeat the request",
+        )
+    if facts.source == facts.destination:
+        return Conflict(
+            f"{facts.vm.name} is on {facts.asked.destination} already",
+            code="already_there",
+            next_step="nothing to do; or name another host",
+        )
+    return host_revoked(gate, facts)
+
+
 @contextmanager
 def reserved(
     gate: Gate, facts: Facts, decision: Decision, now: datetime, hindered: GatewayError | None = None
@@ -113,20 +143,8 @@ def reserved(
     """
     if not decision.allowed or facts.vm is None:
         yield None
-    elif facts.location.problem is not None:
-        yield Conflict(
-            facts.location.detail,
-            code=facts.location.problem,
-            next_step="have the operators of both hosts end the wrong one, then repeat the request",
-        )
-    elif facts.source == facts.destination:
-        yield Conflict(
-            f"{facts.vm.name} is on {facts.asked.destination} already",
-            code="already_there",
-            next_step="nothing to do; or name another host",
-        )
-    elif (revoked := host_revoked(gate, facts)) is not None:
-        yield revoked
+    elif (obstacle := obstacle_of(gate, facts)) is not None:
+        yield obstacle
     elif facts.source is not None and not facts.relay_reachable:
         yield RelayUnreachable(f"the relay on the source host {facts.source.name} has not been heard of lately")
     elif hindered is not None:

@@ -351,6 +351,25 @@ async def test_a_silent_relay_is_what_is_in_the_way(running: Running) -> None:
 
 
 @pytest.mark.whole
+async def test_what_a_request_would_be_refused_for_at_once_cannot_be_done(running: Running) -> None:
+    async def code_of(vm: str, to: str) -> str:
+        question = {"vm": vm, "destination": to, "preflight": True}
+        answer = (await running.person("alice").post("/v1/decisions", json=question)).json()
+        assert answer["decision"]["allowed"]
+        (found,) = answer["preflight"]["findings"]
+        assert (answer["preflight"]["can_move"], found["severity"]) == (False, "cannot")
+        return str(found["code"])
+
+    for host in "ab":
+        await running.poll(host)
+    assert await code_of("web", "a") == "already_there"
+    assert (
+        await running.person("alice").post("/v1/migrations", json={"vm": "web", "destination": "b"})
+    ).status_code == 201
+    assert await code_of("web", "b") == "migration_in_progress"
+
+
+@pytest.mark.whole
 async def test_a_site_can_ask_the_hosts_before_it_gives_a_permit(site: StarterSite) -> None:
     text = site.gateway_config.read_text()
     assert "[permits]\n" in text
