@@ -205,7 +205,7 @@ def test_a_client_that_dies_once_all_has_come_leaves_no_paused_guest_at_the_sour
         kill(pair, "virsh", client)
         (pair.folder / "go-a").touch()
     pair.wait_runs_only(guest, pair.b)
-    wait_for(lambda: not journals(pair, guest), "both relays have settled the session")
+    wait_for(lambda: not unsettled(pair, guest), "both relays have settled the session")
     count_passes(guest.printed(pair.a) + guest.printed(pair.b))
 
 
