@@ -63,6 +63,9 @@ def receipt_faults(record: Mapping[str, Any], authorities: Sequence[x509.Certifi
     for name in _SAME_AS_DETAILS:
         if body.get(name) != details.get(name):
             yield f"its receipt speaks of another {name} than the record"
+    if str(body.get("role")) not in {"source", "destination"}:  # else any member may name the host that signed it
+        yield "its receipt's role is neither source nor destination"
+        return
     if not is_unsigned(details):
         yield from _signature_faults(details, body, body_text, authorities)
 
@@ -88,7 +91,7 @@ def _signature_faults(
     except (KeyError, *_UNREADABLE) as error:
         yield f"its receipt's certificate or signature cannot be read: {error}"
         return
-    if hosts != [body.get(str(body.get("role")))]:
+    if hosts != [body.get(body["role"])]:
         yield "its receipt is signed by another host than the one that had this part"
     if ended.tzinfo is None or not leaf.not_valid_before_utc <= ended <= leaf.not_valid_after_utc:
         yield "its receipt's certificate was not valid when the session ended"

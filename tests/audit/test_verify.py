@@ -7,12 +7,13 @@ import json
 import random
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -467,15 +468,15 @@ def test_silence_is_told_where_a_heartbeat_was_promised(tmp_path: Path) -> None:
     assert warned(verify_log(tmp_path, KEYS, options=Options(heartbeat_seconds=600))) == []
 
 
-def receipt_of(host: Any, **changes: Any) -> bytes:
-    """A receipt record as a gateway writes it; `changes` to its body come after the signature."""
+def receipt_of(host: Any, signed: Mapping[str, Any] = MappingProxyType({}), **changes: Any) -> bytes:
+    """A receipt record as a gateway writes it; `changes` to its body come after the signature, `signed` before."""
     key, certificate = host
     body = {"migration_id": "m-0", "jti": "j", "source": SOURCE, "destination": DESTINATION, "vm": VM_ID}
-    body |= {"role": "source", "outcome": "completed", "ended": "2026-11-22T21:00:00.000000Z"}
+    body |= {"role": "source", "outcome": "completed", "ended": "2026-11-22T21:00:00.000000Z", **signed}
     signature = key.sign(json.dumps(body).encode(), ec.ECDSA(hashes.SHA256()))
     text = json.dumps(body | changes)
     details = {
-        "role": "source",
+        "role": body["role"],
         "jti": "j",
         "body": text,
         "body_sha256": hashlib.sha256(text.encode()).hexdigest(),
@@ -511,6 +512,7 @@ def host_certificate(
         ({}, {"downtime_ms": 0}, "signature is wrong"),
         ({}, {"outcome": "failed"}, "another outcome"),
         ({}, {"vm": "other"}, "another vm"),
+        ({}, {"role": ["source"]}, "neither source nor destination"),
         ({"name": DESTINATION}, {}, "signed by another host"),
         ({"until": datetime(2026, 11, 21, tzinfo=UTC)}, {}, "not valid when"),
     ],
@@ -521,6 +523,13 @@ def test_a_receipt_must_say_what_its_record_says_and_be_the_hosts(
     written(tmp_path, raw(receipt_of(host_certificate(**host), **changes)))
     problems = [problem for _, problem in found(tmp_path)]
     assert (problems == []) if what is None else any(what in problem for problem in problems), problems
+
+
+def test_no_receipt_is_of_a_host_that_had_neither_part(tmp_path: Path) -> None:
+    """It names a member of the body where the signer stands, as role; the record says the same of it."""
+    signed = {"role": "witness", "witness": "spiffe://bank.example/host/stranger"}
+    written(tmp_path, raw(receipt_of(host_certificate("spiffe://bank.example/host/stranger"), signed)))
+    assert [problem for _, problem in found(tmp_path)] == ["its receipt's role is neither source nor destination"]
 
 
 def test_receipts_must_chain_to_the_authorities_that_are_given(tmp_path: Path) -> None:
