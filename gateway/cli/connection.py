@@ -22,6 +22,7 @@ from gateway.cli.interruption import note_change_asked
 from gateway.cli.replies import DecisionReply, ErrorReply
 from gateway.cli.settings import ClientSettings
 from gateway.cli.waiting import waiting_for
+from gateway.deadline import Deadline
 from gateway.network_words import words_of_failure
 from transport.errors import UNDECODABLE
 
@@ -43,10 +44,12 @@ class Connection:
         if token is not None:
             headers["authorization"] = f"Bearer {token}"
         timeout = httpx.Timeout(settings.timeout_seconds, connect=CONNECT_TIMEOUT_SECONDS)
+        context = _tls_context(settings)
+        self._deadline = Deadline(context)
         self._all = [
             httpx.Client(
                 base_url=url,
-                verify=_tls_context(settings),
+                verify=context,
                 headers=headers,
                 timeout=timeout,
                 trust_env=False,
@@ -119,10 +122,12 @@ class Connection:
         headers = {} if content is None else {"content-type": "application/json"}
         if method != "GET" and path not in _CHANGES_NOTHING:
             note_change_asked("the gateway")
+        at_most = CONNECT_TIMEOUT_SECONDS + self._settings.timeout_seconds
         for _ in self._all if not stays else self._all[:1]:
             try:
                 with (
-                    waiting_for(self.url, CONNECT_TIMEOUT_SECONDS + self._settings.timeout_seconds),
+                    waiting_for(self.url, at_most),
+                    self._deadline.within(at_most),
                     self._all[self._current].stream(
                         method, path, content=content, headers=headers, params=parameters
                     ) as answer,
@@ -146,15 +151,11 @@ class Connection:
         return (self._settings.gateway, *self._settings.others)[self._current]
 
     def _read(self, answer: httpx.Response) -> bytes:
-        # A server that trickles a byte at a time must not hold the command: the whole answer has a deadline.
-        deadline = time.monotonic() + self._settings.timeout_seconds
         data = bytearray()
         for part in answer.iter_bytes():
             data += part
             if len(data) > MAX_ANSWER_BYTES:
                 raise self.no_sense("the answer is larger than 16 MiB")
-            if time.monotonic() > deadline:
-                raise httpx.ReadTimeout("the answer took too long")
         return bytes(data)
 
     def _unreachable(self, error: httpx.TransportError) -> CommandError:

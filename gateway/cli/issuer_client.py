@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import ssl
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ import msgspec
 
 from gateway.cli.errors import OPERATOR, REQUESTER, BadConfiguration, Refused, Unreachable
 from gateway.cli.waiting import waiting_for
+from gateway.deadline import Deadline
 from transport.errors import UNDECODABLE
 
 MAX_ANSWER_BYTES = 256 * 1024
@@ -78,9 +78,9 @@ class IssuerClient:
     def __init__(self, login: IssuerLogin) -> None:
         self.login = login
         require_https(login.issuer, "the issuer")
-        self._http = httpx.Client(
-            verify=_tls_context(login.ca), timeout=TIMEOUT_SECONDS, trust_env=False, follow_redirects=False
-        )
+        context = _tls_context(login.ca)
+        self._deadline = Deadline(context)
+        self._http = httpx.Client(verify=context, timeout=TIMEOUT_SECONDS, trust_env=False, follow_redirects=False)
 
     def __enter__(self) -> IssuerClient:
         return self
@@ -121,18 +121,18 @@ class IssuerClient:
         return Refused(said, ISSUER_ADMINISTRATOR, "check the client, its grants, scopes and resource", "login_refused")
 
     def _ask(self, method: str, url: str, form: Mapping[str, str] | None) -> tuple[int, bytes]:
-        deadline = time.monotonic() + TIMEOUT_SECONDS
         data = bytearray()
         headers = {"accept": "application/json"}
         try:
             with (
                 waiting_for(self.login.issuer, 2 * TIMEOUT_SECONDS),
+                self._deadline.within(2 * TIMEOUT_SECONDS),
                 self._http.stream(method, url, data=form, headers=headers) as answer,
             ):
                 for part in answer.iter_bytes():
                     data += part
-                    if len(data) > MAX_ANSWER_BYTES or time.monotonic() > deadline:
-                        raise self._no_sense("the answer is too long or too slow")
+                    if len(data) > MAX_ANSWER_BYTES:
+                        raise self._no_sense("the answer is too long")
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise Unreachable(
                 f"the issuer {self.login.issuer} cannot be reached: {error or type(error).__name__}",

@@ -13,6 +13,7 @@ from typing import Final
 
 import httpx
 
+from gateway.deadline import Deadline
 from gateway.doctor.finding import Finding
 from gateway.network_words import words_of_failure
 
@@ -61,8 +62,13 @@ def _context(trust_bundle: Path, client: tuple[Path, Path] | None) -> ssl.SSLCon
 
 
 def _health(url: str, context: ssl.SSLContext) -> httpx.Response:
-    with httpx.Client(verify=context, timeout=SECONDS, trust_env=False) as http:
-        return http.get(f"{url}/v1/health")
+    """The head of the answer: a body could have no end."""
+    with (
+        httpx.Client(verify=context, timeout=SECONDS, trust_env=False) as http,
+        Deadline(context).within(2 * SECONDS),
+        http.stream("GET", f"{url}/v1/health") as answer,
+    ):
+        return answer
 
 
 def _date_for_anyone(url: str, trust_bundle: Path) -> str | None:
