@@ -11,11 +11,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
+from msgspec import Meta
 
 from gateway.counted import counted
+from gateway.sites.shared import read_body
 from transport.errors import UNDECODABLE
 
 KINDS: Final = ("migration.decision", "evacuation.decision", "migration.withdrawn", "migration.receipt")
@@ -70,6 +72,29 @@ class _Case:
     due: int
     is_withdrawn: bool = False
     receipts: list[Mapping[str, Any]] = field(default_factory=list)
+
+
+class _Permit(msgspec.Struct, frozen=True):
+    session_until: Annotated[int, Meta(ge=0, le=2**53)]
+
+
+class _OfDecision(msgspec.Struct, frozen=True):
+    permit: _Permit | None = None
+    site: dict[str, Any] | None = None
+
+
+class _OfReceipt(msgspec.Struct, frozen=True):
+    role: Literal["source", "destination"]
+    body: str
+    body_sha256: str | None = None
+
+
+def require_record(record: Mapping[str, Any]) -> None:
+    """Of one of KINDS in a log that others wrote, that it has what is compared. Raises msgspec.ValidationError."""
+    if record["kind"].endswith(".decision"):
+        msgspec.convert(record["details"], _OfDecision)
+    elif record["kind"] == "migration.receipt":
+        msgspec.convert(record["details"], _OfReceipt)
 
 
 def brief(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -135,9 +160,7 @@ def _differences(receipts: list[Mapping[str, Any]]) -> Iterator[str]:
     """Between the newest receipt of each role: after a recovery a host sends a second one."""
     newest = {str(receipt.get("role")): receipt for receipt in receipts}
     try:
-        source, destination = (
-            msgspec.json.decode(newest[role]["body"], type=dict) for role in ("source", "destination")
-        )
+        source, destination = (read_body(newest[role]["body"]) for role in ("source", "destination"))
     except (KeyError, TypeError, *UNDECODABLE):
         yield "a receipt cannot be read"
         return

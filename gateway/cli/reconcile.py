@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,12 +15,14 @@ from typing import Annotated, Any
 import typer
 
 from gateway.cli.asking import signed_in
-from gateway.cli.errors import REQUESTER, BadConfiguration
+from gateway.cli.errors import REQUESTER, BadConfiguration, Refused
 from gateway.cli.moments import parse_moment
 from gateway.cli.options import CaOption, GatewayOption, JsonOption, TokenFileOption
 from gateway.cli.output import console, print_json
 from gateway.cli.terminal import harmless
 from gateway.cli.waiting import working
+
+Numbered = tuple[int, Mapping[str, Any]]
 
 app = typer.Typer(
     help="Hold what hosts certify, and another site's log, against the log.",
@@ -53,16 +55,7 @@ def hosts(
     """
     moment = parse_moment(since, datetime.now(UTC), "--since")
     if log is not None:
-        from gateway.host_receipts import KINDS, compare_receipts
-
-        with working("reading the log"):
-            report = compare_receipts(_from_folder(log, moment, KINDS), int(time.time()))
-        document: dict[str, Any] = {
-            "what": "hosts",
-            "since": moment,
-            "counts": report.counts(),
-            "findings": [one.document() for one in report.findings],
-        }
+        document = _of_hosts(log, moment)
     else:
         with signed_in(gateway, ca, token_file) as client:
             document = client.reconcile_hosts(moment)
@@ -119,14 +112,31 @@ def sites(
     raise typer.Exit(1 if document["findings"] else 0)
 
 
+def _of_hosts(log: Path, moment: str) -> dict[str, Any]:
+    from gateway.host_receipts import KINDS, compare_receipts, require_record
+
+    with working("reading the log"):
+        records = _comparable(log, _from_folder(log, moment, KINDS), require_record)
+        report = compare_receipts(records, int(time.time()))
+    return {
+        "what": "hosts",
+        "since": moment,
+        "counts": report.counts(),
+        "findings": [one.document() for one in report.findings],
+    }
+
+
 def _of_folders(log: Path, other_log: Path, moment: str) -> dict[str, Any]:
     from gateway.sites.reconcile import KINDS, compare_sites, halves_between
+    from gateway.sites.shared import require_record
 
     if log.resolve() == other_log.resolve():
         raise BadConfiguration(f"{log} is one log", REQUESTER, "name a folder of each site's log")
     with working("reading both logs"):
-        ours, theirs = (list(_from_folder(folder, moment, KINDS)) for folder in (log, other_log))
-        report = compare_sites(*halves_between(ours, theirs), int(time.time()))
+        folders = (log, other_log)
+        halves = halves_between(*(list(_from_folder(folder, moment, KINDS)) for folder in folders))
+        ours, theirs = (_comparable(*one, require_record) for one in zip(folders, halves, strict=True))
+        report = compare_sites(ours, theirs, int(time.time()))
     return {
         "what": "sites",
         "since": moment,
@@ -146,8 +156,8 @@ def _show_sites(document: Mapping[str, Any]) -> None:
     out.print(told + (f"; on record as {document['record_index']}" if "record_index" in document else ""), markup=False)
 
 
-def _from_folder(log: Path, since: str, kinds: tuple[str, ...]) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Kind by kind, each oldest first; a folder is read page by page, newest first."""
+def _from_folder(log: Path, since: str, kinds: tuple[str, ...]) -> Iterator[Numbered]:
+    """Kind by kind, each oldest first; a folder is read page by page, newest first. Raises Refused for what is none."""
     from gateway.cli.record_folder import FromFolder
     from gateway.cli.record_question import Question
     from gateway.cli.record_source import read_pages
@@ -155,7 +165,32 @@ def _from_folder(log: Path, since: str, kinds: tuple[str, ...]) -> Iterator[tupl
     source = FromFolder(log)
     for kind in kinds:
         found = read_pages(source, Question(terms={"kind": kind, "since": since}), limit=10**9)
-        yield from ((one.index, one.record) for one in found.records)
+        for one in found.records:
+            if one.record["kind"] != kind:  # it cannot be read, and is given under every filter
+                raise _incomparable(log, one.index, one.record["reason"])
+            yield one.index, one.record
+
+
+def _comparable(
+    log: Path, records: Iterable[Numbered], require: Callable[[Mapping[str, Any]], None]
+) -> Iterator[Numbered]:
+    """Who made up a record must not have the comparison end in a traceback. Raises Refused."""
+    import msgspec
+
+    for index, record in records:
+        try:
+            require(record)
+        except msgspec.ValidationError as error:
+            raise _incomparable(log, index, str(error)) from error
+        yield index, record
+
+
+def _incomparable(log: Path, index: int, why: str) -> Refused:
+    return Refused(
+        f"entry {index} of {log} cannot be compared: {why}",
+        REQUESTER,
+        "run `sealane audit verify`; ask whose log it is",
+    )
 
 
 def _show(document: Mapping[str, Any]) -> None:

@@ -15,11 +15,13 @@ from typing import Any
 
 import msgspec
 
-from audit.errors import EntryPruned, LogDamaged, QueryRefused
+from audit.errors import EntryPruned, LogDamaged, QueryRefused, RecordInvalid
 from audit.pruned import read_pruned
 from audit.query import Facets, Node, facets_of, fields, matches, parse, terms
 from audit.query.facets import PERMIT_KIND, UNREADABLE_KIND
 from audit.query.literals import zone_named
+from audit.record import Record as WrittenRecord
+from audit.record import parse_time
 from audit.tiles import MAX_FRAMED_BYTES, TILE_WIDTH, bundle_path, unframe
 from gateway.cli.errors import REQUESTER, BadConfiguration, Refused
 from gateway.cli.log_folder import MAX_CHECKPOINT_BYTES
@@ -31,6 +33,7 @@ from transport.errors import UNDECODABLE
 _MAX_BUNDLE_BYTES = TILE_WIDTH * (2 + MAX_FRAMED_BYTES)
 
 Record = Mapping[str, Any]
+_decode = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 class FromFolder:
@@ -74,8 +77,11 @@ class FromFolder:
         entries = self._bundle(number)
         if offset >= len(entries):
             raise Refused(f"entry {index} is missing in the folder", REQUESTER, "run `sealane audit verify`", "missing")
-        document = _document(entries[offset])
         text = entries[offset].decode(errors="replace")
+        try:
+            document = _decode(entries[offset])
+        except UNDECODABLE as error:
+            document = {"record": _unreadable(str(error))}
         if document.get("kind") == PERMIT_KIND:
             return {"permit_entry": document, "entry": text}
         return {**document, "entry": text}
@@ -160,19 +166,17 @@ def where_of(question: Question, now: datetime) -> Node:
 
 
 def _record(entry: bytes) -> Record:
-    document = _document(entry)
-    record = document if document.get("kind") == PERMIT_KIND else document.get("record")
-    if isinstance(record, dict) and isinstance(record.get("kind"), str):
-        return record
-    return _unreadable("it holds no record")
-
-
-def _document(entry: bytes) -> dict[str, Any]:
+    """Strict: what somebody made of one would be hidden by filters on what it lacks, or end whoever reads it."""
     try:
-        document = msgspec.json.decode(entry)
-    except UNDECODABLE as error:
-        return {"record": _unreadable(f"{error}")}
-    return document if isinstance(document, dict) else {"record": _unreadable("it is no JSON object")}
+        document = _decode(entry)
+        if document.get("kind") == PERMIT_KIND:
+            return document
+        record = document.get("record")
+        parse_time(msgspec.convert(record, WrittenRecord).time)
+    except (RecordInvalid, *UNDECODABLE) as error:
+        return _unreadable(f"it holds no record: {error}")
+    assert isinstance(record, dict)
+    return record
 
 
 def _unreadable(why: str) -> dict[str, Any]:

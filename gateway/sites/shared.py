@@ -6,6 +6,7 @@ what is looked at has a shape here: a newer gateway may tell more.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -77,7 +78,7 @@ class _Body(msgspec.Struct, frozen=True):
     peer_receipt_sha256: Text | None = None
 
 
-def require_record(record: dict[str, Any]) -> None:
+def require_record(record: Mapping[str, Any]) -> None:
     """Of one of `reconcile.KINDS`, with all that is compared. Raises msgspec.ValidationError."""
     msgspec.convert(record, _Decision | _Answer | _Receipt)
 
