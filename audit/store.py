@@ -31,7 +31,10 @@ MAX_CHECKPOINT_FILE_BYTES = 64 * 1024
 
 @dataclass(frozen=True, slots=True)
 class _Tail:
-    """The tail that grows: bundle `number`, whose file we have open. `written_ns`: when it was last written, by us."""
+    """The tail that grows: bundle `number`, whose file we have open. `written_ns`: when it was last changed, by us.
+
+    By the file's ctime, which the kernel sets at each write: unlike mtime nobody can put it back.
+    """
 
     number: int
     descriptor: int
@@ -40,7 +43,7 @@ class _Tail:
 
     @classmethod
     def now(cls, number: int, descriptor: int, size: int) -> Self:
-        return cls(number, descriptor, size, os.fstat(descriptor).st_mtime_ns)
+        return cls(number, descriptor, size, os.fstat(descriptor).st_ctime_ns)
 
 
 class Store:
@@ -238,7 +241,7 @@ class Store:
         tail, path = self._tail, self._tail_path(self._tail.number)
         ours, named = os.fstat(tail.descriptor), _status(path)
         was = (ours.st_ino, tail.size, tail.written_ns)
-        if named is None or (named.st_ino, named.st_size, named.st_mtime_ns) != was:
+        if named is None or (named.st_ino, named.st_size, named.st_ctime_ns) != was:
             raise LogDamaged(f"{path} was changed by another program; restore it")
 
     def _keep_aside(self, surplus: bytes, first_index: int) -> Path | None:
@@ -321,7 +324,7 @@ def _read(path: Path) -> bytes:
 
 def _identity(path: Path) -> tuple[int, int, int] | None:
     status = _status(path)
-    return None if status is None else (status.st_ino, status.st_size, status.st_mtime_ns)
+    return None if status is None else (status.st_ino, status.st_size, status.st_ctime_ns)
 
 
 def _status(path: Path) -> os.stat_result | None:

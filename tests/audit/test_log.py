@@ -1,5 +1,6 @@
 """The log as its users see it: commits, proofs, one writer, and what a tampered store is told at opening."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -355,11 +356,20 @@ def under_shorten_tail(directory: Path) -> None:
 
 
 def under_alter_tail_in_place(directory: Path) -> None:
-    """The same file of the same size: until the bundle was full, or the gateway started again, nobody looked."""
-    before = (directory / "tail/1").stat().st_mtime_ns
-    while (directory / "tail/1").stat().st_mtime_ns == before:  # the kernel's clock ticks every few milliseconds
-        with (directory / "tail/1").open("r+b") as file:
-            file.write(b"other")
+    """The same file of the same size, with the time of its last writing put back."""
+    alter_in_place(directory / "tail/1", b"other")
+
+
+def under_alter_checkpoint_in_place(directory: Path) -> None:
+    alter_in_place(directory / "checkpoint", b"other")
+
+
+def alter_in_place(path: Path, data: bytes) -> None:
+    before = path.stat()
+    while path.stat().st_ctime_ns == before.st_ctime_ns:  # the kernel's clock ticks every few milliseconds
+        with path.open("r+b") as file:
+            file.write(data)
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 def under_remove_checkpoint(directory: Path) -> None:
@@ -379,6 +389,7 @@ def under_replace_checkpoint(directory: Path) -> None:
         under_append_to_tail,
         under_shorten_tail,
         under_alter_tail_in_place,
+        under_alter_checkpoint_in_place,
         under_remove_checkpoint,
         under_replace_checkpoint,
     ],
