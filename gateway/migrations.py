@@ -23,6 +23,7 @@ from policy.facts import moves_guest
 BEGIN_GRACE_SECONDS: Final = 60  # after a permit's `exp`: clock skew, and a report that is under way
 END_GRACE_SECONDS: Final = 300  # after `session_until`, for receipts that are spooled
 SECOND_RECEIPT_SECONDS: Final = 10  # how long "completed" waits for the other host's receipt
+NOT_BEGUN: Final = "the source relay did not begin before the permit expired"
 MAX_RECEIPTS: Final = 64  # of one migration; recovery sessions bring further ones
 
 
@@ -87,9 +88,10 @@ class Migration:
         return self.state in FINAL
 
     def at(self, now: int) -> Migration:
-        """The same, given that it is `now`: what should have been heard of and was not has failed."""
+        """The same, given that it is `now`: what should have been heard of and was not has failed, or was cancelled."""
         if self.state is State.ASSIGNED and now > self.begin_until + BEGIN_GRACE_SECONDS:
-            return replace(self, state=State.FAILED, message="the source relay did not begin before the permit expired")
+            # Of a cancel, the end of the gateway may have come between its two records.
+            return replace(self, state=State.CANCELLED if self.cancel_requested else State.FAILED, message=NOT_BEGUN)
         if not self.is_final and self.completed_at is not None and now >= self.completed_at:
             return replace(self, state=State.COMPLETED)
         if not self.is_final and now > self.end_until + END_GRACE_SECONDS:

@@ -78,6 +78,7 @@ def test_what_is_not_heard_of_has_failed() -> None:
     migration = assigned()
     assert migration.at(NOW + 60 + BEGIN_GRACE_SECONDS).state is State.ASSIGNED
     assert migration.at(NOW + 61 + BEGIN_GRACE_SECONDS).state is State.FAILED
+    assert migration.with_cancel_request().at(NOW + 61 + BEGIN_GRACE_SECONDS).state is State.CANCELLED
     running = migration.with_progress(State.RUNNING, {}, None, NOW)
     assert running.at(NOW + 3600).state is State.RUNNING
     assert running.at(NOW + 3601 + END_GRACE_SECONDS).state is State.FAILED

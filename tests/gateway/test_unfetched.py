@@ -8,7 +8,9 @@ import pytest
 import trio
 
 from gateway.cancelling import ask_for_end
+from gateway.migrations import BEGIN_GRACE_SECONDS, NOT_BEGUN, State
 from gateway.starter import Site
+from gateway.unfetched import Unfetched
 from tests.gateway.conftest import Running, running_gateway
 
 pytestmark = pytest.mark.whole
@@ -150,6 +152,28 @@ async def test_a_cancel_that_cannot_be_recorded_is_not_told_and_gives_the_permit
         running.log.broken = False
         assert (await ended(running, migration_id))["state"] == "cancelled"
         assert len(await running.records("migration.withdrawn")) == 1
+
+
+async def test_a_cancel_reads_as_one_though_the_gateway_ended_before_the_second_record_of_it(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running_gateway(site) as running:
+        migration_id = await assigned(running)
+
+        async def ends_here(_: Unfetched) -> None:
+            await trio.sleep_forever()
+
+        monkeypatch.setattr(Unfetched, "look", ends_here)
+        with trio.move_on_after(1):
+            await running.person("alice").post(f"/v1/migrations/{migration_id}/cancel")
+        assert len(await running.records("migration.cancel_requested")) == 1
+    monkeypatch.undo()
+    async with running_gateway(site) as running:
+        assert await running.records("migration.withdrawn") == []
+        heard = running.gateway.desk.gate.migrations.heard(migration_id)
+        assert heard is not None
+        later = heard.at(heard.begin_until + BEGIN_GRACE_SECONDS + 1)
+        assert (later.state, later.message) == (State.CANCELLED, NOT_BEGUN)
 
 
 async def test_a_request_that_is_given_up_leaves_one_record(running: Running) -> None:
