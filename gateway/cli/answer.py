@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import os
 import sys
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Final, TextIO
 
 from gateway.cli.errors import REQUESTER, CommandError
 
@@ -16,8 +16,15 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 
+EXIT_UNREAD: Final = 141  # as a shell reports the end by SIGPIPE, which ends other programs there
+
+
 class AnswerLost(OSError):
-    """Standard output takes nothing: its disk is full. Where nobody reads it, that is a BrokenPipeError."""
+    """Standard output takes nothing: its disk is full."""
+
+
+class AnswerUnread(Exception):
+    """Nobody reads standard output any more. No OSError: typer and rich would make exit code 1 of a broken pipe."""
 
 
 class _Descriptor(io.FileIO):
@@ -25,7 +32,7 @@ class _Descriptor(io.FileIO):
         try:
             return super().write(data)
         except BrokenPipeError:
-            raise
+            raise AnswerUnread from None
         except OSError as error:
             raise AnswerLost(error.errno, error.strerror) from None
 
@@ -41,14 +48,15 @@ def answer_stream(stream: TextIO) -> TextIO:
     )
 
 
-def tell_lost_answer(error: AnswerLost | BrokenPipeError) -> int:
+def tell_lost_answer(error: AnswerLost | AnswerUnread) -> int:
     """One line on stderr, but where nobody reads: that is nothing to tell. Returns the exit code."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where what is left goes when Python ends
-    if isinstance(error, AnswerLost):
-        lost = CommandError(
-            f"the answer cannot be written: {error.strerror}",
-            REQUESTER,
-            "make room where the output goes, and look what was done before you ask again",
-        )
-        sys.stderr.write(lost.line() + "\n")
+    if isinstance(error, AnswerUnread):
+        return EXIT_UNREAD
+    lost = CommandError(
+        f"the answer cannot be written: {error.strerror}",
+        REQUESTER,
+        "make room where the output goes, and look what was done before you ask again",
+    )
+    sys.stderr.write(lost.line() + "\n")
     return CommandError.exit_code

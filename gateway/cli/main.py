@@ -41,7 +41,7 @@ from gateway.cli import (
     whoami,
     witness,
 )
-from gateway.cli.answer import AnswerLost, answer_stream, tell_lost_answer
+from gateway.cli.answer import AnswerLost, AnswerUnread, answer_stream, tell_lost_answer
 from gateway.cli.bad_parameter import allowed_of
 from gateway.cli.errors import REQUESTER, BadConfiguration, CommandError
 from gateway.cli.interruption import EXIT_INTERRUPTED, interrupted_line
@@ -49,7 +49,8 @@ from gateway.cli.output import json_asked, print_error
 
 _HELP = """Move running virtual machines over a sealed lane: encrypted, authorised, recorded.
 
-Exit codes: 0 done, 1 denied or failed, 2 usage or configuration, 3 unreachable, 130 interrupted.
+Exit codes: 0 done, 1 denied or failed, 2 usage or configuration, 3 unreachable, 130 interrupted,
+141 nobody reads the answer.
 
 \b
 Examples:
@@ -167,7 +168,7 @@ def run() -> None:
             app()
         finally:
             sys.stdout.flush()
-    except (AnswerLost, BrokenPipeError) as error:
+    except (AnswerLost, AnswerUnread) as error:
         sys.exit(tell_lost_answer(error))
 
 

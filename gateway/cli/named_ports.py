@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from gateway.cli.answer import AnswerUnread
 from gateway.cli.asking import signed_in
 from gateway.cli.errors import OPERATOR, BadConfiguration, Refused
 from gateway.cli.follow import Clock, Interrupts, follow
@@ -190,7 +191,7 @@ class _Pipe:
             while data := sock.recv(_CHUNK_BYTES):
                 self._sink.write(data)
             self._sink.flush()
-        except BrokenPipeError:
+        except AnswerUnread:
             self._is_closed_here = True
             self._trouble = "standard output was closed before all that came back was written"
             _break_off(sock)

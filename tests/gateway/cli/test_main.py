@@ -171,8 +171,10 @@ def test_an_answer_that_a_full_disk_does_not_take_is_told_in_one_line(tmp_path: 
     assert done.stderr.count("\n") == 1
 
 
-def test_nobody_who_reads_the_answer_is_nothing_to_tell(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", "from gateway.cli.main import run; run()", "audit", "fields"]
+@pytest.mark.parametrize("words", [["audit", "fields"], ["audit", "fields", "--json"], ["--help"], ["--version"]])
+def test_nobody_who_reads_the_answer_is_nothing_to_tell(words: list[str], tmp_path: Path) -> None:
+    """At the end of the process, in the command, by rich and by typer: all ends as `head` ends other programs."""
+    command = [sys.executable, "-c", "from gateway.cli.main import run; run()", *words]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={"HOME": str(tmp_path)}
     ) as asked:
@@ -180,7 +182,7 @@ def test_nobody_who_reads_the_answer_is_nothing_to_tell(tmp_path: Path) -> None:
         assert asked.stderr is not None
         asked.stdout.close()
         assert asked.stderr.read() == ""
-    assert asked.returncode == 1
+    assert asked.returncode == 141
 
 
 def test_a_locale_without_a_character_gets_it_written_out(tmp_path: Path) -> None:
