@@ -83,6 +83,8 @@ class NotKnown(RequesterError):
 class NotSetUp(NotKnown):
     """What is asked for needs a `table` that the gateway's configuration has not: the requester cannot add it."""
 
+    code = "not_set_up"
+
     def __init__(self, detail: str, table: str) -> None:
         super().__init__(detail, next_step=f"ask the operator: the gateway's configuration has no {table}")
 
@@ -220,12 +222,6 @@ class TooLargeToRecord(OperatorError):
 
     code = "too_large_to_record"
     next_step = "let the identity provider send fewer groups, or shorten names in the inventory"
-
-
-class NotPrunable(OperatorError):
-    code = "no_retention"
-    status = 404
-    next_step = "set [log.retention] in the gateway's configuration"
 
 
 class Overloaded(OperatorError):

@@ -25,7 +25,7 @@ from audit.reader import LogReader
 from audit.record import Actor
 from gateway.asking import decide
 from gateway.config import RetentionTable
-from gateway.errors import Conflict, GatewayError, NotAllowed, NotPrunable
+from gateway.errors import Conflict, GatewayError, NotAllowed, NotSetUp
 from gateway.gate import Gate
 from gateway.log_keeping import LogKeeping
 from gateway.recording import Event, actor_of
@@ -96,12 +96,12 @@ class Pruning:
         self.latest: Run | None = None
 
     async def ask(self, person: Person, now: datetime, address: str, *, check: bool) -> Run:
-        """Begin a run. Errors: NotAllowed (recorded), NotPrunable, Conflict (one runs), LogUnavailable."""
+        """Begin a run. Errors: NotAllowed (recorded), NotSetUp, Conflict (one runs), LogUnavailable."""
         wanted = Wanted("PruneLog", "pruning the log", "log.prune_asked", {"check": check})
         asked = await require(self._gate, wanted, person, now, address, recorded=True)
         assert asked is not None
         if self._retention is None:
-            raise NotPrunable("[log.retention] is not set: nothing is ever pruned")
+            raise NotSetUp("at this gateway nothing is ever pruned", "[log.retention]")
         if self.latest is not None and self.latest.state == "running":
             raise Conflict("a run goes on already", next_step="wait for its end")
         self.latest = Run(asked, actor_of(person), check)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from gateway.answering import NoBreakGlass
+from gateway.answering import no_break_glass
 from gateway.api.answers import JsonAnswer
 from gateway.api.bodies import AskToBreakGlass, StepOfBreakGlass
 from gateway.api.desk import Address, AtDesk, Authenticated, Desk
@@ -53,7 +53,7 @@ async def end(grant_id: str, body: StepOfBreakGlass, desk: AtDesk, person: Authe
 
 def _glass(desk: Desk) -> BreakGlass:
     if desk.gate.break_glass is None:
-        raise NoBreakGlass
+        raise no_break_glass()
     return desk.gate.break_glass
 
 

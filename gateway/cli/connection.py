@@ -260,6 +260,8 @@ def _refusal(status: int, data: bytes, gateway: str) -> CommandError:
     except UNDECODABLE:
         return _without_words(status, kind, gateway)
     error = reply.error
+    if error.code == "not_set_up":
+        kind = BadConfiguration
     recorded = "" if reply.record_index is None else f" (record {reply.record_index})"
     return kind(
         (error.message or f"the gateway answered {status}") + recorded,

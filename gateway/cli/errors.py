@@ -2,7 +2,7 @@
 
 CommandError
 ├── Refused            1  denied or failed: the answer is no
-├── BadConfiguration   2  usage or configuration: nothing was asked
+├── BadConfiguration   2  usage or configuration, here or at the gateway, which is not set up for it: nothing was done
 └── Unreachable        3  a gateway (or, behind it, a relay) did not answer
 """
 

@@ -18,7 +18,7 @@ def test_without_a_record_none_is_to_be_named() -> None:
 
 def test_what_the_configuration_lacks_is_asked_of_the_operator() -> None:
     lacking = NotSetUp("this gateway enrols no hosts", "[enrolment]")
-    assert (lacking.who_must_act, lacking.status) == ("requester", 404)
+    assert (lacking.code, lacking.who_must_act, lacking.status) == ("not_set_up", "requester", 404)
     assert lacking.next_step == "ask the operator: the gateway's configuration has no [enrolment]"
 
 

@@ -326,4 +326,4 @@ async def test_without_the_table_no_glass_can_be_broken(site: Site) -> None:
             await alice.get("/v1/break-glass"),
             await alice.post("/v1/migrations", json={"vm": "web", "destination": "b", "break_glass": "00000000"}),
         ):
-            assert (answer.status_code, answer.json()["error"]["code"]) == (400, "break_glass_off")
+            assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_set_up")

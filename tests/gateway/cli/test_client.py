@@ -19,6 +19,7 @@ from gateway.cli.client import GatewayClient
 from gateway.cli.credentials import StoredToken, store_token
 from gateway.cli.errors import BadConfiguration, CommandError, Refused, Unreachable
 from gateway.cli.settings import ClientSettings
+from gateway.errors import NotSetUp
 from tests.gateway.cli.conftest import ALLOWED, DENIED, MIGRATION, CannedGateway, token_of
 
 QUESTION = {"vm": "web-1", "destination": "host-b"}
@@ -102,6 +103,15 @@ def test_a_command_under_way_goes_on_once_the_same_person_has_signed_in_anew(
     sent = [one.authorization for one in canned.asked]
     assert sent == [f"Bearer {token_of('olga', number)}" for number in ([1, 2] if asked_again else [1])]
     assert all(one.body == QUESTION for one in canned.asked)
+
+
+def test_what_the_gateway_is_not_set_up_for_is_a_matter_of_configuration(canned: CannedGateway) -> None:
+    lacking = NotSetUp("this gateway prepares no evacuations", "[evacuation]")
+    error = {"code": lacking.code, "message": lacking.detail, "who_must_act": "requester", "next_step": "n"}
+    canned.answer("POST", "/v1/evacuations", (lacking.status, {"error": error}))
+    with connect(canned) as client, pytest.raises(BadConfiguration) as caught:
+        client.prepare_evacuation({"host": "a", "hours": 1})
+    assert (caught.value.exit_code, caught.value.code) == (2, "not_set_up")
 
 
 def test_a_redirect_is_not_followed_with_the_token(canned: CannedGateway) -> None:
