@@ -16,8 +16,9 @@ def no_break_glass() -> NotSetUp:
 
 
 async def answer(gate: Gate, facts: Facts, *, recorded: bool = True) -> tuple[Facts, Decision]:
-    """Decide; a move under a breaking of glass needs that to cover it, too. Errors: NotSetUp, RequestRefused, LogUnavailable.
+    """Decide; a move under a breaking of glass needs that to cover it, too.
 
+    Errors: NotSetUp, RequestRefused, LogUnavailable.
     `recorded`: it is a move and no mere check, so the use of the grant is recorded before anything comes of it.
     """
     decision = explain_unknown(gate, facts.asked, decide(gate.engine, facts.question))

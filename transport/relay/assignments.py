@@ -11,6 +11,7 @@ from transport.errors import TransportError
 from transport.hypervisors.errors import HypervisorError, MigrationCancelled
 from transport.relay.caller import Conversation
 from transport.relay.evacuating import EvacuationDesk
+from transport.relay.failures import words_of
 from transport.relay.fronting import announced_at
 from transport.relay.gateway_answers import (
     Assignment,
@@ -105,7 +106,7 @@ class Assignments:
                 end=lambda permit: self._host.libvirt_source(permit, conversation, {}),
             )
         except (TransportError, HypervisorError) as error:
-            await tell(News("failed", None, None, str(error)))
+            await tell(News("failed", None, None, words_of(error)))
             raise
         finally:
             if not is_ours:
@@ -146,7 +147,8 @@ class Assignments:
                 await carry_as_source(self._host, _order_of(assignment), tell, self._cancels[assignment.migration_id])
         except (TransportError, HypervisorError) as error:
             log.warning("migration not begun", migration=assignment.migration_id, cause=str(error))
-            await tell(News("cancelled" if isinstance(error, MigrationCancelled) else "failed", None, None, str(error)))
+            state = "cancelled" if isinstance(error, MigrationCancelled) else "failed"
+            await tell(News(state, None, None, words_of(error)))
         except Exception:
             # The edge: a bug in one session must not end the others.
             log.exception("migration ended by a bug", migration=assignment.migration_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 from transport.errors import (
     ConnectionBroken,
@@ -16,6 +17,7 @@ from transport.errors import (
 )
 from transport.hypervisors.errors import HypervisorError
 
+_MAX_DETAIL: Final = 350  # of the 500 characters that are told
 SessionError = TransportError | HypervisorError
 
 # The first of these kinds that occurred is the cause; what stands below it is a consequence.
@@ -43,6 +45,11 @@ def cause_of(error: BaseException) -> SessionError:
         raise others
     leaves = list(_leaves(error))
     return next(leaf for kind in _CAUSES for leaf in leaves if isinstance(leaf, kind))
+
+
+def words_of(error: SessionError) -> str:
+    """What a gateway is told of what could not even be begun: with what to do about it, where the error knows that."""
+    return f"{error.detail[:_MAX_DETAIL]}. {error.next_step}" if isinstance(error, HypervisorError) else str(error)
 
 
 def _without_ours(error: BaseException) -> BaseException | None:

@@ -11,8 +11,9 @@ import trio
 from tests.transport.relay.conftest import until
 from tests.transport.relay.fake_gateway import Answer, FakeGateway, serving_https
 from tests.transport.site import Site
+from transport.hypervisors.errors import HypervisorUnreachable
 from transport.relay.assignments import Assignments
-from transport.relay.gateway_answers import GatewayAway, TakePermit, decode_assignments
+from transport.relay.gateway_answers import GatewayAway, Migrate, TakePermit, decode_assignments
 from transport.relay.gateway_link import GatewayLink
 from transport.relay.gateway_links import GatewayLinks
 from transport.relay.host import RelayHost, open_host
@@ -62,6 +63,24 @@ async def test_a_permit_that_was_withdrawn_begins_nothing_and_one_that_waits_is_
         await until(lambda: not assignments.are_under_way)
         nursery.cancel_scope.cancel()
     await links.close()
+
+
+async def test_of_a_hypervisor_that_cannot_be_asked_the_gateway_hears_what_to_do(site: Site) -> None:
+    with serving_https(site, FakeGateway()) as gateway:
+        config = site.relay_config("a", kind="qmp", qmp_socket="/nonexistent/{uuid}.qmp")
+        section = msgspec.structs.replace(config.gateway, url=gateway.url)
+        host = open_host(msgspec.structs.replace(config, gateway=section))
+        links = GatewayLinks(host)
+        async with trio.open_nursery() as nursery:
+            assignments = Assignments(host, nursery, links, nobody_asks, lambda _: None)  # type: ignore[arg-type]
+            order = {**WAITS, "permit": site.permit()}
+            await assignments.take(msgspec.convert(order, Migrate))
+            await until(lambda: bool(gateway.paths("/v1/relay/progress")))
+            nursery.cancel_scope.cancel()
+        (said,) = gateway.paths("/v1/relay/progress")
+        assert said["state"] == "failed"
+        assert said["message"].endswith(HypervisorUnreachable.next_step), said["message"]
+        await links.close()
 
 
 async def test_a_relay_that_takes_nothing_new_fetches_nothing_and_says_so(

@@ -6,7 +6,8 @@ import pytest
 import trio
 
 from transport.errors import ConnectionBroken, LocalBroken, ProtocolViolation
-from transport.relay.failures import cause_of
+from transport.hypervisors.errors import HypervisorUnreachable
+from transport.relay.failures import cause_of, words_of
 
 
 def test_the_cause_is_what_the_others_follow_from() -> None:
@@ -14,6 +15,13 @@ def test_the_cause_is_what_the_others_follow_from() -> None:
     group = ExceptionGroup("", [ConnectionBroken("a"), ExceptionGroup("", [LocalBroken("b"), violation])])
     assert cause_of(group) is violation
     assert cause_of(violation) is violation
+
+
+def test_what_is_to_be_done_is_told_however_long_a_hypervisor_speaks() -> None:
+    said = words_of(HypervisorUnreachable("x" * 1000))
+    assert said.endswith(HypervisorUnreachable.next_step)
+    assert len(said) < 500
+    assert words_of(LocalBroken("in words of its own")) == "in words of its own"
 
 
 def test_a_bug_beside_our_errors_is_raised_alone() -> None:
