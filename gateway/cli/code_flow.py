@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import hmac
 import secrets
+import socket
+from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Event, Thread
 from typing import Any
@@ -21,6 +24,7 @@ from gateway.cli.issuer_client import Endpoints, IssuerClient, OAuthError, Token
 CALLBACK = "/callback"
 WAIT_SECONDS = 300
 REQUEST_SECONDS = 5  # without a byte: a browser on this machine needs no longer
+MAX_CONNECTIONS = 32
 
 
 def by_browser(
@@ -79,12 +83,13 @@ def read_redirect(target: str, state: str, endpoints: Endpoints) -> str | OAuthE
 
 class Redirect:
     """Listens on a free port of 127.0.0.1 until the browser comes. Each request has a thread: who holds the port open,
-    or trickles, shall not hold the login.
+    or trickles, shall not hold the login. Of more than MAX_CONNECTIONS the oldest are hung up on, not the browser.
     """
 
     def __init__(self, state: str, endpoints: Endpoints) -> None:
         self._answer: str | OAuthError | None = None
         self._answered = Event()
+        newest: deque[socket.socket] = deque()
         take = self._take
 
         class Handler(BaseHTTPRequestHandler):
@@ -112,6 +117,14 @@ class Redirect:
 
         class Server(ThreadingHTTPServer):
             block_on_close = False
+            request_queue_size = MAX_CONNECTIONS
+
+            def process_request(self, request: Any, client_address: Any) -> None:
+                newest.append(request)
+                if len(newest) > MAX_CONNECTIONS:
+                    with suppress(OSError):  # it has ended
+                        newest.popleft().shutdown(socket.SHUT_RDWR)
+                super().process_request(request, client_address)
 
             def handle_error(self, request: Any, client_address: Any) -> None:
                 """Who hangs up in the middle is no error of ours."""

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from gateway.cli import code_flow
-from gateway.cli.code_flow import Redirect
+from gateway.cli.code_flow import MAX_CONNECTIONS, Redirect
 from gateway.cli.follow import Clock
 from gateway.cli.issuer_client import Endpoints, OAuthError
 
@@ -73,3 +73,17 @@ def test_whoever_holds_the_port_open_or_trickles_does_not_hold_the_login(redirec
         assert redirect.wait(CLOCK) == "good"
         assert time.monotonic() - began < code_flow.REQUEST_SECONDS
         browser.join(10)
+
+
+def test_however_many_knock_the_threads_are_few_and_the_browser_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(code_flow, "REQUEST_SECONDS", 600)  # else they end by themselves, on a busy machine too soon
+    before = threading.active_count()
+    with Redirect("state", ENDPOINTS) as redirect, ExitStack() as held:
+        for _ in range(3 * MAX_CONNECTIONS):
+            held.enter_context(socket.create_connection(("127.0.0.1", urlsplit(redirect.uri).port), timeout=30))
+        assert come(redirect, "code=good&state=state").status_code == 200
+        assert redirect.wait(CLOCK) == "good"
+        until = time.monotonic() + 30
+        while threading.active_count() > before + MAX_CONNECTIONS + 1 and time.monotonic() < until:
+            time.sleep(0.01)
+        assert threading.active_count() <= before + MAX_CONNECTIONS + 1
