@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import Any, Final
 
 import structlog
+import trio
 
 from gateway.bell import Bell
 from gateway.config import GatewayConfig
@@ -23,6 +24,8 @@ from policy.sources.keeper import Condition, News, Sources
 from policy.sources.netbox import NetboxFields, NetboxSource
 from policy.sources.reading import Pace, Source
 from policy.sources.settings import MAIN, FileTable, NetboxTable, SourceTable
+
+START_SECONDS: Final = 2.0  # a source that takes longer is read while the gateway serves
 
 log = structlog.get_logger("gateway.inventories")
 
@@ -44,15 +47,19 @@ async def open_sources(config: GatewayConfig, stack: AsyncExitStack) -> Sources:
 
 
 async def read_at_start(sources: Sources) -> None:
-    """The file must be there and right; the others may be down. Errors: StartRefused."""
+    """The file must be there and right; the others may be down, or hang. Errors: StartRefused."""
     try:
         await sources.refresh(MAIN)
     except InventoryRefused as error:
         raise StartRefused(str(error)) from error
-    await sources.begin()
+    with trio.move_on_after(START_SECONDS):
+        await sources.begin()
     for condition in sources.conditions():
-        if condition.failure is not None:
-            log.warning("inventory source unavailable", source=condition.name, error=condition.failure)
+        failure = condition.failure
+        if failure is None and condition.age_seconds is None:
+            failure = f"no answer within {START_SECONDS:g} s: what it may tell is denied until it answers; see to it"
+        if failure is not None:
+            log.warning("inventory source unavailable", source=condition.name, error=failure)
 
 
 def main_file(config: GatewayConfig) -> FileSource:

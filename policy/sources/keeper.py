@@ -98,7 +98,8 @@ class Sources:
         return await self._refresh(held, self._clock())
 
     async def begin(self) -> None:
-        """Read all of them for the first time, at the same time. Those that fail are left to `run`."""
+        """Read all of them for the first time, at the same time. Those that fail are left to `run`, and so are those
+        that have not answered when this is cancelled."""
         async with trio.open_nursery() as nursery:
             for held in self._held:
                 if held.reading is None:
@@ -131,6 +132,8 @@ class Sources:
             done.set()
 
     async def _keep(self, held: _Held) -> None:
+        if held.reading is None and held.failure is None:  # it was not waited for
+            await self._refresh_quietly(held, self._clock())
         while True:
             await trio.sleep(held.source.pace.refresh_seconds)
             await self._refresh_quietly(held, self._clock())

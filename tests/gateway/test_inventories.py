@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,12 +11,17 @@ from typing import Any
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from gateway.config import load
 from gateway.errors import ConfigRefused
+from gateway.inventories import START_SECONDS, read_at_start
 from gateway.starter import Site
+from policy.sources.keeper import Sources
+from policy.sources.settings import MAIN
 from tests.gateway.conftest import UUID_WEB, Running, running_gateway
 from tests.policy.sources.https_server import Answer, HttpsServer, Request, https_server
+from tests.policy.sources.test_keeper import Stub, everything
 
 pytestmark = pytest.mark.whole
 
@@ -144,6 +150,41 @@ async def test_a_source_that_is_down_at_the_start_does_not_keep_the_gateway_from
         decision = await check(running, "newborn")
         assert decision["allowed"] is False
         assert "cmdb has not answered yet" in decision["denied_because"]
+
+
+async def test_a_source_that_hangs_at_the_start_counts_as_soon_as_it_answers(site: Site, cmdb: HttpsServer) -> None:
+    publish(cmdb, NEW)
+    at_last, tell = threading.Event(), cmdb.answer
+
+    def hang(request: Request) -> Answer:
+        at_last.wait(60)
+        return tell(request)
+
+    cmdb.answer = hang
+    try:
+        async with gateway_with(site, cmdb) as running:
+            decision = await check(running, "newborn")
+            assert decision["allowed"] is False
+            assert "cmdb has not answered yet" in decision["denied_because"]
+            at_last.set()
+            with trio.fail_after(20):
+                while not (await check(running, "newborn"))["allowed"]:
+                    await trio.sleep(0.1)
+    finally:
+        at_last.set()
+
+
+async def test_the_start_waits_two_seconds_for_a_source_that_hangs_and_says_so(
+    mock_clock: MockClock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mock_clock.autojump_threshold = 0.01
+    hanging = Stub("cmdb", None, gate=trio.Event())
+    await read_at_start(Sources([Stub(MAIN, everything()), hanging]))
+    assert trio.current_time() == START_SECONDS
+    said = capsys.readouterr().out
+    assert "inventory source unavailable" in said
+    assert "source=cmdb" in said
+    assert "no answer within 2 s" in said
 
 
 async def test_the_inventory_is_shown_to_whom_policy_lets_see_it(site: Site, cmdb: HttpsServer) -> None:

@@ -252,3 +252,20 @@ async def test_ages_are_those_of_the_moment_of_the_look_up() -> None:
         ages.append(found.provenance.zone.age_seconds)
         clock.now += 30
     assert ages == [0, 30, 60]
+
+
+async def test_what_was_not_waited_for_at_the_start_is_read_at_once_and_what_failed_when_it_is_due() -> None:
+    hanging, down = Stub("hanging", everything(), gate=trio.Event()), Stub("down", None)
+    sources = Sources([hanging, down])
+    with trio.move_on_after(0.1):
+        await sources.begin()
+    assert [each.believed for each in sources.conditions()] == [False, False]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(sources.run)
+        assert hanging.gate is not None
+        hanging.gate.set()
+        with trio.fail_after(10):
+            while not sources.conditions()[0].believed:
+                await trio.sleep(0.01)
+        nursery.cancel_scope.cancel()
+    assert (hanging.reads, down.reads) == (2, 1)
