@@ -46,33 +46,35 @@ class Location:
 
 
 class Placement:
-    """`clock`: unix seconds, the gateway's. `silence_seconds`: then a host's reports are stale, by `monotonic`."""
+    """`now`: unix seconds of a clock that never goes back (`SteadyTime`): reports and what is expected are held against
+    each other by it. `silence_seconds`: then a host's reports are stale, by `monotonic`.
+    """
 
     def __init__(
         self,
-        clock: Callable[[], float] = time.time,
+        now: Callable[[], float] = time.time,
         silence_seconds: float = 60.0,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.reports = HostReports()
         self.silence_seconds = silence_seconds
-        self._clock = clock
+        self.now = now
         self._monotonic = monotonic
         self._claims: dict[str, Claim] = {}
         self._forgotten: dict[str, float] = {}
 
     def certify(self, vm_uuid: str, host: str, at: float | None = None) -> None:
         """A destination certified that the guest runs there."""
-        self._claims[vm_uuid] = Claim(host, self._clock() if at is None else at, "receipt")
+        self._claims[vm_uuid] = Claim(host, self.now() if at is None else at, "receipt")
 
     def adopt(self, vm_uuid: str, host: str, at: float | None = None) -> None:
         """From now on the VM is expected where a report showed it; it has been recorded."""
-        self._claims[vm_uuid] = Claim(host, self._clock() if at is None else at, "report")
+        self._claims[vm_uuid] = Claim(host, self.now() if at is None else at, "report")
 
     def forget(self, vm_uuids: Iterable[str], at: float | None = None) -> None:
         for uuid in vm_uuids:
             self._claims.pop(uuid, None)
-            self._forgotten[uuid] = self._clock() if at is None else at
+            self._forgotten[uuid] = self.now() if at is None else at
 
     def expected(self, vm: VmFacts, inventory: Inventory) -> Claim | None:
         """What inventory and log say; None if neither says anything."""
@@ -88,7 +90,7 @@ class Placement:
 
     def take(self, host: str, report: Report) -> bool:
         """See HostReports."""
-        return self.reports.take(host, report, self._clock(), self._monotonic())
+        return self.reports.take(host, report, self.now(), self._monotonic())
 
     def fresh(self) -> Iterator[tuple[str, HostState]]:
         """The hosts of which we know at this moment what runs on them."""
@@ -103,7 +105,7 @@ class Placement:
         return self._monotonic() - state.heard
 
     def locate(self, vm: VmFacts, inventory: Inventory) -> Location:
-        now = self._clock()
+        now = self.now()
         claim = self.expected(vm, inventory)
         active = {
             host: (state, guest)

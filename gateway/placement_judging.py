@@ -63,7 +63,9 @@ class Alarms:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What a report is judged against, at `now` (unix seconds)."""
+    """What a report is judged against. `now`: the wall clock's, by which migrations are dated; reports are by the
+    placement's own, which is never behind it.
+    """
 
     placement: Placement
     inventory: Inventory
@@ -114,12 +116,15 @@ def _arrival(host: str, state: HostState, guest: ReportedGuest, vm: VmFacts, sce
             yield Adopted(vm)
         return
     last = scene.migrations.latest_of(vm.uuid, int(scene.now))
-    if last is None or not may_be_of(last, host, guest, scene.now):
+    if last is None or not may_be_of(last, host, guest, scene.placement.now()):
         yield Unpermitted(vm, guest, expected, last)
 
 
 def may_be_of(migration: Migration, host: str, guest: ReportedGuest, now: float) -> bool:
-    """Whether this migration can have brought the guest to `host`, or back to it, and is not settled yet."""
+    """Whether this migration can have brought the guest to `host`, or back to it, and is not settled yet.
+
+    `now`: of the clock that the report is by (`Placement.now`).
+    """
     if host not in {migration.source, migration.destination} or migration.jti is None:
         return False
     if not migration.is_final:

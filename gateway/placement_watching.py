@@ -115,7 +115,7 @@ class PlacementWatching:
             if isinstance(finding, Adopted):
                 adopted.append(finding.vm.uuid)
             elif self._throttle.admits(host):
-                await self._record(host, finding, now)
+                await self._record(host, finding)
         for at in range(0, len(adopted), 500):
             part = adopted[at : at + 500]
             await gate.recorder.append(
@@ -125,11 +125,11 @@ class PlacementWatching:
                 gate.placement.adopt(uuid, host)
                 alarms.unpermitted.discard((uuid, host))
 
-    async def _record(self, host: str, finding: Unpermitted | Duplicate | DuplicateEnded, now: float) -> None:
+    async def _record(self, host: str, finding: Unpermitted | Duplicate | DuplicateEnded) -> None:
         alarms, append = self._alarms, self._gate.recorder.append
         match finding:
             case Unpermitted(vm=vm):
-                await append(unpermitted_event(host, finding, now))
+                await append(unpermitted_event(host, finding, self._gate.placement.now()))
                 log.error("VM arrived without a permit", vm=vm.name, host=host, arrival=finding.guest.arrival)
                 alarms.unpermitted.add((vm.uuid, host))
             case Duplicate(vm=vm, hosts=hosts):

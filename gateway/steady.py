@@ -1,4 +1,6 @@
-"""Time that never goes back: what was granted for an hour must not last longer because a clock was stepped."""
+"""Time that never goes back: what was granted for an hour must not last longer because a clock was stepped, and what is
+reported of a host now must not seem older than what was known of it before.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +20,14 @@ class SteadyTime:
         self._ticks = clock.monotonic_ns()
 
     def now(self) -> int:
+        return int(self.exact())
+
+    def exact(self) -> float:
         ticks = self._clock.monotonic_ns()
         passed = max(0, ticks - self._ticks) / 1e9
         self._seconds = max(self._seconds + passed, self._clock.wall().timestamp())
         self._ticks = ticks
-        return int(self._seconds)
+        return self._seconds
 
     def not_before(self, seconds: int) -> None:
         self._seconds = max(self._seconds, float(seconds))

@@ -106,7 +106,7 @@ async def hosts(body: KnownHosts, desk: AtDesk, host: Relay) -> Response:  # noq
 @router.post("/v1/relay/placement", summary="Which guests run on this host")
 async def placement(body: PlacementReport, desk: AtDesk, host: Relay) -> Response:
     """`resync`: the relay must send a snapshot, because this gateway lost the thread."""
-    taken = await desk.placement.take(host, _report(body, desk.now().timestamp()))
+    taken = await desk.placement.take(host, _report(body, desk.gate.placement.now()))
     return JsonAnswer({"resync": not taken})
 
 

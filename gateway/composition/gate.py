@@ -50,14 +50,13 @@ def _make_gate(
     people.named_groups = lambda: engine.bundle.named_groups
     trust = host_trust(config)
     limits = config.limits
+    steady = SteadyTime(clock)
     dispatch = Dispatch(fetch_seconds=limits.relay_fetch_seconds)
     gate = Gate(
         people=people,
         engine=engine,
         sources=sources,
-        placement=Placement(
-            lambda: clock.wall().timestamp(), limits.placement_silence_seconds, lambda: clock.monotonic_ns() / 1e9
-        ),
+        placement=Placement(steady.exact, limits.placement_silence_seconds, lambda: clock.monotonic_ns() / 1e9),
         migrations=Migrations(limits.migrations),
         dispatch=dispatch,
         recorder=keeping.recorder,
@@ -69,7 +68,7 @@ def _make_gate(
         minimum_crl_number=trust.crl_number,
         inspections=Inspections(dispatch, lambda: secrets.token_hex(16)),
         preflight_first=config.permits.preflight,
-        time=SteadyTime(clock),
+        time=steady,
         bell=Bell(),
     )
     return gate, trust

@@ -342,6 +342,41 @@ async def test_a_clock_that_is_stepped_makes_no_host_silent_and_keeps_no_silent_
         assert running.gateway.desk.gate.placement.active(UUID_WEB) == {}
 
 
+@pytest.mark.whole
+async def test_a_clock_that_is_set_back_hides_no_arrival(site: Site, spiffe_of: str) -> None:
+    ahead = timedelta(hours=1)
+    async with running_gateway(site, Clock(lambda: datetime.now(UTC) + ahead, time.monotonic_ns)) as running:
+        a, b, c = (Relay(running, name) for name in "abc")
+        await a.report()
+        for _ in range(2):  # an alarm; then it is adopted there
+            await b.report(guest())
+        await b.report()
+        ahead = timedelta()
+        await c.report(guest(since_s=0))
+        assert await alarms(running) == [
+            ("unpermitted", "web", spiffe_of + "b"),
+            ("unpermitted", "web", spiffe_of + "c"),
+        ]
+        (_, record) = await running.records("placement.unpermitted")
+        assert record["source"] == spiffe_of + "b"
+        assert record["details"]["here_for_ms"] < 120_000
+
+
+@pytest.mark.whole
+async def test_a_clock_that_is_set_back_makes_no_alarm_of_a_move_that_is_not_settled(site: Site) -> None:
+    ahead = timedelta(minutes=4)
+    async with running_gateway(site, Clock(lambda: datetime.now(UTC) + ahead, time.monotonic_ns)) as running:
+        await Relay(running, "a").report(guest())
+        migration_id, _ = await running.begin()
+        counts = ("transferred_bytes", "remaining_bytes", "total_bytes", "rate_bytes_per_second", "pass")
+        told = {"migration_id": migration_id, "state": "failed", **dict.fromkeys(counts, 0)}
+        answer = await running.client("a").post("/v1/relay/progress", json=told)
+        assert answer.status_code in {200, 204}, answer.text
+        ahead = timedelta()
+        await Relay(running, "b").report(guest(since_s=0, arrival="migrated"))
+        assert await alarms(running) == []
+
+
 def reported(n: int = 1, **more: Any) -> ReportedGuest:
     values: dict[str, Any] = {
         "uuid": f"{n:08x}-0000-4000-8000-000000000000", "presence": "active", "run_state": "running",
