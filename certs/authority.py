@@ -209,22 +209,23 @@ class Authority:
         now: datetime,
         lifetime: timedelta = CRL_LIFETIME,
         at_least: int = 0,
-        ended: Mapping[int, datetime] | None = None,
+        ends: Mapping[int, datetime] | None = None,
     ) -> int:
         """Write crl.pem anew, under the next number, with what is revoked; the new number.
 
-        `ended`: when certificates ended, by serial. One that is on the CRL which was published FORGOTTEN_AFTER past its
-        end, or later, is left out of this one (RFC 5280, section 3.3). A verifier takes no CRL from the future, so by
-        the clock of each that takes this one the certificate has ended as well. This CA's own clock would have to run
-        ahead by all that time for as long as two CRLs are apart.
+        `ends`: of all that is known to be revoked, when each certificate ends, by serial. One that is on the CRL which
+        was published FORGOTTEN_AFTER past its end, or later, is left out of this one (RFC 5280, section 3.3). A
+        verifier takes no CRL from the future, so by the clock of each that takes this one the certificate has ended as
+        well. What was left out while this CA's own clock was ahead is listed again.
         """
         with self._locked():
             before = read_crl(self.crl_file).last_update_utc
             revoked, number = self._read_crl()
-            if before <= now:
-                for serial, end in (ended or {}).items():
-                    if end + FORGOTTEN_AFTER < before:
-                        revoked.pop(serial, None)
+            for serial, end in (ends or {}).items():
+                if end + FORGOTTEN_AFTER >= now:
+                    revoked.setdefault(serial, now)
+                elif end + FORGOTTEN_AFTER < before <= now:
+                    revoked.pop(serial, None)
             return self._write_next(revoked, number, now, lifetime, at_least)
 
     def revoked(self) -> frozenset[int]:

@@ -6,14 +6,16 @@ A certificate that ended long ago leaves its CRL with one of those that are publ
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Final
 
 import structlog
 import trio
+from cryptography import x509
 
-from certs.authority import CRL_LIFETIME, Authority
+from certs.authority import CRL_LIFETIME
 from certs.crls import FORGOTTEN_AFTER
 from certs.errors import CertificateError
 from certs.files import read_crl
@@ -49,7 +51,8 @@ class Crls:
     async def revoke(self, serials: Sequence[int], now: datetime) -> None:
         """In force in this gateway on return, and relays are told. Errors: AuthorityFailed."""
         try:
-            await self._thread.do(self._authorities.revoke_all, serials, now)
+            known = _counting(await self._ends(), now)
+            await self._thread.do(self._authorities.revoke_all, [*serials, *known], now)
         except (CertificateError, OSError) as error:
             log.error("nothing was revoked: the CRL cannot be published", error=str(error))
             raise AuthorityFailed(f"nothing was revoked: {error}") from error
@@ -67,21 +70,31 @@ class Crls:
             await trio.sleep(CHECK_SECONDS)
 
     async def _renew(self, now: datetime) -> None:
+        ends = await self._ends()
+        known = _counting(ends, now)
         for authority in self._authorities.all:
             crl = await self._thread.do(read_crl, authority.crl_file)
             # One from the future was published while this clock was ahead: nobody believes it, nor any host.
             is_early = crl.last_update_utc > now
-            if is_early or crl.next_update_utc is None or crl.next_update_utc - now < CRL_LIFETIME / 2:
-                number = await self._thread.do(self._publish_next, authority, now)
+            lacks = not known <= await self._thread.do(_serials, crl)  # forgotten while this clock was ahead
+            if is_early or lacks or crl.next_update_utc is None or crl.next_update_utc - now < CRL_LIFETIME / 2:
+                number = await self._thread.do(partial(authority.publish_crl, now, ends=ends))
                 log.info("CRL renewed", number=number, authority=authority.certificate.subject.rfc4514_string())
                 await self._publish()
 
-    def _publish_next(self, authority: Authority, now: datetime) -> int:
-        """In the thread. The register forgets what no CRL has any more, and not before."""
-        ended = self._register.long_revoked(int((now - FORGOTTEN_AFTER).timestamp()))
-        ends = {int(serial, 16): datetime.fromtimestamp(end, UTC) for serial, end in ended.items()}
-        number = authority.publish_crl(now, ended=ends)
-        if ended:
-            listed = frozenset().union(*(each.revoked() for each in self._authorities.all))
-            self._register.forget([serial for serial in ended if int(serial, 16) not in listed])
-        return number
+    async def _ends(self) -> dict[int, datetime]:
+        """Of all that was ever revoked. A register that cannot be read keeps no CRL from being published."""
+        try:
+            found = await self._thread.do(self._register.revoked)
+        except AuthorityFailed:  # it was logged
+            return {}
+        return {int(serial, 16): datetime.fromtimestamp(end, UTC) for serial, end in found.items()}
+
+
+def _counting(ends: Mapping[int, datetime], now: datetime) -> frozenset[int]:
+    """What belongs on every CRL."""
+    return frozenset(serial for serial, end in ends.items() if end + FORGOTTEN_AFTER >= now)
+
+
+def _serials(crl: x509.CertificateRevocationList) -> frozenset[int]:
+    return frozenset(each.serial_number for each in crl)

@@ -6,7 +6,7 @@ A token is spent by the same transaction that notes the certificate. The file ho
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,15 +128,9 @@ class Register:
                 "UPDATE certificates SET revoked = ? WHERE serial = ?", [(now, serial) for serial in serials]
             )
 
-    def long_revoked(self, before: int) -> dict[str, int]:
-        """Of what was revoked and ended before then: when it ended, by serial."""
-        rows = "SELECT serial, not_after FROM certificates WHERE revoked IS NOT NULL AND not_after < ?"
-        return dict(self._database.execute(rows, (before,)))
-
-    def forget(self, serials: Iterable[str]) -> None:
-        """Of certificates that no CRL has any more."""
-        with self._transaction() as database:
-            database.executemany("DELETE FROM certificates WHERE serial = ?", [(serial,) for serial in serials])
+    def revoked(self) -> dict[str, int]:
+        """Of all that was ever revoked: when it ends, by serial. A CRL that lost one gets it back from here."""
+        return dict(self._database.execute("SELECT serial, not_after FROM certificates WHERE revoked IS NOT NULL"))
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -160,7 +154,7 @@ def _spend(database: sqlite3.Connection, step: Spend) -> bool:
 
 def _insert(database: sqlite3.Connection, issued: Issued, now: int) -> bool:
     """What a host had long ago goes when it gets another: hosts renew several times a day, for years. What was revoked
-    stays for as long as it is on a CRL (`long_revoked`)."""
+    stays."""
     long_ago = (issued.host, now - _KEEP_SECONDS)
     database.execute("DELETE FROM certificates WHERE host = ? AND not_after < ? AND revoked IS NULL", long_ago)
     row = (issued.serial, issued.host, issued.not_after)

@@ -80,7 +80,7 @@ def test_a_crl_forgets_what_ended_long_ago_and_was_on_one_published_after_that(a
     long_after = end + FORGOTTEN_AFTER + CLOCK_SKEW + DAY
 
     def on_it(now: datetime) -> frozenset[int]:
-        authority.publish_crl(now, ended=ended)
+        authority.publish_crl(now, ends=ended)
         return authority.revoked()
 
     assert on_it(end + FORGOTTEN_AFTER) == {1, 2, 3}
@@ -96,8 +96,20 @@ def test_a_crl_forgets_what_ended_long_ago_and_was_on_one_published_after_that(a
 def test_a_clock_that_was_ahead_for_one_crl_has_forgotten_nothing(authority: Authority) -> None:
     authority.revoke(1, NOW)
     ended = {1: NOW + DAY}
-    authority.publish_crl(NOW + 1_000 * DAY, ended=ended)
-    authority.publish_crl(NOW + DAY, ended=ended)
+    authority.publish_crl(NOW + 1_000 * DAY, ends=ended)
+    authority.publish_crl(NOW + DAY, ends=ended)
+    assert authority.revoked() == {1}
+
+
+def test_what_a_clock_that_was_ahead_for_two_crls_has_forgotten_is_listed_again_once_it_is_right(
+    authority: Authority,
+) -> None:
+    authority.revoke(1, NOW)
+    ended = {1: NOW + DAY}
+    for days in (1_000, 1_004):
+        authority.publish_crl(NOW + days * DAY, ends=ended)
+    assert authority.revoked() == frozenset()
+    authority.publish_crl(NOW + DAY, ends=ended)
     assert authority.revoked() == {1}
 
 
@@ -107,7 +119,7 @@ def test_whoever_takes_the_crl_that_forgot_a_certificate_knows_it_as_ended(autho
     authority.revoke(chain[0].serial_number, NOW)
     ended = {chain[0].serial_number: chain[0].not_valid_after_utc}
     for days in (100, 101):
-        authority.publish_crl(NOW + days * DAY, ended=ended)
+        authority.publish_crl(NOW + days * DAY, ends=ended)
     assert authority.revoked() == frozenset()
     checks = set()
     for hours in range(0, 24 * 102, 6):
@@ -125,7 +137,7 @@ def test_ten_thousand_revocations_of_a_year_leave_those_of_the_last_months(autho
         fresh = range(1 + 100 * half_week, 101 + 100 * half_week)
         authority.revoke_all(fresh, now)
         ended |= dict.fromkeys(fresh, now + DAY)
-        authority.publish_crl(now, ended=ended)
+        authority.publish_crl(now, ends=ended)
         sizes.append(authority.crl_file.stat().st_size)
     left = authority.revoked()
     assert len(ended) == 11_000

@@ -355,8 +355,8 @@ async def test_a_token_that_is_made_during_a_revocation_is_given_to_nobody(
         assert (answer.status_code, answer.json()["error"]["code"]) == (403, "being_revoked")
 
 
-async def test_crls_by_the_clock_forget_hosts_whose_certificates_ended_long_ago_and_then_so_does_the_register(
-    site: Site,
+async def test_crls_by_the_clock_forget_hosts_whose_certificates_ended_long_ago_until_that_clock_proves_wrong(
+    site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def on_crl() -> set[int]:
         return {each.serial_number for each in x509.load_pem_x509_crl((site.certs / "crl.pem").read_bytes())}
@@ -372,8 +372,24 @@ async def test_crls_by_the_clock_forget_hosts_whose_certificates_ended_long_ago_
         for now, there in ((long_after, True), (long_after + timedelta(hours=1), True), (None, False)):
             await office._crls._renew(now or long_after + timedelta(days=4))
             assert on_crl() == ({leaf.serial_number, 7} if there else {7})
-            rows = office._register.long_revoked(int(long_after.timestamp()))
-            assert bool(rows) is there
+        # Somebody had steered the clock: meanwhile another host is revoked, by the right one.
+        await office._crls.revoke([8], datetime.now(UTC))
+        assert on_crl() == {leaf.serial_number, 7, 8}
+        number = x509_number(site)
+        await office._crls._renew(datetime.now(UTC))
+        assert x509_number(site) == number
+        number = x509_number(site)
+        with monkeypatch.context() as broken:
+            broken.setattr(office._register, "revoked", no_register)
+            await office._crls.revoke([8], datetime.now(UTC))
+        assert x509_number(site) == number + 1
+        # And by hand, of which the gateway does not hear.
+        await office._crls._renew(long_after + timedelta(days=8))
+        await office._crls._renew(long_after + timedelta(days=12))
+        assert on_crl() == {7, 8}
+        Authority.load(site.certs).revoke(9, datetime.now(UTC))
+        await office._crls._renew(datetime.now(UTC))
+        assert on_crl() == {leaf.serial_number, 7, 8, 9}
 
 
 async def test_a_crl_that_was_published_while_the_clock_was_ahead_is_replaced_once_the_clock_is_right(

@@ -19,14 +19,11 @@ def test_years_of_renewals_leave_a_month_of_them(tmp_path: Path) -> None:
     register.close()
 
 
-def test_what_was_revoked_is_known_until_no_crl_has_it(tmp_path: Path) -> None:
+def test_what_was_revoked_stays_known(tmp_path: Path) -> None:
     register = Register(tmp_path / "hosts.sqlite")
     register.apply([Note(Issued("1", "a", DAY), 0), Note(Issued("2", "b", DAY), 0)])
     register.revoke("a", ["1"], 1)
     register.apply([Note(Issued("3", "a", 101 * DAY), 100 * DAY)])
-    assert register.long_revoked(DAY) == {}
-    assert register.long_revoked(2 * DAY) == {"1": DAY}
-    register.forget(["1"])
-    assert register.long_revoked(2 * DAY) == {}
+    assert register.revoked() == {"1": DAY}
     assert register.valid_serials("b", 0) == ["2"]
     register.close()
