@@ -48,7 +48,11 @@ class HostTrust:
         return hosts_crl_number(self.trust.crls, self.trust.anchors)
 
     def host_of(self, chain: tuple[x509.Certificate, ...], now: datetime) -> SpiffeId:
-        """Whose chain it is, at `now`. Errors: certs.PeerRefused, certs.IdentityError."""
+        """Whose chain it is, at `now`: of any trust domain, for the anchors are this site's CAs alone. Whether it
+        counts here, the inventory says (`relay_of`), or the migration (`gateway.receipts`).
+
+        Errors: certs.PeerRefused, certs.IdentityError.
+        """
         claimed = spiffe_id_of(chain[0])
         return verify_chain(chain, self.trust, claimed.trust_domain, now).spiffe_id
 
