@@ -192,7 +192,7 @@ class Queue:
             reply = self._client.request_migration(question)
             self._lull.answered()
         except CommandError as error:
-            if error.code == "too_many_refusals" or (_is_of_no_host(error) and self._lull.may_pass(error)):
+            if self._has_to_be_waited_for(error):
                 self._wait_a_turn(move, destination, error)
             else:
                 self._failed(move, destination, error.what)
@@ -203,6 +203,12 @@ class Queue:
         move.outcome, move.destination, move.migration_id = "moving", destination, reply.migration_id
         self._tell(f"{move.name}: moving to {destination} ({reply.migration_id})")
         return True
+
+    def _has_to_be_waited_for(self, error: CommandError) -> bool:
+        if _is_of_no_host(error):
+            return self._lull.may_pass(error)
+        self._lull.answered()
+        return error.code == "too_many_refusals"
 
     def _wait_a_turn(self, move: Move, destination: str, error: CommandError) -> None:
         """Nothing was decided: all that have not begun are asked for later."""

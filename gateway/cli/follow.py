@@ -53,20 +53,25 @@ class Lull:
     def __init__(self, now: Callable[[], float], note: Callable[[str], None]) -> None:
         self._now = now
         self._note = note
-        self._since = now()
+        self._since: float | None = None
+        self._is_away = False
         self._told = False
 
     def answered(self) -> None:
         """It is over, if there was one."""
-        self._since, self._told = self._now(), False
+        self._since, self._told = None, False
 
     def may_pass(self, error: CommandError) -> bool:
-        """Whether to ask again."""
-        waited = self._now() - self._since
-        if isinstance(error, Unreachable):
-            return waited < PATIENCE_SECONDS
-        if not login_has_ended(error):
+        """Whether to ask again. A gateway that goes away while a login is waited for, or after it, has its own time."""
+        is_away = isinstance(error, Unreachable)
+        if not is_away and not login_has_ended(error):
             return False
+        now = self._now()
+        if self._since is None or self._is_away != is_away:
+            self._since, self._is_away = now, is_away
+        waited = now - self._since
+        if is_away:
+            return waited < PATIENCE_SECONDS
         if not self._told:
             self._note(
                 "Your login has ended. Run `sealane login` in another terminal, for the same token file, within "

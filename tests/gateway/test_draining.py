@@ -209,6 +209,7 @@ class Ended(Moves):
 
 LOGIN = Refused("the token is not accepted", "requester", "sign in", "unauthenticated")
 AWAY = Unreachable("no answer", "operator", "wait")
+WAIT = Refused("too much was denied", "requester", "wait", "too_many_refusals")
 
 
 @pytest.mark.parametrize("error", [LOGIN, AWAY])
@@ -221,6 +222,27 @@ def test_a_login_that_ended_and_a_gateway_that_is_away_are_waited_for(error: Com
     queue.run(ignore)
     assert [move.outcome for move in queue.moves] == ["moved"] * 3
     assert sum("sealane login" in line for line in said) == (error is LOGIN)
+
+
+@pytest.mark.parametrize("minutes", [0, 10])
+def test_a_gateway_that_goes_away_is_waited_for_also_after_it_has_let_the_queue_wait(minutes: int) -> None:
+    """However long too much of the requester's was denied: it answered."""
+    seconds = 0.0
+    answers = iter([*[AWAY] * 3, *[WAIT] * (60 * minutes), *[AWAY] * 3])
+
+    class Denied(Moves):
+        def request_migration(self, body: dict[str, Any]) -> DecisionReply:
+            if (answer := next(answers, None)) is not None:
+                raise answer
+            return super().request_migration(body)
+
+    def pass_time(_: object) -> None:
+        nonlocal seconds
+        seconds += 1
+
+    queue = Queue(Denied(), found(("vm1", ["b"])), None, Limits(1, 1, 64, 1), ignore, lambda: seconds)  # type: ignore[arg-type]
+    queue.run(pass_time)
+    assert [move.outcome for move in queue.moves] == ["moved"]
 
 
 @pytest.mark.parametrize("error", [LOGIN, AWAY])

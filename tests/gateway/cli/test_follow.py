@@ -159,6 +159,12 @@ def test_a_login_that_ended_is_waited_for_and_asked_for_once() -> None:
     assert "sealane login" in notes[0]
 
 
+def test_a_gateway_that_goes_away_after_a_login_that_was_waited_for_has_its_own_time() -> None:
+    waited = int(2 * PATIENCE_SECONDS / POLL_SECONDS)
+    reply, _, notes = run(ScriptedGateway(["running", *[LOGIN] * waited, *[GONE] * 8, *[LOGIN] * waited, "completed"]))
+    assert (reply.state, len(notes)) == ("completed", 1)
+
+
 def test_without_a_login_the_command_ends_and_says_that_the_migration_goes_on() -> None:
     with pytest.raises(Refused, match="goes on: the token is not accepted") as caught:
         run(ScriptedGateway(["running", LOGIN]))
