@@ -43,6 +43,7 @@ def publish(
     with said_plainly():
         publication, _ = read_publication(publication_file)
     results: list[dict[str, Any]] = []
+    told: list[str] = []
     worst: CommandError | None = None
     first = resolve(None if not gateway else gateway[0], ca, token_file, Path.home())
     urls = gateway or [first.gateway, *first.others]
@@ -52,14 +53,16 @@ def publish(
             with signed_in(url, ca, token_file) as client:
                 done = client.publish_policy(publication.encode())
             results.append({"gateway": settings.gateway, "outcome": "in_force", **done})
-            if not as_json:
-                say(f"{settings.gateway}: version {done['version']} is in force (record {done['record_index']})")
+            told.append(f"{settings.gateway}: version {done['version']} is in force (record {done['record_index']})")
         except CommandError as error:
             worst = error
             results.append({"gateway": settings.gateway, "outcome": "refused", "because": error.what})
-            if not as_json and len(urls) > 1:
-                say(f"{settings.gateway}: {error.what}")
-    if as_json:
+            if len(urls) > 1:
+                told.append(f"{settings.gateway}: {error.what}")
+    if not as_json:
+        for line in told:  # once it is done everywhere: who stops reading leaves no gateway behind the others
+            say(line)
+    else:
         print_json({"outcome": "published" if worst is None else "failed", "gateways": results})
         if worst is not None:
             raise typer.Exit(worst.exit_code)
