@@ -147,6 +147,8 @@ class LibvirtSource:
             return "gone"
         async with libvirt_client(self._socket, self._seconds) as client:
             state = await client.state(self._vm)
+            if is_gone(self.process):  # what libvirt speaks of is another one, which may have come back since
+                return "gone"
             if state is DomainState.RUNNING or not accepted:
                 return "here"
             if state is DomainState.PAUSED and not await client.has_job(self._vm):
@@ -277,7 +279,8 @@ class LibvirtSource:
         (seen). The destination's libvirt has said that all of the memory is there."""
         if self._conversation is not None and self._conversation.is_whole_there:
             async with libvirt_client(self._socket, self._seconds) as client:
-                if await client.state(self._vm) is DomainState.PAUSED:
+                state = await client.state(self._vm)
+                if state is DomainState.PAUSED and not is_gone(self.process):  # else it may be one that has come back
                     log.warning("libvirt left a guest that is whole at the destination: ending it here", vm=self._vm)
                     await client.destroy(self._vm)
         if not is_gone(self.process):

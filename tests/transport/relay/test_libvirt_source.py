@@ -197,6 +197,45 @@ async def test_what_libvirt_leaves_of_a_guest_that_is_whole_at_the_destination_i
     lanes.close()
 
 
+@pytest.mark.parametrize("by_settling", [True, False])
+async def test_a_guest_that_has_come_back_is_not_taken_for_the_one_that_left(
+    monkeypatch: pytest.MonkeyPatch, by_settling: bool
+) -> None:
+    """While libvirt was asked, the QEMU that gave its guest away ended, and another one of the same VM waits here."""
+    destroyed: list[str] = []
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as qemu:
+
+        async def destroy(vm: str) -> None:
+            destroyed.append(vm)
+
+        async def state(_: str) -> DomainState:
+            qemu.kill()
+            await trio.to_thread.run_sync(qemu.wait)
+            return DomainState.PAUSED
+
+        async def has_job(_: str) -> bool:
+            return False
+
+        @asynccontextmanager
+        async def client(*_: object) -> AsyncIterator[object]:
+            yield SimpleNamespace(state=state, destroy=destroy, has_job=has_job)
+
+        monkeypatch.setattr(libvirt_source, "libvirt_client", client)
+        conversation = talk(LocalBroken("the client of libvirt has left"))
+        conversation.is_whole_there = True
+        facts = {"process": process_identity(qemu.pid)}
+        source = LibvirtSource(Path("/nonexistent"), VM, 0.0, -1, facts, nobody(), conversation)
+        if by_settling:
+            assert await source.whereabouts(accepted=True) == "gone"
+        else:
+            lanes = Lanes()
+            lanes.ended.set()
+            migrate: Any = source.migrate
+            await migrate(lanes, SimpleNamespace(accepted=None), None)
+            lanes.close()
+    assert destroyed == []
+
+
 class Recoverable:
     """An end in post-copy, whose client has come."""
 
