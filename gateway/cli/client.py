@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
-from gateway.cli.connection import Connection, decode
+from gateway.cli.connection import ITS_OWN, Connection, decode
 from gateway.cli.errors import Refused
 from gateway.cli.record_replies import (
     CheckpointReply,
@@ -63,7 +63,10 @@ class GatewayClient(Connection):
 
     def request_migration(self, body: Mapping[str, Any]) -> DecisionReply:
         """Ask to move a VM. A denial is an answer, not an error: look at `.decision.allowed`."""
-        return decode(self.ask("POST", "/v1/migrations", body=body, denial_is_answer=True), DecisionReply)
+        reply = decode(self.ask("POST", "/v1/migrations", body=body, denial_is_answer=True), DecisionReply)
+        if reply.migration_id is not None:
+            self._known_by[reply.migration_id] = self._asked
+        return reply
 
     def check(self, body: Mapping[str, Any]) -> DecisionReply:
         """The decision alone: no permit, nothing moves, but the question is recorded."""
@@ -75,11 +78,14 @@ class GatewayClient(Connection):
 
     def migration(self, migration_id: str) -> MigrationReply:
         """State, progress and receipts."""
-        return decode(self.ask("GET", f"/v1/migrations/{quote(migration_id, safe='')}", stays=True), MigrationReply)
+        self._known_by.setdefault(migration_id, self._current)
+        path = f"/v1/migrations/{quote(migration_id, safe='')}"
+        return decode(self.ask("GET", path, about=migration_id), MigrationReply)
 
     def cancel(self, migration_id: str) -> None:
         """Ask the gateway to cancel; the outcome shows in `migration`."""
-        self.ask("POST", f"/v1/migrations/{quote(migration_id, safe='')}/cancel", stays=True)
+        self._known_by.setdefault(migration_id, self._current)
+        self.ask("POST", f"/v1/migrations/{quote(migration_id, safe='')}/cancel", about=migration_id)
 
     def hosts(self, prefix: str, limit: int) -> HostsReply:
         """The hosts whose names begin so, and what their relays report."""
@@ -139,45 +145,45 @@ class GatewayClient(Connection):
 
     def records(self, parameters: Mapping[str, str | int]) -> RecordsReply:
         """One page of records."""
-        return decode(self.ask("GET", "/v1/records", parameters=parameters), RecordsReply)
+        return decode(self.ask("GET", "/v1/records", parameters=parameters, about=ITS_OWN), RecordsReply)
 
     def histogram(self, parameters: Mapping[str, str | int]) -> HistogramReply:
         """How many records there are, by time and outcome."""
-        return decode(self.ask("GET", "/v1/records/histogram", parameters=parameters), HistogramReply)
+        return decode(self.ask("GET", "/v1/records/histogram", parameters=parameters, about=ITS_OWN), HistogramReply)
 
     def sinks(self) -> SinksReply:
         """Every sink of the log."""
-        return decode(self.ask("GET", "/v1/siem"), SinksReply)
+        return decode(self.ask("GET", "/v1/siem", about=ITS_OWN), SinksReply)
 
     def sink(self, name: str) -> SinkReply:
         """One sink, and what is under way there."""
-        return decode(self.ask("GET", f"/v1/siem/{quote(name, safe='')}"), SinkReply)
+        return decode(self.ask("GET", f"/v1/siem/{quote(name, safe='')}", about=ITS_OWN), SinkReply)
 
     def begin_siem(self, name: str, what: str, body: Mapping[str, Any]) -> SiemJob:
         """Begin `reconcile` or `resend`; its state shows in `sink`."""
-        return decode(self.ask("POST", f"/v1/siem/{quote(name, safe='')}/{what}", body=body), SiemJob)
+        return decode(self.ask("POST", f"/v1/siem/{quote(name, safe='')}/{what}", body=body, about=ITS_OWN), SiemJob)
 
     def record_file_findings(self, name: str, found: Mapping[str, Any]) -> int:
         """Put into the log what the receiver's files were found to hold; the record's index."""
         path = f"/v1/siem/{quote(name, safe='')}/file-findings"
-        return decode(self.ask("POST", path, body=found), RecordedReply).index
+        return decode(self.ask("POST", path, body=found, about=ITS_OWN), RecordedReply).index
 
     def quarantine(self, name: str, after: int) -> QuarantineReply:
         """What the sink's receiver refuses for ever."""
         path = f"/v1/siem/{quote(name, safe='')}/quarantine"
-        return decode(self.ask("GET", path, parameters={"after": after}), QuarantineReply)
+        return decode(self.ask("GET", path, parameters={"after": after}, about=ITS_OWN), QuarantineReply)
 
     def record(self, index: int) -> dict[str, Any]:
         """The answer about one record, whole."""
-        return decode(self.ask("GET", f"/v1/records/{index}"), dict[str, Any])
+        return decode(self.ask("GET", f"/v1/records/{index}", about=ITS_OWN), dict[str, Any])
 
     def begin_pruning(self, *, check: bool) -> PruneReply:
         """Have the gateway prune its log, or say what it would; it goes on in the background."""
-        return decode(self.ask("POST", "/v1/log/prune", body={"check": check}), PruneReply)
+        return decode(self.ask("POST", "/v1/log/prune", body={"check": check}, about=ITS_OWN), PruneReply)
 
     def pruning(self) -> PruneReply | None:
         """What the latest pruning did, so far; None: there was none since the gateway's start."""
-        return decode(self.ask("GET", "/v1/log/prune"), PruneReply | None)  # type: ignore[arg-type]
+        return decode(self.ask("GET", "/v1/log/prune", about=ITS_OWN), PruneReply | None)  # type: ignore[arg-type]
 
     def reconcile_hosts(self, since: str) -> dict[str, Any]:
         """What the receipts of both hosts say of each migration since then; the gateway records it."""
@@ -218,12 +224,12 @@ class GatewayClient(Connection):
 
     def checkpoint(self) -> str:
         """The signed note of the log: the published one, with cosignatures, where there is one."""
-        return self.ask("GET", "/v1/log/checkpoint").decode()
+        return self.ask("GET", "/v1/log/checkpoint", about=ITS_OWN).decode()
 
     def log_keys(self) -> bytes:
         """What joins the log's former keys to its key; nothing where the gateway is too old to say it."""
         try:
-            return self.ask("GET", "/v1/log/keys")
+            return self.ask("GET", "/v1/log/keys", about=ITS_OWN)
         except Refused as error:
             if error.code != "not_known":
                 raise
@@ -231,11 +237,11 @@ class GatewayClient(Connection):
 
     def tile(self, path: str) -> bytes:
         """A tile or entry bundle of the log, by its C2SP path without `tile/`."""
-        return self.ask("GET", f"/v1/log/tile/{path}")
+        return self.ask("GET", f"/v1/log/tile/{path}", about=ITS_OWN)
 
     def log_size(self) -> int:
         """How many entries the log has, by its newest checkpoint (a signed note: origin, size, root)."""
-        note = decode(self.ask("GET", "/v1/checkpoint"), CheckpointReply).checkpoint
+        note = decode(self.ask("GET", "/v1/checkpoint", about=ITS_OWN), CheckpointReply).checkpoint
         lines = note.split("\n", 3)
         if len(lines) < 3 or not re.fullmatch(r"0|[1-9][0-9]{0,18}", lines[1]):
             raise self.no_sense("its checkpoint is none")

@@ -27,6 +27,7 @@ from gateway.network_words import words_of_failure
 from transport.errors import UNDECODABLE
 
 CONNECT_TIMEOUT_SECONDS = 10
+ITS_OWN = "its own"  # log and deliveries: each gateway has others
 _CHANGES_NOTHING = frozenset({"/v1/decisions", "/v1/drain/check", "/v1/token"})
 MAX_ANSWER_BYTES = 16 * 1024 * 1024  # a page of 200 records of 60 KiB each fits
 
@@ -57,7 +58,8 @@ class Connection:
             )
             for url in (settings.gateway, *settings.others)
         ]
-        self._current = 0
+        self._current = self._asked = 0
+        self._known_by: dict[str, int] = {}  # which gateway alone can answer, by what is asked about
 
     def __enter__(self) -> Self:
         return self
@@ -77,21 +79,21 @@ class Connection:
         content: bytes | None = None,
         parameters: Mapping[str, str | int] | None = None,
         denial_is_answer: bool = False,
-        stays: bool = False,
+        about: str | None = None,
     ) -> bytes:
         """The body of a 2xx answer (or of a 403 that carries a decision).
 
         Where the token is not taken any more, and the same person has signed in meanwhile, it is asked once more. While
-        a gateway is away the next one is asked, and keeps being asked; not with `stays`: about what only that gateway
-        knows.
+        a gateway is away the next one is asked, and keeps being asked. `about`: what only one gateway knows (the id of
+        a migration, or ITS_OWN): whichever answered first is asked on.
         """
         if body is not None:
             content = msgspec.json.encode(body)
         if self._refused is not None and not self._has_signed_in_anew():
             raise self._refused
-        status, data = self._answer(method, path, content, parameters, stays=stays)
+        status, data = self._answer(method, path, content, parameters, about)
         if status == 401 and self._has_signed_in_anew():  # what is refused so was not begun
-            status, data = self._answer(method, path, content, parameters, stays=stays)
+            status, data = self._answer(method, path, content, parameters, about)
         if 200 <= status < 300:
             return data
         if denial_is_answer and status == 403 and _carries_decision(data):
@@ -115,20 +117,21 @@ class Connection:
         path: str,
         content: bytes | None,
         parameters: Mapping[str, str | int] | None,
-        *,
-        stays: bool,
+        about: str | None,
     ) -> tuple[int, bytes]:
         """Status and body, of whichever gateway answers."""
         headers = {} if content is None else {"content-type": "application/json"}
         if method != "GET" and path not in _CHANGES_NOTHING:
             note_change_asked("the gateway")
         at_most = CONNECT_TIMEOUT_SECONDS + self._settings.timeout_seconds
-        for _ in self._all if not stays else self._all[:1]:
+        only = None if about is None else self._known_by.get(about)
+        for _ in self._all if only is None else self._all[:1]:
+            self._asked = self._current if only is None else only
             try:
                 with (
                     waiting_for(self.url, at_most),
                     self._deadline.within(at_most),
-                    self._all[self._current].stream(
+                    self._all[self._asked].stream(
                         method, path, content=content, headers=headers, params=parameters
                     ) as answer,
                 ):
@@ -136,19 +139,21 @@ class Connection:
                 break
             except httpx.TransportError as error:
                 unreachable = self._unreachable(error)
-                if stays or not _may_ask_again(method, path, error):
+                if only is not None or not _may_ask_again(method, path, error):
                     raise unreachable from error
                 self._current = (self._current + 1) % len(self._all)
             except httpx.HTTPError as error:
                 raise self.no_sense(str(error)) from error
         else:
             raise unreachable
+        if about is not None:
+            self._known_by[about] = self._asked
         return answer.status_code, data
 
     @property
     def url(self) -> str:
-        """Of the gateway that is asked now."""
-        return (self._settings.gateway, *self._settings.others)[self._current]
+        """Of the gateway that is asked now, or was last."""
+        return (self._settings.gateway, *self._settings.others)[self._asked]
 
     def _read(self, answer: httpx.Response) -> bytes:
         data = bytearray()

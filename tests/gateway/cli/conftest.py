@@ -8,6 +8,7 @@ import json
 import ssl
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -61,6 +62,7 @@ class CannedGateway:
     ca: Path
     answers: dict[tuple[str, str], list[tuple[int, Any]]] = field(default_factory=dict)
     asked: list[Asked] = field(default_factory=list)
+    is_away: bool = False
 
     def answer(self, method: str, path: str, *answers: tuple[int, Any]) -> None:
         self.answers[method, path] = list(answers)
@@ -96,6 +98,19 @@ def tls_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture
 def canned(tls_files: tuple[Path, Path]) -> Iterator[CannedGateway]:
+    with _serving(tls_files) as gateway:
+        yield gateway
+
+
+@pytest.fixture
+def other_canned(tls_files: tuple[Path, Path]) -> Iterator[CannedGateway]:
+    """The site's other gateway."""
+    with _serving(tls_files) as gateway:
+        yield gateway
+
+
+@contextmanager
+def _serving(tls_files: tuple[Path, Path]) -> Iterator[CannedGateway]:
     certificate, key = tls_files
     gateway = CannedGateway("", certificate)
 
@@ -106,6 +121,9 @@ def canned(tls_files: tuple[Path, Path]) -> Iterator[CannedGateway]:
         def _serve(self) -> None:
             length = int(self.headers.get("content-length") or 0)
             body = json.loads(self.rfile.read(length)) if length else None
+            if gateway.is_away:
+                self.close_connection = True
+                return
             gateway.asked.append(Asked(self.command, self.path, self.headers.get("authorization"), body))
             status, answer = gateway.take(self.command, self.path)
             data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()

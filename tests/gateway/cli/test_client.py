@@ -114,6 +114,50 @@ def test_what_the_gateway_is_not_set_up_for_is_a_matter_of_configuration(canned:
     assert (caught.value.exit_code, caught.value.code) == (2, "not_set_up")
 
 
+def test_a_migration_is_asked_for_at_the_gateway_that_permitted_it(
+    canned: CannedGateway, other_canned: CannedGateway, tmp_path: Path
+) -> None:
+    """Also once the other one has permitted the next."""
+    unknown = (404, {"error": {"code": "not_known", "message": "m", "who_must_act": "requester", "next_step": "n"}})
+    for gateway, number in ((canned, "m-1"), (other_canned, "m-2")):
+        allowed = {"decision": ALLOWED, "record_index": 7, "migration_id": number}
+        gateway.answer("POST", "/v1/migrations", (202, allowed))
+        for each in ("m-1", "m-2"):
+            state = (200, {"migration_id": each, "state": "running"}) if each == number else unknown
+            gateway.answer("GET", f"/v1/migrations/{each}", state)
+    settings = ClientSettings(canned.url, canned.ca, tmp_path / "token", 5, others=(other_canned.url,))
+    with GatewayClient(settings, "aa.bb.cc") as client:
+        assert client.request_migration(QUESTION).migration_id == "m-1"
+        canned.is_away = True
+        assert client.request_migration(QUESTION).migration_id == "m-2"
+        with pytest.raises(Unreachable):
+            client.migration("m-1")
+        canned.is_away = False
+        assert [client.migration(each).state for each in ("m-1", "m-2")] == ["running"] * 2
+
+
+def test_one_reading_of_a_log_stays_at_one_gateway(
+    canned: CannedGateway, other_canned: CannedGateway, tmp_path: Path
+) -> None:
+    """Each has a log of its own: an index of the one means something else in the other."""
+    for gateway, size in ((canned, 5), (other_canned, 9)):
+        gateway.answer("GET", "/v1/checkpoint", (200, {"checkpoint": f"o\n{size}\nr\n"}))
+    settings = ClientSettings(canned.url, canned.ca, tmp_path / "token", 5, others=(other_canned.url,))
+    with GatewayClient(settings, "aa.bb.cc") as client:
+        assert client.log_size() == 5
+        canned.is_away = True
+        with pytest.raises(Unreachable):
+            client.log_size()
+        canned.is_away = False
+        assert client.log_size() == 5
+    canned.is_away = True
+    with GatewayClient(settings, "aa.bb.cc") as client:
+        assert client.log_size() == 9
+        canned.is_away, other_canned.is_away = False, True
+        with pytest.raises(Unreachable):
+            client.log_size()
+
+
 def test_a_redirect_is_not_followed_with_the_token(canned: CannedGateway) -> None:
     canned.answer("GET", "/v1/records/3", (307, {}))
     with connect(canned) as client, pytest.raises(Unreachable):
