@@ -46,7 +46,7 @@ def publish(
     told: list[str] = []
     worst: CommandError | None = None
     first = resolve(None if not gateway else gateway[0], ca, token_file, Path.home())
-    urls = gateway or [first.gateway, *first.others]
+    urls = gateway or [*dict.fromkeys((first.gateway, *first.others))]
     for url in urls:
         settings = resolve(url, ca, token_file, Path.home())
         try:

@@ -116,23 +116,29 @@ def test_without_a_name_it_is_published_at_all_gateways_of_client_toml(
 
 
 def test_who_stops_reading_leaves_no_gateway_behind_the_others(
-    logged_in: CannedGateway, home: Path, sealane: Sealane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    logged_in: CannedGateway,
+    other_canned: CannedGateway,
+    home: Path,
+    sealane: Sealane,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """`sealane policy publish … | head -1`."""
+    """`sealane policy publish … | head -1`. A gateway that stands in client.toml twice is asked once."""
     keys(sealane, tmp_path, "ann")
     out = tmp_path / "bank-2.json"
     bundle = draft(tmp_path / "draft", 2)
     sealane("policy", "sign", bundle, "--as", "ann", "--key", tmp_path / "ann.key", "--out", out)
-    logged_in.answer("POST", "/v1/policy/publications", (201, {"version": 2, "record_index": 7}))
+    for each in (logged_in, other_canned):
+        each.answer("POST", "/v1/policy/publications", (201, {"version": 2, "record_index": 7}))
     client = home / ".config" / "sealane" / "client.toml"
-    client.write_text(client.read_text() + f'others = ["{logged_in.url}"]\n')
+    client.write_text(client.read_text() + f'others = ["{logged_in.url}", "{other_canned.url}"]\n')
 
     def stop_reading(_: str) -> None:
         raise typer.Exit(141)
 
     monkeypatch.setattr("gateway.cli.policy_in_force.say", stop_reading)
     sealane("policy", "publish", out, expected=141)
-    assert len(logged_in.asked) == 2
+    assert [len(each.asked) for each in (logged_in, other_canned)] == [1, 1]
 
 
 @pytest.fixture
