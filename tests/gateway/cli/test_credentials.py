@@ -8,9 +8,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from gateway.cli.credentials import StoredToken, read_secret, read_token, store_token, token_of
+from gateway.cli.credentials import StoredToken, newer_token, read_secret, read_token, store_token, token_of
 from gateway.cli.errors import BadConfiguration, Refused
-from gateway.cli.settings import client_directory, resolve
+from gateway.cli.settings import ClientSettings, client_directory, resolve
 
 GATEWAY = "https://gw:8443"
 
@@ -62,6 +62,19 @@ def test_a_token_is_replaced_whole_and_leaves_no_other_file(tmp_path: Path) -> N
     store_token(path, StoredToken("aa.bb.cc", 200, GATEWAY))
     assert read_token(path, GATEWAY, 0) == "aa.bb.cc"
     assert [one.name for one in tmp_path.iterdir()] == ["token.json"]
+
+
+@pytest.mark.parametrize("name", ["t/below-a-file", "n" * 300, "loop"])
+@pytest.mark.parametrize("certificate", [None, Path("/c.pem")])
+def test_a_token_file_that_cannot_be_looked_at_is_told_and_ends_no_command_under_way(
+    tmp_path: Path, name: str, certificate: Path | None
+) -> None:
+    secret(tmp_path / "t", "aa.bb.cc")
+    (tmp_path / "loop").symlink_to("loop")
+    settings = ClientSettings(GATEWAY, None, tmp_path / name, 5, certificate=certificate)
+    with pytest.raises(BadConfiguration, match="cannot be read: "):
+        token_of(settings, 0)
+    assert newer_token(settings, 0, "aa.bb.cc") is None
 
 
 def test_an_expired_token_is_told_before_it_is_sent(tmp_path: Path) -> None:
