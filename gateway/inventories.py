@@ -14,7 +14,7 @@ from gateway.config import GatewayConfig
 from gateway.errors import GatewayError, StartRefused
 from gateway.placement import Placement
 from gateway.recording import Event, Recorder
-from policy.errors import InventoryRefused
+from policy.errors import InventoryRefused, InventoryUnavailable
 from policy.inventory import Inventory
 from policy.secret_files import read_secret_line
 from policy.sources.document import DocumentSource
@@ -50,7 +50,7 @@ async def read_at_start(sources: Sources) -> None:
     """The file must be there and right; the others may be down, or hang. Errors: StartRefused."""
     try:
         await sources.refresh(MAIN)
-    except InventoryRefused as error:
+    except (InventoryRefused, InventoryUnavailable) as error:
         raise StartRefused(str(error)) from error
     with trio.move_on_after(START_SECONDS):
         await sources.begin()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import trio
@@ -21,9 +21,12 @@ class FileSource:
     pace: Pace
     partial: bool = False
     tells_hosts: bool = True
+    # A thread that hangs, as on a network drive that is away, is left behind: one, not all that the gateway has.
+    _thread: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(1), repr=False, compare=False)
 
     async def read(self, before: Reading | None) -> Reading:
-        return await trio.to_thread.run_sync(self.read_now, before, abandon_on_cancel=True)
+        """See Source. After a reading that hangs no other begins before it has ended."""
+        return await trio.to_thread.run_sync(self.read_now, before, abandon_on_cancel=True, limiter=self._thread)
 
     def read_now(self, before: Reading | None) -> Reading:
         """The same, blocking. Errors: InventoryRefused."""

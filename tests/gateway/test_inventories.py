@@ -14,7 +14,7 @@ import trio
 from trio.testing import MockClock
 
 from gateway.config import load
-from gateway.errors import ConfigRefused
+from gateway.errors import ConfigRefused, StartRefused
 from gateway.inventories import START_SECONDS, read_at_start
 from gateway.starter import Site
 from policy.sources.keeper import Sources
@@ -185,6 +185,12 @@ async def test_the_start_waits_two_seconds_for_a_source_that_hangs_and_says_so(
     assert "inventory source unavailable" in said
     assert "source=cmdb" in said
     assert "no answer within 2 s" in said
+
+
+async def test_the_file_that_must_be_there_and_hangs_is_told(mock_clock: MockClock) -> None:
+    mock_clock.autojump_threshold = 0.01
+    with pytest.raises(StartRefused, match="no answer within 5 s"):
+        await read_at_start(Sources([Stub(MAIN, everything(), gate=trio.Event())]))
 
 
 async def test_the_inventory_is_shown_to_whom_policy_lets_see_it(site: Site, cmdb: HttpsServer) -> None:
