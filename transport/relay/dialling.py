@@ -14,12 +14,13 @@ from OpenSSL import SSL
 from certs.errors import PeerRefused
 from certs.tls import ControlPeer, HostCredentials, accept_peer, client_context, export_secret, local_leaf_sha256
 from policy.permit import VerifiedPermit
-from transport.errors import ConnectionBroken, OfferRefused, RefusalCode, quoted
+from transport.errors import ConnectionBroken, OfferRefused, RefusalCode
 from transport.hypervisors.moving import PLAIN, Movement
 from transport.relay.control import ControlLink, TlsStream
 from transport.relay.host import RelayHost, now
 from transport.relay.outgoing import Leaving, connect, connect_first, routes
 from transport.relay.permits import permits_in_offer
+from transport.relay.refusals import words_of
 from transport.relay.tcp import notice_silence
 from transport.wire.control import Role
 from transport.wire.keys import ConnectionKeys, exporter_context
@@ -106,7 +107,7 @@ async def offered(  # noqa: PLR0913, PLR0917 - what an Offer says
         except ConnectionBroken as broken:
             raise AnswerLost(str(broken)) from None
         if isinstance(answer, Refusal):
-            raise OfferRefused(answer.code, quoted(answer.message))
+            raise OfferRefused(answer.code, words_of(answer, purpose))
         assert isinstance(answer, Answer)
         yield SourceConnection(link, peer, keys, where, leaving, answer, local_leaf_sha256(credentials))
     finally:

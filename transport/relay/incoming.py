@@ -146,7 +146,8 @@ class Incoming:
 
 
 def _words_for(code: RefusalCode) -> str:
-    """What a refused peer reads, and whoever moves a VM: who knows more of it, and nothing that helps a forger."""
+    """What a refused peer reads: who knows more of it, and nothing that helps a forger. A source has words of its own
+    for most codes (`refusals`); one of an earlier version shows these to whoever moves a VM."""
     match code:
         case RefusalCode.HYPERVISOR:
             return "the hypervisor there does not take this VM; the log of the relay there says why"

@@ -222,7 +222,7 @@ def test_a_full_socket_folder_is_said_and_nothing_moves(pair: Pair) -> None:
     finally:
         subprocess.run(pair.b.inside("umount", str(folder)), check=True, timeout=20)
     assert code != 0
-    assert "the relay there cannot keep a session; its log says why" in said
+    assert "the relay there cannot keep a session, and its log says why" in said
     pair.wait_runs_only(guest, pair.a)
     pair.a.virsh("destroy", guest.name)
 
