@@ -7,7 +7,9 @@ start, with the functions that also run when things happen.
 
 Relays report; receipts, which are signed, have the last word: a progress report never leaves a final state, a
 receipt may (a destination that certifies "running" outweighs a source that gave up waiting). One host's word that it
-is completed is believed after some seconds; until then the other's receipt, with the rest of the facts, may arrive.
+is completed is believed after some seconds; until then the other's receipt, with the rest of the facts, may arrive. A
+guest in post-copy runs at the destination, as that one certifies, before all of its memory is there: its migration is
+`handing_over` until the source says that it is completed, or the permit's `recover_until` is past.
 """
 
 from __future__ import annotations
@@ -25,6 +27,11 @@ END_GRACE_SECONDS: Final = 300  # after `session_until`, for receipts that are s
 SECOND_RECEIPT_SECONDS: Final = 10  # how long "completed" waits for the other host's receipt
 NOT_BEGUN: Final = "the source relay did not begin before the permit expired"
 MAX_RECEIPTS: Final = 64  # of one migration; recovery sessions bring further ones
+_NO_RECEIPT: Final = "no receipt arrived: look at both hosts before repeating"
+_MEMORY_LEFT: Final = (
+    "the guest runs at the destination without all of its memory, for all that was heard, and the permit's "
+    "recover_until is past: an operator must look at both hosts (docs/failures.md, When an operator must decide)"
+)
 
 
 class State(StrEnum):
@@ -52,7 +59,7 @@ class ReceiptOnFile:
 
 @dataclass(frozen=True, slots=True)
 class Migration:
-    """Times are unix seconds: `begin_until` is the permit's `exp`, `end_until` its `session_until`.
+    """Times are unix seconds. `begin_until` is the permit's `exp`, `end_until` its `session_until`.
 
     `standing`: what it was allowed on. `obligation`: the strongest that a revocation in flight had, if there was one.
     """
@@ -69,6 +76,7 @@ class Migration:
     decided: int = 0
     begin_until: int = 0
     end_until: int = 0
+    recover_until: int = 0
     permit_sha256: str | None = None
     completed_at: int | None = None
     cancel_requested: bool = False
@@ -87,6 +95,19 @@ class Migration:
     def is_final(self) -> bool:
         return self.state in FINAL
 
+    @property
+    def lacks_memory(self) -> bool:
+        """Whether, as far as was heard, the guest runs at the destination and part of its memory is at the source."""
+        said = {each.outcome for each in self.receipts if each.role == "source"}
+        if self.state is not State.HANDING_OVER or State.COMPLETED in said:
+            return False
+        return "handed-over" in said or (self.progress or {}).get("remaining_bytes", 0) > 0
+
+    @property
+    def heard_until(self) -> int:
+        """Until when a relay may have something to say of it."""
+        return (max(self.recover_until, self.end_until) if self.lacks_memory else self.end_until) + END_GRACE_SECONDS
+
     def at(self, now: int) -> Migration:
         """The same, given that it is `now`: what should have been heard of and was not has failed, or was cancelled."""
         if self.state is State.ASSIGNED and now > self.begin_until + BEGIN_GRACE_SECONDS:
@@ -94,8 +115,8 @@ class Migration:
             return replace(self, state=State.CANCELLED if self.cancel_requested else State.FAILED, message=NOT_BEGUN)
         if not self.is_final and self.completed_at is not None and now >= self.completed_at:
             return replace(self, state=State.COMPLETED)
-        if not self.is_final and now > self.end_until + END_GRACE_SECONDS:
-            return replace(self, state=State.FAILED, message="no receipt arrived: look at both hosts before repeating")
+        if not self.is_final and now > self.heard_until:
+            return replace(self, state=State.FAILED, message=_MEMORY_LEFT if self.lacks_memory else _NO_RECEIPT)
         return self
 
     def expecting_silence(self) -> Migration:
@@ -108,7 +129,7 @@ class Migration:
         Silence ends nothing: a relay that took the permit and cannot, or will not, reach us is presumed to have failed
         (`at`), and moves its guest all the same.
         """
-        if self.jti is None or self.is_final or now > self.end_until + END_GRACE_SECONDS:
+        if self.jti is None or self.is_final or now > self.heard_until:
             return False
         return self.completed_at is None or now < self.completed_at
 
@@ -121,11 +142,11 @@ class Migration:
         told = replace(self, progress=progress or self.progress, message=message or self.message)
         match state:
             case State.COMPLETED:
-                return told._presume_completed(now)
+                return replace(told, message=message)._presume_completed(now)  # what was in the way is so no more
             case State.FAILED | State.CANCELLED:
                 return replace(told, state=state)
             case _:
-                return replace(told, state=max(state, self.state, key=_RANK.__getitem__))
+                return replace(told, state=max(state, self.state, key=_RANK.__getitem__))._weighed(now)
 
     def with_receipt(self, receipt: ReceiptOnFile, now: int) -> Migration:
         """With one more receipt on file, received `now`."""
@@ -134,13 +155,13 @@ class Migration:
         at_destination = bool(said & {("destination", "running"), ("destination", "completed")})
         at_source = ("source", "completed") in said
         if at_destination and at_source:
-            return replace(known, state=State.COMPLETED)
-        if at_destination or at_source:
-            return known if self.state is State.COMPLETED else known._presume_completed(now)
+            return replace(known, state=State.COMPLETED, message=None)
         if self.state is State.COMPLETED:
             return known
-        if receipt.outcome == "handed-over":
-            return known if self.is_final else replace(known, state=State.HANDING_OVER)
+        if (receipt.role, receipt.outcome) == ("source", "handed-over"):
+            return replace(known, state=State.HANDING_OVER, completed_at=None)
+        if at_destination or at_source:
+            return known if known.lacks_memory else known._presume_completed(now)
         was_cancelled = self.state is State.CANCELLED or any(outcome == "cancelled" for _, outcome in said)
         return replace(known, state=State.CANCELLED if was_cancelled else State.FAILED)
 
@@ -174,6 +195,12 @@ class Migration:
         until = self.completed_at if self.completed_at is not None else now + SECOND_RECEIPT_SECONDS
         return replace(self, state=State.HANDING_OVER, completed_at=until)
 
+    def _weighed(self, now: int) -> Migration:
+        """What the destination certified, by what the source says `now` of memory that it has."""
+        if self.lacks_memory:
+            return replace(self, completed_at=None)
+        return self if self.certified_host() is None else self._presume_completed(now)
+
     def certified_host(self) -> str | None:
         """The destination, once it certified that the guest runs there.
 
@@ -183,7 +210,7 @@ class Migration:
             return None
         running = any(r.role == "destination" and r.outcome in {"running", "completed"} for r in self.receipts)
         if self.site_role == "source":
-            running = any(r.role == "source" and r.outcome == "completed" for r in self.receipts)
+            running = any(r.role == "source" and r.outcome in {"completed", "handed-over"} for r in self.receipts)
         return self.destination if running else None
 
 
@@ -285,6 +312,7 @@ def from_decision(index: int, record: Mapping[str, Any]) -> Migration:
         decided=permit["iat"] if permit else 0,
         begin_until=permit["exp"] if permit else 0,
         end_until=permit["session_until"] if permit else 0,
+        recover_until=permit.get("recover_until", 0) if permit else 0,
         message=details.get("not_admitted"),
         break_glass=details.get("asked", {}).get("break_glass"),
         standing=standing_of(record),
@@ -309,6 +337,7 @@ def from_elsewhere(index: int, record: Mapping[str, Any]) -> Migration:
         decided=permit["iat"],
         begin_until=permit["exp"],
         end_until=permit["session_until"],
+        recover_until=permit.get("recover_until", 0),
         permit_sha256=record["details"]["permit_sha256"],
         elsewhere=record["details"]["gateway"],
         moves_guest=record["details"].get("named_port") is None,

@@ -120,6 +120,7 @@ def sealed_permit(
         decided=claims.iat,
         begin_until=claims.exp,
         end_until=claims.session_until,
+        recover_until=claims.recover_until,
         permit_sha256=hashlib.sha256(token.encode()).hexdigest(),
         break_glass=facts.asked.break_glass,
         standing=standing_of(document_of(event)),

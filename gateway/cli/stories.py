@@ -101,6 +101,8 @@ def ended(ends: Sequence[NumberedRecord]) -> str:
     at_source = ("source", "completed") in said
     if at_destination and at_source:
         return "completed: both hosts certify it"
+    if at_destination and ("source", "handed-over") in said:
+        return "the destination certifies that it runs there; the source has part of its memory"
     if at_destination:
         return "the destination certifies that it runs there; the source has not certified the end"
     if at_source:

@@ -14,6 +14,7 @@ from gateway.migrations import (
     Migrations,
     ReceiptOnFile,
     State,
+    from_decision,
 )
 
 NOW = 1_000_000
@@ -33,6 +34,7 @@ def assigned(name: str = "m1", vm: str = "vm1") -> Migration:
         decided=NOW,
         begin_until=NOW + 60,
         end_until=NOW + 3600,
+        recover_until=NOW + 7200,
     )
 
 
@@ -67,6 +69,57 @@ def test_one_hosts_word_is_believed_after_some_seconds(said: tuple[str, str]) ->
     migration = assigned().with_receipt(receipt(*said), NOW)
     assert migration.at(NOW + SECOND_RECEIPT_SECONDS - 1).state is State.HANDING_OVER
     assert migration.at(NOW + SECOND_RECEIPT_SECONDS).state is State.COMPLETED
+
+
+def in_post_copy() -> Migration:
+    """The guest runs at the destination, and a GiB of its memory is at the source, which has told so."""
+    return assigned().with_progress(State.RUNNING, {}, None, NOW).with_progress(
+        State.HANDING_OVER, {"remaining_bytes": 1 << 30}, None, NOW
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("source_first", [True, False])
+def test_a_guest_whose_memory_is_still_at_the_source_is_being_handed_over(source_first: bool) -> None:
+    """Interrupted post-copy: the destination certifies that the guest runs there, and is alone with its word."""
+    said = [receipt("destination", "running"), receipt("source", "handed-over")]
+    migration = assigned().with_progress(State.RUNNING, {}, None, NOW)
+    for each in said[::-1] if source_first else said:
+        migration = migration.with_receipt(each, NOW)
+    assert migration.at(NOW + 7200).state is State.HANDING_OVER
+    assert migration.may_still_run(NOW + 7200)
+    assert migration.certified_host() == "b"
+    late = migration.at(NOW + 7201 + END_GRACE_SECONDS)
+    assert (late.state, late.message is not None and "recover_until is past" in late.message) == (State.FAILED, True)
+    assert late.with_receipt(receipt("source", "completed"), NOW + 8000).state is State.COMPLETED
+    whole = migration.with_receipt(receipt("source", "completed"), NOW + 100)
+    assert (whole.state, whole.message) == (State.COMPLETED, None)
+
+
+def test_the_destinations_word_alone_ends_no_post_copy_that_the_source_has_told_of() -> None:
+    """Nor where the source's relay is dead, and its receipt comes after its restart."""
+    migration = in_post_copy().with_receipt(receipt("destination", "running"), NOW)
+    assert migration.at(NOW + 7200).state is State.HANDING_OVER
+    told = migration.with_progress(State.HANDING_OVER, None, "post-copy was interrupted", NOW + 60)
+    assert told.at(NOW + 7200).message == "post-copy was interrupted"
+    done = told.with_progress(State.COMPLETED, {"remaining_bytes": 0}, None, NOW + 90)
+    assert (done.at(NOW + 100).state, done.message) == (State.COMPLETED, None)
+
+
+def test_a_restart_of_the_gateway_forgets_no_memory_that_is_left_behind() -> None:
+    permit = {"jti": "j", "iat": NOW, "exp": NOW + 60, "session_until": NOW + 3600, "recover_until": NOW + 7200}
+    record = {"migration_id": "m1", "outcome": "allowed", "vm": {"uuid": "vm1"}, "source": "a", "destination": "b"}
+    migration = from_decision(1, {**record, "details": {"permit": permit}})
+    for each in (receipt("destination", "running"), receipt("source", "handed-over")):
+        migration = migration.with_receipt(each, NOW + 4000)
+    assert migration.at(NOW + 7200).state is State.HANDING_OVER
+
+
+def test_what_was_presumed_of_the_destinations_word_is_not_once_the_source_says_otherwise() -> None:
+    presumed = assigned().with_receipt(receipt("destination", "running"), NOW)
+    told = presumed.with_progress(State.HANDING_OVER, {"remaining_bytes": 1}, None, NOW + 5)
+    assert told.at(NOW + SECOND_RECEIPT_SECONDS).state is State.HANDING_OVER
+    whole = told.with_progress(State.HANDING_OVER, {"remaining_bytes": 0}, None, NOW + 20)
+    assert whole.at(NOW + 20 + SECOND_RECEIPT_SECONDS).state is State.COMPLETED
 
 
 def test_only_the_destinations_receipt_certifies_where_the_vm_is() -> None:

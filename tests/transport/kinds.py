@@ -37,12 +37,14 @@ DEADLINE_SECONDS = 120.0
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What there is to tell of one move. `channels`: of the source's receipt; `qemu`: its answers to query-migrate,
+    """What there is to tell of one move. `channels`: of the source's receipts, in the order of their names, whose
+    outcomes are `certified`; `qemu`: its answers to query-migrate,
     each with its `parameters` of that moment."""
 
     news: list[News]
     channels: list[dict[str, Any]]
     qemu: list[dict[str, Any]]
+    certified: list[str]
 
     def states(self) -> set[str]:
         return {answer.get("status", "") for answer in self.qemu}
@@ -233,7 +235,7 @@ async def _moved(
             nursery.cancel_scope.cancel()
         bodies = [json.loads(json.loads(each.read_bytes())["receipt"]["body"]) for each in here.source.spool.receipts()]
         channels = [channel for body in bodies for channel in body["channels"]]
-        seen = Seen(here.news, channels, answers)
+        seen = Seen(here.news, channels, answers, [body["outcome"] for body in bodies])
         last = here.news[-1]
         if (last.state == "completed") is not kind.moves:
             raise WrongGuest(f"{last.state}: {last.message}")

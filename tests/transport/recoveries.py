@@ -17,7 +17,10 @@ LIMITS = {"resume_seconds": 0.5, "silence_seconds": 2.0}
 
 
 def _recovered(seen: Seen) -> str:
-    return "recovered" if "postcopy-paused" in seen.states() else ""
+    """The source certifies the end once all of the memory has gone, and not before."""
+    *interrupted, last = seen.certified
+    is_told = last == "completed" and set(interrupted) == {"handed-over"}
+    return "recovered" if "postcopy-paused" in seen.states() and is_told else ""
 
 
 def interrupted(*, preempt: bool = False) -> Kind:

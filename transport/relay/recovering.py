@@ -40,6 +40,9 @@ async def recover_post_copy(first: SourceSession, end: SourceEnd, tell: Tell) ->
     claims = first.permit.claims
     pause, tries, cause = 0.0, 0, ""
     while await end.is_in_post_copy():
+        if not first.has_receipt:
+            first.facts.outcome = "handed-over"  # the guest runs there, by D's durable word, and its memory is here
+            await _try_to_keep_receipt(first)
         log.warning(f"post-copy was interrupted: {end.recovers}", vm=claims.vm, tries=tries)
         until = datetime.fromtimestamp(claims.recover_until, UTC)
         words = f"post-copy was interrupted; {end.recovers}, until {until:%Y-%m-%dT%H:%M:%SZ}"
@@ -53,14 +56,13 @@ async def recover_post_copy(first: SourceSession, end: SourceEnd, tell: Tell) ->
             tries += 1
             pause = min(2 * pause or first.host.config.limits.settle_retry_seconds, _MAX_PAUSE_SECONDS)
             try:
-                if not first.has_receipt:
-                    first.facts.outcome = "completed"  # the guest runs at the destination, by its durable word
-                    await keep_receipt(first)
                 await _recover_once(first, end, tell)
             except (TransportError, HypervisorError, BaseExceptionGroup) as error:
                 cause = str(cause_of(error))
                 log.warning("post-copy not recovered yet", vm=claims.vm, cause=cause)
                 end.broke(cause)
+    if first.facts.outcome == "handed-over":
+        first.has_receipt = False  # no receipt says that all of its memory went, be it by us or another way
 
 
 async def _recover_once(first: SourceSession, end: SourceEnd, tell: Tell) -> None:
@@ -68,7 +70,7 @@ async def _recover_once(first: SourceSession, end: SourceEnd, tell: Tell) -> Non
     host, permit = first.host, first.permit
     own_leaf = local_leaf_sha256(host.credentials)
     facts = ReceiptFacts(Role.SOURCE, permit, end.vm_binding, now(), own_leaf, is_recovery=True)
-    facts.outcome = "completed"  # as of the first session: the guest runs at the destination
+    facts.outcome = "handed-over"
     session = SourceSession(host, permit, first.address, first.journal, facts, recovery_id=os.urandom(16).hex())
     folder = session_folder(host.spool.run_dir, session.session_id)
     await host.on_disk(make_session_folder, host.spool.run_dir, session.session_id, host.qemu_uid)
@@ -85,17 +87,20 @@ async def _recover_once(first: SourceSession, end: SourceEnd, tell: Tell) -> Non
             await host.on_disk(remove_session_folder, folder)
             if facts.has_carried or session.outcome == "completed":
                 await _try_to_keep_receipt(session)
+            if session.has_receipt:
+                first.facts.outcome = facts.outcome
     while not session.has_receipt:  # nobody else would try again: the guest is whole
         await trio.sleep(host.config.limits.settle_retry_seconds)
         await _try_to_keep_receipt(session)
+    first.facts.outcome = facts.outcome
 
 
 async def _try_to_keep_receipt(session: SourceSession) -> None:
-    """Also of a recovery that was interrupted: what it carried is certified. The next one does not wait for a disk."""
+    """Also of what was interrupted: what it carried is certified. A recovery does not wait for a disk."""
     try:
         await keep_receipt(session)
     except SpoolFailed as error:
-        log.error("the receipt of a recovery cannot be kept", vm=session.permit.claims.vm, cause=str(error))
+        log.error("the receipt of interrupted post-copy cannot be kept", vm=session.permit.claims.vm, cause=str(error))
 
 
 async def _carry(session: SourceSession, end: SourceEnd, tell: Tell) -> None:
@@ -114,7 +119,7 @@ async def _carry(session: SourceSession, end: SourceEnd, tell: Tell) -> None:
                 held.enter_context(inlet.listening)
                 nursery.start_soon(lanes.accept_forever, inlet)
             await end.go_on_with_post_copy(lanes, lambda seen: tell(News("handing_over", seen)))
-            session.outcome = "completed"
+            session.outcome = session.facts.outcome = "completed"
             await channels.wait_drained(host.config.limits.drain_seconds)
             await exchange_receipts_as_source(session, lambda receipt: line.ask(receipt, Receipt))
             await line.say_bye()

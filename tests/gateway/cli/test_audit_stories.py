@@ -17,7 +17,7 @@ from audit.record import Actor, Record, Vm, encode_entry
 from gateway.cli.errors import Refused
 from gateway.cli.proving import proof_of_one, sealed_folder
 from gateway.cli.record_replies import NumberedRecord
-from gateway.cli.stories import life_of, moves_of, story_of
+from gateway.cli.stories import ended, life_of, moves_of, story_of
 from tests.audit.query.documents import documents
 from tests.gateway.cli.conftest import CannedGateway, Sealane, last_object, only_error_line
 from tests.gateway.cli.test_audit import EVIL
@@ -127,6 +127,20 @@ def test_what_is_not_in_the_log_is_not_proven(log: Path, sealane: Sealane) -> No
     tail.write_bytes(tail.read_bytes().replace(b"empty host-a", b"empty host-b"))
     result = sealane("audit", "show", "0", "--log", log, "--key", SIGNER.vkey)
     assert "NOT PROVEN" in only_error_line(result)
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("completed", "completed: both hosts certify it"),
+        ("failed", "the destination certifies that it runs there; the source has not certified the end"),
+        ("handed-over", "the destination certifies that it runs there; the source has part of its memory"),
+    ],
+)
+def test_what_both_hosts_certify_is_told_in_words(source: str, words: str) -> None:
+    said = {"source": source, "destination": "running"}
+    records = [{"kind": "migration.receipt", "outcome": said[role], "details": {"role": role}} for role in said]
+    assert ended([NumberedRecord(index, each) for index, each in enumerate(records)]) == words
 
 
 def test_a_denial_tells_why_and_that_nobody_knows_the_host(log: Path, sealane: Sealane) -> None:

@@ -259,7 +259,8 @@ async def test_a_client_that_comes_after_recover_until_reads_so() -> None:
     async def tell(_: object) -> None:
         pass
 
-    first: Any = SimpleNamespace(permit=SimpleNamespace(claims=SimpleNamespace(vm=VM, recover_until=1_000)))
+    permit = SimpleNamespace(claims=SimpleNamespace(vm=VM, recover_until=1_000))
+    first: Any = SimpleNamespace(permit=permit, has_receipt=True)
     end: Any = Recoverable()
     with pytest.raises(LocalBroken, match="recover_until is past"):
         await recover_post_copy(first, end, tell)
