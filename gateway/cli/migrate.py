@@ -194,8 +194,10 @@ def _check(client: GatewayClient, question: dict[str, Any], *, as_json: bool) ->
 
 def _move(client: GatewayClient, question: dict[str, Any], wait_seconds: int, *, as_json: bool) -> int:
     from gateway.cli import migration_view as view
+    from gateway.cli.convergence import Convergence
 
     clock = Clock(time.monotonic, time.sleep)
+    convergence = Convergence(question.get("how", {}))
     # Entered before the request: a Ctrl-C while the gateway decides must still find the migration's id.
     with Interrupts() as interrupts:
         started = clock.now()
@@ -209,13 +211,19 @@ def _move(client: GatewayClient, question: dict[str, Any], wait_seconds: int, *,
         if not as_json:
             say(f"  migration   {answer.migration_id}")  # now: whoever cancels it elsewhere needs it
         with _bar(as_json=as_json) as bar:
+
+            def show(reply: MigrationReply) -> None:
+                bar.show(reply)
+                if (advice := convergence.advice(reply)) is not None:
+                    bar.note(advice)
+
             reply = follow(
                 client,
                 answer.migration_id,
                 interrupts=interrupts,
                 clock=clock,
                 deadline_seconds=wait_seconds,
-                show=bar.show,
+                show=show,
                 note=bar.note,
             )
     _tell(answer, reply, clock.now() - started, as_json=as_json)
