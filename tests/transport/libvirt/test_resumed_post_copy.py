@@ -167,12 +167,18 @@ def test_an_interrupted_guest_is_taken_up_and_whole(rooted: Pair, tmp_path: Path
     assert receipts(pair, guest) == {(role, of) for role in ("source", "destination") for of in (False, True)}
 
 
+def sends_again(host: Host, guest: Guest) -> bool:
+    """Whether QEMU is through with the handshake of a recovery: version 7.2 cannot lose its connection in it."""
+    code, said = host.virsh("qemu-monitor-command", guest.name, json.dumps({"execute": "query-migrate"}))
+    return code == 0 and json.loads(said)["return"].get("status") == "postcopy-active"
+
+
 def test_a_recovery_that_is_interrupted_is_taken_up_again(rooted: Pair) -> None:
     pair = rooted
     guest = pair.guest(pair.a)
     interrupt(pair, guest, "network", "--p2p")
     for victim in ("network", "relay a", "relay b"):
-        with taking_up(pair, guest, lambda: FAILED not in reason(pair.b, guest), "--p2p") as again:
+        with taking_up(pair, guest, lambda: sends_again(pair.a, guest), "--p2p") as again:
             break_off(pair, guest, victim, again)
     resume(pair, guest, "--p2p")
     count_passes(guest.printed(pair.a) + guest.printed(pair.b))
