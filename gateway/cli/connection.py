@@ -89,10 +89,10 @@ class Connection:
         """
         if body is not None:
             content = msgspec.json.encode(body)
-        if self._refused is not None and not self._has_signed_in_anew():
+        if self._refused is not None and not self._takes_newer_token():
             raise self._refused
         status, data = self._answer(method, path, content, parameters, about)
-        if status == 401 and self._has_signed_in_anew():  # what is refused so was not begun
+        if status == 401 and self._takes_newer_token():  # what is refused so was not begun
             status, data = self._answer(method, path, content, parameters, about)
         if 200 <= status < 300:
             return data
@@ -103,7 +103,7 @@ class Connection:
             self._refused = refusal
         raise refusal
 
-    def _has_signed_in_anew(self) -> bool:
+    def _takes_newer_token(self) -> bool:
         if self._token is None or (found := newer_token(self._settings, int(time.time()), self._token)) is None:
             return False
         self._token, self._refused = found, None

@@ -15,12 +15,13 @@ from gateway.cli.replies import MigrationReply
 PASSES: Final = 3  # are compared with as many before them; the first one sends all of the memory and is none of them
 _SMALLER: Final = 0.9  # of what the passes before had to send: less than that is progress
 _SETTLING: Final = frozenset({"post_copy_after_passes", "post_copy_after_seconds", "converge_within_seconds"})
-_REMEDIES: Final[Mapping[str, str]] = {
-    "bandwidth_bytes_per_second": "a higher --bandwidth-bytes-per-second, if it or the site's limit holds it back",
-    "downtime_limit_ms": "a higher --downtime-limit-ms",
-    "auto_converge": "--auto-converge, which slows the guest down",
-    "post_copy": "--post-copy-after-passes, after which the guest goes on there and its memory follows",
-}
+_AUTO_CONVERGE: Final = "--auto-converge, which slows the guest down"
+_REMEDIES: Final = (
+    "a higher --bandwidth-bytes-per-second, if it or the site's limit holds it back",
+    "a higher --downtime-limit-ms",
+    _AUTO_CONVERGE,
+    "--post-copy-after-passes, after which the guest goes on there and its memory follows",
+)
 
 
 class Convergence:
@@ -46,7 +47,7 @@ class Convergence:
         if len(lately) < PASSES or max(lately) < max(1, _SMALLER * max(before)):
             return None
         self._is_said = True
-        remedies = [words for wish, words in _REMEDIES.items() if wish != "auto_converge" or wish not in self._how]
+        remedies = [words for words in _REMEDIES if words != _AUTO_CONVERGE or "auto_converge" not in self._how]
         return (
             f"It does not converge: {PASSES} passes had as much to send as those before, since the guest changes "
             "memory as fast as it is sent. Ctrl-C gives it up, and the guest stays where it is. Then ask again with "

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,9 +16,8 @@ import typer
 from gateway.cli.credentials import StoredToken, password_of, store_token
 from gateway.cli.errors import OPERATOR, REQUESTER, BadConfiguration
 from gateway.cli.options import CaOption, GatewayOption, JsonOption, TokenFileOption
-from gateway.cli.output import print_json, say
+from gateway.cli.output import note, print_json, say
 from gateway.cli.settings import ClientSettings, resolve
-from gateway.cli.terminal import harmless
 from gateway.counted import counted
 
 if TYPE_CHECKING:
@@ -147,15 +145,9 @@ def _at_issuer(settings: ClientSettings, where: IssuerLogin, *, device: bool, br
     with IssuerClient(where) as client:
         endpoints = client.discover()
         if browser or (endpoints.device_authorization_endpoint is None and not device):
-            answer = by_browser(client, endpoints, _note, webbrowser.open, clock)
+            answer = by_browser(client, endpoints, note, webbrowser.open, clock)
         else:
-            answer = by_device(client, endpoints, _note, clock)
+            answer = by_device(client, endpoints, note, clock)
     token = access_token_of(answer, where)
     with GatewayClient(settings, token) as gateway:
         return gateway.whoami().name, answer
-
-
-def _note(text: str) -> None:
-    """On stderr: with --json stdout is for the object."""
-    sys.stderr.write(harmless(text, limit=4000) + "\n")
-    sys.stderr.flush()

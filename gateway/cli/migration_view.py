@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
@@ -12,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
+from gateway.cli.output import note
 from gateway.cli.replies import Decision, DecisionReply, MigrationReply, PreflightReply, receipt_bodies
 from gateway.cli.replies import Progress as Numbers
 from gateway.cli.terminal import harmless, plain
@@ -152,7 +152,7 @@ class Lines:
 
     def note(self, text: str) -> None:
         """A line on stderr."""
-        sys.stderr.write(harmless(text, limit=1000) + "\n")
+        note(text)
 
 
 def how_far(reply: MigrationReply) -> str:

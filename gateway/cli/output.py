@@ -49,8 +49,8 @@ def say(text: str) -> None:
 
 
 def note(text: str) -> None:
-    """One line beside what is asked for: on stderr, harmless as `say` has it."""
-    sys.stderr.write(harmless(text, limit=2000) + "\n")
+    """One line beside what is asked for: on stderr, harmless as `say` has it; with --json stdout is for the object."""
+    sys.stderr.write(harmless(text, limit=4000) + "\n")
     sys.stderr.flush()
 
 

@@ -13,7 +13,6 @@ from typing import Final
 
 import structlog
 import trio
-from cryptography import x509
 
 from certs.authority import CRL_LIFETIME
 from certs.crls import FORGOTTEN_AFTER
@@ -76,7 +75,7 @@ class Crls:
             crl = await self._thread.do(read_crl, authority.crl_file)
             # One from the future was published while this clock was ahead: nobody believes it, nor any host.
             is_early = crl.last_update_utc > now
-            lacks = not known <= await self._thread.do(_serials, crl)  # forgotten while this clock was ahead
+            lacks = not known <= await self._thread.do(authority.revoked)  # forgotten while this clock was ahead
             if is_early or lacks or crl.next_update_utc is None or crl.next_update_utc - now < CRL_LIFETIME / 2:
                 number = await self._thread.do(partial(authority.publish_crl, now, ends=ends))
                 log.info("CRL renewed", number=number, authority=authority.certificate.subject.rfc4514_string())
@@ -94,7 +93,3 @@ class Crls:
 def _counting(ends: Mapping[int, datetime], now: datetime) -> frozenset[int]:
     """What belongs on every CRL."""
     return frozenset(serial for serial, end in ends.items() if end + FORGOTTEN_AFTER >= now)
-
-
-def _serials(crl: x509.CertificateRevocationList) -> frozenset[int]:
-    return frozenset(each.serial_number for each in crl)

@@ -11,7 +11,7 @@ from transport.errors import TransportError
 from transport.hypervisors.errors import HypervisorError, MigrationCancelled
 from transport.relay.caller import Conversation
 from transport.relay.evacuating import EvacuationDesk
-from transport.relay.failures import words_of
+from transport.relay.failures import words_for_gateway
 from transport.relay.fronting import announced_at
 from transport.relay.gateway_answers import (
     Assignment,
@@ -106,7 +106,7 @@ class Assignments:
                 end=lambda permit: self._host.libvirt_source(permit, conversation, {}),
             )
         except (TransportError, HypervisorError) as error:
-            await tell(News("failed", None, None, words_of(error)))
+            await tell(News("failed", None, None, words_for_gateway(error)))
             raise
         finally:
             if not is_ours:
@@ -148,7 +148,7 @@ class Assignments:
         except (TransportError, HypervisorError) as error:
             log.warning("migration not begun", migration=assignment.migration_id, cause=str(error))
             state = "cancelled" if isinstance(error, MigrationCancelled) else "failed"
-            await tell(News(state, None, None, words_of(error)))
+            await tell(News(state, None, None, words_for_gateway(error)))
         except Exception:
             # The edge: a bug in one session must not end the others.
             log.exception("migration ended by a bug", migration=assignment.migration_id)

@@ -47,7 +47,7 @@ def cause_of(error: BaseException) -> SessionError:
     return next(leaf for kind in _CAUSES for leaf in leaves if isinstance(leaf, kind))
 
 
-def words_of(error: SessionError) -> str:
+def words_for_gateway(error: SessionError) -> str:
     """What a gateway is told of what could not even be begun: with what to do about it, where the error knows that."""
     return f"{error.detail[:_MAX_DETAIL]}. {error.next_step}" if isinstance(error, HypervisorError) else str(error)
 

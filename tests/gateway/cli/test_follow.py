@@ -120,8 +120,9 @@ def test_ctrl_c_too_late_to_cancel_still_tells_the_outcome() -> None:
     assert "it is handing over" in notes[0]
 
 
-def test_a_cancel_that_did_not_arrive_is_sent_again() -> None:
-    gateway = ScriptedGateway(["running"], GONE, before={1: press_ctrl_c})
+@pytest.mark.parametrize("error", [GONE, LOGIN])
+def test_a_cancel_that_did_not_arrive_or_found_no_login_is_sent_again(error: CommandError) -> None:
+    gateway = ScriptedGateway(["running"], error, before={1: press_ctrl_c})
 
     def comes_back() -> None:
         gateway.on_cancel = None
@@ -170,18 +171,6 @@ def test_without_a_login_the_command_ends_and_says_that_the_migration_goes_on() 
         run(ScriptedGateway(["running", LOGIN]))
     assert "sealane login" in caught.value.next_step
     assert "sealane migration show m-1" in caught.value.next_step
-
-
-def test_a_cancel_that_found_no_login_is_asked_for_again_after_one() -> None:
-    gateway = ScriptedGateway(["running"], LOGIN, before={1: press_ctrl_c})
-
-    def comes_back() -> None:
-        gateway.on_cancel = None
-        gateway.script = ["running", "cancelled"]
-
-    gateway.before_cancel[3] = comes_back
-    reply, _, _ = run(gateway)
-    assert (reply.state, gateway.cancels) == ("cancelled", 3)
 
 
 def test_who_may_not_watch_is_told_that_its_end_was_not_seen() -> None:
