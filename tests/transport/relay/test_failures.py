@@ -7,7 +7,7 @@ import trio
 
 from transport.errors import ConnectionBroken, LocalBroken, ProtocolViolation
 from transport.hypervisors.errors import HypervisorUnreachable
-from transport.relay.failures import cause_of, words_of
+from transport.relay.failures import cause_of, words_for_gateway
 
 
 def test_the_cause_is_what_the_others_follow_from() -> None:
@@ -18,10 +18,10 @@ def test_the_cause_is_what_the_others_follow_from() -> None:
 
 
 def test_what_is_to_be_done_is_told_however_long_a_hypervisor_speaks() -> None:
-    said = words_of(HypervisorUnreachable("x" * 1000))
+    said = words_for_gateway(HypervisorUnreachable("x" * 1000))
     assert said.endswith(HypervisorUnreachable.next_step)
     assert len(said) < 500
-    assert words_of(LocalBroken("in words of its own")) == "in words of its own"
+    assert words_for_gateway(LocalBroken("in words of its own")) == "in words of its own"
 
 
 def test_a_bug_beside_our_errors_is_raised_alone() -> None:
