@@ -137,10 +137,11 @@ async def _migrate(
             with Meter((source.pid, destination.pid, *relays)) as everyone, Meter(relays) as relaying:
                 started = time.monotonic()
                 await sender.tell("migrate", uri=to)
-                moved = await sender.machine.wait_migration(deadline_seconds=DEADLINE_SECONDS)
+                await sender.machine.wait_migration(deadline_seconds=DEADLINE_SECONDS)
                 seconds = time.monotonic() - started
+            moved = await sender.machine.progress()
             await receiver.machine.wait_incoming(deadline_seconds=DEADLINE_SECONDS)
-        await sender.machine.resume()
+        await sender.machine.take_back()
     return Run(seconds, moved.transferred_bytes, everyone.cpu_seconds, relaying.peak_rss_bytes)
 
 

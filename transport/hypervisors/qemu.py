@@ -33,6 +33,9 @@ from transport.hypervisors.migration_settings import (
 )
 from transport.hypervisors.post_copy import PostCopy
 from transport.hypervisors.qmp import PeerCredentials, QmpConnection, left
+from transport.hypervisors.qmp_messages import Event
+
+_SOON_SECONDS = 0.05
 
 
 class _Capability(msgspec.Struct, frozen=True):
@@ -138,6 +141,7 @@ class QemuMachine:
     async def start_migration(self, unix_path: Path) -> None:
         """Let QEMU connect to `unix_path` and begin to send. Returns at once; see `wait_migration`."""
         await self._execute("migrate", {"uri": unix_uri(unix_path)})
+        self._qmp.forget_events()  # what an earlier migration came to is no word about this one
 
     async def continue_migration(self) -> None:
         """Let a source go on that has paused before its switchover."""
@@ -165,8 +169,8 @@ class QemuMachine:
         deadline_seconds: float,
         on_progress: Callable[[MigrationProgress], Awaitable[None]] | None = None,
         interval_seconds: float = 0.25,
-    ) -> MigrationProgress:
-        """Wait for the end of the migration at the source and return its last numbers.
+    ) -> None:
+        """Wait for the end of the migration at the source; `progress` has its last numbers then.
 
         Raises MigrationFailed, MigrationCancelled; HypervisorTimeout at the deadline: the migration then
         still runs and must be cancelled. `on_progress` is called on each change of state but the last, and
@@ -178,7 +182,7 @@ class QemuMachine:
             # the network takes. Silence is a failure at the end of the whole deadline only.
             seen = await self.progress(deadline_seconds=left(end, deadline_seconds))
             if seen.status == "completed":
-                return seen  # the guest stands still by now: nobody is told anything before it is handed over
+                return  # the guest stands still by now: nobody is told anything before it is handed over
             if on_progress is not None:
                 await on_progress(seen)
             match seen.status:
@@ -189,14 +193,9 @@ class QemuMachine:
                 case "postcopy-paused":
                     raise MigrationFailed("post-copy was interrupted")
                 case _:
-                    await self._qmp.next_event(patience_seconds=min(interval_seconds, left(end, deadline_seconds)))
-
-    async def incoming_complete(self) -> bool:
-        """Whether everything was loaded here. Raises MigrationFailed if it cannot be any more."""
-        seen = await self.progress()
-        if seen.status == "failed":
-            raise MigrationFailed(f"QEMU could not load the migration: {seen.error or 'no reason given'}")
-        return seen.status == "completed" and await self.status() != "inmigrate"
+                    patience = min(interval_seconds, left(end, deadline_seconds))
+                    if _is_completed(await self._qmp.next_event(patience_seconds=patience)):
+                        return  # asking once more would take QEMU, which is busy now, some milliseconds
 
     async def wait_incoming(self, *, deadline_seconds: float, interval_seconds: float = 0.1) -> str:
         """Wait until everything was loaded, and return the run state: paused if it was held.
@@ -204,21 +203,34 @@ class QemuMachine:
         Raises MigrationFailed (QEMU before 9.1 ends instead: HypervisorGone), HypervisorTimeout.
         """
         end = trio.current_time() + deadline_seconds
-        while not await self.incoming_complete():
+        while True:
+            seen = await self.progress()
+            if seen.status == "failed":
+                raise MigrationFailed(f"QEMU could not load the migration: {seen.error or 'no reason given'}")
+            if seen.status == "completed" and (state := await self.status()) != "inmigrate":
+                return state
             await self._qmp.next_event(patience_seconds=min(interval_seconds, left(end, deadline_seconds)))
-        return await self.status()
 
     async def resume(self) -> None:
-        """Start the guest (`cont`) and see it running. On HypervisorTimeout count it as running.
+        """Start the guest (`cont`), which does nothing to one that runs, and see it running. On HypervisorTimeout count
+        it as running.
 
         In post-copy, while the devices' state is still on its way, QEMU remembers it and starts the guest with that.
         """
         await self._execute("cont")
         end = trio.current_time() + self._answer_seconds
         while (found := await self.status()) == "inmigrate":
-            await self._qmp.next_event(patience_seconds=min(0.05, left(end, self._answer_seconds)))
+            await self._qmp.next_event(patience_seconds=min(_SOON_SECONDS, left(end, self._answer_seconds)))
         if found != "running":
             raise HypervisorRefused("cont", "GenericError", f"the guest is {found} after cont")
+
+    async def take_back(self) -> None:
+        """Start the guest of a source whose migration has ended: QEMU refuses that until it has put the migration away,
+        a moment after it has said that it is completed."""
+        end = trio.current_time() + self._answer_seconds
+        while await self.status() == "finish-migrate":
+            await self._qmp.next_event(patience_seconds=min(_SOON_SECONDS, left(end, self._answer_seconds)))
+        await self.resume()
 
     async def quit(self, *, deadline_seconds: float = 30.0) -> None:
         """End QEMU and its guest; returns only when the process is really gone.
@@ -269,3 +281,7 @@ class QemuMachine:
             "migrate-set-capabilities",
             {"capabilities": [{"capability": name, "state": state} for name, state in wanted.items()]},
         )
+
+
+def _is_completed(event: Event | None) -> bool:
+    return event is not None and event.name == "MIGRATION" and event.data.get("status") == "completed"

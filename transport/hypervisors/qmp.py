@@ -176,6 +176,10 @@ class QmpConnection:
                     self._sort(await self._receive())
         return self._events.popleft() if self._events else None
 
+    def forget_events(self) -> None:
+        """Drop what nobody has taken yet."""
+        self._events.clear()
+
     async def wait_end(self, *, deadline_seconds: float) -> None:
         """Wait until the process is really gone: end of stream and end of the process.
 

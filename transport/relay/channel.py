@@ -123,7 +123,12 @@ class Channel:
     @property
     def has_ended(self) -> bool:
         """Both directions have ended in order as far as this end can see by itself."""
-        return self.window.is_finished and self.arriving.closed_by is FrameType.FIN and not self.arriving.held
+        return self.window.is_finished and self.has_written
+
+    @property
+    def has_written(self) -> bool:
+        """Whether all that arrives here was written to the hypervisor."""
+        return self.arriving.closed_by is FrameType.FIN and not self.arriving.held
 
     @property
     def has_arrived(self) -> bool:

@@ -134,6 +134,13 @@ class Channels:
         while not all(channel.has_ended for channel in self.all if channel.counts.port == port):
             await self._changed.wait()
 
+    async def wait_written(self, port: PortName) -> None:
+        """Until there are channels of this port, and all that was to arrive on them was written to the hypervisor."""
+        while not (ours := [each for each in self.all if each.counts.port == port]) or not all(
+            channel.has_written for channel in ours
+        ):
+            await self._changed.wait()
+
     async def wait_drained(self, seconds: float) -> None:
         """Until no channel runs as far as this end sees, if that happens within `seconds`: what is late counts for the
         receipt as it is."""
@@ -185,9 +192,12 @@ class Channels:
     def close(self) -> None:
         """Let go of the hypervisor's connections: nothing of this session is carried any more."""
         self.is_closed = True
-        for channel in self.all:
-            channel.close()
-        self.note_change()
+        try:
+            for channel in self.all:
+                channel.close()
+        finally:
+            self._share.end()
+            self.note_change()
 
     def note_change(self) -> None:
         self._changed.set()

@@ -63,6 +63,7 @@ class DestinationLine:
             nursery.start_soon(channels.acknowledge, link, self._limits.ack_interval_seconds)
             if self._live is not None:
                 nursery.start_soon(self._live.watch)
+                nursery.start_soon(self._look_ahead)
             for channel in channels.all:
                 nursery.start_soon(self._carry_lane, channel)
             message: Message | None = None
@@ -70,6 +71,10 @@ class DestinationLine:
                 message = await link.next()
                 await self._do(message, nursery)
             nursery.cancel_scope.cancel()
+
+    async def _look_ahead(self) -> None:
+        await self._channels.wait_written("memory")
+        await self._session.look_ahead()
 
     async def _do(self, message: Message, nursery: trio.Nursery) -> None:
         link, session = self._link, self._session

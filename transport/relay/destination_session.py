@@ -85,6 +85,12 @@ class DestinationSession:
                 await self.end.__aexit__(None, None, None)
             return "running" if self.journal.state == "started" else "discarded"
 
+    async def look_ahead(self) -> None:
+        """All memory was carried: let the hypervisor be asked before S asks, for the guest stands still meanwhile."""
+        async with self._settling:
+            if self.journal.state in UNDECIDED:
+                await self.end.look_ahead()
+
     async def holds_whole_guest(self, seconds: float) -> bool:
         """Whether all of the guest is here and nothing was chosen yet; waits for the hypervisor to know.
 

@@ -70,7 +70,7 @@ class _Waiting:
 
 class LaneMemory:
     """Of one relay, in its own thread. Memory is taken from the system as it is needed, and given back to it when
-    there are no lanes."""
+    no session that has had a lane goes on."""
 
     def __init__(self, capacity_bytes: int, max_further_lanes: int, turn_seconds: float = TURN_SECONDS) -> None:
         self._most = max(_FOR_ARRIVING, capacity_bytes // LARGE_BYTES)
@@ -83,7 +83,7 @@ class LaneMemory:
         self._refused: dict[Share, float] = {}
         self.sending_sessions = 0
         self.lent = 0
-        self.lanes = self.further_lanes = 0
+        self.sessions = self.further_lanes = 0
 
     @property
     def left(self) -> int:
@@ -118,15 +118,16 @@ class LaneMemory:
         return place
 
     def give(self, place: memoryview) -> None:
-        if self.lanes:
+        if self.sessions:
             self._kept.append(place)
         self.lent -= 1
         self._serve()
 
-    def leave_lane(self) -> None:
-        """With the last one memory goes back to the system; not sooner, as zeroed pages cost as much as a copy."""
-        self.lanes -= 1
-        if not self.lanes:
+    def end_session(self) -> None:
+        """With the last one memory goes back to the system; not sooner, as zeroed pages cost as much as a copy, and not
+        with its last lane: a guest stands still just then, for as long as this takes."""
+        self.sessions -= 1
+        if not self.sessions:
             self._kept.clear()
 
     def enter_further_lane(self, of_session: int) -> None:
@@ -220,6 +221,8 @@ class Share:
     arriving: int = 0
     lanes: int = 0
     last_served: int = 0  # the number of the lease that it got last
+    is_counted: bool = False
+    has_ended: bool = False
 
     def lend(self, count: int) -> list[memoryview] | None:
         if self.sending + count > self.most_sending or not self.memory.may_send_more(self, count):
@@ -240,13 +243,21 @@ class Share:
         if self.lanes:
             self.memory.enter_further_lane(self.lanes)
         self.lanes += 1
-        self.memory.lanes += 1
+        if not self.is_counted and not self.has_ended:
+            self.is_counted = True
+            self.memory.sessions += 1
 
     def leave_lane(self) -> None:
         self.lanes -= 1
         if self.lanes:
             self.memory.further_lanes -= 1
-        self.memory.leave_lane()
+
+    def end(self) -> None:
+        """The session has ended: what others do not need of its memory may go back to the system."""
+        self.has_ended = True
+        if self.is_counted:
+            self.is_counted = False
+            self.memory.end_session()
 
     async def lease(self, ask_back: Callable[[], None]) -> Lease:
         return await self.memory.lease(self, ask_back)

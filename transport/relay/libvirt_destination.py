@@ -110,6 +110,9 @@ class LibvirtDestination:
             case _:
                 raise LocalBroken(f"libvirt has no port {port}")
 
+    async def look_ahead(self) -> None:
+        pass
+
     async def wait_loaded(self, seconds: float) -> bool:  # noqa: ARG002 - libvirt has waited already
         if not self._is_loaded:
             return False

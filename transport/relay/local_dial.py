@@ -10,9 +10,11 @@ import trio
 
 from transport.errors import LocalBroken, NobodyListens
 from transport.relay.inlets import peer_process
-from transport.wire.frames import MAX_PAYLOAD_BYTES
 
 _QUEUE_FULL_SECONDS = 0.005
+# The kernel's default holds a fifth of a frame: five waits for the hypervisor where two do. What lies here when the
+# guest is stopped is loaded while it stands still, so it is no more than this.
+_LOCAL_BUFFER_BYTES = 256 * 1024
 
 
 async def dial_unix(path: Path, seconds: float, is_expected: Callable[[int], bool]) -> socket.socket:
@@ -41,8 +43,7 @@ async def dial_unix(path: Path, seconds: float, is_expected: Callable[[int], boo
         local.close()
         raise
     local.setblocking(False)
-    # The kernel's default holds a fifth of a frame: five waits for the hypervisor where one does. It caps this itself.
-    local.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MAX_PAYLOAD_BYTES)
+    local.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _LOCAL_BUFFER_BYTES)
     return local
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import trio
 
 from policy.permit import VerifiedPermit
-from transport.hypervisors.migration_progress import MigrationProgress
 from transport.relay.ends import Milestones, Report
 from transport.relay.host import RelayHost
 from transport.relay.inlets import Inlet, SourceLanes
@@ -30,9 +29,8 @@ class PipeSource(SocketSource):
     def inlets(self, socket_path: Path) -> list[Inlet]:  # noqa: ARG002 - nothing listens
         return []
 
-    async def migrate(self, lanes: SourceLanes, milestones: Milestones, report: Report) -> MigrationProgress | None:  # noqa: ARG002
+    async def migrate(self, lanes: SourceLanes, milestones: Milestones, report: Report) -> None:  # noqa: ARG002
         await lanes.open(self._port, self._channel)
-        return None
 
 
 async def pipe(host: RelayHost, permit: str, address: str, descriptors: tuple[int, int]) -> News:

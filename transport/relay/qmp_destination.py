@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,12 +21,14 @@ from transport.relay.qmp_end import QmpEnd
 
 log = structlog.get_logger("sealane.relay")
 _RETRY_SECONDS = 1.0
+_AHEAD_SECONDS = 1.0
 
 
 class QmpDestination(QmpEnd):
     """A QEMU that loads, and never starts its guest by itself."""
 
     _has_disks = False
+    _has_loaded = False
     _may_post_copy = False
     _memory_socket = "memory.sock"
 
@@ -55,14 +58,23 @@ class QmpDestination(QmpEnd):
         name = self._memory_socket if port == "memory" else f"{port}.sock"
         return await dial_unix(arrival.folder / name, arrival.dial_seconds, lambda pid: pid == expected)
 
+    async def look_ahead(self) -> None:
+        with suppress(HypervisorError), trio.move_on_after(_AHEAD_SECONDS):
+            await self.wait_loaded(_AHEAD_SECONDS)
+
     async def wait_loaded(self, seconds: float) -> bool:
-        """Wait until QEMU has everything (True) or never will (False)."""
+        """Wait until QEMU has everything (True) or never will (False). It must answer each time: what cannot be started
+        is better discarded, so that the source takes its guest back."""
         if await self.is_gone():
             return False
         try:
-            await (await self.machine()).wait_incoming(deadline_seconds=seconds)
+            machine = await self.machine()
+            if self._has_loaded:
+                return await machine.status() != "inmigrate"
+            await machine.wait_incoming(deadline_seconds=seconds)
         except HypervisorError:
             return False
+        self._has_loaded = True
         return True
 
     def begin_post_copy(self) -> bool:
@@ -100,8 +112,7 @@ class QmpDestination(QmpEnd):
         if self.begin_post_copy() and not await self._is_whole(machine):
             await machine.post_copy.start_guest()
             return
-        if await machine.status() != "running":
-            await machine.resume()
+        await machine.resume()
 
     async def _is_whole(self, machine: QemuMachine) -> bool:
         try:
@@ -111,6 +122,7 @@ class QmpDestination(QmpEnd):
 
     async def discard(self) -> None:
         """End QEMU; returns when its process is gone, by SIGKILL if it must be. Raises `HypervisorError` otherwise."""
+        self._has_loaded = False
         if await self.is_gone():
             return
         try:

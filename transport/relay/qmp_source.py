@@ -13,7 +13,13 @@ import structlog
 import trio
 
 from transport.errors import LocalBroken
-from transport.hypervisors.errors import HypervisorGone, HypervisorTimeout, HypervisorUnreachable, MigrationFailed
+from transport.hypervisors.errors import (
+    HypervisorError,
+    HypervisorGone,
+    HypervisorTimeout,
+    HypervisorUnreachable,
+    MigrationFailed,
+)
 from transport.hypervisors.migration_progress import MigrationProgress
 from transport.hypervisors.migration_settings import MigrationSettings
 from transport.hypervisors.moving import How, Step, next_step
@@ -24,6 +30,7 @@ from transport.relay.qmp_end import QmpEnd
 
 log = structlog.get_logger("sealane.relay")
 _STEER_SECONDS = 0.1
+_NUMBERS_SECONDS = 2.0
 _SETTLED = frozenset({"none", "completed", "failed", "cancelled"})
 
 
@@ -87,7 +94,7 @@ class QmpSource(QmpEnd):
         """Only the very QEMU whose monitor we hold: another VM of the same user must not send in its name."""
         return self._machine is not None and peer_process(local)[1] == self._machine.peer.pid
 
-    async def migrate(self, lanes: SourceLanes, milestones: Milestones, report: Report) -> MigrationProgress | None:  # noqa: ARG002
+    async def migrate(self, lanes: SourceLanes, milestones: Milestones, report: Report) -> None:  # noqa: ARG002
         """Let QEMU send all of the guest to the inlet; returns when it has, with the guest stopped."""
         machine = await self.machine()
         began = trio.current_time()
@@ -102,7 +109,15 @@ class QmpSource(QmpEnd):
             await machine.disks.wait_ready(self._deadline_seconds, partial(_tell_of_disks, report))
         await machine.start_migration(self._socket_path)
         left = max(1.0, self._deadline_seconds - (trio.current_time() - began))
-        return await machine.wait_migration(deadline_seconds=left, on_progress=steer, interval_seconds=_STEER_SECONDS)
+        await machine.wait_migration(deadline_seconds=left, on_progress=steer, interval_seconds=_STEER_SECONDS)
+
+    async def last_numbers(self) -> MigrationProgress | None:
+        """What QEMU counted; None where it does not say any more."""
+        try:
+            return await (await self.machine()).progress(deadline_seconds=_NUMBERS_SECONDS)
+        except HypervisorError as error:
+            log.info("no numbers of a migration that has ended", vm=self._vm, cause=str(error))
+            return None
 
     async def _steer(
         self, machine: QemuMachine, seen: MigrationProgress, seconds: float, milestones: Milestones
@@ -160,7 +175,7 @@ class QmpSource(QmpEnd):
             if self._has_disks:
                 await machine.disks.abandon(self._seconds)
         if await machine.status() != "running":
-            await machine.resume()
+            await machine.take_back()
 
     async def release(self) -> None:
         """End the QEMU that has handed its guest over."""

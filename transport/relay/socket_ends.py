@@ -73,12 +73,14 @@ class SocketSource:
     def _allows(self, local: socket.socket) -> bool:
         return peer_process(local)[0] in self._peer_uids
 
-    async def migrate(self, lanes: SourceLanes, milestones: Milestones, report: Report) -> MigrationProgress | None:  # noqa: ARG002
+    async def migrate(self, lanes: SourceLanes, milestones: Milestones, report: Report) -> None:  # noqa: ARG002
         """The caller's channels are all there is. LocalBroken if there is none in time."""
         with trio.move_on_after(self._patience) as patience:
             await lanes.wait_first()
         if patience.cancelled_caught:
             raise LocalBroken(f"nobody connected within {self._patience:g} s (limits.first_connection_seconds)")
+
+    async def last_numbers(self) -> MigrationProgress | None:
         return None
 
     async def whereabouts(self, *, accepted: bool) -> Whereabouts:  # noqa: ARG002
@@ -141,6 +143,9 @@ class SocketDestination:
         if self._at is not None:
             return await dial_loopback(*self._at, arrival.dial_seconds)
         raise NobodyListens(_LEADS_NOWHERE, _LEADS_NOWHERE)
+
+    async def look_ahead(self) -> None:
+        pass
 
     async def wait_loaded(self, seconds: float) -> bool:  # noqa: ARG002
         return False

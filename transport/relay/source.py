@@ -24,7 +24,6 @@ from transport.errors import (
     TransportError,
 )
 from transport.hypervisors.errors import HypervisorError, MigrationCancelled
-from transport.hypervisors.migration_progress import MigrationProgress
 from transport.hypervisors.moving import AS_CONFIGURED, How
 from transport.relay.board import Entry
 from transport.relay.ends import SourceEnd, make_session_folder, remove_session_folder, session_folder
@@ -207,13 +206,13 @@ async def _carry(session: SourceSession, end: SourceEnd, tell: Tell, socket_path
             for inlet in inlets:
                 nursery.start_soon(lanes.accept_forever, inlet)
             await tell(News("running"))
-            milestones = _Milestones(session, line, tell)
-            last = await end.migrate(lanes, milestones, lambda seen: tell(News("running", seen)))
+            milestones = _Milestones(session, line, end, tell)
+            await end.migrate(lanes, milestones, lambda seen: tell(News("running", seen)))
             if end.hands_over:
                 # Past this point a request to cancel comes too late; every wait has its own deadline.
                 nursery.cancel_scope.shield = True
                 if session.journal.state in ("begun", "accepted"):
-                    await _hand_over(session, line, tell, last)
+                    await _hand_over(session, line, end, tell)
                 await channels.wait_drained(host.config.limits.drain_seconds)
             else:
                 await channels.wait_arrived()
@@ -229,6 +228,7 @@ class _Milestones:
 
     session: SourceSession
     line: SourceLine
+    end: SourceEnd
     tell: Tell
 
     async def accepted(self) -> None:
@@ -236,23 +236,24 @@ class _Milestones:
 
     async def switched(self) -> None:
         with trio.CancelScope(shield=True):  # the point of no return lies behind
-            await _hand_over(self.session, self.line, self.tell, None, post_copy=True)
+            await _hand_over(self.session, self.line, self.end, self.tell, post_copy=True)
         if self.session.journal.state != "outcome-running":
             raise ConnectionBroken("the destination did not take the guest although it was stopped for post-copy")
 
 
 async def _hand_over(
-    session: SourceSession, line: SourceLine, tell: Tell, last: MigrationProgress | None, *, post_copy: bool = False
+    session: SourceSession, line: SourceLine, end: SourceEnd, tell: Tell, *, post_copy: bool = False
 ) -> None:
     """Durably give the guest away, then say so, then wait for what D durably chose."""
     began = trio.current_time()
     await session.host.enter(session.journal, "handed-over", **({"post_copy": True} if post_copy else {}))
     outcome = await line.ask(Handover(post_copy), Outcome)
     handover_ms = math.ceil((trio.current_time() - began) * 1000)
-    measured = last.downtime_ms if last else None
-    session.facts.downtime_ms = (measured or 0) + handover_ms
-    await tell(News("handing_over", last, session.facts.downtime_ms))
+    session.facts.downtime_ms = handover_ms
     await session.decided(outcome.outcome)
+    last = await end.last_numbers() if outcome.outcome == "running" and not post_copy else None
+    session.facts.downtime_ms += (last and last.downtime_ms) or 0
+    await tell(News("handing_over", last, session.facts.downtime_ms))
 
 
 def _deadline(host: RelayHost, order: MigrationOrder, permit: VerifiedPermit) -> float:

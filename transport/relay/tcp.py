@@ -11,7 +11,7 @@ from transport.relay.tls_lane import TlsLane
 
 _RTT_AT = 68
 _NEAR_US = 500
-_NEAR_BUFFER_BYTES = 1 << 20  # enough for 16 Gb/s over half a millisecond
+_NEAR_SEND_BYTES, _NEAR_RECEIVE_BYTES = 1 << 19, 1 << 20  # enough for 16 Gb/s over half a millisecond
 
 
 def tune_tcp(sock: socket.socket | trio.socket.SocketType) -> None:
@@ -31,8 +31,8 @@ def tune_tcp(sock: socket.socket | trio.socket.SocketType) -> None:
     for level, name, value in options:
         sock.setsockopt(level, name, value)
     if _round_trip_us(sock) < _NEAR_US:
-        for name in (socket.SO_SNDBUF, socket.SO_RCVBUF):
-            sock.setsockopt(socket.SOL_SOCKET, name, _NEAR_BUFFER_BYTES)
+        for name, size in ((socket.SO_SNDBUF, _NEAR_SEND_BYTES), (socket.SO_RCVBUF, _NEAR_RECEIVE_BYTES)):
+            sock.setsockopt(socket.SOL_SOCKET, name, size)
 
 
 def notice_silence(sock: socket.socket | trio.socket.SocketType, seconds: float) -> None:

@@ -87,7 +87,8 @@ async def test_a_guest_moves_unharmed_and_starts_only_when_it_is_told_to(pair: P
         seen.append(progress)
 
     await pair.begin(MigrationSettings(movement=Movement(multifd_channels=channels)))
-    last = await pair.at_source.wait_migration(deadline_seconds=30, on_progress=keep, interval_seconds=0.01)
+    await pair.at_source.wait_migration(deadline_seconds=30, on_progress=keep, interval_seconds=0.01)
+    last = await pair.at_source.progress()
     assert await pair.at_destination.wait_incoming(deadline_seconds=10) == "paused"
     # "completed" is told a moment before QEMU's main loop has left the other.
     assert await pair.at_source.status() in {"postmigrate", "finish-migrate"}
@@ -119,7 +120,7 @@ async def test_the_source_gets_its_guest_back_as_long_as_the_destination_is_held
     assert await pair.at_destination.wait_incoming(deadline_seconds=10) == "paused"
     await pair.at_destination.quit()
     counted = count_passes(pair.source.printed())
-    await pair.at_source.resume()
+    await pair.at_source.take_back()
     await wait_passes(pair.source, counted + 5)
 
 

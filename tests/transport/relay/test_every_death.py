@@ -120,7 +120,7 @@ class ModelSource(_End):
     def inlets(self, socket_path: Path) -> list[Inlet]:  # noqa: ARG002
         return []
 
-    async def migrate(self, lanes: SourceLanes, milestones: Milestones, report: Report) -> MigrationProgress:  # noqa: ARG002
+    async def migrate(self, lanes: SourceLanes, milestones: Milestones, report: Report) -> None:  # noqa: ARG002
         self.world.require_alive("a")
         if self.world.what == "breaks":
             raise MigrationFailed("as asked for")
@@ -129,6 +129,9 @@ class ModelSource(_End):
             self.world.at_destination = "whole"
         if self.world.what == "breaks when all is there":
             raise ConnectionBroken("as asked for")
+
+    async def last_numbers(self) -> MigrationProgress | None:
+        self.world.require_alive("a")
         return MigrationProgress("completed")
 
     async def whereabouts(self, *, accepted: bool) -> Whereabouts:  # noqa: ARG002
@@ -163,6 +166,9 @@ class ModelDestination(_End):
 
     async def dial(self, port: Port, arrival: Arrival) -> socket.socket:
         raise NotImplementedError
+
+    async def look_ahead(self) -> None:
+        pass
 
     async def wait_loaded(self, seconds: float) -> bool:  # noqa: ARG002
         return self.world.at_destination in {"whole", "running"}

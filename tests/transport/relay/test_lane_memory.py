@@ -119,7 +119,38 @@ def test_each_session_has_one_lane_in_any_case_and_further_ones_are_counted_over
     for session, lanes in ((first, 1), (second, 2), (third, 2)):
         for _ in range(lanes):
             session.leave_lane()
-    assert (memory.lanes, memory.further_lanes) == (0, 0)
+    assert [session.lanes for session in (first, second, third)] == [0, 0, 0]
+    assert memory.further_lanes == 0
+
+
+def test_memory_goes_back_to_the_system_with_the_last_session_that_had_a_lane_not_with_the_lane() -> None:
+    """A guest stands still between the end of its lanes and its start elsewhere, and giving memory back takes time."""
+    memory = memory_of(8)
+    first, second, idle = memory.share(8), memory.share(8), memory.share(8)
+    places = [write_into(share) for share in (first, second)]
+    first.leave_lane()
+    first.take_back(places[0])
+    assert memory.take() is places[0]
+    memory.give(places[0])
+    second.leave_lane()
+    second.end()
+    second.take_back(places[1])
+    assert memory.take() is places[1], "the first has not ended"
+    memory.give(places[1])
+    first.end()
+    first.end()
+    first.enter_lane()
+    first.leave_lane()
+    idle.end()
+    assert memory.take() == bytes(LARGE_BYTES), "nothing of a guest stays"
+    assert memory.lent == 1
+
+
+def write_into(share: Share) -> memoryview:
+    share.enter_lane()
+    (place,) = share.lend(1) or []
+    place[:5] = b"guest"
+    return place
 
 
 def test_sessions_that_take_all_the_lanes_they_get_leave_further_ones_for_those_who_come_next() -> None:
@@ -491,4 +522,4 @@ async def test_a_session_that_ends_gives_all_back_whatever_it_was_doing(how: str
     channels.close()
     hypervisor.close()
     assert (memory.lent, memory.further_lanes) == (0, 0)
-    assert all(memory.take() == bytes(LARGE_BYTES) for _ in range(3)), "nothing of a guest stays without lanes"
+    assert all(memory.take() == bytes(LARGE_BYTES) for _ in range(3)), "nothing of a guest stays without sessions"
