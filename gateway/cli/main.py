@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -72,10 +75,8 @@ class _OneLineErrors(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
-        except CommandError as error:
-            print_error(error, as_json=json_asked(ctx))
-            raise typer.Exit(error.exit_code) from None
+            with _in_one_line(lambda: json_asked(ctx)):
+                return super().invoke(ctx)
         except typer.BadParameter as error:
             error.message = allowed_of(error) or error.message
             raise
@@ -90,12 +91,22 @@ class _OneLineErrors(TyperGroup):
                 raise typer.Exit(unanswered.exit_code) from None
             sys.stderr.write("\n" + interrupted_line() + "\n")
             raise typer.Exit(EXIT_INTERRUPTED) from None
-        except (KeyboardInterrupt, BaseExceptionGroup) as error:
-            # trio puts it into a group where a task got it.
-            if isinstance(error, BaseExceptionGroup) and error.subgroup(KeyboardInterrupt) is None:
-                raise
-            sys.stderr.write(interrupted_line() + "\n")
-            raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+@contextmanager
+def _in_one_line(as_json: Callable[[], bool]) -> Iterator[None]:
+    """Say what a command raised, and `typer.Exit`. `as_json`: whether it is asked for."""
+    try:
+        yield
+    except CommandError as error:
+        print_error(error, as_json=as_json())
+        raise typer.Exit(error.exit_code) from None
+    except (KeyboardInterrupt, BaseExceptionGroup) as error:
+        # trio puts it into a group where a task got it.
+        if isinstance(error, BaseExceptionGroup) and error.subgroup(KeyboardInterrupt) is None:
+            raise
+        sys.stderr.write(interrupted_line() + "\n")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
 app = typer.Typer(
@@ -165,11 +176,24 @@ def run() -> None:
     sys.stdout = answer_stream(sys.stdout)
     try:
         try:
-            app()
+            _run_command(sys.argv[1:])
         finally:
             sys.stdout.flush()
     except (AnswerLost, AnswerUnread) as error:
         sys.exit(tell_lost_answer(error))
+
+
+def _run_command(words: list[str]) -> None:
+    match words:
+        case ["relay", "serve", "--config", config] if config.isascii() and not config.startswith("-"):
+            # As systemd starts it. What reads options takes 12 MiB, which a relay would hold for as long as it runs.
+            try:
+                with _in_one_line(lambda: False):
+                    serve.relay_serve(Path(config))
+            except typer.Exit as end:
+                sys.exit(end.exit_code)
+        case _:
+            app()
 
 
 def _open_closed_streams() -> None:

@@ -193,3 +193,20 @@ def test_a_locale_without_a_character_gets_it_written_out(tmp_path: Path) -> Non
         env={"HOME": str(tmp_path), "PYTHONIOENCODING": "latin-1"},
     )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (0, "a \\u2192 b\n", "")
+
+
+@pytest.mark.parametrize("words", [["--config", "none.toml"], ["--config=none.toml"]])
+def test_a_relay_is_served_alike_with_or_without_what_reads_options(words: list[str], tmp_path: Path) -> None:
+    """Without: as systemd starts it. It would hold that memory for as long as it runs."""
+    program = "import atexit, sys; atexit.register(lambda: print('pydantic' in sys.modules))\n"
+    program += "from gateway.cli.main import run; run()"
+    done = subprocess.run(
+        [sys.executable, "-c", program, "relay", "serve", *words], capture_output=True, text=True, check=False,
+        env={"HOME": str(tmp_path)}, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith("sealane relay: ")
+    assert "none.toml: no such file; " in done.stderr
+    assert "the operator must act" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == f"{words[0] != '--config'}\n"
