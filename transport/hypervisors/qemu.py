@@ -226,10 +226,10 @@ class QemuMachine:
 
     async def take_back(self) -> None:
         """Start the guest of a source whose migration has ended: QEMU refuses that until it has put the migration away,
-        a moment after it has said that it is completed."""
+        a moment after it has said that it is completed. If it never does, in its own words."""
         end = trio.current_time() + self._answer_seconds
-        while await self.status() == "finish-migrate":
-            await self._qmp.next_event(patience_seconds=min(_SOON_SECONDS, left(end, self._answer_seconds)))
+        while trio.current_time() < end and await self.status() == "finish-migrate":
+            await self._qmp.next_event(patience_seconds=_SOON_SECONDS)
         await self.resume()
 
     async def quit(self, *, deadline_seconds: float = 30.0) -> None:

@@ -114,10 +114,11 @@ class QmpSource(QmpEnd):
     async def last_numbers(self) -> MigrationProgress | None:
         """What QEMU counted; None where it does not say any more."""
         try:
-            return await (await self.machine()).progress(deadline_seconds=_NUMBERS_SECONDS)
+            with trio.move_on_after(_NUMBERS_SECONDS):
+                return await (await self.machine()).progress()
         except HypervisorError as error:
             log.info("no numbers of a migration that has ended", vm=self._vm, cause=str(error))
-            return None
+        return None
 
     async def _steer(
         self, machine: QemuMachine, seen: MigrationProgress, seconds: float, milestones: Milestones
@@ -175,7 +176,8 @@ class QmpSource(QmpEnd):
             if self._has_disks:
                 await machine.disks.abandon(self._seconds)
         if await machine.status() != "running":
-            await machine.take_back()
+            # In post-copy it may never be put away, and its refusal is what there is to be told.
+            await (machine.resume() if status.startswith("postcopy") else machine.take_back())
 
     async def release(self) -> None:
         """End the QEMU that has handed its guest over."""
