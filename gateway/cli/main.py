@@ -186,7 +186,8 @@ def run() -> None:
 def _run_command(words: list[str]) -> None:
     match words:
         case ["relay", "serve", "--config", config] if config.isascii() and not config.startswith("-"):
-            # As systemd starts it. What reads options takes 12 MiB, which a relay would hold for as long as it runs.
+            # As systemd starts it. What reads options takes 12 MiB, which a relay would hold for as long as it runs; it
+            # judges every other way to write this, and what is no text.
             try:
                 with _in_one_line(lambda: False):
                     serve.relay_serve(Path(config))

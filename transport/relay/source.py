@@ -252,7 +252,8 @@ async def _hand_over(
     session.facts.downtime_ms = handover_ms
     await session.decided(outcome.outcome)
     last = await end.last_numbers() if outcome.outcome == "running" and not post_copy else None
-    session.facts.downtime_ms += (last and last.downtime_ms) or 0
+    if last is not None:
+        session.facts.downtime_ms += last.downtime_ms or 0
     await tell(News("handing_over", last, session.facts.downtime_ms))
 
 

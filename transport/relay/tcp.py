@@ -11,7 +11,7 @@ from transport.relay.tls_lane import TlsLane
 
 _RTT_AT = 68
 _NEAR_US = 500
-_NEAR_SEND_BYTES, _NEAR_RECEIVE_BYTES = 1 << 19, 1 << 20  # enough for 16 Gb/s over half a millisecond
+_NEAR_SEND_BYTES, _NEAR_RECEIVE_BYTES = 1 << 19, 1 << 20  # the lesser is 8 Gb/s over half a millisecond
 
 
 def tune_tcp(sock: socket.socket | trio.socket.SocketType) -> None:
