@@ -15,6 +15,7 @@ from transport.relay.bandwidth import Pace
 from transport.relay.content_digests import ContentDigests
 from transport.relay.cores import Cores
 from transport.relay.lane_memory import Lease, Share
+from transport.relay.unacknowledged import Silence
 from transport.wire.frames import HEADER_BYTES, TAG_BYTES, FrameType
 from transport.wire.window import SMALL_BYTES, SendWindow, lazy_buffer
 
@@ -112,6 +113,7 @@ class Channel:
     wrote: Callable[[int, bool], None]
     cores: Cores
     arriving: Arriving
+    silence: Silence
     pace: Pace | None = None
     broke: str = ""
     last_filled: int = 0

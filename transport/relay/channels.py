@@ -19,7 +19,9 @@ from transport.relay.control import ControlLink
 from transport.relay.cores import Cores
 from transport.relay.lane import carry_channel
 from transport.relay.lane_memory import LaneMemory
+from transport.relay.limits import LimitsSection
 from transport.relay.tls_lane import Lane, TlsLane
+from transport.relay.unacknowledged import Patience, Silence
 from transport.wire.clear_frames import ClearOpener, ClearSealer
 from transport.wire.control import Phase, Role
 from transport.wire.frames import MAX_PAYLOAD_BYTES, LaneOpener, LaneSealer
@@ -36,22 +38,24 @@ _SHARED_WINDOWS = 2  # of a session's channels together; they share a link
 
 
 class Channels:
-    """All channels of one session, at either end. `window_bytes`: what each may have under way, and half of what all
-    may have together, beside a little that each has of its own; `memory`: of the relay, which may have less for them.
+    """All channels of one session, at either end. `limits`: its `window_bytes` are what each may have under way, and
+    half of what all may have together, beside a little that each has of its own; `memory`: of the relay, which may have
+    less for them.
 
     `claims`: of the permit, which says how lanes are sealed, and whether their content is digested.
     """
 
     def __init__(
-        self, role: Role, window_bytes: int, cores: Cores, memory: LaneMemory, claims: PermitClaims | None = None
+        self, role: Role, limits: LimitsSection, cores: Cores, memory: LaneMemory, claims: PermitClaims | None = None
     ) -> None:
         self._is_tls = claims is not None and claims.seal == "tls"
         self._digests_content = claims is not None and claims.requirements.content_digest
         self._outward, self._inward = Direction.SOURCE_TO_DESTINATION, Direction.DESTINATION_TO_SOURCE
         if role is Role.DESTINATION:
             self._outward, self._inward = self._inward, self._outward
-        self._window_bytes = window_bytes
-        self._share = memory.share(_SHARED_WINDOWS * window_bytes // MAX_PAYLOAD_BYTES)
+        self._limits = limits
+        self.patience = Patience(limits.unacknowledged_seconds)
+        self._share = memory.share(_SHARED_WINDOWS * limits.window_bytes // MAX_PAYLOAD_BYTES)
         self._cores = cores
         self.all: list[Channel] = []
         self.counts: list[ChannelCounts] = []
@@ -75,8 +79,9 @@ class Channels:
         number = len(self.all)
         digests = ContentDigests.new() if self._digests_content else None
         counts = ChannelCounts(number, port, may_leave, digests=digests)
-        window, arriving = SendWindow(self._window_bytes, self._share), Arriving(self._share)
-        channel = Channel(counts, local, window, self._note_written, self._cores, arriving, pace=self.pace)
+        window, arriving = SendWindow(self._limits.window_bytes, self._share), Arriving(self._share)
+        silence = Silence(self.patience)
+        channel = Channel(counts, local, window, self._note_written, self._cores, arriving, silence, pace=self.pace)
         self.all.append(channel)
         self.counts.append(counts)
         if self.is_closed:
@@ -92,6 +97,7 @@ class Channels:
         """What the peer holds. A channel that it has never heard of begins at its beginning. `ProtocolViolation`."""
         if any(count and int(number) >= len(self.all) for number, count in following.items()):
             raise ProtocolViolation("a channel resumed that was never opened")
+        self.patience.renew()
         for number, channel in enumerate(self.all):
             channel.window.rewind(following.get(str(number), 0))
         # What was written while no connection was there to say so is said on the next one.

@@ -46,9 +46,10 @@ class Destination:
         host.board.held = self._held
 
     def _bring_to_life(self, session: DestinationSession) -> None:
-        window_bytes = self._host.config.limits.window_bytes
-        channels = Channels(Role.DESTINATION, window_bytes, self._host.cores, self._host.memory, session.permit.claims)
+        limits = self._host.config.limits
+        channels = Channels(Role.DESTINATION, limits, self._host.cores, self._host.memory, session.permit.claims)
         channels.pace = self._host.pace_of(session.permit)
+        channels.patience.may_ask = lambda: limits.may_ask_again(self.admissions.resume_seconds(session))
         session.facts.channels = channels.counts
         live = session.live = Live(channels)
 

@@ -46,9 +46,7 @@ class DestinationLine:
         self._channels = (
             self._live.channels
             if self._live is not None
-            else Channels(
-                Role.DESTINATION, self._limits.window_bytes, session.host.cores, session.host.memory
-            )  # carry nothing
+            else Channels(Role.DESTINATION, self._limits, session.host.cores, session.host.memory)  # carry nothing
         )
 
     async def carry(self, offer: Offer) -> None:
@@ -69,7 +67,8 @@ class DestinationLine:
             message: Message | None = None
             while not isinstance(message, Bye):
                 message = await link.next()
-                await self._do(message, nursery)
+                with channels.patience.deaf():
+                    await self._do(message, nursery)
             nursery.cancel_scope.cancel()
 
     async def _look_ahead(self) -> None:

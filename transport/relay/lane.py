@@ -20,7 +20,7 @@ import trio
 
 from transport.errors import ConnectionBroken, LocalBroken, ProtocolViolation
 from transport.relay.channel import Channel
-from transport.relay.tcp import is_broken
+from transport.relay.tcp import is_broken, unsent_bytes
 from transport.relay.tls_lane import Lane, TlsLane
 from transport.wire.clear_frames import ClearOpener, ClearSealer
 from transport.wire.frames import (
@@ -39,7 +39,6 @@ _FRAMES_PER_CHECKPOINT = 4
 _BULK_BYTES = 64 * 1024
 _MORE_SECONDS = 0.001
 _WATCH_SECONDS = 1.0
-_HELD_SECONDS = 10.0
 
 
 Sealer = LaneSealer | ClearSealer
@@ -53,48 +52,48 @@ async def carry_channel(channel: Channel, lane: Lane, sealer: Sealer, opener: Op
     cancelled, `channel` is as it must be to go on over another lane.
     """
     with lane:
+        channel.silence.begin()
         with channel.carried():
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(_seal_watched, channel, lane, sealer)
-                nursery.start_soon(_open_in_turn, channel, lane, opener)
+            async with trio.open_nursery() as watched:
+                watched.start_soon(_watch, channel, lane)
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(_seal_direction, channel, lane, sealer)
+                    nursery.start_soon(_open_in_turn, channel, lane, opener)
+                watched.cancel_scope.cancel()
         await _until_held(channel, lane)
     channel.close()
 
 
 async def _until_held(channel: Channel, lane: Lane) -> None:
-    """Both directions have ended, but what was sent last may be lost on its way yet: nobody else would notice.
-
-    A peer that says nothing for `_HELD_SECONDS` is asked on another connection, whose Answer tells what it holds.
-    """
-    window = channel.window
-    while not window.is_held:
-        known = window.base
-        with trio.move_on_after(_HELD_SECONDS) as patience:
-            while window.base == known:
-                if is_broken(lane):
-                    raise ConnectionBroken("a lane was reset")
-                with trio.move_on_after(_WATCH_SECONDS):
-                    await channel.wait_acknowledged()
-        if patience.cancelled_caught:
-            raise ConnectionBroken("the peer does not say that it has the last frames of a lane")
+    """Both directions have ended, but what was sent last may be lost on its way yet: nobody else would notice."""
+    while not channel.window.is_held:
+        with trio.move_on_after(_WATCH_SECONDS):
+            await channel.wait_acknowledged()
+            continue
+        await _look(channel, lane, is_over=True)
 
 
-async def _seal_watched(channel: Channel, lane: Lane, sealer: Sealer) -> None:
-    """Seal, and notice a lane that was reset also while there is nothing to read from it and no room to send.
-
-    Then the peer, whose end may be half open, waits for frames and this end for acknowledgements, for ever.
-    """
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(_watch, lane)
-        await _seal_direction(channel, lane, sealer)
-        nursery.cancel_scope.cancel()
-
-
-async def _watch(lane: Lane) -> None:
-    """`ConnectionBroken` once the kernel has given the lane up."""
-    while not is_broken(lane):
+async def _watch(channel: Channel, lane: Lane) -> None:
+    """Notice a lane that is lost also while there is nothing to read from it and nothing to send, or no room for it."""
+    while True:
         await trio.sleep(_WATCH_SECONDS)
-    raise ConnectionBroken("a lane was reset")
+        await _look(channel, lane, is_over=False)
+
+
+async def _look(channel: Channel, lane: Lane, *, is_over: bool) -> None:
+    """`ConnectionBroken` once the kernel has given the lane up, or has got rid of what went out on it while the peer
+    says nothing of it: a peer whose end is half open, or that something in between answers for, never would.
+
+    Where no other connection may be had, that is no reason before both directions are over."""
+    await trio.lowlevel.checkpoint_if_cancelled()
+    if is_broken(lane):
+        raise ConnectionBroken("a lane was reset")
+    window, silence = channel.window, channel.silence
+    if not is_over and not silence.patience.may_ask():
+        return
+    is_there = window.base < window.sent and not window.is_sending and not unsent_bytes(lane)
+    if silence.is_too_long(window.base, is_there, trio.current_time()):
+        raise ConnectionBroken("the peer does not say that it has what was sent on a lane")
 
 
 async def _seal_direction(channel: Channel, lane: Lane, sealer: Sealer) -> None:

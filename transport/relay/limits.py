@@ -21,7 +21,9 @@ class LimitsSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     relay only carries (hypervisor.kind "sockets"), any.
 
     `resume_seconds`: for how long a session whose connection was lost tries to go on over another, 0 for never;
-    `silence_seconds`: after how much silence of the peer a connection counts as lost; `window_bytes`: what each channel
+    `silence_seconds`: after how much silence of the peer's kernel a connection counts as lost;
+    `unacknowledged_seconds`: the same where that has all that was sent, and the peer's relay acknowledges none of it,
+    longer each time, up to sixteen times as long; `window_bytes`: what each channel
     may have under way, and keeps until the peer has acknowledged it; `lane_memory_bytes`: what all sessions together
     may keep of large frames that are under way, left out: three windows; `max_further_lanes`: of all sessions
     together, beyond the one that each has in any case, and of one session no more than are left.
@@ -38,6 +40,7 @@ class LimitsSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     settle_retry_seconds: Seconds = 5.0
     resume_seconds: Annotated[float, Meta(ge=0, le=86400)] = 60.0
     silence_seconds: Annotated[float, Meta(ge=2, le=300)] = 6.0
+    unacknowledged_seconds: Annotated[float, Meta(ge=2, le=3600)] = 10.0
     window_bytes: Annotated[int, Meta(ge=8 << 20, le=256 << 20)] = 16 << 20
     lane_memory_bytes: Annotated[int, Meta(ge=24 << 20, le=64 << 30)] | None = None
     seal_threads: Annotated[int, Meta(ge=0, le=64)] | None = None
@@ -56,3 +59,8 @@ class LimitsSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_unauthenticated: Count = 256
     max_unauthenticated_per_address: Count = 64
     handshakes_per_second: Count = 100
+
+    def may_ask_again(self, left_seconds: float) -> bool:
+        """Whether a connection may be given up for a peer's silence alone: another one may be had, and what is left of
+        the session for that is not cut short."""
+        return self.resume_seconds > 0 and left_seconds >= min(self.resume_seconds, self.unacknowledged_seconds)

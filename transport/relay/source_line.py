@@ -41,9 +41,8 @@ class SourceLine:
         limits = session.host.config.limits
         self._session = session
         self._limits = limits
-        self.channels = Channels(
-            Role.SOURCE, limits.window_bytes, session.host.cores, session.host.memory, session.permit.claims
-        )
+        self.channels = Channels(Role.SOURCE, limits, session.host.cores, session.host.memory, session.permit.claims)
+        self.channels.patience.may_ask = lambda: self._limits.may_ask_again(self._patience())
         self.most_channels = 0
         self._connection: SourceConnection | None = None
         self._generation = 0

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import socket
 import sys
+import termios
 
 import trio
 
@@ -55,6 +57,11 @@ def _round_trip_us(sock: socket.socket | trio.socket.SocketType) -> int:
     """The kernel's own measure of a connected socket (tcpi_rtt of struct tcp_info, linux/tcp.h), microseconds."""
     information = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _RTT_AT + 4)
     return int.from_bytes(information[_RTT_AT : _RTT_AT + 4], sys.byteorder)
+
+
+def unsent_bytes(sock: socket.socket | TlsLane) -> int:
+    """Of what was sent, so much has not been acknowledged by the peer's kernel."""
+    return int.from_bytes(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
 
 
 def is_broken(sock: socket.socket | TlsLane) -> bool:

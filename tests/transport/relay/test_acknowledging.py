@@ -49,7 +49,7 @@ class Link:
 async def test_much_is_acknowledged_soon_and_little_by_the_clock(
     autojump_clock: trio.testing.MockClock, frames: list[tuple[int, int]], told: list[tuple[int, int]]
 ) -> None:
-    channels = Channels(Role.DESTINATION, 16 << 20, Cores(0), lane_memory_of(LimitsSection()))
+    channels = Channels(Role.DESTINATION, LimitsSection(), Cores(0), lane_memory_of(LimitsSection()))
     ours, theirs = socket.socketpair()
     channel = channels.add("memory", ours)
     link = Link(trio.current_time())

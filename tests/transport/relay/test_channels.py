@@ -40,7 +40,7 @@ async def test_whose_descriptor_is_the_next_ones_meets_no_task_of_a_session_that
     waits_to: str, wait: str
 ) -> None:
     """`BusyResourceError` in the listener, of all tasks, would have ended the relay with all sessions."""
-    channels = Channels(Role.DESTINATION, 16 << 20, Cores(0), lane_memory_of(LimitsSection()))
+    channels = Channels(Role.DESTINATION, LimitsSection(), Cores(0), lane_memory_of(LimitsSection()))
     local, hypervisor = ends()
     lane, peer = ends()
     wait_for: Callable[[socket.socket], object] = getattr(trio.lowlevel, wait)
@@ -67,7 +67,7 @@ async def test_whose_descriptor_is_the_next_ones_meets_no_task_of_a_session_that
 
 @pytest.mark.parametrize("more", [b"", b"x", bytes(16)])
 async def test_what_comes_with_the_last_frame_and_behind_it_is_a_lane_that_was_tampered_with(more: bytes) -> None:
-    channels = Channels(Role.DESTINATION, 16 << 20, Cores(0), lane_memory_of(LimitsSection()))
+    channels = Channels(Role.DESTINATION, LimitsSection(), Cores(0), lane_memory_of(LimitsSection()))
     local, hypervisor = ends()
     lane, peer = ends()
     frame = memoryview(bytearray(100))

@@ -25,6 +25,7 @@ from transport.relay.cores import WORTH_BYTES, Cores, threads_for_this_host
 from transport.relay.host import RelayHost
 from transport.relay.lane import carry_channel
 from transport.relay.lane_memory import LaneMemory
+from transport.relay.limits import LimitsSection
 from transport.wire.control import Role
 from transport.wire.frames import FrameType, LaneOpener, LaneSealer
 
@@ -144,7 +145,7 @@ async def test_a_host_without_threads_uses_none(site: Site, short_path: Path) ->
 async def test_a_connection_is_not_closed_within_a_threads_write() -> None:
     """Whatever gets its descriptor next would be written to."""
     ours, theirs = socket.socketpair()
-    channel = Channels(Role.DESTINATION, 16 * MIB, Cores(1), LaneMemory(48 * MIB, 8)).add("memory", ours)
+    channel = Channels(Role.DESTINATION, LimitsSection(), Cores(1), LaneMemory(48 * MIB, 8)).add("memory", ours)
     writes, closing, closes = threading.Event(), threading.Event(), threading.Event()
 
     class Slow:
@@ -213,7 +214,7 @@ async def test_what_a_thread_meets_in_a_task_that_was_given_up_is_nobodys_failur
             if direction == "sealing":
                 peer.close()
 
-        channel = Channels(Role.DESTINATION, 16 * MIB, Ending(scope, close), LaneMemory(48 * MIB, 8)).add(
+        channel = Channels(Role.DESTINATION, LimitsSection(), Ending(scope, close), LaneMemory(48 * MIB, 8)).add(
             "memory", local, may_leave=may_leave
         )
         if direction == "sealing":

@@ -30,7 +30,7 @@ _RESET_WHEN_CLOSED = struct.pack("ii", 1, 0)  # SO_LINGER: on, no seconds
 
 @asynccontextmanager
 async def taking(inlet: Inlet) -> AsyncIterator[Channels]:
-    channels = Channels(Role.SOURCE, 8 << 20, Cores(0), lane_memory_of(LimitsSection()))
+    channels = Channels(Role.SOURCE, LimitsSection(window_bytes=8 << 20), Cores(0), lane_memory_of(LimitsSection()))
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(SourceLanes(channels, 4).accept_forever, inlet)

@@ -317,7 +317,7 @@ def opened(memory: LaneMemory) -> tuple[Channels, Channel, socket.socket]:
     for each in (local, hypervisor):
         each.setblocking(False)
         each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-    channels = Channels(Role.DESTINATION, 16 * MIB, Cores(0), memory)
+    channels = Channels(Role.DESTINATION, LimitsSection(), Cores(0), memory)
     return channels, channels.add("memory", local), hypervisor
 
 
