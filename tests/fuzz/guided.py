@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
+import fcntl
 import importlib
 import io
 import os
@@ -19,7 +20,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -82,6 +83,20 @@ def minimise(atheris: Any, target: Any, corpus: Path, limits: list[str]) -> None
             files[int(number)].unlink()
         reached |= new
     listed.unlink()
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """The only run in this folder: two would take up what each other keeps, signed by keys that both have."""
+    KEPT.mkdir(exist_ok=True)
+    with (KEPT / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SystemExit(
+                "fuzz: another run goes on in .fuzz: wait for its end, or end it by Ctrl-C or SIGTERM"
+            ) from None
+        yield
 
 
 def log_of(name: str) -> Path:
@@ -188,7 +203,8 @@ def main() -> None:
     turns = Turns(atheris, [targets[name] for name in names], arguments)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, turns.stop)
-    turns.run(arguments.seconds)
+    with alone():
+        turns.run(arguments.seconds)
     if turns.failed:
         raise SystemExit(f"fuzz: FAILED: {', '.join(turns.failed)}")
     if not turns.spent.inputs:
