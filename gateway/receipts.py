@@ -185,8 +185,11 @@ def _check_signature(
         raise ReceiptRefused("signature", "the signature does not verify") from error
 
 
-def receipt_details(receipt: SignedReceipt, body: ReceiptBody) -> dict[str, Any]:
-    """For the record: the receipt itself, complete, so that an auditor can verify it without us."""
+def receipt_details(receipt: SignedReceipt, body: ReceiptBody, migration: Migration) -> dict[str, Any]:
+    """For the record: the receipt itself, complete, so that an auditor can verify it without us.
+
+    `moves_guest` is our word, not the host's: that of a named port says nothing of where its VM is.
+    """
     return {
         "role": body.role,
         "jti": body.jti,
@@ -196,6 +199,7 @@ def receipt_details(receipt: SignedReceipt, body: ReceiptBody) -> dict[str, Any]
         "chain": [base64.b64encode(der).decode() for der in receipt.chain],
         "vm_binding": body.vm_binding,
         **({} if body.recovery is msgspec.UNSET else {"recovery": True}),
+        **({} if migration.moves_guest else {"moves_guest": False}),
         "tls": msgspec.to_builtins(body.tls),
         "downtime_ms": body.downtime_ms,
         "sent_bytes": sum(channel.sent_bytes for channel in body.channels),

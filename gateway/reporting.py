@@ -97,7 +97,7 @@ class Reporting:
                 vm=Vm(migration.vm_uuid, migration.vm_name),
                 source=migration.source,
                 destination=migration.destination,
-                details=receipt_details(receipt, body),
+                details=receipt_details(receipt, body, migration),
             )
             recorded = await self._gate.recorder.append(event)
             on_file = ReceiptOnFile(body.role, body.outcome, receipt.body, receipt.body_sha256, recorded.index)

@@ -108,6 +108,8 @@ def who_moved(
 ) -> None:
     """Say who moved a VM, or tried to: when, from where to where, who said what, and how it ended.
 
+    With `port` in the route it is the opening of a named port, which moves no VM.
+
     \b
     Examples:
       sealane audit who-moved web-1 --since 90d
@@ -206,7 +208,7 @@ def _print_moves(moves: Sequence[Move]) -> None:
             str(one.index),
             plain(record_time_to_the_second(one.time)),
             plain(one.who, limit=64),
-            plain(f"{one.source or '?'} → {one.destination or '?'}", limit=130),
+            plain(f"{one.source or '?'} → {one.destination or '?'}{one.port and f', port {one.port}'}", limit=130),
             plain(one.decided, limit=20),
             plain(one.ended, limit=100),
             downtime,

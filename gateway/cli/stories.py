@@ -32,7 +32,7 @@ class Line(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """One request to move a VM, and what became of it."""
+    """One request to move a VM, or for a lane to another program (`port`, else ""), and what became of it."""
 
     index: int
     time: str
@@ -40,6 +40,7 @@ class Move:
     who: str
     source: str
     destination: str
+    port: str
     decided: str
     ended: str
     downtime_ms: int | None
@@ -101,6 +102,10 @@ def ended(ends: Sequence[NumberedRecord]) -> str:
     at_source = ("source", "completed") in said
     if at_destination and at_source:
         return "completed: both hosts certify it"
+    if any(
+        _object(one.record, "details").get("moves_guest") is False for one in receipts
+    ):  # "runs there" is no word here
+        return ", ".join(f"{role} certifies {outcome}" for role, outcome in sorted(said))
     if at_destination and ("source", "handed-over") in said:
         return "the destination certifies that it runs there; the source has part of its memory"
     if at_destination:
@@ -128,6 +133,7 @@ def _move(one: NumberedRecord, ends: Sequence[NumberedRecord]) -> Move:
         who=_named(record.get("actor")),
         source=_host(record.get("source")),
         destination=_host(record.get("destination")) or _text(asked, "destination"),
+        port=_named_port(record),
         decided=outcome,
         ended=ended(ends) if permitted or ends else "",
         downtime_ms=max(known) if known else None,
@@ -172,10 +178,21 @@ def _asked(record: Mapping[str, Any]) -> Iterator[Line]:
         unknown = f"{_text(asked, 'destination')}: nobody knows such a host"
         destination = _text(record, "destination") or unknown
         yield Line("from → to", f"{_text(record, 'source') or '?'} → {destination}")
+    if port := _named_port(record):
+        yield Line("named port", f"{port}: another program's stream; the VM stays where it is")
     if record.get("reason"):
         yield Line("reason given", _text(record, "reason"))
     if ticket := asked.get("ticket") or details.get("ticket"):
         yield Line("ticket", str(ticket))
+
+
+def _named_port(record: Mapping[str, Any]) -> str:
+    """Of a decision, or of one of the other gateway; "" where a VM was to move."""
+    details = _object(record, "details")
+    if details.get("action") != "OpenPort":
+        return _text(details, "named_port")
+    ports = _object(details, "asked").get("ports")
+    return ", ".join(map(str, ports)) if isinstance(ports, list) else "?"
 
 
 def _decision(decision: Mapping[str, Any]) -> Iterator[Line]:

@@ -21,6 +21,7 @@ from certs.files import read_certificates
 from gateway.starter import Site
 from policy.permit import VerifiedPermit
 from tests.gateway.conftest import UUID_WEB, Running, rfc3339, running_gateway
+from tests.gateway.test_watch import own_bundle
 
 pytestmark = pytest.mark.whole
 
@@ -175,6 +176,24 @@ async def test_all_of_it_is_known_again_after_a_restart(site: Site) -> None:
         await running.poll("b")
         answer = await running.person("alice").post("/v1/migrations", json={"vm": "web", "destination": "c"})
         assert answer.status_code == 201
+
+
+async def test_a_vm_stays_where_it_is_when_its_named_ports_stream_has_arrived_also_after_a_restart(site: Site) -> None:
+    (own_bundle(site) / "ports.cedar").write_text(
+        '@id("p") @reason("r") permit (principal, action == Sealane::Action::"OpenPort", resource);'
+    )
+    async with running_gateway(site) as running:
+        await running.poll("a")
+        wish = {"vm": "web", "destination": "b", "ports": ["backup"]}
+        answer = await running.person("alice").post("/v1/migrations", json=wish)
+        assert answer.status_code == 201, answer.text
+        (assignment,) = await running.poll("a")
+        permit = running.open_permit(assignment["permit"])
+        await deliver(running, "b", running.receipt("b", permit, "destination", "completed"))
+        await deliver(running, "a", running.receipt("a", permit, "source", "completed"))
+        assert [each["details"]["moves_guest"] for each in await running.records("migration.receipt")] == [False, False]
+    async with running_gateway(site) as running:
+        await running.begin("web", "b")
 
 
 async def test_an_unfinished_migration_blocks_its_vm_after_a_restart_too(site: Site) -> None:

@@ -143,6 +143,27 @@ def test_what_both_hosts_certify_is_told_in_words(source: str, words: str) -> No
     assert ended([NumberedRecord(index, each) for index, each in enumerate(records)]) == words
 
 
+@pytest.mark.parametrize(
+    ("kind", "details"),
+    [
+        ("migration.decision", {"action": "OpenPort", "asked": {"ports": ["backup"]}}),
+        ("migration.elsewhere", {"named_port": "backup"}),
+    ],
+)
+def test_a_named_port_is_told_as_one_and_nobody_says_that_its_vm_runs_elsewhere(
+    kind: str, details: dict[str, Any]
+) -> None:
+    said = {"moves_guest": False, "role": "destination"}
+    decided = NumberedRecord(1, {"kind": kind, "migration_id": "m", "vm": {"name": "web-1"}, "details": details})
+    arrived = NumberedRecord(
+        2, {"kind": "migration.receipt", "migration_id": "m", "outcome": "completed", "details": said}
+    )
+    told = dict(story_of(decided, [arrived]))
+    assert told["named port"] == "backup: another program's stream; the VM stays where it is"
+    (move,) = moves_of([decided], [arrived])
+    assert (move.port, move.ended, told["outcome"]) == ("backup", *["destination certifies completed"] * 2)
+
+
 def test_a_denial_tells_why_and_that_nobody_knows_the_host(log: Path, sealane: Sealane) -> None:
     told = sealane("audit", "show", "3", "--log", log).stdout
     assert "denied" in told
