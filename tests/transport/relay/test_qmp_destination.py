@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 
 from tests.transport.hypervisors.test_qemu import VM, Pair, pair
+from tests.transport.kinds import KINDS, move
 from transport.hypervisors.errors import HypervisorUnreachable
 from transport.hypervisors.migration_settings import MigrationSettings
 from transport.hypervisors.process import process_identity
-from transport.relay import qmp_destination
+from transport.hypervisors.qemu import QemuMachine
+from transport.relay import qmp_destination, spool
 from transport.relay.qmp_destination import QmpDestination
 
 __all__ = ["pair"]  # the fixture
@@ -81,3 +85,27 @@ async def test_asking_ahead_takes_nothing_from_who_asks_when_it_is_due(
         await pair.at_source.prepare_source(MigrationSettings())
         await pair.at_source.start_migration(pair.path)
         assert await end.wait_loaded(20.0)
+
+
+@pytest.mark.real
+async def test_a_guest_that_is_handed_over_was_asked_after_before(
+    short_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stands still meanwhile: its QEMU was asked while the source was noting that it gives it away."""
+    order: list[str] = []
+    wait_incoming, durable = QemuMachine.wait_incoming, spool._append_line
+
+    async def noted(machine: QemuMachine, *, deadline_seconds: float) -> None:
+        order.append("asked")
+        await wait_incoming(machine, deadline_seconds=deadline_seconds)
+
+    def append_line(path: Path, entry: dict[str, Any]) -> None:
+        if entry["state"] == "handed-over":
+            time.sleep(1)  # in a thread
+            order.append("handed over")
+        durable(path, entry)
+
+    monkeypatch.setattr(QemuMachine, "wait_incoming", noted)
+    monkeypatch.setattr(spool, "_append_line", append_line)
+    await move(KINDS[0], short_path)
+    assert order == ["asked", "handed over"]
