@@ -55,6 +55,7 @@ class ReceiptOnFile:
     body: str
     body_sha256: str
     record_index: int
+    lacks_memory: bool = False  # the guest runs there, and not all of its memory has come
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +100,12 @@ class Migration:
     def lacks_memory(self) -> bool:
         """Whether, as far as was heard, the guest runs at the destination and part of its memory is at the source."""
         said = {each.outcome for each in self.receipts if each.role == "source"}
+        of_destination = [each for each in self.receipts if (each.role, each.outcome) == ("destination", "running")]
         if self.state is not State.HANDING_OVER or State.COMPLETED in said:
             return False
-        return "handed-over" in said or (self.progress or {}).get("remaining_bytes", 0) > 0
+        if "handed-over" in said or (self.progress or {}).get("remaining_bytes", 0) > 0:
+            return True
+        return bool(of_destination) and all(each.lacks_memory for each in of_destination)
 
     @property
     def heard_until(self) -> int:
@@ -160,6 +164,8 @@ class Migration:
             return known
         if (receipt.role, receipt.outcome) == ("source", "handed-over"):
             return replace(known, state=State.HANDING_OVER, completed_at=None)
+        if receipt.lacks_memory and not at_source:
+            known = replace(known, state=State.HANDING_OVER, completed_at=None)
         if at_destination or at_source:
             return known if known.lacks_memory else known._presume_completed(now)
         was_cancelled = self.state is State.CANCELLED or any(outcome == "cancelled" for _, outcome in said)
@@ -353,4 +359,5 @@ def receipt_on_file(index: int, record: Mapping[str, Any]) -> ReceiptOnFile:
         body=details["body"],
         body_sha256=details["body_sha256"],
         record_index=index,
+        lacks_memory=details.get("lacks_memory") is True,
     )

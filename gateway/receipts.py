@@ -82,6 +82,7 @@ class ReceiptBody(_Strict, frozen=True):
     content_digests: dict[str, str] | None
     other_permit_sha256: Hex | msgspec.UnsetType = msgspec.UNSET  # of the other site's, where two sites took part
     recovery: Literal[True] | msgspec.UnsetType = msgspec.UNSET  # of a session that went on with interrupted post-copy
+    lacks_memory: Literal[True] | msgspec.UnsetType = msgspec.UNSET  # of a destination where not all of it came
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +200,7 @@ def receipt_details(receipt: SignedReceipt, body: ReceiptBody, migration: Migrat
         "chain": [base64.b64encode(der).decode() for der in receipt.chain],
         "vm_binding": body.vm_binding,
         **({} if body.recovery is msgspec.UNSET else {"recovery": True}),
+        **({} if body.lacks_memory is msgspec.UNSET else {"lacks_memory": True}),
         **({} if migration.moves_guest else {"moves_guest": False}),
         "tls": msgspec.to_builtins(body.tls),
         "downtime_ms": body.downtime_ms,

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final
 
+import msgspec
 import structlog
 import trio
 
@@ -100,7 +101,14 @@ class Reporting:
                 details=receipt_details(receipt, body, migration),
             )
             recorded = await self._gate.recorder.append(event)
-            on_file = ReceiptOnFile(body.role, body.outcome, receipt.body, receipt.body_sha256, recorded.index)
+            on_file = ReceiptOnFile(
+                body.role,
+                body.outcome,
+                receipt.body,
+                receipt.body_sha256,
+                recorded.index,
+                lacks_memory=body.lacks_memory is not msgspec.UNSET,
+            )
             # Progress may have come in while the record was being committed: start from what is known now.
             latest = self._gate.migrations.get(migration.migration_id, now) or migration
             self._take(latest.with_receipt(on_file, now))

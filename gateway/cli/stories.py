@@ -106,7 +106,9 @@ def ended(ends: Sequence[NumberedRecord]) -> str:
         _object(one.record, "details").get("moves_guest") is False for one in receipts
     ):  # "runs there" is no word here
         return ", ".join(f"{role} certifies {outcome}" for role, outcome in sorted(said))
-    if at_destination and ("source", "handed-over") in said:
+    running = [_object(one.record, "details") for one in receipts if _text(one.record, "outcome") == "running"]
+    lacks = bool(running) and all(details.get("lacks_memory") is True for details in running)
+    if at_destination and (lacks or ("source", "handed-over") in said):
         return "the destination certifies that it runs there; the source has part of its memory"
     if at_destination:
         return "the destination certifies that it runs there; the source has not certified the end"
@@ -245,6 +247,8 @@ def _outcome_of(ends: Sequence[NumberedRecord]) -> Iterator[Line]:
         told += [f"{name} {amount} bytes" for name, amount in carried.items() if type(amount) is int]
         if details.get("recovery") is True:
             told.insert(0, "went on with interrupted post-copy")
+        if details.get("lacks_memory") is True:
+            told.append("part of its memory had not come")
         if body.get("resumptions"):
             told.append(f"resumed {counted(body['resumptions'], 'time')}")
         told.append("signed by its certificate" if details.get("chain") else "NOT signed by a host")

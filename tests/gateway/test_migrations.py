@@ -105,6 +105,23 @@ def test_the_destinations_word_alone_ends_no_post_copy_that_the_source_has_told_
     assert (done.at(NOW + 100).state, done.message) == (State.COMPLETED, None)
 
 
+def test_a_destination_that_lacks_memory_is_no_end_also_where_nobody_hears_the_source() -> None:
+    """It is of another site, or was never heard again."""
+    lacking = ReceiptOnFile("destination", "running", "{}", "lacking", 8, lacks_memory=True)
+    migration = assigned().with_receipt(lacking, NOW)
+    assert migration.at(NOW + 7200).state is State.HANDING_OVER
+    assert migration.may_still_run(NOW + 7200)
+    assert migration.certified_host() == "b"
+    assert migration.with_progress(State.HANDING_OVER, {"remaining_bytes": 0}, None, NOW).completed_at is None
+    late = migration.at(NOW + 7201 + END_GRACE_SECONDS)
+    assert (late.state, late.message is not None and "recover_until is past" in late.message) == (State.FAILED, True)
+    recovered = migration.with_receipt(receipt("destination", "running"), NOW + 100)
+    assert recovered.at(NOW + 100 + SECOND_RECEIPT_SECONDS).state is State.COMPLETED
+    assert migration.with_receipt(receipt("source", "completed"), NOW).state is State.COMPLETED
+    gave_up = assigned().with_receipt(receipt("source", "failed"), NOW).with_receipt(lacking, NOW)
+    assert gave_up.at(NOW + 7200).state is State.HANDING_OVER
+
+
 def test_a_restart_of_the_gateway_forgets_no_memory_that_is_left_behind() -> None:
     permit = {"jti": "j", "iat": NOW, "exp": NOW + 60, "session_until": NOW + 3600, "recover_until": NOW + 7200}
     record = {"migration_id": "m1", "outcome": "allowed", "vm": {"uuid": "vm1"}, "source": "a", "destination": "b"}

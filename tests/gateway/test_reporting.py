@@ -149,6 +149,18 @@ async def test_a_receipt_of_a_recovery_is_recorded_as_one(running: Running) -> N
         assert await refused(running.client("a"), "/v1/receipts", forged) == "receipt_refused"
 
 
+async def test_a_receipt_of_a_guest_that_lacks_memory_ends_nothing(running: Running) -> None:
+    migration_id, permit = await running.begin()
+    await deliver(running, "b", running.receipt("b", permit, "destination", "running", lacks_memory=True))
+    (record,) = await running.records("migration.receipt")
+    assert record["details"]["lacks_memory"] is True
+    shown = (await running.person("alice").get(f"/v1/migrations/{migration_id}")).json()
+    assert (shown["state"], shown["outcome"]) == ("handing_over", None)
+    for lie in (False, 1, "yes"):
+        forged = running.receipt("b", permit, "destination", "running", lacks_memory=lie)
+        assert await refused(running.client("b"), "/v1/receipts", forged) == "receipt_refused"
+
+
 async def test_the_vm_is_where_the_destination_certifies_to_run_it(running: Running) -> None:
     _, permit = await running.begin()
     await deliver(running, "a", running.receipt("a", permit, "source", "completed"))

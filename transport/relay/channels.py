@@ -141,11 +141,14 @@ class Channels:
             await self._changed.wait()
 
     async def wait_written(self, port: PortName) -> None:
-        """Until there are channels of this port, and all that was to arrive on them was written to the hypervisor."""
-        while not (ours := [each for each in self.all if each.counts.port == port]) or not all(
-            channel.has_written for channel in ours
-        ):
+        """Until `has_written`."""
+        while not self.has_written(port):
             await self._changed.wait()
+
+    def has_written(self, port: PortName) -> bool:
+        """Whether there are channels of this port, and all that was to arrive on them was written to the hypervisor."""
+        ours = [channel for channel in self.all if channel.counts.port == port]
+        return bool(ours) and all(channel.has_written for channel in ours)
 
     async def wait_drained(self, seconds: float) -> None:
         """Until no channel runs as far as this end sees, if that happens within `seconds`: what is late counts for the

@@ -168,6 +168,11 @@ class DestinationSession:
         return self.journal.state == "started" and self.journal.facts.get("post_copy") is True
 
     @property
+    def _has_all_memory(self) -> bool:
+        """That S had to send. A former process had the channels of a session that has none here."""
+        return self.live is not None and self.live.channels.has_written("memory")
+
+    @property
     def until(self) -> int:
         """Unix time up to which S may go on with it. A guest in post-copy would only have to be recovered after it."""
         claims = self.permit.claims
@@ -202,6 +207,7 @@ class DestinationSession:
             raise ProtocolViolation("a receipt is asked for before the outcome, or after the end")
         facts = self.facts  # a recovery that begins meanwhile has others
         facts.outcome = OUTCOMES[self.journal.state]
+        facts.lacks_memory = self.may_recover and not self._has_all_memory
         own = self.host.identity.of_session(facts.own_leaf_sha256)
         receipt = make_receipt(facts, own, now())
         chain = own.chain

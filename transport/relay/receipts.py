@@ -42,6 +42,7 @@ class ReceiptFacts:
     channels: list[ChannelCounts] = field(default_factory=list)
     connections: int = 0
     is_recovery: bool = False  # it went on with the interrupted post-copy of another session
+    lacks_memory: bool = False  # at D: the guest runs, and not all of its memory has come in this session
     outcome: str = "failed"
     downtime_ms: int | None = None
     peer_receipt_sha256: str | None = None
@@ -148,6 +149,7 @@ def _body(facts: ReceiptFacts, ended: datetime) -> dict[str, Any]:
         "content_digests": document(digests, facts.role) if claims.requirements.content_digest else None,
         **_of_other_site(facts.permit),
         **({"recovery": True} if facts.is_recovery else {}),
+        **({"lacks_memory": True} if facts.lacks_memory else {}),
     }
 
 

@@ -179,6 +179,16 @@ def test_a_receipt_tells_that_it_is_of_a_recovery(recovery: bool) -> None:
     assert ("went on with interrupted post-copy" in str(told)) is recovery
 
 
+@pytest.mark.parametrize("lacks", [True, False])
+def test_a_receipt_tells_that_memory_had_not_come(lacks: bool) -> None:
+    details = {"role": "destination", **({"lacks_memory": True} if lacks else {})}
+    one = NumberedRecord(5, {"kind": "migration.receipt", "outcome": "running", "details": details})
+    assert ("part of its memory had not come" in str(story_of(one))) is lacks
+    assert ("the source has part of its memory" in ended([one])) is lacks
+    whole = NumberedRecord(6, {**one.record, "details": {"role": "destination", "recovery": True}})
+    assert "the source has part of its memory" not in ended([one, whole])
+
+
 @pytest.mark.parametrize("details", [{}, {"host": SOURCE}])
 def test_a_record_about_one_host_tells_of_no_other(details: dict[str, Any]) -> None:
     told = story_of(

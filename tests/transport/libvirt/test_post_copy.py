@@ -13,7 +13,8 @@ import pytest
 
 from gateway.demo.guest import count_passes
 from tests.transport.libvirt.failures import DURING_FINISH, KINDS, with_relays
-from tests.transport.libvirt.hosts import Guest, Pair, require_programs, two_hosts
+from tests.transport.libvirt.hosts import Guest, Pair, require_programs, two_hosts, wait_for
+from tests.transport.libvirt.test_resumed_post_copy import receipts, unsettled
 
 pytestmark = [pytest.mark.real, pytest.mark.whole]
 
@@ -41,6 +42,8 @@ def test_a_guest_that_never_converges_moves_by_post_copy(rooted: Pair, way: tupl
     assert switched(rooted, guest)
     rooted.wait_runs_only(guest, rooted.b)
     count_passes(guest.printed(rooted.a) + guest.printed(rooted.b))
+    wait_for(lambda: not unsettled(rooted, guest), "both relays have settled the session")
+    assert receipts(rooted, guest) == {("source", False, False), ("destination", False, False)}
     rooted.b.virsh("destroy", guest.name)
 
 

@@ -134,13 +134,14 @@ def resume(pair: Pair, guest: Guest, *way: str) -> None:
     wait_for(lambda: not unsettled(pair, guest), "both relays have settled the session")
 
 
-def receipts(pair: Pair, guest: Guest) -> set[tuple[str, bool]]:
-    """Of what the relays keep of this guest for their gateway: role, and whether it is of a recovery."""
+def receipts(pair: Pair, guest: Guest) -> set[tuple[str, bool, bool]]:
+    """Of what the relays keep of this guest for their gateway: role, whether it is of a recovery, and whether memory
+    had not come."""
     found = set()
     for file in pair.folder.glob("relay-*/receipts/*.json"):
         body: dict[str, Any] = json.loads(json.loads(file.read_bytes())["receipt"]["body"])
         if body["vm"] == guest.uuid:
-            found.add((body["role"], body.get("recovery", False)))
+            found.add((body["role"], body.get("recovery", False), body.get("lacks_memory", False)))
     return found
 
 
@@ -164,7 +165,8 @@ def test_an_interrupted_guest_is_taken_up_and_whole(rooted: Pair, tmp_path: Path
     dump(pair.b, guest, after)
     printed = guest.printed(pair.a) + guest.printed(pair.b)
     assert not memory_problems(before, after, LAYOUT, count_passes(printed))
-    assert receipts(pair, guest) == {(role, of) for role in ("source", "destination") for of in (False, True)}
+    of_source = {("source", of_recovery, False) for of_recovery in (False, True)}
+    assert receipts(pair, guest) == of_source | {("destination", False, True), ("destination", True, False)}
 
 
 def sends_again(host: Host, guest: Guest) -> bool:

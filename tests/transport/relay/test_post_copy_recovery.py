@@ -3,6 +3,7 @@ guest is unharmed."""
 
 from __future__ import annotations
 
+import json
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from gateway.demo.guest import count_passes, memory_problems
 from gateway.demo.machines import dump_region, let_run
 from policy.permit import Limits
+from tests.transport.kinds import KINDS, move
 from tests.transport.recoveries import MIB, interrupted, recovered
 from tests.transport.relay.conftest import until
 from tests.transport.relay.test_handover import (
@@ -28,12 +30,28 @@ from tests.transport.site import Site
 
 pytestmark = pytest.mark.real
 __all__ = ["machines"]  # a fixture
+NAMED = {kind.name: kind for kind in KINDS}
 HOW = '{"post_copy_after_seconds": 0, "post_copy_bytes_per_second": 4194304}'
 
 
 @pytest.mark.parametrize("preempt", [False, True], ids=["one connection", "preempt"])
 async def test_a_guest_is_recovered_whose_network_was_away_for_too_long(short_path: Path, preempt: bool) -> None:
     assert (await recovered(interrupted(preempt=preempt), short_path)).startswith("recovered")
+    assert certified_at_destination(short_path) == [(False, True), (True, False)]
+
+
+@pytest.mark.parametrize("name", ["post-copy", "post-copy, preempt, capped", "post-copy, lanes of TLS"])
+async def test_a_destination_certifies_that_memory_is_lacking_only_where_it_is(short_path: Path, name: str) -> None:
+    await move(NAMED[name], short_path)
+    assert certified_at_destination(short_path) == [(False, False)]
+
+
+def certified_at_destination(folder: Path) -> list[tuple[bool, bool]]:
+    """Of each receipt: whether it is of a recovery, and whether memory had not come."""
+    files = (folder / "relay-b" / "receipts").glob("*-destination*")
+    bodies = [json.loads(json.loads(each.read_bytes())["receipt"]["body"]) for each in files]
+    assert all(body["outcome"] == "running" for body in bodies)
+    return sorted((body.get("recovery", False), body.get("lacks_memory", False)) for body in bodies)
 
 
 async def _told(running: RelayProcess, state: str) -> None:

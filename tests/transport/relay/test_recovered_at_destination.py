@@ -80,9 +80,12 @@ class Place:
 
     def receipts(self) -> list[bool]:
         """Those that are kept: whether each says that it is of a recovery."""
+        return sorted(body.get("recovery", False) for body in self.certified())
+
+    def certified(self) -> list[dict[str, Any]]:
         bodies = [json.loads(json.loads(p.read_bytes())["receipt"]["body"]) for p in self.host.spool.receipts()]
         assert all(body["outcome"] == "running" for body in bodies)
-        return sorted(body.get("recovery", False) for body in bodies)
+        return bodies
 
 
 @pytest.fixture
@@ -102,8 +105,8 @@ async def place(site: Site, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Pl
 
 
 @asynccontextmanager
-async def carried_something(place: Place, driver: Driver) -> AsyncIterator[None]:
-    """Its hypervisor has had some memory; the lane is there."""
+async def carried_something(place: Place, driver: Driver, *, is_all: bool = False) -> AsyncIterator[None]:
+    """Its hypervisor has had some memory; the lane is there. `is_all`: and its end."""
     await driver.send(Open(0, "memory"))
     assert driver.keys is not None
     sealer = LaneSealer(driver.keys.lane_secret(0, Direction.SOURCE_TO_DESTINATION))
@@ -113,6 +116,9 @@ async def carried_something(place: Place, driver: Driver) -> AsyncIterator[None]
         with trio.fail_after(10):
             async with await place.listener.accept() as taken:
                 assert await taken.receive_some(6)
+                if is_all:
+                    await lane.send_all(frame[: sealer.seal_into(FrameType.FIN, b"", frame)])
+                    assert await taken.receive_some(1) == b""
                 yield
 
 
@@ -201,6 +207,18 @@ async def test_what_a_recovery_carried_is_certified_whether_its_source_asks_for_
                 await driver.send(Bye())
                 assert await driver.hear_all() == []
     await until(lambda: place.receipts() == [False, True])
+    assert all(body["lacks_memory"] is True for body in place.certified()), "neither brought all"
+
+
+async def test_a_recovery_that_brought_all_is_certified_as_one(place: Place) -> None:
+    async with place.source() as driver:
+        assert isinstance(await place.recovered(driver), Answer)
+        async with carried_something(place, driver, is_all=True):
+            await driver.send(Bye())
+            assert await driver.hear_all() == []
+    await until(lambda: place.receipts() == [False, True])
+    lacking = {body.get("recovery", False): body.get("lacks_memory", False) for body in place.certified()}
+    assert lacking == {False: True, True: False}
 
 
 async def test_one_that_is_interrupted_is_certified_before_the_next_begins(place: Place) -> None:
