@@ -24,6 +24,8 @@ KINDS: Final = ("migration.decision", "evacuation.decision", "migration.withdraw
 GRACE_SECONDS: Final = 3_600
 MAX_RECORDED_FINDINGS: Final = 100
 
+LACKS_MEMORY: Final = "the source says completed, the destination that memory had not come"
+
 _ARRIVED: Final = frozenset({"running", "completed", "handed-over"})
 _SAME: Final = (
     *("jti", "permit_sha256", "source", "destination", "vm"),
@@ -167,6 +169,8 @@ def _differences(receipts: list[Mapping[str, Any]]) -> Iterator[str]:
     outcomes = source.get("outcome"), destination.get("outcome")
     if (outcomes[0] in _ARRIVED) != (outcomes[1] in _ARRIVED):
         yield f"the source says {outcomes[0]}, the destination {outcomes[1]}"
+    if outcomes[0] == "completed" and destination.get("lacks_memory") is True:
+        yield LACKS_MEMORY
     for name in _SAME:
         ours, theirs = source.get(name), destination.get(name)
         if ours != theirs and ours is not None and theirs is not None:

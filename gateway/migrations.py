@@ -100,12 +100,19 @@ class Migration:
     def lacks_memory(self) -> bool:
         """Whether, as far as was heard, the guest runs at the destination and part of its memory is at the source."""
         said = {each.outcome for each in self.receipts if each.role == "source"}
-        of_destination = [each for each in self.receipts if (each.role, each.outcome) == ("destination", "running")]
         if self.state is not State.HANDING_OVER or State.COMPLETED in said:
             return False
         if "handed-over" in said or (self.progress or {}).get("remaining_bytes", 0) > 0:
             return True
-        return bool(of_destination) and all(each.lacks_memory for each in of_destination)
+        return self._destination_lacks_memory
+
+    @property
+    def _destination_lacks_memory(self) -> bool:
+        """By its own receipts, of which one without outweighs the others. A source that certifies that it has not given
+        its guest away says the opposite of all of them: that is a contradiction, and nothing to wait for."""
+        said = {each.outcome for each in self.receipts if each.role == "source"}
+        running = [each for each in self.receipts if (each.role, each.outcome) == ("destination", "running")]
+        return bool(running) and all(each.lacks_memory for each in running) and not said & {"failed", "cancelled"}
 
     @property
     def heard_until(self) -> int:
@@ -164,7 +171,7 @@ class Migration:
             return known
         if (receipt.role, receipt.outcome) == ("source", "handed-over"):
             return replace(known, state=State.HANDING_OVER, completed_at=None)
-        if receipt.lacks_memory and not at_source:
+        if receipt.lacks_memory and known._destination_lacks_memory:
             known = replace(known, state=State.HANDING_OVER, completed_at=None)
         if at_destination or at_source:
             return known if known.lacks_memory else known._presume_completed(now)

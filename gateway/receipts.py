@@ -116,6 +116,8 @@ def read_body(receipt: SignedReceipt) -> ReceiptBody:
         raise ReceiptRefused("form", f"the body is not a receipt: {error}") from error
     if canonical != raw:
         raise ReceiptRefused("form", "the body is not canonical JSON")
+    if body.lacks_memory is not msgspec.UNSET and (body.role, body.outcome) != ("destination", "running"):
+        raise ReceiptRefused("form", "only a destination where the guest runs lacks memory of it")
     return body
 
 

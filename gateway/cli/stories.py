@@ -100,14 +100,16 @@ def ended(ends: Sequence[NumberedRecord]) -> str:
     said = {(_text(_object(one.record, "details"), "role"), _text(one.record, "outcome")) for one in receipts}
     at_destination = said & {("destination", "running"), ("destination", "completed")}
     at_source = ("source", "completed") in said
+    running = [_object(one.record, "details") for one in receipts if _text(one.record, "outcome") == "running"]
+    lacks = bool(running) and all(details.get("lacks_memory") is True for details in running)
+    if at_source and lacks:
+        return "the source certifies the end; the destination certifies that it runs there and that memory had not come"
     if at_destination and at_source:
         return "completed: both hosts certify it"
     if any(
         _object(one.record, "details").get("moves_guest") is False for one in receipts
     ):  # "runs there" is no word here
         return ", ".join(f"{role} certifies {outcome}" for role, outcome in sorted(said))
-    running = [_object(one.record, "details") for one in receipts if _text(one.record, "outcome") == "running"]
-    lacks = bool(running) and all(details.get("lacks_memory") is True for details in running)
     if at_destination and (lacks or ("source", "handed-over") in said):
         return "the destination certifies that it runs there; the source has part of its memory"
     if at_destination:

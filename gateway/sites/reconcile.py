@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
-from gateway.host_receipts import GRACE_SECONDS, different_counts, other_than_sent
+from gateway.host_receipts import GRACE_SECONDS, LACKS_MEMORY, different_counts, other_than_sent
 from gateway.sites.shared import read_body
 from policy.permit import trust_domain_of
 from transport.errors import UNDECODABLE
@@ -238,6 +238,8 @@ def _receipts_differ(source: Mapping[str, Any], destination: Mapping[str, Any]) 
     outcomes = ours.get("outcome"), theirs.get("outcome")
     if (outcomes[0] in _ARRIVED) != (outcomes[1] in _ARRIVED):
         yield f"the source says {outcomes[0]}, the destination {outcomes[1]}"
+    if outcomes[0] == "completed" and theirs.get("lacks_memory") is True:
+        yield LACKS_MEMORY
     for name in _SAME_IN_RECEIPTS:
         mine, others = ours.get(name), theirs.get(name)
         if mine != others and mine is not None and others is not None:

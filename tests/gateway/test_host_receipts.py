@@ -79,6 +79,16 @@ def test_two_that_differ_are_found_at_once(changes: dict[str, Any], why: str) ->
     assert any(why in one for one in finding.why), finding.why
 
 
+def test_a_destination_that_lacks_memory_of_what_its_source_calls_completed_is_found() -> None:
+    source = receipt("source", outcome="completed")
+    (finding,) = report(decision(), source, receipt("destination", lacks_memory=True)).findings
+    assert finding.why == ("the source says completed, the destination that memory had not come",)
+    assert not report(decision(), source, receipt("destination", lacks_memory=True), receipt("destination")).findings
+    assert not report(
+        decision(), receipt("source", outcome="handed-over"), receipt("destination", lacks_memory=True)
+    ).findings
+
+
 def test_content_that_differs_is_found() -> None:
     ours, theirs = ({"0/source-to-destination": digit * 64} for digit in "12")
     both = receipt("source", content_digests=ours), receipt("destination", content_digests=theirs)

@@ -118,8 +118,18 @@ def test_a_destination_that_lacks_memory_is_no_end_also_where_nobody_hears_the_s
     recovered = migration.with_receipt(receipt("destination", "running"), NOW + 100)
     assert recovered.at(NOW + 100 + SECOND_RECEIPT_SECONDS).state is State.COMPLETED
     assert migration.with_receipt(receipt("source", "completed"), NOW).state is State.COMPLETED
-    gave_up = assigned().with_receipt(receipt("source", "failed"), NOW).with_receipt(lacking, NOW)
-    assert gave_up.at(NOW + 7200).state is State.HANDING_OVER
+
+
+@pytest.mark.parametrize("outcome", ["failed", "cancelled"])
+@pytest.mark.parametrize("source_first", [True, False])
+def test_a_lack_that_the_source_contradicts_keeps_nothing_open(outcome: str, source_first: bool) -> None:
+    """A destination that lies would have the guest's move, and all others of it, wait for hours."""
+    said = [receipt("source", outcome), ReceiptOnFile("destination", "running", "{}", "lacking", 8, lacks_memory=True)]
+    migration = assigned().with_progress(State.FAILED, None, None, NOW) if source_first else assigned()
+    for each in said if source_first else said[::-1]:
+        migration = migration.with_receipt(each, NOW)
+    assert not migration.lacks_memory
+    assert migration.at(NOW + SECOND_RECEIPT_SECONDS).is_final
 
 
 def test_a_restart_of_the_gateway_forgets_no_memory_that_is_left_behind() -> None:

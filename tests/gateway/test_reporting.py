@@ -159,6 +159,9 @@ async def test_a_receipt_of_a_guest_that_lacks_memory_ends_nothing(running: Runn
     for lie in (False, 1, "yes"):
         forged = running.receipt("b", permit, "destination", "running", lacks_memory=lie)
         assert await refused(running.client("b"), "/v1/receipts", forged) == "receipt_refused"
+    for host, role, outcome in (("b", "destination", "discarded"), ("a", "source", "running")):
+        forged = running.receipt(host, permit, role, outcome, lacks_memory=True)
+        assert await refused(running.client(host), "/v1/receipts", forged) == "receipt_refused"
 
 
 async def test_the_vm_is_where_the_destination_certifies_to_run_it(running: Running) -> None:

@@ -19,7 +19,7 @@ from transport.relay.board import Entry
 from transport.relay.channels import Channels
 from transport.relay.control import ControlLink
 from transport.relay.destination_line import DestinationLine
-from transport.relay.destination_session import OUTCOMES, UNDECIDED, DestinationSession
+from transport.relay.destination_session import OUTCOMES, UNDECIDED, DestinationSession, receipt_name
 from transport.relay.ends import remove_session_folder
 from transport.relay.failures import SessionError, cause_of
 from transport.relay.host import RelayHost, now
@@ -162,6 +162,7 @@ class Destination:
         """Take up what a former process of this relay left."""
         facts = journal.facts
         end = self._host.destination_end(permit, facts)
+        is_kept = any(path.stem == receipt_name(permit) for path in self._host.spool.receipts())
         session = DestinationSession(
             self._host,
             permit,
@@ -174,6 +175,7 @@ class Destination:
                 end.vm_binding,
                 datetime.fromisoformat(str(facts["started_at"])),
                 local_leaf_sha256(self._host.credentials),
+                is_kept=is_kept,  # by a former process, which knew more of it
             ),
         )
         self.admissions.sessions[(str(facts["source"]), str(facts["session_id"]))] = session

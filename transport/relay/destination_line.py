@@ -18,7 +18,7 @@ from transport.relay.destination_session import DestinationSession
 from transport.relay.ends import Arrival
 from transport.relay.host import now
 from transport.relay.listener import LaneDesk
-from transport.relay.receipts import receipt_sha256, verify_peer_receipt
+from transport.relay.receipts import outcome_of, receipt_sha256, verify_peer_receipt
 from transport.relay.tls_lane import Lane, LaneEnds, as_server
 from transport.wire.control import Phase, Role
 from transport.wire.messages import Answer, Bye, Cancel, Handover, Message, Offer, Open, Outcome, Receipt
@@ -97,6 +97,7 @@ class DestinationLine:
                 verify_peer_receipt(receipt, session.facts.peer)
                 await self._channels.wait_drained(self._limits.drain_seconds)
                 session.facts.peer_receipt_sha256 = receipt_sha256(receipt)
+                session.source_certifies = outcome_of(receipt)
                 await link.send(await session.keep_receipt())
             case Bye():
                 pass

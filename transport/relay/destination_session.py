@@ -26,6 +26,11 @@ UNDECIDED: Final = frozenset({"prepared", "loaded"})  # nothing was chosen yet
 _RECOVERY_SECONDS: Final = 1.0  # from one to the next at least
 
 
+def receipt_name(permit: VerifiedPermit) -> str:
+    """Under which it waits for its gateway."""
+    return f"{permit.claims.jti}-destination"
+
+
 @dataclass(slots=True)
 class DestinationSession:
     """What D knows of one session. Its journal holds what must outlive the process."""
@@ -42,6 +47,7 @@ class DestinationSession:
     live: Live | None = None  # of a session that this very process has admitted
     began: float = field(default_factory=trio.current_time)
     recovery_id: str = ""  # session id of the latest recovery of its post-copy
+    source_certifies: str | None = None  # what S's receipt says that it came to
     _last_recovery: float = -math.inf
     _settling: trio.Lock = field(default_factory=trio.Lock)
     _connection: trio.CancelScope | None = None
@@ -169,8 +175,10 @@ class DestinationSession:
 
     @property
     def _has_all_memory(self) -> bool:
-        """That S had to send. A former process had the channels of a session that has none here."""
-        return self.live is not None and self.live.channels.has_written("memory")
+        """That S had to send. A former process had the channels of a session that has none here: then S knows."""
+        if self.live is None:
+            return self.source_certifies == "completed"
+        return self.live.channels.has_written("memory")
 
     @property
     def until(self) -> int:
@@ -211,7 +219,7 @@ class DestinationSession:
         own = self.host.identity.of_session(facts.own_leaf_sha256)
         receipt = make_receipt(facts, own, now())
         chain = own.chain
-        name = f"{self.permit.claims.jti}-destination"
+        name = receipt_name(self.permit)
         if self.recovery_id:
             name += recovery_suffix(facts.started, self.recovery_id)
         await self.host.on_disk(

@@ -96,6 +96,18 @@ def receipt_sha256(receipt: Receipt) -> str:
     return hashlib.sha256(receipt.body.encode()).hexdigest()
 
 
+class _Outcome(msgspec.Struct):
+    outcome: str
+
+
+def outcome_of(receipt: Receipt) -> str | None:
+    """What a peer's receipt certifies, if it can be read."""
+    try:
+        return msgspec.json.decode(receipt.body, type=_Outcome).outcome
+    except UNDECODABLE:
+        return None
+
+
 def verify_peer_receipt(receipt: Receipt, peer: ControlPeer) -> None:
     """`ProtocolViolation` unless the peer of this very connection signed it."""
     key = peer.leaf.public_key()

@@ -187,6 +187,9 @@ def test_a_receipt_tells_that_memory_had_not_come(lacks: bool) -> None:
     assert ("the source has part of its memory" in ended([one])) is lacks
     whole = NumberedRecord(6, {**one.record, "details": {"role": "destination", "recovery": True}})
     assert "the source has part of its memory" not in ended([one, whole])
+    done = NumberedRecord(7, {"kind": "migration.receipt", "outcome": "completed", "details": {"role": "source"}})
+    assert ("that memory had not come" in ended([one, done])) is lacks
+    assert ended([one, whole, done]) == "completed: both hosts certify it"
 
 
 @pytest.mark.parametrize("details", [{}, {"host": SOURCE}])

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import gc
 import json
 import os
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -90,6 +91,15 @@ class Place:
 
 @pytest.fixture
 async def place(site: Site, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Place]:
+    async with placed(site, monkeypatch) as here:
+        yield here
+
+
+@asynccontextmanager
+async def placed(
+    site: Site, monkeypatch: pytest.MonkeyPatch, former: Callable[[RelayHost, str], None] = lambda *_: None
+) -> AsyncIterator[Place]:
+    """`former`: what the former process did beside that, with the permit."""
     host = host_with(site, "b", {"resume_seconds": 0.3})
     end, permit = InPostCopy(site.folder / "vm" / VM / "memory.sock"), site.permit(vm=VM)
     monkeypatch.setattr(RelayHost, "destination_end", lambda *_: end)
@@ -100,6 +110,7 @@ async def place(site: Site, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Pl
     journal.append("running", post_copy=True)
     journal.append("started")
     os.close(journal._ownership)  # as a process that has ended does
+    former(host, permit)
     async with listen(site) as listener, serving(host) as (_, address):
         yield Place(site, host, end, address, permit, folder, listener)
 
@@ -208,6 +219,21 @@ async def test_what_a_recovery_carried_is_certified_whether_its_source_asks_for_
                 assert await driver.hear_all() == []
     await until(lambda: place.receipts() == [False, True])
     assert all(body["lacks_memory"] is True for body in place.certified()), "neither brought all"
+
+
+async def test_a_receipt_that_a_former_process_kept_stays_as_it_is(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It knew whether memory had come; nobody does any more."""
+
+    def keep(host: RelayHost, permit: str) -> None:
+        jti = json.loads(base64.urlsafe_b64decode(permit.split(".")[1] + "=="))["jti"]
+        host.spool.keep_receipt(f"{jti}-destination", b'{"receipt": {"body": "{\\"outcome\\": \\"running\\"}"}}')
+
+    async with placed(site, monkeypatch, keep) as place:
+        kept = place.certified()
+        async with place.source() as driver:
+            assert isinstance(await place.recovered(driver), Answer)
+        await trio.sleep(1.0)
+        assert place.certified() == kept == [{"outcome": "running"}]
 
 
 async def test_a_recovery_that_brought_all_is_certified_as_one(place: Place) -> None:
