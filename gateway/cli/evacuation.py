@@ -13,9 +13,10 @@ from typing import Annotated, Any
 import typer
 
 from gateway.cli.asking import signed_in
-from gateway.cli.errors import OPERATOR, Refused
+from gateway.cli.errors import OPERATOR, CommandError, Refused, Unreachable
+from gateway.cli.follow import Interrupts
 from gateway.cli.options import CaOption, GatewayOption, JsonOption, TokenFileOption
-from gateway.cli.output import console, print_json, say
+from gateway.cli.output import console, note, print_json, say
 from gateway.cli.relay_operating import DEFAULT, SocketOption, ask
 from gateway.cli.terminal import harmless
 from gateway.cli.waiting import working
@@ -105,10 +106,18 @@ def status(socket_path: SocketOption = DEFAULT, as_json: JsonOption = False) -> 
         print_json(answer)
         return
     for each in answer["evacuations"]:
-        say(f"evacuation {each['evacuation_id']}, {counted(each['seconds_left'] // 60, 'minute')} left")
+        left = (
+            f"{counted(-(-each['seconds_left'] // 60), 'minute')} left"
+            if each["seconds_left"]
+            else "its hours are over"
+        )
+        say(f"evacuation {each['evacuation_id']}, {left}")
         for one in each["vms"]:
-            hosts = ", ".join(str(name).rpartition("/")[2] for name in one["destinations"])
-            sent = f"; sent to {str(one['sent_to']).rpartition('/')[2]}" if one["sent_to"] else ""
+            spent = one["spent"]
+            hosts = ", ".join(
+                _host(name) + (" (used in vain)" if name in spent else "") for name in one["destinations"]
+            )
+            sent = f"; sent to {_host(one['sent_to'])}" if one["sent_to"] else ""
             say(f"  {one['name']} ({one['vm']}) to {hosts}{sent}")
     if not answer["evacuations"]:
         say("this host holds no evacuation permits")
@@ -119,21 +128,53 @@ def move_by_evacuation(vm: str, to: str | None, socket_path: Path, wait_seconds:
     question: dict[str, Any] = {"ask": "evacuate", "vm": vm}
     if to is not None:
         question["to"] = to
-    answer = _asked(socket_path, question)
-    if not as_json:
-        say(f"{vm} leaves for {answer['destination']} by an evacuation permit, migration {answer['migration_id']}")
-    end = time.monotonic() + wait_seconds
-    with working(f"{vm} leaves", lambda: str(answer["state"])):
-        while answer["state"] not in _FINAL and time.monotonic() < end:
-            time.sleep(_LOOK_SECONDS)
-            answer = _asked(socket_path, {"ask": "evacuated", "migration_id": answer["migration_id"]})
+    # Entered before the request: a Ctrl-C while the relay begins must still find the migration's id.
+    with Interrupts() as interrupts:
+        answer = _asked(socket_path, question)
+        if not as_json:
+            say(f"{vm} leaves for {_host(answer['destination'])} by an evacuation permit")
+            say(f"  migration   {answer['migration_id']}")
+        try:
+            answer = _followed(vm, answer, socket_path, wait_seconds, interrupts)
+        except (Refused, Unreachable) as error:
+            raise _lost_sight(answer["migration_id"], error) from error
+    has_moved = answer["state"] == "completed"
     if as_json:
         print_json(answer)
-    else:
-        downtime = f", downtime {answer['downtime_ms']} ms" if answer["downtime_ms"] is not None else ""
-        message = f": {answer['message']}" if answer["message"] else ""
-        say(f"{answer['state']}{downtime}{message}; its receipts go to the log when a gateway is back")
-    return 0 if answer["state"] == "completed" else 1
+        return 0 if has_moved else 1
+    downtime = f", downtime {answer['downtime_ms']} ms" if answer["downtime_ms"] is not None else ""
+    message = f": {answer['message'].removesuffix('.')}" if answer["message"] else ""
+    say(f"{answer['state']}{downtime}{message}")
+    say("  receipts    go to the log when a gateway is back")
+    if not has_moved:
+        say("  next        the same without --to tries the next destination that a permit is left for")
+    return 0 if has_moved else 1
+
+
+def _followed(
+    vm: str, answer: dict[str, Any], socket_path: Path, wait_seconds: int, interrupts: Interrupts
+) -> dict[str, Any]:
+    """The last news. Ctrl-C has the relay give it up, if it is not too late."""
+    question = {"ask": "evacuated", "migration_id": answer["migration_id"]}
+    end = time.monotonic() + wait_seconds
+    is_asked = False
+    with working(f"{vm} leaves", lambda: str(answer["state"])):
+        while answer["state"] not in _FINAL:
+            if time.monotonic() >= end:
+                raise Refused("it has not ended yet", OPERATOR, "", "still_running")
+            if interrupts.asked and not is_asked:
+                is_asked = bool(ask(socket_path, {**question, "ask": "cancel"})["cancelled"])
+                if is_asked:
+                    note("Asked the relay to give it up. Waiting for the outcome; Ctrl-C again leaves without it.")
+            time.sleep(_LOOK_SECONDS)
+            answer = _asked(socket_path, question)
+    return answer
+
+
+def _lost_sight(migration_id: str, error: Refused | Unreachable) -> CommandError:
+    what = f"migration {migration_id} is not followed to its end, and goes on as far as it can: {error.what}"
+    later = "see `sealane relay status` and `sealane evacuation status` on this host before you ask again"
+    return type(error)(what, OPERATOR, later, error.code)
 
 
 def _asked(socket_path: Path, question: dict[str, Any]) -> dict[str, Any]:
@@ -141,3 +182,7 @@ def _asked(socket_path: Path, question: dict[str, Any]) -> dict[str, Any]:
     if "refused" in answer:
         raise Refused(str(answer["refused"]), OPERATOR, "see `sealane evacuation status` on this host")
     return answer
+
+
+def _host(spiffe_id: object) -> str:
+    return str(spiffe_id).rpartition("/")[2]

@@ -111,7 +111,7 @@ def migrate(
     """Move a running VM to another host, if policy allows it.
 
     Shows the decision with the policies and their reasons, then progress, then downtime, bytes, protection
-    and the record's index. Ctrl-C asks the gateway to cancel and waits for the outcome. Exits 0 when the VM
+    and the record's index. Ctrl-C asks for an end and waits for the outcome. Exits 0 when the VM
     has moved (with --check: may and can), 1 denied, failed or cancelled, 2 usage, 3 unreachable.
 
     \b
@@ -122,8 +122,22 @@ def migrate(
       sealane migrate web-1 --evacuation
       sealane migrate web-1 --to host-b --converge-within-seconds 600 --at-deadline post-copy
     """
+    how = wishes(
+        downtime_limit_ms=downtime_limit_ms,
+        converge_within_seconds=converge_within_seconds,
+        at_deadline=at_deadline,
+        auto_converge=auto_converge,
+        xbzrle=xbzrle,
+        multifd_channels=multifd,
+        multifd_compression=compression,
+        post_copy_after_passes=post_copy_after_passes,
+        post_copy_after_seconds=post_copy_after_seconds,
+        preempt=preempt,
+        post_copy_bytes_per_second=post_copy_bytes_per_second,
+        bandwidth_bytes_per_second=bandwidth_bytes_per_second,
+    )
     if evacuation:
-        if check or port or break_glass is not None or with_disks:
+        if check or port or break_glass is not None or with_disks or how or reason is not None:
             raise BadConfiguration(
                 "--evacuation was decided beforehand", REQUESTER, "give VM, --to and --wait-seconds alone"
             )
@@ -148,20 +162,6 @@ def migrate(
         question["reason"] = reason
     if port or with_disks:
         question["ports"] = sorted({*(port or ["memory"]), *(["disks"] if with_disks else [])})
-    how = wishes(
-        downtime_limit_ms=downtime_limit_ms,
-        converge_within_seconds=converge_within_seconds,
-        at_deadline=at_deadline,
-        auto_converge=auto_converge,
-        xbzrle=xbzrle,
-        multifd_channels=multifd,
-        multifd_compression=compression,
-        post_copy_after_passes=post_copy_after_passes,
-        post_copy_after_seconds=post_copy_after_seconds,
-        preempt=preempt,
-        post_copy_bytes_per_second=post_copy_bytes_per_second,
-        bandwidth_bytes_per_second=bandwidth_bytes_per_second,
-    )
     if how:
         question["how"] = how
     if break_glass is not None:

@@ -27,6 +27,7 @@ class _Use:
 
     evacuation_id: str
     vm: str
+    vm_name: str
     destination: str
     news: News = field(default_factory=lambda: News("running"))
 
@@ -76,11 +77,18 @@ class EvacuationDesk:
 
     async def begin(self, vm: str, to: str | None) -> dict[str, object]:
         """Use a permit; the migration runs on by itself. LocalBroken in words, OfferRefused, SpoolFailed."""
-        if any(vm == use.vm and use.news.state not in _FINAL for use in self._uses.values()):
-            raise LocalBroken(f"{vm} is on its way")
+        for use in self._uses.values():
+            if vm in {use.vm, use.vm_name} and use.news.state not in _FINAL:
+                there = use.destination.rpartition("/")[2]
+                raise LocalBroken(f"{vm} is on its way to {there}: `sealane relay status` shows how far")
         evacuation, order, claims = await self._host.on_disk(self._host.evacuations.take, vm, to)
         migration_id = claims.migration_id
-        use = self._uses[migration_id] = _Use(evacuation.evacuation_id, order.vm, order.destination)
+        if any(each.claims.migration_id == migration_id for each in self._host.board.entries):
+            # Told to begin, it would not; and what is noted as begun is taken back by the news of its end alone.
+            await self._give_back(evacuation.evacuation_id, order.vm, is_spent=False)
+            raise LocalBroken(f"an earlier move of {vm} by this permit is not over yet: try again in a moment")
+        use = _Use(evacuation.evacuation_id, order.vm, order.vm_name, order.destination)
+        self._uses[migration_id] = use
         while len(self._uses) > _REMEMBERED:
             del self._uses[next(iter(self._uses))]
         log.warning("an evacuation permit is used", migration=migration_id, vm=order.vm, to=order.destination)
@@ -105,7 +113,7 @@ class EvacuationDesk:
             was_over = use.news.state in _FINAL  # it says so again when its destination has heard, perhaps days later
             use.news = news if news.progress or news.state in _FINAL else News(news.state, use.news.progress)
             if news.state in _FINAL and news.state != "completed" and not was_over:
-                await self._stayed(use)
+                await self._give_back(use.evacuation_id, use.vm, is_spent=news.is_spent)
             await tell(news)
 
         return note
@@ -118,8 +126,8 @@ class EvacuationDesk:
         held: list[Evacuation] = await self._host.on_disk(self._host.evacuations.all)
         return shown(held, int(time.time()))
 
-    async def _stayed(self, use: _Use) -> None:
+    async def _give_back(self, evacuation_id: str, vm: str, *, is_spent: bool) -> None:
         try:
-            await self._host.on_disk(self._host.evacuations.give_back, use.evacuation_id, use.vm)
+            await self._host.on_disk(self._host.evacuations.give_back, evacuation_id, vm, is_spent=is_spent)
         except (TransportError, OSError) as error:
-            log.error("an evacuation permit stays noted as used", vm=use.vm, cause=str(error))
+            log.error("an evacuation permit stays noted as used", vm=vm, cause=str(error))

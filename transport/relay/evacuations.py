@@ -43,12 +43,14 @@ class EvacuationOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Evacuation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`until`: unix seconds, after which none of its permits begins. `begun`: by VM, the destination it is sent to."""
+    """`until`: unix seconds, after which none of its permits begins. `begun`: by VM, the destination it is sent to.
+    `spent`: by VM, the destinations to which it was sent in vain, whose permits serve no second time."""
 
     evacuation_id: Annotated[str, Meta(pattern=r"\A[0-9a-f]{32}\Z")]
     until: Annotated[int, Meta(ge=0, le=253_402_300_799)]
     orders: Annotated[tuple[EvacuationOrder, ...], Meta(max_length=MAX_ORDERS)]
     begun: dict[str, str] = {}
+    spent: dict[str, tuple[str, ...]] = {}
 
 
 @dataclass(slots=True)
@@ -95,6 +97,9 @@ class Evacuations:
                 there = evacuation.begun[mine[0].vm].rpartition("/")[2]
                 raise LocalBroken(f"the evacuation of {vm} was used: it was sent to {there}")
             for order in mine:
+                # At its destination a second session of it would be refused, and its receipt replace the first one's.
+                if order.destination in evacuation.spent.get(order.vm, ()):
+                    continue
                 if to is None or to in {order.destination, order.destination.rpartition("/")[2]}:
                     claims = self._claims(order)
                     begun = {**evacuation.begun, order.vm: order.destination}
@@ -104,18 +109,20 @@ class Evacuations:
             raise LocalBroken(f"no evacuation permit of {vm} is left, or none for that destination")
         raise LocalBroken(f"no evacuation was prepared for {vm} on this host")
 
-    def give_back(self, evacuation_id: str, vm: str) -> None:
-        """The guest has stayed: another destination may be tried. The one that was may know the permit as used."""
+    def give_back(self, evacuation_id: str, vm: str, *, is_spent: bool) -> None:
+        """The guest has stayed: another destination may be tried. `is_spent`: the one that was takes no second try."""
         found = self._read(self._path(evacuation_id))
-        if found is not None:
-            begun = {name: host for name, host in found.begun.items() if name != vm}
-            self._write(msgspec.structs.replace(found, begun=begun))
+        if found is None or vm not in found.begun:
+            return
+        begun = {name: host for name, host in found.begun.items() if name != vm}
+        spent = {**found.spent, vm: (*found.spent.get(vm, ()), found.begun[vm])} if is_spent else found.spent
+        self._write(msgspec.structs.replace(found, begun=begun, spent=spent))
 
-    def stayed(self, vm: str, destination: str) -> None:
+    def stayed(self, vm: str, destination: str, *, is_spent: bool) -> None:
         """`give_back` after a restart: of whatever evacuation had sent the VM there."""
         for evacuation in self.all():
             if evacuation.begun.get(vm) == destination:
-                self.give_back(evacuation.evacuation_id, vm)
+                self.give_back(evacuation.evacuation_id, vm, is_spent=is_spent)
 
     def all(self) -> list[Evacuation]:
         """What can be read; what cannot is said once a look and passed over."""
@@ -165,6 +172,7 @@ def shown(evacuations: Sequence[Evacuation], now: int) -> list[dict[str, object]
                     "name": name,
                     "destinations": [o.destination for o in evacuation.orders if o.vm == uuid],
                     "sent_to": evacuation.begun.get(uuid),
+                    "spent": evacuation.spent.get(uuid, ()),
                 }
                 for uuid, name in dict.fromkeys((o.vm, o.vm_name) for o in evacuation.orders)
             ],

@@ -64,14 +64,15 @@ async def _settle_shown(
         tell = entry.telling(NewsDesk(link, permit.claims.migration_id, nursery).tell)
         await settle_source(session, end, tell)
     if session.outcome != "completed":  # before D has heard of it, which may be gone for good
-        await _note_stayed(host, permit)
+        await _note_stayed(host, permit, is_spent=session.is_spent)
     await close_source(session, tell)
     entry.state_of = None  # but by its outcome
 
 
-async def _note_stayed(host: RelayHost, permit: VerifiedPermit) -> None:
+async def _note_stayed(host: RelayHost, permit: VerifiedPermit, *, is_spent: bool) -> None:
+    claims = permit.claims
     try:
-        await host.on_disk(host.evacuations.stayed, permit.claims.vm, permit.claims.destination)
+        await host.on_disk(host.evacuations.stayed, claims.vm, claims.destination, is_spent=is_spent)
     except (TransportError, OSError) as error:
         log.error("an evacuation permit stays noted as used", vm=permit.claims.vm, cause=str(error))
 

@@ -39,7 +39,7 @@ async def settle_source(session: SourceSession, end: SourceEnd, tell: Tell) -> N
         await _until_done(session, "note that the session broke", _SEE_HERE, lambda: _give_up_or_away(session, end))
     if journal.state == "abandoned":
         await _until_done(session, "resume the guest here", _SEE_HERE, lambda: _resume(session, end))
-        await tell(News(session.outcome, None, None, session.message))
+        await tell(News(session.outcome, None, None, session.message, session.is_spent))
     if journal.state == "handed-over":
         await tell(News("handing_over", None, None, "waiting for the destination to say what became of the guest"))
         there = session.permit.claims.destination.rpartition("/")[2]
@@ -66,7 +66,7 @@ async def close_source(session: SourceSession, tell: Tell) -> News:
     # "resumed" also after a restart: D may hold a whole guest until it hears this.
     if session.journal.state != "resumed" or await _tell_abandoned(session):
         await _until_done(session, "note the end", _SEE_HERE, lambda: _note_end(session))
-    news = News(session.outcome, None, session.facts.downtime_ms, session.message)
+    news = News(session.outcome, None, session.facts.downtime_ms, session.message, session.is_spent)
     await tell(news)
     return news
 

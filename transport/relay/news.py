@@ -13,12 +13,14 @@ from transport.hypervisors.migration_progress import MigrationProgress
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """Where a session is. `state`: running, handing_over, completed, failed or cancelled."""
+    """Where a session is. `state`: running, handing_over, completed, failed or cancelled. `is_spent`: it ended in vain,
+    and its destination takes its permit no second time."""
 
     state: str
     progress: MigrationProgress | None = None
     downtime_ms: int | None = None
     message: str = ""
+    is_spent: bool = False
 
 
 Tell = Callable[[News], Awaitable[None]]

@@ -127,7 +127,9 @@ class Operators:
                 except TransportError as error:
                     return {"refused": str(error)}
             case AskEvacuated(migration_id=migration_id):
-                return self._evacuating.outcome(migration_id) or {"refused": "no evacuation of that id is known here"}
+                return self._evacuating.outcome(migration_id) or {
+                    "refused": "this relay knows of no such move since its start"
+                }
             case AskEvacuations():
                 return {"evacuations": await self._evacuating.shown()}
             case _:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
 
 import structlog
 
 from certs.tls import ControlPeer
 from policy.permit import VerifiedPermit
+from transport.errors import OfferRefused, RefusalCode
 from transport.hypervisors.errors import MigrationCancelled
 from transport.hypervisors.moving import PLAIN, Movement
 from transport.relay.failures import SessionError
@@ -27,6 +29,7 @@ from transport.wire.messages import Receipt
 
 log = structlog.get_logger("sealane.relay")
 _MAX_ATTEMPT = (1 << 32) - 1
+_SPENT: Final = frozenset({RefusalCode.PERMIT_REPLAYED, RefusalCode.HYPERVISOR})  # D asks its hypervisor afterwards
 
 
 @dataclass(slots=True)
@@ -43,6 +46,7 @@ class SourceSession:
     message: str = ""
     trouble: str = ""  # what is in the way now, and who must do what
     was_answered: bool = False
+    was_refused_as_spent: bool = False
     is_offered: bool = False  # D may know it, although it has not answered
     is_reconnecting: bool = False  # its connection was lost and another is being made: nothing but time passes
     has_receipt: bool = False
@@ -62,6 +66,11 @@ class SourceSession:
         # D's word that it runs there may be what was lost: it takes the session up again where it has started it.
         is_given_away = self.is_post_copy and self.journal.state in {"handed-over", "outcome-running"}
         return claims.recover_until if self.recovery_id or is_given_away else claims.session_until
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether D knows its permit as used, for all that is known here."""
+        return self.was_answered or self.was_refused_as_spent
 
     @property
     def is_post_copy(self) -> bool:
@@ -99,6 +108,7 @@ class SourceSession:
     def fail(self, cause: SessionError) -> None:
         self.outcome = "cancelled" if isinstance(cause, MigrationCancelled) else "failed"
         self.message = str(cause)
+        self.was_refused_as_spent = isinstance(cause, OfferRefused) and cause.code in _SPENT
         log.warning("session broke", session=self.session_id, vm=self.permit.claims.vm, cause=str(cause))
 
     async def decided(self, outcome: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 from tests.transport.relay.conftest import unheard
 from tests.transport.relay.test_evacuations import ID, VM, host, prepared, site
 from tests.transport.site import Site
-from transport.errors import SpoolFailed
+from transport.errors import LocalBroken, SpoolFailed
 from transport.relay.evacuating import EvacuationDesk
 from transport.relay.evacuations import Evacuation, Evacuations
 from transport.relay.gateway_answers import Migrate
@@ -63,3 +63,41 @@ async def test_the_end_of_a_move_whose_guest_stayed_gives_no_later_one_back(site
     await tell(News("failed", None, None, "the destination cannot be reached"))
     (kept,) = host.evacuations.all()
     assert kept.begun == {VM: site.spiffe("c")}
+
+
+async def test_a_vm_that_is_on_its_way_is_told_so_by_either_of_its_names(site: Site, host: RelayHost) -> None:
+    async def migrate(_: Migrate) -> None:
+        pass
+
+    host.evacuations.keep(prepared(site))
+    desk = EvacuationDesk(host, migrate)
+    await desk.begin("web", None)
+    for name in ("web", VM):
+        with pytest.raises(LocalBroken, match="is on its way to b"):
+            await desk.begin(name, "c")
+
+
+async def test_after_a_permit_that_was_used_in_vain_the_next_destination_comes(site: Site, host: RelayHost) -> None:
+    """Used again, its session's receipt would take the place of the one that says what was carried."""
+    begun: list[Migrate] = []
+
+    async def migrate(order: Migrate) -> None:
+        begun.append(order)
+
+    host.evacuations.keep(prepared(site))
+    desk = EvacuationDesk(host, migrate)
+    await desk.begin("web", None)
+    await desk.noting(begun[0].migration_id, unheard)(News("cancelled", message="on request", is_spent=True))
+    assert (await desk.begin("web", None))["destination"] == site.spiffe("c")
+
+
+async def test_a_permit_whose_earlier_session_is_not_over_is_not_noted_as_begun(site: Site, host: RelayHost) -> None:
+    """It ends late where the disk is full: told to begin, it would not, and its VM could be sent nowhere any more."""
+    host.evacuations.keep(prepared(site))
+    order = host.evacuations.all()[0].orders[0]
+    permit = host.permits.verify(order.permit, source=host.spiffe_id, destination=None)
+    desk = EvacuationDesk(host, lambda _: never())
+    with host.board.session("source", permit.claims), pytest.raises(LocalBroken, match="not over yet"):
+        await desk.begin("web", "b")
+    (kept,) = host.evacuations.all()
+    assert kept.begun == {}

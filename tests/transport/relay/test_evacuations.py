@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from policy.permit import PermitKey
 from tests.transport.site import Site
 from transport.errors import LocalBroken, OfferRefused, RefusalCode
-from transport.relay.evacuations import Evacuation, EvacuationOrder, Evacuations
+from transport.relay.evacuations import Evacuation, EvacuationOrder, Evacuations, shown
 from transport.relay.host import RelayHost, open_host
 from transport.relay.pins import Pins
 
@@ -70,11 +70,28 @@ def test_what_was_begun_is_noted_durably_and_given_back_only_if_the_guest_stayed
     again = open_host(site.relay_config("a")).evacuations
     with pytest.raises(LocalBroken, match="was used"):
         again.take("web", None)
-    again.stayed(VM, site.spiffe("c"))
+    again.stayed(VM, site.spiffe("c"), is_spent=True)
     with pytest.raises(LocalBroken, match="was used"):
         again.take("web", None)
-    again.stayed(VM, site.spiffe("b"))
+    again.stayed(VM, site.spiffe("b"), is_spent=False)
     assert again.take("web", "c")[1].destination == site.spiffe("c")
+
+
+def test_a_permit_that_was_used_in_vain_is_not_used_again_and_the_next_destination_comes(
+    site: Site, host: RelayHost
+) -> None:
+    host.evacuations.keep(prepared(site))
+    host.evacuations.take("web", None)
+    host.evacuations.give_back(ID, VM, is_spent=True)
+    again = open_host(site.relay_config("a")).evacuations
+    assert [each["spent"] for each in shown(again.all(), 0)[0]["vms"]] == [(site.spiffe("b"),), ()]  # type: ignore[attr-defined]
+    with pytest.raises(LocalBroken, match="or none for that destination"):
+        again.take("web", "b")
+    assert again.take("web", None)[1].destination == site.spiffe("c")
+    again.give_back(ID, VM, is_spent=True)
+    again.give_back(ID, VM, is_spent=True)
+    with pytest.raises(LocalBroken, match="no evacuation permit of web is left"):
+        again.take("web", None)
 
 
 def test_nothing_is_kept_of_what_is_not_good_here(site: Site, host: RelayHost) -> None:

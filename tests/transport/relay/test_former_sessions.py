@@ -50,7 +50,8 @@ async def test_an_evacuated_guest_that_stayed_may_go_elsewhere_before_its_destin
         tries.append("")
         raise ConnectionBroken("nobody is there any more")
 
-    def note(_: Evacuations, vm: str, destination: str) -> None:
+    def note(_: Evacuations, vm: str, destination: str, *, is_spent: bool) -> None:
+        assert not is_spent, "its destination may never have heard of it"
         stayed.append((vm, destination))
         if trouble is not None:
             raise trouble

@@ -360,6 +360,7 @@ async def test_cancelled_midway(stage: Stage) -> None:
         await stage.until_under_way()
         stage.cancelled.set()
     await require_kept_by_source(stage, source, destination, "cancelled")
+    assert all(news.is_spent for news in stage.told if news.state == "cancelled"), "the destination takes it no more"
 
 
 @asynccontextmanager

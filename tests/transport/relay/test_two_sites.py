@@ -164,6 +164,7 @@ async def test_both_permits_are_spent_by_one_use(crossing: Crossing, short_path:
     news = await crossing.carry((west, again), short_path / "in2.sock")
     assert news.state == "failed", "a new permit of the east does not make the west's fresh again"
     assert "permit_replayed" in news.message
+    assert news.is_spent
     await listener.aclose()
 
 
