@@ -148,6 +148,8 @@ class Migration:
         self, state: State, progress: Mapping[str, Any] | None, message: str | None, now: int
     ) -> Migration:
         """What the source relay reported. Never backwards, never out of a final state."""
+        if self.state is state is State.FAILED and self.message is None:
+            return replace(self, message=message)  # the destination's receipt came first, which does not say why
         if self.is_final:
             return self
         told = replace(self, progress=progress or self.progress, message=message or self.message)

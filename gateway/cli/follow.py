@@ -136,8 +136,7 @@ def follow(
             show(reply)
             if reply.state in FINAL_STATES:
                 ended = clock.now() if ended is None else ended
-                # A host's report comes before the receipt that it signs; the receipt says how it was protected.
-                if reply.state != "completed" or reply.receipts or clock.now() - ended >= RECEIPT_SECONDS:
+                if _is_told(reply) or clock.now() - ended >= RECEIPT_SECONDS:
                     return reply
         if clock.now() - started >= deadline_seconds:
             raise Refused(
@@ -147,6 +146,18 @@ def follow(
                 "still_running",
             )
         clock.sleep(POLL_SECONDS)
+
+
+def _is_told(reply: MigrationReply) -> bool:
+    """Whether all of the end is there. Why it failed the source says, and how it was protected the hosts' receipts: the
+    destination's receipt may come before the one, and the source's report before the others."""
+    match reply.state:
+        case "completed":
+            return bool(reply.receipts)
+        case "failed":
+            return bool(reply.message)
+        case _:
+            return True
 
 
 def _cancel(client: Asks, migration_id: str, note: Callable[[str], None]) -> bool:

@@ -7,6 +7,7 @@ command only asks, says where the socket is (or uses it), and follows to the out
 from __future__ import annotations
 
 import json
+import os
 import socket
 import sys
 import threading
@@ -15,12 +16,12 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
-from gateway.cli.answer import AnswerUnread
+from gateway.cli.answer import EXIT_UNREAD
 from gateway.cli.asking import signed_in
 from gateway.cli.errors import OPERATOR, BadConfiguration, Refused
-from gateway.cli.follow import Clock, Interrupts, follow
+from gateway.cli.follow import FINAL_STATES, Clock, Interrupts, follow
 from gateway.cli.waiting import working
 
 if TYPE_CHECKING:
@@ -62,21 +63,28 @@ def open_port(opening: Opening, gateway: str | None, ca: Path | None, token_file
 
 def pipe_port(opening: Opening, gateway: str | None, ca: Path | None, token_file: Path | None) -> int:
     """Carry standard input there, and what comes back to standard output; the outcome on stderr. The exit code."""
-    pipe = _Pipe(sys.stdin.buffer, sys.stdout.buffer)
+    pipe = _Pipe(sys.stdin.fileno(), sys.stdout.fileno())
     with signed_in(gateway, ca, token_file) as client:
-        document = _follow(client, opening, pipe.connect)
+        document = _follow(client, opening, pipe.connect, pipe)
     document = pipe.finish(document)
     print(json.dumps(document), file=sys.stderr, flush=True)
+    if pipe.is_unread:
+        return EXIT_UNREAD
     return 0 if document["outcome"] == "completed" else 1
 
 
-def _follow(client: GatewayClient, opening: Opening, ready: Callable[[Path], None]) -> dict[str, Any]:
+def _follow(
+    client: GatewayClient, opening: Opening, ready: Callable[[Path], None], pipe: _Pipe | None = None
+) -> dict[str, Any]:
     config = _relay_config(opening.config)
     section, here = _section(config, opening), _this_host(config)
-    has_begun = False
+    has_begun = has_given_up = False
 
     def show(reply: MigrationReply) -> None:
-        nonlocal has_begun
+        nonlocal has_begun, has_given_up
+        if pipe is not None and pipe.trouble and not has_given_up and reply.state not in FINAL_STATES:
+            has_given_up = True
+            pipe.give_up(lambda: client.cancel(reply.migration_id))
         if here is not None and reply.source is not None and reply.source != here:
             client.cancel(reply.migration_id)
             there = reply.source.rpartition("/")[2]
@@ -148,17 +156,23 @@ def _this_host(config: RelayConfig) -> str | None:
 
 
 class _Pipe:
-    """Standard input and output at the relay's socket, in threads of which the one that reads may never end."""
+    """Standard input and output at the relay's socket, in threads of which the one that reads may never end.
 
-    def __init__(self, source: BinaryIO, sink: BinaryIO) -> None:
+    By descriptor: Python cannot end while such a thread holds a lock of `sys.stdin`. `trouble`: what broke here, by
+    which the session is to be given up.
+    """
+
+    def __init__(self, source: int, sink: int) -> None:
         self._source = source
         self._sink = sink
+        self._sock: socket.socket | None = None
         self._receiving: threading.Thread | None = None
-        self._trouble = ""
-        self._is_closed_here = False  # whoever read standard output left: the session broke by that
+        self._lost = ""  # at the socket, whose session tells more if it broke
+        self.trouble = ""
+        self.is_unread = False  # whoever read standard output left
 
     def connect(self, path: Path) -> None:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._sock = sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             sock.connect(str(path))
         except OSError as error:
@@ -169,35 +183,60 @@ class _Pipe:
         self._receiving.start()
         threading.Thread(target=self._send, args=(sock,), daemon=True).start()
 
+    def give_up(self, cancel: Callable[[], None]) -> None:
+        """After `trouble`. In order: were the socket closed alone, the program there would take it for the end."""
+        try:
+            cancel()
+        except Refused:  # who may not cancel it must not leave it waiting either
+            if self._sock is not None:
+                _break_off(self._sock)
+
     def finish(self, document: dict[str, Any]) -> dict[str, Any]:
         """Once the relay has carried all: until the last of it is on standard output. What broke here is said first."""
-        if document["outcome"] != "completed":
-            return {**document, "message": self._trouble} if self._is_closed_here else document
-        if self._receiving is None:
+        is_completed = document["outcome"] == "completed"
+        if is_completed and self._receiving is None:
             return {**document, "outcome": "failed", "message": "the session ended before its socket was seen"}
-        self._receiving.join()
-        return {**document, "outcome": "failed", "message": self._trouble} if self._trouble else document
+        if is_completed and self._receiving is not None:
+            self._receiving.join()
+        words = self.trouble or (self._lost if is_completed else "")
+        return {**document, "outcome": "failed", "message": words} if words else document
 
     def _send(self, sock: socket.socket) -> None:
-        try:
-            while data := self._source.read1(_CHUNK_BYTES):  # type: ignore[attr-defined]
+        while True:
+            try:
+                data = os.read(self._source, _CHUNK_BYTES)
+            except OSError as error:
+                self.trouble = f"standard input could not be read: {error.strerror}"
+                return
+            try:
+                if not data:
+                    sock.shutdown(socket.SHUT_WR)
+                    return
                 sock.sendall(data)
-            sock.shutdown(socket.SHUT_WR)
-        except OSError:
-            _break_off(sock)  # if it was the session that broke, its outcome tells
+            except OSError:
+                _break_off(sock)  # it was the session that broke, and its outcome tells
+                return
 
     def _receive(self, sock: socket.socket) -> None:
-        try:
-            while data := sock.recv(_CHUNK_BYTES):
-                self._sink.write(data)
-            self._sink.flush()
-        except AnswerUnread:
-            self._is_closed_here = True
-            self._trouble = "standard output was closed before all that came back was written"
-            _break_off(sock)
-        except OSError as error:
-            self._trouble = f"what came back could not be written or read: {error.strerror}"
-            _break_off(sock)
+        while True:
+            try:
+                data = memoryview(sock.recv(_CHUNK_BYTES))
+            except OSError as error:
+                self._lost = f"what came back could not be read: {error.strerror}"
+                _break_off(sock)
+                return
+            if not data:
+                return
+            try:
+                while data:
+                    data = data[os.write(self._sink, data) :]
+            except BrokenPipeError:
+                self.is_unread = True
+                self.trouble = "standard output was closed before all that came back was written"
+                return
+            except OSError as error:
+                self.trouble = f"standard output could not be written: {error.strerror}"
+                return
 
 
 def _break_off(sock: socket.socket) -> None:

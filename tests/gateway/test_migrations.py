@@ -172,9 +172,18 @@ def test_progress_never_goes_back_and_never_leaves_an_end(states: list[State]) -
         before = migration
         migration = migration.with_progress(state, {}, None, NOW)
         if before.is_final:
-            assert migration is before
+            assert migration == before
         elif not migration.is_final:
             assert rank.index(migration.state) >= rank.index(before.state)
+
+
+def test_why_it_failed_is_known_also_where_the_destinations_receipt_came_first() -> None:
+    failed = assigned().with_receipt(receipt("destination", "discarded"), NOW)
+    assert (failed.state, failed.message) == (State.FAILED, None)
+    told = failed.with_progress(State.FAILED, None, "the relay there was restarted", NOW)
+    assert (told.state, told.message) == (State.FAILED, "the relay there was restarted")
+    assert told.with_progress(State.FAILED, None, "something else", NOW) is told
+    assert failed.with_progress(State.RUNNING, None, "late", NOW) is failed
 
 
 @given(st.lists(st.tuples(st.sampled_from(["source", "destination"]), st.sampled_from(

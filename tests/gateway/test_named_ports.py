@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import tarfile
@@ -154,6 +155,46 @@ async def test_tar_goes_where_its_port_leads_under_a_policy_of_its_own_and_the_v
         assert failed.returncode == 1
         assert "do not say where that port leads" in json.loads(failed.stderr.splitlines()[-1])["message"]
     listener.close()
+
+
+@pytest.mark.parametrize(
+    ("what", "code", "outcome", "words"),
+    [
+        ("Ctrl-C", 1, "cancelled", "the migration was cancelled on request"),
+        ("reader left", 141, "failed", "standard output was closed before all that came back was written"),
+    ],
+)
+async def test_what_ends_a_pipe_here_while_its_input_is_open_ends_its_session_and_is_told(
+    site: Site, what: str, code: int, outcome: str, words: str
+) -> None:
+    (reading, writing), (left, taken) = os.pipe(), os.pipe()
+    os.close(left)
+    with trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_STREAM) as listener, trio.fail_after(90):
+        await listener.bind(str(site.directory / "backup.sock"))
+        listener.listen()
+        async with whole(site) as (running, commands, signed_in):
+            config = str(site.relay_config("a"))
+            wish = ["relay", "pipe", "backup", "--config", config, "--vm", "counter", "--to", "b"]
+            process = await trio.lowlevel.open_process(
+                commands.line([*wish, *signed_in]), stdin=reading, stdout=taken, stderr=subprocess.PIPE,
+                env=commands.environment(),
+            )  # fmt: skip
+            assert process.stderr is not None
+            accepted, _ = await listener.accept()
+            if what == "Ctrl-C":
+                process.send_signal(signal.SIGINT)
+            else:
+                await accepted.send(b"an answer")
+            assert await accepted.recv(100) == b""
+            accepted.close()
+            said = b"".join([bytes(each) async for each in process.stderr])
+            assert await process.wait() == code, said
+            while len(await running.records("migration.receipt")) < 2:
+                await trio.sleep(0.1)
+    for each in (reading, writing, taken):
+        os.close(each)
+    told = json.loads(said.splitlines()[-1])
+    assert (told["outcome"], told["message"]) == (outcome, words)
 
 
 async def test_who_opens_a_port_where_nobody_listens_or_on_another_host_than_the_vms_is_told_so(site: Site) -> None:

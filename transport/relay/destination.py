@@ -131,7 +131,7 @@ class Destination:
             if self._host.log_rate.allows(event_name, vm):  # S may come back and break off as often as it likes
                 log.warning(event_name, vm=vm, cause=str(cause))
             if not may_go_on:
-                await _say_broken(link, cause)
+                await _say_broken(link, cause, "hypervisor" if session.permit.claims.moves_guest else "program")
         return said_bye, may_go_on
 
     async def _after_connection(self, session: DestinationSession, said_bye: bool, may_go_on: bool) -> None:
@@ -291,12 +291,12 @@ async def _say_cancelled(link: ControlLink, code: str, words: str) -> None:
         await link.send(Cancel(code, words))
 
 
-async def _say_broken(link: ControlLink, cause: SessionError) -> None:
+async def _say_broken(link: ControlLink, cause: SessionError, whose: str) -> None:
     match cause:
         case NobodyListens():
             await _say_cancelled(link, "port", cause.told)
         case HypervisorError() | LocalBroken():
-            words = "the hypervisor there failed, refused or hangs; the log of the relay there says which"
+            words = f"the {whose} there failed, refused or hangs; the log of the relay there says which"
             await _say_cancelled(link, "hypervisor", words)
         case _:
             await _say_cancelled(link, "broken", _ENDED)

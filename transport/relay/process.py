@@ -6,6 +6,7 @@ import gc
 import json
 import resource
 import signal
+import socket
 import sys
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -30,11 +31,11 @@ from transport.relay.config import load_relay_config, split_address
 from transport.relay.failures import cause_of
 from transport.relay.host import RelayHost, open_host
 from transport.relay.news import News
-from transport.relay.piping import pipe
+from transport.relay.piping import Piped, pipe
 from transport.relay.service import drain, serve_relay
 from transport.relay.source import MigrationOrder, carry_as_source
 
-EXIT_DONE, EXIT_FAILED, EXIT_CONFIGURATION = 0, 1, 2
+EXIT_DONE, EXIT_FAILED, EXIT_CONFIGURATION, EXIT_INTERRUPTED, EXIT_UNREAD = 0, 1, 2, 130, 141
 
 
 def run_relay(config_path: Path) -> int:
@@ -63,33 +64,64 @@ def run_relay(config_path: Path) -> int:
 def run_open(config_path: Path, permit_path: Path, address: str, socket_path: Path) -> int:
     """`sealane relay open`: carry one program's stream under one permit, from `socket_path`. Returns the exit code."""
 
-    async def main() -> int:
+    async def carry(cancelled: trio.Event) -> int:
         host, permit, where = _permitted(config_path, permit_path, address)
+        _make_room(socket_path)
 
         async def tell(news: News) -> None:
             if news.state == "running" and news.progress is None:
+                is_ours.set()
                 _print_ready(str(socket_path))
 
+        is_ours = trio.Event()
         order = MigrationOrder(permit, where)
-        news = await carry_as_source(
-            host, order, tell, trio.Event(), socket_path, end=partial(host.port_source, listens_at=socket_path)
-        )
+        try:
+            news = await carry_as_source(
+                host, order, tell, cancelled, socket_path, end=partial(host.port_source, listens_at=socket_path)
+            )
+        finally:
+            if is_ours.is_set():
+                socket_path.unlink(missing_ok=True)
         print(json.dumps({"outcome": news.state, "message": news.message}), flush=True)
         return EXIT_DONE if news.state == "completed" else EXIT_FAILED
 
-    return _run(main)
+    return _run(partial(_until_interrupted, carry))
 
 
 def run_pipe(config_path: Path, permit_path: Path, address: str) -> int:
     """`sealane relay pipe`: standard input and output as one channel; its outcome on stderr. Returns the exit code."""
 
-    async def main() -> int:
+    async def carry(cancelled: trio.Event) -> int:
         host, permit, where = _permitted(config_path, permit_path, address)
-        news = await pipe(host, permit, where, (0, 1))
+        piped = Piped((0, 1), cancelled)
+        news = await pipe(host, permit, where, piped)
         print(json.dumps({"outcome": news.state, "message": news.message}), file=sys.stderr, flush=True)
+        if piped.is_unread:
+            return EXIT_UNREAD
         return EXIT_DONE if news.state == "completed" else EXIT_FAILED
 
-    return _run(main)
+    return _run(partial(_until_interrupted, carry))
+
+
+async def _until_interrupted(carry: Callable[[trio.Event], Awaitable[int]]) -> int:
+    """Ctrl-C or SIGTERM gives the session up in order, so that both ends and their gateway know; the second leaves."""
+    cancelled = trio.Event()
+    is_in_background = signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # of a script, whose Ctrl-C is not for it
+    heard = {signal.SIGTERM} if is_in_background else {signal.SIGTERM, signal.SIGINT}
+    with trio.open_signal_receiver(*heard) as signals:
+        async with trio.open_nursery() as nursery:
+
+            async def hear() -> None:
+                async for _ in signals:
+                    if cancelled.is_set():
+                        nursery.cancel_scope.cancel()
+                    cancelled.set()
+
+            nursery.start_soon(hear)
+            code = await carry(cancelled)
+            nursery.cancel_scope.cancel()
+            return code
+    return EXIT_INTERRUPTED
 
 
 def _permitted(config_path: Path, permit_path: Path, address: str) -> tuple[RelayHost, str, str]:
@@ -107,6 +139,24 @@ def _permitted(config_path: Path, permit_path: Path, address: str) -> tuple[Rela
         raise ConfigurationError(f"{permit_path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ConfigurationError(f"{permit_path}: holds no permit, but bytes that are no text") from None
+
+
+def _make_room(path: Path) -> None:
+    """For a socket, before a permit is used that serves once. What a killed process left goes. ConfigurationError."""
+    if not path.parent.is_dir():
+        raise ConfigurationError(f"--socket: {path.parent} is no folder; make it, or name another")
+    try:
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.connect(str(path))
+    except FileNotFoundError:
+        return
+    except ConnectionRefusedError:
+        if path.is_socket():
+            path.unlink()
+            return
+    except OSError as error:
+        raise ConfigurationError(f"--socket: {path}: {error.strerror or error}; name another path") from None
+    raise ConfigurationError(f"--socket: {path} is in use, or no socket; name another path")
 
 
 def _run(main: Callable[[], Awaitable[int | None]]) -> int:

@@ -80,7 +80,7 @@ def press_ctrl_c() -> None:
 def test_every_state_is_shown_until_a_final_one(final: str) -> None:
     reply, shown, notes = run(ScriptedGateway(["assigned", "running", "handing_over", final]))
     assert reply.state == final
-    assert shown == ["assigned", "running", "handing_over", final]
+    assert list(dict.fromkeys(shown)) == ["assigned", "running", "handing_over", final]
     assert notes == []
 
 
@@ -145,6 +145,13 @@ def test_a_completed_migration_is_given_a_moment_for_its_receipts() -> None:
     reply, shown, _ = run(ScriptedGateway(["completed"], receipts_at_poll=4))
     assert len(shown) == 4
     assert reply.receipts
+
+
+def test_a_failed_migration_is_given_a_moment_for_its_reason_or_to_turn_out_cancelled() -> None:
+    reply, shown, _ = run(ScriptedGateway(["failed", "failed", "cancelled"]))
+    assert (reply.state, len(shown)) == ("cancelled", 3)
+    _, shown, _ = run(ScriptedGateway(["failed"]))
+    assert 1 < len(shown) <= RECEIPT_SECONDS / POLL_SECONDS + 1
 
 
 def test_receipts_that_do_not_come_hold_nobody_up() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import cast
 
 import msgspec
 import pytest
@@ -14,11 +15,14 @@ from tests.transport.relay.conftest import serving, unheard, with_limits
 from tests.transport.site import Site
 from transport.errors import LocalBroken, OfferRefused
 from transport.relay.config import RelayConfig
+from transport.relay.control import ControlLink
+from transport.relay.destination import _say_broken
 from transport.relay.host import RelayHost, open_host
 from transport.relay.named_ports import PortSection, loopback_port, port_problem
-from transport.relay.piping import PipeSource, pipe
+from transport.relay.piping import Piped, PipeSource, pipe
 from transport.relay.socket_ends import SocketSource
 from transport.relay.source import MigrationOrder, carry_as_source
+from transport.wire.messages import Cancel
 
 VM = "5ea1a4e0-0000-4000-8000-0000000000ac"
 
@@ -74,12 +78,27 @@ async def test_a_stream_of_a_named_port_reaches_a_program_on_loopback_and_an_ans
             given, taken = os.pipe(), os.pipe()
             os.write(given[1], b"drawer")
             os.close(given[1])
-            news = await pipe(source, site.permit(vm=VM, ports=("echo",)), address, (given[0], taken[1]))
+            piped = Piped((given[0], taken[1]), trio.Event())
+            news = await pipe(source, site.permit(vm=VM, ports=("echo",)), address, piped)
             assert news.state == "completed", news.message
             assert os.read(taken[0], 100) == b"reward"
             for descriptor in (given[0], *taken):
                 os.close(descriptor)
     await listener.aclose()
+
+
+@pytest.mark.parametrize("whose", ["hypervisor", "program"])
+async def test_who_sends_to_what_dies_is_told_whether_it_was_a_hypervisor(whose: str) -> None:
+    said: list[Cancel] = []
+
+    class Link:
+        async def send(self, message: Cancel) -> None:
+            said.append(message)
+
+    await _say_broken(cast(ControlLink, Link()), LocalBroken("reset"), whose)
+    assert said == [
+        Cancel("hypervisor", f"the {whose} there failed, refused or hangs; the log of the relay there says which")
+    ]
 
 
 @pytest.mark.whole
