@@ -241,7 +241,7 @@ class _Check:
                     one.index, f"silence of {one.seconds:.0f} s before it, with a heartbeat due every {promised} s"
                 )
         if self.sum.unsigned_receipts:
-            self.warn(None, f"{self.sum.unsigned_receipts} receipts carry no host's signature")
+            self.warn(None, f"how many receipts carry no host's signature: {self.sum.unsigned_receipts}")
 
     def leftovers(self, size: int) -> None:
         """Files that no entry accounts for, and bytes that were never committed."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 
 def counted(number: int, thing: str) -> str:
-    """`thing` in the singular; its plural is regular, by `s` or, after a consonant and `y`, by `ies`."""
+    """`thing` in the singular; its plural is regular: by `s`, of `sh` by `es`, of a consonant and `y` by `ies`."""
     if number == 1:
         return f"1 {thing}"
     if thing.endswith("y") and thing[-2:-1] not in "aeiou":
         return f"{number} {thing[:-1]}ies"
-    return f"{number} {thing}s"
+    return f"{number} {thing}{'es' if thing.endswith('sh') else 's'}"

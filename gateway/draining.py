@@ -76,7 +76,8 @@ async def prospects(gate: Gate, wish: Wish) -> dict[str, Any]:
     answers = _Answers(gate)
     found = [await _prospects_of(gate, wish, vm, hosts, answers) for vm in vms]
     _spread(found, source)
-    counts = {"vms": len(found), "may_move": sum(bool(each.may) for each in found), "hosts": len(hosts)}
+    may_move = sum(bool(each.may) and each.cannot is None for each in found)
+    counts = {"vms": len(found), "may_move": may_move, "hosts": len(hosts)}
     event = Event("drain.check", "completed", actor=actor_of(person), details={**facts, **counts})
     recorded = await gate.recorder.append(event)
     documents = [each.document() for each in found]

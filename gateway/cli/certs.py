@@ -235,7 +235,7 @@ def issue(
     if as_json:
         print_json({"outcome": "issued", "host": name, "directory": str(made), "lifetime_hours": hours})
     else:
-        say(f"Issued {name} for {hours} hours: {made}/host.pem and host.key.")
+        say(f"Issued {name} for {counted(hours, 'hour')}: {made}/host.pem and host.key.")
         say(f"Next: copy that folder, {directory}/ca.pem and crl.pem to the host, over a channel you trust.")
 
 
@@ -266,7 +266,7 @@ def issue_service(
     if as_json:
         print_json({"outcome": "issued", "service": service, "directory": str(made), "lifetime_hours": hours})
     else:
-        say(f"Issued {service} for {hours} hours: {made}/service.pem and service.key.")
+        say(f"Issued {service} for {counted(hours, 'hour')}: {made}/service.pem and service.key.")
         say(f'Next: add it to the gateway\'s configuration as [[identity.services]] spiffe_id = "{service}".')
 
 

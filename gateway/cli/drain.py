@@ -16,9 +16,9 @@ import typer
 
 from gateway.cli.asking import signed_in
 from gateway.cli.errors import CommandError, Unreachable, login_has_ended
-from gateway.cli.follow import Lull
+from gateway.cli.follow import Interrupts, Lull
 from gateway.cli.options import CaOption, GatewayOption, JsonOption, TokenFileOption
-from gateway.cli.output import print_json, say
+from gateway.cli.output import note, print_json, say
 from gateway.cli.placement import complete_host
 from gateway.counted import counted
 
@@ -76,14 +76,16 @@ def drain(
         if check:
             _show(found, as_json=as_json)
             raise typer.Exit(0 if all(each.destinations and not each.cannot for each in found.prospects) else 1)
-        tell: Callable[[str], None] = (lambda _: None) if as_json else say
+        tell: Callable[[str], None] = note if as_json else say
         queue = Queue(client, found, reason, Limits(at_once, per_destination, per_link, tries), tell)
-        try:
-            queue.run(time.sleep)
-        except KeyboardInterrupt:
-            tell("No more moves are begun; waiting for those under way (Ctrl-C again leaves them alone).")
-            queue.stop()
-            queue.run(time.sleep)
+        # A Ctrl-C tears no answer apart: a move that is being asked for is known, and followed, with the others.
+        with Interrupts() as interrupts:
+            try:
+                queue.run(time.sleep, lambda: interrupts.asked)
+            except KeyboardInterrupt:
+                queue.leave()
+                _report(queue, found.host, as_json=as_json)
+                raise
     _report(queue, found.host, as_json=as_json)
     raise typer.Exit(0 if all(move.outcome == "moved" for move in queue.moves) else 1)
 
@@ -106,6 +108,7 @@ class Move:
     because: str = ""
     tried: list[str] = field(default_factory=list)
     looks: int = 0
+    is_asked_for: bool = False  # and no answer has come
 
     @property
     def name(self) -> str:
@@ -142,33 +145,54 @@ class Queue:
         self._lull = Lull(now, tell)
         self._has_to_wait = False
         self._was_told_to_wait = False
+        self._is_stopped = False
         self.moves = [Move(each, deque(each.destinations[: limits.tries])) for each in found.prospects]
         for move in self.moves:
             if move.prospects.cannot is not None or not move.destinations:
                 self._end(move, "stays", _why_not(move.prospects))
 
-    def stop(self) -> None:
+    def _stop(self) -> None:
         """Begin no more."""
+        self._is_stopped = True
+        self._tell("No more moves are begun; waiting for those under way (Ctrl-C again leaves them alone).")
         for move in self.moves:
             if move.outcome == "waiting":
-                self._end(move, "stays", "not begun: interrupted")
+                self._end(move, "stays", move.because or "not begun: interrupted")
 
-    def run(self, sleep: Callable[[float], None]) -> None:
+    def leave(self) -> None:
+        """Follow no more either: what is under way goes on."""
+        for move in self.moves:
+            if move.outcome == "moving":
+                self._end(move, "not_followed", _not_followed(move, "interrupted"))
+            elif move.outcome == "waiting" and move.is_asked_for:
+                self._end(
+                    move, "not_followed", f"perhaps under way to {move.tried[-1]}: interrupted as it was asked for"
+                )
+            elif move.outcome == "waiting":
+                self._end(move, "stays", move.because or "not begun: interrupted")
+
+    def run(self, sleep: Callable[[float], None], is_stop_asked: Callable[[], bool] = lambda: False) -> None:
         """Until every move has ended."""
         while True:
             self._has_to_wait = False
-            self._begin_some()
-            if not any(move.outcome in {"waiting", "moving"} for move in self.moves):
+            self._begin_some(is_stop_asked)
+            if is_stop_asked() and not self._is_stopped and not self._is_over:
+                self._stop()
+            if self._is_over:
                 return
             sleep(POLL_SECONDS)
             for move in self.moves:
                 if move.outcome == "moving":
                     self._look(move)
 
-    def _begin_some(self) -> None:
+    @property
+    def _is_over(self) -> bool:
+        return not any(move.outcome in {"waiting", "moving"} for move in self.moves)
+
+    def _begin_some(self, is_stop_asked: Callable[[], bool]) -> None:
         under_way = [move.destination for move in self.moves if move.outcome == "moving" and move.destination]
         for move in self.moves:
-            if self._has_to_wait or len(under_way) >= self._limits.at_once:
+            if self._has_to_wait or len(under_way) >= self._limits.at_once or is_stop_asked():
                 return
             if move.outcome != "waiting":
                 continue
@@ -185,6 +209,7 @@ class Queue:
     def _begin(self, move: Move, destination: str) -> bool:
         move.destinations.remove(destination)
         move.tried.append(destination)
+        move.is_asked_for = True
         question = {"vm": move.prospects.vm.uuid, "destination": destination}
         if self._reason is not None:
             question["reason"] = self._reason
@@ -192,11 +217,13 @@ class Queue:
             reply = self._client.request_migration(question)
             self._lull.answered()
         except CommandError as error:
+            move.is_asked_for = False
             if self._has_to_be_waited_for(error):
                 self._wait_a_turn(move, destination, error)
             else:
                 self._failed(move, destination, error.what)
             return False
+        move.is_asked_for = False
         if not reply.decision.allowed or reply.migration_id is None:
             self._failed(move, destination, reply.decision.denied_because or "denied")
             return False
@@ -226,8 +253,7 @@ class Queue:
             self._lull.answered()
         except CommandError as error:
             if not self._lull.may_pass(error):  # the migration goes on without us
-                told = f"under way, and not followed any more: {error.what}; see `sealane migration show "
-                self._end(move, "not_followed", f"{told}{move.migration_id}`")
+                self._end(move, "not_followed", _not_followed(move, error.what))
             return
         if state.outcome is None:
             move.looks += 1
@@ -242,7 +268,7 @@ class Queue:
     def _failed(self, move: Move, destination: str, because: str) -> None:
         self._tell(f"{move.name}: not to {destination}: {because}")
         move.destination = None
-        if move.destinations:
+        if move.destinations and not self._is_stopped:
             move.outcome, move.because = "waiting", because
         else:
             self._end(move, "stays", because)
@@ -251,6 +277,10 @@ class Queue:
         move.outcome, move.because = outcome, because
         if outcome == "moved":
             self._tell(f"{move.name}: moved to {move.destination}")
+
+
+def _not_followed(move: Move, because: str) -> str:
+    return f"under way, and not followed any more: {because}; see `sealane migration show {move.migration_id}`"
 
 
 def _is_of_no_host(error: CommandError) -> bool:

@@ -118,9 +118,11 @@ def proof_of_one(sealed: Sealed, index: int, shown: Mapping[str, Any], keys: Seq
     entry = json.loads(line["entry"])
     how = "a permit, which its decision's record stands for"
     if "record" in entry:
-        how = f"signed together with {entry['group']['size'] - 1} others" if "group" in entry else "signed by itself"
-    hashes, size = len(line["path"]), counted(check.verdict.size, "entry")
-    return f"verified: {how}; {hashes} hashes lead to the signed state of {sealed.origin} at {size}"
+        how = "signed by itself"
+        if "group" in entry:
+            how = f"signed together with {counted(entry['group']['size'] - 1, 'other')}"
+    hashes, size = counted(len(line["path"]), "hash"), counted(check.verdict.size, "entry")
+    return f"verified: {how}; led by {hashes} to the signed state of {sealed.origin} at {size}"
 
 
 def plain_json(value: object) -> str:

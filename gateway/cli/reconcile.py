@@ -21,6 +21,7 @@ from gateway.cli.options import CaOption, GatewayOption, JsonOption, TokenFileOp
 from gateway.cli.output import console, print_json
 from gateway.cli.terminal import harmless
 from gateway.cli.waiting import working
+from gateway.counted import counted
 
 Numbered = tuple[int, Mapping[str, Any]]
 
@@ -131,7 +132,7 @@ def _of_folders(log: Path, other_log: Path, moment: str) -> dict[str, Any]:
     from gateway.sites.shared import require_record
 
     if log.resolve() == other_log.resolve():
-        raise BadConfiguration(f"{log} is one log", REQUESTER, "name a folder of each site's log")
+        raise BadConfiguration(f"{log} is given as both logs", REQUESTER, "name a folder of each site's log")
     with working("reading both logs"):
         folders = (log, other_log)
         halves = halves_between(*(list(_from_folder(folder, moment, KINDS)) for folder in folders))
@@ -152,7 +153,7 @@ def _show_sites(document: Mapping[str, Any]) -> None:
         out.print(f"{one['what']:>13}  {harmless(str(one['migration_id']))}  {where}", markup=False)
         for why in one["why"]:
             out.print(f"        {harmless(why)}", markup=False)
-    told = ", ".join(f"{count} {what}" for what, count in document["counts"].items())
+    told = _told(document["counts"])
     out.print(told + (f"; on record as {document['record_index']}" if "record_index" in document else ""), markup=False)
 
 
@@ -193,6 +194,14 @@ def _incomparable(log: Path, index: int, why: str) -> Refused:
     )
 
 
+def _told(counts: Mapping[str, int]) -> str:
+    """How many permits or migrations were looked at, and what became of how many."""
+    nouns = {"permits": "permit", "migrations": "migration"}
+    return ", ".join(
+        counted(count, nouns[what]) if what in nouns else f"{count} {what}" for what, count in counts.items()
+    )
+
+
 def _show(document: Mapping[str, Any]) -> None:
     counts, out = document["counts"], console()
     for one in document["findings"]:
@@ -200,5 +209,5 @@ def _show(document: Mapping[str, Any]) -> None:
         out.print(f"{one['what']:>6}  record {one['record']}  {harmless(str(one['vm']))}  {hosts}", markup=False)
         for why in one["why"]:
             out.print(f"        {harmless(why)}", markup=False)
-    told = ", ".join(f"{count} {what}" for what, count in counts.items())
+    told = _told(counts)
     out.print(told + (f"; on record as {document['record_index']}" if "record_index" in document else ""), markup=False)

@@ -19,6 +19,7 @@ from gateway.cli.output import console, print_json, print_table, say
 from gateway.cli.record_replies import SiemJob, SinkReply
 from gateway.cli.terminal import plain
 from gateway.cli.waiting import working
+from gateway.counted import counted
 
 if TYPE_CHECKING:
     from gateway.cli.client import GatewayClient
@@ -127,7 +128,7 @@ def resend(
     elif job.state == "failed":
         say(f"FAILED: {job.error}")
     else:
-        say(f"sent {result.get('sent')} entries")
+        say(f"sent {counted(result.get('sent', 0), 'entry')}")
         if refused:
             say(f"REFUSED: {refused} more; see why: sealane siem quarantine {name}")
     raise typer.Exit(0 if outcome == "done" else EXIT_DIFFERS)

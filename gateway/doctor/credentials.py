@@ -13,6 +13,7 @@ from cryptography import x509
 from certs.errors import CertificateError
 from certs.federation import read_bundle
 from certs.files import read_certificates, read_crl, read_private_key
+from gateway.counted import counted
 from gateway.doctor.finding import Finding
 
 
@@ -107,4 +108,4 @@ def _span(length: timedelta) -> str:
     if length >= timedelta(days=2):
         return f"{length.days} days"
     hours = length / timedelta(hours=1)
-    return f"{hours:.0f} hours" if hours >= 2 else f"{length / timedelta(minutes=1):.0f} minutes"
+    return f"{hours:.0f} hours" if hours >= 2 else counted(round(length / timedelta(minutes=1)), "minute")

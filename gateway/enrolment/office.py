@@ -23,6 +23,7 @@ from certs.enrolment import SECRET_BYTES, EnrolmentToken, public_key_sha256, req
 from certs.errors import CertificateError, CredentialError
 from certs.identity import SpiffeId
 from gateway.asking import decide
+from gateway.counted import counted
 from gateway.crowds import crowd_of
 from gateway.deciding import decision_document
 from gateway.enrolment.crls import Crls
@@ -104,7 +105,7 @@ class Office:
         elif minutes > self.terms.token_minutes:
             # Cut in silence, somebody would rely on a token that has ended.
             raise RequestRefused(
-                f"a token waits {self.terms.token_minutes} minutes at most here, not {minutes}",
+                f"a token waits {counted(self.terms.token_minutes, 'minute')} at most here, not {minutes}",
                 next_step="ask for fewer minutes, or set token_minutes of [enrolment] in the gateway's file",
             )
         expires = int(now.timestamp()) + minutes * 60

@@ -23,6 +23,7 @@ from audit.siem.reconcile import PAGE_ENTRIES, Findings, Readable, find_stranger
 from audit.siem.shipper import EntrySource, Shipper
 from audit.siem.sink import SinkError
 from audit.siem.status import SinkEvent, one_line
+from gateway.counted import counted
 from gateway.errors import Conflict, RequestRefused
 from gateway.siem.tables import AnySinkTable
 
@@ -99,7 +100,7 @@ class Jobs:
             )
         size = self._source.size
         if not 0 <= (job.start or 0) <= (size if job.end is None else job.end) <= size:
-            raise RequestRefused(f"the range is not within the log, which has {size} entries")
+            raise RequestRefused(f"the range is not within the log, which has {counted(size, 'entry')}")
         self._jobs[job.sink] = job
         self._nursery.start_soon(self._finish, job, table, shipper)
 

@@ -17,6 +17,7 @@ from audit.record import PermitEntry, SignedRecord, decode_entry
 from audit.siem.elastic import ElasticSink
 from audit.siem.reconcile import Held
 from audit.siem.sink import SinkAway
+from gateway.counted import counted
 from gateway.errors import RequestRefused, SearchUnavailable
 from gateway.gate import Gate
 from gateway.reading import Page
@@ -112,7 +113,7 @@ class Oversight:
             raise RequestRefused("this receiver can be asked", next_step=f"use: sealane siem reconcile {name}")
         size = self._delivery.log_size
         if not 0 <= found["from"] <= found["to"] <= size:
-            raise RequestRefused(f"the range is not within the log, which has {size} entries")
+            raise RequestRefused(f"the range is not within the log, which has {counted(size, 'entry')}")
         agrees = not (found["missing_count"] or found["altered_count"] or found["added_count"])
         details = {"sink": name, "by": "reconcile-file", "agrees": agrees, "client_address": address, **found}
         event = Event("siem.reconciled", "completed" if agrees else "failed", actor=actor_of(person), details=details)

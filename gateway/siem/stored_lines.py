@@ -19,6 +19,7 @@ from audit.reader import LogReader
 from audit.siem.formats.parse import MAX_LINE_BYTES
 from audit.siem.reconcile_lines import LineFindings, LineSource, Stored, reconcile_lines
 from gateway.config import GatewayConfig
+from gateway.counted import counted
 from gateway.errors import RequestRefused
 from gateway.siem.line_receivers import stored_line
 from gateway.siem.tables import ElasticsearchTable, unknown_sink
@@ -43,7 +44,7 @@ def reconcile_files(
     size = _size(directory, origin)
     end = size if end is None else end
     if not 0 <= start <= end <= size:
-        raise RequestRefused(f"the range is not within the log, which has {size} entries")
+        raise RequestRefused(f"the range is not within the log, which has {counted(size, 'entry')}")
     reader = LogReader(directory)
     source = LineSource(
         origin,

@@ -14,6 +14,8 @@ from gateway.counted import counted
         (1, "policy", "1 policy"),
         (19, "policy", "19 policies"),
         (3, "day", "3 days"),
+        (1, "hash", "1 hash"),
+        (2, "hash", "2 hashes"),
     ],
 )
 def test_one_is_singular_and_all_else_plural(number: int, thing: str, words: str) -> None:

@@ -41,6 +41,8 @@ async def test_what_keeps_a_vm_where_it_is_is_said_for_it_and_devices_decide(run
     await running.poll("b")
     (web,) = (await check(running)).json()["prospects"]
     assert web["cannot"] == "the relay on its host has not been heard of lately"
+    (record,) = await running.records("drain.check")
+    assert record["details"]["may_move"] == 0, "it may, and cannot"
     await running.poll("a")
     await Relay(running, "a").report(guest(devices=["hostdev:pci"]))
     (web,) = (await check(running, to=["b"])).json()["prospects"]
@@ -291,11 +293,37 @@ def test_what_cannot_move_is_not_asked_for_and_an_interrupt_begins_no_more() -> 
     queue = run(moves, found(("vm1", ["b"]), cannot="it runs on two hosts at once"))
     assert (moves.asked, queue.moves[0].outcome) == ([], "stays")
     queue = Queue(moves, found(("vm1", ["b"]), ("vm2", ["b"])), None, Limits(1, 1, 1, 1), ignore)  # type: ignore[arg-type]
-    queue._begin_some()
-    queue.stop()
-    queue.run(ignore)
+    queue.run(ignore, lambda: bool(moves.asked))
     assert [(move.outcome, move.because) for move in queue.moves] == [
         ("moved", ""),
+        ("stays", "not begun: interrupted"),
+    ]
+
+
+def test_a_move_that_fails_after_an_interrupt_is_begun_nowhere_else() -> None:
+    moves = Moves(vm1_b="failed")
+    queue = Queue(moves, found(("vm1", ["b", "c"])), None, Limits(1, 1, 1, 2), ignore)  # type: ignore[arg-type]
+    queue.run(ignore, lambda: bool(moves.asked))
+    assert (queue.moves[0].outcome, queue.moves[0].because) == ("stays", "it broke")
+
+
+def test_who_leaves_is_told_what_goes_on_and_what_was_being_asked_for() -> None:
+    """A move that the gateway was beginning was told as not begun."""
+
+    class Left(Moves):
+        def request_migration(self, body: dict[str, Any]) -> DecisionReply:
+            if self.asked:
+                raise KeyboardInterrupt
+            return super().request_migration(body)
+
+    vms = found(("vm1", ["b"]), ("vm2", ["c"]), ("vm3", ["b"]))
+    queue = Queue(Left(), vms, None, Limits(2, 1, 1, 1), ignore)  # type: ignore[arg-type]
+    with pytest.raises(KeyboardInterrupt):
+        queue.run(ignore)
+    queue.leave()
+    assert [(move.outcome, move.because) for move in queue.moves] == [
+        ("not_followed", "under way, and not followed any more: interrupted; see `sealane migration show vm1_b`"),
+        ("not_followed", "perhaps under way to c: interrupted as it was asked for"),
         ("stays", "not begun: interrupted"),
     ]
 

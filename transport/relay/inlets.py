@@ -48,7 +48,7 @@ class SourceLanes:
         """Carry `local`, which is ours from now on, as the next channel of `port`."""
         if len(self._channels.all) >= self._most:
             local.close()
-            raise LocalBroken(f"the hypervisor opened more than the {self._most} channels that are allowed")
+            raise LocalBroken(f"the hypervisor opened more channels than are allowed: {self._most}")
         local.setblocking(False)
         self._channels.add(port, local)
 

@@ -66,7 +66,7 @@ class Places:
             if waiting.cancelled.is_set():
                 raise MigrationCancelled("the migration was cancelled while it waited for its turn")
             raise LocalBroken(
-                f"{seconds:.0f} s in the queue: this host moves {self._most} VMs at once (limits.max_moves)"
+                f"{seconds:.0f} s in the queue: limits.max_moves, of how many VMs at once, is {self._most}"
             )
         except BaseException:
             if waiting.called.is_set():

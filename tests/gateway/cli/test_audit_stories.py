@@ -107,12 +107,12 @@ def test_a_decision_tells_who_asked_who_allowed_it_and_how_it_ended(log: Path, s
         assert words in told, words
 
 
-@pytest.mark.parametrize(("index", "hashes"), [(0, 3), (4, 1)])
+@pytest.mark.parametrize(("index", "hashes"), [(0, "3 hashes"), (4, "1 hash")])
 def test_with_a_key_it_is_proven_that_the_record_is_in_the_log(
-    index: int, hashes: int, log: Path, sealane: Sealane
+    index: int, hashes: str, log: Path, sealane: Sealane
 ) -> None:
     told = " ".join(sealane("audit", "show", index, "--log", log, "--key", SIGNER.vkey).stdout.split())
-    assert f"verified: signed by itself; {hashes} hashes lead to the signed state of {SIGNER.origin} at 5 ent" in told
+    assert f"verified: signed by itself; led by {hashes} to the signed state of {SIGNER.origin} at 5 ent" in told
 
 
 def test_what_is_not_in_the_log_is_not_proven(log: Path, sealane: Sealane) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import signal
 import socket
@@ -21,6 +20,7 @@ from rich.console import Console
 
 from gateway.cli import relay_operating
 from tests.gateway.cli.conftest import Sealane, only_error_line
+from tests.gateway.cli.test_evacuation import a_relay
 from tests.processes import killed_after
 
 
@@ -111,30 +111,8 @@ def test_what_is_in_the_way_of_a_session_stands_below_as_it_is(monkeypatch: pyte
         assert words in " ".join(line.strip() for line in shown(width))
 
 
-@contextmanager
-def a_relay(path: Path) -> Iterator[None]:
-    """Answers every question with STATUS."""
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(path))
-        listener.listen()
-
-        def serve() -> None:
-            while True:
-                connection, _ = listener.accept()
-                with connection:
-                    if connection.recv(4096) == b"end":
-                        return
-                    connection.sendall(json.dumps(STATUS).encode() + b"\n")
-
-        served = threading.Thread(target=serve)
-        served.start()
-        try:
-            yield
-        finally:
-            with socket.socket(socket.AF_UNIX) as last:
-                last.connect(str(path))
-                last.sendall(b"end")
-            served.join()
+def always(_: dict[str, Any]) -> dict[str, Any]:
+    return STATUS
 
 
 @contextmanager
@@ -146,7 +124,7 @@ def command(path: Path, *more: str, **options: Any) -> Iterator[subprocess.Popen
 
 
 def test_who_watches_into_a_pipe_gets_one_state_after_the_other(tmp_path: Path) -> None:
-    with a_relay(tmp_path / "s"), command(tmp_path / "s", "--watch", stdout=subprocess.PIPE) as watching:
+    with a_relay(tmp_path / "s", always), command(tmp_path / "s", "--watch", stdout=subprocess.PIPE) as watching:
         assert watching.stdout is not None
         states = (line for line in watching.stdout if b"waits, place 1" in line)
         assert len(list(islice(states, 2))) == 2
@@ -160,6 +138,6 @@ def test_closed_streams_are_no_reason_for_a_traceback(tmp_path: Path) -> None:
         os.close(0)
         os.close(1)
 
-    with a_relay(tmp_path / "s"), command(tmp_path / "s", preexec_fn=close) as deaf:
+    with a_relay(tmp_path / "s", always), command(tmp_path / "s", preexec_fn=close) as deaf:
         assert deaf.communicate()[1] == b""
         assert deaf.returncode == 0

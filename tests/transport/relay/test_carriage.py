@@ -125,4 +125,4 @@ async def test_more_channels_than_the_permit_allows_end_the_session(pair: Pair, 
     await second.aclose()
     await listener.aclose()
     assert pair.news[-1].state == "failed"
-    assert "more than the 1 channels" in pair.news[-1].message
+    assert "more channels than are allowed: 1" in pair.news[-1].message

@@ -36,7 +36,7 @@ async def test_as_many_as_there_are_places_go_at_once_and_the_others_in_their_or
 async def test_patience_ends_and_leaves_no_place_lost(autojump_clock: trio.testing.MockClock) -> None:
     places = Places(1)
     async with places.place("a", "vm", 1, trio.Event()):
-        with pytest.raises(LocalBroken, match=r"5 s in the queue: this host moves 1 VMs at once \(limits.max_moves\)"):
+        with pytest.raises(LocalBroken, match=r"5 s in the queue: limits.max_moves, of how many VMs at once, is 1"):
             async with places.place("b", "vm", 5, trio.Event()):
                 pass
         assert places.waiting == ()
