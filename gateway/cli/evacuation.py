@@ -29,6 +29,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 _LOOK_SECONDS = 0.5
+_PREPARE_SECONDS = 180  # thousands of decisions, each logged; then 30 s in which the relay may come to hold them
 _FINAL = frozenset({"completed", "failed", "cancelled"})
 
 
@@ -56,7 +57,7 @@ def prepare(
 
     body: dict[str, Any] = {"host": host, "hours": hours}
     body |= {name: value for name, value in (("vms", vm), ("to", to), ("reason", reason)) if value}
-    with signed_in(gateway, ca, token_file) as client:
+    with signed_in(gateway, ca, token_file, at_least_seconds=_PREPARE_SECONDS) as client:
         answer = client.prepare_evacuation(body)
     if as_json:
         print_json(answer)

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 
 from gateway.cli import evacuation
-from tests.gateway.cli.conftest import Sealane, only_error_line
+from tests.gateway.cli.conftest import CannedGateway, Sealane, only_error_line
 
 HOST_B, HOST_C = "spiffe://bank.example/host/b", "spiffe://bank.example/host/c"
 MOVE = {
@@ -131,3 +132,23 @@ def test_status_says_what_was_used_in_vain_and_what_is_over(sealane: Sealane, tm
         "  web-1 (v) to b (used in vain), c; sent to c",
         "evacuation f, its hours are over",
     ]
+
+
+def test_a_gateway_that_waits_for_the_relay_is_heard_out(
+    sealane: Sealane, home: Path, logged_in: CannedGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a relay that hung it said after 30 s that it holds no permits: the command had given it up by then."""
+    file = home / ".config" / "sealane" / "client.toml"
+    file.write_text(file.read_text() + "timeout_seconds = 1\n")
+    refusal = {
+        "error": {"code": "relay_unreachable", "message": "a does not hold the permits", "who_must_act": "operator"}
+    }
+    logged_in.answer("POST", "/v1/evacuations", (503, refusal))
+    answer = logged_in.take
+
+    def late(method: str, path: str) -> tuple[int, Any]:
+        time.sleep(1.5)
+        return answer(method, path)
+
+    monkeypatch.setattr(logged_in, "take", late)
+    assert "a does not hold the permits" in only_error_line(sealane("evacuation", "prepare", "a"))
