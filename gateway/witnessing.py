@@ -126,7 +126,7 @@ class Witnessing:
                     return latest
                 self._urged.set()
                 await self._news.wait()
-        raise NoCosignature(f"fewer witnesses than required, {self.terms.required}, cosigned the checkpoint in time")
+        raise NoCosignature(f"of witnesses, fewer than {self.terms.required} cosigned the checkpoint in time")
 
     async def published_checkpoint(self) -> str:
         """For auditors: with cosignatures if there are witnesses, else the newest. Errors: LogUnavailable."""
