@@ -8,6 +8,7 @@ import json
 import random
 import sys
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -139,33 +140,59 @@ async def test_a_stream_goes_on_where_it_was_after_each_kind_of_cut(pair: Pair, 
     assert cuts == 2
 
 
-async def test_what_was_sent_last_and_lost_on_its_way_is_sent_again(impatient: Pair, short_path: Path) -> None:
-    """The source has sent all and heard all; what is still under way goes, and the destination hears of nothing."""
-    data, path, ended = random.Random(3).randbytes(3_000_000), short_path / "in.sock", trio.Event()
+@dataclass
+class Apart:
+    """Two programs at the ends of one channel, what is between the relays, and what the source's relay said last."""
+
+    network: Network
+    source: trio.SocketStream
+    destination: trio.SocketStream
+    news: list[News]
+
+
+@asynccontextmanager
+async def apart(pair: Pair, path: Path) -> AsyncIterator[Apart]:
+    """The session must have completed at the end."""
     news: list[News] = []
 
     async def carry() -> None:
-        news.append(await impatient.carry(impatient.site.permit(vm=VM), path))
+        news.append(await pair.carry(pair.site.permit(vm=VM), path))
 
-    async def send(stream: trio.SocketStream) -> None:
+    with trio.fail_after(60):
+        async with network_to(split_address(pair.address, "relay")) as network, listen(pair.site) as listener:
+            pair.address = network.address
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(carry)
+                async with await dial(path) as source, await listener.accept() as destination:
+                    yield Apart(network, source, destination, news)
+    assert news[0].state == "completed"
+
+
+async def whole(stream: trio.SocketStream, size_bytes: int) -> bytes:
+    arrived = b""
+    while len(arrived) < size_bytes and (more := await stream.receive_some()):
+        arrived += more
+    return arrived
+
+
+async def test_what_was_sent_last_and_lost_on_its_way_is_sent_again(impatient: Pair, short_path: Path) -> None:
+    """The source has sent all and heard all; what is still under way goes, and the destination hears of nothing."""
+    data = random.Random(3).randbytes(3_000_000)
+
+    async def send(stream: trio.SocketStream, ended: trio.Event) -> None:
         await stream.send_all(data)
         await stream.send_eof()
         assert await stream.receive_some(1) == b""  # the other direction has ended before
         ended.set()
 
-    with trio.fail_after(60):
-        async with network_to(split_address(impatient.address, "relay")) as network, listen(impatient.site) as listener:
-            impatient.address = network.address
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(carry)
-                async with await dial(path) as source, await listener.accept() as destination:
-                    await destination.send_eof()
-                    nursery.start_soon(send, source)
-                    await ended.wait()
-                    assert network.cut_near("lane") == 1
-                    assert b"".join([chunk async for chunk in destination]) == data
-            assert network.controls >= 2
-    assert news[0].state == "completed"
+    async with apart(impatient, short_path / "in.sock") as here, trio.open_nursery() as nursery:
+        await here.destination.send_eof()
+        ended = trio.Event()
+        nursery.start_soon(send, here.source, ended)
+        await ended.wait()
+        assert here.network.cut_near("lane") == 1
+        assert b"".join([chunk async for chunk in here.destination]) == data
+        assert here.network.controls >= 2
 
 
 async def test_what_is_swallowed_on_its_way_is_sent_again_while_both_ends_wait_for_more(
@@ -173,93 +200,55 @@ async def test_what_is_swallowed_on_its_way_is_sent_again_while_both_ends_wait_f
 ) -> None:
     """Something in between takes it, answers both kernels, and forgets it. Nothing comes that would fill the lane: so
     it was with a guest that stood still already, whose source waited for the destination's word."""
-    data, path = random.Random(4).randbytes(100_000), short_path / "in.sock"
-    news: list[News] = []
-
-    async def carry() -> None:
-        news.append(await impatient.carry(impatient.site.permit(vm=VM), path))
-
-    with trio.fail_after(60):
-        async with network_to(split_address(impatient.address, "relay")) as network, listen(impatient.site) as listener:
-            impatient.address = network.address
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(carry)
-                async with await dial(path) as source, await listener.accept() as destination:
-                    await source.send_all(b"first")
-                    assert await destination.receive_some(5) == b"first"
-                    assert network.open_hole() == 2
-                    await source.send_all(data)
-                    await trio.sleep(1)
-                    network.close_hole()
-                    arrived = b""
-                    while len(arrived) < len(data):
-                        arrived += await destination.receive_some()
-                    assert arrived == data
-                    assert network.controls == 2
-                    await source.send_eof()
-                    await destination.send_eof()
-    assert news[0].state == "completed"
+    data = random.Random(4).randbytes(100_000)
+    async with apart(impatient, short_path / "in.sock") as here:
+        await here.source.send_all(b"first")
+        assert await here.destination.receive_some(5) == b"first"
+        assert here.network.open_hole() == 2
+        await here.source.send_all(data)
+        await trio.sleep(1)
+        here.network.close_hole()
+        assert await whole(here.destination, len(data)) == data
+        assert here.network.controls == 2
+        await here.source.send_eof()
+        await here.destination.send_eof()
 
 
 async def test_what_the_destination_says_and_is_swallowed_comes_once_the_source_says_something(
     impatient: Pair, short_path: Path
 ) -> None:
     """The destination closes its end and waits. Nobody tells the source, which has nothing under way to miss."""
-    path = short_path / "in.sock"
-    news: list[News] = []
-
-    async def carry() -> None:
-        news.append(await impatient.carry(impatient.site.permit(vm=VM), path))
-
-    with trio.fail_after(60):
-        async with network_to(split_address(impatient.address, "relay")) as network, listen(impatient.site) as listener:
-            impatient.address = network.address
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(carry)
-                async with await dial(path) as source, await listener.accept() as destination:
-                    await source.send_all(b"first")
-                    assert await destination.receive_some(5) == b"first"
-                    await trio.sleep(0.3)  # it is acknowledged
-                    assert network.open_hole() == 2
-                    await destination.send_all(b"reply")
-                    await trio.sleep(0.5)
-                    network.close_hole()
-                    await trio.sleep(4)
-                    assert network.controls == 1
-                    await source.send_all(b"well?")
-                    assert await destination.receive_some(5) == b"well?"
-                    assert await source.receive_some(5) == b"reply"
-                    assert network.controls == 2
-                    await source.send_eof()
-                    await destination.send_eof()
-    assert news[0].state == "completed"
+    async with apart(impatient, short_path / "in.sock") as here:
+        await here.source.send_all(b"first")
+        assert await here.destination.receive_some(5) == b"first"
+        await trio.sleep(0.3)  # it is acknowledged
+        assert here.network.open_hole() == 2
+        await here.destination.send_all(b"reply")
+        await trio.sleep(0.5)
+        here.network.close_hole()
+        await trio.sleep(4)
+        assert here.network.controls == 1
+        await here.source.send_all(b"well?")
+        assert await here.destination.receive_some(5) == b"well?"
+        assert await here.source.receive_some(5) == b"reply"
+        assert here.network.controls == 2
+        await here.source.send_eof()
+        await here.destination.send_eof()
 
 
 async def test_a_hypervisor_that_takes_nothing_is_asked_after_less_and_less_and_loses_nothing(
     impatient: Pair, short_path: Path
 ) -> None:
     """Its relay is as silent as one that has got nothing."""
-    data, path = random.Random(5).randbytes(1_500_000), short_path / "in.sock"
-
-    async def carry() -> None:
-        await impatient.carry(impatient.site.permit(vm=VM), path)
-
-    with trio.fail_after(60):
-        async with network_to(split_address(impatient.address, "relay")) as network, listen(impatient.site) as listener:
-            impatient.address = network.address
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(carry)
-                async with await dial(path) as source, await listener.accept() as destination:
-                    await source.send_all(data)
-                    await source.send_eof()
-                    await until(lambda: network.controls == 3, 30)  # after 2 seconds, and after 4
-                    await trio.sleep(4)  # the next time is after 8
-                    assert network.controls == 3
-                    arrived = b""
-                    while len(arrived) < len(data):
-                        arrived += await destination.receive_some()
-                    assert arrived == data
-                    await destination.send_eof()
+    data = random.Random(5).randbytes(1_500_000)
+    async with apart(impatient, short_path / "in.sock") as here:
+        await here.source.send_all(data)
+        await here.source.send_eof()
+        await until(lambda: here.network.controls == 3, 30)  # after 2 seconds, and after 4
+        await trio.sleep(4)  # the next time is after 8
+        assert here.network.controls == 3
+        assert await whole(here.destination, len(data)) == data
+        await here.destination.send_eof()
 
 
 async def test_random_cuts_under_load_lose_nothing_and_repeat_no_nonce(
