@@ -96,20 +96,20 @@ def moves_of(decisions: Iterable[NumberedRecord], ends: Iterable[NumberedRecord]
 
 def ended(ends: Sequence[NumberedRecord]) -> str:
     """What both hosts certify, in words."""
-    receipts = [one for one in ends if one.record.get("kind") != "migration.withdrawn"]
-    said = {(_text(_object(one.record, "details"), "role"), _text(one.record, "outcome")) for one in receipts}
+    records = [one.record for one in ends if one.record.get("kind") != "migration.withdrawn"]
+    receipts = [(_object(record, "details"), _text(record, "outcome")) for record in records]
+    said = {(_text(details, "role"), outcome) for details, outcome in receipts}
+    each_says = ", ".join(f"{role} certifies {outcome}" for role, outcome in sorted(said))
     at_destination = said & {("destination", "running"), ("destination", "completed")}
     at_source = ("source", "completed") in said
-    running = [_object(one.record, "details") for one in receipts if _text(one.record, "outcome") == "running"]
+    running = [details for details, outcome in receipts if outcome == "running"]
     lacks = bool(running) and all(details.get("lacks_memory") is True for details in running)
     if at_source and lacks:
         return "the source certifies the end; the destination certifies that it runs there and that memory had not come"
     if at_destination and at_source:
         return "completed: both hosts certify it"
-    if any(
-        _object(one.record, "details").get("moves_guest") is False for one in receipts
-    ):  # "runs there" is no word here
-        return ", ".join(f"{role} certifies {outcome}" for role, outcome in sorted(said))
+    if any(details.get("moves_guest") is False for details, _ in receipts):
+        return each_says  # "it runs there" would be of a guest
     if at_destination and (lacks or ("source", "handed-over") in said):
         return "the destination certifies that it runs there; the source has part of its memory"
     if at_destination:
@@ -120,7 +120,7 @@ def ended(ends: Sequence[NumberedRecord]) -> str:
         return f"{_text(ends[-1].record, 'outcome')} before it began: the permit was withdrawn"
     if not said:
         return "no receipt"
-    return ", ".join(f"{role} certifies {outcome}" for role, outcome in sorted(said))
+    return each_says
 
 
 def _move(one: NumberedRecord, ends: Sequence[NumberedRecord]) -> Move:

@@ -92,7 +92,7 @@ async def _look(channel: Channel, lane: Lane, *, is_over: bool) -> None:
     if not is_over and not silence.patience.may_ask():
         return
     is_there = window.base < window.sent and not window.is_sending and not unsent_bytes(lane)
-    if silence.is_too_long(window.base, is_there, trio.current_time()):
+    if silence.look(window.base, is_there, trio.current_time()):
         raise ConnectionBroken("the peer does not say that it has what was sent on a lane")
 
 

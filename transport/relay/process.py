@@ -147,6 +147,7 @@ def _make_room(path: Path) -> None:
         raise ConfigurationError(f"--socket: {path.parent} is no folder; make it, or name another")
     try:
         with socket.socket(socket.AF_UNIX) as probe:
+            probe.setblocking(False)  # one whose queue is full would be waited for, for ever
             probe.connect(str(path))
     except FileNotFoundError:
         return

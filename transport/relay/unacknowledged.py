@@ -69,8 +69,9 @@ class Silence:
         """Another connection, or another reason to believe it."""
         self._since = None
 
-    def is_too_long(self, acknowledged: int, is_there: bool, now: float) -> bool:
-        """`acknowledged`: frames; `is_there`: that the peer's kernel has others, whole; `now`: seconds, steady."""
+    def look(self, acknowledged: int, is_there: bool, now: float) -> bool:
+        """Whether it is too long now. `acknowledged`: frames; `is_there`: that the peer's kernel has others, whole;
+        `now`: seconds, steady."""
         # What a process that stood still itself has not read yet may be the answer.
         was_away, self._looked = now > self._looked + _STALE_SECONDS, now
         if acknowledged != self._known:

@@ -43,21 +43,19 @@ async def test_permits_that_cannot_be_kept_are_told_as_not_held(
     assert told == [str(trouble)]
 
 
+async def begins(_: Migrate) -> None:
+    """And tells nothing yet."""
+
+
 async def never() -> None:
     raise AssertionError("nothing moves")
 
 
 async def test_the_end_of_a_move_whose_guest_stayed_gives_no_later_one_back(site: Site, host: RelayHost) -> None:
     """Its destination may hear days later that the guest stayed, and the move ends then: it has gone elsewhere."""
-    begun: list[Migrate] = []
-
-    async def migrate(order: Migrate) -> None:
-        begun.append(order)
-
     host.evacuations.keep(prepared(site))
-    desk = EvacuationDesk(host, migrate)
-    await desk.begin(VM, "b")
-    tell = desk.noting(begun[0].migration_id, unheard)
+    desk = EvacuationDesk(host, begins)
+    tell = desk.noting(str((await desk.begin(VM, "b"))["migration_id"]), unheard)
     await tell(News("failed", None, None, "the destination cannot be reached"))
     await desk.begin(VM, "c")
     await tell(News("failed", None, None, "the destination cannot be reached"))
@@ -66,11 +64,8 @@ async def test_the_end_of_a_move_whose_guest_stayed_gives_no_later_one_back(site
 
 
 async def test_a_vm_that_is_on_its_way_is_told_so_by_either_of_its_names(site: Site, host: RelayHost) -> None:
-    async def migrate(_: Migrate) -> None:
-        pass
-
     host.evacuations.keep(prepared(site))
-    desk = EvacuationDesk(host, migrate)
+    desk = EvacuationDesk(host, begins)
     await desk.begin("web", None)
     for name in ("web", VM):
         with pytest.raises(LocalBroken, match="is on its way to b"):
@@ -79,15 +74,10 @@ async def test_a_vm_that_is_on_its_way_is_told_so_by_either_of_its_names(site: S
 
 async def test_after_a_permit_that_was_used_in_vain_the_next_destination_comes(site: Site, host: RelayHost) -> None:
     """Used again, its session's receipt would take the place of the one that says what was carried."""
-    begun: list[Migrate] = []
-
-    async def migrate(order: Migrate) -> None:
-        begun.append(order)
-
     host.evacuations.keep(prepared(site))
-    desk = EvacuationDesk(host, migrate)
-    await desk.begin("web", None)
-    await desk.noting(begun[0].migration_id, unheard)(News("cancelled", message="on request", is_spent=True))
+    desk = EvacuationDesk(host, begins)
+    begun = str((await desk.begin("web", None))["migration_id"])
+    await desk.noting(begun, unheard)(News("cancelled", message="on request", is_spent=True))
     assert (await desk.begin("web", None))["destination"] == site.spiffe("c")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -16,6 +17,8 @@ import trio
 from tests.transport.relay.conftest import serving
 from tests.transport.relay.test_carriage import VM, listen
 from tests.transport.site import Site, write_toml
+from transport.errors import ConfigurationError
+from transport.relay import process
 from transport.relay.host import open_host
 
 pytestmark = pytest.mark.whole
@@ -168,3 +171,18 @@ async def test_an_archive_goes_through_a_pipe_and_an_answer_comes_back(site: Sit
     assert json.loads(done.stderr.splitlines()[-1])["outcome"] == "completed"
     for each in here.iterdir():
         assert (there / each.name).read_bytes() == each.read_bytes()
+
+
+def test_a_socket_whose_queue_is_full_is_in_use_and_nobody_waits_for_it(short_path: Path) -> None:
+    path = short_path / "in.sock"
+    with socket.socket(socket.AF_UNIX) as listener, contextlib.ExitStack() as queued:
+        listener.bind(str(path))
+        listener.listen(0)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                client = queued.enter_context(socket.socket(socket.AF_UNIX))
+                client.setblocking(False)
+                client.connect(str(path))
+        with pytest.raises(ConfigurationError, match="name another path"):
+            process._make_room(path)
+        assert path.is_socket()

@@ -13,7 +13,7 @@ def lost_at(silence: Silence, acknowledged: list[int], *, is_there: list[bool] |
     there = is_there or [True] * len(acknowledged)
     lost = []
     for at, count in enumerate(acknowledged):
-        if silence.is_too_long(count, there[at], float(at)):
+        if silence.look(count, there[at], float(at)):
             lost.append(at)
             silence.patience.renew()
     return lost
@@ -50,7 +50,7 @@ def test_another_connection_has_its_own_time() -> None:
 def test_all_channels_of_a_session_lose_one_patience() -> None:
     patience = Patience(2.0)
     channels = [Silence(patience) for _ in range(8)]
-    assert [each.is_too_long(0, True, at) for at in (0.0, 2.0) for each in channels] == [False] * 8 + [True] * 8
+    assert [each.look(0, True, at) for at in (0.0, 2.0) for each in channels] == [False] * 8 + [True] * 8
     patience.renew()
     assert patience.left == 4.0
 
@@ -61,7 +61,7 @@ def test_who_does_not_listen_or_stood_still_itself_is_not_told_that_it_was_too_l
         assert lost_at(silence, [0] * 6) == []
     assert lost_at(silence, [0] * 3) == [2]
     stood = Silence(Patience(2.0))
-    assert [stood.is_too_long(0, True, at) for at in (0.0, 9.0, 10.0, 11.0)] == [False, False, False, True]
+    assert [stood.look(0, True, at) for at in (0.0, 9.0, 10.0, 11.0)] == [False, False, False, True]
 
 
 def test_no_connection_is_given_up_where_no_other_may_be_had() -> None:
