@@ -7,10 +7,8 @@ command only asks, says where the socket is (or uses it), and follows to the out
 from __future__ import annotations
 
 import json
-import os
 import socket
 import sys
-import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -23,14 +21,13 @@ from gateway.cli.asking import signed_in
 from gateway.cli.errors import OPERATOR, BadConfiguration, Refused
 from gateway.cli.follow import FINAL_STATES, Clock, Interrupts, follow
 from gateway.cli.waiting import working
+from transport.relay.standard_streams import StandardStreams, break_off
 
 if TYPE_CHECKING:
     from gateway.cli.client import GatewayClient
     from gateway.cli.replies import MigrationReply
     from transport.relay.config import RelayConfig
     from transport.relay.named_ports import PortSection
-
-_CHUNK_BYTES = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,20 +153,19 @@ def _this_host(config: RelayConfig) -> str | None:
 
 
 class _Pipe:
-    """Standard input and output at the relay's socket, in threads of which the one that reads may never end.
-
-    By descriptor: Python cannot end while such a thread holds a lock of `sys.stdin`. `trouble`: what broke here, by
-    which the session is to be given up.
-    """
+    """Standard input and output at the relay's socket, once it is there."""
 
     def __init__(self, source: int, sink: int) -> None:
-        self._source = source
-        self._sink = sink
+        self._streams = StandardStreams(source, sink)
         self._sock: socket.socket | None = None
-        self._receiving: threading.Thread | None = None
-        self._lost = ""  # at the socket, whose session tells more if it broke
-        self.trouble = ""
-        self.is_unread = False  # whoever read standard output left
+
+    @property
+    def trouble(self) -> str:
+        return self._streams.trouble
+
+    @property
+    def is_unread(self) -> bool:
+        return self._streams.is_unread
 
     def connect(self, path: Path) -> None:
         self._sock = sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -179,67 +175,22 @@ class _Pipe:
             raise Refused(
                 f"{path}: {error.strerror}", OPERATOR, "see peer_uids of the port in the relay's configuration"
             ) from None
-        self._receiving = threading.Thread(target=self._receive, args=(sock,), daemon=True)
-        self._receiving.start()
-        threading.Thread(target=self._send, args=(sock,), daemon=True).start()
+        self._streams.carry(sock)
 
     def give_up(self, cancel: Callable[[], None]) -> None:
-        """After `trouble`. In order: were the socket closed alone, the program there would take it for the end."""
+        """After `trouble`."""
         try:
             cancel()
         except Refused:  # who may not cancel it must not leave it waiting either
             if self._sock is not None:
-                _break_off(self._sock)
+                break_off(self._sock)
 
     def finish(self, document: dict[str, Any]) -> dict[str, Any]:
         """Once the relay has carried all: until the last of it is on standard output. What broke here is said first."""
         is_completed = document["outcome"] == "completed"
-        if is_completed and self._receiving is None:
+        if is_completed and not self._streams.has_begun:
             return {**document, "outcome": "failed", "message": "the session ended before its socket was seen"}
-        if is_completed and self._receiving is not None:
-            self._receiving.join()
-        words = self.trouble or (self._lost if is_completed else "")
+        if is_completed:
+            self._streams.finish()
+        words = self.trouble or (self._streams.lost if is_completed else "")
         return {**document, "outcome": "failed", "message": words} if words else document
-
-    def _send(self, sock: socket.socket) -> None:
-        while True:
-            try:
-                data = os.read(self._source, _CHUNK_BYTES)
-            except OSError as error:
-                self.trouble = f"standard input could not be read: {error.strerror}"
-                return
-            try:
-                if not data:
-                    sock.shutdown(socket.SHUT_WR)
-                    return
-                sock.sendall(data)
-            except OSError:
-                _break_off(sock)  # it was the session that broke, and its outcome tells
-                return
-
-    def _receive(self, sock: socket.socket) -> None:
-        while True:
-            try:
-                data = memoryview(sock.recv(_CHUNK_BYTES))
-            except OSError as error:
-                self._lost = f"what came back could not be read: {error.strerror}"
-                _break_off(sock)
-                return
-            if not data:
-                return
-            try:
-                while data:
-                    data = data[os.write(self._sink, data) :]
-            except BrokenPipeError:
-                self.is_unread = True
-                self.trouble = "standard output was closed before all that came back was written"
-                return
-            except OSError as error:
-                self.trouble = f"standard output could not be written: {error.strerror}"
-                return
-
-
-def _break_off(sock: socket.socket) -> None:
-    """Both ways: the relay must not wait for an end that does not go on."""
-    with suppress(OSError):
-        sock.shutdown(socket.SHUT_RDWR)

@@ -122,7 +122,7 @@ def _check_account(where: str, session: Session, user: AccountName, now: datetim
         where,
         "groups",
         True,
-        f"{len(account.groups)} groups, nested ones and the primary one included",
+        f"{len(account.groups)} in all, nested ones and the primary one included",
         account=account,
         group_names=tuple((sid, names.get(sid, "")) for sid in sorted(account.groups)),
     )

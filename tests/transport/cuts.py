@@ -46,7 +46,7 @@ async def cuts_survived(folder: Path, kind: Kind, cuts: int, chance: random.Rand
     until_then = int(time.time()) + seconds
     times = {"session_until": until_then, "recover_until": until_then}
     slow = replace(
-        kind, bandwidth=24 * MIB, memory_mib=64, hot_mib=min(kind.hot_mib, 4), claims=dict(kind.claims) | times
+        kind, bandwidth=24 * MIB, memory_mib=96, hot_mib=min(kind.hot_mib, 4), claims=dict(kind.claims) | times
     )
     network: list[Network] = []
     made = holes = 0

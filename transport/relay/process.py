@@ -31,7 +31,7 @@ from transport.relay.config import load_relay_config, split_address
 from transport.relay.failures import cause_of
 from transport.relay.host import RelayHost, open_host
 from transport.relay.news import News
-from transport.relay.piping import Piped, pipe
+from transport.relay.piping import pipe
 from transport.relay.service import drain, serve_relay
 from transport.relay.source import MigrationOrder, carry_as_source
 
@@ -93,12 +93,11 @@ def run_pipe(config_path: Path, permit_path: Path, address: str) -> int:
 
     async def carry(cancelled: trio.Event) -> int:
         host, permit, where = _permitted(config_path, permit_path, address)
-        piped = Piped((0, 1), cancelled)
-        news = await pipe(host, permit, where, piped)
-        print(json.dumps({"outcome": news.state, "message": news.message}), file=sys.stderr, flush=True)
+        piped = await pipe(host, permit, where, (0, 1), cancelled)
+        print(json.dumps({"outcome": piped.news.state, "message": piped.news.message}), file=sys.stderr, flush=True)
         if piped.is_unread:
             return EXIT_UNREAD
-        return EXIT_DONE if news.state == "completed" else EXIT_FAILED
+        return EXIT_DONE if piped.news.state == "completed" else EXIT_FAILED
 
     return _run(partial(_until_interrupted, carry))
 

@@ -19,7 +19,7 @@ from transport.relay.control import ControlLink
 from transport.relay.destination import _say_broken
 from transport.relay.host import RelayHost, open_host
 from transport.relay.named_ports import PortSection, loopback_port, port_problem
-from transport.relay.piping import Piped, PipeSource, pipe
+from transport.relay.piping import PipeSource, pipe
 from transport.relay.socket_ends import SocketSource
 from transport.relay.source import MigrationOrder, carry_as_source
 from transport.wire.messages import Cancel
@@ -78,8 +78,8 @@ async def test_a_stream_of_a_named_port_reaches_a_program_on_loopback_and_an_ans
             given, taken = os.pipe(), os.pipe()
             os.write(given[1], b"drawer")
             os.close(given[1])
-            piped = Piped((given[0], taken[1]), trio.Event())
-            news = await pipe(source, site.permit(vm=VM, ports=("echo",)), address, piped)
+            permit, ends = site.permit(vm=VM, ports=("echo",)), (given[0], taken[1])
+            news = (await pipe(source, permit, address, ends, trio.Event())).news
             assert news.state == "completed", news.message
             assert os.read(taken[0], 100) == b"reward"
             for descriptor in (given[0], *taken):
