@@ -58,6 +58,7 @@ class Admissions:
         """The session that this offer begins or comes back to. Raises `OfferRefused`."""
         key = (str(peer.spiffe_id), offer.session_id)
         if offer.purpose == "settle":
+            await self._admitted(key)
             session = self._known(key, offer)
             session.only_settles = True
             return session
@@ -151,13 +152,17 @@ class Admissions:
         session.attempt = offer.attempt
         return session
 
-    async def _resumed(self, key: SessionKey, offer: Offer) -> DestinationSession:
-        """The session whose connection S has lost. Neither `exp` nor single use are looked at again, all else is."""
-        if (admission := self._being_admitted.get(key)) is not None:  # S may have lost its Answer before it was given
+    async def _admitted(self, key: SessionKey) -> None:
+        """Wait for an admission that is under way: S may have lost its Answer before it was given."""
+        if (admission := self._being_admitted.get(key)) is not None:
             with trio.move_on_after(self._host.config.limits.message_seconds):
                 await admission.wait()
             if key in self._being_admitted:
                 raise _hangs()
+
+    async def _resumed(self, key: SessionKey, offer: Offer) -> DestinationSession:
+        """The session whose connection S has lost. Neither `exp` nor single use are looked at again, all else is."""
+        await self._admitted(key)
         self._require_not_failed(key)
         session = self._known(key, offer)
         if not session.may_go_on:

@@ -162,7 +162,8 @@ class Destination:
         """Take up what a former process of this relay left."""
         facts = journal.facts
         end = self._host.destination_end(permit, facts)
-        is_kept = any(path.stem == receipt_name(permit) for path in self._host.spool.receipts())
+        waits = any(path.stem == receipt_name(permit) for path in self._host.spool.receipts())
+        is_kept = waits or facts.get("receipt_kept") is True
         session = DestinationSession(
             self._host,
             permit,

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
@@ -13,7 +14,7 @@ from typing import Final, Literal
 import trio
 
 from policy.permit import VerifiedPermit
-from transport.errors import ProtocolViolation
+from transport.errors import ProtocolViolation, SpoolFailed
 from transport.relay.ends import DestinationEnd, restore_session_folder
 from transport.relay.host import RelayHost, now
 from transport.relay.live import Live
@@ -226,4 +227,11 @@ class DestinationSession:
             self.host.spool.keep_receipt, name, receipt_for_gateway(receipt, chain, self.permit.token)
         )
         facts.is_kept = True
+        await self._note_receipt()
         return receipt
+
+    async def _note_receipt(self) -> None:
+        """For a later process, whose gateway may have it by then: it has counted nothing, and must not certify that."""
+        if self.journal.facts.get("receipt_kept") is not True:
+            with suppress(SpoolFailed), trio.CancelScope(shield=True):
+                await self.host.on_disk(self.journal.note, receipt_kept=True)

@@ -179,8 +179,8 @@ async def _settle_on_connection(session: SourceSession, message: Handover | Canc
             # D can only have chosen this after a Handover, and this session's was never sent.
             log.error("destination says that it runs a guest that was never handed over", session=session.session_id)
 
-        async def ask(receipt: Receipt) -> Receipt:
-            await link.send(receipt)
+        async def ask(ours: Callable[[], Receipt]) -> Receipt:
+            await link.send(ours())
             return await link.expect(Receipt)
 
         try:

@@ -55,7 +55,16 @@ class ReceiptFacts:
 
 def make_receipt(facts: ReceiptFacts, credentials: HostCredentials, ended: datetime) -> Receipt:
     """The signed receipt, as it goes to the peer. The body is canonical JSON."""
-    body = msgspec.json.encode(_body(facts, ended), order="sorted")
+    return _signed(_body(facts, ended), credentials)
+
+
+def naming_peers(sent: Receipt, peer_receipt_sha256: str | None, credentials: HostCredentials) -> Receipt:
+    """A receipt of ours that was sent, as we keep it: with the digest of what was answered."""
+    return _signed(msgspec.json.decode(sent.body) | {"peer_receipt_sha256": peer_receipt_sha256}, credentials)
+
+
+def _signed(members: dict[str, Any], credentials: HostCredentials) -> Receipt:
+    body = msgspec.json.encode(members, order="sorted")
     key = credentials.private_key
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise ConfigurationError("identity.private_key must be an EC P-256 key: it signs receipts")

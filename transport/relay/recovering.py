@@ -121,6 +121,6 @@ async def _carry(session: SourceSession, end: SourceEnd, tell: Tell) -> None:
             await end.go_on_with_post_copy(lanes, lambda seen: tell(News("handing_over", seen)))
             session.outcome = session.facts.outcome = "completed"
             await channels.wait_drained(host.config.limits.drain_seconds)
-            await exchange_receipts_as_source(session, lambda receipt: line.ask(receipt, Receipt))
+            await exchange_receipts_as_source(session, lambda ours: line.ask(ours, Receipt))
             await line.say_bye()
             nursery.cancel_scope.cancel()

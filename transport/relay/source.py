@@ -217,7 +217,7 @@ async def _carry(session: SourceSession, end: SourceEnd, tell: Tell, socket_path
             else:
                 await channels.wait_arrived()
                 session.outcome = "completed"
-            await exchange_receipts_as_source(session, lambda receipt: line.ask(receipt, Receipt))
+            await exchange_receipts_as_source(session, lambda ours: line.ask(ours, Receipt))
             await line.say_bye()
             nursery.cancel_scope.cancel()
 

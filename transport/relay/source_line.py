@@ -7,6 +7,7 @@ A connection lives and dies whole: its control connection, its lanes and its key
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from contextlib import suppress
 from typing import TypeVar
 
@@ -14,6 +15,7 @@ import structlog
 import trio
 
 from transport.errors import ConnectionBroken, OfferRefused, PeerCancelled, RefusalCode, TransportError
+from transport.hypervisors.moving import PLAIN
 from transport.relay.channel import Channel
 from transport.relay.channels import Channels
 from transport.relay.content_digests import most_channels
@@ -88,8 +90,9 @@ class SourceLine:
             self._connection = None
             self._note_change()
 
-    async def ask(self, message: Handover | Receipt, kind: type[A]) -> A:
-        """D's answer to `message`. `ConnectionBroken` if D gives none although it can be reached, or cannot be.
+    async def ask(self, message: Handover | Callable[[], Receipt], kind: type[A]) -> A:
+        """D's answer to `message`; a receipt is taken anew for each connection. `ConnectionBroken` if D gives none
+        although it can be reached, or cannot be.
 
         A guest that was given away in post-copy lives by this connection's channels alone, so an answer that is lost on
         its way must not end them: it is asked for again over another, for as long as lost connections are replaced.
@@ -102,7 +105,7 @@ class SourceLine:
             await self._leave_connection()
         return answer
 
-    async def _answer_in_time(self, message: Handover | Receipt, kind: type[A]) -> A | None:
+    async def _answer_in_time(self, message: Handover | Callable[[], Receipt], kind: type[A]) -> A | None:
         """Over the connection that lives, or whichever comes; None if D is silent on one that is there."""
         asked_on = 0
         with trio.CancelScope() as patience:
@@ -115,7 +118,7 @@ class SourceLine:
                     asked_on = self._generation
                     patience.deadline = trio.current_time() + self._limits.message_seconds
                     try:
-                        await self._connection.link.send(message)
+                        await self._connection.link.send(message if isinstance(message, Handover) else message())
                     except ConnectionBroken:
                         pass  # whoever reads from it notices too
                     continue
@@ -179,8 +182,9 @@ class SourceLine:
             purpose = "resume"
         attempt = session.next_attempt()
         following = self.channels.next() if purpose == "resume" else {}
+        movement = session.movement if purpose == "begin" else PLAIN  # what D's hypervisor was told then holds
         async with offered(
-            host, session.permit, session.address, session.session_id, attempt, purpose, session.movement, following
+            host, session.permit, session.address, session.session_id, attempt, purpose, movement, following
         ) as connection:
             link = connection.link
             self.channels.rewind(connection.answer.next)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Final
 
 import structlog
@@ -19,6 +18,8 @@ from transport.relay.host import RelayHost, now
 from transport.relay.receipts import (
     ReceiptFacts,
     make_receipt,
+    naming_peers,
+    outcome_of,
     receipt_for_gateway,
     receipt_sha256,
     recovery_suffix,
@@ -51,7 +52,8 @@ class SourceSession:
     is_reconnecting: bool = False  # its connection was lost and another is being made: nothing but time passes
     has_receipt: bool = False
     recovery_id: str = ""  # of a session that goes on with interrupted post-copy, under the journal of the first one
-    exchanged: datetime | None = None  # when its receipt was sent, last
+    sent: Receipt | None = None  # its receipt, as the peer was sent it
+    _sent_by: bytes = b""  # SHA-256 of the certificate by whose key
     _attempt: int = -1
     _leap: int = 1
 
@@ -105,6 +107,14 @@ class SourceSession:
         self.facts.own_leaf_sha256 = own_leaf_sha256
         self.facts.connections += 1
 
+    def receipt_for_peer(self) -> Receipt:
+        """The same on each connection, as D may hold it since an earlier one; another only where another certificate is
+        shown, by which D checks it."""
+        leaf = self.facts.own_leaf_sha256
+        if self.sent is None or self._sent_by != leaf:
+            self.sent, self._sent_by = make_receipt(self.facts, self.host.identity.of_session(leaf), now()), leaf
+        return self.sent
+
     def fail(self, cause: SessionError) -> None:
         self.outcome = "cancelled" if isinstance(cause, MigrationCancelled) else "failed"
         self.message = str(cause)
@@ -118,11 +128,13 @@ class SourceSession:
 
 async def keep_receipt(session: SourceSession) -> None:
     """Durably, until the gateway has it. That of a recovery comes after what it recovers: the newest one counts."""
-    host = session.host
-    own = host.identity.of_session(session.facts.own_leaf_sha256)
-    was_exchanged = session.facts.peer_receipt_sha256 is not None and session.exchanged is not None
-    ended = session.exchanged if was_exchanged and session.exchanged is not None else now()
-    receipt = make_receipt(session.facts, own, ended)
+    host, facts, sent = session.host, session.facts, session.sent
+    own = host.identity.of_session(facts.own_leaf_sha256)
+    if sent is not None and outcome_of(sent) == facts.outcome:
+        # The very body that D may hold: by its digest in D's receipt a gateway sees that both got one.
+        receipt = naming_peers(sent, facts.peer_receipt_sha256, own)
+    else:
+        receipt = make_receipt(facts, own, now())
     name = f"{session.permit.claims.jti}-source"
     if session.recovery_id:
         name += recovery_suffix(session.facts.started, session.recovery_id)
@@ -130,14 +142,15 @@ async def keep_receipt(session: SourceSession) -> None:
     session.has_receipt = True
 
 
-async def exchange_receipts_as_source(session: SourceSession, ask: Callable[[Receipt], Awaitable[Receipt]]) -> None:
-    """Send ours, take D's. Each end keeps its own in any case: a break here loses only the cross-reference."""
+async def exchange_receipts_as_source(
+    session: SourceSession, ask: Callable[[Callable[[], Receipt]], Awaitable[Receipt]]
+) -> None:
+    """Send ours, which `ask` takes for each connection, and get D's. Each end keeps its own in any case: a break here
+    loses only the cross-reference."""
     facts = session.facts
     facts.outcome = _receipt_outcome(session)
-    # What is kept differs from what was sent in the digest of the peer's receipt alone: so D's digest of ours can be
-    # held against what the gateway gets.
-    session.exchanged = now()
-    theirs = await ask(make_receipt(facts, session.host.identity.of_session(facts.own_leaf_sha256), session.exchanged))
+    session.sent = None
+    theirs = await ask(session.receipt_for_peer)
     if facts.peer is not None:
         verify_peer_receipt(theirs, facts.peer)
         facts.peer_receipt_sha256 = receipt_sha256(theirs)

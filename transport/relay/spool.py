@@ -1,7 +1,7 @@
 """Durable state of this relay: one journal per session, and receipts until the gateway has them.
 
 A journal is a file of JSON lines, appended and fsynced line by line; the last line's state is the session's. A torn
-last line was never acted upon and does not count. The states, and what may follow which (docs/failures.md):
+last line was never acted upon and does not count; one that has the state of the line before it adds facts. The states, and what may follow which (docs/failures.md):
 
     source       begun → handed-over → outcome-running | outcome-discarded → ended
                  begun → abandoned → resumed → ended
@@ -17,6 +17,7 @@ import errno
 import fcntl
 import json
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -59,6 +60,7 @@ class SessionJournal:
         self.state = state
         self.facts = facts
         self._ownership = ownership
+        self._writing = threading.Lock()  # a line of a state that was left may not come after the next one
 
     @classmethod
     def load(cls, path: Path, ownership: int) -> Self | None:
@@ -68,16 +70,26 @@ class SessionJournal:
 
     def append(self, state: str, **facts: object) -> None:
         """Durably enter `state`. Blocking (one fsync); call it from a worker thread. Raises `SpoolFailed`."""
-        if state not in FOLLOWING[self.state]:
-            raise Misuse(f"{state} cannot follow {self.state}")
-        _append_line(self.path, {"state": state, **facts})
-        self.state = state
-        self.facts |= facts
+        with self._writing:
+            if state not in FOLLOWING[self.state]:
+                raise Misuse(f"{state} cannot follow {self.state}")
+            self._write(state, facts)
         if state == "ended" and self._ownership >= 0:
             with suppress(OSError):
                 self.path.unlink()  # owed to nobody; were this lost, a restart would forget it
             os.close(self._ownership)
             self._ownership = -1
+
+    def note(self, **facts: object) -> None:
+        """As `append`, in whatever state it is; of a session that has ended nothing is noted."""
+        with self._writing:
+            if not self.is_ended:
+                self._write(self.state, facts)
+
+    def _write(self, state: str, facts: dict[str, object]) -> None:
+        _append_line(self.path, {"state": state, **facts})
+        self.state = state
+        self.facts |= facts
 
     @property
     def is_ended(self) -> bool:
@@ -210,7 +222,7 @@ def _read(path: Path, *, cut_torn_line: bool = False) -> tuple[str, dict[str, An
             known = False
         if not known:
             raise SpoolFailed(f"{path}: damaged; an operator must decide where this guest runs")
-        if state and following not in FOLLOWING.get(state, ()):
+        if state and following != state and following not in FOLLOWING.get(state, ()):
             raise SpoolFailed(f"{path}: {following} after {state}; an operator must decide where this guest runs")
         state = following
         facts |= entry

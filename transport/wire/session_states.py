@@ -60,7 +60,7 @@ TABLE: dict[tuple[Role, State, Event], Step] = {
     (_S, _BEGINNING, Event.REFUSED): Step(_OVER, "fail"),
     (_S, _BEGINNING, Event.VIOLATION): Step(_OVER, "fail"),
     (_S, _BEGINNING, Event.DEADLINE): Step(_OVER, "fail"),
-    (_S, _CONNECTED, Event.LOST): Step(_LOST, "close all, drop keys, note the resume deadline, try at once"),
+    (_S, _CONNECTED, Event.LOST): Step(_LOST, "close all, drop keys, note the resume deadline; pause of 50 ms"),
     (_S, _CONNECTED, Event.VIOLATION): Step(_OVER, _ENDED),
     (_S, _CONNECTED, Event.DEADLINE): Step(_OVER, _ENDED),
     (_S, _CONNECTED, Event.DONE): Step(_OVER, "close all"),

@@ -19,7 +19,8 @@ from tests.transport.site import Site
 from transport.errors import OfferRefused, RefusalCode
 from transport.relay.admitting import Admissions
 from transport.relay.host import open_host
-from transport.wire.messages import Offer, Refusal
+from transport.relay.socket_ends import SocketDestination
+from transport.wire.messages import Answer, Message, Offer, Purpose, Refusal
 
 VM = "11111111-2222-4333-8444-555555555555"
 SOURCE = {"message_seconds": 0.3, "resume_seconds": 20.0}
@@ -113,3 +114,32 @@ async def test_who_is_being_admitted_has_a_place_already(site: Site, deaf: Path)
         with pytest.raises(OfferRefused, match="as many sessions as it may"), trio.fail_after(5):
             await admissions.admit(other, peer)
         nursery.cancel_scope.cancel()
+
+
+async def test_what_is_settled_while_it_is_being_admitted_is_not_called_unknown(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A source that was restarted would take it for never begun, and this VM be held until its connection is missed."""
+    is_preparing, may_prepare = trio.Event(), trio.Event()
+
+    async def prepare(_: SocketDestination, __: Path) -> str:
+        is_preparing.set()
+        await may_prepare.wait()
+        return ""
+
+    monkeypatch.setattr(SocketDestination, "prepare", prepare)
+    permit = pair.site.permit(vm=VM)
+    said: dict[str, Message | None] = {}
+
+    async def offer(purpose: Purpose, attempt: int) -> None:
+        async with Driver.connected(pair.address, pair.source.credentials) as driver:
+            said[purpose] = await driver.offer(permit, session_id="a" * 32, attempt=attempt, purpose=purpose)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(offer, "begin", 0)
+        await is_preparing.wait()
+        nursery.start_soon(offer, "settle", 1)
+        with trio.move_on_after(0.5):
+            await until(lambda: "settle" in said)
+        may_prepare.set()
+    assert isinstance(said["settle"], Answer)

@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator
 
+import msgspec
 import pytest
 import trio
 
-from tests.transport.relay.conftest import Pair, host_with, serving, until
+from tests.transport.relay.conftest import Pair, host_with, serving, unheard, until
 from tests.transport.relay.hostile import Conversation, Driver, fake_destination
 from tests.transport.relay.test_carriage import VM, dial, listen
 from tests.transport.site import Site
 from transport.errors import RefusalCode
+from transport.hypervisors.moving import How, Movement
 from transport.relay.host import open_host
+from transport.relay.source import MigrationOrder, carry_as_source
 from transport.wire.frames import MAX_FRAME_BYTES, FrameType, LaneSealer
 from transport.wire.keys import Direction
 from transport.wire.messages import Ack, Answer, Bye, Cancel, Message, Offer, Open, Refusal
@@ -245,3 +248,21 @@ async def test_the_end_of_a_session_is_no_reason_to_come_back(pair: Pair, vm_lis
         await driver.send(Cancel("x", "changed my mind"), Bye())
         await driver.hear_all()
     assert isinstance(await resumed(pair, permit, driver.session_id, 1), Refusal)
+
+
+async def test_how_a_guest_moves_is_said_where_a_session_begins_and_not_again(site: Site) -> None:
+    """A destination that goes by the document takes no `movement` in a resumption."""
+    source = host_with(site, "a", LIMITS)
+
+    async def play(conversation: Conversation, offer: Offer) -> None:
+        if offer.purpose == "resume":
+            await conversation.send(Refusal(RefusalCode.PERMIT_TIMES, "over"))
+
+    async with fake_destination(open_host(site.relay_config("b")).credentials, play) as fake:
+        order = MigrationOrder(site.permit(vm=VM), fake.address, how=How(multifd_channels=2))
+        with trio.fail_after(20):
+            await carry_as_source(source, order, unheard, trio.Event())
+    assert [(offer.purpose, offer.movement) for offer in fake.offers] == [
+        ("begin", Movement(multifd_channels=2)),
+        ("resume", msgspec.UNSET),
+    ]

@@ -154,3 +154,22 @@ def test_a_state_folder_that_others_can_write_is_refused(tmp_path: Path) -> None
     state.chmod(0o770)
     with pytest.raises(SpoolFailed, match="0700"):
         Spool(state)
+
+
+def test_what_is_noted_beside_a_state_is_found_by_the_next_process_and_changes_no_state(
+    spool: Spool, tmp_path: Path
+) -> None:
+    journal = spool.begin(Role.DESTINATION, "1" * 32)
+    journal.note(receipt_kept=True)
+    journal.append("prepared")
+    journal.note(other=1)
+    os.close(journal._ownership)  # as when the process dies
+    (found,) = Spool(tmp_path / "state").unfinished(Role.DESTINATION)
+    assert (found.state, found.facts["receipt_kept"], found.facts["other"]) == ("prepared", True, 1)
+
+
+def test_nothing_is_noted_of_what_has_ended(spool: Spool) -> None:
+    journal = spool.begin(Role.DESTINATION, "1" * 32)
+    journal.append("ended")
+    journal.note(receipt_kept=True)
+    assert not journal.path.exists()

@@ -1,0 +1,140 @@
+"""Both hosts' receipts tell one story whatever cuts their exchange: else an audit takes honest hosts for liars."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from certs.tls import local_leaf_sha256
+from gateway.host_receipts import other_than_sent
+from tests.transport.relay.conftest import Pair, host_with, serving, until
+from tests.transport.relay.cutter import network_to
+from tests.transport.relay.hostile import Driver
+from tests.transport.relay.test_carriage import VM, listen
+from tests.transport.relay.test_hostile_peer import signed_receipt
+from tests.transport.relay.test_resumption import LIMITS, Talk, talk
+from tests.transport.site import Site
+from transport.errors import ConnectionBroken
+from transport.relay.config import split_address
+from transport.relay.destination_session import DestinationSession
+from transport.relay.host import RelayHost, now, open_host
+from transport.relay.receipts import ReceiptFacts, receipt_sha256
+from transport.relay.source_session import SourceSession, exchange_receipts_as_source, keep_receipt
+from transport.relay.spool import Spool
+from transport.wire.control import Role
+from transport.wire.messages import Answer, Open, Receipt
+
+pytestmark = pytest.mark.whole
+
+
+def kept(host: RelayHost) -> Receipt:
+    """The one that waits for this host's gateway."""
+    (path,) = host.spool.receipts()
+    receipt = json.loads(path.read_bytes())["receipt"]
+    return Receipt(receipt["body"], receipt["signature"])
+
+
+def contradictions(source: Receipt, destination: Receipt) -> list[str]:
+    """What `sealane audit reconcile hosts` says of the two."""
+    (ours, sent), (theirs, answered) = (
+        (json.loads(each.body), {"body_sha256": receipt_sha256(each)}) for each in (source, destination)
+    )
+    return list(other_than_sent(ours, sent, theirs, answered))
+
+
+async def test_a_cut_between_the_two_receipts_makes_none_of_them_another(
+    site: Site, short_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep = DestinationSession.keep_receipt
+    made: list[Receipt] = []
+
+    async def keep_and_cut(session: DestinationSession) -> Receipt:
+        made.append(await keep(session))
+        if len(made) == 1:
+            assert network.cut("control") == 1
+        return made[-1]
+
+    monkeypatch.setattr(DestinationSession, "keep_receipt", keep_and_cut)
+    said = Talk(b"forth", b"back")
+    async with serving(host_with(site, "b", LIMITS)) as (destination, address):
+        pair = Pair(site, host_with(site, "a", LIMITS), destination, address)
+        async with network_to(split_address(address, "relay")) as network:
+            await talk(pair, network, short_path / "in.sock", said, lambda _: trio.sleep_forever())
+    assert (said.state, len(made)) == ("completed", 2)
+    assert contradictions(kept(pair.source), kept(destination)) == []
+
+
+def at_its_end(source: RelayHost, site: Site) -> SourceSession:
+    """A session of which nothing but the receipts is left."""
+    permit = source.permits.verify(site.permit(vm=VM), source=source.spiffe_id, destination=None)
+    facts = ReceiptFacts(Role.SOURCE, permit, "uuid", now(), local_leaf_sha256(source.credentials))
+    journal = source.spool.begin(Role.SOURCE, "1" * 32, session_id="1" * 32)
+    return SourceSession(source, permit, "", journal, facts, outcome="completed")
+
+
+async def test_what_a_source_keeps_is_what_it_sent_also_where_no_answer_came(site: Site) -> None:
+    source = open_host(site.relay_config("a"))
+    session = at_its_end(source, site)
+    sent: list[Receipt] = []
+
+    async def ask(ours: Any) -> Receipt:
+        sent.append(ours())
+        raise ConnectionBroken("the destination has it, and is gone")
+
+    with pytest.raises(ConnectionBroken):
+        await exchange_receipts_as_source(session, ask)
+    await keep_receipt(session)
+    assert kept(source).body == sent[0].body
+
+
+async def test_what_came_of_it_after_all_is_kept_and_not_what_was_sent(site: Site) -> None:
+    source = open_host(site.relay_config("a"))
+    session = at_its_end(source, site)
+    session.facts.outcome = "completed"
+    session.receipt_for_peer()
+    session.facts.outcome = "failed"
+    await keep_receipt(session)
+    assert json.loads(kept(source).body)["outcome"] == "failed"
+
+
+async def test_the_same_receipt_goes_over_each_connection_but_where_it_shows_another_certificate(site: Site) -> None:
+    source = open_host(site.relay_config("a"))
+    session = at_its_end(source, site)
+    first = session.receipt_for_peer()
+    session.facts.connections += 1
+    assert session.receipt_for_peer() is first
+    session.facts.own_leaf_sha256 = b"\x01" * 32
+    assert json.loads(session.receipt_for_peer().body)["source_fingerprint"] == "01" * 32
+
+
+async def test_a_receipt_that_the_gateway_has_is_followed_by_none_of_a_later_process(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its source's Bye was lost. A relay that was restarted has no counts, and would certify nothing as carried."""
+    begin, journals = Spool.begin, []
+
+    def noted(spool: Spool, *arguments: Any, **facts: Any) -> Any:
+        journals.append(begin(spool, *arguments, **facts))
+        return journals[-1]
+
+    monkeypatch.setattr(Spool, "begin", noted)
+    permit, source = site.permit(vm=VM), open_host(site.relay_config("a"))
+    async with listen(site) as listener, serving(open_host(site.relay_config("b"))) as (destination, address):
+        async with Driver.connected(address, source.credentials) as driver:
+            assert isinstance(await driver.offer(permit), Answer)
+            await driver.send(Open(0, "memory"))
+            async with await listener.accept(), await driver.lane(0):
+                await driver.send(signed_receipt(source, permit))
+                assert isinstance(await driver.hear(), Receipt)
+        await until(lambda: journals[0].state == "discarded")
+        (path,) = destination.spool.receipts()
+        destination.spool.forget_receipt(path)  # as once the gateway has logged it
+    os.close(journals[0]._ownership)  # as a process that has ended does
+    async with serving(open_host(site.relay_config("b"))) as (restarted, _):
+        await trio.sleep(1.0)
+        assert restarted.spool.receipts() == []
