@@ -15,7 +15,7 @@ import (
 const maxMessage = 65536
 
 var (
-	channelText = regexp.MustCompile(`^(0|[1-9][0-9]{0,2})$`)
+	channelText = regexp.MustCompile(`^(0|[1-9][0-9]?|1[0-9]{2}|2[0-4][0-9]|25[0-5])$`)
 	sessionText = regexp.MustCompile(`^[0-9a-f]{32}$`)
 	codeText    = regexp.MustCompile(`^[a-z_]{1,40}$`)
 	portText    = regexp.MustCompile(`^[a-z]([a-z0-9-]{0,30}[a-z0-9])?$`)
@@ -63,7 +63,7 @@ type shape struct {
 var shapes = map[string]shape{
 	"offer": {
 		must: map[string]check{
-			"protocol": whole(1, 1), "purpose": oneOf("begin", "resume", "settle"), "permits": isPermits,
+			"protocol": whole(1, 1), "purpose": oneOf("begin", "resume", "settle", "recover"), "permits": isPermits,
 			"session_id": matches(sessionText), "attempt": whole(0, 1<<32-1),
 		},
 		may: map[string]check{"next": isCounts, "movement": isMovement},
@@ -132,21 +132,14 @@ func isMovement(v any) bool {
 }
 
 func decodeMessage(body []byte) (message, error) {
-	if !utf8.Valid(body) {
-		return message{}, violation("not UTF-8")
-	}
-	decoder := json.NewDecoder(bytes.NewReader(body))
-	decoder.UseNumber()
-	var members map[string]any
-	if err := decoder.Decode(&members); err != nil || members == nil {
+	value, err := decodeStrict(body)
+	members, ok := value.(map[string]any)
+	if err != nil || !ok {
 		return message{}, violation("not a JSON object")
 	}
-	if _, err := decoder.Token(); err != io.EOF {
-		return message{}, violation("something after the object")
-	}
 	kind, _ := members["type"].(string)
-	known, ok := shapes[kind]
-	if !ok {
+	known, isKnown := shapes[kind]
+	if !isKnown {
 		return message{}, violation("an unknown type of message")
 	}
 	delete(members, "type")

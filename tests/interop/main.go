@@ -1,11 +1,10 @@
 // Command interop is a second destination of Sealane's wire protocol, written from docs/wire-protocol.md alone.
 //
-//	interop -cert F -key F -ca F -crl F -domain D -out F
+//	interop -cert F -key F -ca F -crl F -permit-key F -log-key F -domain D -out F
 //
 // It listens on 127.0.0.1, prints {"address": …}, takes one session of one channel, writes the bytes to a file, answers with
 // their SHA-256, exchanges receipts, and prints {"source": …, "bytes": …}. Whom it speaks to it checks as the document says,
-// and the permit's audience, parties, times and ports; the permit's signature, proof and single use it does not, and it
-// resumes nothing. It is here to show that the document is enough, and no more.
+// and the permit up to its single use; it resumes nothing. It is here to show that the document is enough, and no more.
 package main
 
 import (
@@ -31,6 +30,7 @@ const (
 // host listens; at most one session lives.
 type host struct {
 	trust
+	judge
 	id      string
 	leaf    []byte
 	key     *ecdsa.PrivateKey
@@ -45,16 +45,21 @@ type host struct {
 func main() {
 	cert, key := flag.String("cert", "", "our chain"), flag.String("key", "", "our key")
 	ca, crl := flag.String("ca", "", "the CAs"), flag.String("crl", "", "their CRLs")
+	permitKey, log := flag.String("permit-key", "", "the gateway's key of permits"), flag.String("log-key", "", "its log's key")
 	domain, out := flag.String("domain", "", "the trust domain"), flag.String("out", "", "where the bytes go")
 	flag.Parse()
-	if err := run(*cert, *key, *ca, *crl, *domain, *out); err != nil {
+	if err := run(*cert, *key, *ca, *crl, *permitKey, *log, *domain, *out); err != nil {
 		fmt.Fprintln(os.Stderr, "interop:", err)
 		os.Exit(1)
 	}
 }
 
-func run(cert, key, ca, crl, domain, out string) error {
+func run(cert, key, ca, crl, permitKey, log, domain, out string) error {
 	trusted, err := readTrust(ca, crl, domain)
+	if err != nil {
+		return err
+	}
+	judging, err := readJudge(permitKey, log)
 	if err != nil {
 		return err
 	}
@@ -72,7 +77,7 @@ func run(cert, key, ca, crl, domain, out string) error {
 		return err
 	}
 	defer listener.Close()
-	h := &host{trust: trusted, id: own.id, leaf: own.leaf, key: private, out: file, results: make(chan error, 1)}
+	h := &host{trust: trusted, judge: judging, id: own.id, leaf: own.leaf, key: private, out: file, results: make(chan error, 1)}
 	h.config = &tls.Config{
 		Certificates: []tls.Certificate{pair}, ClientAuth: tls.RequireAnyClientCert, NextProtos: []string{alpn},
 		MinVersion: tls.VersionTLS13, CurvePreferences: []tls.CurveID{tls.X25519MLKEM768}, SessionTicketsDisabled: true,

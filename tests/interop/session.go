@@ -14,7 +14,6 @@ import (
 	"io"
 	"net"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 )
@@ -44,61 +43,26 @@ type session struct {
 
 type tally struct{ frames, bytes uint64 }
 
-// permit has the claims that this receiver looks at. It does not verify the permit's signature, its proof of being in the
-// log, its single use or its VM: it is no relay.
-type permit struct {
-	JTI         string `json:"jti"`
-	Aud         string `json:"aud"`
-	Nbf         int64  `json:"nbf"`
-	Exp         int64  `json:"exp"`
-	MigrationID string `json:"migration_id"`
-	VM          string `json:"vm"`
-	Source      string `json:"source"`
-	Destination string `json:"destination"`
-	Ports       []string
-	Limits      struct {
-		MaxChannels uint64 `json:"max_channels"`
-	}
-	Requirements map[string]bool
-	Proof        struct{ Checkpoint string }
-}
-
-func readPermit(token string) (p permit, err error) {
-	parts := strings.Split(token, ".")
-	if len(parts) != 3 {
-		return p, violation("a permit that is no JWS")
-	}
-	payload, err := base64.RawURLEncoding.DecodeString(parts[1])
-	if err != nil {
-		return p, violation("a permit that is no JWS")
-	}
-	return p, json.Unmarshal(payload, &p)
-}
-
 // refusal is the code with which D refuses the offer, or none.
 func (s *session) refusal() string {
-	now, p := time.Now().Unix(), s.permit
 	_, moves := s.offer.members["movement"]
+	permits := s.offer.permits()
 	switch {
 	case s.offer.text("purpose") != "begin":
 		return "session_unknown"
 	case len(s.offer.counts("next")) != 0:
 		return "protocol"
-	case p.Aud != s.host.id:
-		return "permit_audience"
-	case now < p.Nbf-30 || now > p.Exp+30:
-		return "permit_times"
-	case p.Source != s.source.id || p.Destination != s.host.id:
-		return "permit_parties"
-	case len(s.offer.permits()) != 1: // no other site is pinned here, so there is nothing that two could be for
+	case len(permits) != 1: // no other site is pinned here, so there is nothing that two could be for
 		return "permit_format"
-	case moves:
-		return "hypervisor"
 	}
-	for _, needed := range p.Requirements {
-		if needed {
-			return "permit_requirements"
-		}
+	var err error
+	var code refused
+	s.token = permits[0]
+	if s.permit, err = s.host.admit(s.token, time.Now().Unix(), s.source.id, s.host.id); errors.As(err, &code) {
+		return string(code)
+	}
+	if moves {
+		return "hypervisor"
 	}
 	return ""
 }
@@ -117,11 +81,6 @@ func (s *session) begin() (err error) {
 	}
 	if s.offer.kind != "offer" {
 		return violation("no offer")
-	}
-	permits := s.offer.permits()
-	s.token = permits[len(permits)-1] // of two the destination's own gateway's is the second
-	if s.permit, err = readPermit(s.token); err != nil {
-		return s.refuse("permit_format")
 	}
 	if code := s.refusal(); code != "" {
 		return s.refuse(code)

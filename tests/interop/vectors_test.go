@@ -89,6 +89,22 @@ type vectorFile struct {
 		Why  string
 		Wire octets
 	} `json:"refused_messages"`
+	ClearLanes         []laneVector `json:"clear_lanes"`
+	RefusedClearFrames []laneVector `json:"refused_clear_frames"`
+	Permits            struct {
+		Now                 int64
+		Source, Destination string
+		CRLNumber           uint64 `json:"crl_number"`
+		Ports, Seals, Meets []string
+		PermitKey           []byte `json:"permit_key"` // base64
+		KeyID               string `json:"key_id"`
+		LogKey              string `json:"log_key"`
+		Good                []struct {
+			Entry, Permit string
+			LeafHash      octets `json:"leaf_hash"`
+		}
+		Refused []struct{ Why, Code, Permit string }
+	}
 	Session struct {
 		Plaintext struct {
 			Forth octets `json:"source_to_destination"`
@@ -133,7 +149,7 @@ func same(t *testing.T, what string, got, want []byte) {
 	}
 }
 
-func refused(t *testing.T, why string, err error) {
+func refusal(t *testing.T, why string, err error) {
 	t.Helper()
 	var v violation
 	if !errors.As(err, &v) {
@@ -175,7 +191,7 @@ func TestPrefaces(t *testing.T) {
 	}
 	for _, p := range v.RefusedPrefaces {
 		_, err := checkPreface(p.Secret, p.Wire)
-		refused(t, p.Why, err)
+		refusal(t, p.Why, err)
 	}
 }
 
@@ -199,7 +215,30 @@ func TestFrames(t *testing.T) {
 		for err == nil {
 			_, _, err = opener.read(wire)
 		}
-		refused(t, l.Why, err)
+		refusal(t, l.Why, err)
+	}
+}
+
+func TestClearFrames(t *testing.T) {
+	v := load(t)
+	for _, l := range v.ClearLanes {
+		opener, sealer := newClearLane(l.FirstSeq), newClearLane(l.FirstSeq)
+		for _, f := range l.Frames {
+			kind, payload, err := opener.read(bytes.NewReader(f.Wire))
+			if err != nil || kind != f.Type {
+				t.Fatalf("frame %d: type %d, %v", f.Seq, kind, err)
+			}
+			same(t, "payload", payload, f.Payload)
+			same(t, "frame", sealer.seal(f.Type, f.Payload), f.Wire)
+		}
+	}
+	for _, l := range v.RefusedClearFrames {
+		opener, wire := newClearLane(l.FirstSeq), bytes.NewReader(l.Wire)
+		var err error
+		for err == nil {
+			_, _, err = opener.read(wire)
+		}
+		refusal(t, l.Why, err)
 	}
 }
 
@@ -236,7 +275,7 @@ func TestMessages(t *testing.T) {
 	}
 	for _, m := range v.RefusedMessages {
 		_, err := readMessage(bytes.NewReader(m.Wire))
-		refused(t, m.Why, err)
+		refusal(t, m.Why, err)
 	}
 }
 

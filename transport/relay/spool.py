@@ -1,7 +1,8 @@
 """Durable state of this relay: one journal per session, and receipts until the gateway has them.
 
 A journal is a file of JSON lines, appended and fsynced line by line; the last line's state is the session's. A torn
-last line was never acted upon and does not count; one that has the state of the line before it adds facts. The states, and what may follow which (docs/failures.md):
+last line was never acted upon and does not count; one with the state of the line before it adds facts. The states, and
+what may follow which (docs/failures.md):
 
     source       begun → handed-over → outcome-running | outcome-discarded → ended
                  begun → abandoned → resumed → ended

@@ -28,7 +28,8 @@ PermitText = Annotated[str, Meta(min_length=1, max_length=16 * 1024)]
 ShortText = Annotated[str, Meta(max_length=512)]
 Purpose = Literal["begin", "resume", "settle", "recover"]
 # Keys of a JSON object are text; a channel number written in any other way than str(int) is refused.
-ChannelCounts = dict[Annotated[str, Meta(pattern=r"\A(0|[1-9][0-9]{0,2})\Z")], U62]
+ChannelText = Annotated[str, Meta(pattern=r"\A(0|[1-9][0-9]?|1[0-9]{2}|2[0-4][0-9]|25[0-5])\Z")]
+ChannelCounts = dict[ChannelText, U62]
 
 
 class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type"):

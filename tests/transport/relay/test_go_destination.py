@@ -64,6 +64,8 @@ async def go_destination(program: Path, site: Site, domain: str = "") -> AsyncIt
     options = {
         "cert": host / "host.pem",
         "key": host / "host.key",
+        "permit-key": site.certs / "gateway" / "permit.pub",
+        "log-key": site.certs / "gateway" / "log.vkey",
         "ca": site.certs / "ca.pem",
         "crl": site.certs / "crl.pem",
         "domain": domain or DOMAIN,

@@ -4,14 +4,32 @@ from __future__ import annotations
 
 import pytest
 
+from audit.checkpoint import LogVerifier
+from policy.permit import PermitKey, proof_entry
+from tests.transport.wire.permit_vectors import KEY
 from tests.transport.wire.vectors import FILE, text, vectors
-from transport.errors import ProtocolViolation
+from transport.errors import OfferRefused, ProtocolViolation
+from transport.relay.permits import PermitDesk
+from transport.wire.clear_frames import ClearOpener
 from transport.wire.frames import HEADER_BYTES, LaneOpener
 from transport.wire.keys import ConnectionKeys, Direction
 from transport.wire.messages import MessageReader
 from transport.wire.preface import authenticate_preface, read_preface
 
 MADE = vectors()
+PERMITS = MADE["permits"]
+DESK = PermitDesk(
+    trust_domain="example.test",
+    permit_keys=(PermitKey.from_public_key(KEY.public_key()),),
+    log_verifiers=(LogVerifier.parse(PERMITS["log_key"]),),
+    witness_keys=(),
+    witnesses_required=0,
+    can_bind_vm="vm_binding" in PERMITS["meets"],
+    crl_number=lambda: int(PERMITS["crl_number"]),
+    clock=lambda: int(PERMITS["now"]),
+    supported_ports=frozenset(PERMITS["ports"]),
+    seals=frozenset(PERMITS["seals"]),
+)
 
 
 def test_the_file_is_what_this_code_makes() -> None:
@@ -43,3 +61,26 @@ def test_a_refused_preface_is_refused(case: dict[str, str]) -> None:
 def test_a_refused_message_is_refused(case: dict[str, str]) -> None:
     with pytest.raises(ProtocolViolation):
         MessageReader().feed(bytes.fromhex(case["wire"]))
+
+
+@pytest.mark.parametrize("case", MADE["refused_clear_frames"], ids=lambda case: case["why"])
+def test_a_refused_frame_of_a_lane_of_tls_is_refused(case: dict[str, str]) -> None:
+    opener, wire = ClearOpener(), memoryview(bytes.fromhex(case["wire"]))
+    with pytest.raises(ProtocolViolation):
+        while wire:
+            end = HEADER_BYTES + opener.header(wire[:HEADER_BYTES])
+            opener.open_into(wire[:HEADER_BYTES], wire[HEADER_BYTES:end], memoryview(bytearray(end - HEADER_BYTES)))
+            wire = wire[end:]
+
+
+@pytest.mark.parametrize("case", MADE["permits"]["good"], ids=lambda case: case["leaf_hash"][:8])
+def test_a_good_permit_is_good(case: dict[str, str]) -> None:
+    permit = DESK.verify(case["permit"], source=PERMITS["source"], destination=PERMITS["destination"])
+    assert proof_entry(permit).decode() == case["entry"]
+
+
+@pytest.mark.parametrize("case", MADE["permits"]["refused"], ids=lambda case: case["why"])
+def test_a_refused_permit_is_refused_by_its_code(case: dict[str, str]) -> None:
+    with pytest.raises(OfferRefused) as refused:
+        DESK.verify(case["permit"], source=PERMITS["source"], destination=PERMITS["destination"])
+    assert refused.value.code.value == case["code"]

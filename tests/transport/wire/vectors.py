@@ -12,6 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.transport.wire.message_vectors import PERMIT, SESSION, message_vectors, offer, refused_messages
+from tests.transport.wire.permit_vectors import permit_vectors
+from transport.wire.clear_frames import ClearSealer
 from transport.wire.frames import HEADER_BYTES, TAG_BYTES, FrameType, LaneSealer
 from transport.wire.keys import (
     FRAMES_PER_EPOCH,
@@ -21,14 +24,12 @@ from transport.wire.keys import (
     exporter_context,
     next_lane_secret,
 )
-from transport.wire.messages import Ack, Answer, Bye, Cancel, Handover, Message, Offer, Open, Outcome, encode_message
+from transport.wire.messages import Ack, Answer, Message, Open, encode_message
 from transport.wire.preface import make_preface
 
 FILE = Path(__file__).parents[3] / "docs" / "wire-vectors.json"
 SECRETS = (bytes(range(48)), bytes(range(100, 148)))
 SOURCE_LEAF, DESTINATION_LEAF = b"\x11" * 32, b"\x22" * 32  # SHA-256 of certificates that do not exist
-SESSION = bytes(range(16))
-PERMIT = "the.permit.text"
 FORTH, BACK = Direction.SOURCE_TO_DESTINATION, Direction.DESTINATION_TO_SOURCE
 Frames = Sequence[tuple[FrameType, bytes]]
 
@@ -41,10 +42,13 @@ def vectors() -> dict[str, Any]:
         "prefaces": [_preface(channel) for channel in (0, 3, 255)],
         "refused_prefaces": _refused_prefaces(),
         "lanes": [_every_type(FORTH, 0), _every_type(BACK, 7), _reset()],
+        "clear_lanes": [_clear_lane(0), _clear_lane(7)],
+        "refused_clear_frames": _refused_clear_frames(),
         "epochs": _epochs(),
         "refused_frames": _refused_frames(),
-        "messages": [_message(message) for message in MESSAGES],
-        "refused_messages": [{"why": why, "wire": wire.hex()} for why, wire in REFUSED_MESSAGES.items()],
+        "messages": message_vectors(),
+        "refused_messages": refused_messages(),
+        "permits": permit_vectors(),
         "session": _session(),
     }
 
@@ -137,6 +141,41 @@ def _reset() -> dict[str, Any]:
     return _lane(BACK, 0, [(FrameType.DATA, b"x"), (FrameType.RESET, b"\x00\x02")])
 
 
+def _clear(first: int, frames: Frames) -> list[bytes]:
+    sealer, made = ClearSealer(first), []
+    for kind, payload in frames:
+        frame = bytearray(HEADER_BYTES + len(payload))
+        sealer.seal_into(kind, payload, memoryview(frame))
+        made.append(bytes(frame))
+    return made
+
+
+def _clear_lane(first: int) -> dict[str, Any]:
+    """Of a lane of TLS, inside it: of every type but what the other has."""
+    frames = [(FrameType.DATA, b"guest"), (FrameType.RESET, b"\0\1") if first else (FrameType.FIN, b"")]
+    return {
+        "first_seq": first,
+        "frames": [
+            {"type": int(kind), "seq": first + n, "payload": payload.hex(), "wire": wire.hex()}
+            for n, ((kind, payload), wire) in enumerate(zip(frames, _clear(first, frames), strict=True))
+        ],
+    }
+
+
+def _refused_clear_frames() -> list[dict[str, Any]]:
+    """Where frame 0 is due."""
+    (good,) = _clear(0, [(FrameType.DATA, b"guest")])
+    cases = {
+        "another number": _clear(1, [(FrameType.DATA, b"guest")])[0],
+        "an unknown type": good[:4] + b"\x03" + good[5:],
+        "a byte that must be zero": good[:7] + b"\x01" + good[8:],
+        "data of no byte": bytes(4) + good[4:],
+        "a tag": good + bytes(TAG_BYTES),
+        "after fin": _clear(0, [(FrameType.FIN, b"")])[0] + good[:15] + b"\x01" + good[16:],
+    }
+    return [{"why": why, "first_seq": 0, "wire": wire.hex()} for why, wire in cases.items()]
+
+
 def _epochs() -> dict[str, Any]:
     """The last frame of an epoch and the first of the next one; those before are not recorded: one byte 0 each."""
     sealer = LaneSealer(ConnectionKeys(SECRETS[0]).lane_secret(0, FORTH), 5)
@@ -185,51 +224,6 @@ def _flip(data: bytes, at: int) -> bytes:
     return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
 
 
-def _offer(attempt: int, purpose: Any, **held: int) -> Offer:
-    return Offer(1, purpose, (PERMIT,), SESSION.hex(), attempt, {name[1:]: count for name, count in held.items()})
-
-
-MESSAGES: tuple[Message, ...] = (
-    _offer(0, "begin"),
-    Answer({}, 16),
-    Open(0, "memory"),
-    Ack({"0": 3, "12": 4096}),
-    Handover(),
-    Outcome("running"),
-    Cancel("deadline", "späť"),
-    Bye(),
-)
-
-
-def _framed(body: bytes) -> bytes:
-    return len(body).to_bytes(4) + body
-
-
-REFUSED_MESSAGES = {
-    "an unknown type": _framed(b'{"type":"hello"}'),
-    "no type": _framed(b'{"channel":0,"port":"memory"}'),
-    "an unknown member": _framed(b'{"type":"bye","x":1}'),
-    "a member of other case": _framed(b'{"type":"ack","Written":{}}'),
-    "a missing member": _framed(b'{"type":"answer","max_channels":1}'),
-    "a wrong type of value": _framed(b'{"type":"open","channel":"0","port":"memory"}'),
-    "a number with a fraction": _framed(b'{"type":"open","channel":0.5,"port":"memory"}'),
-    "a number out of range": _framed(b'{"type":"open","channel":256,"port":"memory"}'),
-    "a negative count": _framed(b'{"type":"ack","written":{"0":-1}}'),
-    "a channel number not in its one spelling": _framed(b'{"type":"ack","written":{"00":1}}'),
-    "an unknown outcome": _framed(b'{"type":"outcome","outcome":"perhaps"}'),
-    "not an object": _framed(b"[]"),
-    "two objects": _framed(b'{"type":"bye"}{"type":"bye"}'),
-    "not UTF-8": _framed(b'{"type":"cancel","code":"a","reason":"\xff"}'),
-    "no JSON": _framed(b""),
-    "more than 64 KiB": (65537).to_bytes(4),
-}
-
-
-def _message(message: Message) -> dict[str, Any]:
-    wire = encode_message(message)
-    return {"message": json.loads(wire[4:]), "wire": wire.hex()}
-
-
 def _session() -> dict[str, Any]:
     """One channel, one lost connection: each way's wire breaks off inside a frame, which is then sent again."""
     forth, back = bytes(range(256)) * 2, b"what the destination's hypervisor says"
@@ -242,13 +236,13 @@ def _session() -> dict[str, Any]:
         "connections": [
             _connection(
                 0,
-                ([_offer(0, "begin"), Open(0, "memory"), Ack({"0": 1})], [Answer({}, 16), Ack({"0": 2})]),
+                ([offer(0, "begin"), Open(0, "memory"), Ack({"0": 1})], [Answer({}, 16), Ack({"0": 2})]),
                 (0, b"".join(first_forth)[:-20]),
                 (0, b"".join(first_back)[:-1]),
             ),
             _connection(
                 1,
-                ([_offer(1, "resume", _0=1), Ack({"0": 3})], [Answer({"0": 3}, 16), Ack({"0": 6})]),
+                ([offer(1, "resume", _0=1), Ack({"0": 3})], [Answer({"0": 3}, 16), Ack({"0": 6})]),
                 (3, b"".join(_sealed(SECRETS[1], FORTH, 3, second_forth))),
                 (1, b"".join(_sealed(SECRETS[1], BACK, 1, second_back))),
             ),

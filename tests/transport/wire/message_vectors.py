@@ -1,0 +1,100 @@
+"""Test vectors of control messages (docs/wire-protocol.md, section 2), a part of docs/wire-vectors.json."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from transport.errors import RefusalCode
+from transport.hypervisors.moving import Movement
+from transport.wire.messages import (
+    Ack,
+    Answer,
+    Bye,
+    Cancel,
+    Handover,
+    Message,
+    Offer,
+    Open,
+    Outcome,
+    Receipt,
+    Refusal,
+    encode_message,
+)
+
+SESSION = bytes(range(16))
+PERMIT = "the.permit.text"
+
+
+def offer(attempt: int, purpose: Any, **held: int) -> Offer:
+    return Offer(1, purpose, (PERMIT,), SESSION.hex(), attempt, {name[1:]: count for name, count in held.items()})
+
+
+MESSAGES: tuple[Message, ...] = (
+    offer(0, "begin"),
+    Answer({}, 16),
+    Open(0, "memory"),
+    Ack({"0": 3, "12": 4096}),
+    Handover(),
+    Outcome("running"),
+    Cancel("deadline", "späť"),
+    Bye(),
+    Offer(1, "begin", (PERMIT, "another.permit.text"), SESSION.hex(), 0, {}, Movement(2, "zstd")),
+    offer(0xFFFFFFFF, "settle"),
+    offer(0, "recover"),
+    offer(2, "resume", _0=1, _1=(1 << 62) - 1),
+    Answer({"0": 0, "1": 7}, 256),
+    Refusal(RefusalCode.BUSY, "\N{MUSICAL SYMBOL G CLEF}"),
+    Open(255, "backup-1"),
+    Handover(post_copy=True),
+    Outcome("discarded"),
+    Receipt("{}", "c2ln"),
+)
+
+
+def _framed(body: bytes) -> bytes:
+    return len(body).to_bytes(4) + body
+
+
+REFUSED_MESSAGES = {
+    "an unknown type": _framed(b'{"type":"hello"}'),
+    "no type": _framed(b'{"channel":0,"port":"memory"}'),
+    "an unknown member": _framed(b'{"type":"bye","x":1}'),
+    "a member of other case": _framed(b'{"type":"ack","Written":{}}'),
+    "a missing member": _framed(b'{"type":"answer","max_channels":1}'),
+    "a wrong type of value": _framed(b'{"type":"open","channel":"0","port":"memory"}'),
+    "a member twice": _framed(b'{"type":"outcome","outcome":"running","outcome":"discarded"}'),
+    "the type twice": _framed(b'{"type":"bye","type":"bye"}'),
+    "a channel twice": _framed(b'{"type":"ack","written":{"0":1,"0":2}}'),
+    "half of a surrogate pair": _framed(b'{"type":"cancel","code":"a","reason":"\\ud83d"}'),
+    "a number as a fraction": _framed(b'{"type":"open","channel":0.0,"port":"memory"}'),
+    "a number with an exponent": _framed(b'{"type":"open","channel":1e0,"port":"memory"}'),
+    "a channel number beyond 255": _framed(b'{"type":"ack","written":{"256":1}}'),
+    "a number too large for a count": _framed(b'{"type":"ack","written":{"0":4611686018427387904}}'),
+    "another version": _framed(encode_message(offer(0, "begin"))[4:].replace(b'"protocol":1', b'"protocol":2')),
+    "no permit": _framed(encode_message(offer(0, "begin"))[4:].replace(b'"the.permit.text"', b"")),
+    "a session id in upper case": _framed(encode_message(offer(0, "begin"))[4:].replace(b"0a0b", b"0A0B")),
+    "a port that ends in a hyphen": _framed(b'{"type":"open","channel":0,"port":"backup-"}'),
+    "a code with a capital": _framed(b'{"type":"cancel","code":"A","reason":""}'),
+    "no channel at all": _framed(b'{"type":"answer","next":{},"max_channels":0}'),
+    "a reason of 513 characters": _framed(b'{"type":"cancel","code":"a","reason":"' + b"x" * 513 + b'"}'),
+    "a number with a fraction": _framed(b'{"type":"open","channel":0.5,"port":"memory"}'),
+    "a number out of range": _framed(b'{"type":"open","channel":256,"port":"memory"}'),
+    "a negative count": _framed(b'{"type":"ack","written":{"0":-1}}'),
+    "a channel number not in its one spelling": _framed(b'{"type":"ack","written":{"00":1}}'),
+    "an unknown outcome": _framed(b'{"type":"outcome","outcome":"perhaps"}'),
+    "not an object": _framed(b"[]"),
+    "two objects": _framed(b'{"type":"bye"}{"type":"bye"}'),
+    "not UTF-8": _framed(b'{"type":"cancel","code":"a","reason":"\xff"}'),
+    "no JSON": _framed(b""),
+    "more than 64 KiB": (65537).to_bytes(4),
+}
+
+
+def message_vectors() -> list[dict[str, Any]]:
+    wires = map(encode_message, MESSAGES)
+    return [{"message": json.loads(wire[4:]), "wire": wire.hex()} for wire in wires]
+
+
+def refused_messages() -> list[dict[str, str]]:
+    return [{"why": why, "wire": wire.hex()} for why, wire in REFUSED_MESSAGES.items()]

@@ -1,0 +1,211 @@
+"""Test vectors of permits (docs/wire-protocol.md, section 3), a part of docs/wire-vectors.json: what a destination
+takes, what it refuses, and by which code. Single use, witnesses and a second site are not among them."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from audit.checkpoint import Checkpoint, LogSigner, sign_checkpoint
+from audit.merkle import Tree, inclusion_path
+from audit.proof import leaf_hash
+from policy.jws import encode_base64url
+from policy.permit import P256_ORDER, Limits, PermitClaims, PermitKey, PermitProof, Requirements, permit_entry
+
+NOW: Final = 1_800_000_000
+CRL_NUMBER: Final = 7
+SOURCE, DESTINATION = "spiffe://example.test/host/a", "spiffe://example.test/host/b"
+KEY: Final = ec.derive_private_key(0x5EA1A4E, ec.SECP256R1())
+OTHER_KEY: Final = ec.derive_private_key(0x0DDBA11, ec.SECP256R1())
+LOG: Final = LogSigner("example.test/log", ed25519.Ed25519PrivateKey.from_private_bytes(bytes(range(32))))
+OTHER_LOG: Final = LogSigner("example.test/log", ed25519.Ed25519PrivateKey.from_private_bytes(bytes(32)))
+KEY_ID: Final = PermitKey.from_public_key(KEY.public_key()).key_id
+DECISION: Final = b'{"kind":"migration.decision"}'
+NOTHING: Final = Requirements(content_digest=False, stream_inspection=False, vm_binding=False)
+CLAIMS: Final = PermitClaims(
+    iss="gateway.example.test",
+    aud=DESTINATION,
+    jti="7f3c",
+    iat=NOW - 10,
+    nbf=NOW - 10,
+    exp=NOW + 60,
+    session_until=NOW + 600,
+    recover_until=NOW + 1200,
+    migration_id="m-1",
+    vm="11111111-2222-4333-8444-555555555555",
+    source=SOURCE,
+    destination=DESTINATION,
+    ports=("disks", "memory"),
+    limits=Limits(max_channels=16, bandwidth_bytes_per_second=0),
+    requirements=Requirements(content_digest=False, stream_inspection=False, vm_binding=True),
+    minimum_crl_number=CRL_NUMBER,
+    bundle="0" * 64,
+)
+
+
+def permit_vectors() -> dict[str, Any]:
+    spki = KEY.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return {
+        "now": NOW,
+        "source": SOURCE,
+        "destination": DESTINATION,
+        "crl_number": CRL_NUMBER,
+        "ports": ["backup-1", "disks", "memory"],
+        "seals": ["sealane", "tls"],
+        "meets": ["content_digest", "vm_binding"],
+        "permit_key": base64.b64encode(spki).decode(),
+        "key_id": KEY_ID,
+        "log_key": LOG.vkey,
+        "good": [_good(claims) for claims in GOOD],
+        "refused": [{"why": why, "code": code, "permit": permit} for why, (code, permit) in _refused().items()],
+    }
+
+
+GOOD: Final = (
+    CLAIMS,
+    msgspec.structs.replace(CLAIMS, seal="tls", iat=NOW + 30, nbf=NOW + 30),
+    msgspec.structs.replace(
+        CLAIMS,
+        ports=("backup-1",),
+        iat=NOW - 60,
+        nbf=NOW - 60,
+        exp=NOW - 30,
+        requirements=NOTHING,
+        minimum_crl_number=0,
+    ),
+)
+
+
+def _good(claims: PermitClaims) -> dict[str, Any]:
+    proof, entry = _logged(claims)
+    return {"entry": entry.decode(), "leaf_hash": leaf_hash(entry).hex(), "permit": _permit(claims, proof)}
+
+
+def _refused() -> dict[str, tuple[str, str]]:
+    proof, _ = _logged(CLAIMS)
+    payload = _payload(CLAIMS, proof)
+    good = _permit(CLAIMS, proof)
+    signed, _, signature = good.rpartition(".")
+    raw = base64.urlsafe_b64decode(signature + "==")
+    other_s = raw[:32] + (P256_ORDER - int.from_bytes(raw[32:])).to_bytes(32)
+    first, _, rest = payload[1:-1].partition(b',"bundle"')
+    spelled = {
+        "signed by a key that is not pinned": ("permit_signature", _jws(payload, key=OTHER_KEY)),
+        "another key's id": ("permit_signature", _jws(payload, kid="0" * 16)),
+        "another algorithm": ("permit_signature", _jws(payload, alg="ES384")),
+        "the other spelling of its signature": ("permit_signature", f"{signed}.{encode_base64url(other_s)}"),
+        "a signature that does not verify": ("permit_signature", f"{signed}.{encode_base64url(bytes(64))}"),
+        "another typ": ("permit_format", _jws(payload, typ="JWT")),
+        "no typ": ("permit_format", _jws(payload, typ=None)),
+        "one more member in its header": ("permit_format", _jws(payload, cty="x")),
+        "padded base64url": ("permit_format", good + "="),
+        "left-over bits in base64url": ("permit_format", good[:-1] + chr(ord(good[-1]) + 1)),
+        "white space": ("permit_format", _jws(payload.replace(b":", b": ", 1))),
+        "another order of members": ("permit_format", _jws(b'{"bundle"' + rest + b"," + first + b"}")),
+        "a member twice": ("permit_format", _jws(b'{"aud":"x",' + payload[1:])),
+        "one more member": ("permit_format", _jws(payload[:-1] + b',"x":1}')),
+        "one member less": ("permit_format", _jws(payload.replace(b',"seal":"sealane"', b""))),
+        "an escape that need not be": ("permit_format", _jws(payload.replace(b"gateway", b"\\u0067ateway"))),
+        "a number with a fraction": (
+            "permit_format",
+            _jws(payload.replace(b'"exp":1800000060', b'"exp":1800000060.0')),
+        ),
+        "the proof of another permit": (
+            "permit_proof",
+            _permit(CLAIMS, _logged(msgspec.structs.replace(CLAIMS, jti="another"))[0]),
+        ),
+        "the proof of another log": ("permit_proof", _permit(CLAIMS, _logged(CLAIMS, log=OTHER_LOG)[0])),
+        "an index that is not its entry's": ("permit_proof", _permit(CLAIMS, msgspec.structs.replace(proof, index=3))),
+        "a path that is cut short": (
+            "permit_proof",
+            _permit(CLAIMS, msgspec.structs.replace(proof, path=proof.path[:-1])),
+        ),
+        "an entry before its decision": (
+            "permit_format",
+            _permit(CLAIMS, msgspec.structs.replace(proof, decision_index=2)),
+        ),
+    }
+    return spelled | {why: (code, _with(**changes)) for why, (code, changes) in FALSE_CLAIMS.items()}
+
+
+FALSE_CLAIMS: Final[Mapping[str, tuple[str, dict[str, Any]]]] = {
+    "another destination": (
+        "permit_parties",
+        {"aud": "spiffe://example.test/host/c", "destination": "spiffe://example.test/host/c"},
+    ),
+    "another source": ("permit_parties", {"source": "spiffe://example.test/host/c"}),
+    "another site, which is not pinned": ("permit_parties", {"source": "spiffe://other.test/host/a"}),
+    "an audience that is not the destination": ("permit_audience", {"aud": "spiffe://example.test/host/c"}),
+    "over": ("permit_times", {"exp": NOW - 31, "iat": NOW - 60, "nbf": NOW - 60}),
+    "not yet": ("permit_times", {"nbf": NOW + 31}),
+    "issued in the future": ("permit_times", {"iat": NOW + 31}),
+    "a session that ends before it may begin": ("permit_times", {"session_until": NOW + 59}),
+    "to begin within more than a day": (
+        "permit_times",
+        {"exp": NOW + 86_391, "session_until": NOW + 86_391, "recover_until": NOW + 86_391},
+    ),
+    "to be recovered for more than a week": ("permit_times", {"recover_until": NOW + 7 * 86_400 - 9}),
+    "ports that are not sorted": ("permit_format", {"ports": ("memory", "disks")}),
+    "a port twice": ("permit_format", {"ports": ("memory", "memory")}),
+    "no port": ("permit_format", {"ports": ()}),
+    "a named port beside another": ("permit_ports", {"ports": ("backup-1", "memory")}),
+    "a port that is not carried here": ("permit_ports", {"ports": ("console",)}),
+    "a UUID in upper case": ("permit_format", {"vm": "AAAAAAAA-2222-4333-8444-555555555555"}),
+    "a path in its id": ("permit_format", {"jti": "../7f3c"}),
+    "no channel": ("permit_format", {"limits": Limits(max_channels=0, bandwidth_bytes_per_second=0)}),
+    "another seal": ("permit_format", {"seal": "none"}),
+    "inspection of the stream": (
+        "permit_requirements",
+        {"requirements": msgspec.structs.replace(NOTHING, stream_inspection=True)},
+    ),
+    "a newer CRL": ("permit_requirements", {"minimum_crl_number": CRL_NUMBER + 1}),
+}
+
+
+def _with(**changes: Any) -> str:
+    claims = msgspec.structs.replace(CLAIMS, **changes)
+    return _permit(claims, _logged(claims)[0])
+
+
+def _logged(claims: PermitClaims, log: LogSigner = LOG) -> tuple[PermitProof, bytes]:
+    """As the third of five entries, right after its decision."""
+    entry = permit_entry(claims, 1, leaf_hash(DECISION))
+    tree = Tree(_no_tile)
+    for each in (b"first", DECISION, entry, b"fourth", b"fifth"):
+        tree.append(leaf_hash(each))
+    proof = PermitProof(
+        decision_index=1,
+        decision_leaf_hash=base64.b64encode(leaf_hash(DECISION)).decode(),
+        index=2,
+        checkpoint=sign_checkpoint(Checkpoint(log.origin, tree.size, tree.root()), log),
+        path=tuple(base64.b64encode(each).decode() for each in inclusion_path(2, tree.size, tree.subtree)),
+    )
+    return proof, entry
+
+
+def _no_tile(*_: int) -> list[bytes]:
+    raise AssertionError("five entries fill no tile")
+
+
+def _payload(claims: PermitClaims, proof: PermitProof) -> bytes:
+    return msgspec.json.encode({**msgspec.structs.asdict(claims), "proof": proof}, order="sorted")
+
+
+def _permit(claims: PermitClaims, proof: PermitProof) -> str:
+    return _jws(_payload(claims, proof))
+
+
+def _jws(payload: bytes, key: ec.EllipticCurvePrivateKey = KEY, **header: str | None) -> str:
+    """Signed as RFC 6979 does it, so that the file stays the same."""
+    members = {"alg": "ES256", "kid": KEY_ID, "typ": "sealane-permit+jwt"} | header
+    head = msgspec.json.encode({name: value for name, value in members.items() if value is not None}, order="sorted")
+    signed = f"{encode_base64url(head)}.{encode_base64url(payload)}"
+    r, s = decode_dss_signature(key.sign(signed.encode(), ec.ECDSA(hashes.SHA256(), deterministic_signing=True)))
+    return f"{signed}.{encode_base64url(r.to_bytes(32) + min(s, P256_ORDER - s).to_bytes(32))}"
