@@ -1,8 +1,9 @@
 """Where each VM was last certified to run: a projection of its own, so that a gateway's start need not read the log.
 
 A destination's receipt that says that the guest runs there is an arrival; so is `placement.adopted`, which says where
-relays showed it. A receipt of a named port is none (`moves_guest`): another program's stream moves no guest. A record
-whose `placement_forgotten` names a VM ends what was known of it: the inventory has said something newer.
+relays showed it. A receipt of a named port is none (`moves_guest`): another program's stream moves no guest; nor is one
+that came late or again (`places_vm`), when more was known. A record whose `placement_forgotten` names a VM ends what was
+known of it: the inventory has said something newer.
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ def is_certificate_of_arrival(document: Mapping[str, Any]) -> bool:
         and isinstance(details, Mapping)
         and details.get("role") == "destination"
         and details.get("moves_guest") is not False
+        and details.get("places_vm") is not False
         and isinstance(vm, Mapping)
         and isinstance(vm.get("uuid"), str)
         and isinstance(document.get("destination"), str)

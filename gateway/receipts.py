@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from msgspec import Meta
 
+from audit.index_arrivals import ARRIVED
 from certs.errors import UNREADABLE, CertificateError
 from certs.identity import SpiffeId
 from gateway.errors import ReceiptRefused
@@ -188,11 +189,15 @@ def _check_signature(
         raise ReceiptRefused("signature", "the signature does not verify") from error
 
 
-def receipt_details(receipt: SignedReceipt, body: ReceiptBody, migration: Migration) -> dict[str, Any]:
+def receipt_details(
+    receipt: SignedReceipt, body: ReceiptBody, migration: Migration, *, places_vm: bool
+) -> dict[str, Any]:
     """For the record: the receipt itself, complete, so that an auditor can verify it without us.
 
-    `moves_guest` is our word, not the host's: that of a named port says nothing of where its VM is.
+    `moves_guest` and `places_vm` are our words, not the host's: a receipt of a named port says nothing of where its VM
+    is, and one that comes late, or again, nothing of where it is now.
     """
+    is_arrival = migration.moves_guest and body.role == "destination" and body.outcome in ARRIVED
     return {
         "role": body.role,
         "jti": body.jti,
@@ -204,6 +209,7 @@ def receipt_details(receipt: SignedReceipt, body: ReceiptBody, migration: Migrat
         **({} if body.recovery is msgspec.UNSET else {"recovery": True}),
         **({} if body.lacks_memory is msgspec.UNSET else {"lacks_memory": True}),
         **({} if migration.moves_guest else {"moves_guest": False}),
+        **({"places_vm": False} if is_arrival and not places_vm else {}),
         "tls": msgspec.to_builtins(body.tls),
         "downtime_ms": body.downtime_ms,
         "sent_bytes": sum(channel.sent_bytes for channel in body.channels),

@@ -90,6 +90,7 @@ class Reporting:
             if len(migration.receipts) >= MAX_RECEIPTS:
                 raise ReceiptRefused("number", f"this migration has {MAX_RECEIPTS} receipts already")
             verify_receipt(receipt, body, host, migration, self.trust, moment)
+            places_vm = self._may_place(migration)
             event = Event(
                 "migration.receipt",
                 outcome=body.outcome,
@@ -98,7 +99,7 @@ class Reporting:
                 vm=Vm(migration.vm_uuid, migration.vm_name),
                 source=migration.source,
                 destination=migration.destination,
-                details=receipt_details(receipt, body, migration),
+                details=receipt_details(receipt, body, migration, places_vm=places_vm),
             )
             recorded = await self._gate.recorder.append(event)
             on_file = ReceiptOnFile(
@@ -111,7 +112,7 @@ class Reporting:
             )
             # Progress may have come in while the record was being committed: start from what is known now.
             latest = self._gate.migrations.get(migration.migration_id, now) or migration
-            self._take(latest.with_receipt(on_file, now))
+            self._take(latest.with_receipt(on_file, now), places_vm=places_vm)
         self._gate.dispatch.acknowledge(str(host), migration.migration_id, _ALL)
         return recorded.index
 
@@ -146,9 +147,21 @@ class Reporting:
         if ask_for_end(self._gate, self._gate.migrations.get(migration_id, seconds) or migration, seconds):
             await self._unfetched.look()
 
-    def _take(self, migration: Migration) -> None:
+    def _may_place(self, migration: Migration) -> bool:
+        """Whether one more receipt can tell where the VM is now: that of an earlier move may come late, and whoever had
+        the VM once can certify again that it runs there.
+        """
+        if migration.certified_host() is not None:
+            return False
+        vm = self._gate.inventory.vm(migration.vm_uuid or "")
+        known = None if vm is None else self._gate.placement.expected(vm, self._gate.inventory)
+        # A permit of an evacuation is used hours after its decision: the VM may have been away, and come back.
+        is_elsewhere = known is not None and known.host not in {migration.source, migration.destination}
+        return known is None or not (is_elsewhere and known.at > migration.decided)
+
+    def _take(self, migration: Migration, *, places_vm: bool) -> None:
         self._gate.migrations.put(migration)
-        if (host := migration.certified_host()) is not None and migration.vm_uuid is not None:
+        if places_vm and (host := migration.certified_host()) is not None and migration.vm_uuid is not None:
             self._gate.placement.certify(migration.vm_uuid, host)
 
     async def _of_host(self, host: SpiffeId, migration_id: str, now: int) -> Migration:

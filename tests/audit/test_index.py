@@ -230,4 +230,5 @@ def test_arrivals_are_the_last_that_was_certified_or_shown_and_not_forgotten(ind
     assert placed(index) == {VM_ID: (DESTINATION, "report"), "other": (DESTINATION, "report")}
     assert ask(index).arrivals()[VM_ID].time_us > 0
     index.apply(11, [receipt(11, SOURCE, moves_guest=False)])
-    assert placed(index)[VM_ID] == (DESTINATION, "report"), "a named port moves no VM"
+    index.apply(12, [receipt(12, SOURCE, places_vm=False)])
+    assert placed(index)[VM_ID] == (DESTINATION, "report"), "a named port moves no VM, and what came late says nothing"

@@ -20,6 +20,7 @@ from certs.authority import Authority
 from certs.files import read_certificates
 from gateway.starter import Site
 from policy.permit import VerifiedPermit
+from tests.gateway.break_glass.conftest import Hands
 from tests.gateway.conftest import UUID_WEB, Running, rfc3339, running_gateway
 from tests.gateway.test_watch import own_bundle
 
@@ -173,6 +174,48 @@ async def test_the_vm_is_where_the_destination_certifies_to_run_it(running: Runn
     assert answer.status_code == 201
     (assignment,) = await running.poll("b")
     assert running.open_permit(assignment["permit"]).claims.source == running.site.spiffe_id("b")
+
+
+async def where_web_is(running: Running) -> tuple[str, str]:
+    (web,) = (await running.person("alice").get("/v1/vms", params={"prefix": "web"})).json()["vms"]
+    return web["host"], web["placed_by"]
+
+
+async def test_what_is_certified_late_or_once_more_brings_no_vm_back(site: Site) -> None:
+    hands = Hands()
+    async with running_gateway(site, hands.clock()) as running:
+        _, first = await running.begin()
+        await deliver(running, "b", running.receipt("b", first, "destination", "running"))
+        hands.pass_by(minutes=0.5)  # the source's receipt is spooled: its host cannot reach the gateway
+        await running.poll("b")
+        answer = await running.person("alice").post("/v1/migrations", json={"vm": "web", "destination": "c"})
+        assert answer.status_code == 201, answer.text
+        (assignment,) = await running.poll("b")
+        second = running.open_permit(assignment["permit"])
+        await deliver(running, "c", running.receipt("c", second, "destination", "running"))
+        await deliver(running, "b", running.receipt("b", second, "source", "completed"))
+        assert await where_web_is(running) == ("c", "receipt")
+        await deliver(running, "a", running.receipt("a", first, "source", "completed"))
+        assert await where_web_is(running) == ("c", "receipt"), "the one that was late is of an earlier move"
+        await deliver(running, "b", running.receipt("b", first, "destination", "completed"))
+        assert await where_web_is(running) == ("c", "receipt"), "b had the VM, and cannot draw it back by its word"
+        last = (await running.records("migration.receipt"))[-1]
+        assert last["details"]["places_vm"] is False
+    async with running_gateway(site) as running:
+        assert await where_web_is(running) == ("c", "receipt")
+
+
+async def test_a_host_that_failed_to_get_a_vm_does_not_get_it_from_where_it_went_since(site: Site) -> None:
+    async with running_gateway(site) as running:
+        _, first = await running.begin()
+        await deliver(running, "a", running.receipt("a", first, "source", "failed"))
+        _, second = await running.begin(destination="c")
+        await deliver(running, "c", running.receipt("c", second, "destination", "running"))
+        await deliver(running, "a", running.receipt("a", second, "source", "completed"))
+        await deliver(running, "b", running.receipt("b", first, "destination", "running"))
+        assert await where_web_is(running) == ("c", "receipt")
+    async with running_gateway(site) as running:
+        assert await where_web_is(running) == ("c", "receipt")
 
 
 async def test_all_of_it_is_known_again_after_a_restart(site: Site) -> None:
