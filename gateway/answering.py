@@ -18,12 +18,16 @@ def no_break_glass() -> NotSetUp:
 async def answer(gate: Gate, facts: Facts, *, recorded: bool = True) -> tuple[Facts, Decision]:
     """Decide; a move under a breaking of glass needs that to cover it, too.
 
+    Nothing is observed where another site takes part: its zones are not ours, whatever it calls them.
+
     Errors: NotSetUp, RequestRefused, LogUnavailable.
     `recorded`: it is a move and no mere check, so the use of the grant is recorded before anything comes of it.
     """
     decision = explain_unknown(gate, facts.asked, decide(gate.engine, facts.question))
     if gate.shadow is not None:
         decision = replace(decision, otherwise=gate.shadow.look(decision))
+    if facts.site is not None:
+        return facts, decision
     if facts.asked.break_glass is None:
         return facts, observe(gate.observation, facts.question, decision, gate.time.now())
     if gate.break_glass is None:

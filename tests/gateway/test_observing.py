@@ -132,8 +132,12 @@ async def test_who_is_not_signed_in_and_whose_groups_are_unknown_are_not_observe
 
 
 async def test_other_actions_are_not_observed(site: Site) -> None:
+    config = site.gateway_config
+    config.write_text(config.read_text("utf-8") + "\n[evacuation]\nmax_hours = 12\n", encoding="utf-8")
     async with observed(site) as running:
-        assert (await running.person("bob").get("/v1/records")).status_code == 403
+        bob = running.person("bob")
+        assert (await bob.get("/v1/records")).status_code == 403
+        assert (await bob.post("/v1/evacuations", json={"host": "a", "hours": 2, "reason": "r"})).status_code == 403
 
 
 async def test_an_unreachable_log_denies_as_ever(site: Site) -> None:

@@ -34,6 +34,7 @@ from policy.jws import key_id_of, sign
 from policy.permit import PermitKey
 from tests.gateway.conftest import Running, free_address
 from tests.gateway.sites_pair import EAST, WEST, TwoSites, document_of, lay_out
+from tests.gateway.test_observing import observing
 from tests.gateway.test_watch import edit
 from transport.errors import UNDECODABLE
 
@@ -107,6 +108,18 @@ async def test_what_the_destination_denies_does_not_move(two: TwoSites) -> None:
         shown = await west.person("carol").get(f"/v1/migrations/{answer.json()['migration_id']}")
         assert shown.json()["state"] == "failed"
         assert (await ask(west)).status_code == 403, "the VM is not kept by the attempt"
+
+
+@pytest.mark.parametrize("observed", ["west", "east"])
+async def test_nothing_is_observed_where_another_site_takes_part(two: TwoSites, observed: str) -> None:
+    """Zones of its VMs and hosts are its own word: it would say what lets its VMs in, or ours out."""
+    observing(getattr(two, observed), zones='["test", "dmz"]')
+    edit(two.east.bundle / "policies" / "arrivals.cedar", lambda text: text.replace('== "test"', '== "dmz"'))
+    async with two.running() as (west, east):
+        answer = await ask(west, who="bob" if observed == "west" else "alice")
+        assert answer.status_code == 403, answer.text
+        (record,) = await (west if observed == "west" else east).records("migration.decision")
+        assert record["outcome"] == "denied"
 
 
 async def test_a_vm_still_leaves_after_the_key_of_our_permits_was_rolled_over(two: TwoSites) -> None:
