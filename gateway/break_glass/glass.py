@@ -82,7 +82,7 @@ class BreakGlass:
             asked = Asked(wish.vm, wish.destination, step.reason, wish.ports, step.address)
             await make_known(self._gate, asked)
             facts = collect_facts(self._gate, step.person, asked, self._gate.clock.wall(), "BreakGlass")
-            decision = decide(self._gate.engine, facts.question)
+            decision = _by_a_person(decide(self._gate.engine, facts.question), step.person, "asks")
             marks = await self._gate.people.marks_of(step.person, step.address)
             obstacle = self._no_room(marks, now) if decision.allowed else None
             grant_id = self._new_id()
@@ -320,17 +320,19 @@ class BreakGlass:
 
 
 def _by_two_persons(decision: Decision, grant: Grant, approver: Person, marks: frozenset[str]) -> Decision:
-    """Whatever a bundle says: the requester is nobody's second person, under any name by which we know them.
-
-    Nor is a program: one that acts for a person would do so for the requester as well.
-    """
-    is_program = approver.is_program or approver.authenticated_by in {CLIENT_CERTIFICATE, NOT_AUTHENTICATED}
-    if approver.actor is not None or is_program:
-        because = "A person approves, not a program on their behalf: sign in as yourself."
-        return replace(decision, allowed=False, denied_because=because, by_policy=False)
+    """Whatever a bundle says: the requester is nobody's second person, under any name by which we know them."""
     if approver.id != grant.requester.id and not are_same(grant.marks, marks):
-        return decision
+        return _by_a_person(decision, approver, "approves")
     because = "A second person approves, never the requester, also not under another account: find somebody else."
+    return replace(decision, allowed=False, denied_because=because, by_policy=False)
+
+
+def _by_a_person(decision: Decision, person: Person, does: str) -> Decision:
+    """Whatever a bundle says: no program is one of the two. Who keeps it would be both, or have it act for somebody."""
+    is_program = person.is_program or person.authenticated_by in {CLIENT_CERTIFICATE, NOT_AUTHENTICATED}
+    if person.actor is None and not is_program:
+        return decision
+    because = f"A person {does}, not a program on their behalf: sign in as yourself."
     return replace(decision, allowed=False, denied_because=because, by_policy=False)
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 import trio
 
+from certs import layout
 from gateway.starter import Site
 from tests.gateway.break_glass.conftest import GLASS, Emergency, Hands
 from tests.gateway.conftest import running_gateway
+from tests.gateway.test_watch import edit, own_bundle
 
 pytestmark = pytest.mark.whole
 
@@ -77,6 +79,25 @@ async def test_who_may_not_approve_does_not(emergency: Emergency, who: str) -> N
     assert (await emergency.approve(grant, who)).status_code == 403
     assert await emergency.state(grant) == "pending"
     assert await emergency.outcomes("approved") == ["denied"]
+
+
+async def test_a_program_asks_for_nobody_and_its_keeper_is_no_second_person(glass_site: Site) -> None:
+    """Else one human with the key of a service, and a manager's rights, is both."""
+    layout.issue_service(glass_site.certs, "night-bot", datetime.now(UTC))
+    folder = glass_site.certs / "services" / "night-bot"
+    table = '\n[[identity.services]]\nspiffe_id = "spiffe://bank.example/service/night-bot"\ngroups = ["bots"]\n'
+    edit(glass_site.gateway_config, lambda text: text + table)
+    (own_bundle(glass_site) / "bots.cedar").write_text(
+        '@id("bots") @reason("r") permit (principal in Sealane::Group::"spiffe://bank.example#bots", '
+        'action == Sealane::Action::"BreakGlass", resource);'
+    )
+    async with running_gateway(glass_site) as running:
+        bot = running.client(credentials=(folder / "service.pem", folder / "service.key"))
+        answer = await bot.post("/v1/break-glass", json={**GLASS, "vm": "web", "destination": "b"})
+        assert answer.status_code == 403, answer.text
+        assert "A person asks, not a program" in answer.json()["error"]["message"]
+        (record,) = await running.records("breakglass.requested")
+        assert record["outcome"] == "denied"
 
 
 async def test_an_approval_after_the_time_to_answer_is_none(emergency: Emergency) -> None:
