@@ -99,9 +99,8 @@ class Signers:
         except SettingRefused as error:
             raise ValueError(str(error)) from None
         by_name = {signer.name: signer for signer in signers}
-        for signer in signers:
-            _public_key(signer)
-        if len(by_name) != len(signers) or len({signer.key for signer in signers}) != len(signers):
+        keys = {public_text(_public_key(signer)) for signer in signers}  # of one key there are several spellings
+        if len(by_name) != len(signers) or len(keys) != len(signers):
             raise ValueError("two signers have the same name or the same key")
         return cls(by_name)
 
