@@ -19,7 +19,7 @@ from gateway.deciding import decision_document
 from gateway.errors import NotAllowed, NotKnown, RequestRefused
 from gateway.gate import Gate
 from gateway.observing import lets_pass
-from gateway.recording import Event, actor_of, identity_of
+from gateway.recording import Event, actor_of, identity_of, some_of
 from gateway.sites.own_only import require_own
 from policy.engine import Decision
 from policy.facts import Context, HostFacts, Person, Question, VmFacts
@@ -63,7 +63,7 @@ async def prospects(gate: Gate, wish: Wish) -> dict[str, Any]:
     """The whole answer, recorded. Errors: NotAllowed (recorded), NotKnown, RequestRefused, LogUnavailable."""
     person = wish.person
     may_ask = decide(gate.engine, Question("CheckDecision", person, None, None, None, Context(time=wish.now)))
-    asked = {"host": wish.host, "to": list(wish.to)}
+    asked = {"host": wish.host, "to": some_of(wish.to)}
     facts = {"client_address": wish.address, "asked": asked, **identity_of(person)}
     if not may_ask.allowed:
         denied = {**facts, "decision": decision_document(may_ask)}

@@ -30,7 +30,7 @@ from gateway.evacuation_handover import HandingOver
 from gateway.evacuation_permits import Wish, may_prepare, orders_of
 from gateway.gate import Gate
 from gateway.link_versions import too_early
-from gateway.recording import Event, Recorded, actor_of, identity_of
+from gateway.recording import Event, Recorded, actor_of, identity_of, some_of
 from policy.facts import HostFacts, Person, VmFacts
 from transport.link_version import EVACUATIONS
 
@@ -134,7 +134,7 @@ class Evacuating:
         """What to say of what cannot be prepared, on record. Who may move nothing off the host learns no more of it."""
         host = self._gate.inventory.host(wish.host)
         may_know = host is not None and await may_prepare(self._gate, wish, host)
-        asked = {"host": wish.host, "vms": list(wish.vms[:50]), "to": list(wish.to[:50]), "hours": wish.hours}
+        asked = {"host": wish.host, "vms": some_of(wish.vms), "to": some_of(wish.to), "hours": wish.hours}
         details = {"asked": asked, "client_address": wish.address, **identity_of(wish.person)}
         details |= {"not_prepared": error.code if may_know else NotAllowed.code}
         known = None if host is None else host.spiffe_id
@@ -158,23 +158,24 @@ class Evacuating:
     async def withdraw(self, person: Person, evacuation_id: str, host_name: str, address: str, now: datetime) -> int:
         """Have the relay forget its permits; recorded. Who may prepare one for the host may. The record's index.
 
-        Errors: RequestRefused, NotAllowed (recorded), NotKnown, RelayUnreachable.
+        Errors: RequestRefused, NotAllowed (recorded; also where there is no such host), UpgradeNeeded,
+        RelayUnreachable.
         """
         gate = self._gate
         if _ID.fullmatch(evacuation_id) is None:
             raise RequestRefused("that is no id of an evacuation: 32 hexadecimal digits")
         host = gate.inventory.host(host_name)
-        if host is None:
-            raise NotKnown(f"the inventory knows no host {host_name}")
-        allowed = await may_prepare(gate, Wish(person, host_name, (), (), 1, "withdraw", address, now), host)
-        details = {"evacuation": evacuation_id, "host": host.spiffe_id, "client_address": address}
+        wish = Wish(person, host_name, (), (), 1, "withdraw", address, now)
+        allowed = host is not None and await may_prepare(gate, wish, host)
+        source = None if host is None else host.spiffe_id
+        details = {"evacuation": evacuation_id, "host": source or host_name[:64], "client_address": address}
         event = Event("evacuation.withdrawn", "allowed" if allowed else "denied", actor=actor_of(person))
         recorded = await gate.recorder.append(
-            replace(event, source=host.spiffe_id, details={**details, **identity_of(person)})
+            replace(event, source=source, details={**details, **identity_of(person)})
         )
-        if not allowed:
+        if host is None or not allowed:
             raise NotAllowed(
-                f"withdrawing evacuations of {host.name} is denied",
+                f"withdrawing evacuations of {host_name} is denied",
                 "they are not yours to withdraw, or no VM is known to be there",
                 recorded.index,
             )

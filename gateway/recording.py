@@ -17,6 +17,8 @@ from policy.facts import Person
 from policy.many_groups import MANY, compact_ids, digest_of_ids
 
 CLOCK_STEP_MS: Final = 500
+MAX_NAMES: Final = 50
+MAX_NAME_CHARS: Final = 64
 
 EntryAfter = Callable[[int, bytes], bytes]
 
@@ -191,6 +193,12 @@ def identity_of(person: Person) -> dict[str, Any]:
         facts |= {"groups_count": len(person.groups), "groups_sha256": digest_of_ids(person.groups)}
     delegation = {} if person.actor is None else {"actor": person.actor, "prior_actors": list(person.prior_actors)}
     return {**({"identity": facts} if facts else {}), **({"delegation": delegation} if delegation else {})}
+
+
+def some_of(names: Sequence[str]) -> list[str]:
+    """Of what somebody wrote: the first of many names, and the beginning of each. A record is bounded, and what is
+    asked for goes on record whatever it is."""
+    return [name[:MAX_NAME_CHARS] for name in names[:MAX_NAMES]]
 
 
 def host_actor(spiffe_id: str) -> Actor:

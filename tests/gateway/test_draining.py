@@ -72,6 +72,13 @@ async def test_who_may_not_ask_learns_nothing_and_unknown_hosts_are_named(runnin
 
 
 @pytest.mark.whole
+async def test_no_question_is_too_long_to_be_denied_on_record(running: Running) -> None:
+    assert (await check(running, "bob", to=["\U0001f600" * 15] * 950)).status_code == 403
+    (record,) = await running.records("drain.check")
+    assert record["outcome"] == "denied"
+
+
+@pytest.mark.whole
 async def test_a_policy_that_names_one_vm_holds_for_it_alone(site: Site) -> None:
     """Equal facts are decided once, but not where a policy can tell two VMs apart."""
     twin = UUID_WEB.replace("1", "2")

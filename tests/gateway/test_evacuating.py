@@ -119,6 +119,7 @@ async def test_permits_are_decided_logged_and_held_before_anybody_hears_of_them(
         ("bob", {"vms": ["ledger"]}, 403),  # who may not learns nothing of where VMs are
         ("bob", {"to": ["nowhere"]}, 403),
         ("bob", {"host": "nowhere"}, 403),
+        ("bob", {"vms": ["\U0001f600" * 255] * 50, "to": ["\U0001f600" * 255] * 11}, 403),  # more than a record holds
     ],
 )
 async def test_who_may_not_or_asks_amiss_gets_nothing(
@@ -136,11 +137,17 @@ async def test_who_may_not_or_asks_amiss_gets_nothing(
         nursery.cancel_scope.cancel()
 
 
-@pytest.mark.parametrize(("who", "host"), [("bob", "a"), ("bob", "b"), ("alice", "b")])
+@pytest.mark.parametrize(("who", "host"), [("bob", "a"), ("bob", "b"), ("alice", "b"), ("bob", "nowhere")])
 async def test_who_may_not_prepare_does_not_withdraw_and_of_an_empty_host_nobody(
     evacuable: Site, who: str, host: str
 ) -> None:
     async with running_gateway(evacuable) as running:
+        if host == "nowhere":  # who may not learns not even that
+            answer = await running.person(who).post(f"/v1/evacuations/{32 * '0'}/withdraw", json={"host": host})
+            assert answer.status_code == 403, answer.text
+            (record,) = await running.records("evacuation.withdrawn")
+            assert record["outcome"] == "denied"
+            return
         await running.poll(host)
         answer = await running.person(who).post(f"/v1/evacuations/{32 * '0'}/withdraw", json={"host": host})
         assert answer.status_code == 403, answer.text
