@@ -10,6 +10,7 @@ import msgspec
 import structlog
 import trio
 
+from audit.errors import RecordError
 from audit.record import Vm
 from certs.identity import SpiffeId
 from gateway.asking import decide
@@ -101,7 +102,10 @@ class Reporting:
                 destination=migration.destination,
                 details=receipt_details(receipt, body, migration, places_vm=places_vm),
             )
-            recorded = await self._gate.recorder.append(event)
+            try:
+                recorded = await self._gate.recorder.append(event)
+            except RecordError as error:
+                raise ReceiptRefused("form", f"it cannot be recorded: {error}") from error
             on_file = ReceiptOnFile(
                 body.role,
                 body.outcome,

@@ -295,6 +295,9 @@ async def test_a_receipt_from_before_the_permit_or_from_the_future_is_refused(ru
 
 async def test_a_receipt_has_one_form(running: Running) -> None:
     _, permit = await running.begin()
+    much = {"channel": 0, "port": "memory", "sent_bytes": 2**63 - 1, "received_bytes": 0}
+    channels = [{**much, "channel": number, "sent_frames": 1, "received_frames": 1} for number in range(2)]
+    assert "cannot be recorded" in await altered(running, permit, channels=channels)
     assert "not a receipt" in await altered(running, permit, extra="member")
     assert "not a receipt" in await altered(running, permit, outcome="splendid")
     good = running.receipt("a", permit, "source", "completed")
