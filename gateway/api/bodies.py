@@ -4,15 +4,32 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
 from gateway.api.validation_words import HOST_NAME, MIGRATION_ID, PORT_NAME
+from policy.errors import FactRefused
+from policy.facts import check_text
 
 Name = Annotated[str, Field(min_length=1, max_length=255)]
+
+
+def _plain(text: str) -> str:
+    """One line, which reads alike in every terminal and log."""
+    try:
+        check_text("reason", text)
+    except FactRefused as error:
+        raise PydanticCustomError("not_plain", "{problem}", {"problem": error.detail}) from error
+    return text
+
+
 # Blanks give no reason: where one is demanded they are none.
-Reason = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1024)]
-ShortReason = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=500)]
+Reason = Annotated[
+    str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1024), AfterValidator(_plain)
+]
+ShortReason = Annotated[
+    str, StringConstraints(strip_whitespace=True, min_length=1, max_length=500), AfterValidator(_plain)
+]
 MigrationId = Annotated[str, Field(pattern=MIGRATION_ID)]
 Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Port = Literal["memory", "disks", "libvirt"]
