@@ -59,10 +59,14 @@ class IdentityUnavailable(OperatorError):
 
 @dataclass(frozen=True, slots=True)
 class Presented:
-    """What a requester shows. `certificate`: the client certificate (DER) of their connection, verified by TLS."""
+    """What a requester shows. `certificate`: the client certificate (DER) of their connection, verified by TLS.
+
+    `on_known` is called once it has shown who they are.
+    """
 
     bearer: str | None
     certificate: bytes | None = None
+    on_known: Callable[[], None] = lambda: None
 
 
 def _gone(whence: str) -> DirectoryFacts:
@@ -118,10 +122,11 @@ class People:
         presented = shown if isinstance(shown, Presented) else Presented(shown)
         try:
             if presented.bearer is not None:
-                return await self._verify(presented.bearer, int(now.timestamp()), presented.certificate)
-            if presented.certificate is not None and self.services is not None:
-                return self.services.person_of(presented.certificate, now)
-            raise Unauthenticated("this call needs a bearer token")
+                person = await self._verify(presented.bearer, int(now.timestamp()), presented.certificate)
+            elif presented.certificate is not None and self.services is not None:
+                person = self.services.person_of(presented.certificate, now)
+            else:
+                raise Unauthenticated("this call needs a bearer token")
         except ServiceRefused as error:
             await self._record_refusal({"check": "certificate", "detail": str(error)[:500]}, None, address)
             raise Unauthenticated(
@@ -135,6 +140,8 @@ class People:
         except IssuerUnavailable as error:
             await self._record_refusal({"check": "issuer-unavailable", "detail": error.detail}, None, address)
             raise IdentityUnavailable(f"the keys of issuer {error.issuer} cannot be had") from error
+        presented.on_known()
+        return person
 
     async def resolve_groups(
         self, person: Person, now: datetime, address: str, action: str | None = None, *, fresh: bool = False

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
@@ -93,8 +94,17 @@ _bearer = HTTPBearer(auto_error=False, description="An access token: of the iden
 async def presented_of(
     request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 ) -> Presented:
-    certificate = request.scope.get("state", {}).get("peer_certificate")
-    return Presented(credentials.credentials if credentials is not None else None, certificate)
+    state = request.scope.get("state", {})
+    bearer = credentials.credentials if credentials is not None else None
+    if bearer is None and "authorization" in request.headers:
+        bearer = ""  # no token, and refused as one: a certificate's owner who passed it on did not ask for themself
+    return Presented(bearer, state.get("peer_certificate"), partial(_keep_place, state))
+
+
+def _keep_place(state: Mapping[str, Any]) -> None:
+    """For this call: it must not be ended for a newcomer between a record and what that says."""
+    if (place := state.get("place")) is not None:
+        place.keep()
 
 
 AtDesk = Annotated[Desk, Depends(desk_of)]
@@ -102,17 +112,9 @@ Bearer = Annotated[Presented, Depends(presented_of)]
 Address = Annotated[str, Depends(address_of)]
 
 
-async def authenticated_of(request: Request, desk: AtDesk, bearer: Bearer, address: Address) -> Person:
+async def authenticated_of(desk: AtDesk, bearer: Bearer, address: Address) -> Person:
     """Groups are not asked for yet. Errors: Unauthenticated, IdentityUnavailable."""
-    person = await desk.people.authenticate(bearer, desk.now(), address)
-    _keep_place(request)
-    return person
-
-
-def _keep_place(request: Request) -> None:
-    """For this call: it must not be ended for a newcomer between a record and what that says."""
-    if (place := request.scope.get("state", {}).get("place")) is not None:
-        place.keep()
+    return await desk.people.authenticate(bearer, desk.now(), address)
 
 
 Authenticated = Annotated[Person, Depends(authenticated_of)]
@@ -123,14 +125,13 @@ async def person_of(desk: AtDesk, person: Authenticated, address: Address) -> Pe
     return await desk.people.resolve_groups(person, desk.now(), address)
 
 
-async def known_person_of(request: Request, desk: AtDesk, bearer: Bearer, address: Address) -> Person:
+async def known_person_of(desk: AtDesk, bearer: Bearer, address: Address) -> Person:
     """As `person_of`, also of whoever has to wait: for their own migrations, which they can see and end at any time.
 
     What would be a denial asks `People.patience` before it is recorded.
     """
     now = desk.now()
     person = await desk.people.identify(bearer, now, address)
-    _keep_place(request)
     return await desk.people.resolve_groups(person, now, address)
 
 

@@ -181,6 +181,16 @@ async def test_a_token_says_who_asks_also_where_there_is_a_certificate(site: Sit
         assert answer.json()["id"] == "sealane-local#bob"
 
 
+@pytest.mark.parametrize("header", ["Bearer", "", "Basic Ym9iOmJvYg==", "Negotiate x", "Token a.b.c"])
+async def test_whoever_shows_something_else_than_a_token_is_not_taken_for_the_service(site: Site, header: str) -> None:
+    """A program that passes its callers' header on would lend its own rights to whoever sends none that is one."""
+    credentials = add_service(site)
+    async with gateway_of(site) as running:
+        client = running.client(credentials=credentials)
+        assert (await client.get("/v1/whoami", headers={"authorization": header})).status_code == 401
+        assert (await refusal_of(running))["check"] == "form"
+
+
 @pytest.mark.parametrize(
     "spiffe_id",
     [

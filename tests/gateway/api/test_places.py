@@ -132,7 +132,14 @@ async def test_strangers_who_have_all_places_keep_no_other_address_out(site: Sit
 
 
 @pytest.mark.whole
-async def test_no_call_of_a_person_is_ended_to_make_room(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/v1/whoami", 200), ("POST", "/v1/migrations", 503), ("POST", "/v1/decisions", 200)],
+)
+async def test_no_call_of_a_person_is_ended_to_make_room(
+    site: Site, monkeypatch: pytest.MonkeyPatch, method: str, path: str, status: int
+) -> None:
+    wish = {"vm": "web", "destination": "b"} if method == "POST" else None
     is_known, go_on = trio.Event(), trio.Event()
     resolve_groups = People.resolve_groups
 
@@ -146,7 +153,7 @@ async def test_no_call_of_a_person_is_ended_to_make_room(site: Site, monkeypatch
         codes: list[int] = []
 
         async def ask() -> None:
-            codes.append((await running.person("alice").get("/v1/whoami")).status_code)
+            codes.append((await running.person("alice").request(method, path, json=wish)).status_code)
             nursery.cancel_scope.cancel()
 
         nursery.start_soon(ask)
@@ -161,7 +168,7 @@ async def test_no_call_of_a_person_is_ended_to_make_room(site: Site, monkeypatch
         go_on.set()
         with trio.fail_after(10):
             await trio.sleep_forever()
-    assert codes == [200]
+    assert codes == [status]
 
 
 async def test_whoever_does_not_read_an_answer_makes_room_as_fast(site: Site) -> None:
