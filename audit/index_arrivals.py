@@ -2,8 +2,8 @@
 
 A destination's receipt that says that the guest runs there is an arrival; so is `placement.adopted`, which says where
 relays showed it. A receipt of a named port is none (`moves_guest`): another program's stream moves no guest; nor is one
-that came late or again (`places_vm`), when more was known. A record whose `placement_forgotten` names a VM ends what was
-known of it: the inventory has said something newer.
+that came late or again (`places_vm`). A record whose `placement_forgotten` names a VM ends what was known of it: the
+inventory has said something newer.
 """
 
 from __future__ import annotations

@@ -170,9 +170,7 @@ class Evacuating:
         source = None if host is None else host.spiffe_id
         details = {"evacuation": evacuation_id, "host": source or host_name[:64], "client_address": address}
         event = Event("evacuation.withdrawn", "allowed" if allowed else "denied", actor=actor_of(person))
-        recorded = await gate.recorder.append(
-            replace(event, source=source, details={**details, **identity_of(person)})
-        )
+        recorded = await gate.recorder.append(replace(event, source=source, details={**details, **identity_of(person)}))
         if host is None or not allowed:
             raise NotAllowed(
                 f"withdrawing evacuations of {host_name} is denied",

@@ -291,7 +291,8 @@ class People:
         actor = Actor(username[:64], username[:64], "nobody") if username and username.isprintable() else None
         details = {**why, "client_address": address}
         try:
-            await self._refusals.record(Event(kind, "denied", actor=actor, details=details))
+            # Each kind has its share: bad tokens are cheap, and must not hide who tries the sealed file.
+            await self._refusals.record(Event(kind, "denied", actor=actor, details=details), kind)
         except (GatewayError, AuditError) as error:
             log.warning("a refused token could not be recorded", error=str(error))
 

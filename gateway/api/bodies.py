@@ -24,9 +24,7 @@ def _plain(text: str) -> str:
 
 
 # Blanks give no reason: where one is demanded they are none.
-Reason = Annotated[
-    str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1024), AfterValidator(_plain)
-]
+Reason = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1024), AfterValidator(_plain)]
 ShortReason = Annotated[
     str, StringConstraints(strip_whitespace=True, min_length=1, max_length=500), AfterValidator(_plain)
 ]

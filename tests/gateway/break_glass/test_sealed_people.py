@@ -60,6 +60,14 @@ async def test_a_wrong_password_is_an_alarm_and_throttled(emergency: Emergency) 
     assert await emergency.outcomes("sealed_sign_in") == ["denied"] * 5
 
 
+async def test_a_flood_of_bad_tokens_hides_no_attempt_to_sign_in_as_a_sealed_person(emergency: Emergency) -> None:
+    client = emergency.running.client()
+    for _ in range(25):
+        assert (await client.get("/v1/checkpoint", headers={"authorization": "Bearer x"})).status_code == 401
+    assert (await sign_in(emergency, "sealed-manager", "guess")).status_code == 401
+    assert await emergency.outcomes("sealed_sign_in") == ["denied"]
+
+
 async def test_a_local_password_does_not_open_the_sealed_file_nor_the_other_way(emergency: Emergency) -> None:
     password = emergency.running.site.passwords["alice"]
     assert (await sign_in(emergency, "alice", password)).status_code == 401
