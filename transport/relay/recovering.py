@@ -10,7 +10,7 @@ does. A recovery has a session id, keys and receipts of its own, and no journal:
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 
 import structlog
@@ -42,7 +42,7 @@ async def recover_post_copy(first: SourceSession, end: SourceEnd, tell: Tell) ->
     while await end.is_in_post_copy():
         if not first.has_receipt:
             first.facts.outcome = "handed-over"  # the guest runs there, by D's durable word, and its memory is here
-            await _try_to_keep_receipt(first)
+            await _certify_interrupted(first)
         log.warning(f"post-copy was interrupted: {end.recovers}", vm=claims.vm, tries=tries)
         until = datetime.fromtimestamp(claims.recover_until, UTC)
         words = f"post-copy was interrupted; {end.recovers}, until {until:%Y-%m-%dT%H:%M:%SZ}"
@@ -93,6 +93,17 @@ async def _recover_once(first: SourceSession, end: SourceEnd, tell: Tell) -> Non
         await trio.sleep(host.config.limits.settle_retry_seconds)
         await _try_to_keep_receipt(session)
     first.facts.outcome = facts.outcome
+
+
+async def _certify_interrupted(first: SourceSession) -> None:
+    """Once: a later process, whose gateway may have that receipt by then, has counted nothing of what went before."""
+    if first.journal.facts.get("receipt_kept") is True:
+        first.has_receipt = True
+        return
+    await _try_to_keep_receipt(first)
+    if first.has_receipt:
+        with suppress(SpoolFailed):
+            await first.host.on_disk(first.journal.note, receipt_kept=True)
 
 
 async def _try_to_keep_receipt(session: SourceSession) -> None:

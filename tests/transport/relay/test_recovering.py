@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import trio
 
-from tests.transport.relay.conftest import host_with, serving, until
+from certs.tls import local_leaf_sha256
+from tests.transport.relay.conftest import host_with, serving, unheard, until
 from tests.transport.relay.test_carriage import VM, listen
 from tests.transport.site import Site
 from transport.errors import LocalBroken, SpoolFailed
@@ -23,11 +24,15 @@ from transport.relay.caller import Conversation
 from transport.relay.ends import Milestones, Report
 from transport.relay.gateway_answers import Migrate
 from transport.relay.gateway_links import GatewayLinks
-from transport.relay.host import RelayHost
+from transport.relay.host import RelayHost, now
 from transport.relay.inlets import SourceLanes
 from transport.relay.interrupted import key_of
+from transport.relay.receipts import ReceiptFacts
+from transport.relay.recovering import recover_post_copy
 from transport.relay.socket_ends import SocketDestination, SocketSource
+from transport.relay.source_session import SourceSession
 from transport.relay.wish import Wish
+from transport.wire.control import Role
 
 WISH = Wish(VM, "web", "b", ("libvirt", "memory"), 0)
 
@@ -206,3 +211,34 @@ async def test_its_receipt_waits_for_a_disk_that_is_full(place: Place, monkeypat
         assert await place.take_up() == "completed"
     assert place.receipts() == [(False, "handed-over"), (True, "completed")]
     assert refused == 0
+
+
+async def test_what_a_former_process_certified_of_it_stays_as_it_is(site: Site) -> None:
+    """It had counted what went before it was interrupted; a relay that was restarted would certify that nothing did."""
+    host = host_with(site, "a", {})
+    permit = host.permits.verify(site.permit(vm=VM), source=host.spiffe_id, destination=None)
+    journal = host.spool.begin(Role.SOURCE, "1" * 32, session_id="1" * 32)
+    journal.append("handed-over", post_copy=True)
+    journal.append("outcome-running")
+
+    async def interrupted() -> SourceSession:
+        """As each process finds it, which then goes on another way."""
+        facts = ReceiptFacts(Role.SOURCE, permit, "uuid", now(), local_leaf_sha256(host.credentials))
+        session = SourceSession(host, permit, "", journal, facts)
+        end: Any = Source(host, permit)
+
+        @asynccontextmanager
+        async def recovery(_: float) -> AsyncIterator[bool]:
+            end.is_over = True
+            yield False
+
+        end.recovery = recovery
+        await recover_post_copy(session, end, unheard)
+        return session
+
+    await interrupted()
+    (path,) = host.spool.receipts()
+    host.spool.forget_receipt(path)  # as once the gateway has logged it
+    session = await interrupted()
+    assert host.spool.receipts() == []
+    assert not session.has_receipt, "that it is over now is still to be certified"
