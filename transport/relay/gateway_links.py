@@ -176,9 +176,9 @@ class GatewayLinks:
             except GatewayRefuses as error:
                 log.error("a receipt is refused", receipt=path.name, url=link.url, cause=str(error))
                 refused.add(link)
-        if len(taken | refused) == len(self.all) and path.stat().st_mtime_ns == key[1]:
+        if len(taken | refused) == len(self.all):
             spool = self._host.spool
-            await self._host.on_disk(spool.forget_receipt if taken else spool.set_receipt_aside, path)
+            await self._host.on_disk(spool.forget_receipt if taken else spool.set_receipt_aside, path, key[1])
             self._taken.pop(key, None)
             self._refused.pop(key, None)
 

@@ -103,6 +103,7 @@ class Spool:
     def __init__(self, state_dir: Path, run_dir: Path | None = None) -> None:
         """`run_dir`: where session folders are, if hypervisors of other users must reach into them."""
         self._state_dir = state_dir
+        self._keeping = threading.Lock()  # receipts: one that is forgotten is not the one that comes in its place
         self._journals = state_dir / "journals"
         self._receipts = state_dir / "receipts"
         self.run_dir = run_dir or state_dir / "run"
@@ -183,19 +184,25 @@ class Spool:
     def keep_receipt(self, name: str, receipt: bytes) -> None:
         """Durable when this returns; delivered until the gateway acknowledges it."""
         try:
-            write_atomically(self._receipts / f"{name}.json", receipt, 0o600)
+            with self._keeping:
+                write_atomically(self._receipts / f"{name}.json", receipt, 0o600)
         except OSError as error:
             raise SpoolFailed(f"{self._receipts}: {error.strerror}") from None
 
     def receipts(self) -> list[Path]:
         return sorted(self._receipts.glob("*.json"))
 
-    def set_receipt_aside(self, path: Path) -> None:
-        """Keep what the gateway refuses for good where an operator finds it, out of the others' way."""
-        path.rename(path.with_suffix(".refused"))
+    def set_receipt_aside(self, path: Path, mtime_ns: int) -> None:
+        """Keep what the gateway refuses for good where an operator finds it, out of the others' way. A newer one of that
+        name, which a session that was taken up again has kept, stays: so of `forget_receipt`."""
+        with self._keeping:
+            if path.stat().st_mtime_ns == mtime_ns:
+                path.rename(path.with_suffix(".refused"))
 
-    def forget_receipt(self, path: Path) -> None:
-        path.unlink(missing_ok=True)
+    def forget_receipt(self, path: Path, mtime_ns: int) -> None:
+        with self._keeping:
+            if path.stat().st_mtime_ns == mtime_ns:
+                path.unlink()
 
 
 def _read(path: Path, *, cut_torn_line: bool = False) -> tuple[str, dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import msgspec
 import pytest
@@ -65,6 +66,27 @@ async def test_a_receipt_is_kept_until_both_have_it(both: tuple[RelayHost, FakeG
         await until(lambda: names(host) == set(), 20)
     assert first.paths("/v1/receipts") == second.paths("/v1/receipts") == [{"receipt": {"body": "b"}}], "once, to each"
     assert first.paths("/v1/relay/permit") == []
+
+
+async def test_a_newer_receipt_that_comes_just_as_the_older_one_is_forgotten_goes_out_too(
+    both: tuple[RelayHost, FakeGateway, FakeGateway], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its session was taken up again, and both hosts' receipts name each other's last."""
+    host, first, second = both
+    forget, forgotten = host.spool.forget_receipt, []
+
+    def keep_newer_and_forget(*arguments: Any) -> None:
+        if not forgotten:
+            host.spool.keep_receipt("r", RECEIPT.replace(b'"b"', b'"newer"'))
+        forgotten.append(arguments)
+        forget(*arguments)
+
+    monkeypatch.setattr(host.spool, "forget_receipt", keep_newer_and_forget)
+    host.spool.keep_receipt("r", RECEIPT)
+    async with running(host):
+        await until(lambda: names(host) == set(), 20)
+    for gateway in (first, second):
+        assert [each["receipt"]["body"] for each in gateway.paths("/v1/receipts")] == ["b", "newer"]
 
 
 async def test_a_gateway_that_did_not_permit_it_is_shown_the_permit_first(

@@ -133,7 +133,7 @@ async def test_a_receipt_that_the_gateway_has_is_followed_by_none_of_a_later_pro
                 assert isinstance(await driver.hear(), Receipt)
         await until(lambda: journals[0].state == "discarded")
         (path,) = destination.spool.receipts()
-        destination.spool.forget_receipt(path)  # as once the gateway has logged it
+        destination.spool.forget_receipt(path, path.stat().st_mtime_ns)  # as once the gateway has logged it
     os.close(journals[0]._ownership)  # as a process that has ended does
     async with serving(open_host(site.relay_config("b"))) as (restarted, _):
         await trio.sleep(1.0)

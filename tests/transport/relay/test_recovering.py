@@ -238,7 +238,7 @@ async def test_what_a_former_process_certified_of_it_stays_as_it_is(site: Site) 
 
     await interrupted()
     (path,) = host.spool.receipts()
-    host.spool.forget_receipt(path)  # as once the gateway has logged it
+    host.spool.forget_receipt(path, path.stat().st_mtime_ns)  # as once the gateway has logged it
     session = await interrupted()
     assert host.spool.receipts() == []
     assert not session.has_receipt, "that it is over now is still to be certified"
