@@ -193,8 +193,10 @@ class Spool:
         return sorted(self._receipts.glob("*.json"))
 
     def set_receipt_aside(self, path: Path, mtime_ns: int) -> None:
-        """Keep what the gateway refuses for good where an operator finds it, out of the others' way. A newer one of that
-        name, which a session that was taken up again has kept, stays: so of `forget_receipt`."""
+        """Keep what the gateway refuses for good where an operator finds it, out of the others' way.
+
+        A newer one of that name, of a session that was taken up again, stays; so it does with `forget_receipt`.
+        """
         with self._keeping:
             if path.stat().st_mtime_ns == mtime_ns:
                 path.rename(path.with_suffix(".refused"))

@@ -73,7 +73,8 @@ async def test_a_newer_receipt_that_comes_just_as_the_older_one_is_forgotten_goe
 ) -> None:
     """Its session was taken up again, and both hosts' receipts name each other's last."""
     host, first, second = both
-    forget, forgotten = host.spool.forget_receipt, []
+    forget = host.spool.forget_receipt
+    forgotten: list[Any] = []
 
     def keep_newer_and_forget(*arguments: Any) -> None:
         if not forgotten:
