@@ -7,6 +7,7 @@ from typing import Any
 
 from transport.errors import RefusalCode
 from transport.hypervisors.moving import Movement
+from transport.wire.control import Role
 from transport.wire.messages import (
     Ack,
     Answer,
@@ -98,3 +99,50 @@ def message_vectors() -> list[dict[str, Any]]:
 
 def refused_messages() -> list[dict[str, str]]:
     return [{"why": why, "wire": wire.hex()} for why, wire in REFUSED_MESSAGES.items()]
+
+
+_SOURCE, _DESTINATION = Role.SOURCE, Role.DESTINATION
+Said = list[tuple[Role, Message]]
+_BEGUN: Said = [(_SOURCE, offer(0, "begin")), (_DESTINATION, Answer({}, 2))]
+_OPENED: Said = [*_BEGUN, (_SOURCE, Open(0, "memory"))]
+# The last message of each is refused by whoever gets it; the others pass. Each end has sent three frames of channel 0.
+REFUSED_ORDERS: dict[str, Said] = {
+    "a channel before the answer": [(_SOURCE, offer(0, "begin")), (_SOURCE, Open(0, "memory"))],
+    "a second answer": [*_BEGUN, (_DESTINATION, Answer({}, 2))],
+    "a beginning that names channels": [(_SOURCE, offer(0, "begin", _0=0))],
+    "a resumption that leaves a channel out": [(_SOURCE, offer(1, "resume", _0=0, _2=0))],
+    "an answer with a channel that was not offered": [
+        (_SOURCE, offer(1, "resume", _0=0)),
+        (_DESTINATION, Answer({"0": 0, "1": 0}, 2)),
+    ],
+    "channels that begin at 1": [*_BEGUN, (_SOURCE, Open(1, "memory"))],
+    "a channel twice": [*_OPENED, (_SOURCE, Open(0, "memory"))],
+    "more channels than the answer allows": [*_OPENED, (_SOURCE, Open(1, "disks")), (_SOURCE, Open(2, "disks"))],
+    "a channel that the destination opens": [*_BEGUN, (_DESTINATION, Open(0, "memory"))],
+    "an acknowledgement of a channel that is not open": [*_OPENED, (_DESTINATION, Ack({"1": 0}))],
+    "an acknowledgement of more than was sent": [*_OPENED, (_DESTINATION, Ack({"0": 4}))],
+    "an acknowledgement that falls": [*_OPENED, (_DESTINATION, Ack({"0": 3})), (_DESTINATION, Ack({"0": 2}))],
+    "an outcome that nobody asked for": [*_OPENED, (_DESTINATION, Outcome("running"))],
+    "a receipt while a guest is handed over": [*_OPENED, (_SOURCE, Handover()), (_SOURCE, Receipt("{}", ""))],
+    "a receipt that nobody asked for": [*_OPENED, (_DESTINATION, Receipt("{}", ""))],
+    "a second receipt": [*_OPENED, (_SOURCE, Receipt("{}", "")), (_SOURCE, Receipt("{}", ""))],
+    "a cancellation after the outcome": [
+        *_OPENED,
+        (_SOURCE, Handover()),
+        (_DESTINATION, Outcome("running")),
+        (_DESTINATION, Cancel("late", "")),
+    ],
+    "anything after bye": [*_OPENED, (_SOURCE, Bye()), (_SOURCE, Ack({}))],
+    "anything after a refusal": [
+        (_SOURCE, offer(0, "begin")),
+        (_DESTINATION, Refusal(RefusalCode.BUSY, "")),
+        (_SOURCE, offer(1, "begin")),
+    ],
+}
+
+
+def refused_orders() -> list[dict[str, Any]]:
+    def spoken(said: Said) -> list[dict[str, str]]:
+        return [{"from": sender.value, "wire": encode_message(message).hex()} for sender, message in said]
+
+    return [{"why": why, "messages": spoken(said)} for why, said in REFUSED_ORDERS.items()]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from audit.checkpoint import LogVerifier
@@ -11,6 +13,7 @@ from tests.transport.wire.vectors import FILE, text, vectors
 from transport.errors import OfferRefused, ProtocolViolation
 from transport.relay.permits import PermitDesk
 from transport.wire.clear_frames import ClearOpener
+from transport.wire.control import ControlOrder, Role
 from transport.wire.frames import HEADER_BYTES, LaneOpener
 from transport.wire.keys import ConnectionKeys, Direction
 from transport.wire.messages import MessageReader
@@ -84,3 +87,18 @@ def test_a_refused_permit_is_refused_by_its_code(case: dict[str, str]) -> None:
     with pytest.raises(OfferRefused) as refused:
         DESK.verify(case["permit"], source=PERMITS["source"], destination=PERMITS["destination"])
     assert refused.value.code.value == case["code"]
+
+
+@pytest.mark.parametrize("case", MADE["refused_orders"], ids=lambda case: case["why"])
+def test_a_refused_order_is_refused_at_its_last_message_by_whoever_gets_it(case: dict[str, Any]) -> None:
+    orders = {role: ControlOrder(role) for role in Role}
+    sent = {"0": 3}
+    said = [(Role(each["from"]), bytes.fromhex(each["wire"])) for each in case["messages"]]
+    for sender, wire in said[:-1]:
+        (message,) = MessageReader().feed(wire)
+        orders[sender].sent(message)
+        orders[sender.peer].received(message, sent)
+    sender, wire = said[-1]
+    (message,) = MessageReader().feed(wire)
+    with pytest.raises(ProtocolViolation):
+        orders[sender.peer].received(message, sent)

@@ -12,7 +12,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.transport.wire.message_vectors import PERMIT, SESSION, message_vectors, offer, refused_messages
+from tests.transport.wire.message_vectors import (
+    PERMIT,
+    SESSION,
+    message_vectors,
+    offer,
+    refused_messages,
+    refused_orders,
+)
 from tests.transport.wire.permit_vectors import permit_vectors
 from transport.wire.clear_frames import ClearSealer
 from transport.wire.frames import HEADER_BYTES, TAG_BYTES, FrameType, LaneSealer
@@ -41,13 +48,14 @@ def vectors() -> dict[str, Any]:
         "keys": [_keys(secret, channel, way) for secret in SECRETS for channel in (0, 1, 255) for way in Direction],
         "prefaces": [_preface(channel) for channel in (0, 3, 255)],
         "refused_prefaces": _refused_prefaces(),
-        "lanes": [_every_type(FORTH, 0), _every_type(BACK, 7), _reset()],
+        "lanes": [_every_type(FORTH, 0), _every_type(BACK, 7), _every_type(FORTH, 0x1020304050607), _reset()],
         "clear_lanes": [_clear_lane(0), _clear_lane(7)],
         "refused_clear_frames": _refused_clear_frames(),
         "epochs": _epochs(),
         "refused_frames": _refused_frames(),
         "messages": message_vectors(),
         "refused_messages": refused_messages(),
+        "refused_orders": refused_orders(),
         "permits": permit_vectors(),
         "session": _session(),
     }
