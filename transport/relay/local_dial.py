@@ -19,37 +19,26 @@ _LOCAL_BUFFER_BYTES = 256 * 1024
 
 async def dial_unix(path: Path, seconds: float, is_expected: Callable[[int], bool]) -> socket.socket:
     """A non-blocking socket. `is_expected` is told the listener's process id; `LocalBroken` where it is another's."""
-    sock = _socket(socket.AF_UNIX)
+    local = _socket(socket.AF_UNIX)
     try:
         with trio.fail_after(seconds):
-            while True:
-                try:
-                    await sock.connect(str(path))
-                    break
-                except BlockingIOError:  # the listener's queue is full, which for unix sockets nobody can wait for
-                    await trio.sleep(_QUEUE_FULL_SECONDS)
-    except (OSError, trio.TooSlowError):
-        sock.close()
-        raise NobodyListens(f"nobody takes a connection on {path}") from None
-    except BaseException:  # cancelled
-        sock.close()
-        raise
-    local = socket.socket(fileno=sock.detach())
-    try:
+            await _connect(local, path)
         _, pid = peer_process(local)
         if not is_expected(pid):
             raise LocalBroken(f"process {pid} listens on {path} in place of the VM's")
+    except (OSError, trio.TooSlowError):
+        local.close()
+        raise NobodyListens(f"nobody takes a connection on {path}") from None
     except BaseException:
         local.close()
         raise
-    local.setblocking(False)
     local.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _LOCAL_BUFFER_BYTES)
     return local
 
 
 async def dial_loopback(address: str, port: int, seconds: float) -> socket.socket:
     """A non-blocking socket of TCP to a program on this host. `NobodyListens`."""
-    sock = _socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
+    sock = trio.socket.from_stdlib_socket(_socket(socket.AF_INET6 if ":" in address else socket.AF_INET))
     try:
         with trio.fail_after(seconds):
             await sock.connect((address, port))
@@ -65,8 +54,24 @@ async def dial_loopback(address: str, port: int, seconds: float) -> socket.socke
     return local
 
 
-def _socket(family: int) -> trio.socket.SocketType:
+async def _connect(local: socket.socket, path: Path) -> None:
+    """To a listener whose queue is full no connection begins, and the kernel tells nobody when there is room: trio, which
+    waits for the socket to be writable, would take it for connected."""
+    while True:
+        await trio.lowlevel.checkpoint()
+        try:
+            local.connect(str(path))
+        except BlockingIOError:
+            await trio.sleep(_QUEUE_FULL_SECONDS)
+        else:
+            return
+
+
+def _socket(family: int) -> socket.socket:
+    """Non-blocking."""
     try:
-        return trio.socket.socket(family, socket.SOCK_STREAM)
+        local = socket.socket(family, socket.SOCK_STREAM)
     except OSError as error:  # out of descriptors, which another peer may have seen to
         raise LocalBroken(f"no socket for the hypervisor or program: {error.strerror}") from None
+    local.setblocking(False)
+    return local
