@@ -60,7 +60,7 @@ class Admissions:
         if offer.purpose == "settle":
             await self._admitted(key)
             session = self._known(key, offer)
-            session.only_settles = True
+            session.attempt, session.only_settles = offer.attempt, True
             return session
         if offer.purpose == "resume":
             return await self._resumed(key, offer)
@@ -149,7 +149,6 @@ class Admissions:
             raise OfferRefused(RefusalCode.SESSION_UNKNOWN, "the session was begun under another permit")
         if offer.attempt <= session.attempt:
             raise OfferRefused(RefusalCode.PROTOCOL, "an attempt that does not increase")
-        session.attempt = offer.attempt
         return session
 
     async def _admitted(self, key: SessionKey) -> None:
@@ -169,6 +168,7 @@ class Admissions:
             raise OfferRefused(RefusalCode.SESSION_UNKNOWN, "the session's channels are gone: it can only be settled")
         if self.resume_seconds(session) <= 0:
             raise OfferRefused(RefusalCode.PERMIT_TIMES, "the session is past its permit, or is not to be resumed here")
+        session.attempt = offer.attempt  # not before: to a greater one that is refused no other may give way
         return session
 
     def resume_seconds(self, session: DestinationSession) -> float:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 import msgspec
 import pytest
 import trio
+import trio.testing
 
 from tests.transport.relay.conftest import Pair, host_with, serving, unheard, until
 from tests.transport.relay.hostile import Conversation, Driver, fake_destination
@@ -19,7 +20,18 @@ from transport.relay.host import open_host
 from transport.relay.source import MigrationOrder, carry_as_source
 from transport.wire.frames import MAX_FRAME_BYTES, FrameType, LaneSealer
 from transport.wire.keys import Direction
-from transport.wire.messages import Ack, Answer, Bye, Cancel, Message, Offer, Open, Refusal
+from transport.wire.messages import (
+    Ack,
+    Answer,
+    Bye,
+    Cancel,
+    Handover,
+    Message,
+    Offer,
+    Open,
+    Outcome,
+    Refusal,
+)
 
 pytestmark = pytest.mark.whole
 LIMITS = {"resume_seconds": 5.0, "silence_seconds": 2.0}
@@ -266,3 +278,30 @@ async def test_how_a_guest_moves_is_said_where_a_session_begins_and_not_again(si
         ("begin", Movement(multifd_channels=2)),
         ("resume", msgspec.UNSET),
     ]
+
+
+async def test_a_resumption_that_is_refused_takes_no_session_from_the_connection_that_settles_it(
+    pair: Pair, vm_listener: trio.SocketListener
+) -> None:
+    """That one waited for an older connection to close, and gave way to a newer attempt, which was refused: the session
+    had no connection, no end, and its VM could not come to this host any more."""
+    permit = pair.site.permit(vm=VM)
+    vm_listener.socket.listen(0)
+    path = str(vm_listener.socket.getsockname())
+    async with (
+        await trio.open_unix_socket(path),  # fills the queue, so that the older connection closes when it is taken
+        begun(pair, permit) as driver,
+        Driver.connected(pair.address, pair.source.credentials) as settling,
+    ):
+        await driver.send(Open(0, "memory"))
+        await trio.testing.wait_all_tasks_blocked(0.002)
+        await settling.send(Offer(1, "settle", (permit,), driver.session_id, 1))
+        await trio.testing.wait_all_tasks_blocked(0.002)
+        refused = await resumed(pair, permit, driver.session_id, 2, {"0": 0})
+        assert getattr(refused, "code", None) is RefusalCode.SESSION_UNKNOWN
+        with trio.fail_after(5):
+            for _ in range(2):
+                await (await vm_listener.accept()).aclose()
+        assert isinstance(await settling.hear(), Answer)
+        await settling.send(Handover())
+        assert await settling.hear() == Outcome("discarded")
