@@ -14,7 +14,9 @@ from transport.wire.control import ControlOrder, Role
 from transport.wire.messages import Ack, Cancel, Message, MessageReader, encode_message
 
 _CHUNK_BYTES = 64 * 1024
-_TAKEN_BYTES = 4 * 1024  # of a peer's messages, to decode at once: a hundred short ones take some milliseconds
+# Of what a peer sends, and of its messages, to work on at once: a hundred short ones, or changes of its keys, take some
+# milliseconds.
+_TAKEN_BYTES = 4 * 1024
 M = TypeVar("M", bound=Message)
 
 
@@ -73,7 +75,7 @@ class TlsStream:
 
     async def _read_more(self) -> None:
         try:
-            data = await self._socket.recv(_CHUNK_BYTES)
+            data = await self._socket.recv(_TAKEN_BYTES)
         except OSError:
             raise ConnectionBroken("the control connection was reset") from None
         if not data:

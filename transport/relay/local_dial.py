@@ -55,8 +55,8 @@ async def dial_loopback(address: str, port: int, seconds: float) -> socket.socke
 
 
 async def _connect(local: socket.socket, path: Path) -> None:
-    """To a listener whose queue is full no connection begins, and the kernel tells nobody when there is room: trio, which
-    waits for the socket to be writable, would take it for connected."""
+    """To a listener whose queue is full no connection begins, and the kernel tells nobody when there is room: trio,
+    which waits for the socket to be writable, would take it for connected."""
     while True:
         await trio.lowlevel.checkpoint()
         try:

@@ -17,6 +17,7 @@ from typing import Self
 
 import trio
 from OpenSSL import SSL
+from OpenSSL._util import lib
 
 from certs.errors import PeerRefused
 from certs.tls import HostCredentials, accept_peer, client_context
@@ -36,12 +37,17 @@ class TlsLane:
         self._tls = tls
         self._sock = sock
         self._sealed_records = 0
+        # Else one read goes on for as long as the peer sends what is no data, new keys again and again, and nothing
+        # else of this relay. pyOpenSSL sets it for each connection anew, and has no public way to clear it.
+        lib.SSL_clear_mode(tls._ssl, lib.SSL_MODE_AUTO_RETRY)
 
     def recv_into(self, buffer: memoryview) -> int:
         try:
             return int(self._tls.recv_into(buffer, min(len(buffer), _RECORD_BYTES)))
-        except (SSL.WantReadError, SSL.WantWriteError):
+        except SSL.WantReadError:
             raise BlockingIOError from None
+        except SSL.WantWriteError:  # it would be answered with new keys of ours, and takes nothing: there is no waiting
+            raise ConnectionResetError(errno.ECONNRESET, "a lane's peer asks for keys that it does not take") from None
         except SSL.ZeroReturnError:
             return 0
         except SSL.Error:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import select
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -17,6 +19,8 @@ from certs.tls import local_leaf_sha256
 from policy.permit import Requirements
 from tests.transport.relay.conftest import Pair, host_with, serving, until
 from tests.transport.relay.cutter import network_to
+from tests.transport.relay.hostile import Conversation
+from tests.transport.relay.key_updates import KeyUpdater
 from tests.transport.site import Site
 from transport.errors import ConnectionBroken, OfferRefused, RefusalCode
 from transport.relay import tls_lane
@@ -27,6 +31,7 @@ from transport.relay.news import News
 from transport.relay.source import MigrationOrder, carry_as_source
 from transport.relay.tls_lane import LaneEnds, TlsLane, as_client, as_server
 from transport.wire.keys import ConnectionKeys
+from transport.wire.preface import make_preface
 
 pytestmark = pytest.mark.whole
 VM = "11111111-2222-4333-8444-555555555555"
@@ -188,3 +193,48 @@ async def test_a_lane_is_of_its_channel_and_of_the_hosts_of_its_control_connecti
         nursery.start_soon(end, partial(as_server, theirs, b.identity.context, channel, at_destination))
     assert any(cause in each for each in causes) if cause else not causes
     assert ours.fileno() == theirs.fileno() == -1
+
+
+@asynccontextmanager
+async def updating(site: Site) -> AsyncIterator[tuple[TlsLane, KeyUpdater, trio.SocketStream]]:
+    """A lane of b's, and a peer that changes its keys as often as a test likes, by the stream."""
+    a, b = (open_host(site.relay_config(name)) for name in "ab")
+    keys, ours, theirs = ConnectionKeys(bytes(48)), *socket.socketpair()
+    updater, lanes = KeyUpdater(a.credentials), list[TlsLane]()
+    for each in (ours, theirs):
+        each.setblocking(False)
+    ends = LaneEnds(b.credentials, local_leaf_sha256(a.credentials), keys, now(), 5)
+
+    async def accept() -> None:
+        lanes.append(await as_server(theirs, b.identity.context, 0, ends))
+
+    async with trio.SocketStream(trio.socket.from_stdlib_socket(ours)) as stream:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(accept)
+            conversation = Conversation(stream, updater.tls)
+            await conversation.shake_hands(a.credentials)
+            await conversation.send_bytes(make_preface(keys, 0))
+        with lanes[0] as lane:
+            yield lane, updater, stream
+
+
+async def test_a_peer_that_changes_its_keys_again_and_again_gets_no_more_turns_than_others(site: Site) -> None:
+    """One read went on for as long as such records came, and nothing else of the relay did: no session, no timer."""
+    async with updating(site) as (lane, updater, stream):
+        await stream.send_all(updater.updates(count := 500, records_said=1))
+        for _ in range(count):
+            assert select.select([lane], [], [], 0)[0], "there is more, after each turn"
+            with pytest.raises(BlockingIOError):
+                lane.recv_into(memoryview(bytearray(1)))
+        assert not select.select([lane], [], [], 0)[0]
+
+
+async def test_a_peer_that_asks_for_new_keys_and_takes_none_is_not_waited_for(site: Site) -> None:
+    """There was always something to read from it, and nothing to be done about it: that took a whole core."""
+    async with updating(site) as (lane, updater, stream):
+        lane._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+        await stream.send_all(updater.updates(500, records_said=1, asks_back=True))
+        with pytest.raises(ConnectionResetError, match="asks for keys"):
+            for _ in range(500):
+                with suppress(BlockingIOError):
+                    lane.recv_into(memoryview(bytearray(1)))
