@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 
 import httpx
 import msgspec
@@ -22,6 +23,7 @@ MAX_ANSWER_BYTES = 256 * 1024
 _MAX_ERROR_BYTES = 64 * 1024
 # Beside the poll's one more stays open: the address book is asked for within that time, and handshakes cost the most.
 _LIMITS = httpx.Limits(max_connections=100, max_keepalive_connections=2, keepalive_expiry=65.0)
+_HEADERS = {"content-type": "application/json", "accept-encoding": "identity"}
 _NEVER = frozenset({400, 401, 403, 404, 409, 413, 422})
 _NO_ANSWER_NOW = {"/v1/relay/admission": 429}  # to whoever asks; what a relay has to tell is never put off so
 _FORMER_SECONDS = 120.0
@@ -59,6 +61,7 @@ class GatewayLine:
             verify=_tls(self._host),
             timeout=httpx.Timeout(10.0, read=POLL_SECONDS + 15.0),
             limits=_LIMITS,
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # takes none: they would be kept without end
         )
 
     async def close(self) -> None:
@@ -93,7 +96,7 @@ class GatewayLine:
     async def _post_bytes(self, path: str, body: bytes, at_most: int) -> bytes:
         answer = bytearray()
         try:
-            headers = {"content-type": "application/json", link_version.HEADER: str(link_version.NEWEST)}
+            headers = {**_HEADERS, link_version.HEADER: str(link_version.NEWEST)}
             request = self._client.build_request("POST", path, content=body, headers=headers)
             request.stream = _Whole(body)
             async with aclosing(await self._client.send(request, stream=True)) as response:
@@ -104,7 +107,7 @@ class GatewayLine:
                 bound = at_most if status // 100 == 2 else min(at_most, _MAX_ERROR_BYTES)
                 if (told := response.headers.get("content-length", "")).isdigit() and int(told) > bound:
                     raise GatewayAway(f"{path}: the gateway's answer is too long ({status})")
-                async for chunk in response.aiter_bytes():
+                async for chunk in response.aiter_raw():  # as it came: what is packed twice has no bound
                     answer += chunk
                     if len(answer) > bound:
                         raise GatewayAway(f"{path}: the gateway's answer is too long ({status})")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+import zlib
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
@@ -224,3 +226,43 @@ async def test_an_answer_that_never_ends_is_none(site: Site, autojump_clock: tri
     line._client = httpx.AsyncClient(transport=Dripping(), base_url=line.url)
     with trio.fail_after(600), pytest.raises(GatewayAway, match="the whole answer did not come in time"):
         await line.post("/v1/relay/poll", {})
+
+
+@dataclass
+class Saying(httpx.AsyncBaseTransport):
+    """A gateway of which its bytes and headers alone are looked at. `asked`: the requests that it had."""
+
+    body: bytes
+    headers: list[tuple[str, str]]
+    asked: list[httpx.Request] = field(default_factory=list)
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        self.asked.append(request)
+        headers = [(link_version.HEADER, str(NEWEST)), *self.headers]
+        return httpx.Response(200, headers=headers, stream=httpx.ByteStream(self.body))
+
+    def on(self, line: GatewayLine) -> GatewayLine:
+        line._client._transport, line._client._mounts = self, {}
+        return line
+
+
+async def test_an_answer_is_not_unpacked(site: Site) -> None:
+    """Packed twice, a thousand bytes are a gigabyte, which ended the relay and all of its sessions."""
+    body = zlib.compress(zlib.compress(bytes(64 << 20), 9), 9)
+    assert len(body) < 2048
+    said = Saying(body, [("content-encoding", "deflate, deflate")])
+    line = said.on(GatewayLine(open_host(site.relay_config("a")), "https://gateway.example"))
+    assert await line.post("/v1/relay/poll", {}) == body
+    assert said.asked[0].headers["accept-encoding"] == "identity"
+    await line.close()
+
+
+async def test_a_gateways_cookies_are_not_kept(site: Site) -> None:
+    """Some with each answer, each of another name: they filled the memory, and came back with each question."""
+    said = Saying(b"{}", [("set-cookie", f"c{number}=x; Path=/") for number in range(100)])
+    line = said.on(GatewayLine(open_host(site.relay_config("a")), "https://gateway.example"))
+    for _ in range(2):
+        await line.post("/v1/relay/poll", {})
+    assert len(line._client.cookies) == 0
+    assert "cookie" not in said.asked[1].headers
+    await line.close()
