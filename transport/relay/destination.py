@@ -34,6 +34,7 @@ from transport.wire.session_states import Event, State, follow
 
 log = structlog.get_logger("sealane.relay")
 _ENDED = "the destination relay ended the session"
+_MAX_ASKERS = 4  # for one session's outcome; each stays when its connection is gone
 
 
 class Destination:
@@ -203,6 +204,11 @@ class Destination:
         S asks again on a new connection, which ends this one. With a hypervisor that hangs, settling takes longer than
         S is patient, so if it ended with its connection it would begin anew for ever.
         """
+        if session.askers >= _MAX_ASKERS:
+            raise ConnectionBroken(
+                "its source has asked for the outcome before, and the hypervisor has not answered yet"
+            )
+        session.askers += 1
         told, chosen = trio.open_memory_channel[Literal["running", "discarded"] | TransportError | HypervisorError](1)
 
         async def work() -> None:
@@ -211,6 +217,8 @@ class Destination:
                 self._hold(session)
             except (TransportError, HypervisorError) as error:
                 told.send_nowait(error)
+            finally:
+                session.askers -= 1
 
         self._nursery.start_soon(work)
         outcome = await chosen.receive()
@@ -227,9 +235,19 @@ class Destination:
     async def _after_loss(self, session: DestinationSession, said_bye: bool) -> None:
         """The connection is gone and S may never come back: settle what can be settled without it.
 
-        A guest that is here whole is held, paused, until S says what it did: only S knows whether its own goes on. One
-        that is not whole can never run here, so it is discarded.
+        Once at a time: a hypervisor that hangs would be asked by one more each time that S has come in vain, for ever.
         """
+        session.has_said_bye |= said_bye
+        if not session.is_left:
+            session.is_left = True
+            try:
+                await self._settle_without_source(session)
+            finally:
+                session.is_left = False
+
+    async def _settle_without_source(self, session: DestinationSession) -> None:
+        """A guest that is here whole is held, paused, until S says what it did: only S knows whether its own goes on.
+        One that is not whole can never run here, so it is discarded."""
         limits = self._host.config.limits
         while True:
             try:
@@ -241,7 +259,7 @@ class Destination:
                     self._hold(session)
                 if session.journal.state in OUTCOMES and session.owes_receipt:
                     await session.keep_receipt()
-                if session.journal.state == "admitted" or said_bye:
+                if session.journal.state == "admitted" or session.has_said_bye:
                     await self._end(session)
                 return
             except (TransportError, HypervisorError) as error:

@@ -44,6 +44,9 @@ class DestinationSession:
     facts: ReceiptFacts
     attempt: int = -1
     only_settles: bool = False
+    has_said_bye: bool = False  # S, on a connection that has ended
+    is_left: bool = False  # to this relay alone, which settles what it can
+    askers: int = 0  # for its outcome, that were not answered yet
     is_held: bool = False  # its monitor is kept, as part of the guest's memory is at S
     live: Live | None = None  # of a session that this very process has admitted
     began: float = field(default_factory=trio.current_time)
@@ -159,6 +162,7 @@ class DestinationSession:
             facts.role, facts.permit, facts.vm_binding, now(), facts.own_leaf_sha256, is_recovery=True
         )
         self.recovery_id, self.attempt, self.only_settles, self.began = session_id, attempt, False, trio.current_time()
+        self.has_said_bye = False
 
     @property
     def has_receipt(self) -> bool:

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 
 import pytest
 import trio
+import trio.testing
 from OpenSSL import SSL
 from structlog.testing import capture_logs
 
@@ -23,9 +24,11 @@ from tests.transport.relay.hostile import Driver
 from tests.transport.relay.test_carriage import dial, listen
 from tests.transport.site import Site
 from transport.errors import RefusalCode
+from transport.hypervisors.errors import HypervisorTimeout
 from transport.relay import log_rate
 from transport.relay.host import RelayHost, now, open_host
 from transport.relay.receipts import ReceiptFacts, make_receipt
+from transport.relay.socket_ends import SocketDestination
 from transport.wire.control import Role
 from transport.wire.messages import (
     Ack,
@@ -469,3 +472,60 @@ async def test_what_a_host_does_again_and_again_fills_no_log(
     said = [log["event"] for log in logs if log["log_level"] in {"info", "warning", "error"}]
     assert [said.count(each) for each in ("control connection ended", "session broke", "offer refused")] == [1, 1, 1]
     assert len(said) <= 8, said
+
+
+class Stuck(SocketDestination):
+    """Of a hypervisor that hangs over the end of its guest. `asked`: how often it was to end it."""
+
+    vm_binding = "uuid"
+    hands_over = True
+    asked = 0
+
+    async def discard(self) -> None:
+        self.asked += 1
+        await trio.sleep(0.01)
+        raise HypervisorTimeout("it hangs")
+
+
+async def test_a_hypervisor_that_hangs_is_asked_no_more_often_for_each_time_that_its_source_comes(
+    site: Site, vm_listener: trio.SocketListener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each connection that was lost left one more behind who asked for ever, each with its lines in the log, and the
+    source that came at last waited behind all of them."""
+    end = Stuck(site.folder / "vm" / VM / "memory.sock")
+    monkeypatch.setattr(RelayHost, "destination_end", lambda *_: end)
+    async with serving(host_with(site, "b", {**IMPATIENT, "settle_retry_seconds": 0.2})) as (_, address):
+        credentials = open_host(site.relay_config("a")).credentials
+        permit, name = site.permit(vm=VM), "7" * 32
+        for attempt in range(21):
+            async with Driver.connected(address, credentials) as driver:
+                await driver.offer(permit, session_id=name, attempt=attempt, purpose="settle" if attempt else "begin")
+                await driver.send(Cancel("abandoned", ""))
+        await trio.sleep(0.5)
+        before = end.asked
+        await trio.sleep(1)
+        assert end.asked - before <= 1 / 0.2
+
+
+async def test_who_asks_again_and_again_for_an_outcome_that_does_not_come_leaves_few_behind(
+    site: Site, vm_listener: trio.SocketListener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    end, may_answer = Stuck(site.folder / "vm" / VM / "memory.sock"), trio.Event()
+
+    async def wait(*_: object) -> bool:
+        await may_answer.wait()
+        return False
+
+    monkeypatch.setattr(Stuck, "wait_loaded", wait)
+    monkeypatch.setattr(RelayHost, "destination_end", lambda *_: end)
+    async with serving(host_with(site, "b", {**IMPATIENT, "settle_retry_seconds": 60.0})) as (_, address):
+        credentials = open_host(site.relay_config("a")).credentials
+        permit, name = site.permit(vm=VM), "7" * 32
+        for attempt in range(21):
+            async with Driver.connected(address, credentials) as driver:
+                await driver.offer(permit, session_id=name, attempt=attempt, purpose="settle" if attempt else "begin")
+                await driver.send(Handover())
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        may_answer.set()
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert end.asked <= 6
