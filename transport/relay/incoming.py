@@ -104,6 +104,8 @@ class Incoming:
         self, link: ControlLink, tls: SSL.Connection, peer: ControlPeer, credentials: HostCredentials
     ) -> None:
         offer = await self._hear_offer(link, self._crowd_of(peer.spiffe_id))
+        if self._host.credentials is not credentials:  # it may have been revoked since, and waited for that in silence
+            accept_peer(tls, self._host.credentials, now())
         try:
             session = await self._destination.admissions.admit(offer, peer)
         except OfferRefused as refused:

@@ -16,6 +16,7 @@ from OpenSSL import SSL
 from structlog.testing import capture_logs
 
 from certs import layout
+from certs.authority import Authority
 from certs.tls import local_leaf_sha256
 from gateway.demo.machines import run_state, start_qemu, stop_qemu
 from tests.transport.journals import journals
@@ -529,3 +530,23 @@ async def test_who_asks_again_and_again_for_an_outcome_that_does_not_come_leaves
         may_answer.set()
         await trio.testing.wait_all_tasks_blocked(0.05)
         assert end.asked <= 6
+
+
+async def test_a_host_that_is_revoked_before_it_offers_is_refused_though_it_was_let_in(
+    pair: Pair, vm_listener: trio.SocketListener
+) -> None:
+    """Half a minute of silence was enough to begin a session after its relay had known of the revocation."""
+    permit = pair.site.permit(vm=VM)
+    async with (
+        Driver.connected(pair.address, pair.source.credentials) as renewed,
+        Driver.connected(pair.address, pair.source.credentials) as revoked,
+    ):
+        pair.destination.identity.reload(now())
+        said = await renewed.offer(pair.site.permit(vm=OTHER_VM))
+        assert isinstance(said, Refusal), "nobody listens there, and that is all that is said against it"
+        assert said.code is RefusalCode.HYPERVISOR
+        serial = pair.source.credentials.chain[0].serial_number
+        Authority.load(pair.site.certs).revoke(serial, datetime.now(UTC))
+        pair.destination.identity.reload(now())
+        assert await revoked.offer(permit) is None
+    assert states(pair.destination) == []
