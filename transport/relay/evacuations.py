@@ -9,8 +9,9 @@ sees to.
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -55,28 +56,37 @@ class Evacuation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(slots=True)
 class Evacuations:
-    """The folder of them. Blocking; call it from a worker thread. `clock`: unix seconds."""
+    """The folder of them. Blocking; call it from worker threads, which take turns: each writes what it has read, and
+    would undo another's note. `clock`: unix seconds."""
 
     folder: Path
     permits: PermitDesk
     own_id: Callable[[], str]
     clock: Callable[[], int]
+    _turn: threading.Lock = field(default_factory=threading.Lock)
 
     def keep(self, evacuation: Evacuation) -> int:
-        """Durable when this returns; how many permits. OfferRefused: one is not good here, and none is kept."""
+        """Durable when this returns; how many permits. OfferRefused: one is not good here, and none is kept.
+
+        One that is held already, and told again, keeps what is noted of its use: that is this host's word alone.
+        """
         for order in evacuation.orders:
             claims = self._claims(order)
             if (claims.vm, claims.destination) != (order.vm, order.destination):
                 raise LocalBroken("an evacuation permit is of another VM or destination than its order says")
-        self._write(evacuation)
+        with self._turn:
+            held = self._read(self._path(evacuation.evacuation_id))
+            begun, spent = (held.begun, held.spent) if held is not None else ({}, {})
+            self._write(msgspec.structs.replace(evacuation, begun=begun, spent=spent))
         self.forget_ended()
         return len(evacuation.orders)
 
     def withdraw(self, evacuation_id: str) -> bool:
         """Whether it was there."""
         path = self._path(evacuation_id)
-        was_there = path.exists()
-        path.unlink(missing_ok=True)
+        with self._turn:
+            was_there = path.exists()
+            path.unlink(missing_ok=True)
         return was_there
 
     def take(self, vm: str, to: str | None) -> tuple[Evacuation, EvacuationOrder, PermitClaims]:
@@ -85,6 +95,10 @@ class Evacuations:
         LocalBroken, in words for the operator, if there is none; OfferRefused: its permit is good here no more. The
         newest evacuation comes first.
         """
+        with self._turn:
+            return self._take(vm, to)
+
+    def _take(self, vm: str, to: str | None) -> tuple[Evacuation, EvacuationOrder, PermitClaims]:
         now, seen = self.clock(), False
         for evacuation in sorted(self.all(), key=lambda each: -each.until):
             mine = [order for order in evacuation.orders if vm in {order.vm, order.vm_name}]
@@ -111,12 +125,13 @@ class Evacuations:
 
     def give_back(self, evacuation_id: str, vm: str, *, is_spent: bool) -> None:
         """The guest has stayed: another destination may be tried. `is_spent`: the one that was takes no second try."""
-        found = self._read(self._path(evacuation_id))
-        if found is None or vm not in found.begun:
-            return
-        begun = {name: host for name, host in found.begun.items() if name != vm}
-        spent = {**found.spent, vm: (*found.spent.get(vm, ()), found.begun[vm])} if is_spent else found.spent
-        self._write(msgspec.structs.replace(found, begun=begun, spent=spent))
+        with self._turn:
+            found = self._read(self._path(evacuation_id))
+            if found is None or vm not in found.begun:
+                return
+            begun = {name: host for name, host in found.begun.items() if name != vm}
+            spent = {**found.spent, vm: (*found.spent.get(vm, ()), found.begun[vm])} if is_spent else found.spent
+            self._write(msgspec.structs.replace(found, begun=begun, spent=spent))
 
     def stayed(self, vm: str, destination: str, *, is_spent: bool) -> None:
         """`give_back` after a restart: of whatever evacuation had sent the VM there."""

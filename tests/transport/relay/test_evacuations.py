@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -156,3 +157,24 @@ def test_a_damaged_file_hides_no_other(site: Site, host: RelayHost) -> None:
     broken.write_text('{"evacuation_id": 7')
     broken.chmod(0o600)
     assert len(host.evacuations.all()) == 1
+
+
+def test_what_is_told_again_keeps_what_was_noted_of_its_use(site: Site, host: RelayHost) -> None:
+    """The gateway tells again until it has heard that it is held; nor has it a word in what was used here."""
+    told = msgspec.structs.replace(prepared(site), begun={OTHER: site.spiffe("c")}, spent={OTHER: (site.spiffe("c"),)})
+    host.evacuations.keep(told)
+    host.evacuations.take("web", None)
+    host.evacuations.keep(told)
+    (kept,) = host.evacuations.all()
+    assert (kept.begun, kept.spent) == ({VM: site.spiffe("b")}, {})
+
+
+def test_what_is_noted_at_one_moment_is_noted_of_each(site: Site, host: RelayHost) -> None:
+    """An operator empties a host by many commands at once: each wrote what it had read, and undid another's note."""
+    names = [f"vm{number}" for number in range(8)]
+    vms = [VM.replace("1", str(number), 1) for number in range(8)]
+    host.evacuations.keep(prepared(site, *(order(site, vm, "b", name) for vm, name in zip(vms, names, strict=True))))
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda name: host.evacuations.take(name, None), names))
+    (kept,) = host.evacuations.all()
+    assert sorted(kept.begun) == sorted(vms)
