@@ -35,7 +35,7 @@ from transport.relay.inlets import listen_tcp, listen_unix, peer_process
 from transport.relay.interrupted import Interrupted
 from transport.relay.limits import LimitsSection
 from transport.relay.log_rate import LogRate
-from transport.relay.loopback import peer_uid
+from transport.relay.loopback import find_peer_uid
 from transport.relay.news import News
 from transport.relay.refused_calls import RefusedCalls, refused_call
 from transport.relay.wish import NotAdmitted, Wish
@@ -43,6 +43,7 @@ from transport.relay.wish import NotAdmitted, Wish
 log = structlog.get_logger("sealane.relay")
 SOCKET_NAME: Final = "libvirt.sock"
 _DISKS_NAME: Final = re.compile(r"disks[A-Za-z0-9._-]{0,64}\.sock")
+_MAX_PORT: Final = 65535
 _TCP: Final = re.compile(r"tcp://(?P<host>[0-9a-f.:]{2,45}):(?P<port>[1-9][0-9]{0,4})/?")
 
 
@@ -84,6 +85,7 @@ class Front:
         self._refused = refused
         self._interrupted = interrupted
         self._callers = 0
+        self._looking = trio.CapacityLimiter(1)
         self._log_rate = LogRate()
         self._open: dict[FrontDestination, _Door] = {}
         self._changed = trio.Event()
@@ -161,7 +163,7 @@ class Front:
                 except OSError:
                     await trio.sleep(0.05)  # out of descriptors: others go on
                     continue
-                uid, pid = _process_of(accepted)
+                uid, pid = await self._process_of(accepted)
                 if uid not in self._section.peer_uids or self._callers >= self._limits.max_callers:
                     if self._log_rate.allows(str(uid)):  # anybody on this host may dial
                         log.warning("caller at the front refused", uid=uid, callers=self._callers)
@@ -171,6 +173,19 @@ class Front:
                     accepted.close()
                     continue
                 nursery.start_soon(self._serve, accepted, destination, uid, pid)
+
+    async def _process_of(self, accepted: trio.socket.SocketType) -> tuple[int | None, int | None]:
+        """uid and, of a unix socket, pid of the caller. Closed where this is cancelled."""
+        try:
+            with socket.socket(fileno=os.dup(accepted.fileno())) as raw:
+                if raw.family == socket.AF_UNIX:
+                    return peer_process(raw)
+                return await find_peer_uid(raw, self._looking), None
+        except OSError:  # it has left, or there is no descriptor to ask with: others go on
+            return None, None
+        except BaseException:
+            accepted.close()
+            raise
 
     async def _serve(
         self, accepted: trio.socket.SocketType, destination: FrontDestination, uid: int, pid: int | None
@@ -297,7 +312,7 @@ def _disks_inlet(prepare: Prepare, destination: FrontDestination, folder: Path) 
         if path.parent == own and _DISKS_NAME.fullmatch(path.name) and not path.exists():
             return DisksInlet(path)
     found = _TCP.fullmatch(asked or "")
-    if found is not None and found["host"] == destination.loopback:
+    if found is not None and found["host"] == destination.loopback and int(found["port"]) <= _MAX_PORT:
         return DisksInlet(port=int(found["port"]))
     raise CallRefused(
         f"Sealane: disks go by --disks-uri unix://{own}/disks-NAME.sock, with a name that no other migration uses",
@@ -314,12 +329,3 @@ def _identify(prepare: Prepare) -> DomainIdentity:
     if canonical != identity.uuid:
         raise RpcMalformed("a UUID that is not in libvirt's own form")
     return identity
-
-
-def _process_of(accepted: trio.socket.SocketType) -> tuple[int | None, int | None]:
-    """uid and, of a unix socket, pid of the caller."""
-    try:
-        with socket.socket(fileno=os.dup(accepted.fileno())) as raw:
-            return peer_process(raw) if raw.family == socket.AF_UNIX else (peer_uid(raw), None)
-    except OSError:  # it has left, or there is no descriptor to ask with: others go on
-        return None, None

@@ -101,7 +101,7 @@ class LibvirtSource:
             return Inlet(name, listen_unix(path), self._allows_unix)
         listening = listen_tcp(conversation.loopback, port)
         conversation.uris[name] = f"tcp://{conversation.loopback}:{listening.getsockname()[1]}"
-        return Inlet(name, listening, self._allows_tcp)
+        return Inlet(name, listening, self._allows_tcp, must_look=True)
 
     async def migrate(self, lanes: SourceLanes, milestones: Milestones, report: Report) -> None:
         """Let the client move the VM; returns when its QEMU here is gone, with the guest whole at the destination."""

@@ -158,6 +158,15 @@ async def test_what_cannot_be_carried_is_refused_before_anybody_is_asked(
         assert stage.wishes == []
 
 
+async def test_disks_at_a_port_that_is_none_are_refused_before_anybody_is_asked(tmp_path: Path) -> None:
+    """It was noticed once the permit was spent, as a bug."""
+    wish = text("disks_uri", "tcp://127.77.9.9:65536")
+    async with front(tmp_path, loopback="127.77.9.9") as stage:
+        (reply,) = await ask(stage, prepare_call(prepare(wish, flags=LIVE | MigrateFlag.NON_SHARED_DISK)))
+        assert "disks-NAME" in words(reply)
+        assert stage.wishes == []
+
+
 async def test_a_resumption_goes_to_the_session_that_waits_for_it_and_to_no_gateway(tmp_path: Path) -> None:
     """The policy has decided on that one, this VM and this destination; another destination, or a second client while
     the first is served, is refused, and put on record."""

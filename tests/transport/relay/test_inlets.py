@@ -6,16 +6,22 @@ import errno
 import os
 import socket
 import struct
+import threading
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import cast
 
+import pytest
 import trio
+import trio.testing
 
 from tests.transport.libvirt_rpc.samples import VM
+from tests.transport.relay.conftest import until
+from tests.transport.relay.test_front import front
+from transport.relay import libvirt_source, loopback
 from transport.relay.channels import Channels
 from transport.relay.cores import Cores
 from transport.relay.inlets import Inlet, SourceLanes, listen_tcp
@@ -45,7 +51,7 @@ def tcp_inlet() -> tuple[Inlet, tuple[str, int]]:
     """As a caller that knows tcp only has it: any user of this host can dial it."""
     source = LibvirtSource(Path("/nonexistent"), VM, 1.0, os.geteuid(), {}, partial(Interrupted().client, (VM, "b")))
     listening = listen_tcp("127.0.0.1", 0)
-    return Inlet("memory", listening, source._allows_tcp), listening.getsockname()
+    return Inlet("memory", listening, source._allows_tcp, must_look=True), listening.getsockname()
 
 
 async def test_who_dials_and_resets_at_once_ends_no_session() -> None:
@@ -80,3 +86,30 @@ async def test_a_relay_out_of_descriptors_takes_the_hypervisors_connection_when_
             async with await trio.open_tcp_stream(*name):
                 await channels.wait_more(0)
     assert not failures
+
+
+@pytest.mark.parametrize("where", ["inlet", "front"])
+async def test_whose_a_connection_is_is_looked_up_beside_whatever_else_the_relay_does(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel's table is long where a user of the host has made it so: each who dialled stopped all sessions."""
+    goes_on, went_on = threading.Event(), list[bool]()
+
+    def look(_: socket.socket) -> int:
+        went_on.append(goes_on.wait(2))
+        return os.geteuid()
+
+    monkeypatch.setattr(loopback, "peer_uid", look)
+    monkeypatch.setattr(libvirt_source, "peer_uid", look)
+    async with AsyncExitStack() as held:
+        if where == "inlet":
+            inlet, name = tcp_inlet()
+            await held.enter_async_context(taking(inlet))
+        else:
+            stage = await held.enter_async_context(front(tmp_path, loopback="127.77.9.9"))
+            name = "127.77.9.9", stage.port
+        await held.enter_async_context(await trio.open_tcp_stream(*name))
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        goes_on.set()
+        await until(lambda: bool(went_on))
+    assert went_on == [True]
