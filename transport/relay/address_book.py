@@ -40,7 +40,7 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     spiffe_id: Annotated[str, Meta(max_length=255)]
     name: Annotated[str, Meta(max_length=63)]
-    libvirt_name: Annotated[str, Meta(max_length=253)]
+    libvirt_name: Annotated[str, Meta(max_length=253, pattern=r"\A[A-Za-z0-9.-]+\Z")]  # goes into a file of hosts
     addresses: Annotated[tuple[Reach, ...], Meta(min_length=1, max_length=8)]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import stat
 import uuid
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +32,7 @@ MAX_MINUTES: Final = 24 * 60
 _MAX_BYTES: Final = 32 * 1024
 _MAX_ANNOUNCED: Final = 1024
 _MAX_OF_ONE: Final = 256  # of one user, but root, who may announce for anybody
+_MAX_AT_ONCE: Final = 16  # of one user, that are read or whose VM is looked up
 _SECONDS: Final = 5.0
 Text = Annotated[str, Meta(min_length=1, max_length=255)]
 
@@ -73,6 +75,7 @@ class Announced:
         self._find = find
         self._clock = clock
         self._kept: list[_Kept] = []
+        self._taking: Counter[int] = Counter()
         self._log_rate = LogRate()
 
     def keep(self, announcement: Announcement, uid: int) -> None:
@@ -119,8 +122,14 @@ class Announced:
             try:
                 if uid not in peer_uids:
                     raise LocalBroken(f"user {uid} may not announce sessions: see front.peer_uids")
-                data = await _read_line(accepted)
-                self.keep(await self._resolved(_decode(data)), uid)
+                if self._taking[uid] >= _MAX_AT_ONCE:
+                    raise LocalBroken("you announce too many sessions at this moment: try again")
+                self._taking[uid] += 1
+                try:
+                    data = await _read_line(accepted)
+                    self.keep(await self._resolved(_decode(data)), uid)
+                finally:
+                    self._taking[uid] -= 1
                 answer = b'{"announced":true}\n'
             except UNDECODABLE:
                 answer = msgspec.json.encode({"error": "this is no announcement of this version"}) + b"\n"

@@ -33,6 +33,8 @@ from transport.relay.wish import NotAdmitted, Wish
 Ask = Callable[[Wish], Awaitable[Migrate]]
 log = structlog.get_logger("sealane.relay")
 _MAX_INSPECTIONS = 8
+_MAX_EVACUATIONS = 4  # that are fetched at once, of some 30 MiB each at most
+_MAX_ORDERS = 4096  # under way or waiting for a place; a gateway tells again of what it has not heard of
 
 
 class Assignments:
@@ -48,6 +50,7 @@ class Assignments:
         self._give_up_here = give_up_here
         self._cancels: dict[str, trio.Event] = {}
         self._inspecting: set[str] = set()
+        self._fetching: set[str] = set()
         self._orders = LibvirtOrders(host)
         self.announced = announced_at(host)
         self.evacuating = EvacuationDesk(host, self.take)
@@ -64,10 +67,10 @@ class Assignments:
             ):
                 tell = self._telling(migration_id)
                 await tell(News("failed", None, None, "the source relay is about to be restarted: repeat the request"))
-            case Migrate(migration_id=migration_id) if migration_id not in self._cancels:
+            case Migrate(migration_id=migration_id) if self._is_new(migration_id):
                 self._cancels[migration_id] = trio.Event()
                 self._nursery.start_soon(self._migrate, assignment)
-            case TakePermit(migration_id=migration_id) if migration_id not in self._cancels:
+            case TakePermit(migration_id=migration_id) if self._is_new(migration_id):
                 self._cancels[migration_id] = trio.Event()
                 self._nursery.start_soon(self._fetch, migration_id)
             case CancelMigration(migration_id=migration_id) if migration_id in self._cancels:
@@ -78,12 +81,17 @@ class Assignments:
                 if inspection_id not in self._inspecting:
                     self._inspecting.add(inspection_id)
                     self._nursery.start_soon(self._inspect, assignment)
-            case TakeEvacuation(evacuation_id=evacuation_id):
-                self._nursery.start_soon(self.evacuating.fetch, self._link, evacuation_id)
+            case TakeEvacuation(evacuation_id=evacuation_id) if len(self._fetching) < _MAX_EVACUATIONS:
+                if evacuation_id not in self._fetching:
+                    self._fetching.add(evacuation_id)
+                    self._nursery.start_soon(self._fetch_evacuation, evacuation_id)
             case WithdrawEvacuation(evacuation_id=evacuation_id):
-                self._nursery.start_soon(self.evacuating.withdraw, evacuation_id)
+                await self.evacuating.withdraw(evacuation_id)
             case _:
-                pass  # told twice, or of what has ended
+                pass  # told twice, or of what has ended, or one too many
+
+    def _is_new(self, migration_id: str) -> bool:
+        return migration_id not in self._cancels and len(self._cancels) < _MAX_ORDERS
 
     def _telling(self, migration_id: str) -> Tell:
         return self.evacuating.noting(migration_id, NewsDesk(self._link, migration_id, self._nursery).tell)
@@ -126,6 +134,12 @@ class Assignments:
             log.exception("inspection ended by a bug", vm=asked.vm)
         finally:
             self._inspecting.discard(asked.inspection_id)
+
+    async def _fetch_evacuation(self, evacuation_id: str) -> None:
+        try:
+            await self.evacuating.fetch(self._link, evacuation_id)
+        finally:
+            self._fetching.discard(evacuation_id)
 
     async def _fetch(self, migration_id: str) -> None:
         """Whoever answers this has not withdrawn it; whatever is not fetched is never begun."""

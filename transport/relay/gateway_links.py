@@ -68,10 +68,13 @@ class GatewayLinks:
         """Whose it is: news of it go back there."""
         names = ("migration_id", "inspection_id", "evacuation_id")
         found = next(str(getattr(assignment, name)) for name in names if hasattr(assignment, name))
-        self._origin[found] = link
+        self._remember(found, link)
+        await take(assignment)
+
+    def _remember(self, name: str, link: GatewayLink) -> None:
+        self._origin[name] = link
         while len(self._origin) > _REMEMBERED:
             del self._origin[next(iter(self._origin))]
-        await take(assignment)
 
     async def ask(self, path: str, body: dict[str, object], at_most: int) -> bytes:
         """The first that answers. GatewayAway: none does; GatewayRefuses."""
@@ -94,7 +97,7 @@ class GatewayLinks:
         return self._of(self.all[-1], await self.all[-1].admit(wish))
 
     def _of(self, link: GatewayLink, permitted: Migrate) -> Migrate:
-        self._origin[permitted.migration_id] = link
+        self._remember(permitted.migration_id, link)
         return permitted
 
     async def tell(self, migration_id: str, news: News) -> None:

@@ -30,7 +30,7 @@ _PAUSE_SECONDS = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Inlet:
-    """`allows` says whether a connection that was accepted may be carried; in a thread where it `must_look` for that."""
+    """`allows` says whether a connection that was accepted may be carried, in a thread where it `must_look` first."""
 
     port: Port
     listening: trio.socket.SocketType

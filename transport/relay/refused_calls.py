@@ -1,7 +1,8 @@
 """Calls of libvirt that this relay refused, until its gateway has recorded them. Pure; bounded.
 
 Alike calls (who, what, why) are counted together, so that a flood is one entry. Where there is no room the oldest
-entry of whoever has most goes, and is counted: no caller can push out what another one did.
+entry of whoever has most goes, and is counted: no caller can push out what another one did, at however many
+destinations it tries.
 """
 
 from __future__ import annotations
@@ -124,9 +125,13 @@ class RefusedCalls:
         return Report(taken, lost)
 
     def _make_room(self) -> None:
-        ((most, _),) = Counter((call.peer, call.uid) for call in self._waiting).most_common(1)
-        oldest = next(call for call in self._waiting if (call.peer, call.uid) == most)
+        ((most, _),) = Counter(map(_caller, self._waiting)).most_common(1)
+        oldest = next(call for call in self._waiting if _caller(call) == most)
         self._lost += self._waiting.pop(oldest).count
+
+
+def _caller(call: RefusedCall) -> object:
+    return call.uid if call.role == "source" else call.peer
 
 
 def refused_call(

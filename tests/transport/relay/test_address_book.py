@@ -57,6 +57,7 @@ def test_its_age_is_known_and_an_empty_book_has_none() -> None:
         document({**A, "addresses": [{"address": "10.7.0.11:7443", "device": "a/../b"}]}),
         document(A, {**B, "libvirt_name": "fra1"}),
         document(A, {**B, "libvirt_name": "fra1.bank.EXAMPLE"}),
+        document(A, {**B, "libvirt_name": "fra2\n127.0.0.1 another"}),
         document(A, A),
         json.dumps({"version": "x", "hosts": []}).encode(),
     ],

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -183,3 +184,16 @@ def test_a_name_that_a_caller_says_of_another_vm_gets_nobodys_token() -> None:
     desk, _ = announced()
     desk.keep(Announcement(VM, "t1", 15), 0)
     assert desk.named(Wish(OTHER, "web", "b", ("libvirt", "memory"), 0)).token is None
+
+
+async def test_who_says_nothing_holds_few_places_and_not_for_long(tmp_path: Path) -> None:
+    """Each held a descriptor, and migrations need some."""
+    desk, _ = announced()
+    listening = listen_for_announcements(tmp_path / "s")
+    async with AsyncExitStack() as held, trio.open_nursery() as nursery:
+        nursery.start_soon(desk.serve, listening, frozenset({os.geteuid()}))
+        for _ in range(40):
+            one = await held.enter_async_context(await trio.open_unix_socket(str(tmp_path / "s")))
+        with trio.fail_after(2):
+            assert b"too many" in await one.receive_some(1000)
+        nursery.cancel_scope.cancel()

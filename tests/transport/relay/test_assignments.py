@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 
 import msgspec
 import pytest
 import trio
+import trio.testing
 
 from tests.transport.relay.conftest import until
 from tests.transport.relay.fake_gateway import Answer, FakeGateway, serving_https
 from tests.transport.site import Site
 from transport.hypervisors.errors import HypervisorUnreachable
 from transport.relay.assignments import Assignments
-from transport.relay.gateway_answers import GatewayAway, Migrate, TakePermit, decode_assignments
+from transport.relay.gateway_answers import GatewayAway, Migrate, TakeEvacuation, TakePermit, decode_assignments
 from transport.relay.gateway_link import GatewayLink
 from transport.relay.gateway_links import GatewayLinks
 from transport.relay.host import RelayHost, open_host
@@ -116,3 +118,31 @@ def test_what_tells_of_a_permit_is_decoded_strictly() -> None:
     assert told.assignments == [TakePermit("m1")]
     with pytest.raises(msgspec.ValidationError):
         decode_assignments(b'{"assignments":[{"kind":"permit","migration_id":"m1","permit":"x"}]}')
+
+
+async def test_a_gateway_has_no_more_begun_than_a_relay_can_hold(
+    answering: tuple[RelayHost, FakeGateway], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It tells again of what it has not heard of; one that was taken over told of more at each poll, without end."""
+    monkeypatch.setattr("transport.relay.assignments._MAX_ORDERS", 3)
+    host, gateway = answering
+    may_answer, asked = threading.Event(), list[str]()
+
+    def hold(path: str, body: bytes) -> Answer:
+        asked.append(path)
+        may_answer.wait(10)
+        return 503, b"{}"
+
+    gateway.answer = hold
+    links = GatewayLinks(host)
+    async with trio.open_nursery() as nursery:
+        assignments = Assignments(host, nursery, links, nobody_asks, lambda _: None)  # type: ignore[arg-type]
+        for number in range(20):
+            await assignments.take(TakePermit(f"m{number}"))
+            await assignments.take(TakeEvacuation(f"{number:032x}"))
+        await until(lambda: len(asked) == 3 + 4)
+        await trio.testing.wait_all_tasks_blocked(0.1)
+        assert len(asked) == 3 + 4
+        may_answer.set()
+        nursery.cancel_scope.cancel()
+    await links.close()

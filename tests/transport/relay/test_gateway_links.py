@@ -14,7 +14,7 @@ import trio
 from tests.transport.relay.conftest import until
 from tests.transport.relay.fake_gateway import Answer, FakeGateway, serving_https
 from tests.transport.site import Site
-from transport.relay.gateway_answers import Assignment
+from transport.relay.gateway_answers import Assignment, Migrate
 from transport.relay.gateway_link import GatewayLink
 from transport.relay.gateway_links import GatewayLinks
 from transport.relay.host import RelayHost, open_host
@@ -146,4 +146,16 @@ async def test_whoever_answers_first_admits(both: tuple[RelayHost, FakeGateway, 
     first.answer = second.answer = lambda path, _: (503, b"") if path == "/v1/relay/admission" else None
     with pytest.raises(NotAdmitted, match="cannot be asked"):
         await links.admit(wish)
+    await links.close()
+
+
+async def test_whose_a_permit_is_is_remembered_of_the_newest_alone(
+    both: tuple[RelayHost, FakeGateway, FakeGateway], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of what clients of libvirt had asked for, each was kept for as long as the relay ran."""
+    monkeypatch.setattr("transport.relay.gateway_links._REMEMBERED", 3)
+    links = GatewayLinks(both[0])
+    for number in range(9):
+        links._of(links.all[1], Migrate(f"m{number}", "", "", 1.0, 1))
+    assert list(links._origin) == ["m6", "m7", "m8"]
     await links.close()

@@ -45,6 +45,14 @@ def test_who_tries_many_things_pushes_out_only_their_own() -> None:
     assert kept == MAX_WAITING
 
 
+def test_nor_does_who_tries_many_destinations() -> None:
+    queue = RefusedCalls()
+    queue.note(refused_call("source", "b", "quiet", uid=7))
+    for number in range(MAX_WAITING + 50):
+        queue.note(refused_call("source", f"h{number}", "loud", uid=8))
+    assert queue.take().entries[0][0].uid == 7
+
+
 def test_what_a_caller_chose_is_short_and_plain() -> None:
     refused = refused_call("source", "b", "x\n\x1b[2J\u202e" + "y" * 999)
     assert refused.cause.startswith("x??[2J?y")
