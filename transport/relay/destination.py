@@ -34,6 +34,9 @@ from transport.wire.session_states import Event, State, follow
 
 log = structlog.get_logger("sealane.relay")
 _ENDED = "the destination relay ended the session"
+_STARTS = (
+    "the hypervisor here is asked to start the guest; if its hypervisor has ended, docs/failures.md says what to do"
+)
 _MAX_ASKERS = 4  # for one session's outcome; each stays when its connection is gone
 
 
@@ -300,7 +303,7 @@ def _entry_of(session: DestinationSession) -> Entry:
         claims,
         session.began,
         state_of=lambda: "held" if state in UNDECIDED else state,
-        trouble_of=lambda: words if state in UNDECIDED else "the hypervisor here is asked to start the guest",
+        trouble_of=lambda: words if state in UNDECIDED else _STARTS,
     )
 
 

@@ -2,8 +2,10 @@
 
     python -m tests.transport.relay.mortal_relay CONFIG MOMENT [PERMIT ADDRESS [HOW]]
 
-CONFIG is a relay's TOML file, MOMENT `before:STATE`, `after:STATE` or `never`. With PERMIT (a file) and ADDRESS it also
-begins that migration, as HOW (JSON) says. Prints `ready HOST:PORT`, and each news as `news STATE MESSAGE`.
+CONFIG is a relay's TOML file, MOMENT `before:STATE`, `after:STATE` or `never`; before it and a comma there may be
+others, as `stop-before:STATE`, at which it stops (SIGSTOP) until somebody lets it go on. With PERMIT (a file) and
+ADDRESS it also begins that migration, as HOW (JSON) says. Prints `ready HOST:PORT`, and each news as `news STATE
+MESSAGE`.
 """
 
 from __future__ import annotations
@@ -27,16 +29,21 @@ from transport.relay.service import serve_relay
 from transport.relay.source import MigrationOrder, carry_as_source
 
 
-def die_at(moment: str) -> None:
-    when, _, state = moment.partition(":")
+def die_at(moments: str) -> None:
+    signals = {
+        each.removeprefix("stop-"): signal.SIGSTOP if each.startswith("stop-") else signal.SIGKILL
+        for each in moments.split(",")
+    }
     durable = spool._append_line
 
+    def reach(moment: str) -> None:
+        if moment in signals:
+            os.kill(os.getpid(), signals[moment])
+
     def append_line(path: Path, entry: dict[str, Any]) -> None:
-        if (when, state) == ("before", entry["state"]):
-            os.kill(os.getpid(), signal.SIGKILL)
+        reach(f"before:{entry['state']}")
         durable(path, entry)
-        if (when, state) == ("after", entry["state"]):
-            os.kill(os.getpid(), signal.SIGKILL)
+        reach(f"after:{entry['state']}")
 
     spool._append_line = append_line
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,10 +19,12 @@ import trio
 
 from gateway.demo.guest import GuestLayout, build_boot_image, count_passes, memory_problems
 from gateway.demo.machines import Qemu, dump_region, let_run, run_state, start_qemu, stop_qemu, wait_passes
+from policy.permit import Limits
 from tests.transport.journals import journals
-from tests.transport.relay.conftest import until
+from tests.transport.relay.conftest import until, with_limits
 from tests.transport.site import Site, write_toml
 from transport.hypervisors.errors import HypervisorError
+from transport.hypervisors.qemu import QemuMachine
 
 pytestmark = pytest.mark.real
 VM = "11111111-2222-4333-8444-555555555555"
@@ -55,6 +57,7 @@ async def machines(site: Site) -> AsyncIterator[Machines]:
 def write_config(site: Site, name: str, listen: str = "127.0.0.1:0") -> Path:
     """The TOML file of a relay that drives QEMU by QMP."""
     config = site.relay_config(name, kind="qmp", qmp_socket=str(site.folder / f"q{name}" / "{uuid}" / "qmp.sock"))
+    config = with_limits(config, resume_seconds=60.0)  # as it is by default
     config = msgspec.structs.replace(config, relay=msgspec.structs.replace(config.relay, listen=listen))
     return write_toml(config, site.folder / f"relay-{name}.toml")
 
@@ -147,29 +150,41 @@ async def test_a_guest_moves_whole_and_goes_on_counting(site: Site, machines: Ma
     assert memory_problems(before, after, LAYOUT, count_passes(printed)) == []
 
 
-# Where the guest runs in the end, by the moment at which a relay dies: the rows of docs/failures.md.
+# By the moment at which a relay dies: the run states at the source and the destination while it is dead, and where the
+# guest runs in the end. The rows of docs/failures.md.
+WAITS, WHOLE = ("running", "inmigrate"), ("postmigrate", "paused")
+BOTH_KNOW, MOVED = ("postmigrate", "running"), ("gone", "running")
 SOURCE_DIES = {
-    "before:begun": "source",
-    "after:begun": "source",
-    "before:handed-over": "source",
-    "after:handed-over": "destination",
-    "before:outcome-running": "destination",
-    "after:outcome-running": "destination",
-    "before:ended": "destination",
-    "after:ended": "destination",
+    "before:begun": (WAITS, "source"),
+    "after:begun": (WAITS, "source"),
+    "before:handed-over": (WHOLE, "source"),
+    "after:handed-over": (WHOLE, "destination"),
+    "before:outcome-running": (BOTH_KNOW, "destination"),
+    "after:outcome-running": (BOTH_KNOW, "destination"),
+    "before:ended": (MOVED, "destination"),
+    "after:ended": (MOVED, "destination"),
 }
 DESTINATION_DIES = {
-    "before:admitted": "source",
-    "after:admitted": "source",
-    "before:prepared": "source",
-    "after:prepared": "source",
-    "before:running": "destination",
-    "after:running": "destination",
-    "before:started": "destination",
-    "after:started": "destination",
-    "before:ended": "destination",
-    "after:ended": "destination",
+    "before:admitted": (WAITS, "source"),
+    "after:admitted": (WAITS, "source"),
+    "before:prepared": (WAITS, "source"),
+    "after:prepared": (WAITS, "source"),
+    "before:running": (WHOLE, "destination"),
+    "after:running": (WHOLE, "destination"),
+    "before:started": (BOTH_KNOW, "destination"),
+    "after:started": (BOTH_KNOW, "destination"),
+    "before:ended": (MOVED, "destination"),
+    "after:ended": (MOVED, "destination"),
 }
+LEFT_ALONE = {"before:begun", "after:begun", "before:admitted", "after:admitted", "before:prepared"}
+
+
+async def wait_states(machines: Machines, expected: tuple[str, str]) -> None:
+    """Until the guests' run states are these. While a relay is dead they stay so."""
+    with trio.fail_after(20):
+        while (found := (await state_of(machines.source), await state_of(machines.destination))) != expected:
+            await trio.sleep(0.05)
+    assert found == expected
 
 
 @pytest.mark.parametrize("moment", SOURCE_DIES)
@@ -177,29 +192,68 @@ async def test_source_relay_killed(site: Site, machines: Machines, moment: str) 
     permit = site.folder / "permit"
     permit.write_text(site.permit(vm=VM))
     config = write_config(site, "a")
+    at_once, where = SOURCE_DIES[moment]
     async with relay(write_config(site, "b")) as destination:
         async with relay(config, moment, str(permit), destination.address) as source:
             await until(lambda: source.process.poll() is not None, 90)
-        if moment.endswith(":begun"):
-            assert await run_state(machines.source) == "running"
-            if moment == "before:begun":
-                return  # nothing was begun: nobody is owed anything
+        await wait_states(machines, at_once)
+        if moment == "before:begun":
+            return  # nothing was begun: nobody is owed anything
         async with relay(config):
-            assert await wait_one_place(site, machines) == SOURCE_DIES[moment]
-            await require_one_guest(machines, SOURCE_DIES[moment])
+            assert await wait_one_place(site, machines) == where
+            await require_one_guest(machines, where)
+            await require_discarded(machines, where, moment)
 
 
 @pytest.mark.parametrize("moment", DESTINATION_DIES)
 async def test_destination_relay_killed(site: Site, machines: Machines, moment: str) -> None:
     permit = site.folder / "permit"
     permit.write_text(site.permit(vm=VM))
-    where = DESTINATION_DIES[moment]
+    at_once, where = DESTINATION_DIES[moment]
     async with relay(write_config(site, "b"), moment) as destination:
         address = destination.address
         async with relay(write_config(site, "a"), "never", str(permit), address) as source:
             await until(lambda: destination.process.poll() is not None, 90)
+            await wait_states(machines, at_once)
             async with relay(write_config(site, "b", listen=address)):
                 assert await wait_one_place(site, machines) == where
                 await require_one_guest(machines, where)
+                await require_discarded(machines, where, moment)
                 ended = ("completed",) if where == "destination" else ("failed",)
                 await until(lambda: any(line.startswith(ended) for line in source.lines("news")), 90)
+
+
+async def require_discarded(machines: Machines, where: str, moment: str) -> None:
+    """A QEMU in which a guest may have been is ended; one that the dead relay did not know as its own waits on."""
+    if where == "source":
+        await wait_states(machines, WAITS if moment in LEFT_ALONE else ("running", "gone"))
+
+
+@pytest.mark.parametrize("who", ["source", "destination"])
+async def test_a_relay_killed_while_memory_is_on_its_way(site: Site, machines: Machines, who: str) -> None:
+    permit = site.folder / "permit"
+    slow = Limits(max_channels=16, bandwidth_bytes_per_second=1 << 20)
+    permit.write_text(site.permit(vm=VM, limits=slow))
+    config = write_config(site, "a")
+    async with AsyncExitStack() as stack:
+        at_destination = await stack.enter_async_context(relay(write_config(site, "b")))
+        address = at_destination.address
+        at_source = await stack.enter_async_context(relay(config, "never", str(permit), address))
+        await wait_sent(machines.source, 1 << 20)
+        victim = at_source if who == "source" else at_destination
+        victim.process.kill()
+        victim.process.wait()
+        await require_one_guest(machines, "source")
+        await stack.enter_async_context(relay(config if who == "source" else write_config(site, "b", address), "anew"))
+        assert await wait_one_place(site, machines) == "source"
+        await wait_states(machines, ("running", "gone"))
+        await require_one_guest(machines, "source")
+
+
+async def wait_sent(machine: Qemu, size_bytes: int) -> None:
+    """Until QEMU has sent so much."""
+    async with await QemuMachine.connect(machine.observer_socket) as observer:
+        await observer.status()
+        with trio.fail_after(60):
+            while (await observer.progress()).transferred_bytes < size_bytes:
+                await trio.sleep(0.05)

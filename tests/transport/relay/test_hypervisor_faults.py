@@ -310,6 +310,27 @@ async def test_sources_qemu_killed_when_the_destination_has_everything(
     await wait_passes(destination, count_passes(before) + 3, earlier=before)
 
 
+async def test_destinations_qemu_killed_once_it_was_chosen_leaves_the_guest_to_an_operator(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have run for a moment. Who is asked again and again does not do ever more of it at once."""
+    source, destination = await stage.start("a"), await stage.start("b", incoming=True)
+    at_state(monkeypatch, "running", lambda: os.kill(destination.pid, signal.SIGKILL))
+    with capture_logs() as logs:
+
+        def said(words: str) -> int:
+            return sum(words in log["event"] for log in logs)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stage.move, stage.permit())
+            await until(lambda: said("cannot ask for the outcome yet") > 20, 60)
+            assert await run_state(source) == "postmigrate"
+            (shown,) = stage.destination.board.document()["sessions"]
+            nursery.cancel_scope.cancel()
+    assert said("session cannot be settled yet") < 2 * said("cannot ask for the outcome yet")
+    assert "if its hypervisor has ended, docs/failures.md says what to do" in shown["message"]
+
+
 async def test_destinations_qemu_hangs_at_the_handover_and_is_fenced(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
