@@ -220,6 +220,7 @@ class Admissions:
                 name,
                 session_id=key[1],
                 source=key[0],
+                vm=permit.claims.vm,
                 permit=permit.token,
                 **other_in_journal(permit),
                 folder=str(folder),

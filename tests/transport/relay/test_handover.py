@@ -54,10 +54,10 @@ async def machines(site: Site) -> AsyncIterator[Machines]:
         await stop_qemu(destination)
 
 
-def write_config(site: Site, name: str, listen: str = "127.0.0.1:0") -> Path:
-    """The TOML file of a relay that drives QEMU by QMP."""
+def write_config(site: Site, name: str, listen: str = "127.0.0.1:0", *, resume_seconds: float = 60.0) -> Path:
+    """The TOML file of a relay that drives QEMU by QMP. `resume_seconds`: as they are by default."""
     config = site.relay_config(name, kind="qmp", qmp_socket=str(site.folder / f"q{name}" / "{uuid}" / "qmp.sock"))
-    config = with_limits(config, resume_seconds=60.0)  # as it is by default
+    config = with_limits(config, resume_seconds=resume_seconds)
     config = msgspec.structs.replace(config, relay=msgspec.structs.replace(config.relay, listen=listen))
     return write_toml(config, site.folder / f"relay-{name}.toml")
 

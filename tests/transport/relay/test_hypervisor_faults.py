@@ -148,11 +148,13 @@ async def test_another_vm_behind_the_destinations_monitor_is_refused_and_left_al
     source = await stage.start("a")
     other = await stage.start("b", OTHER_VM)
     waiting = await stage.start("b", OTHER_VM, at=OTHER_VM, incoming=True)
-    news = await stage.move(stage.permit())
+    permit = stage.permit()
+    news = await stage.move(permit)
     assert (news.state, "hypervisor" in news.message) == ("failed", True)
     await require_counting(source)
     await require_counting(other)
     assert await run_state(waiting) == "inmigrate"
+    assert "permit_replayed" in (await stage.move(permit)).message, "it is spent"
 
 
 async def test_a_guest_that_runs_where_a_waiting_qemu_should_be_is_not_killed(stage: Stage) -> None:
@@ -385,8 +387,9 @@ async def test_cancelled_midway(stage: Stage) -> None:
 
 
 @asynccontextmanager
-async def moving_without_network(stage: Stage) -> AsyncIterator[None]:
-    """A guest is on its way when the network goes; in the end the source has kept it, and the destination let it go."""
+async def moving_without_network(stage: Stage, *, hears_of_it: bool = False) -> AsyncIterator[None]:
+    """A guest is on its way when the network goes; in the end the source has kept it, and the destination let it go:
+    before the network is back, or because it `hears_of_it` then."""
     async with network_to(split_address(stage.address, "relay")) as network:
         stage.address = network.address
         source, destination = await stage.start("a"), await stage.start("b", incoming=True)
@@ -397,15 +400,18 @@ async def moving_without_network(stage: Stage) -> AsyncIterator[None]:
             assert network.cut("lane", "control")
             yield
             await require_counting(source)
+            assert not (hears_of_it and destination.ended)
+            network.is_down = not hears_of_it
             await until(lambda: destination.ended, 30)
             network.is_down = False
     await require_kept_by_source(stage, source, destination, stage.told[-1].state)
 
 
-async def test_cancelled_while_there_is_no_network(site: Site) -> None:
-    """At once at the source; the destination, which cannot hear of it, lets go when its patience is over."""
-    limits = {**LIMITS, "resume_seconds": 4.0, "silence_seconds": 2.0}
-    async with staged(site, limits) as stage, moving_without_network(stage):
+@pytest.mark.parametrize("patience", [4.0, 60.0])
+async def test_cancelled_while_there_is_no_network(site: Site, patience: float) -> None:
+    """At once at the source; the destination lets go when its patience is over, or sooner when it hears of it."""
+    limits = {**LIMITS, "resume_seconds": patience, "silence_seconds": 2.0}
+    async with staged(site, limits) as stage, moving_without_network(stage, hears_of_it=patience > 30):
         await until(lambda: any(each.is_reconnecting() for each in stage.source.board.entries), 10)
         stage.cancelled.set()
         await until(lambda: stage.told[-1].state == "cancelled", 10)

@@ -70,3 +70,19 @@ async def test_a_guest_in_post_copy_outlasts_the_deadline_of_its_destination(sho
     within = partial(stage_over_network, [], {"migration_deadline_seconds": 4.0}, host=host)
     assert await move(slow, short_path, meddle=look, within=within)
     assert not [news for news in seen[0].news if "interrupted" in news.message]
+
+
+async def test_a_guest_in_post_copy_outlasts_the_session_of_its_permit(short_path: Path) -> None:
+    """Its source interrupts it then, and recovers it at once."""
+    now = int(time.time())
+    how = How(post_copy_after_seconds=0, post_copy_bytes_per_second=2 * MIB)
+    times = {"exp": now + 10, "session_until": now + 12}
+    slow = replace(NAMED["post-copy"], how=how, bandwidth=40 * MIB, claims=times)
+    seen: list[Stage] = []
+
+    async def look(here: Stage) -> None:
+        seen.append(here)
+
+    assert await move(slow, short_path, meddle=look)
+    assert time.time() > now + 12
+    assert [news for news in seen[0].news if "interrupted; the relays are recovering it" in news.message]
