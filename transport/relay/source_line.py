@@ -53,6 +53,7 @@ class SourceLine:
         self._answers: dict[type, Outcome | Receipt] = {}
         self._has_ended = False
         self._state = State.BEGINNING
+        self._was_busy = False  # D, which may be about to be restarted
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Connect, and again whenever the connection is lost; started once D has answered for the first time.
@@ -159,6 +160,7 @@ class SourceLine:
             # D has no place now, or never had our first offer, or another host answers at its address, for now: whoever
             # sits in between can do the latter two, and must end nobody's session.
             never_heard = session.is_offered and cause.code is RefusalCode.SESSION_UNKNOWN
+            self._was_busy |= cause.code is RefusalCode.BUSY
             if is_beginning and (never_heard or cause.code is RefusalCode.BUSY):
                 return Event.NEVER_HEARD
             is_another = self._state is State.LOST and cause.code is RefusalCode.PERMIT_PARTIES
@@ -167,7 +169,9 @@ class SourceLine:
             return Event.VIOLATION
         if not is_beginning:
             return Event.LOST
-        return Event.OFFER_LOST if session.is_offered or isinstance(cause, AnswerLost) else Event.NOT_OFFERED
+        if session.is_offered or isinstance(cause, AnswerLost):
+            return Event.OFFER_LOST
+        return Event.AWAY if self._was_busy else Event.NOT_OFFERED
 
     def _follow(self, event: Event) -> State:
         self._state = follow(Role.SOURCE, self._state, event).state

@@ -25,6 +25,7 @@ class Event(Enum):
     """What happens, in the words of the document."""
 
     NOT_OFFERED = "no connection, or lost before the offer was sent"
+    AWAY = "no connection, after a refusal `busy`"
     OFFER_LOST = "lost after an offer was sent"
     ANSWERED = "answer with true counts"
     NEVER_HEARD = "refusal `busy`, or `session_unknown` to the `resume` that follows a lost answer"
@@ -54,6 +55,7 @@ _HELD = "close all and the hypervisor's connections; discard, or hold a whole gu
 
 TABLE: dict[tuple[Role, State, Event], Step] = {
     (_S, _BEGINNING, Event.NOT_OFFERED): Step(_OVER, "refused: nothing was touched"),
+    (_S, _BEGINNING, Event.AWAY): Step(_BEGINNING, "pause; next time `begin`"),
     (_S, _BEGINNING, Event.OFFER_LOST): Step(_BEGINNING, "pause; next time `resume` with empty `next`"),
     (_S, _BEGINNING, Event.ANSWERED): Step(_CONNECTED, "the hypervisor may connect; `open`, lanes"),
     (_S, _BEGINNING, Event.NEVER_HEARD): Step(_BEGINNING, "pause; next time `begin`"),
