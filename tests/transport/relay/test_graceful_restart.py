@@ -36,7 +36,8 @@ SERVE = (
 @asynccontextmanager
 async def served(config: Path, held: socket.socket | None) -> AsyncIterator[subprocess.Popen[bytes]]:
     """A relay as systemd starts it, which may hold its port."""
-    command, descriptors = [sys.executable, "-c", SERVE, str(config)], ()
+    command: list[str] = [sys.executable, "-c", SERVE, str(config)]
+    descriptors: tuple[int, ...] = ()
     if held is not None:
         descriptors = (held.fileno(),)
         given = f'exec env LISTEN_PID=$$ LISTEN_FDS=1 "$@" 3<&{held.fileno()}'
