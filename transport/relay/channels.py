@@ -166,8 +166,13 @@ class Channels:
         return {str(number): channel.window.sent for number, channel in enumerate(self.all)}
 
     def acknowledged(self, written: Mapping[str, int]) -> None:
-        """The peer's word, checked by the order of the control connection and by each window. `ProtocolViolation`."""
+        """The peer's word, checked by the order of the control connection and by each window. `ProtocolViolation`.
+
+        One that was announced once the outcome was chosen was not dialled for: nothing was sent on it, or said to be.
+        """
         for number, count in written.items():
+            if int(number) >= len(self.all):
+                continue
             channel = self.all[int(number)]
             channel.acknowledge(count)
             if channel.has_arrived:

@@ -550,3 +550,18 @@ async def test_a_host_that_is_revoked_before_it_offers_is_refused_though_it_was_
         pair.destination.identity.reload(now())
         assert await revoked.offer(permit) is None
     assert states(pair.destination) == []
+
+
+async def test_an_acknowledgement_on_a_channel_that_came_too_late_is_none_and_no_bug(
+    pair: Pair, vm_listener: trio.SocketListener
+) -> None:
+    """It was announced once the destination had chosen, which did not dial for it; each time there was a traceback."""
+    with capture_logs() as logs:
+        async with begun(pair, pair.site.permit(vm=VM)) as driver:
+            await driver.send(Handover())
+            assert await driver.hear() == Outcome("discarded")
+            await driver.send(Open(0, "memory"), Ack({"0": 0}), Bye())
+            assert await driver.hear_all() == []
+    assert not [log for log in logs if log["event"].startswith("bug")]
+    await until(lambda: states(pair.destination) == [])
+    await require_still_carrying(pair)
