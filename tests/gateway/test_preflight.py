@@ -186,6 +186,14 @@ def test_a_domains_needs_are_read_from_its_xml() -> None:
     )
 
 
+@pytest.mark.parametrize("kind", ["network", "bridge"])  # by the network's <forward mode>
+def test_of_a_guest_on_a_network_of_libvirts_the_bridge_is_the_networks_own_affair(kind: str) -> None:
+    """As libvirt shows a guest that runs; what arrives at the destination names the network alone."""
+    plugged = f"<interface type='{kind}'><source network='default' portid='5425b9dc' bridge='virbr0'/></interface>"
+    machine = read_machine(XML.replace("<interface type='bridge'>", f"{plugged}<interface type='bridge'>"), "running")
+    assert (machine.networks, machine.bridges) == (("default", "prod"), ("br0",))
+
+
 @pytest.mark.real
 async def test_a_real_libvirtd_answers_what_is_missing() -> None:
     async with libvirtd() as daemon:

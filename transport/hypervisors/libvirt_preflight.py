@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 from xml.etree import ElementTree
@@ -44,6 +44,7 @@ def read_machine(xml: str, state: str) -> Machine:
     page = domain.find("./memoryBacking/hugepages/page")
     hugepages = domain.find("./memoryBacking/hugepages")
     devices = devices_of(xml)
+    plugged = domain.findall("./devices/interface/source")  # beside its network libvirt notes that one's bridge
     return Machine(
         kind="libvirt",
         state=state,
@@ -59,8 +60,8 @@ def read_machine(xml: str, state: str) -> Machine:
         devices=devices,
         blocked=tuple(_blockers(domain))[:32],
         disks=tuple(_disk(disk) for disk in domain.findall("./devices/disk")[:64]),
-        networks=_sources(domain, "network"),
-        bridges=_sources(domain, "bridge"),
+        networks=_words(each.get("network", "") for each in plugged),
+        bridges=_words(each.get("bridge", "") for each in plugged if not each.get("network")),
         secrets=tuple(sorted({each.get("uuid", "") for each in domain.iter("secret") if each.get("uuid")}))[:64],
     )
 
@@ -255,9 +256,8 @@ def _disk(disk: ElementTree.Element) -> Disk:
     )
 
 
-def _sources(domain: ElementTree.Element, kind: str) -> tuple[str, ...]:
-    found = {source.get(kind, "") for source in domain.findall("./devices/interface/source")}
-    return tuple(sorted(name[:255] for name in found if name))[:64]
+def _words(found: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted({name[:255] for name in found if name}))[:64]
 
 
 def _text(domain: ElementTree.Element, path: str) -> str:
