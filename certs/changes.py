@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from certs.files import is_folder
+
 Marks = tuple[tuple[str, int, int, int, int], ...]
 
 
@@ -14,7 +16,7 @@ def marks_of(paths: Iterable[Path]) -> Marks:
 
 
 def _files(path: Path) -> list[Path]:
-    return [path, *sorted(path.glob("*.pem"))] if path.is_dir() else [path]
+    return [path, *sorted(path.glob("*.pem"))] if is_folder(path) else [path]
 
 
 def _mark(path: Path) -> tuple[str, int, int, int, int]:

@@ -82,7 +82,7 @@ def read_private(path: Path, limit_bytes: int) -> bytes:
         problem, remedy = "cannot be opened (Permission denied)", f"run: chown {os.geteuid()} {path}, or see its folder"
         raise KeyFileError(path, problem, remedy) from None
     except OSError as error:
-        raise KeyFileError(path, f"cannot be opened ({error.strerror})", "give the path of a private key") from None
+        raise KeyFileError(path, f"cannot be opened ({error.strerror})", "check the path") from None
     try:
         _require_private(path, os.fstat(descriptor))
         data = os.read(descriptor, limit_bytes + 1)
@@ -134,12 +134,20 @@ def read_crl(path: Path) -> x509.CertificateRevocationList:
 
 def read_crls(path: Path) -> tuple[x509.CertificateRevocationList, ...]:
     """The CRL of a file, or those of all `*.pem` of a folder, one in each. Raises `CredentialError`."""
-    if not path.is_dir():
+    if not is_folder(path):
         return (read_crl(path),)
     found = tuple(map(read_crl, crl_files(path)))
     if not found:
         raise CredentialError(path, "is a folder without a CRL", "fetch the CRL of every CA into it")
     return found
+
+
+def is_folder(path: Path) -> bool:
+    """Not one that may not even be looked at: whoever reads it then, as a file, says what is in the way."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
 
 
 def crl_files(folder: Path) -> list[Path]:

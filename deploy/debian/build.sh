@@ -83,6 +83,7 @@ else
     summary="decides on, records and permits live migrations of virtual machines"
     recommends="Recommends: bash-completion
 Suggests: python3-gssapi"
+    depends="$depends, passwd"
 fi
 chmod 750 "$root/etc/sealane"
 

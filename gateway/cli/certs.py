@@ -286,7 +286,11 @@ def check(directory: DirectoryArgument, as_json: JsonOption = False) -> None:
     from gateway.errors import StartRefused
 
     now = datetime.now(UTC)
-    if not (directory / "ca.pem").exists():
+    try:
+        holds_ca = (directory / "ca.pem").exists()
+    except OSError as error:
+        raise BadConfiguration(f"{directory}: {error.strerror}", OPERATOR, "run as root, or as its owner") from error
+    if not holds_ca:
         raise BadConfiguration(f"{directory} holds no CA", OPERATOR, "name the folder of `sealane certs init`")
     # Found by who asks, who may be root: another user may not see the folder, and nothing would be wrong in it then.
     keys = [path for path in sorted(directory.glob("**/*.key")) if not _is_elsewhere(path)]

@@ -63,7 +63,10 @@ def doctor(
 
 
 def _configured() -> list[Path]:
-    found = [path for path in (FOLDER / "relay.toml", FOLDER / "gateway.toml") if path.exists()]
+    try:
+        found = [path for path in (FOLDER / "relay.toml", FOLDER / "gateway.toml") if path.exists()]
+    except OSError as error:
+        raise BadConfiguration(f"{FOLDER}: {error.strerror}", OPERATOR, "run as root") from error
     if not found:
         raise BadConfiguration(
             f"neither relay.toml nor gateway.toml is in {FOLDER}", OPERATOR, "name the file with --config"

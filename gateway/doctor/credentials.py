@@ -12,7 +12,7 @@ from cryptography import x509
 
 from certs.errors import CertificateError
 from certs.federation import read_bundle
-from certs.files import read_certificates, read_crl, read_private_key
+from certs.files import is_folder, read_certificates, read_crl, read_private_key
 from gateway.counted import counted
 from gateway.doctor.finding import Finding
 
@@ -76,7 +76,7 @@ def site_findings(trust_domain: str, bundle: Path, crls: Sequence[Path], now: da
 
 
 def _crl_files(path: Path) -> list[Path]:
-    return (sorted(path.glob("*.pem")) or [path]) if path.is_dir() else [path]
+    return (sorted(path.glob("*.pem")) or [path]) if is_folder(path) else [path]
 
 
 def key_finding(path: Path) -> Finding:

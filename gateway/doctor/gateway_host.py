@@ -11,7 +11,7 @@ from typing import Final
 import gateway.config as configuration
 from certs.authority import Authority
 from certs.errors import CertificateError
-from certs.files import read_passphrase
+from certs.files import is_folder, read_passphrase
 from gateway.composition.key_files import signing_kinds
 from gateway.config import GatewayConfig
 from gateway.counted import counted
@@ -94,7 +94,7 @@ def _people(config: GatewayConfig) -> Iterator[Finding]:
 def _line_files(config: GatewayConfig) -> Iterator[Finding]:
     """A gateway starts without them, as it does while any other receiver is away."""
     for table in config.siem.sinks:
-        if isinstance(table, FileTable) and not (folder := config.path(table.path).parent).is_dir():
+        if isinstance(table, FileTable) and not is_folder(folder := config.path(table.path).parent):
             remedy = f"make {folder}, writable to who runs the gateway: nothing is delivered there until then"
             yield Finding("siem", "wrong", f"sink {table.name}: its file has no folder", remedy)
 

@@ -74,6 +74,8 @@ systemctl stop $relay
 systemctl start sealane-relay.socket && systemctl start $relay && echo "by socket $(is ActiveState)"
 sealane relay status --json | tail -1
 journalctl -u $relay --no-pager >/tried/journal
+dpkg --remove sealane-relay >/dev/null 2>&1
+echo "removed $(systemctl is-active sealane-relay.socket)"
 """
 
 
@@ -107,3 +109,4 @@ def test_its_unit_starts_it_reloads_it_and_starts_it_again(package: Path, tmp_pa
     assert lines[4:6] == ["700 /var/lib/sealane", "711 /run/sealane"]
     assert lines[6:9] == ["reloaded active 1", "killed active 2", "by socket active"], trouble
     assert '"sessions":[]' in lines[9].replace(" ", ""), lines[9]
+    assert lines[10] == "removed inactive"

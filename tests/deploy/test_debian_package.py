@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -116,13 +117,30 @@ grep -c sealane /usr/share/bash-completion/completions/sealane
     assert wrong == {"gateway"}  # which does not run
 
 
+def test_the_gateways_folder_is_its_users_before_the_first_start(package: Path, top: Path, tmp_path: Path) -> None:
+    """Or the doctor, as that user, sees nothing of the issuing CA that the pages have laid down in it."""
+    work = tmp_path / "work"
+    work.mkdir()
+    shutil.copy(ROOT / "deploy" / "debian" / "gateway.postinst", work)
+    script = """
+/tmp/work/gateway.postinst configure >&2
+stat -c '%a %U %G' /etc/sealane /var/lib/sealane-gateway
+chmod 711 /var/lib/sealane-gateway
+/tmp/work/gateway.postinst configure 0.1.0 >&2
+stat -c %a /var/lib/sealane-gateway
+"""
+    said = in_root(top, package, work, script).splitlines()
+    assert said == ["750 root sealane-gateway", "700 sealane-gateway sealane-gateway", "711"]
+
+
 def test_a_purge_keeps_state_and_leaves_nothing_enabled(package: Path, top: Path, tmp_path: Path) -> None:
     script = """
 mkdir -p /var/lib/sealane && echo owed >/var/lib/sealane/journal && echo mine >/etc/sealane/relay.toml
 systemctl enable sealane-relay.service sealane-relay.socket 2>/dev/null
 find /etc/systemd -name 'sealane*' | wc -l
-dpkg --purge sealane-relay >/dev/null 2>&1
+dpkg --purge sealane-relay 2>&1 >/dev/null | grep -o "revoke the host"
 find /etc/systemd -name 'sealane*' | wc -l
 cat /var/lib/sealane/journal /etc/sealane/relay.toml
 """
-    assert in_root(top, package, tmp_path / "work", script).splitlines() == ["2", "0", "owed", "mine"]
+    said = in_root(top, package, tmp_path / "work", script).splitlines()
+    assert said == ["2", "revoke the host", "0", "owed", "mine"]

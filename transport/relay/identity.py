@@ -20,6 +20,7 @@ from certs.crl_folder import MAX_FOREIGN_BYTES, keep_crls
 from certs.crls import newest_crls
 from certs.errors import Check, CredentialError, PeerRefused
 from certs.federation import load_foreign
+from certs.files import is_folder
 from certs.identity import SpiffeId
 from certs.introduction import authority_key_id, crl_id, root_id
 from certs.tls import local_leaf_sha256, server_context
@@ -109,7 +110,7 @@ class Identity:
     def keep_foreign_crls(self, trust_domain: str, texts: list[str]) -> int:
         """As `keep_crls`, for another site that is configured; what is told of others is left."""
         site = next((each for each in self.sites if each.trust_domain == trust_domain), None)
-        if site is None or len(site.crls) != 1 or not Path(site.crls[0]).is_dir():
+        if site is None or len(site.crls) != 1 or not is_folder(Path(site.crls[0])):
             return 0
         roots = next((each.trust.anchors for each in self.credentials.foreign if each.trust_domain == trust_domain), ())
         return keep_crls(Path(site.crls[0]), texts, roots, MAX_FOREIGN_BYTES)

@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from certs import layout
 from certs.authority import Authority
+from certs.changes import marks_of
 from certs.files import read_private_key, write_private_key
 from gateway.cli.certs import check
 from gateway.doctor.credentials import certificate_findings, crl_findings
@@ -28,6 +29,7 @@ from gateway.doctor.relay_host import relay_host_findings
 from gateway.doctor.service_user import as_service_user
 from gateway.errors import StartRefused
 from gateway.starter import Site
+from tests.gateway.cli.invoking import invoke
 from tests.gateway.rolling_site import rolling_site
 from tests.gateway.test_watch import edit
 
@@ -97,6 +99,34 @@ def test_root_sees_a_gateways_files_as_the_user_whom_it_runs_as(site: Site) -> N
         assert {each.check for each in wrong()} == {"private_key"}
         assert all(f"chown {service.pw_uid} " in each.message for each in wrong())
         assert os.geteuid() == 0
+
+
+def test_what_the_gateway_may_not_even_look_at_is_named_and_ends_nothing(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder of root's alone, as a first `certs init-issuing` made it: the doctor and the gateway died of it."""
+    service = pwd.getpwnam("nobody")
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        shutil.copytree(site.directory, folder / "site")
+        (folder / "site" / "state").mkdir(mode=0o700)
+        for each in (folder / "site", *(folder / "site").rglob("*")):
+            os.chown(each, service.pw_uid, service.pw_gid)
+        certs = folder / "site" / "certs"
+        os.chown(certs, 0, 0)
+        certs.chmod(0o700)
+        found = gateway_host_findings(folder / "site" / site.gateway_config.name, Path("/"), datetime.now(UTC))
+        assert [each.message for each in found if each.check == "crl"] == [
+            f"{certs}/crl.pem: cannot be read (Permission denied); check the path and its permissions"
+        ]
+        monkeypatch.setattr("gateway.cli.doctor.FOLDER", certs)
+        with as_service_user(folder / "site" / "state"):
+            assert marks_of([certs / "crl.pem"]) == ((str(certs / "crl.pem"), 0, 0, 0, 0),)
+            for command in (["doctor"], ["certs", "check", str(certs)]):
+                refused = invoke(*command)
+                assert refused.exit_code == 2
+                assert f"{certs}: Permission denied; the operator must act; run as root" in refused.stderr
 
 
 def test_root_that_may_not_take_the_users_place_says_so(
