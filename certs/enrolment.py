@@ -17,6 +17,7 @@ from typing import Final
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from certs.errors import UNREADABLE, CredentialError
@@ -83,7 +84,7 @@ def requested_key(pem: bytes) -> ec.EllipticCurvePublicKey:
     return key
 
 
-def public_key_sha256(key: ec.EllipticCurvePublicKey) -> bytes:
+def public_key_sha256(key: CertificatePublicKeyTypes) -> bytes:
     return hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).digest()
 
 

@@ -90,7 +90,7 @@ def revoke(
         print_json({"outcome": "revoked", **done})
     else:
         say(f"Revoked {done['host']}: {counted(len(done['serials']), 'certificate')}, CRL {done['crl_number']}.")
-        say(f"Relays have it once their poll returns. To let the host in again: sealane certs token {host}")
+        say(f"Relays have it once their poll returns. The host comes back with a new key: sealane certs token {host}")
 
 
 def enrol(

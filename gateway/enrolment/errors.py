@@ -13,6 +13,13 @@ class EnrolmentRefused(RequesterError):
     next_step = "ask for a new token: sealane certs token HOST"
 
 
+class KeyRevoked(EnrolmentRefused):
+    """Told as it is: the token was good, and stays so."""
+
+    code = "key_revoked"
+    next_step = "move host.key out of the folder `identity` of the relay's state and enrol again, with the same token"
+
+
 class AuthorityFailed(OperatorError):
     code = "authority_failed"
     next_step = "look at the folder of [enrolment] authority and at the gateway's log"

@@ -27,7 +27,7 @@ from gateway.counted import counted
 from gateway.crowds import crowd_of
 from gateway.deciding import decision_document
 from gateway.enrolment.crls import Crls
-from gateway.enrolment.errors import AuthorityFailed, EnrolmentRefused
+from gateway.enrolment.errors import AuthorityFailed, EnrolmentRefused, KeyRevoked
 from gateway.enrolment.one_thread import OneThread
 from gateway.enrolment.register import Note, Register, Spend, Token, issued
 from gateway.enrolment.revoking import REVOKED, TOKEN_ISSUED, Revoking
@@ -129,12 +129,16 @@ class Office:
             self._require_patience(spiffe_id)
             key = requested_key(request)
             key_sha256 = public_key_sha256(key)
+            if await self.thread.do(self._register.has_revoked, key_sha256):
+                raise KeyRevoked("the key of this host was revoked: somebody else may have it")
             chain = await self._issue(token.host, key, now)
             certificate = issued(token.host, chain[0])
             if not await self._writer.write(Spend(sha256, key_sha256, certificate, int(now.timestamp()))):
                 raise EnrolmentRefused("the token was used already, for another key", code="token_used")
         except (CredentialError, EnrolmentRefused, NotKnown, RequestRefused) as error:
             await self._refuse(error, text, address)
+            if isinstance(error, KeyRevoked):
+                raise
             raise EnrolmentRefused("the token is not accepted: unknown, expired, withdrawn or used already") from error
         details = {
             "client_address": address,

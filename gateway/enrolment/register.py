@@ -13,6 +13,8 @@ from pathlib import Path
 
 from cryptography import x509
 
+from certs.enrolment import public_key_sha256
+
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS tokens (
     sha256 BLOB PRIMARY KEY, host TEXT NOT NULL, expires INTEGER NOT NULL, issued_by TEXT NOT NULL,
@@ -22,6 +24,8 @@ CREATE TABLE IF NOT EXISTS certificates (
     serial TEXT PRIMARY KEY, host TEXT NOT NULL, not_after INTEGER NOT NULL, revoked INTEGER
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS certificates_by_host ON certificates (host, not_after);
+CREATE TABLE IF NOT EXISTS keys (serial TEXT PRIMARY KEY, sha256 BLOB NOT NULL) STRICT, WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS keys_by_sha256 ON keys (sha256);
 """
 _KEEP_SECONDS = 30 * 86_400
 
@@ -38,16 +42,18 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Issued:
-    """`serial` in lower hex; `not_after` in Unix seconds."""
+    """`serial` in lower hex; `not_after` in Unix seconds; `key_sha256`: see `public_key_sha256`."""
 
     serial: str
     host: str
     not_after: int
+    key_sha256: bytes
 
 
 def issued(host: str, leaf: x509.Certificate) -> Issued:
     """As the register knows it."""
-    return Issued(f"{leaf.serial_number:x}", host, int(leaf.not_valid_after_utc.timestamp()))
+    ends = int(leaf.not_valid_after_utc.timestamp())
+    return Issued(f"{leaf.serial_number:x}", host, ends, public_key_sha256(leaf.public_key()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +117,9 @@ class Register:
     def know(self, issued: Issued) -> None:
         """Of a certificate that was issued by hand; nothing changes if it is known."""
         row = (issued.serial, issued.host, issued.not_after)
-        self._database.execute("INSERT OR IGNORE INTO certificates VALUES (?, ?, ?, NULL)", row)
+        with self._transaction() as database:
+            database.execute("INSERT OR IGNORE INTO certificates VALUES (?, ?, ?, NULL)", row)
+            database.execute("INSERT OR IGNORE INTO keys VALUES (?, ?)", (issued.serial, issued.key_sha256))
 
     def valid_serials(self, host: str, now: int) -> list[str]:
         """Of certificates that are neither expired nor revoked."""
@@ -131,6 +139,13 @@ class Register:
     def revoked(self) -> dict[str, int]:
         """Of all that was ever revoked: when it ends, by serial. A CRL that lost one gets it back from here."""
         return dict(self._database.execute("SELECT serial, not_after FROM certificates WHERE revoked IS NOT NULL"))
+
+    def has_revoked(self, key_sha256: bytes) -> bool:
+        """If a certificate of this key was revoked: then somebody else may have it."""
+        question = (
+            "SELECT 1 FROM keys JOIN certificates USING (serial) WHERE sha256 = ? AND revoked IS NOT NULL LIMIT 1"
+        )
+        return self._database.execute(question, (key_sha256,)).fetchone() is not None
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -156,7 +171,10 @@ def _insert(database: sqlite3.Connection, issued: Issued, now: int) -> bool:
     """What a host had long ago goes when it gets another: hosts renew several times a day, for years. What was revoked
     stays."""
     long_ago = (issued.host, now - _KEEP_SECONDS)
-    database.execute("DELETE FROM certificates WHERE host = ? AND not_after < ? AND revoked IS NULL", long_ago)
+    gone = "FROM certificates WHERE host = ? AND not_after < ? AND revoked IS NULL"
+    database.execute(f"DELETE FROM keys WHERE serial IN (SELECT serial {gone})", long_ago)  # noqa: S608 - our own words
+    database.execute(f"DELETE {gone}", long_ago)
     row = (issued.serial, issued.host, issued.not_after)
     database.execute("INSERT INTO certificates VALUES (?, ?, ?, NULL)", row)
+    database.execute("INSERT INTO keys VALUES (?, ?)", (issued.serial, issued.key_sha256))
     return True

@@ -110,7 +110,13 @@ async def test_a_relay_renews_without_restart_and_comes_back_by_a_new_token(site
             await revoke(running, "b")
             with pytest.raises(GatewayRefuses):
                 await link.ask("/v1/relay/poll", {"wait_seconds": 0})
-            again = await enrolled(running, host_folder, await token_of(running))
+            token = await token_of(running)
+            with pytest.raises(GatewayRefuses, match="somebody else may have it") as refused:
+                await enrolled(running, host_folder, token)
+            assert "host.key" in refused.value.next_step
+            key = next(host_folder.rglob("identity/host.key"))
+            key.rename(key.with_suffix(".revoked"))
+            again = await enrolled(running, host_folder, token)
             assert not again.wrote_config
             await until(lambda: host.credentials.chain[0] not in {first, second}, seconds=20)
             await until(lambda: running.gateway.desk.gate.dispatch.is_reachable(host.spiffe_id, 1), seconds=20)

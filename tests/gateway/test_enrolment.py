@@ -162,6 +162,22 @@ async def test_who_may_not_enrol_or_revoke_is_refused_on_record(site: Site) -> N
         assert (await running.client("a").post("/v1/relay/poll", json={"wait_seconds": 0})).status_code == 200
 
 
+async def test_a_host_that_was_revoked_comes_back_with_another_key_only(site: Site) -> None:
+    """Whoever has stolen the key would else be that host again, as soon as the new certificate is seen on the wire."""
+    async with enrolling(site) as running, stranger(running, site) as client:
+        key = new_key()
+        assert (await enrol(client, await token_of(running), key)).status_code == 200
+        await running.person(OFFICER).post("/v1/hosts/b/revocation", json={"reason": "stolen"})
+        token = await token_of(running)
+        refused = await enrol(client, token, key)
+        error = refused.json()["error"]
+        assert (refused.status_code, error["code"]) == (403, "key_revoked")
+        assert "host.key" in error["next_step"]
+        (record,) = await running.records("host.enrolment_refused")
+        assert "revoked" in record["details"]["because"]
+        assert (await enrol(client, token, new_key())).status_code == 200, "the token is not used up by that"
+
+
 async def test_a_host_that_the_inventory_does_not_list_gets_no_token(site: Site) -> None:
     async with enrolling(site) as running:
         answer = await running.person(OFFICER).post("/v1/enrolment/tokens", json={"host": "unlisted"})
@@ -276,7 +292,7 @@ async def test_a_revocation_that_is_on_record_is_done_though_who_asked_has_gone_
         assert serials_on_crl() == set(serials), "what is on record was done at the start"
         gate = running.gateway.desk.gate
         assert gate.minimum_crl_number == x509_number(site)
-        assert (await enrol(client, await token_of(running, "c"), key)).status_code == 200
+        assert (await enrol(client, await token_of(running, "c"), new_key())).status_code == 200
     async with running_gateway(site):
         assert serials_on_crl() == set(serials), "once"
 

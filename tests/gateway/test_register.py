@@ -7,23 +7,26 @@ from pathlib import Path
 from gateway.enrolment.register import Issued, Note, Register
 
 DAY = 86_400
+KEY, OTHER_KEY = b"k" * 32, b"o" * 32
 
 
 def test_years_of_renewals_leave_a_month_of_them(tmp_path: Path) -> None:
     register = Register(tmp_path / "hosts.sqlite")
     for day in range(400):
-        register.apply([Note(Issued(f"{day:x}", "a", (day + 1) * DAY), day * DAY)])
+        register.apply([Note(Issued(f"{day:x}", "a", (day + 1) * DAY, KEY), day * DAY)])
     (kept,) = register._database.execute("SELECT count(*) FROM certificates").fetchone()
     assert kept <= 33
+    assert register._database.execute("SELECT count(*) FROM keys").fetchone() == (kept,)
     assert register.valid_serials("a", 399 * DAY) == [f"{399:x}"]
     register.close()
 
 
 def test_what_was_revoked_stays_known(tmp_path: Path) -> None:
     register = Register(tmp_path / "hosts.sqlite")
-    register.apply([Note(Issued("1", "a", DAY), 0), Note(Issued("2", "b", DAY), 0)])
+    register.apply([Note(Issued("1", "a", DAY, KEY), 0), Note(Issued("2", "b", DAY, OTHER_KEY), 0)])
     register.revoke("a", ["1"], 1)
-    register.apply([Note(Issued("3", "a", 101 * DAY), 100 * DAY)])
+    register.apply([Note(Issued("3", "a", 101 * DAY, OTHER_KEY), 100 * DAY)])
     assert register.revoked() == {"1": DAY}
+    assert (register.has_revoked(KEY), register.has_revoked(OTHER_KEY)) == (True, False)
     assert register.valid_serials("b", 0) == ["2"]
     register.close()
