@@ -106,5 +106,6 @@ for script in postinst prerm postrm; do
     install -m 755 "deploy/debian/$kind.$script" "$root/DEBIAN/$script"
 done
 find "$root" -newermt "@$SOURCE_DATE_EPOCH" -exec touch --no-dereference --date="@$SOURCE_DATE_EPOCH" {} +
-dpkg-deb --root-owner-group --build "$root" "$out/sealane-${kind}_${version}_${arch}.deb" >/dev/null
+dpkg-deb --root-owner-group --build "$root" "$stage/package.deb" >/dev/null
+mv "$stage/package.deb" "$out/sealane-${kind}_${version}_${arch}.deb" # a build that is cut off leaves none
 echo "$out/sealane-${kind}_${version}_${arch}.deb"
