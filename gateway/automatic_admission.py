@@ -86,8 +86,9 @@ def _unexplained(gate: Gate, facts: Facts, host: str, decision: Decision) -> Gat
     seen = gate.placement.active(facts.vm.uuid).get(host)
     if expected is None or expected.host == host or seen is None:
         return None
-    last = gate.migrations.latest_of(facts.vm.uuid, int(gate.clock.wall().timestamp()))
-    if last is not None and may_be_of(last, host, seen[1], gate.placement.now()):
+    wall = int(gate.clock.wall().timestamp())
+    last = gate.migrations.latest_of(facts.vm.uuid, wall)
+    if last is not None and may_be_of(last, host, seen[1], gate.placement.now(), wall):
         return None
     name = expected.host.rpartition("/")[2]
     return Conflict(

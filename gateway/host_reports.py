@@ -8,11 +8,12 @@ not guessed at: the relay is asked for a snapshot.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 MAX_GUESTS: Final = 2000  # of one host
 ACTIVE: Final = "active"
+HEARD_ON_SECONDS: Final = 60.0  # between two reports: after a longer silence a guest may have left and come back
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,13 @@ class Report:
     confirmed_ms_ago: int
     guests: Sequence[ReportedGuest]
     gone: Sequence[str]
+
+
+def _as_long_as(before: ReportedGuest, guest: ReportedGuest) -> ReportedGuest:
+    """What was active here is so since then: a host that says each time that it has just come would hide a copy."""
+    if {before.presence, guest.presence} != {ACTIVE} or before.since >= guest.since:
+        return guest
+    return replace(guest, since=before.since)
 
 
 class TooManyGuests(Exception):
@@ -79,6 +87,7 @@ class HostReports:
         Raises TooManyGuests.
         """
         state = self._hosts.setdefault(host, HostState())
+        is_heard_on = state.complete and heard - state.heard <= HEARD_ON_SECONDS
         state.heard = heard
         if not report.full and (report.epoch, report.sequence) != (state.epoch, state.sequence + 1):
             state.building = None
@@ -93,7 +102,8 @@ class HostReports:
             state.complete, state.building = False, None
             raise TooManyGuests(f"{host} reports more than {MAX_GUESTS} guests")
         for guest in report.guests:
-            target[guest.uuid] = guest
+            before = state.guests.get(guest.uuid) if is_heard_on else None
+            target[guest.uuid] = guest if before is None else _as_long_as(before, guest)
         for uuid in report.gone:
             target.pop(uuid, None)
         if not report.more:

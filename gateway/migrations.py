@@ -80,6 +80,7 @@ class Migration:
     recover_until: int = 0
     permit_sha256: str | None = None
     completed_at: int | None = None
+    ended: int | None = None  # since when it is as it is, where that is final and not presumed from silence
     cancel_requested: bool = False
     progress: Mapping[str, Any] | None = None
     message: str | None = None
@@ -115,6 +116,11 @@ class Migration:
         return bool(running) and all(each.lacks_memory for each in running) and not said & {"failed", "cancelled"}
 
     @property
+    def settled_at(self) -> int:
+        """From when on, of one that has ended, no guest is under way."""
+        return self.heard_until if self.ended is None else self.ended
+
+    @property
     def heard_until(self) -> int:
         """Until when a relay may have something to say of it."""
         return (max(self.recover_until, self.end_until) if self.lacks_memory else self.end_until) + END_GRACE_SECONDS
@@ -125,7 +131,7 @@ class Migration:
             # Of a cancel, the end of the gateway may have come between its two records.
             return replace(self, state=State.CANCELLED if self.cancel_requested else State.FAILED, message=NOT_BEGUN)
         if not self.is_final and self.completed_at is not None and now >= self.completed_at:
-            return replace(self, state=State.COMPLETED)
+            return replace(self, state=State.COMPLETED, ended=self.completed_at)
         if not self.is_final and now > self.heard_until:
             return replace(self, state=State.FAILED, message=_MEMORY_LEFT if self.lacks_memory else _NO_RECEIPT)
         return self
@@ -157,7 +163,7 @@ class Migration:
             case State.COMPLETED:
                 return replace(told, message=message)._presume_completed(now)  # what was in the way is so no more
             case State.FAILED | State.CANCELLED:
-                return replace(told, state=state)
+                return told._final(state, now)
             case _:
                 return replace(told, state=max(state, self.state, key=_RANK.__getitem__))._weighed(now)
 
@@ -168,7 +174,8 @@ class Migration:
         at_destination = bool(said & {("destination", "running"), ("destination", "completed")})
         at_source = ("source", "completed") in said
         if at_destination and at_source:
-            return replace(known, state=State.COMPLETED, message=None)
+            presumed = now if self.completed_at is None else self.completed_at
+            return replace(known, message=None)._final(State.COMPLETED, min(now, presumed))
         if self.state is State.COMPLETED:
             return known
         if (receipt.role, receipt.outcome) == ("source", "handed-over"):
@@ -178,7 +185,7 @@ class Migration:
         if at_destination or at_source:
             return known if known.lacks_memory else known._presume_completed(now)
         was_cancelled = self.state is State.CANCELLED or any(outcome == "cancelled" for _, outcome in said)
-        return replace(known, state=State.CANCELLED if was_cancelled else State.FAILED)
+        return known._final(State.CANCELLED if was_cancelled else State.FAILED, now)
 
     def with_revocation(self, record: Mapping[str, Any]) -> Migration:
         """What a `migration.revoked` record (as JSON) says of it."""
@@ -197,7 +204,8 @@ class Migration:
         if self.state is not State.ASSIGNED:
             return self
         state = State.CANCELLED if record.get("outcome") == State.CANCELLED else State.FAILED
-        return replace(self, state=state, message=str(record["details"].get("because", ""))[:500])
+        because = str(record["details"].get("because", ""))[:500]
+        return replace(self, state=state, ended=self.decided, message=because)
 
     def restored(self, now: int) -> Migration:
         """As it is after a restart: relays get a moment to say that it has begun, which no record says."""
@@ -205,6 +213,11 @@ class Migration:
 
     def with_cancel_request(self) -> Migration:
         return replace(self, cancel_requested=True)
+
+    def _final(self, state: State, now: int) -> Migration:
+        """In this final state, and if it was so before, since then: no host makes it later by saying it again."""
+        since = self.ended if self.state is state and self.ended is not None else now
+        return replace(self, state=state, ended=since)
 
     def _presume_completed(self, now: int) -> Migration:
         until = self.completed_at if self.completed_at is not None else now + SECOND_RECEIPT_SECONDS

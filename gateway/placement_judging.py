@@ -116,14 +116,15 @@ def _arrival(host: str, state: HostState, guest: ReportedGuest, vm: VmFacts, sce
             yield Adopted(vm)
         return
     last = scene.migrations.latest_of(vm.uuid, int(scene.now))
-    if last is None or not may_be_of(last, host, guest, scene.placement.now()):
+    if last is None or not may_be_of(last, host, guest, scene.placement.now(), scene.now):
         yield Unpermitted(vm, guest, expected, last)
 
 
-def may_be_of(migration: Migration, host: str, guest: ReportedGuest, now: float) -> bool:
+def may_be_of(migration: Migration, host: str, guest: ReportedGuest, now: float, wall: float) -> bool:
     """Whether this migration can have brought the guest to `host`, or back to it, and is not settled yet.
 
-    `now`: of the clock that the report is by (`Placement.now`).
+    `now`: of the clock that the report is by (`Placement.now`); `wall`: of the one that migrations are dated by. Since
+    when the guest is there is the host's own word: it alone could put off the alarm for ever.
     """
     if host not in {migration.source, migration.destination} or migration.jti is None:
         return False
@@ -131,7 +132,8 @@ def may_be_of(migration: Migration, host: str, guest: ReportedGuest, now: float)
         return True
     if host == migration.destination and migration.state is State.COMPLETED:
         return guest.since >= migration.decided - SETTLE_SECONDS  # its receipt is still to come
-    return now - guest.since < SETTLE_SECONDS and guest.since >= migration.decided - SETTLE_SECONDS
+    is_fresh = now - guest.since < SETTLE_SECONDS and wall - migration.settled_at < SETTLE_SECONDS
+    return is_fresh and guest.since >= migration.decided - SETTLE_SECONDS
 
 
 def _are_known(hosts: frozenset[str], scene: Scene) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
+from gateway.starter import Site
 from tests.gateway.conftest import UUID_LEDGER, UUID_WEB, Running
-from tests.gateway.test_placement import Relay, guest
+from tests.gateway.test_placement import Relay, Stepping, guest, moved
 
 WISH = {"vm": UUID_WEB, "destination": "b", "ports": ["libvirt", "memory"]}
 
@@ -74,6 +76,17 @@ async def test_a_host_that_reports_a_vm_that_came_without_a_permit_may_not_move_
     answer = await ask(running, host="b", destination="c", token=running.token("alice"))
     assert answer["kind"] != "denied", answer
     assert [record["kind"] for record in await running.records("placement.unpermitted")] == ["placement.unpermitted"]
+
+
+async def test_nor_one_that_had_the_vm_and_says_that_it_has_just_come_back(site: Site) -> None:
+    """It kept the memory of the guest that left: while the other host is silent it could send its own copy on."""
+    stepping = Stepping()
+    async with moved(site, stepping) as (running, a, _):
+        stepping.ahead = timedelta(minutes=3)
+        await a.report(guest(since_s=0))
+        answer = await ask(running, destination="c", token=running.token("alice"))
+        assert answer["kind"] == "denied"
+        assert (await last_decision(running))["details"]["not_admitted"] == "placement_unpermitted"
 
 
 async def test_what_the_person_may_not_do_is_refused_in_the_policys_words(running: Running) -> None:

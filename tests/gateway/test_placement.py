@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -377,6 +379,46 @@ async def test_a_clock_that_is_set_back_makes_no_alarm_of_a_move_that_is_not_set
         assert await alarms(running) == []
 
 
+@asynccontextmanager
+async def moved(site: Site, stepping: Stepping) -> AsyncIterator[tuple[Running, Relay, Relay]]:
+    """web was moved from a to b, and both have certified it; the relays of both."""
+    async with running_gateway(site, stepping.clock()) as running:
+        a, b = Relay(running, "a"), Relay(running, "b")
+        await a.report(guest())
+        _, permit = await running.begin()
+        for host, role, outcome in (("b", "destination", "running"), ("a", "source", "completed")):
+            receipt = running.receipt(host, permit, role, outcome)
+            assert (await running.client(host).post("/v1/receipts", json=receipt)).status_code == 200
+        await a.report()
+        await b.report(guest(since_s=1, arrival="migrated"))
+        yield running, a, b
+
+
+@pytest.mark.whole
+async def test_a_host_that_says_each_time_that_the_guest_has_just_come_hides_no_second_copy(site: Site) -> None:
+    stepping = Stepping()
+    async with moved(site, stepping) as (running, a, b):
+        for seconds in (2, 4):
+            stepping.ahead = timedelta(seconds=seconds)
+            await a.report(guest(since_s=0))
+            await b.report(guest(since_s=seconds, arrival="migrated"))
+        assert ("duplicate", "web", None) in await alarms(running)
+
+
+@pytest.mark.whole
+async def test_nor_that_it_runs_a_copy_at_all_whose_move_was_settled_long_ago(site: Site, spiffe_of: str) -> None:
+    """It has the memory of the guest that left, and could go on with it; in its reports it goes and comes again."""
+    stepping = Stepping()
+    async with moved(site, stepping) as (running, a, _):
+        await a.report(guest(since_s=0))
+        assert await alarms(running) == [], "a guest may have come back, and the receipts that say so be under way"
+        for minutes in (1, 3):
+            stepping.ahead = timedelta(minutes=minutes)
+            await a.report()
+            await a.report(guest(since_s=0))
+        assert await alarms(running) == [("unpermitted", "web", spiffe_of + "a")]
+
+
 def reported(n: int = 1, **more: Any) -> ReportedGuest:
     values: dict[str, Any] = {
         "uuid": f"{n:08x}-0000-4000-8000-000000000000", "presence": "active", "run_state": "running",
@@ -409,6 +451,28 @@ def test_a_lost_a_repeated_and_a_foreign_report_ask_for_a_snapshot_and_change_no
     assert state is not None
     assert len(state.guests) == 1
     assert reports.take("a", report(2, reported(2)), 12.0, 12.0)
+
+
+def test_what_is_active_is_so_since_it_was_first_said_unless_the_host_was_away() -> None:
+    reports = HostReports()
+    reports.take("a", report(1, reported(1, since=5.0), full=True), 10.0, 10.0)
+    state = reports.get("a")
+    assert state is not None
+
+    def since() -> float:
+        return state.guests[reported(1).uuid].since
+
+    reports.take("a", report(2, reported(1, since=20.0)), 20.0, 20.0)
+    assert since() == 5.0
+    reports.take("a", report(1, reported(1, since=30.0), full=True, epoch="f"), 30.0, 30.0)
+    assert since() == 5.0, "also where its relay says that it began anew"
+    reports.take("a", report(2, reported(1, since=3.0), epoch="f"), 31.0, 31.0)
+    assert since() == 3.0
+    reports.take("a", report(3, reported(1, presence="leaving"), epoch="f"), 32.0, 32.0)
+    reports.take("a", report(4, reported(1, since=33.0), epoch="f"), 33.0, 33.0)
+    assert since() == 33.0, "it did not leave after all"
+    reports.take("a", report(5, reported(1, since=90.0), epoch="f"), 100.0, 100.0)
+    assert since() == 90.0, "in more than a minute it may have left and come back"
 
 
 def test_changes_before_any_snapshot_are_not_believed() -> None:
