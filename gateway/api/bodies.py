@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 from gateway.api.validation_words import HOST_NAME, MIGRATION_ID, PORT_NAME
 from policy.errors import FactRefused
 from policy.facts import check_text
+from transport.wire.messages import MAX_RECEIPT_CHARS
 
 Name = Annotated[str, Field(min_length=1, max_length=255)]
 
@@ -274,7 +275,7 @@ class ShownPermit(Body):
 class SignedReceipt(Body):
     """`body`: canonical JSON text; `signature` (DER) and `chain` (DER certificates, leaf first) in base64."""
 
-    body: Annotated[str, Field(min_length=2, max_length=32 * 1024)]
+    body: Annotated[str, Field(min_length=2, max_length=MAX_RECEIPT_CHARS)]
     signature: Annotated[str, Field(min_length=4, max_length=256)]
     chain: Annotated[list[Annotated[str, Field(max_length=8 * 1024)]], Field(min_length=1, max_length=4)]
 

@@ -23,6 +23,9 @@ from policy.permit import VerifiedPermit
 from tests.gateway.break_glass.conftest import Hands
 from tests.gateway.conftest import UUID_WEB, Running, rfc3339, running_gateway
 from tests.gateway.test_watch import own_bundle
+from transport.relay.content_digests import MAX_DIGESTED_CHANNELS, ContentDigests, document
+from transport.wire.control import Role
+from transport.wire.preface import MAX_CHANNELS
 
 pytestmark = pytest.mark.whole
 
@@ -291,6 +294,16 @@ async def test_a_receipt_from_before_the_permit_or_from_the_future_is_refused(ru
     assert "before the migration was permitted" in await altered(running, permit, started=early, ended=early)
     assert "did not end" in await altered(running, permit, ended=late)
     assert "RFC 3339" in await altered(running, permit, ended="yesterday")
+
+
+@pytest.mark.parametrize(("channels", "digested"), [(MAX_CHANNELS, False), (MAX_DIGESTED_CHANNELS, True)])
+async def test_the_longest_receipt_of_a_session_is_taken(running: Running, channels: int, digested: bool) -> None:
+    _, permit = await running.begin()
+    much = {"sent_bytes": 10**15, "received_bytes": 10**15, "sent_frames": 10**9, "received_frames": 10**9}
+    counts = [{"channel": number, "port": "libvirt", **much} for number in range(channels)]
+    content = document({number: ContentDigests.new() for number in range(channels)}, Role.SOURCE)
+    more = {"channels": counts, "content_digests": content if digested else None}
+    await deliver(running, "a", running.receipt("a", permit, "source", "completed", **more))
 
 
 async def test_a_receipt_has_one_form(running: Running) -> None:

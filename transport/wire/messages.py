@@ -19,6 +19,7 @@ from transport.hypervisors.moving import Movement
 from transport.wire.preface import MAX_CHANNELS
 
 MAX_MESSAGE_BYTES = 64 * 1024
+MAX_RECEIPT_CHARS = 48 * 1024  # the counts of 256 channels fit; a gateway takes as much
 LENGTH_BYTES = 4
 
 U62 = Annotated[int, Meta(ge=0, lt=1 << 62)]  # counts; more than a lane can carry in a century
@@ -99,7 +100,7 @@ class Cancel(_Message, frozen=True, tag="cancel"):
 class Receipt(_Message, frozen=True, tag="receipt"):
     """A signed receipt; `body` is canonical JSON text, `signature` base64 of a DER ECDSA signature by the host key."""
 
-    body: Annotated[str, Meta(max_length=48 * 1024)]  # 256 channels of counts fit
+    body: Annotated[str, Meta(max_length=MAX_RECEIPT_CHARS)]
     signature: Annotated[str, Meta(max_length=256)]
 
 
