@@ -109,7 +109,7 @@ class Publishing:
     async def begin_shadow(self, person: Person, arrive: Arrive, address: str) -> dict[str, Any]:
         """Evaluate a candidate beside the live bundle from now on. It decides nothing, so it needs no signature.
 
-        Errors: NotAllowed, PublicationRefused (both recorded), LogUnavailable.
+        Errors: NotAllowed, PublicationRefused (both recorded), Overloaded, LogUnavailable.
         """
         await self._require(person, address, "policy.shadowed")
         data, person = await arrive()
@@ -119,17 +119,21 @@ class Publishing:
         except BundleRefused as error:
             await self._refuse("policy.shadowed", person, address, error)
         facts = {"name": bundle.name, "version": bundle.version, "digest": bundle.digest}
-        recorded = await self._record("policy.shadowed", "completed", person, address, facts)
-        self.shadow.begin(bundle, self._clock.wall())
+        async with self._turns.of(person.id):
+            with trio.CancelScope(shield=True):
+                recorded = await self._record("policy.shadowed", "completed", person, address, facts)
+                self.shadow.begin(bundle, self._clock.wall())
         return {**facts, "record_index": recorded}
 
     async def end_shadow(self, person: Person, address: str) -> dict[str, Any]:
-        """Errors: NotAllowed (recorded), NotKnown, LogUnavailable."""
+        """Errors: NotAllowed (recorded), NotKnown, Overloaded, LogUnavailable."""
         await self._require(person, address, "policy.shadow_ended")
-        if (seen := self.shadow.document()) is None:
-            raise NotKnown("no candidate is evaluated here", next_step="begin with `sealane policy shadow DIR`")
-        recorded = await self._record("policy.shadow_ended", "completed", person, address, {"shadow": seen})
-        self.shadow.end()
+        async with self._turns.of(person.id):
+            if (seen := self.shadow.document()) is None:
+                raise NotKnown("no candidate is evaluated here", next_step="begin with `sealane policy shadow DIR`")
+            with trio.CancelScope(shield=True):
+                recorded = await self._record("policy.shadow_ended", "completed", person, address, {"shadow": seen})
+                self.shadow.end()
         return {**seen, "record_index": recorded}
 
     async def state(self, person: Person, address: str) -> dict[str, Any]:

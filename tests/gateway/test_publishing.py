@@ -20,6 +20,7 @@ from gateway.api.bounds import LARGE_BODIES
 from gateway.errors import NotAllowed, StartRefused
 from gateway.publications import PublicationStore, newest_published, read_or_refuse
 from gateway.publishing import Arrive, PublicationNotTaken
+from gateway.recording import Event, Recorded
 from gateway.starter import Site
 from policy.bundle import Bundle
 from policy.bundle_files import read_bundle_files
@@ -355,6 +356,47 @@ async def test_a_candidate_answers_beside_the_live_bundle_and_decides_nothing(si
         await may_move(running)
         *_, record = await running.records("decision.check")
         assert "shadow" not in record["details"]
+
+
+async def test_what_is_tried_is_what_the_log_says_whoever_hangs_up_or_comes_in_between(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running_gateway(site) as running:
+        desk = running.gateway.desk
+        publishing = desk.publishing
+        bob = await desk.people.authenticate(running.token("bob"), desk.now(), "test")
+        bob = await desk.people.resolve_groups(bob, desk.now(), "test")
+
+        async def arrive() -> tuple[bytes, Person]:
+            return publication(files_of(site, 7, FREEZE, tests=False)), bob
+
+        with given_up_once_recorded(publishing._recorder):
+            await publishing.begin_shadow(bob, arrive, "test")
+        assert publishing.shadow.document() is not None
+        with given_up_once_recorded(publishing._recorder):
+            await publishing.end_shadow(bob, "test")
+        assert publishing.shadow.document() is None
+
+        await publishing.begin_shadow(bob, arrive, "test")
+        append, is_recorded, go_on = publishing._recorder.append, trio.Event(), trio.Event()
+
+        async def append_and_wait(event: Event) -> Recorded:
+            recorded = await append(event)
+            if event.kind == "policy.shadow_ended":
+                is_recorded.set()
+                await go_on.wait()
+            return recorded
+
+        monkeypatch.setattr(publishing._recorder, "append", append_and_wait)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(publishing.end_shadow, bob, "test")
+            await is_recorded.wait()
+            nursery.start_soon(publishing.begin_shadow, bob, arrive, "test")
+            with trio.move_on_after(0.5):  # long enough, where it does not wait for the other
+                while len(await running.records("policy.shadowed")) < 3:
+                    await trio.sleep(0.02)
+            go_on.set()
+        assert publishing.shadow.document() is not None, "the last record says that it is tried"
 
 
 async def test_a_trial_ends_when_its_candidate_is_published_and_its_record_says_what_was_counted(site: Site) -> None:
