@@ -159,9 +159,10 @@ class Reporting:
             return False
         vm = self._gate.inventory.vm(migration.vm_uuid or "")
         known = None if vm is None else self._gate.placement.expected(vm, self._gate.inventory)
+        if known is None or known.source == "inventory":  # which may lag behind
+            return True
         # A permit of an evacuation is used hours after its decision: the VM may have been away, and come back.
-        is_elsewhere = known is not None and known.host not in {migration.source, migration.destination}
-        return known is None or not (is_elsewhere and known.at > migration.decided)
+        return known.at <= migration.decided or known.host in {migration.source, migration.destination}
 
     def _take(self, migration: Migration, *, places_vm: bool) -> None:
         self._gate.migrations.put(migration)

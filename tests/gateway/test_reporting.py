@@ -22,7 +22,7 @@ from gateway.starter import Site
 from policy.permit import VerifiedPermit
 from tests.gateway.break_glass.conftest import Hands
 from tests.gateway.conftest import UUID_WEB, Running, rfc3339, running_gateway
-from tests.gateway.test_watch import own_bundle
+from tests.gateway.test_watch import edit, own_bundle
 from transport.relay.content_digests import MAX_DIGESTED_CHANNELS, ContentDigests, document
 from transport.wire.control import Role
 from transport.wire.preface import MAX_CHANNELS
@@ -206,6 +206,16 @@ async def test_what_is_certified_late_or_once_more_brings_no_vm_back(site: Site)
         assert last["details"]["places_vm"] is False
     async with running_gateway(site) as running:
         assert await where_web_is(running) == ("c", "receipt")
+
+
+async def test_an_inventory_that_lags_behind_takes_no_vm_from_where_it_is_certified_to_run(site: Site) -> None:
+    async with running_gateway(site) as running:
+        _, permit = await running.begin()
+        edit(site.inventory, lambda text: text.replace('host = "a"', 'host = "c"'))
+        await running.gateway.reload()
+        assert await where_web_is(running) == ("c", "inventory")
+        await deliver(running, "b", running.receipt("b", permit, "destination", "running"))
+        assert await where_web_is(running) == ("b", "receipt")
 
 
 async def test_a_host_that_failed_to_get_a_vm_does_not_get_it_from_where_it_went_since(site: Site) -> None:
