@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,12 +19,31 @@ KEEPALIVE_SECONDS: Final = 25  # libvirt's default is 5 s x 5; the relay answers
 _SETTING: Final = re.compile(r"^\s*(keepalive_interval|keepalive_count)\s*=\s*(-?[0-9]{1,6})\s*$", re.MULTILINE)
 
 
-def hypervisor_findings(root: Path, *, uses_libvirt: bool) -> Iterator[Finding]:
+def hypervisor_findings(root: Path, virsh: str | None) -> Iterator[Finding]:
+    """`virsh`: the command by which the relay asks libvirt, if it does."""
     yield version_finding("qemu", ["qemu-system-x86_64", "--version"], MIN_QEMU)
-    if uses_libvirt:
-        yield version_finding("libvirt", ["virsh", "--version"], MIN_LIBVIRT)
+    if virsh is not None:
+        if shutil.which(virsh) is None:
+            remedy = "install it (libvirt-clients), or correct placement.virsh: the relay asks libvirt by it"
+            yield Finding("libvirt", "wrong", f"{virsh} is not there", remedy)
+        else:
+            yield version_finding("libvirt", [virsh, "--version"], MIN_LIBVIRT)
         yield keepalive_finding(root / "etc/libvirt/qemu.conf")
         yield keepalive_finding(root / "etc/libvirt/libvirtd.conf")
+
+
+def libvirtd_finding(path: Path) -> Finding:
+    """Whether libvirtd answers where the relay will ask it, or systemd for it: without it no VM comes or goes."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asked:
+        asked.settimeout(SECONDS)
+        try:
+            asked.connect(str(path))
+        except PermissionError:
+            return Finding("libvirtd", "unknown", f"{path}: Permission denied", "run as root")
+        except OSError as error:
+            remedy = "start it (systemctl start libvirtd.socket), or correct hypervisor.libvirt_socket"
+            return Finding("libvirtd", "wrong", f"{path}: {error.strerror or error}", remedy)
+    return Finding("libvirtd", "ok", f"{path} answers")
 
 
 def version_finding(what: str, command: list[str], least: tuple[int, int]) -> Finding:

@@ -12,7 +12,7 @@ from certs.tls import HostCredentials
 from gateway.counted import counted
 from gateway.doctor.credentials import certificate_findings, crl_findings, folder_finding, key_finding, site_findings
 from gateway.doctor.finding import Finding
-from gateway.doctor.hypervisor import hypervisor_findings
+from gateway.doctor.hypervisor import hypervisor_findings, libvirtd_finding
 from gateway.doctor.machine import machine_findings
 from gateway.doctor.network import gateway_findings, listen_finding, peer_findings
 from gateway.doctor.pairs import pair_findings
@@ -38,9 +38,12 @@ def relay_host_findings(path: Path, root: Path, now: datetime) -> Iterator[Findi
     for url in (config.gateway.url, *config.gateway.others):
         yield from gateway_findings(url, Path(config.gateway.trust_bundle), client)
     yield from _peers(config)
-    if config.hypervisor.kind == "libvirt":
+    moves_domains = config.hypervisor.kind == "libvirt"
+    if moves_domains:
         yield _qemu_user(config.hypervisor.qemu_user)
-    yield from hypervisor_findings(root, uses_libvirt=bool(config.placement.libvirt_uri))
+        yield libvirtd_finding(Path(config.hypervisor.libvirt_socket))
+    asks_libvirt = moves_domains or config.placement.libvirt_uri
+    yield from hypervisor_findings(root, config.placement.virsh if asks_libvirt else None)
 
 
 def _qemu_user(name: str) -> Finding:

@@ -17,7 +17,7 @@ from certs.files import read_certificates
 from gateway.doctor.credentials import certificate_findings, crl_findings, folder_finding, key_finding
 from gateway.doctor.finding import Finding, worst
 from gateway.doctor.gateway_host import gateway_host_findings
-from gateway.doctor.hypervisor import keepalive_finding, version_finding
+from gateway.doctor.hypervisor import hypervisor_findings, keepalive_finding, libvirtd_finding, version_finding
 from gateway.doctor.machine import access_control, suid_dumps, swap, userfaultfd
 from gateway.doctor.network import clock_finding, gateway_findings, listen_finding, peer_findings
 from gateway.doctor.relay_host import relay_host_findings
@@ -109,6 +109,22 @@ def test_a_version_is_compared_and_a_missing_program_is_unknown() -> None:
     assert version_finding("x", ["echo", "QEMU emulator version 6.9.9"], (7, 2)).status == "attention"
     assert version_finding("x", ["echo", "none"], (7, 2)).status == "unknown"
     assert version_finding("x", ["no-such-program"], (7, 2)).status == "unknown"
+
+
+def test_a_libvirt_that_the_relay_will_not_reach_is_wrong(tmp_path: Path) -> None:
+    """Once all was well on a host whose libvirtd was stopped, and whose virsh was not installed."""
+    path = tmp_path / "sock"
+    missing = libvirtd_finding(path)
+    assert (missing.status, missing.message) == ("wrong", f"{path}: No such file or directory")
+    assert "libvirt_socket" in missing.remedy
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        assert libvirtd_finding(path).status == "wrong"  # nobody listens
+        server.listen()
+        assert libvirtd_finding(path).status == "ok"
+    found = {each.check: each for each in hypervisor_findings(tmp_path, "no-such-virsh")}
+    assert (found["libvirt"].status, "placement.virsh" in found["libvirt"].remedy) == ("wrong", True)
+    assert "libvirt" not in {each.check for each in hypervisor_findings(tmp_path, None)}
 
 
 @pytest.mark.parametrize(("seconds", "status"), [(0, "ok"), (10, "attention"), (-10, "attention"), (31, "wrong")])
