@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import trio
@@ -12,7 +14,7 @@ from gateway.demo.guest import FLOPPY_BYTES
 from gateway.demo.machines import QEMU, Qemu, start_qemu, stop_qemu
 from tests.transport.kinds import DEADLINE_SECONDS, MIB, VM, WrongGuest
 from tests.transport.relay.conftest import until
-from tests.transport.stages import stage
+from tests.transport.stages import Stage, stage
 from transport.hypervisors.moving import How
 from transport.hypervisors.qmp import QmpConnection
 from transport.relay.source import MigrationOrder, carry_as_source
@@ -91,11 +93,16 @@ def compare(folder: Path) -> str:
     return f"{(FIRST_BYTES + SECOND_BYTES) // MIB} MiB alike, after {gone} writes and {last - gone} more"
 
 
-async def moved_with_disks(how: How, folder: Path, program: str = QEMU) -> str:
-    """One move; words of evidence. Raises WrongGuest, and more."""
+async def moved_with_disks(
+    how: How,
+    folder: Path,
+    program: str = QEMU,
+    within: Callable[[Path], AbstractAsyncContextManager[Stage]] = stage,
+) -> str:
+    """One move; words of evidence. `within` is where. Raises WrongGuest, and more."""
     make_images(folder)
     image = boot_image(folder)
-    async with stage(folder) as here:
+    async with within(folder) as here:
         source = await start_qemu(
             folder / "qa" / VM, VM, memory_mib=32, image=image, more=with_disks(folder, "a"), program=program
         )

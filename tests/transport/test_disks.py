@@ -3,7 +3,9 @@ person asks for it: tests/gateway/test_disks_real.py."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,11 +14,13 @@ import trio
 
 from gateway.demo.machines import Qemu, run_state, start_qemu, stop_qemu
 from gateway.preflight_findings import destination_findings
+from tests.transport.cuts import KINDS, LIMITS
 from tests.transport.disks_moved import PORTS, SECOND_BYTES, boot_image, make_images, moved_with_disks, with_disks
-from tests.transport.kinds import VM
+from tests.transport.kinds import DEADLINE_SECONDS, VM
 from tests.transport.relay.conftest import short_path as short_path  # noqa: PLC0414 - a fixture
 from tests.transport.relay.conftest import until
-from tests.transport.stages import Stage, stage
+from tests.transport.relay.cutter import Network
+from tests.transport.stages import Stage, stage, stage_over_network
 from transport.hypervisors.moving import How
 from transport.hypervisors.preflight_facts import Inspection
 from transport.hypervisors.qmp import QmpConnection
@@ -99,5 +103,23 @@ async def test_an_image_that_is_too_small_at_the_destination_ends_the_move_and_n
     assert b"E" not in scene.source.printed()
 
 
-async def test_disks_move_by_post_copy_too(short_path: Path) -> None:
-    assert await moved_with_disks(How(post_copy_after_seconds=0), short_path)
+async def test_disks_move_by_post_copy_too_and_over_a_network_that_is_cut(short_path: Path) -> None:
+    chance, cuts = random.Random(3), 0
+
+    async def cut(between: Network) -> None:
+        nonlocal cuts
+        while True:
+            enough = between.forwarded + chance.randrange(200_000, 3 << 20)
+            await until(lambda enough=enough: between.forwarded >= enough, DEADLINE_SECONDS)  # type: ignore[misc]
+            cuts += bool(chance.choice([between.cut, between.cut_near])(*chance.choice(KINDS)))
+
+    @asynccontextmanager
+    async def often_cut(folder: Path) -> AsyncIterator[Stage]:
+        network: list[Network] = []
+        async with stage_over_network(network, LIMITS, folder) as here, trio.open_nursery() as nursery:
+            nursery.start_soon(cut, network[0])
+            yield here
+            nursery.cancel_scope.cancel()
+
+    assert await moved_with_disks(How(post_copy_after_seconds=0), short_path, within=often_cut)
+    assert cuts >= 5

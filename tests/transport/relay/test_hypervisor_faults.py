@@ -43,7 +43,13 @@ VM = "11111111-2222-4333-8444-555555555555"
 OTHER_VM = "99999999-2222-4333-8444-555555555555"
 MEMORY_MIB = 32
 LAYOUT = GuestLayout.for_memory(MEMORY_MIB, 2)
-LIMITS = {"hypervisor_seconds": 2.0, "drain_seconds": 2.0, "message_seconds": 2.0, "settle_retry_seconds": 0.2}
+LIMITS = {
+    "hypervisor_seconds": 2.0,
+    "drain_seconds": 2.0,
+    "message_seconds": 2.0,
+    "settle_retry_seconds": 0.2,
+    "resume_seconds": 60.0,  # as it is by default
+}
 SLOW = 2 << 20  # bytes a second: what this guest dirties in a second is several times as much
 
 

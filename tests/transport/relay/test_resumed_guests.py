@@ -33,7 +33,7 @@ def _unchanged(_number: int, frame: bytes, /) -> Frames:
     return [frame]
 
 
-@pytest.mark.parametrize("name", ["pre-copy, return path", "multifd 2", "post-copy"])
+@pytest.mark.parametrize("name", ["pre-copy, return path", "multifd 2", "post-copy", "multifd 4, lanes of TLS"])
 async def test_a_guest_moves_unharmed_however_often_the_network_is_cut(short_path: Path, name: str) -> None:
     survived = await cuts_survived(short_path, NAMED[name], 10, random.Random(1))
     assert survived.cuts == 10

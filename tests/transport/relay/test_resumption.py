@@ -236,6 +236,34 @@ async def test_what_the_destination_says_and_is_swallowed_comes_once_the_source_
         await here.destination.send_eof()
 
 
+async def test_a_destination_whose_source_says_nothing_more_gives_up_when_its_patience_ends(
+    site: Site, short_path: Path
+) -> None:
+    """The source, which has heard of nothing, reads so as soon as it says something."""
+    limits, path = LIMITS | {"unacknowledged_seconds": 2.0}, short_path / "in.sock"
+    with trio.fail_after(60):
+        async with serving(host_with(site, "b", limits | {"resume_seconds": 3.0})) as (destination, address):
+            pair = Pair(site, host_with(site, "a", limits), destination, address)
+            async with network_to(split_address(address, "relay")) as network, listen(site) as listener:
+                pair.address = network.address
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(pair.carry, site.permit(vm=VM), path)
+                    async with await dial(path) as source, await listener.accept() as there:
+                        await source.send_all(b"first")
+                        assert await there.receive_some(5) == b"first"
+                        await trio.sleep(0.3)  # it is acknowledged
+                        assert network.open_hole() == 2
+                        await there.send_all(b"reply")
+                        await trio.sleep(0.5)
+                        network.close_hole()
+                        await until(lambda: not destination.board.entries, 20)
+                        assert await there.receive_some(1) == b""
+                        assert pair.news[-1].state == "running"
+                        await source.send_all(b"well?")
+                        await until(lambda: pair.news[-1].state == "failed", 20)
+    assert "session_unknown" in pair.news[-1].message
+
+
 async def test_a_hypervisor_that_takes_nothing_is_asked_after_less_and_less_and_loses_nothing(
     impatient: Pair, short_path: Path
 ) -> None:
