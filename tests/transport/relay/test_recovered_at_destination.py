@@ -7,6 +7,7 @@ import gc
 import json
 import os
 import shutil
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from tests.transport.site import Site
 from transport.relay import destination_session
 from transport.relay.host import RelayHost, now, open_host
 from transport.relay.socket_ends import SocketDestination
+from transport.relay.spool import Spool
 from transport.wire.control import Role
 from transport.wire.frames import MAX_FRAME_BYTES, FrameType, LaneSealer
 from transport.wire.keys import Direction
@@ -245,6 +247,30 @@ async def test_a_recovery_that_brought_all_is_certified_as_one(place: Place) -> 
     await until(lambda: place.receipts() == [False, True])
     lacking = {body.get("recovery", False): body.get("lacks_memory", False) for body in place.certified()}
     assert lacking == {False: True, True: False}
+
+
+async def test_a_recovery_is_certified_also_where_the_receipt_before_it_takes_its_time(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The relay that was started anew is still keeping what its former process owed, on a disk that is busy."""
+    keep_receipt, is_first = Spool.keep_receipt, [True]
+    recovered = threading.Event()
+
+    def keep_slowly(spool: Spool, name: str, receipt: bytes) -> None:
+        if is_first.pop() if is_first else False:
+            recovered.wait(10)
+        keep_receipt(spool, name, receipt)
+
+    monkeypatch.setattr(Spool, "keep_receipt", keep_slowly)
+    async with placed(site, monkeypatch) as place:
+        async with place.source() as driver:
+            assert isinstance(await place.recovered(driver), Answer)
+            async with carried_something(place, driver, is_all=True):
+                await driver.send(Bye())
+                assert await driver.hear_all() == []
+        await trio.testing.wait_all_tasks_blocked(0.2)
+        recovered.set()
+        await until(lambda: place.receipts() == [False, True])
 
 
 async def test_one_that_is_interrupted_is_certified_before_the_next_begins(place: Place) -> None:
