@@ -41,6 +41,7 @@ class Admissions:
         self.sessions: dict[SessionKey, DestinationSession] = {}
         self._vms_being_admitted: set[str] = set()
         self._being_admitted: dict[SessionKey, trio.Event] = {}
+        self._waiting: dict[SessionKey, trio.CancelScope] = {}  # for that, of the connection that came last
         # Of those whose permits were spent in vain: the detail, and whether S may read it. Words alone: an exception
         # that is kept holds the frames through which it went, and more of them each time that it is raised.
         self._failed: dict[SessionKey, tuple[str, bool]] = {}
@@ -152,10 +153,16 @@ class Admissions:
         return session
 
     async def _admitted(self, key: SessionKey) -> None:
-        """Wait for an admission that is under way: S may have lost its Answer before it was given."""
+        """Wait for an admission that is under way: S may have lost its Answer before it was given. On its newest
+        connection alone, which is the one that it hears."""
         if (admission := self._being_admitted.get(key)) is not None:
-            with trio.move_on_after(self._host.config.limits.message_seconds):
+            with trio.move_on_after(self._host.config.limits.message_seconds) as patience:
+                if key in self._waiting:
+                    self._waiting[key].cancel()
+                self._waiting[key] = patience
                 await admission.wait()
+            if self._waiting.get(key) is patience:
+                del self._waiting[key]
             if key in self._being_admitted:
                 raise _hangs()
 

@@ -276,7 +276,7 @@ class Destination:
             await session.end.__aexit__(None, None, None)
         while not session.journal.is_ended:
             try:
-                await self._host.enter(session.journal, "ended")
+                await session.note_ended()
             except SpoolFailed as error:  # nobody else would try again, and its VM could not come here any more
                 log.error("session cannot be ended yet", vm=session.permit.claims.vm, cause=str(error))
                 await trio.sleep(self._host.config.limits.settle_retry_seconds)

@@ -95,6 +95,12 @@ class DestinationSession:
                 await self.end.__aexit__(None, None, None)
             return "running" if self.journal.state == "started" else "discarded"
 
+    async def note_ended(self) -> None:
+        """Durably, and not in the midst of being settled."""
+        async with self._settling:
+            if not self.journal.is_ended:
+                await self.host.enter(self.journal, "ended")
+
     async def look_ahead(self) -> None:
         """All memory was carried: let the hypervisor be asked before S asks, for the guest stands still meanwhile."""
         async with self._settling:

@@ -143,3 +143,29 @@ async def test_what_is_settled_while_it_is_being_admitted_is_not_called_unknown(
             await until(lambda: "settle" in said)
         may_prepare.set()
     assert isinstance(said["settle"], Answer)
+
+
+@pytest.mark.parametrize("purpose", ["resume", "settle"])
+async def test_of_a_source_that_comes_again_and_again_meanwhile_one_connection_waits(
+    site: Site, deaf: Path, purpose: Purpose
+) -> None:
+    """Each held a descriptor, for as long as a message may take."""
+    host = host_with(site, "b", {"hypervisor_seconds": 20.0, "message_seconds": 20.0}, qmp_socket=str(deaf))
+    leaf = open_host(site.relay_config("a")).credentials.chain[0]
+    peer = ControlPeer(spiffe_id_of(leaf), leaf, b"", (), "", "", "")
+    admissions, permit, refused = Admissions(host, lambda _: None), site.permit(vm=VM), list[str]()
+
+    async def come(attempt: int) -> None:
+        with pytest.raises(OfferRefused) as why:
+            await admissions.admit(Offer(1, purpose, (permit,), "a" * 32, attempt), peer)
+        refused.append(why.value.detail)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(admissions.admit, Offer(1, "begin", (permit,), "a" * 32, 0), peer)
+        await until(lambda: admissions.is_busy)
+        for attempt in range(1, 11):
+            nursery.start_soon(come, attempt)
+        await until(lambda: len(refused) == 9, 5)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert len(refused) == 9
+        nursery.cancel_scope.cancel()
