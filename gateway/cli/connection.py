@@ -41,7 +41,7 @@ class Connection:
         self._settings = settings
         self._token = token
         self._refused: CommandError | None = None  # what was said of this token: it is not shown again and again
-        headers = {"accept": "application/json"}
+        headers = {"accept": "application/json", "accept-encoding": "identity"}
         if token is not None:
             headers["authorization"] = f"Bearer {token}"
         timeout = httpx.Timeout(settings.timeout_seconds, connect=CONNECT_TIMEOUT_SECONDS)
@@ -157,7 +157,7 @@ class Connection:
 
     def _read(self, answer: httpx.Response) -> bytes:
         data = bytearray()
-        for part in answer.iter_bytes():
+        for part in answer.iter_raw():  # as it came: a small answer must not unpack into one without a bound
             data += part
             if len(data) > MAX_ANSWER_BYTES:
                 raise self.no_sense("the answer is larger than 16 MiB")

@@ -122,14 +122,14 @@ class IssuerClient:
 
     def _ask(self, method: str, url: str, form: Mapping[str, str] | None) -> tuple[int, bytes]:
         data = bytearray()
-        headers = {"accept": "application/json"}
+        headers = {"accept": "application/json", "accept-encoding": "identity"}
         try:
             with (
                 waiting_for(self.login.issuer, 2 * TIMEOUT_SECONDS),
                 self._deadline.within(2 * TIMEOUT_SECONDS),
                 self._http.stream(method, url, data=form, headers=headers) as answer,
             ):
-                for part in answer.iter_bytes():
+                for part in answer.iter_raw():  # as it came: see `connection`
                     data += part
                     if len(data) > MAX_ANSWER_BYTES:
                         raise self._no_sense("the answer is too long")

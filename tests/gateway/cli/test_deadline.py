@@ -6,6 +6,7 @@ import socket
 import ssl
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 
 from gateway.cli import connection, issuer_client
 from gateway.cli.client import GatewayClient
-from gateway.cli.errors import Unreachable
+from gateway.cli.errors import CommandError, Unreachable
 from gateway.cli.issuer_client import IssuerClient, IssuerLogin
 from gateway.cli.settings import ClientSettings
 from gateway.doctor import network
@@ -92,3 +93,23 @@ def test_a_gateway_that_the_doctor_asks(
         first, *_ = gateway_findings(endless(*ENDLESS[how]), tls_files[0])
     # It looks at the head alone, which is whole where the body has no end.
     assert first.status == ("ok" if how == "body" else "wrong")
+
+
+def packed(of: bytes) -> bytes:
+    """An answer whose body is a thousandth of what it unpacks to, twice over."""
+    body = zlib.compress(zlib.compress(of, 9), 9)
+    return b"HTTP/1.1 200 OK\r\ncontent-encoding: deflate, deflate\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body)
+
+
+def test_what_a_gateway_packed_is_not_unpacked(endless: Endless, tls_files: tuple[Path, Path]) -> None:
+    settings = ClientSettings(endless(packed(bytes(1 << 25)), b"", 0.05), tls_files[0], Path("unused"), 5)
+    with GatewayClient(settings, "aa.bb.cc") as client, pytest.raises(CommandError) as caught:
+        client.log_size()
+    assert "larger than" not in caught.value.what
+
+
+def test_nor_what_an_issuer_packed(endless: Endless, tls_files: tuple[Path, Path]) -> None:
+    login = IssuerLogin(endless(packed(bytes(1 << 25)), b"", 0.05), "cli", ca=tls_files[0])
+    with IssuerClient(login) as client, pytest.raises(CommandError) as caught:
+        client.discover()
+    assert "too long" not in caught.value.what
