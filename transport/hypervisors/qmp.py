@@ -27,6 +27,7 @@ from transport.hypervisors.errors import (
     HypervisorUnreachable,
 )
 from transport.hypervisors.qmp_messages import Event, Failure, Greeting, LineBuffer, Message, Reply, decode_message
+from transport.unix_dial import open_unix
 
 MAX_EVENTS = 256  # events are hints, states are always asked for: the oldest may be dropped
 _RECEIVE_BYTES = 16 * 1024
@@ -95,7 +96,7 @@ class QmpConnection:
         """
         with within(deadline_seconds, f"connect to the monitor {path}"):
             try:
-                stream = await trio.open_unix_socket(path)
+                stream = await open_unix(str(path))
             except (OSError, ValueError) as error:
                 why = error.strerror if isinstance(error, OSError) else error
                 raise HypervisorUnreachable(f"cannot open the monitor {path}: {why}") from None

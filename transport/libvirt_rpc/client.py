@@ -33,6 +33,7 @@ from transport.libvirt_rpc.migration import Domain
 from transport.libvirt_rpc.opening import SYSTEM_URI
 from transport.libvirt_rpc.procedures import Procedure
 from transport.libvirt_rpc.xdr import XdrReader, XdrWriter
+from transport.unix_dial import open_unix
 
 _CHUNK: Final = 64 * 1024
 _PING_SECONDS: Final = 5.0  # as libvirt's own clients
@@ -243,7 +244,7 @@ async def connect_libvirt(socket_path: Path, answer_seconds: float) -> LibvirtCl
     stream = None
     with trio.move_on_after(answer_seconds):
         try:
-            stream = await trio.open_unix_socket(str(socket_path))
+            stream = await open_unix(str(socket_path))
         except OSError as error:
             raise LibvirtAway(f"libvirtd does not answer on {socket_path}: {error.strerror}; is it running?") from None
     if stream is None:

@@ -10,8 +10,8 @@ import trio
 
 from transport.errors import LocalBroken, NobodyListens
 from transport.relay.inlets import peer_process
+from transport.unix_dial import connect_unix
 
-_QUEUE_FULL_SECONDS = 0.005
 # The kernel's default holds a fifth of a frame: five waits for the hypervisor where two do. What lies here when the
 # guest is stopped is loaded while it stands still, so it is no more than this.
 _LOCAL_BUFFER_BYTES = 256 * 1024
@@ -22,7 +22,7 @@ async def dial_unix(path: Path, seconds: float, is_expected: Callable[[int], boo
     local = _socket(socket.AF_UNIX)
     try:
         with trio.fail_after(seconds):
-            await _connect(local, path)
+            await connect_unix(local, str(path))
         _, pid = peer_process(local)
         if not is_expected(pid):
             raise LocalBroken(f"process {pid} listens on {path} in place of the VM's")
@@ -52,19 +52,6 @@ async def dial_loopback(address: str, port: int, seconds: float) -> socket.socke
     local = socket.socket(fileno=sock.detach())
     local.setblocking(False)
     return local
-
-
-async def _connect(local: socket.socket, path: Path) -> None:
-    """To a listener whose queue is full no connection begins, and the kernel tells nobody when there is room: trio,
-    which waits for the socket to be writable, would take it for connected."""
-    while True:
-        await trio.lowlevel.checkpoint()
-        try:
-            local.connect(str(path))
-        except BlockingIOError:
-            await trio.sleep(_QUEUE_FULL_SECONDS)
-        else:
-            return
 
 
 def _socket(family: int) -> socket.socket:
