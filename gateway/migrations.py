@@ -248,7 +248,7 @@ class Migrations:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self._by_id: dict[str, Migration] = {}
-        self._active_by_vm: dict[str, str] = {}
+        self._open_by_vm: dict[str, set[str]] = {}  # ids of those that were not heard to have ended
         self._reserved: set[str] = set()
 
     def get(self, migration_id: str, now: int) -> Migration | None:
@@ -256,9 +256,10 @@ class Migrations:
         return found.at(now) if found is not None else None
 
     def active_of(self, vm_uuid: str, now: int) -> Migration | None:
-        """The migration of this VM that has not ended."""
-        found = self.get(self._active_by_vm.get(vm_uuid, ""), now)
-        return found if found is not None and not found.is_final else None
+        """The migration of this VM that has not ended; the newest, if another gateway's permit made it two."""
+        found = (self.get(each, now) for each in self._open_by_vm.get(vm_uuid, ()))
+        under_way = (each for each in found if each is not None and not each.is_final)
+        return max(under_way, key=lambda each: each.record_index, default=None)
 
     def latest_of(self, vm_uuid: str, now: int) -> Migration | None:
         """The permitted migration of this VM that was decided last, if it is remembered; a named port is none."""
@@ -280,19 +281,17 @@ class Migrations:
     def put(self, migration: Migration) -> None:
         """Remember it as it is now."""
         self._by_id[migration.migration_id] = migration
-        current = self._by_id.get(self._active_by_vm.get(migration.vm_uuid or "", ""))
-        is_later = current is None or current.is_final or current.record_index <= migration.record_index
-        if migration.vm_uuid is not None and not migration.is_final and is_later:
-            self._active_by_vm[migration.vm_uuid] = migration.migration_id
-        elif self._active_by_vm.get(migration.vm_uuid or "") == migration.migration_id:
-            del self._active_by_vm[migration.vm_uuid or ""]
+        if (vm := migration.vm_uuid) is not None:
+            others = self._open_by_vm.pop(vm, set()) - {migration.migration_id}
+            if still_open := others if migration.is_final else others | {migration.migration_id}:
+                self._open_by_vm[vm] = still_open
         if len(self._by_id) > self.limit:
             self._evict()
 
     def active(self, now: int) -> Iterator[Migration]:
-        for migration_id in self._active_by_vm.values():
-            if (found := self.get(migration_id, now)) is not None and not found.is_final:
-                yield found
+        """All that have not ended."""
+        found = (self.get(each, now) for ids in self._open_by_vm.values() for each in ids)
+        return (each for each in found if each is not None and not each.is_final)
 
     def heard(self, migration_id: str) -> Migration | None:
         """As its relays and receipts told it, nothing presumed from their silence."""

@@ -96,6 +96,23 @@ async def test_what_is_no_permit_of_the_other_gateway_is_not_believed(site: Site
         assert len(await running.records("migration.elsewhere")) == 1
 
 
+@pytest.mark.parametrize("is_over", [True, False])
+async def test_a_permit_that_is_shown_late_frees_no_vm_that_is_under_way(
+    site: Site, other: Keys, is_over: bool
+) -> None:
+    """A host that kept it back would have a second permit given for a VM that moves."""
+    times = dict.fromkeys(("iat", "nbf", "exp", "session_until", "recover_until"), 1_700_000_000) if is_over else {}
+    kept_back = permit_of(other, **times)
+    async with running_gateway(site) as running:
+        await running.begin()
+        assert (await show(running, "b", kept_back.token)).status_code == 204
+        if not is_over:
+            receipt = running.receipt("a", kept_back, "source", "failed")
+            assert (await running.client("a").post("/v1/receipts", json=receipt)).status_code == 200
+        second = await running.person("alice").post("/v1/migrations", json={"vm": "web", "destination": "c"})
+        assert (second.status_code, second.json()["error"]["code"]) == (409, "migration_in_progress")
+
+
 async def test_a_gateway_without_peers_knows_of_no_other(site: Site, tmp_path: Path) -> None:
     keys = Keys.lay_out(tmp_path / "other", ("a",), site.trust_domain, "log.second/1")
     async with running_gateway(site) as running:
