@@ -193,11 +193,13 @@ class SourceLine:
             link = connection.link
             self.channels.rewind(connection.answer.next)
             link.sent_frames, link.acknowledged = self.channels.sent_frames, self.channels.acknowledged
+            # Before what is asked for again: once a guest is being handed over no channel is opened.
+            announced = await self._announce(connection, len(connection.answer.next))
             try:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._read, connection)
                     nursery.start_soon(self.channels.acknowledge, link, self._limits.ack_interval_seconds)
-                    nursery.start_soon(self._open_lanes, connection, nursery)
+                    nursery.start_soon(self._open_lanes, connection, announced, nursery)
                     nursery.start_soon(self._give_up_unanswered)
                     self._is_answered(connection, task_status)
             except BaseExceptionGroup as error:
@@ -233,16 +235,20 @@ class SourceLine:
         elif self._may_say("session resumed"):
             log.info("session resumed", session=session.session_id, resumptions=session.facts.connections - 1)
 
-    async def _open_lanes(self, connection: SourceConnection, nursery: trio.Nursery) -> None:
-        """Announce channels in the order of their numbers, which is that of their arrival, and open a lane for each."""
-        known = len(connection.answer.next)
+    async def _announce(self, connection: SourceConnection, number: int) -> int:
+        """Open the channels that there are from `number` on, in the order of their arrival; returns the next number."""
+        while number < len(self.channels.all):
+            await connection.link.send(Open(number, self.channels.all[number].counts.port))
+            number += 1
+        return number
+
+    async def _open_lanes(self, connection: SourceConnection, announced: int, nursery: trio.Nursery) -> None:
+        """A lane for each channel, and for each that comes once it is announced, too."""
         number = 0
         while True:
             await self.channels.wait_more(number)
-            channel = self.channels.all[number]
-            if number >= known:
-                await connection.link.send(Open(number, channel.counts.port))
-            nursery.start_soon(self._carry, connection, channel)
+            announced = await self._announce(connection, announced)
+            nursery.start_soon(self._carry, connection, self.channels.all[number])
             number += 1
 
     async def _carry(self, connection: SourceConnection, channel: Channel) -> None:
