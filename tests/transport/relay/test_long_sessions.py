@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -72,17 +73,30 @@ async def test_a_guest_in_post_copy_outlasts_the_deadline_of_its_destination(sho
     assert not [news for news in seen[0].news if "interrupted" in news.message]
 
 
+class Soon(Mapping[str, int]):
+    """Claims: seconds from the moment at which the permit is made."""
+
+    def __init__(self, **seconds: int) -> None:
+        self._seconds = seconds
+
+    def __getitem__(self, name: str) -> int:
+        return int(time.time()) + self._seconds[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._seconds)
+
+    def __len__(self) -> int:
+        return len(self._seconds)
+
+
 async def test_a_guest_in_post_copy_outlasts_the_session_of_its_permit(short_path: Path) -> None:
     """Its source interrupts it then, and recovers it at once."""
-    now = int(time.time())
     how = How(post_copy_after_seconds=0, post_copy_bytes_per_second=2 * MIB)
-    times = {"exp": now + 10, "session_until": now + 12}
-    slow = replace(NAMED["post-copy"], how=how, bandwidth=40 * MIB, claims=times)
+    slow = replace(NAMED["post-copy"], how=how, bandwidth=40 * MIB, claims=Soon(exp=8, session_until=8))
     seen: list[Stage] = []
 
     async def look(here: Stage) -> None:
         seen.append(here)
 
     assert await move(slow, short_path, meddle=look)
-    assert time.time() > now + 12
     assert [news for news in seen[0].news if "interrupted; the relays are recovering it" in news.message]
