@@ -91,7 +91,7 @@ class Reporting:
             if len(migration.receipts) >= MAX_RECEIPTS:
                 raise ReceiptRefused("number", f"this migration has {MAX_RECEIPTS} receipts already")
             verify_receipt(receipt, body, host, migration, self.trust, moment)
-            places_vm = self._may_place(migration)
+            places_vm = self._may_place(migration, datetime.fromisoformat(body.started).timestamp(), now)
             event = Event(
                 "migration.receipt",
                 outcome=body.outcome,
@@ -151,18 +151,26 @@ class Reporting:
         if ask_for_end(self._gate, self._gate.migrations.get(migration_id, seconds) or migration, seconds):
             await self._unfetched.look()
 
-    def _may_place(self, migration: Migration) -> bool:
+    def _may_place(self, migration: Migration, started: float, now: int) -> bool:
         """Whether one more receipt can tell where the VM is now: that of an earlier move may come late, and whoever had
-        the VM once can certify again that it runs there.
+        the VM once can certify again that it runs there. `started`: its session, by its host's word.
         """
         if migration.certified_host() is not None:
             return False
         vm = self._gate.inventory.vm(migration.vm_uuid or "")
         known = None if vm is None else self._gate.placement.expected(vm, self._gate.inventory)
-        if known is None or known.source == "inventory":  # which may lag behind
+        if vm is None or known is None or known.source == "inventory":  # which may lag behind
             return True
+        if known.at <= migration.decided:
+            return True
+        if known.host not in {migration.source, migration.destination}:
+            return False
+        latest = self._gate.migrations.latest_of(vm.uuid, now)
+        is_last = latest is None or latest.record_index <= migration.record_index
+        if is_last and now <= migration.heard_until:
+            return True  # what was learned since its decision is of what went before it
         # A permit of an evacuation is used hours after its decision: the VM may have been away, and come back.
-        return known.at <= migration.decided or known.host in {migration.source, migration.destination}
+        return known.at <= started <= migration.begin_until
 
     def _take(self, migration: Migration, *, places_vm: bool) -> None:
         self._gate.migrations.put(migration)

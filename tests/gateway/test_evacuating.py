@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from gateway.errors import LogUnavailable
 from gateway.recording import Event, Recorded
 from gateway.starter import Site
 from policy.bundle import Bundle
-from policy.permit import PermitProof
+from policy.permit import PermitProof, VerifiedPermit
+from tests.gateway.break_glass.conftest import Hands
 from tests.gateway.cli.invoking import invoke
-from tests.gateway.conftest import Running, running_gateway
+from tests.gateway.conftest import Running, rfc3339, running_gateway
 from tests.gateway.test_watch import edit
 from transport.relay.evacuations import Evacuation
 
@@ -104,6 +106,39 @@ async def test_permits_are_decided_logged_and_held_before_anybody_hears_of_them(
             while not any(told["kind"] == "withdraw_evacuation" for told in relay.assignments):
                 await trio.sleep(0.05)
         nursery.cancel_scope.cancel()
+
+
+async def test_a_vm_that_was_away_and_came_back_is_where_its_evacuation_brought_it_hours_later(evacuable: Site) -> None:
+    hands = Hands()
+    async with running_gateway(evacuable, hands.clock()) as running:
+        async with trio.open_nursery() as nursery:
+            relay = Relay(running)
+            nursery.start_soon(relay.serve)
+            await running.poll("a")
+            assert (await prepare(running)).status_code == 201
+            nursery.cancel_scope.cancel()
+        permits = [running.open_permit(order.permit) for order in relay.held[0].orders]
+        (prepared,) = [each for each in permits if each.claims.destination == running.site.spiffe_id("b")]
+
+        async def certify(host: str, permit: VerifiedPermit, role: str, outcome: str) -> None:
+            hands.pass_by(minutes=1)
+            now = datetime.now(UTC) + hands.wall_offset
+            times = {"started": rfc3339(now - timedelta(seconds=30)), "ended": rfc3339(now)}
+            receipt = running.receipt(host, permit, role, outcome, **times)
+            answer = await running.client(host).post("/v1/receipts", json=receipt)
+            assert answer.status_code == 200, answer.text
+
+        for source, destination in (("a", "c"), ("c", "a")):
+            await running.poll(source)
+            wish = {"vm": "web", "destination": destination}
+            assert (await running.person("alice").post("/v1/migrations", json=wish)).status_code == 201
+            (assignment,) = [each for each in await running.poll(source) if each["kind"] == "migrate"]
+            permit = running.open_permit(assignment["permit"])
+            await certify(destination, permit, "destination", "running")
+            await certify(source, permit, "source", "completed")
+        await certify("b", prepared, "destination", "running")
+        (web,) = (await running.person("alice").get("/v1/vms", params={"prefix": "web"})).json()["vms"]
+        assert (web["host"], web["placed_by"]) == ("b", "receipt")
 
 
 @pytest.mark.parametrize(

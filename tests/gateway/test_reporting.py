@@ -231,6 +231,28 @@ async def test_a_host_that_failed_to_get_a_vm_does_not_get_it_from_where_it_went
         assert await where_web_is(running) == ("c", "receipt")
 
 
+async def test_nor_once_the_vm_is_back_where_that_move_began(site: Site) -> None:
+    hands = Hands()
+    async with running_gateway(site, hands.clock()) as running:
+        _, first = await running.begin()
+        await deliver(running, "a", running.receipt("a", first, "source", "failed"))
+        _, second = await running.begin(destination="c")
+        await deliver(running, "c", running.receipt("c", second, "destination", "running"))
+        await deliver(running, "a", running.receipt("a", second, "source", "completed"))
+        hands.pass_by(minutes=3)
+        await running.poll("c")
+        answer = await running.person("alice").post("/v1/migrations", json={"vm": "web", "destination": "a"})
+        assert answer.status_code == 201, answer.text
+        (assignment,) = await running.poll("c")
+        third = running.open_permit(assignment["permit"])
+        await deliver(running, "a", running.receipt("a", third, "destination", "running"))
+        await deliver(running, "c", running.receipt("c", third, "source", "completed"))
+        assert await where_web_is(running) == ("a", "receipt")
+        hands.pass_by(minutes=5)
+        await deliver(running, "b", running.receipt("b", first, "destination", "running"))
+        assert await where_web_is(running) == ("a", "receipt")
+
+
 async def test_all_of_it_is_known_again_after_a_restart(site: Site) -> None:
     async with running_gateway(site) as running:
         migration_id, permit = await running.begin()
