@@ -41,7 +41,7 @@ class Admissions:
         self.sessions: dict[SessionKey, DestinationSession] = {}
         self._vms_being_admitted: set[str] = set()
         self._being_admitted: dict[SessionKey, trio.Event] = {}
-        self._waiting: dict[SessionKey, trio.CancelScope] = {}  # for that, of the connection that came last
+        self._waiting: dict[SessionKey, tuple[int, trio.CancelScope]] = {}  # for that, of the newest attempt
         # Of those whose permits were spent in vain: the detail, and whether S may read it. Words alone: an exception
         # that is kept holds the frames through which it went, and more of them each time that it is raised.
         self._failed: dict[SessionKey, tuple[str, bool]] = {}
@@ -59,7 +59,7 @@ class Admissions:
         """The session that this offer begins or comes back to. Raises `OfferRefused`."""
         key = (str(peer.spiffe_id), offer.session_id)
         if offer.purpose == "settle":
-            await self._admitted(key)
+            await self._admitted(key, offer.attempt)
             session = self._known(key, offer)
             session.attempt, session.only_settles = offer.attempt, True
             return session
@@ -149,26 +149,31 @@ class Admissions:
         if offer.permits != permits_in_offer(session.permit, Role.DESTINATION):
             raise OfferRefused(RefusalCode.SESSION_UNKNOWN, "the session was begun under another permit")
         if offer.attempt <= session.attempt:
-            raise OfferRefused(RefusalCode.PROTOCOL, "an attempt that does not increase")
+            raise _not_newer()
         return session
 
-    async def _admitted(self, key: SessionKey) -> None:
+    async def _admitted(self, key: SessionKey, attempt: int) -> None:
         """Wait for an admission that is under way: S may have lost its Answer before it was given. On its newest
-        connection alone, which is the one that it hears."""
+        connection alone, which is the one that it hears; one that was held up on its way is an older one."""
         if (admission := self._being_admitted.get(key)) is not None:
             with trio.move_on_after(self._host.config.limits.message_seconds) as patience:
                 if key in self._waiting:
-                    self._waiting[key].cancel()
-                self._waiting[key] = patience
-                await admission.wait()
-            if self._waiting.get(key) is patience:
-                del self._waiting[key]
+                    newest, waiting = self._waiting[key]
+                    if attempt <= newest:
+                        raise _not_newer()
+                    waiting.cancel()
+                self._waiting[key] = attempt, patience
+                try:
+                    await admission.wait()
+                finally:
+                    if self._waiting.get(key) == (attempt, patience):
+                        del self._waiting[key]
             if key in self._being_admitted:
                 raise _hangs()
 
     async def _resumed(self, key: SessionKey, offer: Offer) -> DestinationSession:
         """The session whose connection S has lost. Neither `exp` nor single use are looked at again, all else is."""
-        await self._admitted(key)
+        await self._admitted(key, offer.attempt)
         self._require_not_failed(key)
         session = self._known(key, offer)
         if not session.may_go_on:
@@ -257,6 +262,10 @@ def _not_prepared(vm: str, error: HypervisorError | LocalBroken | ValueError) ->
         return _hangs()
     log.warning("hypervisor not ready", vm=vm, cause=str(error))
     return OfferRefused(RefusalCode.HYPERVISOR, f"no hypervisor waits for this VM: {error}")
+
+
+def _not_newer() -> OfferRefused:
+    return OfferRefused(RefusalCode.PROTOCOL, "an attempt that does not increase")
 
 
 def _hangs() -> OfferRefused:

@@ -260,7 +260,7 @@ class Destination:
                         return
                     await session.settle(handed_over=False)
                     self._hold(session)
-                while session.journal.state in OUTCOMES and session.owes_receipt:
+                while session.journal.state in OUTCOMES and session.owes_receipt and not session.is_carried:
                     await session.keep_receipt()  # of what went before a recovery, which may have ended meanwhile
                 if session.journal.state == "admitted" or session.has_said_bye:
                     await self._end(session)

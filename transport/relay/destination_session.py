@@ -210,9 +210,14 @@ class DestinationSession:
         return returned.is_set()
 
     @property
+    def is_carried(self) -> bool:
+        """Whether its channels are there, with or without a connection."""
+        return self.live is not None and not self.live.is_over
+
+    @property
     def may_go_on(self) -> bool:
         """Whether another connection can take its channels up."""
-        return self.live is not None and not self.live.is_over and not self.only_settles
+        return self.is_carried and not self.only_settles
 
     def let_go(self) -> None:
         """Nothing is carried any more; what is left is to settle it."""

@@ -169,3 +169,28 @@ async def test_of_a_source_that_comes_again_and_again_meanwhile_one_connection_w
         await trio.testing.wait_all_tasks_blocked(0.05)
         assert len(refused) == 9
         nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("purpose", ["resume", "settle"])
+async def test_nor_does_an_older_one_that_was_held_up_on_its_way_end_the_newer(
+    site: Site, deaf: Path, purpose: Purpose
+) -> None:
+    """Else whoever sits in between could have the source hear a refusal."""
+    host = host_with(site, "b", {"hypervisor_seconds": 20.0, "message_seconds": 20.0}, qmp_socket=str(deaf))
+    leaf = open_host(site.relay_config("a")).credentials.chain[0]
+    peer = ControlPeer(spiffe_id_of(leaf), leaf, b"", (), "", "", "")
+    admissions, permit, refused = Admissions(host, lambda _: None), site.permit(vm=VM), list[int]()
+
+    async def come(attempt: int) -> None:
+        with pytest.raises(OfferRefused):
+            await admissions.admit(Offer(1, purpose, (permit,), "a" * 32, attempt), peer)
+        refused.append(attempt)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(admissions.admit, Offer(1, "begin", (permit,), "a" * 32, 0), peer)
+        await until(lambda: admissions.is_busy)
+        for attempt in (2, 1):
+            nursery.start_soon(come, attempt)
+            await trio.testing.wait_all_tasks_blocked(0.05)
+        assert refused == [1]
+        nursery.cancel_scope.cancel()

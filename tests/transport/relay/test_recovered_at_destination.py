@@ -273,6 +273,29 @@ async def test_a_recovery_is_certified_also_where_the_receipt_before_it_takes_it
         await until(lambda: place.receipts() == [False, True])
 
 
+async def test_a_recovery_that_goes_on_is_not_certified_with_what_went_before_it(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its receipt would count half of what it brings, and be the last one if it breaks."""
+    keep_receipt, is_first = Spool.keep_receipt, [True]
+    may_keep = threading.Event()
+
+    def keep_slowly(spool: Spool, name: str, receipt: bytes) -> None:
+        if is_first.pop() if is_first else False:
+            may_keep.wait(10)
+        keep_receipt(spool, name, receipt)
+
+    monkeypatch.setattr(Spool, "keep_receipt", keep_slowly)
+    async with placed(site, monkeypatch) as place:
+        async with place.source() as driver:
+            assert isinstance(await place.recovered(driver), Answer)
+            async with carried_something(place, driver):
+                may_keep.set()
+                await trio.testing.wait_all_tasks_blocked(0.2)
+                assert place.receipts() == [False]
+        await until(lambda: place.receipts() == [False, True])
+
+
 async def test_one_that_is_interrupted_is_certified_before_the_next_begins(place: Place) -> None:
     async with place.source() as driver:
         assert isinstance(await place.recovered(driver), Answer)
