@@ -91,7 +91,9 @@ class Assignments:
                 pass  # told twice, or of what has ended, or one too many
 
     def _is_new(self, migration_id: str) -> bool:
-        return migration_id not in self._cancels and len(self._cancels) < _MAX_ORDERS
+        """An evacuation has its place in any case: whoever needs it has no use for a gateway that fills them all."""
+        has_place = len(self._cancels) < _MAX_ORDERS or self.evacuating.outcome(migration_id) is not None
+        return migration_id not in self._cancels and has_place
 
     def _telling(self, migration_id: str) -> Tell:
         return self.evacuating.noting(migration_id, NewsDesk(self._link, migration_id, self._nursery).tell)

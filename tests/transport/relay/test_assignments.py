@@ -12,6 +12,7 @@ import trio.testing
 
 from tests.transport.relay.conftest import until
 from tests.transport.relay.fake_gateway import Answer, FakeGateway, serving_https
+from tests.transport.relay.test_evacuations import VM, order, prepared
 from tests.transport.site import Site
 from transport.hypervisors.errors import HypervisorUnreachable
 from transport.relay.assignments import Assignments
@@ -144,5 +145,22 @@ async def test_a_gateway_has_no_more_begun_than_a_relay_can_hold(
         await trio.testing.wait_all_tasks_blocked(0.1)
         assert len(asked) == 3 + 4
         may_answer.set()
+        nursery.cancel_scope.cancel()
+    await links.close()
+
+
+async def test_an_evacuation_begins_also_where_the_gateway_has_filled_every_place(
+    site: Site, answering: tuple[RelayHost, FakeGateway], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is for when a gateway is of no use; one that never began stayed noted as used, and its guest where it was."""
+    monkeypatch.setattr("transport.relay.assignments._MAX_ORDERS", 0)
+    host, _ = answering
+    host.evacuations.keep(prepared(site, order(site, VM, "b")))
+    links = GatewayLinks(host)
+    async with trio.open_nursery() as nursery:
+        evacuating = Assignments(host, nursery, links, nobody_asks, lambda _: None).evacuating  # type: ignore[arg-type]
+        begun = str((await evacuating.begin("web", "b"))["migration_id"])
+        # Nobody listens at that destination.
+        await until(lambda: (evacuating.outcome(begun) or {})["state"] == "failed", 5)
         nursery.cancel_scope.cancel()
     await links.close()
