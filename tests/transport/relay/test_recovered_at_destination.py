@@ -249,36 +249,10 @@ async def test_a_recovery_that_brought_all_is_certified_as_one(place: Place) -> 
     assert lacking == {False: True, True: False}
 
 
-async def test_a_recovery_is_certified_also_where_the_receipt_before_it_takes_its_time(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The relay that was started anew is still keeping what its former process owed, on a disk that is busy."""
-    keep_receipt, is_first = Spool.keep_receipt, [True]
-    recovered = threading.Event()
-
-    def keep_slowly(spool: Spool, name: str, receipt: bytes) -> None:
-        if is_first.pop() if is_first else False:
-            recovered.wait(10)
-        keep_receipt(spool, name, receipt)
-
-    monkeypatch.setattr(Spool, "keep_receipt", keep_slowly)
-    async with placed(site, monkeypatch) as place:
-        async with place.source() as driver:
-            assert isinstance(await place.recovered(driver), Answer)
-            async with carried_something(place, driver, is_all=True):
-                await driver.send(Bye())
-                assert await driver.hear_all() == []
-        await trio.testing.wait_all_tasks_blocked(0.2)
-        recovered.set()
-        await until(lambda: place.receipts() == [False, True])
-
-
-async def test_a_recovery_that_goes_on_is_not_certified_with_what_went_before_it(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its receipt would count half of what it brings, and be the last one if it breaks."""
-    keep_receipt, is_first = Spool.keep_receipt, [True]
-    may_keep = threading.Event()
+@pytest.fixture
+def may_keep(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Until it is set, the first receipt is not written."""
+    keep_receipt, is_first, may_keep = Spool.keep_receipt, [True], threading.Event()
 
     def keep_slowly(spool: Spool, name: str, receipt: bytes) -> None:
         if is_first.pop() if is_first else False:
@@ -286,6 +260,28 @@ async def test_a_recovery_that_goes_on_is_not_certified_with_what_went_before_it
         keep_receipt(spool, name, receipt)
 
     monkeypatch.setattr(Spool, "keep_receipt", keep_slowly)
+    return may_keep
+
+
+async def test_a_recovery_is_certified_also_where_the_receipt_before_it_takes_its_time(
+    site: Site, monkeypatch: pytest.MonkeyPatch, may_keep: threading.Event
+) -> None:
+    """The relay that was started anew is still keeping what its former process owed, on a disk that is busy."""
+    async with placed(site, monkeypatch) as place:
+        async with place.source() as driver:
+            assert isinstance(await place.recovered(driver), Answer)
+            async with carried_something(place, driver, is_all=True):
+                await driver.send(Bye())
+                assert await driver.hear_all() == []
+        await trio.testing.wait_all_tasks_blocked(0.2)
+        may_keep.set()
+        await until(lambda: place.receipts() == [False, True])
+
+
+async def test_a_recovery_that_goes_on_is_not_certified_with_what_went_before_it(
+    site: Site, monkeypatch: pytest.MonkeyPatch, may_keep: threading.Event
+) -> None:
+    """Its receipt would count half of what it brings, and be the last one if it breaks."""
     async with placed(site, monkeypatch) as place:
         async with place.source() as driver:
             assert isinstance(await place.recovered(driver), Answer)
