@@ -17,7 +17,7 @@ class KeyRevoked(EnrolmentRefused):
     """Told as it is: the token was good, and stays so."""
 
     code = "key_revoked"
-    next_step = "move host.key out of the folder `identity` of the relay's state and enrol again, with the same token"
+    next_step = "move host.key out of the folder `identity` of the relay's state and enrol again; a token stays good"
 
 
 class AuthorityFailed(OperatorError):

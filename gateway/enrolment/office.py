@@ -129,8 +129,7 @@ class Office:
             self._require_patience(spiffe_id)
             key = requested_key(request)
             key_sha256 = public_key_sha256(key)
-            if await self.thread.do(self._register.has_revoked, key_sha256):
-                raise KeyRevoked("the key of this host was revoked: somebody else may have it")
+            await self._require_not_revoked(key_sha256)
             chain = await self._issue(token.host, key, now)
             certificate = issued(token.host, chain[0])
             if not await self._writer.write(Spend(sha256, key_sha256, certificate, int(now.timestamp()))):
@@ -174,9 +173,11 @@ class Office:
             key = requested_key(request)
         except CredentialError as error:
             raise RequestRefused(str(error)) from error
+        key_sha256 = public_key_sha256(key)
+        await self._require_not_revoked(key_sha256)
         chain = await self._issue(host.name, key, now)
         await self._writer.write(Note(issued(host.name, chain[0]), int(now.timestamp())))
-        details = {"client_address": address, **_certificate_facts(chain[0], public_key_sha256(key))}
+        details = {"client_address": address, **_certificate_facts(chain[0], key_sha256)}
         await self._gate.recorder.append(
             Event("host.renewed", "completed", actor=host_actor(str(host)), source=str(host), details=details)
         )
@@ -207,6 +208,11 @@ class Office:
             nursery.start_soon(self._writer.run)
             nursery.start_soon(self._crls.keep_fresh)
             nursery.start_soon(self.revoking.run)
+
+    async def _require_not_revoked(self, key_sha256: bytes) -> None:
+        """Errors: KeyRevoked."""
+        if await self.thread.do(self._register.has_revoked, key_sha256):
+            raise KeyRevoked("the key of this host was revoked: somebody else may have it")
 
     def _require_patience(self, host: SpiffeId) -> None:
         """Also for a token that was used, by the same key: each certificate is a record, and may become a line of CRLs.

@@ -162,7 +162,7 @@ async def test_who_may_not_enrol_or_revoke_is_refused_on_record(site: Site) -> N
         assert (await running.client("a").post("/v1/relay/poll", json={"wait_seconds": 0})).status_code == 200
 
 
-async def test_a_host_that_was_revoked_comes_back_with_another_key_only(site: Site) -> None:
+async def test_a_host_that_was_revoked_comes_back_with_another_key_only(site: Site, tmp_path: Path) -> None:
     """Whoever has stolen the key would else be that host again, as soon as the new certificate is seen on the wire."""
     async with enrolling(site) as running, stranger(running, site) as client:
         key = new_key()
@@ -175,7 +175,12 @@ async def test_a_host_that_was_revoked_comes_back_with_another_key_only(site: Si
         assert "host.key" in error["next_step"]
         (record,) = await running.records("host.enrolment_refused")
         assert "revoked" in record["details"]["because"]
-        assert (await enrol(client, token, new_key())).status_code == 200, "the token is not used up by that"
+        other = new_key()
+        answer = await enrol(client, token, other)
+        assert answer.status_code == 200, "the token is not used up by that"
+        host = as_host(running, tmp_path / "b", other, answer.json()["certificate"])
+        renewed = await host.post("/v1/relay/renewal", json={"request": request_of(key)})
+        assert (renewed.status_code, renewed.json()["error"]["code"]) == (403, "key_revoked"), "nor by a renewal"
 
 
 async def test_a_host_that_the_inventory_does_not_list_gets_no_token(site: Site) -> None:
