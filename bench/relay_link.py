@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 import trio
+from msgspec.structs import replace
 
 from bench import peers
 from bench.harness import GB, MB, BenchError, Plan, cpu_seconds, wait_until
@@ -72,7 +73,8 @@ def _idle(plan: Plan) -> dict[str, float]:
 
 async def _hold(site: Path, folder: Path, port: int, pid: int, count: int, seconds: float) -> float:
     """CPU percent of the dearer relay: the one at `pid`, or this process, which is the source of all sessions."""
-    host = open_host(load_relay_config(source_config(site, folder, port)))
+    config = load_relay_config(source_config(site, folder, port))
+    host = open_host(replace(config, limits=replace(config.limits, max_moves=count)))
     running_now = 0
 
     async def tell(news: News) -> None:

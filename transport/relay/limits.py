@@ -49,7 +49,7 @@ class LimitsSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     remember_outcome_seconds: Seconds = 30 * 86400.0
     ack_interval_seconds: Annotated[float, Meta(ge=0.01, le=0.1)] = 0.1
     bandwidth_bytes_per_second: Annotated[int, Meta(ge=0, le=2**53 - 1)] = 0
-    max_moves: Count = 64
+    max_moves: Count = 32
     queue_seconds: Seconds = 600.0
     first_connection_seconds: Seconds = 120.0
     max_sessions: Count = 64
