@@ -156,4 +156,3 @@ async def test_a_source_whose_every_destination_is_hostile_stays_small(site: Sit
                 await listener.aclose()
     print(f"{most / MIB:.0f} MiB")
     assert most < MOST_BYTES, most / MIB
-
