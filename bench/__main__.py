@@ -35,6 +35,8 @@ PARTS = {
     "relay": {
         "stream": relay_stream.measure,
         "migration": relay_migration.measure,
+        "stream-apart": relay_stream.measure_apart,
+        "migration-apart": relay_migration.measure_apart,
         "multifd": relay_migration.measure_multifd,
         "downtime": relay_downtime.measure,
         "libvirt": libvirt_migration.measure,

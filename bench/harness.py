@@ -11,6 +11,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -147,6 +148,20 @@ def wait_until(happened: Callable[[], bool], what: str, seconds: float = 30.0) -
         if time.monotonic() > end:
             raise BenchError(f"{what} did not happen within {seconds:.0f} s")
         time.sleep(0.005)
+
+
+def keep_apart(*hosts: Sequence[int]) -> list[int]:
+    """Each host's processes, with all of their threads, on a core of its own; what they begin later stays there. The
+    cores, by host."""
+    cores = sorted(os.sched_getaffinity(0))[: len(hosts)]
+    if len(cores) < len(hosts):
+        raise BenchError("each host needs a core of its own")
+    for core, pids in zip(cores, hosts, strict=True):
+        for pid in pids:
+            for thread in Path(f"/proc/{pid}/task").iterdir():
+                with suppress(ProcessLookupError):
+                    os.sched_setaffinity(int(thread.name), {core})
+    return cores
 
 
 # --- Rounds ---------------------------------------------------------------------------------------------------------
