@@ -184,17 +184,22 @@ async def where_web_is(running: Running) -> tuple[str, str]:
     return web["host"], web["placed_by"]
 
 
+async def sent_on(running: Running, source: str, destination: str) -> VerifiedPermit:
+    """The permit by which `source`, where web is by now, sends it on."""
+    await running.poll(source)
+    answer = await running.person("alice").post("/v1/migrations", json={"vm": "web", "destination": destination})
+    assert answer.status_code == 201, answer.text
+    (assignment,) = await running.poll(source)
+    return running.open_permit(assignment["permit"])
+
+
 async def test_what_is_certified_late_or_once_more_brings_no_vm_back(site: Site) -> None:
     hands = Hands()
     async with running_gateway(site, hands.clock()) as running:
         _, first = await running.begin()
         await deliver(running, "b", running.receipt("b", first, "destination", "running"))
         hands.pass_by(minutes=0.5)  # the source's receipt is spooled: its host cannot reach the gateway
-        await running.poll("b")
-        answer = await running.person("alice").post("/v1/migrations", json={"vm": "web", "destination": "c"})
-        assert answer.status_code == 201, answer.text
-        (assignment,) = await running.poll("b")
-        second = running.open_permit(assignment["permit"])
+        second = await sent_on(running, "b", "c")
         await deliver(running, "c", running.receipt("c", second, "destination", "running"))
         await deliver(running, "b", running.receipt("b", second, "source", "completed"))
         assert await where_web_is(running) == ("c", "receipt")
@@ -240,11 +245,7 @@ async def test_nor_once_the_vm_is_back_where_that_move_began(site: Site) -> None
         await deliver(running, "c", running.receipt("c", second, "destination", "running"))
         await deliver(running, "a", running.receipt("a", second, "source", "completed"))
         hands.pass_by(minutes=3)
-        await running.poll("c")
-        answer = await running.person("alice").post("/v1/migrations", json={"vm": "web", "destination": "a"})
-        assert answer.status_code == 201, answer.text
-        (assignment,) = await running.poll("c")
-        third = running.open_permit(assignment["permit"])
+        third = await sent_on(running, "c", "a")
         await deliver(running, "a", running.receipt("a", third, "destination", "running"))
         await deliver(running, "c", running.receipt("c", third, "source", "completed"))
         assert await where_web_is(running) == ("a", "receipt")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,12 +30,11 @@ _PAUSE_SECONDS = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Inlet:
-    """`allows` says whether a connection that was accepted may be carried, in a thread where it `must_look` first."""
+    """`allows` says whether a connection that was accepted may be carried."""
 
     port: Port
     listening: trio.socket.SocketType
-    allows: Callable[[socket.socket], bool]
-    must_look: bool = False
+    allows: Callable[[socket.socket], Awaitable[bool]]
 
 
 class SourceLanes:
@@ -44,7 +43,6 @@ class SourceLanes:
     def __init__(self, channels: Channels, most: int) -> None:
         self._channels = channels
         self._most = most
-        self._looking = trio.CapacityLimiter(1)
 
     async def open(self, port: Port, local: socket.socket) -> None:
         """Carry `local`, which is ours from now on, as the next channel of `port`."""
@@ -76,7 +74,7 @@ class SourceLanes:
                 await trio.sleep(_PAUSE_SECONDS)  # out of descriptors: the session has its own deadline
                 continue
             local = socket.socket(fileno=accepted.detach())
-            if await self._is_allowed(inlet, local):
+            if await _is_allowed(inlet, local):
                 await self.open(inlet.port, local)
             else:
                 local.close()
@@ -84,18 +82,17 @@ class SourceLanes:
                 if refused & (refused - 1) == 0:  # the 1st, 2nd, 4th, …: anybody may dial, and none may fill the log
                     log.warning("session socket dialled by another process", port=inlet.port, times=refused)
 
-    async def _is_allowed(self, inlet: Inlet, local: socket.socket) -> bool:
-        """Not if nobody can say who it is: anybody on this host may dial, and have left, so it is no reason to end.
-        Closed where this is cancelled."""
-        try:
-            if inlet.must_look:
-                return await trio.to_thread.run_sync(inlet.allows, local, limiter=self._looking)
-            return inlet.allows(local)
-        except (OSError, HypervisorUnreachable):
-            return False
-        except BaseException:
-            local.close()
-            raise
+
+async def _is_allowed(inlet: Inlet, local: socket.socket) -> bool:
+    """Not if nobody can say who it is: anybody on this host may dial, and have left, so it is no reason to end. Closed
+    where this is cancelled."""
+    try:
+        return await inlet.allows(local)
+    except (OSError, HypervisorUnreachable):
+        return False
+    except BaseException:
+        local.close()
+        raise
 
 
 def peer_process(local: socket.socket) -> tuple[int, int]:

@@ -28,7 +28,7 @@ from transport.libvirt_rpc.errors import LibvirtAway, RpcFailed, RpcMalformed
 from transport.relay.caller import Conversation
 from transport.relay.ends import Milestones, Report, Whereabouts
 from transport.relay.inlets import Inlet, SourceLanes, connected_pair, listen_tcp, listen_unix, peer_process
-from transport.relay.loopback import peer_uid
+from transport.relay.loopback import find_peer_uid
 
 log = structlog.get_logger("sealane.relay")
 _LOOK_SECONDS = 0.2
@@ -58,6 +58,7 @@ class LibvirtSource:
         self._vm = vm
         self._seconds = seconds
         self._uids = {0, os.geteuid(), qemu_uid}
+        self._looking = trio.CapacityLimiter(1)
         self._next_client = next_client
         self._conversation = conversation
         self._is_given_away = facts.get("post_copy") is True
@@ -101,7 +102,7 @@ class LibvirtSource:
             return Inlet(name, listen_unix(path), self._allows_unix)
         listening = listen_tcp(conversation.loopback, port)
         conversation.uris[name] = f"tcp://{conversation.loopback}:{listening.getsockname()[1]}"
-        return Inlet(name, listening, self._allows_tcp, must_look=True)
+        return Inlet(name, listening, self._allows_tcp)
 
     async def migrate(self, lanes: SourceLanes, milestones: Milestones, report: Report) -> None:
         """Let the client move the VM; returns when its QEMU here is gone, with the guest whole at the destination."""
@@ -313,15 +314,15 @@ class LibvirtSource:
         finally:
             os.close(descriptor)
 
-    def _allows_unix(self, local: socket.socket) -> bool:
+    async def _allows_unix(self, local: socket.socket) -> bool:
         """libvirtd, which dials single streams as root, or this VM's own QEMU, which dials parallel ones and disks."""
         uid, pid = peer_process(local)
         # By the process that was found, not by a command line, which another guest's QEMU could write over its own.
         is_its_qemu = self.process.split(":")[1:2] == [str(pid)] and not is_gone(self.process)
         return uid == 0 or is_its_qemu
 
-    def _allows_tcp(self, local: socket.socket) -> bool:
-        return peer_uid(local) in self._uids
+    async def _allows_tcp(self, local: socket.socket) -> bool:
+        return await find_peer_uid(local, self._looking) in self._uids
 
     def _require_conversation(self) -> Conversation:
         if self._conversation is None:

@@ -90,7 +90,7 @@ class QmpSource(QmpEnd):
     def _disks_path(self) -> Path:
         return self._socket_path.with_name("disks.sock")
 
-    def _allows(self, local: socket.socket) -> bool:
+    async def _allows(self, local: socket.socket) -> bool:
         """Only the very QEMU whose monitor we hold: another VM of the same user must not send in its name."""
         return self._machine is not None and peer_process(local)[1] == self._machine.peer.pid
 

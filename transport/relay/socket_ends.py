@@ -70,7 +70,7 @@ class SocketSource:
             raise LocalBroken(f"{path}: {error.strerror}") from None
         return listen_unix(path, 0o600 if self._peer_uids <= {0, os.geteuid()} else 0o666)
 
-    def _allows(self, local: socket.socket) -> bool:
+    async def _allows(self, local: socket.socket) -> bool:
         return peer_process(local)[0] in self._peer_uids
 
     async def migrate(self, lanes: SourceLanes, milestones: Milestones, report: Report) -> None:  # noqa: ARG002

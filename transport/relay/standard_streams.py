@@ -29,7 +29,7 @@ class StandardStreams:
         self.is_unread = False  # whoever read the output left
 
     def carry(self, sock: socket.socket) -> None:
-        """Begin, at a connected socket that blocks; it ends with the process."""
+        """Begin, at a connected socket that blocks. Whoever made it closes it."""
         self._receiving = threading.Thread(target=self._receive, args=(sock,), daemon=True)
         self._receiving.start()
         threading.Thread(target=self._send, args=(sock,), daemon=True).start()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from traceback import walk_tb
@@ -145,30 +145,42 @@ async def test_what_is_settled_while_it_is_being_admitted_is_not_called_unknown(
     assert isinstance(said["settle"], Answer)
 
 
+@asynccontextmanager
+async def being_admitted(
+    site: Site, deaf: Path, purpose: Purpose
+) -> AsyncIterator[tuple[Callable[[int], None], list[int]]]:
+    """A session whose admission hangs: how its source comes once more, by which attempt, and the attempts refused."""
+    host = host_with(site, "b", {"hypervisor_seconds": 20.0, "message_seconds": 20.0}, qmp_socket=str(deaf))
+    leaf = open_host(site.relay_config("a")).credentials.chain[0]
+    peer = ControlPeer(spiffe_id_of(leaf), leaf, b"", (), "", "", "")
+    admissions, permit, refused = Admissions(host, lambda _: None), site.permit(vm=VM), list[int]()
+
+    async def wait(attempt: int) -> None:
+        with pytest.raises(OfferRefused):
+            await admissions.admit(Offer(1, purpose, (permit,), "a" * 32, attempt), peer)
+        refused.append(attempt)
+
+    def come(attempt: int) -> None:
+        nursery.start_soon(wait, attempt)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(admissions.admit, Offer(1, "begin", (permit,), "a" * 32, 0), peer)
+        await until(lambda: admissions.is_busy)
+        yield come, refused
+        nursery.cancel_scope.cancel()
+
+
 @pytest.mark.parametrize("purpose", ["resume", "settle"])
 async def test_of_a_source_that_comes_again_and_again_meanwhile_one_connection_waits(
     site: Site, deaf: Path, purpose: Purpose
 ) -> None:
     """Each held a descriptor, for as long as a message may take."""
-    host = host_with(site, "b", {"hypervisor_seconds": 20.0, "message_seconds": 20.0}, qmp_socket=str(deaf))
-    leaf = open_host(site.relay_config("a")).credentials.chain[0]
-    peer = ControlPeer(spiffe_id_of(leaf), leaf, b"", (), "", "", "")
-    admissions, permit, refused = Admissions(host, lambda _: None), site.permit(vm=VM), list[str]()
-
-    async def come(attempt: int) -> None:
-        with pytest.raises(OfferRefused) as why:
-            await admissions.admit(Offer(1, purpose, (permit,), "a" * 32, attempt), peer)
-        refused.append(why.value.detail)
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(admissions.admit, Offer(1, "begin", (permit,), "a" * 32, 0), peer)
-        await until(lambda: admissions.is_busy)
+    async with being_admitted(site, deaf, purpose) as (come, refused):
         for attempt in range(1, 11):
-            nursery.start_soon(come, attempt)
+            come(attempt)
         await until(lambda: len(refused) == 9, 5)
         await trio.testing.wait_all_tasks_blocked(0.05)
-        assert len(refused) == 9
-        nursery.cancel_scope.cancel()
+        assert sorted(refused) == list(range(1, 10))
 
 
 @pytest.mark.parametrize("purpose", ["resume", "settle"])
@@ -176,21 +188,8 @@ async def test_nor_does_an_older_one_that_was_held_up_on_its_way_end_the_newer(
     site: Site, deaf: Path, purpose: Purpose
 ) -> None:
     """Else whoever sits in between could have the source hear a refusal."""
-    host = host_with(site, "b", {"hypervisor_seconds": 20.0, "message_seconds": 20.0}, qmp_socket=str(deaf))
-    leaf = open_host(site.relay_config("a")).credentials.chain[0]
-    peer = ControlPeer(spiffe_id_of(leaf), leaf, b"", (), "", "", "")
-    admissions, permit, refused = Admissions(host, lambda _: None), site.permit(vm=VM), list[int]()
-
-    async def come(attempt: int) -> None:
-        with pytest.raises(OfferRefused):
-            await admissions.admit(Offer(1, purpose, (permit,), "a" * 32, attempt), peer)
-        refused.append(attempt)
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(admissions.admit, Offer(1, "begin", (permit,), "a" * 32, 0), peer)
-        await until(lambda: admissions.is_busy)
+    async with being_admitted(site, deaf, purpose) as (come, refused):
         for attempt in (2, 1):
-            nursery.start_soon(come, attempt)
+            come(attempt)
             await trio.testing.wait_all_tasks_blocked(0.05)
         assert refused == [1]
-        nursery.cancel_scope.cancel()

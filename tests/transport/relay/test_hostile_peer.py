@@ -488,6 +488,16 @@ class Stuck(SocketDestination):
         raise HypervisorTimeout("it hangs")
 
 
+async def comes_again_and_again(site: Site, address: str, saying: Message) -> None:
+    """A source that begins a session, and then settles it twenty times, with a connection each time that it leaves."""
+    credentials = open_host(site.relay_config("a")).credentials
+    permit, name = site.permit(vm=VM), "7" * 32
+    for attempt in range(21):
+        async with Driver.connected(address, credentials) as driver:
+            await driver.offer(permit, session_id=name, attempt=attempt, purpose="settle" if attempt else "begin")
+            await driver.send(saying)
+
+
 async def test_a_hypervisor_that_hangs_is_asked_no_more_often_for_each_time_that_its_source_comes(
     site: Site, vm_listener: trio.SocketListener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -496,16 +506,11 @@ async def test_a_hypervisor_that_hangs_is_asked_no_more_often_for_each_time_that
     end = Stuck(site.folder / "vm" / VM / "memory.sock")
     monkeypatch.setattr(RelayHost, "destination_end", lambda *_: end)
     async with serving(host_with(site, "b", {**IMPATIENT, "settle_retry_seconds": 0.2})) as (_, address):
-        credentials = open_host(site.relay_config("a")).credentials
-        permit, name = site.permit(vm=VM), "7" * 32
-        for attempt in range(21):
-            async with Driver.connected(address, credentials) as driver:
-                await driver.offer(permit, session_id=name, attempt=attempt, purpose="settle" if attempt else "begin")
-                await driver.send(Cancel("abandoned", ""))
+        await comes_again_and_again(site, address, Cancel("abandoned", ""))
         await trio.sleep(0.5)
         before = end.asked
         await trio.sleep(1)
-        assert end.asked - before <= 1 / 0.2
+        assert 0 < end.asked - before <= 1 / 0.2
 
 
 async def test_who_asks_again_and_again_for_an_outcome_that_does_not_come_leaves_few_behind(
@@ -520,16 +525,11 @@ async def test_who_asks_again_and_again_for_an_outcome_that_does_not_come_leaves
     monkeypatch.setattr(Stuck, "wait_loaded", wait)
     monkeypatch.setattr(RelayHost, "destination_end", lambda *_: end)
     async with serving(host_with(site, "b", {**IMPATIENT, "settle_retry_seconds": 60.0})) as (_, address):
-        credentials = open_host(site.relay_config("a")).credentials
-        permit, name = site.permit(vm=VM), "7" * 32
-        for attempt in range(21):
-            async with Driver.connected(address, credentials) as driver:
-                await driver.offer(permit, session_id=name, attempt=attempt, purpose="settle" if attempt else "begin")
-                await driver.send(Handover())
+        await comes_again_and_again(site, address, Handover())
         await trio.testing.wait_all_tasks_blocked(0.05)
         may_answer.set()
         await trio.testing.wait_all_tasks_blocked(0.05)
-        assert end.asked <= 6
+        assert 0 < end.asked <= 6
 
 
 async def test_a_host_that_is_revoked_before_it_offers_is_refused_though_it_was_let_in(

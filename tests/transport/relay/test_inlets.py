@@ -21,7 +21,7 @@ import trio.testing
 from tests.transport.libvirt_rpc.samples import VM
 from tests.transport.relay.conftest import until
 from tests.transport.relay.test_front import front
-from transport.relay import libvirt_source, loopback
+from transport.relay import loopback
 from transport.relay.channels import Channels
 from transport.relay.cores import Cores
 from transport.relay.inlets import Inlet, SourceLanes, listen_tcp
@@ -51,7 +51,7 @@ def tcp_inlet() -> tuple[Inlet, tuple[str, int]]:
     """As a caller that knows tcp only has it: any user of this host can dial it."""
     source = LibvirtSource(Path("/nonexistent"), VM, 1.0, os.geteuid(), {}, partial(Interrupted().client, (VM, "b")))
     listening = listen_tcp("127.0.0.1", 0)
-    return Inlet("memory", listening, source._allows_tcp, must_look=True), listening.getsockname()
+    return Inlet("memory", listening, source._allows_tcp), listening.getsockname()
 
 
 async def test_who_dials_and_resets_at_once_ends_no_session() -> None:
@@ -100,7 +100,6 @@ async def test_whose_a_connection_is_is_looked_up_beside_whatever_else_the_relay
         return os.geteuid()
 
     monkeypatch.setattr(loopback, "peer_uid", look)
-    monkeypatch.setattr(libvirt_source, "peer_uid", look)
     async with AsyncExitStack() as held:
         if where == "inlet":
             inlet, name = tcp_inlet()
