@@ -11,7 +11,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from certs.crls import crl_number_of, hosts_crl_number
-from certs.errors import UNREADABLE, CredentialError, IdentityError, KeyFileError, PeerRefused
+from certs.errors import UNREADABLE, Check, CredentialError, IdentityError, KeyFileError, PeerRefused
 from certs.federation import ForeignTrust
 from certs.files import read_certificates, read_crls, read_private_key
 from certs.identity import SpiffeId, spiffe_id_of
@@ -77,11 +77,13 @@ class HostCredentials:
         try:
             verify_chain(self.chain, self.trust, self.spiffe_id.trust_domain, now)
         except PeerRefused as refused:
-            raise CredentialError(
-                None,
-                f"this host's own certificate would be refused ({refused.check}: {refused.detail})",
-                "correct the files or this machine's clock; if it has expired, enrol again (sealane relay enrol)",
-            ) from None
+            remedy = "correct the files or this machine's clock; if it has expired, enrol again (sealane relay enrol)"
+            if refused.check == Check.REVOKED:
+                remedy = (
+                    "ask why; if this host may come back, move its host.key away, and enrol again (sealane relay enrol)"
+                )
+            problem = f"this host's own certificate would be refused ({refused.check}: {refused.detail})"
+            raise CredentialError(None, problem, remedy) from None
 
 
 def _public_key_of(leaf: x509.Certificate, path: Path) -> object:

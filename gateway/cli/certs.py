@@ -280,7 +280,7 @@ def check(directory: DirectoryArgument, as_json: JsonOption = False) -> None:
     Example:
       sealane certs check /var/lib/sealane-gateway/issuing
     """
-    from gateway.doctor.credentials import certificate_findings, crl_findings, key_finding
+    from gateway.doctor.credentials import OF_THE_CA, certificate_findings, crl_findings, key_finding
     from gateway.doctor.finding import worst
     from gateway.doctor.service_user import as_service_user
     from gateway.errors import StartRefused
@@ -299,8 +299,8 @@ def check(directory: DirectoryArgument, as_json: JsonOption = False) -> None:
     try:
         with as_service_user(directory):
             found = [
-                *map(key_finding, keys),
-                *(each for path in certificates for each in certificate_findings(path, now)),
+                *(key_finding(path, OF_THE_CA) for path in keys),
+                *(each for path in certificates for each in certificate_findings(path, now, OF_THE_CA)),
                 *crl_findings(crls, now),
             ]
     except StartRefused as error:

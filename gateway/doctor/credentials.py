@@ -7,6 +7,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Final
 
 from cryptography import x509
 
@@ -16,13 +17,17 @@ from certs.files import is_folder, read_certificates, read_crl, read_private_key
 from gateway.counted import counted
 from gateway.doctor.finding import Finding
 
+# Who makes the file: the remedy where it is not there.
+OF_A_HOST: Final = "enrol this host: sealane relay enrol; or bring the files that `sealane certs issue` made for it"
+OF_THE_CA: Final = "`sealane certs init` makes it (or init-issuing): restore it from the backup if there was one"
 
-def certificate_findings(path: Path, now: datetime) -> Iterator[Finding]:
+
+def certificate_findings(path: Path, now: datetime, made_by: str) -> Iterator[Finding]:
     """Wrong if expired, attention if less than a third of its life is left: it should have been renewed by then."""
     try:
         certificates = read_certificates(path)
     except CertificateError as error:
-        yield Finding("certificate", "wrong", str(error), "issue it: sealane certs issue")
+        yield Finding("certificate", "wrong", str(error), made_by)
         return
     for number, certificate in enumerate(certificates):
         further = f" ({certificate.subject.rfc4514_string()})" if number else ""
@@ -79,13 +84,25 @@ def _crl_files(path: Path) -> list[Path]:
     return (sorted(path.glob("*.pem")) or [path]) if is_folder(path) else [path]
 
 
-def key_finding(path: Path) -> Finding:
+def key_finding(path: Path, made_by: str) -> Finding:
     """By the rule that the programs start by: private to its owner, or refused."""
     try:
         read_private_key(path)
     except CertificateError as error:
-        return Finding("private_key", "wrong", str(error), "chmod 600, owned by who runs the service")
+        remedy = made_by if _is_missing(path) else "chmod 600, owned by who runs the service"
+        return Finding("private_key", "wrong", str(error), remedy)
     return Finding("private_key", "ok", f"{path} is private")
+
+
+def _is_missing(path: Path) -> bool:
+    """What may not be looked at is there, for all that is known."""
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def folder_finding(path: Path, allowed: int) -> Finding:

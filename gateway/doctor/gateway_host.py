@@ -15,7 +15,14 @@ from certs.files import is_folder, read_passphrase
 from gateway.composition.key_files import signing_kinds
 from gateway.config import GatewayConfig
 from gateway.counted import counted
-from gateway.doctor.credentials import certificate_findings, crl_findings, folder_finding, key_finding, site_findings
+from gateway.doctor.credentials import (
+    OF_THE_CA,
+    certificate_findings,
+    crl_findings,
+    folder_finding,
+    key_finding,
+    site_findings,
+)
 from gateway.doctor.finding import Finding
 from gateway.doctor.machine import open_files, suid_dumps, swap
 from gateway.doctor.network import listen_finding
@@ -59,9 +66,9 @@ def _as_the_service(path: Path, now: datetime) -> Iterator[Finding]:
         yield Finding("configuration", "wrong", error.detail, error.next_step)
         return
     yield Finding("configuration", "ok", f"{path} is understood")
-    yield key_finding(config.path(config.tls.private_key))
+    yield key_finding(config.path(config.tls.private_key), OF_THE_CA)
     yield from _signing_keys(config)
-    yield from certificate_findings(config.path(config.tls.certificate), now)
+    yield from certificate_findings(config.path(config.tls.certificate), now, OF_THE_CA)
     yield from pair_findings(config.path(config.tls.certificate), config.path(config.tls.private_key))
     if (found := name_finding(config.path(config.tls.certificate), config.listen.host)) is not None:
         yield found
@@ -82,7 +89,7 @@ def _people(config: GatewayConfig) -> Iterator[Finding]:
     table, name = config.identity.local_issuer, config.identity.local_directory
     if table is None or name is None:
         return
-    yield key_finding(config.path(table.signing_key))
+    yield key_finding(config.path(table.signing_key), "make it as docs/identity.md says: openssl genpkey")
     try:
         people = LocalDirectory.load(config.path(name))
     except DirectoryRefused as error:
@@ -123,7 +130,7 @@ def _authority(config: GatewayConfig, now: datetime) -> Iterator[Finding]:
     if (table := config.enrolment) is None:
         return
     folder = config.path(table.authority)
-    yield from certificate_findings(folder / "ca.pem", now)
+    yield from certificate_findings(folder / "ca.pem", now, OF_THE_CA)
     try:
         passphrase = None if table.passphrase_file is None else read_passphrase(config.path(table.passphrase_file))
         Authority.load(folder, passphrase)

@@ -10,7 +10,14 @@ from pathlib import Path
 from certs.errors import CertificateError
 from certs.tls import HostCredentials
 from gateway.counted import counted
-from gateway.doctor.credentials import certificate_findings, crl_findings, folder_finding, key_finding, site_findings
+from gateway.doctor.credentials import (
+    OF_A_HOST,
+    certificate_findings,
+    crl_findings,
+    folder_finding,
+    key_finding,
+    site_findings,
+)
 from gateway.doctor.finding import Finding
 from gateway.doctor.hypervisor import hypervisor_findings, libvirtd_finding
 from gateway.doctor.machine import machine_findings
@@ -58,8 +65,8 @@ def _qemu_user(name: str) -> Finding:
 def _identity(config: RelayConfig, now: datetime) -> Iterator[Finding]:
     identity = config.identity
     crls = [Path(crl) for crl in identity.crls]
-    yield key_finding(Path(identity.private_key))
-    yield from certificate_findings(Path(identity.certificate), now)
+    yield key_finding(Path(identity.private_key), OF_A_HOST)
+    yield from certificate_findings(Path(identity.certificate), now, OF_A_HOST)
     yield from pair_findings(Path(identity.certificate), Path(identity.private_key))
     yield from crl_findings(crls, now)
     for site in config.sites:

@@ -14,7 +14,7 @@ import trio
 
 from certs.authority import Authority
 from certs.files import read_certificates
-from gateway.doctor.credentials import certificate_findings, crl_findings, folder_finding, key_finding
+from gateway.doctor.credentials import OF_A_HOST, certificate_findings, crl_findings, folder_finding, key_finding
 from gateway.doctor.finding import Finding, worst
 from gateway.doctor.gateway_host import gateway_host_findings
 from gateway.doctor.hypervisor import hypervisor_findings, keepalive_finding, libvirtd_finding, version_finding
@@ -157,9 +157,9 @@ def test_ports_are_tried(port: int) -> None:
 
 def test_certificates_and_crls_are_judged_by_their_time(site: Site) -> None:
     certificate, crl = site.host_folder("a") / "host.pem", site.certs / "crl.pem"
-    assert {each.status for each in certificate_findings(certificate, datetime.now(UTC))} == {"ok"}
+    assert {each.status for each in certificate_findings(certificate, datetime.now(UTC), OF_A_HOST)} == {"ok"}
     later = datetime.now(UTC) + timedelta(days=3650)
-    assert "wrong" in {each.status for each in certificate_findings(certificate, later)}
+    assert "wrong" in {each.status for each in certificate_findings(certificate, later, OF_A_HOST)}
     (fresh,) = crl_findings([crl], datetime.now(UTC))
     assert (fresh.status, fresh.message) == ("ok", f"{crl} is valid for 6 days"), "not how old: it is dated back"
     assert [each.status for each in crl_findings([crl], later)] == ["wrong"]
@@ -169,9 +169,9 @@ def test_certificates_and_crls_are_judged_by_their_time(site: Site) -> None:
 
 def test_a_key_or_a_folder_that_others_may_read_is_wrong(site: Site, tmp_path: Path) -> None:
     key = site.host_folder("a") / "host.key"
-    assert key_finding(key).status == "ok"
+    assert key_finding(key, OF_A_HOST).status == "ok"
     key.chmod(0o644)
-    found = key_finding(key)
+    found = key_finding(key, OF_A_HOST)
     assert found.status == "wrong"
     assert "600" in found.remedy
     folder = tmp_path / "state"

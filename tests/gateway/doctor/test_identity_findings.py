@@ -21,7 +21,7 @@ from certs.authority import Authority
 from certs.changes import marks_of
 from certs.files import read_private_key, write_private_key
 from gateway.cli.certs import check
-from gateway.doctor.credentials import certificate_findings, crl_findings
+from gateway.doctor.credentials import OF_A_HOST, certificate_findings, crl_findings
 from gateway.doctor.finding import Finding
 from gateway.doctor.gateway_host import gateway_host_findings
 from gateway.doctor.pairs import name_finding, pair_findings
@@ -61,6 +61,23 @@ def test_a_key_of_another_pair_and_a_weak_one(site: Site, tmp_path: Path) -> Non
     (tmp_path / "weak.pem").write_bytes(pem)
     (found,) = pair_findings(tmp_path / "weak.pem", tmp_path / "weak.key")
     assert (found.status, "weak" in found.message) == ("wrong", True)
+
+
+def test_of_a_key_or_certificate_that_is_not_there_it_is_said_who_makes_it(site: Site) -> None:
+    """`chmod 600` was the remedy for a key that nobody had made yet."""
+    makers = {
+        site.host_folder("a") / "host.key": "sealane relay enrol",
+        site.host_folder("a") / "host.pem": "sealane relay enrol",
+        site.certs / "gateway" / "tls.key": "sealane certs init",
+        site.certs / "gateway" / "tls.pem": "sealane certs init",
+        site.directory / "token.key": "docs/identity.md",
+    }
+    for missing in makers:
+        missing.unlink()
+    found = [*relay_host_findings(site.relay_config("a"), Path("/"), datetime.now(UTC)), *gateway(site)]
+    named = {path: next(each for each in found if each.message.startswith(f"{path}: ")) for path in makers}
+    assert {path: maker in named[path].remedy for path, maker in makers.items()} == dict.fromkeys(makers, True)
+    assert not any("chmod" in each.remedy for each in named.values())
 
 
 def test_the_name_by_which_the_gateway_is_called(site: Site) -> None:
@@ -148,7 +165,7 @@ def test_what_ends_soon_is_said_before_it_ends(site: Site) -> None:
     certificate = site.host_folder("a") / "host.pem"
     leaf = layout.issue_host(site.certs, "a", datetime.now(UTC), timedelta(hours=24))
     late = leaf.not_valid_after_utc - timedelta(hours=3)
-    assert [each.status for each in certificate_findings(certificate, late)] == ["attention"]
+    assert [each.status for each in certificate_findings(certificate, late, OF_A_HOST)] == ["attention"]
     crl = site.certs / "crl.pem"
     Authority.load(site.certs).publish_crl(datetime.now(UTC))
     assert [each.status for each in crl_findings([crl], datetime.now(UTC) + timedelta(days=6))] == ["attention"]
