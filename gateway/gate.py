@@ -62,7 +62,7 @@ class Gate:
     `break_glass`, `observation`, `shadow`, `sites`: None where there is none. `time`: for what must end in time.
     `preflight_first`: whether hosts are asked if the VM can move, before a permit is given.
     `bell`: rings when something changed that running migrations stand on. `is_revoked`: whether the certificate that a
-    host last showed has been revoked.
+    host last showed has been revoked, or all that it had.
     """
 
     people: People

@@ -1,4 +1,4 @@
-"""The certificates by which relays were last heard: one that is revoked later cannot be heard any more to say so."""
+"""The certificates by which relays were last heard, and who was taken out: who is revoked is not heard any more."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ class HostsSeen:
         self._certificates: dict[str, bytes] = {}
         self._since: dict[str, float] = {}
         self._judged: dict[str, tuple[bytes, HostTrust, bool]] = {}
+        self._taken_out: set[str] = set()
 
     def note(self, host: str, certificate_der: bytes, now: float) -> None:
         """`now`: Unix seconds."""
@@ -32,6 +33,14 @@ class HostsSeen:
         """What it last showed."""
         der = self._certificates.get(host)
         return None if der is None else x509.load_der_x509_certificate(der)
+
+    def take_out(self, host: str) -> None:
+        """It was revoked here: while it shows no certificate, that is all that is known of it."""
+        self._taken_out.add(host)
+
+    def is_out(self, host: str, trust: HostTrust, now: datetime) -> bool:
+        """Whether it is revoked for all that is known, also where it was not heard since the start."""
+        return self.is_revoked(host, trust, now) or (host in self._taken_out and host not in self._certificates)
 
     def is_revoked(self, host: str, trust: HostTrust, now: datetime) -> bool:
         """Whether what it last showed is on a CRL of `trust`. Expiry is no revocation."""

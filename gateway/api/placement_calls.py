@@ -53,6 +53,7 @@ def _host(gate: Gate, host: HostFacts) -> dict[str, Any]:
         "zone": host.zone,
         "libvirt_name": host.libvirt_name or host.name,
         "addresses": [each.address for each in host.addresses],
+        "revoked": gate.is_revoked(host.spiffe_id),
         "relay_reachable": gate.dispatch.is_reachable(host.spiffe_id, gate.relay_silence_seconds),
         "placement": "none" if state is None else "fresh" if is_fresh else "stale",
         "placement_age_seconds": None if age is None else int(age),

@@ -26,7 +26,7 @@ def hosts(
     token_file: TokenFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """The hosts: does the relay answer, how fresh is what it reports, how many VMs run there.
+    """The hosts: does the relay answer, or was it revoked; how fresh is what it reports, how many VMs run there.
 
     \b
     Example:
@@ -42,7 +42,7 @@ def hosts(
     if not reply.hosts:
         say(_none("host", prefix))
     for host in reply.hosts:
-        relay = "relay answers" if host.relay_reachable else "RELAY SILENT"
+        relay = "REVOKED" if host.revoked else "relay answers" if host.relay_reachable else "RELAY SILENT"
         age = "" if host.placement_age_seconds is None else f" {host.placement_age_seconds} s ago"
         reported = "reports no placement" if host.placement == "none" else f"placement {host.placement}{age}"
         guests = "" if host.guests is None else f", {counted(host.guests, 'VM')}"

@@ -222,7 +222,7 @@ class SourceReply(msgspec.Struct, frozen=True):
 
 
 class HostReply(msgspec.Struct, frozen=True):
-    """A host. placement: none (its relay reports nothing), fresh or stale."""
+    """A host. placement: none (its relay reports nothing), fresh or stale. revoked: its certificate, for all known."""
 
     name: str
     zone: str
@@ -234,6 +234,7 @@ class HostReply(msgspec.Struct, frozen=True):
     placement_age_seconds: Count | None = None
     guests: Count | None = None
     guests_not_in_inventory: Count = 0
+    revoked: bool = False
 
 
 class HostsReply(msgspec.Struct, frozen=True):

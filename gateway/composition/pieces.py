@@ -82,7 +82,7 @@ async def make_pieces(
     gate.break_glass = make_break_glass(config, gate, reading)
     unfetched = Unfetched(gate)
     reporting = Reporting(gate, reading, trust, unfetched)
-    gate.is_revoked = lambda host: reporting.seen.is_revoked(host, reporting.trust, clock.wall())
+    gate.is_revoked = lambda host: reporting.seen.is_out(host, reporting.trust, clock.wall())
     if config.identity.services:
         people.services = Services(config.identity.services, lambda: reporting.trust)
     issuers = Issuers(config.identity.issuers, has_local_people=people.local is not None)

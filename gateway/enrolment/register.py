@@ -140,6 +140,14 @@ class Register:
         """Of all that was ever revoked: when it ends, by serial. A CRL that lost one gets it back from here."""
         return dict(self._database.execute("SELECT serial, not_after FROM certificates WHERE revoked IS NOT NULL"))
 
+    def hosts_out(self) -> list[str]:
+        """Those that were revoked and have got no certificate since: what ends later than its revocation came after."""
+        rows = self._database.execute(
+            "SELECT host FROM certificates GROUP BY host"
+            " HAVING max(revoked) >= max(CASE WHEN revoked IS NULL THEN not_after ELSE 0 END)"
+        )
+        return [host for (host,) in rows]
+
     def has_revoked(self, key_sha256: bytes) -> bool:
         """If a certificate of this key was revoked: then somebody else may have it."""
         question = (

@@ -114,6 +114,8 @@ class Revoking:
                 log.warning("a revocation was finished", host=record["source"], certificates=len(left))
         for name in out:
             await self._thread.do(self._register.revoke, name, (), seconds)
+        for name in await self._thread.do(self._register.hosts_out):
+            self._seen.take_out(str(SpiffeId(self._authorities.trust_domain, name)))
 
     async def run(self) -> None:
         """For ever: try again what is on record and could not be done."""
@@ -137,6 +139,8 @@ class Revoking:
             if serials:
                 await self._crls.revoke([int(serial, 16) for serial in serials], now)
             await self._thread.do(self._register.revoke, name, sorted(serials), int(now.timestamp()))
+            if serials:
+                self._seen.take_out(str(SpiffeId(self._authorities.trust_domain, name)))
         except BaseException:
             self._unfinished.setdefault(name, set()).update(serials)
             raise

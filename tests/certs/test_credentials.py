@@ -109,7 +109,7 @@ def test_at_start_a_host_sees_that_its_peers_would_refuse_it(now: object, says: 
 
 def test_at_start_a_host_sees_that_it_is_revoked_or_of_another_ca(site: Site) -> None:
     host = make_host(site.ca)
-    with pytest.raises(CredentialError, match="revoked.*host.key away, and enrol again"):
+    with pytest.raises(CredentialError, match=r"revoked.*host\.key away, and enrol again"):
         site.revoking(host.certificate).of(host).require_usable(NOW)
     other = make_ca("Other")
     with pytest.raises(CredentialError, match="untrusted"):

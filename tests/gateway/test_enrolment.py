@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import httpx
@@ -29,6 +30,7 @@ from gateway.recorded_refusals import STRANGERS
 from gateway.relays import HostTrust
 from gateway.starter import Site
 from policy.identity.local import hash_password, person_table
+from tests.gateway.cli.test_inventory import person
 from tests.gateway.conftest import CHEAP, Running, given_up_once_recorded, running_gateway
 
 pytestmark = pytest.mark.whole
@@ -181,6 +183,40 @@ async def test_a_host_that_was_revoked_comes_back_with_another_key_only(site: Si
         host = as_host(running, tmp_path / "b", other, answer.json()["certificate"])
         renewed = await host.post("/v1/relay/renewal", json={"request": request_of(key)})
         assert (renewed.status_code, renewed.json()["error"]["code"]) == (403, "key_revoked"), "nor by a renewal"
+
+
+async def test_a_host_that_is_out_is_shown_as_such_also_after_a_restart_and_if_it_was_never_heard(
+    site: Site, tmp_path: Path
+) -> None:
+    async def out(running: Running) -> list[str]:
+        hosts = (await running.person("alice").get("/v1/hosts")).json()["hosts"]
+        alice = person(running, Path(mkdtemp(dir=tmp_path)))
+        lines = (await alice.sealane("hosts")).stdout.splitlines()
+        told = [host["name"] for host in hosts if host["revoked"]]
+        assert [line.split()[0] for line in lines if " REVOKED " in line] == told
+        return told
+
+    async with enrolling(site) as running, stranger(running, site) as client:
+        officer = running.person(OFFICER)
+        for name in ("b", "c", "prod"):
+            assert (await enrol(client, await token_of(running, name), new_key())).status_code == 200
+        await running.poll("b")
+        assert await out(running) == []
+        for name in ("b", "c"):
+            assert (await officer.post(f"/v1/hosts/{name}/revocation", json={"reason": "x"})).status_code == 200
+        assert await out(running) == ["b", "c"]
+    async with running_gateway(site) as running, stranger(running, site) as client:
+        assert await out(running) == ["b", "c"]
+        await running.poll("a")
+        answer = await running.person("alice").post("/v1/migrations", json={"vm": "web", "destination": "b"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (409, "host_revoked")
+        key = new_key()
+        given = (await enrol(client, await token_of(running, "b"), key)).json()
+        host = as_host(running, tmp_path / "b", key, given["certificate"])
+        assert (await host.post("/v1/relay/poll", json={"wait_seconds": 0})).status_code == 200
+        assert await out(running) == ["c"]
+    async with running_gateway(site) as running:
+        assert await out(running) == ["c"]
 
 
 async def test_a_host_that_the_inventory_does_not_list_gets_no_token(site: Site) -> None:

@@ -30,3 +30,15 @@ def test_what_was_revoked_stays_known(tmp_path: Path) -> None:
     assert (register.has_revoked(KEY), register.has_revoked(OTHER_KEY)) == (True, False)
     assert register.valid_serials("b", 0) == ["2"]
     register.close()
+
+
+def test_who_is_out_is_known_until_it_gets_another_certificate(tmp_path: Path) -> None:
+    register = Register(tmp_path / "hosts.sqlite")
+    register.apply([Note(Issued("1", "a", DAY, KEY), 0), Note(Issued("2", "b", DAY, OTHER_KEY), 0)])
+    assert register.hosts_out() == []
+    register.apply([Note(Issued("3", "a", 5 * DAY, KEY), 4 * DAY)])  # the first has ended
+    register.revoke("a", ["3"], 4 * DAY + 1)
+    assert register.hosts_out() == ["a"]
+    register.apply([Note(Issued("4", "a", 5 * DAY, OTHER_KEY), 4 * DAY + 2)])
+    assert register.hosts_out() == [], "and long after, too, when that one has ended"
+    register.close()
