@@ -2,7 +2,8 @@
 
 msgspec, pydantic and `json` take the last of two members of one name, others the first: who checks and who acts could
 be told two different things by one message. So whatever comes from outside is looked at here before it is given a
-shape. Beside that: NaN and Infinity (also as 1e999), lone surrogates, a byte order mark, other bytes than UTF-8.
+shape. Beside that: NaN and Infinity (also as 1e999), -0, lone surrogates, a byte order mark, other bytes than
+UTF-8.
 
 Not looked at here, with the reason: what a program wrote for itself alone (journals, spools, cursors: whoever can write
 there needs no ambiguity); what is compared with its canonical spelling (records, receipts); answers with one author and
@@ -35,6 +36,7 @@ def decode(data: bytes, max_depth: int = MAX_DEPTH) -> Any:
             data.decode("utf-8"),
             object_pairs_hook=_unique_members,
             parse_constant=_refuse_constant,
+            parse_int=_whole,
             parse_float=_finite,
         )
     except NotStrict:
@@ -64,6 +66,12 @@ def _unique_members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(_name: str) -> None:
     raise NotStrict("NaN or Infinity in JSON")
+
+
+def _whole(text: str) -> int:
+    if text == "-0":
+        raise NotStrict("-0 in JSON")  # zero to one reader, a fraction or no number at all to another
+    return int(text)
 
 
 def _finite(text: str) -> float:

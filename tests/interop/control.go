@@ -59,6 +59,13 @@ type shape struct {
 	may  map[string]check
 }
 
+// codes are those of section 9.
+var codes = []string{
+	"permit_size", "permit_signature", "permit_format", "permit_audience", "permit_times", "permit_parties", "permit_vm",
+	"permit_ports", "permit_proof", "permit_requirements", "permit_replayed", "session_known", "session_unknown",
+	"protocol", "busy", "hypervisor", "internal",
+}
+
 // shapes is the table of section 2.
 var shapes = map[string]shape{
 	"offer": {
@@ -69,7 +76,7 @@ var shapes = map[string]shape{
 		may: map[string]check{"next": isCounts, "movement": isMovement},
 	},
 	"answer":   {must: map[string]check{"next": isCounts, "max_channels": whole(1, 256)}},
-	"refusal":  {must: map[string]check{"code": isText(64), "message": isText(512)}},
+	"refusal":  {must: map[string]check{"code": oneOf(codes...), "message": isText(512)}},
 	"open":     {must: map[string]check{"channel": whole(0, 255), "port": matches(portText)}},
 	"ack":      {must: map[string]check{"written": isCounts}},
 	"handover": {may: map[string]check{"post_copy": isBool}},
@@ -105,7 +112,7 @@ func isPermits(v any) bool {
 	list, ok := v.([]any)
 	for _, permit := range list {
 		text, isString := permit.(string)
-		ok = ok && isString && 1 <= len(text) && len(text) <= 16*1024
+		ok = ok && isString && text != ""
 	}
 	return ok && (len(list) == 1 || len(list) == 2)
 }

@@ -154,7 +154,8 @@ func (h *host) serve(connection net.Conn) {
 		return
 	}
 	s := &session{
-		host: h, control: control, source: source, out: h.out, ended: make(chan struct{}), lanes: make(chan net.Conn, 1),
+		host: h, control: control, source: source, out: h.out, order: newOrder(),
+		ended: make(chan struct{}), lanes: make(chan net.Conn, 1),
 	}
 	if err := s.begin(); err != nil {
 		fmt.Fprintln(os.Stderr, "interop:", err)

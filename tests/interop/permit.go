@@ -139,7 +139,10 @@ func (j judge) admit(token string, now int64, source, destination string) (p per
 	if err := p.read(payload); err != nil {
 		return p, err
 	}
+	moves := !slices.ContainsFunc(p.Ports, func(port string) bool { return !slices.Contains(moving, port) })
 	switch {
+	case p.Source == p.Destination || p.Proof.Index <= p.Proof.DecisionIndex:
+		return p, refused("permit_format")
 	case p.Aud != p.Destination:
 		return p, refused("permit_audience")
 	case p.Nbf > p.Exp || p.Exp > p.SessionUntil || p.SessionUntil > p.RecoverUntil || p.RecoverUntil > p.Iat+7*86400,
@@ -148,13 +151,11 @@ func (j judge) admit(token string, now int64, source, destination string) (p per
 	case p.Source != source || p.Destination != destination:
 		return p, refused("permit_parties")
 	case slices.ContainsFunc(p.Ports, func(port string) bool { return !slices.Contains(j.ports, port) }),
-		len(p.Ports) > 1 && slices.ContainsFunc(p.Ports, func(port string) bool { return !slices.Contains(moving, port) }):
+		len(p.Ports) > 1 && !moves:
 		return p, refused("permit_ports")
-	case p.Source == p.Destination || p.Proof.Index <= p.Proof.DecisionIndex:
-		return p, refused("permit_format")
 	case !j.log.proves(p):
 		return p, refused("permit_proof")
-	case p.MinimumCRLNumber > j.crlNumber, !slices.Contains(j.seals, p.Seal):
+	case p.MinimumCRLNumber > j.crlNumber, !slices.Contains(j.seals, p.Seal), p.Requirements["vm_binding"] && !moves:
 		return p, refused("permit_requirements")
 	}
 	for name, wanted := range p.Requirements {

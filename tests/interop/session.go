@@ -30,15 +30,14 @@ type session struct {
 	out     io.Writer
 	started time.Time
 
-	mutex     sync.Mutex // of all below
-	announced bool       // channel 0 was opened
-	port      string
-	received  tally // written to out
-	sent      tally
-	acked     uint64 // frames of ours that S has written
-	ended     chan struct{}
-	lanes     chan net.Conn // one for channel 0, authenticated
-	taken     bool
+	order    *order
+	mutex    sync.Mutex // of all below
+	port     string     // of channel 0, once it is opened
+	received tally      // written to out
+	sent     tally
+	ended    chan struct{}
+	lanes    chan net.Conn // one for channel 0, authenticated
+	taken    bool
 }
 
 type tally struct{ frames, bytes uint64 }
@@ -50,8 +49,6 @@ func (s *session) refusal() string {
 	switch {
 	case s.offer.text("purpose") != "begin":
 		return "session_unknown"
-	case len(s.offer.counts("next")) != 0:
-		return "protocol"
 	case len(permits) != 1: // no other site is pinned here, so there is nothing that two could be for
 		return "permit_format"
 	}
@@ -68,8 +65,16 @@ func (s *session) refusal() string {
 }
 
 func (s *session) send(members map[string]any) error {
+	wire := encodeMessage(members)
+	m, err := readMessage(bytes.NewReader(wire))
+	if err == nil {
+		err = s.order.pass("destination", m, m.counts("written")) // which have come
+	}
+	if err != nil {
+		return fmt.Errorf("not ours to say: %w", err)
+	}
 	s.control.SetWriteDeadline(time.Now().Add(patience))
-	_, err := s.control.Write(encodeMessage(members))
+	_, err = s.control.Write(wire)
 	return err
 }
 
@@ -79,8 +84,8 @@ func (s *session) begin() (err error) {
 	if s.offer, err = readMessage(s.control); err != nil {
 		return err
 	}
-	if s.offer.kind != "offer" {
-		return violation("no offer")
+	if err = s.order.pass("source", s.offer, nil); err != nil {
+		return err
 	}
 	if code := s.refusal(); code != "" {
 		return s.refuse(code)
@@ -120,7 +125,7 @@ func (s *session) take(channel uint16, connection net.Conn) bool {
 // carry reads the control connection to its bye.
 func (s *session) carry() error {
 	broken := make(chan error, 1)
-	var receipt message
+	hasReceipt := false
 	for {
 		s.control.SetReadDeadline(time.Now().Add(patience))
 		m, err := readMessage(s.control)
@@ -131,19 +136,18 @@ func (s *session) carry() error {
 			}
 			return fmt.Errorf("the connection is lost, and this receiver resumes none: %w", err)
 		}
+		if err = s.order.pass("source", m, s.sentFrames()); err != nil {
+			return err
+		}
 		switch m.kind {
+		case "ack":
 		case "open":
 			err = s.open(m, broken)
-		case "ack":
-			err = s.heedAck(m)
 		case "receipt":
-			if receipt.kind != "" {
-				return violation("a second receipt")
-			}
-			receipt = m
+			hasReceipt = true
 			err = s.answerReceipt(m)
 		case "bye":
-			if receipt.kind == "" {
+			if !hasReceipt {
 				return violation("bye without a receipt")
 			}
 			return nil
@@ -162,10 +166,10 @@ func (s *session) carry() error {
 func (s *session) open(m message, broken chan<- error) error {
 	s.mutex.Lock()
 	defer s.mutex.Unlock()
-	if s.announced || m.number("channel") != 0 || !slices.Contains(s.permit.Ports, m.text("port")) {
+	if !slices.Contains(s.permit.Ports, m.text("port")) {
 		return violation("an open that was not permitted")
 	}
-	s.announced, s.port = true, m.text("port")
+	s.port = m.text("port")
 	go func() {
 		if err := s.runLane(); err != nil {
 			broken <- err
@@ -175,16 +179,11 @@ func (s *session) open(m message, broken chan<- error) error {
 	return nil
 }
 
-func (s *session) heedAck(m message) error {
+// sentFrames are ours by channel, which S may acknowledge.
+func (s *session) sentFrames() map[string]uint64 {
 	s.mutex.Lock()
 	defer s.mutex.Unlock()
-	for channel, n := range m.counts("written") {
-		if channel != "0" || !s.announced || n < s.acked || n > s.sent.frames {
-			return violation("an ack that cannot be true")
-		}
-		s.acked = n
-	}
-	return nil
+	return map[string]uint64{"0": s.sent.frames}
 }
 
 // runLane writes what comes and acknowledges it; at the fin it answers with the SHA-256 of everything, and its own fin.

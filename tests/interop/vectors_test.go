@@ -2,12 +2,14 @@ package main
 
 import (
 	"bytes"
+	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"io"
 	"os"
 	"reflect"
+	"strings"
 	"testing"
 )
 
@@ -89,6 +91,13 @@ type vectorFile struct {
 		Why  string
 		Wire octets
 	} `json:"refused_messages"`
+	RefusedOrders []struct {
+		Why      string
+		Messages []struct {
+			From string
+			Wire octets
+		}
+	} `json:"refused_orders"`
 	ClearLanes         []laneVector `json:"clear_lanes"`
 	RefusedClearFrames []laneVector `json:"refused_clear_frames"`
 	Permits            struct {
@@ -276,6 +285,48 @@ func TestMessages(t *testing.T) {
 	for _, m := range v.RefusedMessages {
 		_, err := readMessage(bytes.NewReader(m.Wire))
 		refusal(t, m.Why, err)
+	}
+}
+
+// TestOrders: of each the last message is refused by whoever gets it, and no other.
+func TestOrders(t *testing.T) {
+	v := load(t)
+	if len(v.RefusedOrders) == 0 {
+		t.Fatal("no orders")
+	}
+	for _, o := range v.RefusedOrders {
+		order, last := newOrder(), len(o.Messages)-1
+		for n, said := range o.Messages {
+			m, err := readMessage(bytes.NewReader(said.Wire))
+			if err != nil {
+				t.Fatalf("%s: %v", o.Why, err)
+			}
+			if err = order.pass(said.From, m, map[string]uint64{"0": 3}); n == last {
+				refusal(t, o.Why, err)
+			} else if err != nil {
+				t.Errorf("%s: refused too early, at message %d: %v", o.Why, n, err)
+			}
+		}
+	}
+}
+
+// TestSizes: of messages and receipts the longest there may be, and one byte or character more.
+func TestSizes(t *testing.T) {
+	framed := func(body []byte) io.Reader {
+		return bytes.NewReader(append(binary.BigEndian.AppendUint32(nil, uint32(len(body))), body...))
+	}
+	padded := func(size int) []byte { return append([]byte(`{"type":"bye"}`), bytes.Repeat([]byte(" "), size-14)...) }
+	receipt := func(size int) []byte {
+		return compact(map[string]any{"type": "receipt", "body": strings.Repeat("x", size), "signature": ""})
+	}
+	for _, good := range [][]byte{padded(65536), receipt(49152)} {
+		if _, err := readMessage(framed(good)); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, long := range [][]byte{padded(65537), receipt(49153)} {
+		_, err := readMessage(framed(long))
+		refusal(t, "too long", err)
 	}
 }
 

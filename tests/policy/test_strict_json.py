@@ -43,6 +43,7 @@ def test_a_member_that_stands_twice_is_refused_wherever_it_stands(name: str, fir
     "data",
     [
         b"", b" ", b"{", b"{}{}", b"\xef\xbb\xbf{}", b'"\xff"', "{}".encode("utf-16"), b"NaN", b"[-Infinity]", b"1e999",
+        b"-0", b'{"channel":-0}',
         b'"\\ud800"', b'{"\\udc00": 1}', b"9" * 5_000, b"[" * 100_000, b"[" * (MAX_DEPTH + 1) + b"]" * (MAX_DEPTH + 1),
         b'{"vm":"web","\\u0076m":"ledger"}',
     ],

@@ -25,7 +25,7 @@ LENGTH_BYTES = 4
 U62 = Annotated[int, Meta(ge=0, lt=1 << 62)]  # counts; more than a lane can carry in a century
 Channel = Annotated[int, Meta(ge=0, lt=MAX_CHANNELS)]
 SessionIdText = Annotated[str, Meta(pattern=r"\A[0-9a-f]{32}\Z")]
-PermitText = Annotated[str, Meta(min_length=1, max_length=16 * 1024)]
+PermitText = Annotated[str, Meta(min_length=1)]  # its size is refused by its own code
 ShortText = Annotated[str, Meta(max_length=512)]
 Purpose = Literal["begin", "resume", "settle", "recover"]
 # Keys of a JSON object are text; a channel number written in any other way than str(int) is refused.

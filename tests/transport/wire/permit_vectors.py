@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from audit.checkpoint import Checkpoint, LogSigner, sign_checkpoint
+from audit.checkpoint import Checkpoint, LogSigner, sign_checkpoint, signature_line
 from audit.merkle import Tree, inclusion_path
 from audit.proof import leaf_hash
 from policy.jws import encode_base64url
@@ -27,6 +27,7 @@ OTHER_KEY: Final = ec.derive_private_key(0x0DDBA11, ec.SECP256R1())
 LOG: Final = LogSigner("example.test/log", ed25519.Ed25519PrivateKey.from_private_bytes(bytes(range(32))))
 OTHER_LOG: Final = LogSigner("example.test/log", ed25519.Ed25519PrivateKey.from_private_bytes(bytes(32)))
 KEY_ID: Final = PermitKey.from_public_key(KEY.public_key()).key_id
+HEAD: Final = msgspec.json.encode({"alg": "ES256", "kid": KEY_ID, "typ": "sealane-permit+jwt"})
 DECISION: Final = b'{"kind":"migration.decision"}'
 NOTHING: Final = Requirements(content_digest=False, stream_inspection=False, vm_binding=False)
 CLAIMS: Final = PermitClaims(
@@ -63,7 +64,7 @@ def permit_vectors() -> dict[str, Any]:
         "permit_key": base64.b64encode(spki).decode(),
         "key_id": KEY_ID,
         "log_key": LOG.vkey,
-        "good": [_good(claims) for claims in GOOD],
+        "good": [*map(_good, GOOD), _good(CLAIMS, "".join(map(_signed_by_another, ("other.test/log", LOG.origin))))],
         "refused": [{"why": why, "code": code, "permit": permit} for why, (code, permit) in _refused().items()],
     }
 
@@ -83,9 +84,15 @@ GOOD: Final = (
 )
 
 
-def _good(claims: PermitClaims) -> dict[str, Any]:
+def _good(claims: PermitClaims, more_signatures: str = "") -> dict[str, Any]:
     proof, entry = _logged(claims)
+    proof = msgspec.structs.replace(proof, checkpoint=proof.checkpoint + more_signatures)
     return {"entry": entry.decode(), "leaf_hash": leaf_hash(entry).hex(), "permit": _permit(claims, proof)}
+
+
+def _signed_by_another(name: str) -> str:
+    """A signature of a checkpoint by a key that is not pinned, be it of the same name."""
+    return signature_line(name, b"\0\0\0\1", bytes(64))
 
 
 def _refused() -> dict[str, tuple[str, str]]:
@@ -95,6 +102,8 @@ def _refused() -> dict[str, tuple[str, str]]:
     signed, _, signature = good.rpartition(".")
     raw = base64.urlsafe_b64decode(signature + "==")
     other_s = raw[:32] + (P256_ORDER - int.from_bytes(raw[32:])).to_bytes(32)
+    body = proof.checkpoint.partition("\n\n")[0] + "\n"
+    wrong_line = signature_line(LOG.origin, LOG.verifier.key_id, bytes(64))
     first, _, rest = payload[1:-1].partition(b',"bundle"')
     spelled = {
         "signed by a key that is not pinned": ("permit_signature", _jws(payload, key=OTHER_KEY)),
@@ -117,6 +126,30 @@ def _refused() -> dict[str, tuple[str, str]]:
             "permit_format",
             _jws(payload.replace(b'"exp":1800000060', b'"exp":1800000060.0')),
         ),
+        "more than 16 KiB": ("permit_size", good + "A" * (16 * 1024)),
+        "four parts": ("permit_format", good + ".AAAA"),
+        "an empty signature": ("permit_format", signed + "."),
+        "standard base64": ("permit_format", f"{signed}.{signature[:-1]}+"),
+        "a member of another's object": (
+            "permit_format",
+            _jws(payload.replace(b'"max_channels":16', b'"max_channels":16,"vm_binding":true')),
+        ),
+        "one member less in an object": (
+            "permit_format",
+            _jws(payload.replace(b'"bandwidth_bytes_per_second":0,', b"")),
+        ),
+        "a control character by another escape": (
+            "permit_format",
+            _jws(payload.replace(b"log\\n", b"log\\u000a")),
+        ),
+        "a character escaped that need not be": (
+            "permit_format",
+            _jws(payload.replace("\N{EM DASH}".encode(), b"\\u2014")),
+        ),
+        "minus zero": ("permit_format", _jws(payload.replace(b'_second":0', b'_second":-0'))),
+        "null for a boolean": ("permit_format", _jws(payload.replace(b'_digest":false', b'_digest":null'))),
+        "a header that says a member twice": ("permit_format", _headed(payload, b'{"typ":"x",' + HEAD[1:])),
+        "a header that is no object": ("permit_format", _headed(payload, b"[]")),
         "the proof of another permit": (
             "permit_proof",
             _permit(CLAIMS, _logged(msgspec.structs.replace(CLAIMS, jti="another"))[0]),
@@ -126,6 +159,44 @@ def _refused() -> dict[str, tuple[str, str]]:
         "a path that is cut short": (
             "permit_proof",
             _permit(CLAIMS, msgspec.structs.replace(proof, path=proof.path[:-1])),
+        ),
+        "a path of one more hash": (
+            "permit_proof",
+            _permit(CLAIMS, msgspec.structs.replace(proof, path=(*proof.path, proof.path[0]))),
+        ),
+        "a path of 64 hashes": (
+            "permit_format",
+            _permit(CLAIMS, msgspec.structs.replace(proof, path=proof.path[:1] * 64)),
+        ),
+        "a hash with left-over bits": (
+            "permit_format",
+            _permit(CLAIMS, msgspec.structs.replace(proof, decision_leaf_hash="A" * 42 + "B=")),
+        ),
+        "a hash of 31 bytes": (
+            "permit_format",
+            _permit(CLAIMS, msgspec.structs.replace(proof, decision_leaf_hash=base64.b64encode(bytes(31)).decode())),
+        ),
+        "a checkpoint of 4,097 characters": (
+            "permit_format",
+            _permit(CLAIMS, msgspec.structs.replace(proof, checkpoint=proof.checkpoint.ljust(4097, "x"))),
+        ),
+        "the decision of another entry": (
+            "permit_proof",
+            _permit(CLAIMS, msgspec.structs.replace(proof, decision_index=0)),
+        ),
+        "a checkpoint without a signature": (
+            "permit_proof",
+            _permit(CLAIMS, msgspec.structs.replace(proof, checkpoint=body + "\n")),
+        ),
+        "a checkpoint of four lines": ("permit_proof", _permit(CLAIMS, _noted(proof, body + "x\n"))),
+        "a checkpoint of another origin": (
+            "permit_proof",
+            _permit(CLAIMS, _noted(proof, body.replace("example", "other", 1))),
+        ),
+        "a size with a zero in front": ("permit_proof", _permit(CLAIMS, _noted(proof, body.replace("\n5", "\n05")))),
+        "a wrong signature beside the right one": (
+            "permit_proof",
+            _permit(CLAIMS, msgspec.structs.replace(proof, checkpoint=proof.checkpoint + wrong_line)),
         ),
         "an entry before its decision": (
             "permit_format",
@@ -165,8 +236,36 @@ FALSE_CLAIMS: Final[Mapping[str, tuple[str, dict[str, Any]]]] = {
         "permit_requirements",
         {"requirements": msgspec.structs.replace(NOTHING, stream_inspection=True)},
     ),
+    "binding to a VM of what moves no guest": (
+        "permit_requirements",
+        {"ports": ("backup-1",), "requirements": msgspec.structs.replace(NOTHING, vm_binding=True)},
+    ),
+    "not valid before it is over": ("permit_times", {"nbf": NOW + 20, "exp": NOW + 19}),
+    "over before it was issued": ("permit_times", {"iat": NOW + 20, "exp": NOW + 19}),
+    "a session that lasts longer than its recovery": ("permit_times", {"session_until": NOW + 1201}),
+    "from a host to itself": ("permit_format", {"source": DESTINATION}),
+    "a host's id in upper case": ("permit_format", {"source": "spiffe://example.test/host/A"}),
+    "another kind of id": ("permit_format", {"source": "spiffe://example.test/service/a"}),
+    "an issuer with a space": ("permit_format", {"iss": "the gateway"}),
+    "an issuer of 256 characters": ("permit_format", {"iss": "x" * 256}),
+    "an id of 65 characters": ("permit_format", {"jti": "x" * 65}),
+    "an id that begins with a hyphen": ("permit_format", {"migration_id": "-1"}),
+    "a bundle in upper case": ("permit_format", {"bundle": "A" * 64}),
+    "a port's name that is none": ("permit_format", {"ports": ("Memory",)}),
+    "more channels than 16 bits can count": (
+        "permit_format",
+        {"limits": Limits(max_channels=65_536, bandwidth_bytes_per_second=0)},
+    ),
+    "a number beyond 53 bits": ("permit_format", {"minimum_crl_number": 1 << 53}),
+    "a negative number": ("permit_format", {"minimum_crl_number": -1}),
     "a newer CRL": ("permit_requirements", {"minimum_crl_number": CRL_NUMBER + 1}),
 }
+
+
+def _noted(proof: PermitProof, body: str) -> PermitProof:
+    """With a checkpoint of this text, which the log's key has signed."""
+    line = signature_line(LOG.origin, LOG.verifier.key_id, LOG.sign(body.encode()))
+    return msgspec.structs.replace(proof, checkpoint=f"{body}\n{line}")
 
 
 def _with(**changes: Any) -> str:
@@ -203,9 +302,13 @@ def _permit(claims: PermitClaims, proof: PermitProof) -> str:
 
 
 def _jws(payload: bytes, key: ec.EllipticCurvePrivateKey = KEY, **header: str | None) -> str:
-    """Signed as RFC 6979 does it, so that the file stays the same."""
     members = {"alg": "ES256", "kid": KEY_ID, "typ": "sealane-permit+jwt"} | header
     head = msgspec.json.encode({name: value for name, value in members.items() if value is not None}, order="sorted")
+    return _headed(payload, head, key)
+
+
+def _headed(payload: bytes, head: bytes, key: ec.EllipticCurvePrivateKey = KEY) -> str:
+    """Signed as RFC 6979 does it, so that the file stays the same."""
     signed = f"{encode_base64url(head)}.{encode_base64url(payload)}"
     r, s = decode_dss_signature(key.sign(signed.encode(), ec.ECDSA(hashes.SHA256(), deterministic_signing=True)))
     return f"{signed}.{encode_base64url(r.to_bytes(32) + min(s, P256_ORDER - s).to_bytes(32))}"

@@ -97,7 +97,6 @@ def test_a_message_that_is_not_exactly_one_is_refused(body: bytes) -> None:
         {"permits": []},
         {"permits": ["a", "b", "c"]},
         {"permits": [""]},
-        {"permits": ["x" * 16385]},
         {"session_id": SESSION.upper()},
         {"session_id": SESSION[:-1]},
         {"session_id": SESSION + "\n"},
@@ -112,6 +111,24 @@ def test_an_offer_with_one_wrong_member_is_refused(change: dict[str, object]) ->
     body = json.dumps(offer | change).encode()
     with pytest.raises(ProtocolViolation):
         MessageReader().feed(len(body).to_bytes(4, "big") + body)
+
+
+def test_a_permit_of_any_length_is_read_so_that_its_size_is_refused_by_its_code() -> None:
+    message = Offer(1, "begin", ("x" * 16_385,), SESSION, 0)
+    assert MessageReader().feed(encode_message(message)) == [message]
+
+
+def test_a_message_may_have_64_kib_and_no_byte_more() -> None:
+    body = b'{"type":"bye"}'.ljust(MAX_MESSAGE_BYTES)
+    assert MessageReader().feed(len(body).to_bytes(4) + body) == [Bye()]
+    with pytest.raises(ProtocolViolation):
+        MessageReader().feed((len(body) + 1).to_bytes(4) + body + b" ")
+
+
+def test_a_receipt_may_have_48_ki_characters_and_no_more() -> None:
+    assert MessageReader().feed(encode_message(longest := Receipt("x" * 49_152, ""))) == [longest]
+    with pytest.raises(ProtocolViolation):
+        MessageReader().feed(encode_message(Receipt("x" * 49_153, "")))
 
 
 def test_a_length_beyond_the_limit_is_refused_before_the_body_comes() -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from audit.checkpoint import LogVerifier
 from policy.permit import PermitKey, proof_entry
+from tests.transport.wire.message_vectors import MESSAGES, SPELLED
 from tests.transport.wire.permit_vectors import KEY
 from tests.transport.wire.vectors import FILE, text, vectors
 from transport.errors import OfferRefused, ProtocolViolation
@@ -58,6 +60,14 @@ def test_a_refused_preface_is_refused(case: dict[str, str]) -> None:
         preface = read_preface(bytes.fromhex(case["wire"]))
         assert preface.connection_id == keys.connection_id or case["why"] == "another connection"
         authenticate_preface(preface, keys)
+
+
+@pytest.mark.parametrize("case", MADE["messages"], ids=lambda case: case["wire"][:40])
+def test_a_good_message_reads_as_it_should(case: dict[str, Any]) -> None:
+    (message,) = MessageReader().feed(bytes.fromhex(case["wire"]))
+    again = msgspec.json.encode(case["message"])
+    assert MessageReader().feed(len(again).to_bytes(4) + again) == [message]
+    assert message in (*MESSAGES, *SPELLED.values())
 
 
 @pytest.mark.parametrize("case", MADE["refused_messages"], ids=lambda case: case["why"])

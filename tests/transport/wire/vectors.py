@@ -178,8 +178,14 @@ def _refused_clear_frames() -> list[dict[str, Any]]:
         "an unknown type": good[:4] + b"\x03" + good[5:],
         "a byte that must be zero": good[:7] + b"\x01" + good[8:],
         "data of no byte": bytes(4) + good[4:],
+        "data of more than 1 MiB": ((1 << 20) + 1).to_bytes(4) + good[4:],
+        "fin with a payload": good[:4] + b"\x01" + good[5:],
+        "reset of five bytes": good[:4] + b"\x02" + good[5:],
+        "reset of no byte": bytes(4) + b"\x02" + good[5:16],
         "a tag": good + bytes(TAG_BYTES),
+        "a frame twice": good + good,
         "after fin": _clear(0, [(FrameType.FIN, b"")])[0] + good[:15] + b"\x01" + good[16:],
+        "after reset": b"".join(_clear(0, [(FrameType.RESET, b"\0\1")])) + good[:15] + b"\x01" + good[16:],
     }
     return [{"why": why, "first_seq": 0, "wire": wire.hex()} for why, wire in cases.items()]
 
@@ -206,7 +212,9 @@ def _refused_frames() -> list[dict[str, Any]]:
     """Frames that are refused where frame 0 of channel 0 from S to D is due."""
     data = [(FrameType.DATA, b"guest")]
     (good,) = _sealed(SECRETS[0], FORTH, 0, data)
-    fin, after = _sealed(SECRETS[0], FORTH, 0, [(FrameType.FIN, b"")]), good
+    (two_bytes,) = _sealed(SECRETS[0], FORTH, 0, [(FrameType.DATA, b"\0\1")])
+    # What would be frame 1, sealed by whoever has the key: nothing but the fin or reset before it is wrong.
+    (fin, after_fin), (reset, after_reset) = (_after(FORTH, *each) for each in _LAST)
     cases = {
         "an unknown type": good[:4] + b"\x03" + good[5:],
         "a byte that must be zero": good[:7] + b"\x01" + good[8:],
@@ -215,17 +223,31 @@ def _refused_frames() -> list[dict[str, Any]]:
         "data of more than 1 MiB": ((1 << 20) + 1).to_bytes(4) + good[4:],
         "fin with a payload": good[:4] + b"\x01" + good[5:],
         "reset of five bytes": good[:4] + b"\x02" + good[5:],
+        "reset of no byte": bytes(4) + b"\x02" + good[5:],
+        "data whose type was changed to reset": two_bytes[:4] + b"\x02" + two_bytes[5:],
+        "a frame twice": good + good,
         "a changed payload": _flip(good, 17),
         "a changed tag": _flip(good, len(good) - 1),
         "reflected": _sealed(SECRETS[0], BACK, 0, data)[0],
         "of another channel": _sealed(SECRETS[0], FORTH, 0, data, channel=1)[0],
         "of another connection": _sealed(SECRETS[1], FORTH, 0, data)[0],
-        "after fin": fin[0] + after[:15] + b"\x01" + after[16:],
+        "after fin": fin + after_fin,
+        "after reset": reset + after_reset,
     }
     return [
         {"why": why, "secret": SECRETS[0].hex(), "channel": 0, "direction": 0, "first_seq": 0, "wire": wire.hex()}
         for why, wire in cases.items()
     ]
+
+
+_LAST: Frames = [(FrameType.FIN, b""), (FrameType.RESET, b"\0\1")]
+
+
+def _after(way: Direction, kind: FrameType, payload: bytes) -> tuple[bytes, bytes]:
+    """The last frame of a direction, and data sealed as the one that would follow, under the same keys."""
+    (last,) = _sealed(SECRETS[0], way, 0, [(kind, payload)])
+    _, following = _sealed(SECRETS[0], way, 0, [(FrameType.DATA, b"x"), (FrameType.DATA, b"guest")])
+    return last, following
 
 
 def _flip(data: bytes, at: int) -> bytes:
