@@ -3,13 +3,15 @@
 Every permit should end in two receipts that tell one story. After its time (`session_until`, and a grace for spooled
 receipts) a migration with one, with none, or with two that differ is a finding: a host that keeps silent, one that
 lies, or a permit that nobody used. Which of them, a person must find out; that there is none speaks for all the others.
+A relay that was restarted in a session lacks its counts, and says so: that is no contradiction, and a finding all the
+same, of a kind of its own, or a host could hide by it that it carried something else.
 A permit that was withdrawn has none, and must have none: no relay ever had it.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Final, Literal
 
@@ -25,6 +27,15 @@ GRACE_SECONDS: Final = 3_600
 MAX_RECORDED_FINDINGS: Final = 100
 
 LACKS_MEMORY: Final = "the source says completed, the destination that memory had not come"
+UNCOUNTED: Final = {
+    role: f"the {role}'s relay says that it was restarted in the session, so that it does not know what it carried"
+    for role in ("source", "destination")
+}
+ANOTHER_RECEIPT: Final = {
+    role: f"the {role} got another receipt from its peer than the gateway did" for role in ("source", "destination")
+}
+BEFORE_RESTART: Final = {role: f"{why}: before that was restarted, maybe" for role, why in ANOTHER_RECEIPT.items()}
+_EXPLAINED: Final = frozenset({*UNCOUNTED.values(), *BEFORE_RESTART.values()})
 
 _ARRIVED: Final = frozenset({"running", "completed", "handed-over"})
 _SAME: Final = (
@@ -32,6 +43,7 @@ _SAME: Final = (
     *("tls", "source_fingerprint", "destination_fingerprint"),
 )
 
+_WHATS: Final = ("none", "one", "differ", "uncounted")
 _LOOKED_AT: Final = ("permit", "site", "role", "body", "body_sha256")
 
 Numbered = tuple[int, Mapping[str, Any]]
@@ -39,7 +51,7 @@ Numbered = tuple[int, Mapping[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """`what` is none, one or differ; `record` the decision's index; `why` in words for each difference."""
+    """`what` is none, one, differ or uncounted; `record` the decision's index; `why` in words for each difference."""
 
     what: str
     migration_id: str
@@ -63,7 +75,7 @@ class Report:
     findings: tuple[Finding, ...]
 
     def counts(self) -> dict[str, int]:
-        kinds = {what: sum(one.what == what for one in self.findings) for what in ("none", "one", "differ")}
+        kinds = {what: sum(one.what == what for one in self.findings) for what in _WHATS}
         return {"permits": self.permits, "matched": self.matched, "pending": self.pending, **kinds}
 
 
@@ -149,13 +161,19 @@ def _finding(migration_id: str, case: _Case) -> Finding | None:
         other = "destination" if roles[0] == "source" else "source"
         what, why = "one", (f"the {other} has certified nothing",)
     else:
-        what, why = "differ", tuple(_differences(case.receipts))
+        why = tuple(_differences(case.receipts))
+        what = kind_of(why)
     if not why:
         return None
     record = case.record
     vm = record.get("vm") or {}
     hosts = (record.get("source"), record.get("destination"))
     return Finding(what, migration_id, case.index, vm.get("name") or vm.get("uuid"), *hosts, why)
+
+
+def kind_of(why: Collection[str]) -> str:
+    """Of a finding about two receipts: differ, or uncounted where a restart explains all of it."""
+    return "uncounted" if _EXPLAINED.issuperset(why) else "differ"
 
 
 def _differences(receipts: list[Mapping[str, Any]]) -> Iterator[str]:
@@ -188,15 +206,19 @@ def other_than_sent(
     The source's was sent before it had the destination's, and has that one's digest only as it was kept.
     """
     if (held := source.get("peer_receipt_sha256")) is not None and held != answered.get("body_sha256"):
-        yield "the source got another receipt from its peer than the gateway did"
+        yield (BEFORE_RESTART if destination.get("lacks_counts") is True else ANOTHER_RECEIPT)["source"]
     as_sent = msgspec.json.encode({**source, "peer_receipt_sha256": None}, order="sorted")
     known = {sent.get("body_sha256"), hashlib.sha256(as_sent).hexdigest()}
     if (held := destination.get("peer_receipt_sha256")) is not None and held not in known:
-        yield "the destination got another receipt from its peer than the gateway did"
+        yield (BEFORE_RESTART if source.get("lacks_counts") is True else ANOTHER_RECEIPT)["destination"]
 
 
 def different_counts(source: Mapping[str, Any], destination: Mapping[str, Any]) -> Iterator[str]:
-    """What one end sent, the other received: bytes and frames, channel by channel."""
+    """What one end sent, the other received: bytes and frames, channel by channel. Or which end lacks its counts."""
+    if source.get("lacks_counts") is True or destination.get("lacks_counts") is True:
+        both = {"source": source, "destination": destination}
+        yield from (UNCOUNTED[role] for role, body in both.items() if body.get("lacks_counts") is True)
+        return
     ours, theirs = ({one["channel"]: one for one in body.get("channels", ())} for body in (source, destination))
     if set(ours) != set(theirs):
         yield f"the source counts {counted(len(ours), 'channel')}, the destination {len(theirs)}"

@@ -84,6 +84,7 @@ class ReceiptBody(_Strict, frozen=True):
     other_permit_sha256: Hex | msgspec.UnsetType = msgspec.UNSET  # of the other site's, where two sites took part
     recovery: Literal[True] | msgspec.UnsetType = msgspec.UNSET  # of a session that went on with interrupted post-copy
     lacks_memory: Literal[True] | msgspec.UnsetType = msgspec.UNSET  # of a destination where not all of it came
+    lacks_counts: Literal[True] | msgspec.UnsetType = msgspec.UNSET  # of a relay that was restarted in the session
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +120,8 @@ def read_body(receipt: SignedReceipt) -> ReceiptBody:
         raise ReceiptRefused("form", "the body is not canonical JSON")
     if body.lacks_memory is not msgspec.UNSET and (body.role, body.outcome) != ("destination", "running"):
         raise ReceiptRefused("form", "only a destination where the guest runs lacks memory of it")
+    if body.lacks_counts is not msgspec.UNSET and (body.channels or body.content_digests is not None):
+        raise ReceiptRefused("form", "who lacks counts has none")
     return body
 
 
@@ -212,6 +215,12 @@ def receipt_details(
         **({"places_vm": False} if is_arrival and not places_vm else {}),
         "tls": msgspec.to_builtins(body.tls),
         "downtime_ms": body.downtime_ms,
+        **(_carried(body) if body.lacks_counts is msgspec.UNSET else {"lacks_counts": True}),
+    }
+
+
+def _carried(body: ReceiptBody) -> dict[str, int]:
+    return {
         "sent_bytes": sum(channel.sent_bytes for channel in body.channels),
         "received_bytes": sum(channel.received_bytes for channel in body.channels),
     }

@@ -251,6 +251,8 @@ def _outcome_of(ends: Sequence[NumberedRecord]) -> Iterator[Line]:
             told.insert(0, "went on with interrupted post-copy")
         if details.get("lacks_memory") is True:
             told.append("part of its memory had not come")
+        if details.get("lacks_counts") is True:
+            told.append("its relay was restarted, so that it does not know what it carried")
         if body.get("resumptions"):
             told.append(f"resumed {counted(body['resumptions'], 'time')}")
         told.append("signed by its certificate" if details.get("chain") else "NOT signed by a host")

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
-from gateway.host_receipts import GRACE_SECONDS, LACKS_MEMORY, different_counts, other_than_sent
+from gateway.host_receipts import GRACE_SECONDS, LACKS_MEMORY, different_counts, kind_of, other_than_sent
 from gateway.sites.shared import read_body
 from policy.permit import trust_domain_of
 from transport.errors import UNDECODABLE
@@ -31,7 +31,7 @@ Numbered = tuple[int, Mapping[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class SiteFinding:
-    """`what` is missing_here, missing_there, one or differ; `record`: of our log, None where it has none."""
+    """`what` is missing_here, missing_there, one, differ or uncounted; `record`: of our log, None where it has none."""
 
     what: str
     migration_id: str
@@ -53,7 +53,7 @@ class SiteReport:
     findings: tuple[SiteFinding, ...]
 
     def counts(self) -> dict[str, int]:
-        kinds = ("missing_here", "missing_there", "one", "differ")
+        kinds = ("missing_here", "missing_there", "one", "differ", "uncounted")
         found = {what: sum(one.what == what for one in self.findings) for what in kinds}
         return {"migrations": self.migrations, "matched": self.matched, "pending": self.pending, **found}
 
@@ -194,7 +194,7 @@ def _findings(migration_id: str, mine: _Half | None, other: _Half | None) -> Ite
         missing = "source" if left is None else "destination"
         yield SiteFinding("one", migration_id, *records, (f"the {missing}'s site has no receipt of its host",))
     elif left is not None and arrived is not None and (why := tuple(_receipts_differ(left, arrived))):
-        yield SiteFinding("differ", migration_id, *records, why)
+        yield SiteFinding(kind_of(why), migration_id, *records, why)
 
 
 def _was_admitted(source: _Half) -> bool:

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 import trio
 
-from gateway.host_receipts import GRACE_SECONDS, Report, brief, compare_receipts
+from gateway.host_receipts import BEFORE_RESTART, GRACE_SECONDS, UNCOUNTED, Report, brief, compare_receipts
 from tests.gateway.conftest import Running
 from tests.gateway.test_receipts import BODY
 
@@ -96,6 +96,33 @@ def test_content_that_differs_is_found() -> None:
     assert "they certify different content" in finding.why
 
 
+@pytest.mark.parametrize("role", ["source", "destination"])
+def test_who_says_that_it_was_restarted_is_found_whatever_it_hides_and_called_no_liar(role: str) -> None:
+    """Else a host that carried other content would say so."""
+    receipts: dict[str, dict[str, Any]] = {
+        "source": {"content_digests": {"0/source-to-destination": "1" * 64}},
+        "destination": {"content_digests": {"0/source-to-destination": "2" * 64}},
+        role: {"content_digests": None, "channels": [], "lacks_counts": True},
+    }
+    told = [receipt(each, **changes) for each, changes in receipts.items()]
+    (finding,) = report(decision(), *told).findings
+    assert (finding.what, finding.why) == ("uncounted", (UNCOUNTED[role],))
+    assert report(decision(), *told).counts()["uncounted"] == 1
+
+
+def test_a_restart_excuses_nothing_but_what_a_restart_does() -> None:
+    lacking = {"channels": [], "lacks_counts": True}
+    (finding,) = report(decision(), receipt("source"), receipt("destination", **lacking, outcome="discarded")).findings
+    assert finding.what == "differ"
+    (finding,) = report(decision(), receipt("source", **lacking), receipt("destination", vm="another")).findings
+    assert (finding.what, finding.why) == ("differ", ("they name another vm", UNCOUNTED["source"]))
+    held = {"peer_receipt_sha256": "1" * 64}
+    (finding,) = report(decision(), receipt("source", **lacking), receipt("destination", **held)).findings
+    assert (finding.what, finding.why) == ("uncounted", (BEFORE_RESTART["destination"], UNCOUNTED["source"]))
+    (finding,) = report(decision(), receipt("source"), receipt("destination", **lacking, **held)).findings
+    assert finding.what == "differ", "it is the source that would have had to be restarted"
+
+
 def test_a_broken_session_need_not_have_the_same_counts() -> None:
     broken = receipt("destination", outcome="discarded", channels=[MIRRORED | {"received_bytes": 3}])
     assert report(decision(), receipt("source", outcome="failed"), broken).findings == ()
@@ -137,7 +164,15 @@ async def test_the_gateway_answers_auditors_and_records_what_it_found(running: R
     (record,) = await running.records("audit.reconciled")
     assert record["sequence"] == document["record_index"]
     assert record["outcome"] == "failed"
-    assert record["details"]["counts"] == {"permits": 1, "matched": 0, "pending": 0, "none": 0, "one": 0, "differ": 1}
+    assert record["details"]["counts"] == {
+        "permits": 1,
+        "matched": 0,
+        "pending": 0,
+        "none": 0,
+        "one": 0,
+        "differ": 1,
+        "uncounted": 0,
+    }
     assert record["details"]["findings"] == [
         {"what": "differ", "migration_id": migration_id, "record": finding["record"]}
     ]

@@ -64,6 +64,16 @@ def test_every_member_is_needed(name: str) -> None:
         read(msgspec.json.encode(less, order="sorted"))
 
 
+def test_who_lacks_counts_has_none() -> None:
+    lacking: dict[str, object] = {**BODY, "lacks_counts": True}
+    assert read(msgspec.json.encode(lacking, order="sorted")).lacks_counts is True
+    channel = dict.fromkeys(("channel", "sent_bytes", "received_bytes", "sent_frames", "received_frames"), 0)
+    channels = [{**channel, "port": "memory"}]
+    for name, value in (("channels", channels), ("content_digests", {}), ("lacks_counts", False)):
+        with pytest.raises(ReceiptRefused):
+            read(msgspec.json.encode({**lacking, name: value}, order="sorted"))
+
+
 @given(st.text())
 def test_any_text_is_base64_or_refused(text: str) -> None:
     with contextlib.suppress(ReceiptRefused):

@@ -168,6 +168,14 @@ async def test_a_receipt_of_a_guest_that_lacks_memory_ends_nothing(running: Runn
         assert await refused(running.client(host), "/v1/receipts", forged) == "receipt_refused"
 
 
+async def test_a_receipt_of_a_relay_that_was_restarted_is_recorded_without_counts(running: Running) -> None:
+    _, permit = await running.begin()
+    lacking = running.receipt("b", permit, "destination", "running", lacks_counts=True, channels=[])
+    await deliver(running, "b", lacking)
+    (details,) = (record["details"] for record in await running.records("migration.receipt"))
+    assert (details["lacks_counts"], "sent_bytes" in details, "received_bytes" in details) == (True, False, False)
+
+
 async def test_the_vm_is_where_the_destination_certifies_to_run_it(running: Running) -> None:
     _, permit = await running.begin()
     await deliver(running, "a", running.receipt("a", permit, "source", "completed"))

@@ -25,6 +25,7 @@ from certs.files import read_crl, read_private_key, write_atomically
 from gateway.api import site_calls
 from gateway.cli.sites import lay_down, left_over
 from gateway.doctor.relay_host import relay_host_findings
+from gateway.host_receipts import UNCOUNTED
 from gateway.sites import publishing
 from gateway.sites.peer import decode_records
 from gateway.sites.reconcile import compare_sites, shared_with
@@ -307,6 +308,11 @@ async def test_receipts_end_it_in_both_logs_and_both_logs_agree(two: TwoSites, m
         forged[0][1]["details"]["site"]["other_jti"] = "x" * 32
         (finding,) = compare_sites(mine, forged, later).findings
         assert "shown another permit" in finding.why[0]
+        restarted = [(index, msgspec.json.decode(msgspec.json.encode(record))) for index, record in others]
+        body = msgspec.json.decode(restarted[-1][1]["details"]["body"]) | {"channels": [], "lacks_counts": True}
+        restarted[-1][1]["details"]["body"] = msgspec.json.encode(body, order="sorted").decode()
+        (finding,) = compare_sites(mine, restarted, later).findings
+        assert (finding.what, finding.why) == ("uncounted", (UNCOUNTED["destination"],))
 
         # Whatever the other gateway says, it is compared or refused as a whole; and a finding stays short.
         told = msgspec.to_builtins(others)

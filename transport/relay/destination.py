@@ -180,6 +180,7 @@ class Destination:
                 end.vm_binding,
                 datetime.fromisoformat(str(facts["started_at"])),
                 local_leaf_sha256(self._host.credentials),
+                lacks_counts=True,
                 is_kept=is_kept,  # by a former process, which knew more of it
             ),
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import datetime
 
 import structlog
 import trio
@@ -15,7 +16,7 @@ from transport.relay.board import Entry
 from transport.relay.destination import Destination
 from transport.relay.gateway_links import GatewayLinks
 from transport.relay.handover import close_source, settle_source
-from transport.relay.host import RelayHost, now
+from transport.relay.host import RelayHost
 from transport.relay.news import NewsDesk
 from transport.relay.receipts import ReceiptFacts
 from transport.relay.source_session import SourceSession
@@ -57,7 +58,8 @@ async def _settle_shown(
     seconds = host.config.limits.migration_deadline_seconds
     former_end = host.source_end(permit, journal.facts, 300, seconds)
     async with host.leaving(permit.claims.vm, is_recovered=True), former_end as end:
-        facts = ReceiptFacts(Role.SOURCE, permit, end.vm_binding, now(), local_leaf_sha256(host.credentials))
+        started, own_leaf = datetime.fromisoformat(str(journal.facts["started"])), local_leaf_sha256(host.credentials)
+        facts = ReceiptFacts(Role.SOURCE, permit, end.vm_binding, started, own_leaf, lacks_counts=True)
         session = SourceSession(host, permit, str(journal.facts["address"]), journal, facts)
         session.message = "the relay at the source was restarted during the migration"
         entry.state_of, entry.trouble_of = lambda: journal.state, lambda: session.trouble

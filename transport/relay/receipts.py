@@ -43,6 +43,7 @@ class ReceiptFacts:
     connections: int = 0
     is_recovery: bool = False  # it went on with the interrupted post-copy of another session
     lacks_memory: bool = False  # at D: the guest runs, and not all of its memory has come in this session
+    lacks_counts: bool = False  # a former process of this relay carried it, and its counts went with that
     outcome: str = "failed"
     downtime_ms: int | None = None
     peer_receipt_sha256: str | None = None
@@ -131,10 +132,11 @@ def verify_peer_receipt(receipt: Receipt, peer: ControlPeer) -> None:
 
 def _body(facts: ReceiptFacts, ended: datetime) -> dict[str, Any]:
     claims, peer = facts.permit.claims, facts.peer
-    own = facts.own_leaf_sha256.hex()
     theirs = peer.leaf_sha256.hex() if peer else None
+    own = None if facts.lacks_counts and peer is None else facts.own_leaf_sha256.hex()  # a former process showed one
     is_source = facts.role is Role.SOURCE
     digests = {c.channel: c.digests for c in facts.channels if c.digests is not None}
+    has_digests = claims.requirements.content_digest and not facts.lacks_counts
     return {
         "version": VERSION,
         "role": facts.role.value,
@@ -167,10 +169,11 @@ def _body(facts: ReceiptFacts, ended: datetime) -> dict[str, Any]:
         "downtime_ms": facts.downtime_ms,
         "checkpoint": facts.permit.proof.checkpoint,
         "peer_receipt_sha256": facts.peer_receipt_sha256,
-        "content_digests": document(digests, facts.role) if claims.requirements.content_digest else None,
+        "content_digests": document(digests, facts.role) if has_digests else None,
         **_of_other_site(facts.permit),
         **({"recovery": True} if facts.is_recovery else {}),
         **({"lacks_memory": True} if facts.lacks_memory else {}),
+        **({"lacks_counts": True} if facts.lacks_counts else {}),
     }
 
 

@@ -192,6 +192,13 @@ def test_a_receipt_tells_that_memory_had_not_come(lacks: bool) -> None:
     assert ended([one, whole, done]) == "completed: both hosts certify it"
 
 
+@pytest.mark.parametrize("lacks", [True, False])
+def test_a_receipt_tells_that_its_relay_was_restarted(lacks: bool) -> None:
+    details = {"role": "source", **({"lacks_counts": True} if lacks else {})}
+    told = story_of(NumberedRecord(5, {"kind": "migration.receipt", "outcome": "completed", "details": details}))
+    assert ("its relay was restarted" in str(told)) is lacks
+
+
 @pytest.mark.parametrize("details", [{}, {"host": SOURCE}])
 def test_a_record_about_one_host_tells_of_no_other(details: dict[str, Any]) -> None:
     told = story_of(

@@ -23,7 +23,7 @@ from tests.gateway.test_receipts import BODY
 from tests.gateway.test_sites import spoilt
 
 PERMITTED = {"permit": {"session_until": 1}}
-COUNTS = {"permits": 1, "matched": 0, "pending": 0, "none": 1, "one": 0, "differ": 0}
+COUNTS = {"permits": 1, "matched": 0, "pending": 0, "none": 1, "one": 0, "differ": 0, "uncounted": 0}
 FINDING = {
     "what": "none",
     "migration_id": "m-1",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any, cast
@@ -22,7 +23,18 @@ from transport.relay.evacuations import Evacuations
 from transport.relay.host import RelayHost, now, open_host
 from transport.relay.socket_ends import SocketDestination, SocketSource
 from transport.relay.source_session import SourceSession
+from transport.relay.spool import SessionJournal
 from transport.wire.control import Role
+
+STARTED = "2026-11-22T21:42:21.123456+00:00"
+
+
+def begun_before(
+    host: RelayHost, permit: str, address: str = "127.0.0.9:1", session_id: str = "1" * 32
+) -> SessionJournal:
+    """What a former process of a source's relay noted."""
+    facts = {"session_id": session_id, "vm": VM, "permit": permit, "address": address, "started": STARTED}
+    return host.spool.begin(Role.SOURCE, session_id, **facts)
 
 
 class Guest(SocketSource):
@@ -59,9 +71,7 @@ async def test_an_evacuated_guest_that_stayed_may_go_elsewhere_before_its_destin
     monkeypatch.setattr(handover, "_settle_with", gone)
     monkeypatch.setattr(Evacuations, "stayed", note)
     monkeypatch.setattr(RelayHost, "source_end", lambda *_: Guest(frozenset()))
-    journal = host.spool.begin(
-        Role.SOURCE, "1" * 32, session_id="1" * 32, vm=VM, permit=site.permit(vm=VM), address="127.0.0.9:1"
-    )
+    journal = begun_before(host, site.permit(vm=VM))
     link: Any = SimpleNamespace(tell=lambda _id, news: unheard(news))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(former_sessions._settle, host, journal, link, nursery)
@@ -82,9 +92,7 @@ async def test_status_shows_a_session_that_a_former_process_left_and_who_must_do
 
     monkeypatch.setattr(handover, "_settle_with", silent)
     monkeypatch.setattr(RelayHost, "source_end", lambda *_: Guest(frozenset()))
-    journal = host.spool.begin(
-        Role.SOURCE, "1" * 32, session_id="1" * 32, vm=VM, permit=site.permit(vm=VM), address="127.0.0.9:1"
-    )
+    journal = begun_before(host, site.permit(vm=VM))
     journal.append("handed-over", **({"post_copy": True} if post_copy else {}))
     link: Any = SimpleNamespace(tell=lambda _id, news: unheard(news))
 
@@ -149,14 +157,16 @@ async def test_a_clock_that_was_ahead_before_the_last_restart_keeps_no_guest_wai
             await driver.offer(permit)
         async with Driver.connected(address, source.credentials) as former:
             await former.offer(permit, session_id=driver.session_id, attempt=ahead, purpose="settle")
-        name = driver.session_id
-        journal = source.spool.begin(Role.SOURCE, name, session_id=name, vm=VM, permit=permit, address=address)
+        journal = begun_before(source, permit, address, driver.session_id)
         journal.append("handed-over")
         link: Any = SimpleNamespace(tell=lambda _id, news: unheard(news))
         with trio.fail_after(20):
             async with trio.open_nursery() as nursery:
                 await former_sessions._settle(source, journal, link, nursery)
         assert journal.is_ended
+    (path,) = source.spool.receipts()
+    certified = json.loads(json.loads(path.read_bytes())["receipt"]["body"])
+    assert (certified["started"], certified["lacks_counts"]) == ("2026-11-22T21:42:21.123456Z", True)
 
 
 @pytest.mark.parametrize("moment", [-5, 0, 1 << 32, 253_402_300_799])
@@ -193,9 +203,7 @@ async def test_a_guest_whose_session_is_unknown_to_its_destination_stays_paused_
 
     monkeypatch.setattr(handover, "_settle_with", unknown)
     monkeypatch.setattr(RelayHost, "source_end", lambda *_: Paused(frozenset()))
-    journal = host.spool.begin(
-        Role.SOURCE, "1" * 32, session_id="1" * 32, vm=VM, permit=site.permit(vm=VM), address="127.0.0.9:1"
-    )
+    journal = begun_before(host, site.permit(vm=VM))
     journal.append("handed-over")
     link: Any = SimpleNamespace(tell=lambda _id, news: unheard(news))
     async with trio.open_nursery() as nursery:
