@@ -137,13 +137,20 @@ def of_policy(version: Callable[[], int], shadow: Callable[[], Mapping[str, int]
     return ask
 
 
-def of_certificates(days_left: Callable[[], Mapping[str, float]]) -> Source:
-    """Days until each certificate or CRL of this gateway ends; below zero once it has."""
+def of_certificates(
+    days_left: Callable[[], Mapping[str, float]], renewals_refused: Callable[[], Mapping[str, int]]
+) -> Source:
+    """Days until each certificate or CRL of this gateway ends, below zero once it has; whom it certified no more."""
 
     def ask() -> Iterable[Metric]:
         days = GaugeMetricFamily("sealane_certificate_days_left", "Days until it ends.", labels=["what"])
         for what, left in days_left().items():
             days.add_metric([what], left)
-        return [days]
+        refused = CounterMetricFamily(
+            "sealane_renewals_refused", "Hosts' renewals that were refused, by the answer's code.", labels=["because"]
+        )
+        for code, count in renewals_refused().items():
+            refused.add_metric([code], count)
+        return [days, refused]
 
     return ask

@@ -78,7 +78,8 @@ async def trust(body: KnownTrust, desk: AtDesk, host: Relay) -> Response:
 async def renewal(body: Renewal, desk: AtDesk, request: Request, address: Address) -> Response:
     """Whose certificate it is, is judged in the same step in which the office looks for revocations under way."""
     judge = partial(host_of, desk, request)
-    return JsonAnswer(await office_of(desk).renew(judge, body.request.encode(), address))
+    shown = request.scope.get("state", {}).get("peer_certificate")
+    return JsonAnswer(await office_of(desk).renew(judge, shown, body.request.encode(), address))
 
 
 @router.post("/v1/relay/progress", status_code=204, summary="How far a migration of this host is")

@@ -19,7 +19,12 @@ from gateway.composition.gate import open_gate
 from gateway.composition.key_files import host_trust, tls_files
 from gateway.composition.rollover import make_rollovers, mend_rollovers
 from gateway.composition.sites import open_sites
-from gateway.composition.telling import add_metrics_of_policy, health_document, make_metrics
+from gateway.composition.telling import (
+    add_metrics_of_certificates,
+    add_metrics_of_policy,
+    health_document,
+    make_metrics,
+)
 from gateway.config import GatewayConfig
 from gateway.elsewhere import Elsewhere, read_peers
 from gateway.enrolment.composition import make_office
@@ -129,7 +134,8 @@ async def make_pieces(
     if office is not None:
         reloader.after_tls = office.find_root
     watch = Watch(gate, people, reporting.seen, lambda: reporting.trust, unfetched)
-    add_metrics_of_policy(metrics, gate, publishing, watch, partial(_days_left, config, reporting, clock))
+    add_metrics_of_policy(metrics, gate, publishing, watch)
+    add_metrics_of_certificates(metrics, partial(_days_left, config, reporting, clock), office)
     reloader.reload_delivery = delivery.reload
     revocation = config.revocation
     background: tuple[Background, ...] = (

@@ -8,6 +8,7 @@ from typing import Any
 from gateway.clocks import machine_boot_id
 from gateway.committer import Committer
 from gateway.config import GatewayConfig
+from gateway.enrolment.office import Office
 from gateway.errors import StartRefused
 from gateway.gate import Gate
 from gateway.log_keeping import LogKeeping
@@ -32,9 +33,7 @@ def make_metrics(config: GatewayConfig, keeping: LogKeeping, delivery: Delivery)
     return metrics
 
 
-def add_metrics_of_policy(
-    metrics: Metrics, gate: Gate, publishing: Publishing, watch: Watch, days_left: Callable[[], Mapping[str, float]]
-) -> None:
+def add_metrics_of_policy(metrics: Metrics, gate: Gate, publishing: Publishing, watch: Watch) -> None:
     metrics.add(
         of_authority(
             lambda: gate.break_glass.counts() if gate.break_glass is not None else {},
@@ -43,7 +42,12 @@ def add_metrics_of_policy(
         )
     )
     metrics.add(of_policy(lambda: gate.engine.bundle.version, publishing.shadow.counts))
-    metrics.add(of_certificates(days_left))
+
+
+def add_metrics_of_certificates(
+    metrics: Metrics, days_left: Callable[[], Mapping[str, float]], office: Office | None
+) -> None:
+    metrics.add(of_certificates(days_left, lambda: {} if office is None else office.refused_renewals.counts))
 
 
 def health_document(config: GatewayConfig, keeping: LogKeeping, gate: Gate) -> dict[str, Any]:

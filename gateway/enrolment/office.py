@@ -29,10 +29,11 @@ from gateway.deciding import decision_document
 from gateway.enrolment.crls import Crls
 from gateway.enrolment.errors import AuthorityFailed, EnrolmentRefused, KeyRevoked
 from gateway.enrolment.one_thread import OneThread
+from gateway.enrolment.refused_renewals import RefusedRenewals
 from gateway.enrolment.register import Note, Register, Spend, Token, issued
 from gateway.enrolment.revoking import REVOKED, TOKEN_ISSUED, Revoking
 from gateway.enrolment.writer import Writer
-from gateway.errors import NotAllowed, NotKnown, RequestRefused, Throttled
+from gateway.errors import NotAllowed, NotKnown, RelayRefused, RequesterError, RequestRefused, Throttled
 from gateway.gate import Gate
 from gateway.hosts_seen import HostsSeen
 from gateway.recorded_refusals import of_strangers
@@ -86,6 +87,7 @@ class Office:
         self._failing = Throttle(10, 3.0, monotonic)
         self._renewing = Throttle(6, 300.0, monotonic)
         self._refusals = of_strangers(gate.recorder, monotonic)
+        self.refused_renewals = RefusedRenewals(gate.recorder, monotonic)
         self.thread = OneThread()
         self._signing = trio.CapacityLimiter(2)
         self._writer = Writer(register, self.thread)
@@ -158,11 +160,21 @@ class Office:
             **self.terms.pinned,
         }
 
-    async def renew(self, judge: Callable[[], Awaitable[SpiffeId]], request: bytes, address: str) -> dict[str, Any]:
-        """Another certificate for the host that asks. `judge`: who that is, by its certificate, now; it must not wait.
+    async def renew(
+        self, judge: Callable[[], Awaitable[SpiffeId]], shown: bytes | None, request: bytes, address: str
+    ) -> dict[str, Any]:
+        """Another certificate for the host that asks. `judge`: who that is, by the certificate that is `shown` (DER),
+        now; it must not wait. A refusal is on record within a rate.
 
         Errors: what `judge` raises, RequestRefused, Throttled, EnrolmentRefused, AuthorityFailed.
         """
+        try:
+            return await self._renew(judge, request, address)
+        except (RelayRefused, RequesterError) as error:
+            await self.refused_renewals.note(shown, error, address)
+            raise
+
+    async def _renew(self, judge: Callable[[], Awaitable[SpiffeId]], request: bytes, address: str) -> dict[str, Any]:
         host = await judge()
         revocations = self.revoking.times(host.name)
         if host.trust_domain != self.authorities.trust_domain:

@@ -185,6 +185,43 @@ async def test_a_host_that_was_revoked_comes_back_with_another_key_only(site: Si
         assert (renewed.status_code, renewed.json()["error"]["code"]) == (403, "key_revoked"), "nor by a renewal"
 
 
+async def test_refused_renewals_are_on_record_once_an_hour_for_each_host_and_reason_and_counted(
+    site: Site, tmp_path: Path
+) -> None:
+    (site.directory / "scrape").write_text("t" * 32)
+    (site.directory / "scrape").chmod(0o600)
+    with (site.directory / "gateway.toml").open("a") as config:
+        config.write('\n[metrics]\ntoken_file = "scrape"\n')
+    async with enrolling(site) as running, stranger(running, site) as client:
+        stolen, own = new_key(), new_key()
+        assert (await enrol(client, await token_of(running), stolen)).status_code == 200
+        await running.person(OFFICER).post("/v1/hosts/b/revocation", json={"reason": "stolen"})
+        given = (await enrol(client, await token_of(running), own)).json()
+        host = as_host(running, tmp_path / "b", own, given["certificate"])
+        for _ in range(3):
+            refused = await host.post("/v1/relay/renewal", json={"request": request_of(stolen)})
+            assert refused.json()["error"]["code"] == "key_revoked"
+        assert (await host.post("/v1/relay/renewal", json={"request": "no request"})).status_code == 400
+        await running.person(OFFICER).post("/v1/hosts/b/revocation", json={"reason": "once more"})
+        for _ in range(30):
+            refused = await host.post("/v1/relay/renewal", json={"request": request_of(own)})
+            assert refused.json()["error"]["code"] == "relay_revoked"
+        assert (await client.post("/v1/relay/renewal", json={"request": request_of(own)})).status_code == 403
+
+        records = await running.records("host.renewal_refused")
+        assert [record["details"]["code"] for record in records] == ["key_revoked", "bad_request", "relay_revoked"]
+        serial = x509.load_pem_x509_certificate(given["certificate"].encode()).serial_number
+        for record in records:
+            assert (record["outcome"], record["source"]) == ("denied", site.spiffe_id("b")), "an auditor asks `host:b`"
+            assert record["actor"]["id"] == site.spiffe_id("b")
+            assert record["details"]["serial"] == f"{serial:x}"
+            assert record["details"]["client_address"] == "127.0.0.1"
+        scrape = await client.get("/metrics", headers={"authorization": "Bearer " + "t" * 32})
+        counted = [line for line in scrape.text.splitlines() if line.startswith("sealane_renewals_refused_total")]
+        assert 'sealane_renewals_refused_total{because="relay_revoked"} 30.0' in counted
+        assert 'sealane_renewals_refused_total{because="relay_refused"} 1.0' in counted, "of nobody: no record"
+
+
 async def test_a_host_that_is_out_is_shown_as_such_also_after_a_restart_and_if_it_was_never_heard(
     site: Site, tmp_path: Path
 ) -> None:

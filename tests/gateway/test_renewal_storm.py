@@ -66,7 +66,7 @@ async def test_admissions_are_not_held_up_by_a_thousand_renewals(site: Site) -> 
             async def judge() -> SpiffeId:
                 return SpiffeId(site.trust_domain, f"host-{n}")
 
-            await office.renew(judge, request, "127.0.0.1")
+            await office.renew(judge, None, request, "127.0.0.1")
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(watch)
