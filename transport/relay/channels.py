@@ -131,9 +131,14 @@ class Channels:
             await self._changed.wait()
 
     async def wait_arrived(self) -> None:
-        """Until at least one channel was opened, and all that were have ended in order at both ends."""
-        while not self.all or not all(channel.has_arrived for channel in self.all):
+        """Until `has_arrived`."""
+        while not self.has_arrived:
             await self._changed.wait()
+
+    @property
+    def has_arrived(self) -> bool:
+        """Whether at least one channel was opened, and all that were have ended in order at both ends."""
+        return bool(self.all) and all(channel.has_arrived for channel in self.all)
 
     async def wait_ended(self, port: PortName) -> None:
         """Until every channel of this port has ended in order, as far as this end sees."""

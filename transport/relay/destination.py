@@ -259,6 +259,8 @@ class Destination:
                     if await session.holds_whole_guest(limits.drain_seconds):
                         log.warning("guest is here whole, held until its source settles", vm=session.permit.claims.vm)
                         return
+                    if session.has_arrived and session.owes_receipt:
+                        await session.keep_receipt()  # S's, which would have ended it, was lost alone
                     await session.settle(handed_over=False)
                     self._hold(session)
                 while session.journal.state in OUTCOMES and session.owes_receipt and not session.is_carried:

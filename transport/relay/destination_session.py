@@ -197,6 +197,11 @@ class DestinationSession:
         claims = self.permit.claims
         return claims.recover_until if self.recovery_id or self.may_recover else claims.session_until
 
+    @property
+    def has_arrived(self) -> bool:
+        """Between bare sockets: whether all that either end sent is at the other, for all that is known here."""
+        return not self.end.hands_over and self.live is not None and self.live.channels.has_arrived
+
     def leave_connection(self) -> None:
         self._connection = None
         self._connection_closed.set()

@@ -20,6 +20,7 @@ from tests.transport.relay.test_hostile_peer import signed_receipt
 from tests.transport.relay.test_resumption import LIMITS, Talk, talk
 from tests.transport.site import Site
 from transport.errors import ConnectionBroken
+from transport.relay import source as carrying
 from transport.relay.config import split_address
 from transport.relay.destination_session import DestinationSession
 from transport.relay.host import RelayHost, now, open_host
@@ -66,6 +67,41 @@ async def test_a_cut_between_the_two_receipts_makes_none_of_them_another(
         async with network_to(split_address(address, "relay")) as network:
             await talk(pair, network, short_path / "in.sock", said, lambda _: trio.sleep_forever())
     assert (said.state, len(made)) == ("completed", 2)
+    assert contradictions(kept(pair.source), kept(destination)) == []
+
+
+@pytest.mark.parametrize("when", ["before it is sent", "before it is answered"])
+async def test_a_stream_that_arrived_whole_is_certified_so_though_the_network_ends_before_the_receipts_are_exchanged(
+    site: Site, short_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """Whoever was told that it failed would send it once more."""
+    limits = {"resume_seconds": 1.0, "silence_seconds": 1.0}
+    keep, exchange = DestinationSession.keep_receipt, exchange_receipts_as_source
+
+    def end_the_network(moment: str) -> None:
+        if when == moment and not network.is_down:
+            network.is_down = True
+            network.cut("control", "lane")
+
+    async def keep_and_cut(session: DestinationSession) -> Receipt:
+        receipt = await keep(session)
+        end_the_network("before it is answered")
+        return receipt
+
+    async def cut_and_exchange(session: SourceSession, ask: Any) -> None:
+        end_the_network("before it is sent")
+        await exchange(session, ask)
+
+    monkeypatch.setattr(DestinationSession, "keep_receipt", keep_and_cut)
+    monkeypatch.setattr(carrying, "exchange_receipts_as_source", cut_and_exchange)
+    said = Talk(b"forth", b"back")
+    async with serving(host_with(site, "b", limits)) as (destination, address):
+        pair = Pair(site, host_with(site, "a", limits), destination, address)
+        async with network_to(split_address(address, "relay")) as network:
+            await talk(pair, network, short_path / "in.sock", said, lambda _: trio.sleep_forever())
+        await until(lambda: not destination.board.entries and bool(destination.spool.receipts()))
+    assert said.state == "completed"
+    assert [json.loads(kept(each).body)["outcome"] for each in (pair.source, destination)] == ["completed"] * 2
     assert contradictions(kept(pair.source), kept(destination)) == []
 
 
