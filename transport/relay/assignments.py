@@ -26,6 +26,7 @@ from transport.relay.gateway_links import GatewayLinks
 from transport.relay.host import RelayHost
 from transport.relay.inspecting import inspect_destination, inspect_source
 from transport.relay.libvirt_orders import LibvirtOrders
+from transport.relay.log_rate import LogRate
 from transport.relay.news import News, NewsDesk, Tell
 from transport.relay.source import MigrationOrder, carry_as_source
 from transport.relay.wish import NotAdmitted, Wish
@@ -34,6 +35,7 @@ Ask = Callable[[Wish], Awaitable[Migrate]]
 log = structlog.get_logger("sealane.relay")
 _MAX_INSPECTIONS = 8
 _MAX_EVACUATIONS = 4  # that are fetched at once, of some 30 MiB each at most
+_LINES_AT_ONCE = 50  # of the log, of each kind: a gateway may make up as many assignments as it likes
 _MAX_ORDERS = 4096  # under way or waiting for a place; a gateway tells again of what it has not heard of
 
 
@@ -53,6 +55,7 @@ class Assignments:
         self._fetching: set[str] = set()
         self._orders = LibvirtOrders(host)
         self.announced = announced_at(host)
+        self._log_rate = LogRate(at_once=_LINES_AT_ONCE)
         self.evacuating = EvacuationDesk(host, self.take)
 
     @property
@@ -148,7 +151,8 @@ class Assignments:
         try:
             assignment = await self._link.fetch_permit(migration_id)
         except TransportError as error:
-            log.warning("a permit was not fetched", migration=migration_id, cause=str(error))
+            if self._log_rate.allows("not fetched"):
+                log.warning("a permit was not fetched", migration=migration_id, cause=str(error))
             del self._cancels[migration_id]
         else:
             await self._migrate(assignment)
@@ -162,7 +166,8 @@ class Assignments:
             else:
                 await carry_as_source(self._host, _order_of(assignment), tell, self._cancels[assignment.migration_id])
         except (TransportError, HypervisorError) as error:
-            log.warning("migration not begun", migration=assignment.migration_id, cause=str(error))
+            if self._log_rate.allows("not begun"):
+                log.warning("migration not begun", migration=assignment.migration_id, cause=str(error))
             state = "cancelled" if isinstance(error, MigrationCancelled) else "failed"
             await tell(News(state, None, None, words_for_gateway(error)))
         except Exception:

@@ -62,18 +62,21 @@ class EvacuationDesk:
             log.warning("evacuation permits are held", evacuation=evacuation_id, permits=len(evacuation.orders))
         except (TransportError, OSError) as error:
             problem = str(error)
-            log.error("evacuation permits are not held", evacuation=evacuation_id, cause=problem)
+            if self._host.log_rate.allows("evacuation permits are not held"):  # a gateway may make up any number
+                log.error("evacuation permits are not held", evacuation=evacuation_id, cause=problem)
         try:
             await link.tell_evacuation_held(evacuation_id, problem)
         except (GatewayAway, GatewayRefuses) as error:
-            log.info("the gateway was not told that evacuation permits are held", cause=str(error))
+            if self._host.log_rate.allows("the gateway was not told that evacuation permits are held"):
+                log.info("the gateway was not told that evacuation permits are held", cause=str(error))
 
     async def withdraw(self, evacuation_id: str) -> None:
         try:
             if await self._host.on_disk(self._host.evacuations.withdraw, evacuation_id):
                 log.warning("evacuation permits are withdrawn", evacuation=evacuation_id)
         except (TransportError, OSError) as error:
-            log.error("evacuation permits could not be withdrawn", evacuation=evacuation_id, cause=str(error))
+            if self._host.log_rate.allows("evacuation permits could not be withdrawn"):
+                log.error("evacuation permits could not be withdrawn", evacuation=evacuation_id, cause=str(error))
 
     async def begin(self, vm: str, to: str | None) -> dict[str, object]:
         """Use a permit; the migration runs on by itself. LocalBroken in words, OfferRefused, SpoolFailed."""

@@ -5,6 +5,7 @@ A gateway that is away delays all of this and stops nothing: a stream whose perm
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -37,6 +38,8 @@ from transport.relay.wish import NotAdmitted, Wish
 
 log = structlog.get_logger("sealane.relay")
 _RETRY_SECONDS = 2.0
+_POLLS_AT_ONCE = 20  # as while a host is emptied; then one each _FLOOR_SECONDS, however soon answers come
+_FLOOR_SECONDS = 0.5
 _REPORT_SECONDS = 10.0
 _FETCH_SECONDS = 10.0
 _ADDRESS_BOOK_SECONDS = 60.0
@@ -68,10 +71,14 @@ class GatewayLink:
     ) -> None:
         """Tell `hear` the version of trust, then hand every assignment to `take`, for ever.
 
-        Says once that the gateway is away, and once that it is back.
+        Says once that the gateway is away, and once that it is back. Answers that come at once, of a gateway that stops
+        or of one whose host has a second relay, are not asked for without end.
         """
         away = False
+        due = -math.inf
         while True:
+            due = max(due, trio.current_time() - _POLLS_AT_ONCE * _FLOOR_SECONDS) + _FLOOR_SECONDS
+            await trio.sleep_until(due)
             try:
                 answer = understood(decode_assignments, await self._line.post("/v1/relay/poll", self._poll_body()))
             except (GatewayAway, GatewayRefuses) as error:
@@ -155,7 +162,8 @@ class GatewayLink:
             with trio.fail_after(5):
                 await self._line.post("/v1/relay/progress", body)
         except (GatewayAway, GatewayRefuses, trio.TooSlowError) as error:
-            log.info("progress was not told", cause=str(error))
+            if self._host.log_rate.allows("progress was not told"):
+                log.info("progress was not told", cause=str(error))
 
     async def bring_receipt(self, receipt: bytes) -> None:
         """It is on record when this returns. GatewayAway, GatewayRefuses."""
@@ -212,7 +220,8 @@ class GatewayLink:
         try:
             await self._line.post("/v1/relay/inspection", {"inspection_id": inspection_id, "found": found})
         except (GatewayAway, GatewayRefuses) as error:
-            log.info("an inspection was not answered", cause=str(error))
+            if self._host.log_rate.allows("an inspection was not answered"):
+                log.info("an inspection was not answered", cause=str(error))
 
     async def fetch_evacuation(self, evacuation_id: str) -> Evacuation:
         """What was prepared for this host under that id. GatewayAway, GatewayRefuses."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Iterator
 
 import msgspec
 import pytest
 import trio
 import trio.testing
+from structlog.testing import capture_logs
 
 from tests.transport.relay.conftest import until
 from tests.transport.relay.fake_gateway import Answer, FakeGateway, serving_https
@@ -16,7 +18,14 @@ from tests.transport.relay.test_evacuations import VM, order, prepared
 from tests.transport.site import Site
 from transport.hypervisors.errors import HypervisorUnreachable
 from transport.relay.assignments import Assignments
-from transport.relay.gateway_answers import GatewayAway, Migrate, TakeEvacuation, TakePermit, decode_assignments
+from transport.relay.gateway_answers import (
+    GatewayAway,
+    Migrate,
+    TakeEvacuation,
+    TakePermit,
+    WithdrawEvacuation,
+    decode_assignments,
+)
 from transport.relay.gateway_link import GatewayLink
 from transport.relay.gateway_links import GatewayLinks
 from transport.relay.host import RelayHost, open_host
@@ -65,6 +74,30 @@ async def test_a_permit_that_was_withdrawn_begins_nothing_and_one_that_waits_is_
         assert (said["migration_id"], said["state"]) == ("m1", "failed"), "begun, and its permit is no good"
         await until(lambda: not assignments.are_under_way)
         nursery.cancel_scope.cancel()
+    await links.close()
+
+
+async def test_a_gateway_that_makes_up_assignments_does_not_fill_the_relays_log(
+    answering: tuple[RelayHost, FakeGateway],
+) -> None:
+    host, gateway = answering
+    gateway.answer = lambda _path, _body: (403, b"{}")
+    links = GatewayLinks(host)
+    with capture_logs() as said:
+        async with trio.open_nursery() as nursery:
+            assignments = Assignments(host, nursery, links, nobody_asks, lambda _: None)  # type: ignore[arg-type]
+            for number in range(200):
+                await assignments.take(TakePermit(f"p{number}"))
+                await assignments.take(msgspec.convert({**WAITS, "migration_id": f"m{number}"}, Migrate))
+                await assignments.take(WithdrawEvacuation(f"{number}"))
+                await assignments.take(TakeEvacuation(f"{number:032x}"))
+            await until(lambda: not assignments.are_under_way and not assignments._fetching)
+            nursery.cancel_scope.cancel()
+    lines = Counter(each["event"] for each in said)
+    assert lines["migration not begun"] >= 20, "what fails of a host that is emptied is all told"
+    assert lines["a permit was not fetched"] >= 1
+    assert lines["evacuation permits could not be withdrawn"] >= 1
+    assert max(lines.values()) < 100, lines
     await links.close()
 
 

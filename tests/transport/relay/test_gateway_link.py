@@ -125,6 +125,31 @@ async def test_a_gateway_is_told_what_the_relay_believes_once_it_has_said_that_i
     assert second["holds"] == host.holds() != []
 
 
+async def test_a_gateway_whose_answers_come_at_once_makes_no_relay_spin(
+    site: Site, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    """As one that stops answers, and any whose host has two relays by mistake: each poll ends the other's."""
+    began: list[float] = []
+    link = GatewayLink(open_host(site.relay_config("a")))
+
+    async def at_once(*_: object) -> bytes:
+        await trio.lowlevel.checkpoint()
+        began.append(trio.current_time())
+        if len(began) == 200:
+            nursery.cancel_scope.cancel()
+        return b'{"assignments": []}'
+
+    async def nothing(_: object) -> None:
+        pass
+
+    monkeypatch.setattr(link._line, "post", at_once)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(link.poll_forever, nothing, nothing)
+    await link.close()
+    assert began[10] == began[0], "some that follow each other at once are what a busy gateway has"
+    assert began[-1] - began[0] > 80
+
+
 async def test_a_gateway_that_was_put_back_to_the_first_version_is_asked_as_that_one_takes_it(
     answering: tuple[RelayHost, FakeGateway], monkeypatch: pytest.MonkeyPatch
 ) -> None:
