@@ -53,7 +53,7 @@ class SourceSession:
     has_receipt: bool = False
     recovery_id: str = ""  # of a session that goes on with interrupted post-copy, under the journal of the first one
     sent: Receipt | None = None  # its receipt, as the peer was sent it
-    _sent_by: bytes = b""  # SHA-256 of the certificate by whose key
+    _sent_between: tuple[bytes, ...] = ()  # SHA-256 of both ends' certificates
     _attempt: int = -1
     _leap: int = 1
 
@@ -108,11 +108,12 @@ class SourceSession:
         self.facts.connections += 1
 
     def receipt_for_peer(self) -> Receipt:
-        """The same on each connection, as D may hold it since an earlier one; another only where another certificate is
-        shown, by which D checks it."""
-        leaf = self.facts.own_leaf_sha256
-        if self.sent is None or self._sent_by != leaf:
-            self.sent, self._sent_by = make_receipt(self.facts, self.host.identity.of_session(leaf), now()), leaf
+        """The same on each connection, as D may hold it since an earlier one; another only where either end shows
+        another certificate: D checks it by ours, and names its own in its answer."""
+        own, peer = self.facts.own_leaf_sha256, self.facts.peer
+        between = (own,) if peer is None else (own, peer.leaf_sha256)
+        if self.sent is None or self._sent_between != between:
+            self.sent, self._sent_between = make_receipt(self.facts, self.host.identity.of_session(own), now()), between
         return self.sent
 
     def fail(self, cause: SessionError) -> None:

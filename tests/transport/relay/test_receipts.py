@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import trio
 
-from certs.tls import local_leaf_sha256
+from certs.tls import ControlPeer, local_leaf_sha256
 from gateway.host_receipts import other_than_sent
 from tests.transport.relay.conftest import Pair, host_with, serving, until
 from tests.transport.relay.cutter import network_to
@@ -145,7 +146,24 @@ async def test_the_same_receipt_goes_over_each_connection_but_where_it_shows_ano
     session.facts.connections += 1
     assert session.receipt_for_peer() is first
     session.facts.own_leaf_sha256 = b"\x01" * 32
-    assert json.loads(session.receipt_for_peer().body)["source_fingerprint"] == "01" * 32
+    second = session.receipt_for_peer()
+    assert json.loads(second.body)["source_fingerprint"] == "01" * 32
+    session.facts.own_leaf_sha256 = b"\x02" * 32  # on a connection that was lost before it was sent there
+    await keep_receipt(session)
+    assert kept(source).body == second.body
+
+
+async def test_nor_where_the_destination_shows_another_one(site: Site) -> None:
+    """It was renewed meanwhile, and names the new one in the receipt that it answers with."""
+    source, there = open_host(site.relay_config("a")), open_host(site.relay_config("b")).credentials
+    session = at_its_end(source, site)
+    leaf = local_leaf_sha256(there)
+    peer = ControlPeer(there.spiffe_id, there.chain[0], leaf, (), "TLSv1.3", "X25519MLKEM768", "TLS_AES_256_GCM_SHA384")
+    named = []
+    for each in (peer, dataclasses.replace(peer, leaf_sha256=b"\x02" * 32)):
+        session.answered(each, session.facts.own_leaf_sha256)
+        named.append(json.loads(session.receipt_for_peer().body)["destination_fingerprint"])
+    assert named == [leaf.hex(), "02" * 32]
 
 
 async def test_a_receipt_that_the_gateway_has_is_followed_by_none_of_a_later_process(
