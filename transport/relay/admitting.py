@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
+from typing import Final
 
 import msgspec
 import structlog
@@ -30,6 +31,7 @@ from transport.wire.messages import Offer
 log = structlog.get_logger("sealane.relay")
 SessionKey = tuple[str, str]  # S's SPIFFE id, session id
 _MAX_FAILED = 256
+MAX_WITHOUT_BYE: Final = 256  # sessions of one source
 
 
 class Admissions:
@@ -50,6 +52,20 @@ class Admissions:
     def is_busy(self) -> bool:
         """Whether a guest's way is not decided yet, with or without its connection."""
         return bool(self._vms_being_admitted) or any(session.occupies_vm for session in self.sessions.values())
+
+    def without_bye(self, source: str) -> list[DestinationSession]:
+        """Of what is over, what nobody may ask for any more, and of this source more than an honest one leaves: each
+        holds a descriptor. What was discarded goes first: its guest runs at the source or nowhere."""
+        over = {id(each): each for each in self.sessions.values() if each.is_over}.values()
+        earliest = now().timestamp() - self._host.config.limits.remember_outcome_seconds
+        old = [each for each in over if each.permit.claims.session_until < earliest]
+        of_source = [
+            each
+            for each in over
+            if each.permit.claims.source == source and each.permit.claims.session_until >= earliest
+        ]
+        of_source.sort(key=lambda each: each.journal.state != "discarded")
+        return [*old, *of_source[:-MAX_WITHOUT_BYE]]
 
     def forget(self, session: DestinationSession) -> None:
         for key in [k for k, s in self.sessions.items() if s is session]:

@@ -248,6 +248,8 @@ class Destination:
                 await self._settle_without_source(session)
             finally:
                 session.is_left = False
+        for each in self.admissions.without_bye(session.permit.claims.source):
+            await self._end(each)
 
     async def _settle_without_source(self, session: DestinationSession) -> None:
         """A guest that is here whole is held, paused, until S says what it did: only S knows whether its own goes on.

@@ -198,6 +198,13 @@ class DestinationSession:
         return claims.recover_until if self.recovery_id or self.may_recover else claims.session_until
 
     @property
+    def is_over(self) -> bool:
+        """Nothing is left to do here, and nobody is connected: it is known only for its source to ask."""
+        is_settled = self.journal.state in ("started", "discarded") and not self.owes_receipt
+        may_be_recovered = self.may_recover and now().timestamp() < self.until
+        return is_settled and not may_be_recovered and not self.is_carried and self._connection is None
+
+    @property
     def has_arrived(self) -> bool:
         """Between bare sockets: whether all that either end sent is at the other, for all that is known here."""
         return not self.end.hands_over and self.live is not None and self.live.channels.has_arrived
