@@ -11,6 +11,7 @@ import os
 import re
 import socket
 import uuid
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,7 +85,8 @@ class Front:
         self._nursery = nursery
         self._refused = refused
         self._interrupted = interrupted
-        self._callers = 0
+        self._callers: Counter[int] = Counter()  # by uid
+        self._most_of_one = max(1, limits.max_callers // max(1, len(set(section.peer_uids))))
         self._looking = trio.CapacityLimiter(1)
         self._log_rate = LogRate()
         self._open: dict[FrontDestination, _Door] = {}
@@ -164,15 +166,21 @@ class Front:
                     await trio.sleep(0.05)  # out of descriptors: others go on
                     continue
                 uid, pid = await self._process_of(accepted)
-                if uid not in self._section.peer_uids or self._callers >= self._limits.max_callers:
+                if uid not in self._section.peer_uids or not self._has_room_for(uid):
                     if self._log_rate.allows(str(uid)):  # anybody on this host may dial
-                        log.warning("caller at the front refused", uid=uid, callers=self._callers)
+                        log.warning("caller at the front refused", uid=uid, callers=self._callers.total())
                     if uid not in self._section.peer_uids:
                         cause = "this user may not use the front (front.peer_uids)"
                         self._refused.note(refused_call("source", destination.host, cause, uid=uid), pid)
                     accepted.close()
                     continue
+                self._callers[uid] += 1  # before the next one is judged
                 nursery.start_soon(self._serve, accepted, destination, uid, pid)
+
+    def _has_room_for(self, uid: int) -> bool:
+        """Each user has a share of its own, or one of them, whose program opens connections without end say, would lock
+        the others out: libvirtd among them."""
+        return self._callers[uid] < self._most_of_one and self._callers.total() < self._limits.max_callers
 
     async def _process_of(self, accepted: trio.socket.SocketType) -> tuple[int | None, int | None]:
         """uid and, of a unix socket, pid of the caller. Closed where this is cancelled."""
@@ -196,7 +204,6 @@ class Front:
             self._refused.note(refused_call("source", destination.host, cause, call, vm, uid), pid)
 
         caller = Caller(trio.SocketStream(accepted), self._limits.message_seconds, refused)
-        self._callers += 1
         try:
             try:
                 async with trio.open_nursery() as nursery:
@@ -209,7 +216,7 @@ class Front:
             # The edge: a bug that one caller has found must not end the sessions of all others.
             log.exception("bug: caller at the front ended")
         finally:
-            self._callers -= 1
+            self._callers[uid] -= 1
             with trio.CancelScope(shield=True):
                 await caller.aclose()
 

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import socket
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -67,7 +68,9 @@ class Stage:
 
 
 @asynccontextmanager
-async def front(folder: Path, *, uids: tuple[int, ...] | None = None, loopback: str = "") -> AsyncIterator[Stage]:
+async def front(
+    folder: Path, *, uids: tuple[int, ...] | None = None, loopback: str = "", max_callers: int = 128
+) -> AsyncIterator[Stage]:
     stage = Stage(folder)
     async with trio.open_nursery() as nursery:
         section = FrontSection(
@@ -76,7 +79,7 @@ async def front(folder: Path, *, uids: tuple[int, ...] | None = None, loopback: 
             peer_uids=(os.geteuid(),) if uids is None else uids,
             loopback_port=stage.port,
         )
-        limits = LimitsSection(message_seconds=2.0)
+        limits = LimitsSection(message_seconds=2.0, max_callers=max_callers)
         served = Front(section, limits, stage.migrate, nursery, stage.refused, stage.interrupted)
         served.listen()
         nursery.start_soon(served.serve)
@@ -125,6 +128,44 @@ async def test_a_caller_is_answered_without_anybody_being_asked(tmp_path: Path) 
         assert [is_supported(reply.body) for reply in replies[2:4]] == [True, False]
         assert replies[4] == PONG
         assert stage.wishes == []
+
+
+async def dial_as(uid: int, path: Path) -> socket.socket:
+    """Held open. Whose it is, the kernel notes at that moment."""
+    await trio.testing.wait_all_tasks_blocked()  # so that there is room in the backlog
+    dialled = socket.socket(socket.AF_UNIX)
+    os.seteuid(uid)
+    try:
+        dialled.connect(str(path))
+    finally:
+        os.seteuid(0)
+    return dialled
+
+
+async def test_a_user_who_takes_all_places_locks_no_other_out(tmp_path: Path) -> None:
+    other = 65534
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
+        Path(name).chmod(0o755)  # a folder of pytest's is root's alone
+        async with front(Path(name), uids=(0, other, other), max_callers=4) as stage:
+            with contextlib.ExitStack() as held, capture_logs() as said:
+                for _ in range(20):
+                    held.enter_context(await dial_as(other, stage.path))
+                held.enter_context(await dial_as(0, stage.path))
+                assert len(await ask(stage, OPEN, PING)) == 2, "root has two, whatever the other does"
+                refused = [each["uid"] for each in said if each["event"] == "caller at the front refused"]
+                assert set(refused) == {other}
+
+
+@pytest.mark.parametrize(("others", "answers"), [(3, 1), (4, 0)])
+async def test_the_only_user_has_all_places(tmp_path: Path, others: int, answers: int) -> None:
+    async with front(tmp_path, uids=(0,), max_callers=4) as stage:
+        with contextlib.ExitStack() as held:
+            for _ in range(others):
+                held.enter_context(await dial_as(0, stage.path))
+            replies: list[Packet] = []
+            with contextlib.suppress(trio.BrokenResourceError):  # closed before or after we spoke
+                replies = await ask(stage, OPEN)
+            assert len(replies) == answers
 
 
 async def test_a_prepare_is_asked_for_by_its_uuid_and_refused_in_the_gateways_words(tmp_path: Path) -> None:
