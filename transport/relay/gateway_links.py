@@ -163,10 +163,21 @@ class GatewayLinks:
     async def _deliver(self, link: GatewayLink) -> None:
         """Bring every kept receipt that this gateway has not. GatewayAway, OSError."""
         async with self._delivering[link]:
-            spool = self._host.spool
-            for path in spool.receipts():
+            kept = self._host.spool.receipts()
+            self._forget_all_but(kept)
+            for path in kept:
                 with contextlib.suppress(FileNotFoundError):  # the other gateway was the last to take it
                     await self._deliver_one(link, path)
+
+    def _forget_all_but(self, kept: list[Path]) -> None:
+        """Who has what: of receipts that newer ones have replaced, or that were taken away, nobody asks any more."""
+        current = set()
+        for path in kept:
+            with contextlib.suppress(FileNotFoundError):
+                current.add((path.name, path.stat().st_mtime_ns))
+        for of in (self._taken, self._refused):
+            for key in of.keys() - current:
+                del of[key]
 
     async def _deliver_one(self, link: GatewayLink, path: Path) -> None:
         key = path.name, path.stat().st_mtime_ns  # a session that was settled again keeps a newer one of that name

@@ -119,6 +119,25 @@ async def test_what_both_refuse_is_set_aside_and_what_one_takes_is_not(
     assert len(first.paths("/v1/receipts")) == 1
 
 
+async def test_of_receipts_that_newer_ones_have_replaced_nothing_is_remembered(
+    both: tuple[RelayHost, FakeGateway, FakeGateway],
+) -> None:
+    """A peer that comes back again and again, and asks each time, has as many made as it likes."""
+    host, first, second = both
+    second.answer = lambda path, _: (503, b"") if path == "/v1/receipts" else None
+    links = GatewayLinks(host)
+    for number in range(9):
+        host.spool.keep_receipt("r", RECEIPT)
+        await links._deliver(links.all[0])
+        assert len(first.paths("/v1/receipts")) == number + 1
+    assert (len(links._taken), len(links._refused)) == (1, 1)
+    second.answer = lambda _path, _body: None
+    await links._deliver(links.all[1])
+    await links._deliver(links.all[0])
+    assert (names(host), links._taken, links._refused) == (set(), {}, {})
+    await links.close()
+
+
 PERMITTED = json.dumps(
     {
         "kind": "migrate",
