@@ -120,6 +120,11 @@ class Dispatch:
         if (state := self._hosts.get(host)) is not None:
             state.waiting = [a for a in state.waiting if a.migration_id != migration_id or a.kind not in kinds]
 
+    def count(self, host: str, kind: str) -> int:
+        """How many of this kind the host has yet to take, or to be told again."""
+        state = self._hosts.get(host)
+        return 0 if state is None else sum(a.kind == kind and not a.is_over(self._clock()) for a in state.waiting)
+
     def fetch(self, host: str, migration_id: str) -> dict[str, Any] | None:
         """The document with the permit, for its source relay; None for one that was withdrawn, or is another's.
 

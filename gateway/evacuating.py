@@ -159,7 +159,7 @@ class Evacuating:
         """Have the relay forget its permits; recorded. Who may prepare one for the host may. The record's index.
 
         Errors: RequestRefused, NotAllowed (recorded; also where there is no such host), UpgradeNeeded,
-        RelayUnreachable.
+        RelayUnreachable, Overloaded.
         """
         gate = self._gate
         if _ID.fullmatch(evacuation_id) is None:

@@ -10,33 +10,43 @@ import structlog
 import trio
 
 from gateway.dispatch import Assignment, Dispatch, QueueFull
-from gateway.errors import RelayRefused, RelayUnreachable
+from gateway.errors import Overloaded, RelayRefused, RelayUnreachable
 from policy.facts import HostFacts
 from policy.permit import MAX_BEGIN_SECONDS
 
 HELD_SECONDS: Final = 30.0
 FORGET_TELLS: Final = 4  # that a relay is told to forget them; nothing comes back
 MAX_WAITING: Final = 64
+MAX_WITHDRAWALS: Final = 16  # that wait for one host, and as many more of what this gateway knows: others need the room
+REMEMBERED: Final = 4096
+_OFFER: Final = "evacuation"
+_FORGET: Final = "withdraw_evacuation"
 
 log = structlog.get_logger("gateway.alarm")
 
 
 @dataclass(slots=True)
 class _Prepared:
-    """What waits for its relay to take it. `problem`: None while it has not answered."""
+    """What waits for its relay to take it. `problem`: None while it has not answered; the first word counts."""
 
     host: str
     document: dict[str, Any] = field(repr=False)
     answered: trio.Event = field(default_factory=trio.Event)
     problem: str | None = None
 
+    def answer(self, problem: str) -> None:
+        if self.problem is None:
+            self.problem = problem
+            self.answered.set()
+
 
 class HandingOver:
-    """What waits for its relay, by evacuation."""
+    """What waits for its relay, by evacuation. Of what was prepared before the start, or elsewhere, it knows nothing."""
 
     def __init__(self, dispatch: Dispatch) -> None:
         self._dispatch = dispatch
         self._prepared: dict[str, _Prepared] = {}
+        self._known: dict[str, str] = {}  # the host, by evacuation
 
     @property
     def is_full(self) -> bool:
@@ -48,8 +58,11 @@ class HandingOver:
         """None once the relay holds them durably; else why not."""
         document = {"evacuation_id": evacuation_id, "until": until, "orders": list(orders)}
         prepared = self._prepared[evacuation_id] = _Prepared(source.spiffe_id, document)
+        self._known[evacuation_id] = source.spiffe_id
+        if len(self._known) > REMEMBERED:
+            del self._known[next(iter(self._known))]
         try:
-            self._tell(source, "evacuation", evacuation_id)
+            self._tell(source, _OFFER, evacuation_id)
             with trio.move_on_after(HELD_SECONDS):
                 await prepared.answered.wait()
             return (prepared.problem or None) if prepared.answered.is_set() else "its relay did not answer in time"
@@ -62,16 +75,21 @@ class HandingOver:
 
     def take_back(self, source: HostFacts, evacuation_id: str) -> None:
         """What the log does not say that it is held: its answer may be lost, or it has failed after it took them."""
-        self._dispatch.acknowledge(source.spiffe_id, evacuation_id, frozenset({"evacuation"}))
+        self._dispatch.acknowledge(source.spiffe_id, evacuation_id, frozenset({_OFFER, _FORGET}))
         try:
-            self._tell(source, "withdraw_evacuation", evacuation_id)
+            self._tell(source, _FORGET, evacuation_id)
         except RelayUnreachable as error:
             log.error("a relay is not told to forget permits", evacuation=evacuation_id, cause=error.detail)
 
     def forget(self, host: HostFacts, evacuation_id: str) -> None:
-        """Have the relay forget its permits. Errors: RelayUnreachable."""
-        self._prepared.pop(evacuation_id, None)
-        self._tell(host, "withdraw_evacuation", evacuation_id)
+        """Have the relay forget its permits, and whoever prepares them know. Errors: RelayUnreachable, Overloaded."""
+        is_known = self._known.get(evacuation_id) == host.spiffe_id
+        if (prepared := self._prepared.get(evacuation_id)) is not None and is_known:
+            prepared.answer("it was withdrawn meanwhile")
+        self._dispatch.acknowledge(host.spiffe_id, evacuation_id, frozenset({_FORGET}))
+        if self._dispatch.count(host.spiffe_id, _FORGET) >= MAX_WITHDRAWALS * (1 + is_known):
+            raise Overloaded(f"many withdrawals wait for the relay on {host.name}: repeat this one")
+        self._tell(host, _FORGET, evacuation_id)
 
     def fetch(self, host: str, evacuation_id: str) -> dict[str, Any]:
         """What this host is to hold. Errors: RelayRefused for one that was prepared for another host, or for none."""
@@ -80,13 +98,12 @@ class HandingOver:
     def held(self, host: str, evacuation_id: str, problem: str) -> None:
         """The host has answered. Errors: RelayRefused."""
         prepared = self._of_host(host, evacuation_id)
-        prepared.problem = problem
-        prepared.answered.set()
-        self._dispatch.acknowledge(host, evacuation_id, frozenset({"evacuation"}))
+        prepared.answer(problem)
+        self._dispatch.acknowledge(host, evacuation_id, frozenset({_OFFER}))
 
     def _tell(self, host: HostFacts, kind: str, evacuation_id: str) -> None:
         document = {"kind": kind, "evacuation_id": evacuation_id}
-        is_offer = kind == "evacuation"
+        is_offer = kind == _OFFER
         expires = trio.current_time() + (HELD_SECONDS if is_offer else float(MAX_BEGIN_SECONDS))
         told = Assignment(evacuation_id, kind, document, expires, tells_left=None if is_offer else FORGET_TELLS)
         try:

@@ -22,7 +22,7 @@ from policy.facts import FROM_SITE, NOT_AUTHENTICATED, Person
 
 KIND: Final = "decision.throttled"
 # Allowed or not, they are records of which nothing comes, or could come once alone.
-QUESTIONS: Final = frozenset({"decision.check", "drain.check", "migration.cancel_requested"})
+QUESTIONS: Final = frozenset({"decision.check", "drain.check", "evacuation.withdrawn", "migration.cancel_requested"})
 REFUSALS_AT_ONCE: Final = 1_000  # unless [limits] says otherwise, and as many more a minute:
 REFUSALS_PER_MINUTE: Final = 60
 RECORD_SECONDS: Final = 60.0

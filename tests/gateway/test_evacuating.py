@@ -191,6 +191,76 @@ async def test_who_may_not_prepare_does_not_withdraw_and_of_an_empty_host_nobody
         assert await running.poll(host) == [], "the host keeps what it holds"
 
 
+async def test_withdrawals_that_somebody_makes_up_leave_room_for_moves_and_for_those_that_were_prepared(
+    evacuable: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever may evacuate one VM once filled the queue of its host, and held up everybody's moves from there."""
+    async with running_gateway(evacuable) as running:
+        alice = running.person("alice")
+
+        async def withdraw(evacuation_id: str) -> int:
+            answer = await alice.post(f"/v1/evacuations/{evacuation_id}/withdraw", json={"host": "a"})
+            return answer.status_code
+
+        async with trio.open_nursery() as nursery:
+            relay = Relay(running)
+            nursery.start_soon(relay.serve)
+            await running.poll("a")
+            assert (await prepare(running)).status_code == 201
+            nursery.cancel_scope.cancel()
+        statuses = [await withdraw(f"{number:032x}") for number in range(70)]
+        assert (statuses[0], statuses[-1]) == (202, 503)
+        again = [await withdraw(f"{0:032x}") for _ in range(5)]
+        assert again == [202] * 5, "told once, however often it is asked for"
+        assert await withdraw(relay.held[0].evacuation_id) == 202
+        await running.poll("a")
+        moved = await alice.post("/v1/migrations", json={"vm": "web", "destination": "b"})
+        assert moved.status_code == 201, moved.text
+
+
+async def test_nobody_fills_the_log_with_withdrawals_of_nothing(evacuable: Site) -> None:
+    few = "\n[limits]\nrefusals_per_person = 10\nrefusals_per_minute = 1\n"
+    edit(evacuable.gateway_config, lambda text: text + few)
+    async with running_gateway(evacuable) as running:
+        alice = running.person("alice")
+        for _ in range(20):
+            answer = await alice.post(f"/v1/evacuations/{32 * '0'}/withdraw", json={"host": "a"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (429, "too_many_refusals")
+        assert len(await running.records("evacuation.withdrawn")) == 10
+
+
+async def test_what_is_withdrawn_while_its_relay_fetches_it_is_not_prepared_and_only_for_its_own_host(
+    evacuable: Site,
+) -> None:
+    async with running_gateway(evacuable) as running, trio.open_nursery() as nursery:
+        await running.poll("a")
+        answers: list[httpx.Response] = []
+
+        async def ask() -> None:
+            answers.append(await prepare(running))
+
+        nursery.start_soon(ask)
+        (told,) = await running.poll("a", wait_seconds=10)
+        asked = {"evacuation_id": told["evacuation_id"]}
+        client, office = running.client("a"), running.gateway.desk.evacuating
+        assert office is not None
+        other = running.gateway.desk.gate.inventory.host("b")
+        assert other is not None
+        office.handing_over.forget(other, told["evacuation_id"])
+        assert (await client.post("/v1/relay/evacuation", json=asked)).status_code == 200, "it is not that host's"
+        path = f"/v1/evacuations/{told['evacuation_id']}/withdraw"
+        assert (await running.person("alice").post(path, json={"host": "a"})).status_code == 202
+        with trio.fail_after(10):
+            while not answers:
+                await trio.sleep(0.05)
+        assert answers[0].status_code == 503
+        assert "withdrawn" in answers[0].json()["error"]["message"]
+        await client.post("/v1/relay/evacuation/held", json={**asked, "problem": ""})
+        (prepared,) = await running.records("evacuation.prepared")
+        assert prepared["outcome"] == "failed"
+        assert await running.poll("a") == [{"kind": "withdraw_evacuation", **asked}]
+
+
 async def test_a_relay_that_holds_nothing_is_no_success(evacuable: Site) -> None:
     async with running_gateway(evacuable) as running, trio.open_nursery() as nursery:
         nobody = await prepare(running)

@@ -52,18 +52,25 @@ class EvacuationDesk:
         self._host = host
         self._migrate = migrate
         self._uses: dict[str, _Use] = {}
+        self._withdrawn: dict[str, bool] = {}  # of what is on its way here: whether it was withdrawn since
 
     async def fetch(self, link: GatewayLinks, evacuation_id: str) -> None:
         """Take what the gateway has prepared for this host; it hears whether it is held."""
         problem = ""
+        self._withdrawn[evacuation_id] = False
         try:
             evacuation = await link.fetch_evacuation(evacuation_id)
             await self._host.on_disk(self._host.evacuations.keep, evacuation)
+            if self._withdrawn[evacuation_id]:
+                await self._host.on_disk(self._host.evacuations.withdraw, evacuation_id)
+                raise LocalBroken("it was withdrawn meanwhile")
             log.warning("evacuation permits are held", evacuation=evacuation_id, permits=len(evacuation.orders))
         except (TransportError, OSError) as error:
             problem = str(error)
             if self._host.log_rate.allows("evacuation permits are not held"):  # a gateway may make up any number
                 log.error("evacuation permits are not held", evacuation=evacuation_id, cause=problem)
+        finally:
+            del self._withdrawn[evacuation_id]
         try:
             await link.tell_evacuation_held(evacuation_id, problem)
         except (GatewayAway, GatewayRefuses) as error:
@@ -71,6 +78,8 @@ class EvacuationDesk:
                 log.info("the gateway was not told that evacuation permits are held", cause=str(error))
 
     async def withdraw(self, evacuation_id: str) -> None:
+        if evacuation_id in self._withdrawn:
+            self._withdrawn[evacuation_id] = True
         try:
             if await self._host.on_disk(self._host.evacuations.withdraw, evacuation_id):
                 log.warning("evacuation permits are withdrawn", evacuation=evacuation_id)

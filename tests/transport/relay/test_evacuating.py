@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import trio
 
 from tests.transport.relay.conftest import unheard
 from tests.transport.relay.test_evacuations import ID, VM, host, prepared, site
@@ -41,6 +42,38 @@ async def test_permits_that_cannot_be_kept_are_told_as_not_held(
     link: Any = SimpleNamespace(fetch_evacuation=fetch, tell_evacuation_held=tell)
     await EvacuationDesk(host, lambda _: never()).fetch(link, ID)
     assert told == [str(trouble)]
+
+
+@pytest.mark.parametrize("comes", ["while it is fetched", "while it is kept"])
+async def test_what_is_withdrawn_on_its_way_here_is_not_held(
+    site: Site, host: RelayHost, monkeypatch: pytest.MonkeyPatch, comes: str
+) -> None:
+    """Else this host would hold for hours what the log says that it was told to forget."""
+    told: list[str] = []
+    desk = EvacuationDesk(host, lambda _: never())
+    keep = Evacuations.keep
+
+    async def fetch(_: str) -> Evacuation:
+        if comes == "while it is fetched":
+            await desk.withdraw(ID)
+        return prepared(site)
+
+    def keep_late(evacuations: Evacuations, evacuation: Evacuation) -> int:
+        if comes == "while it is kept":
+            trio.from_thread.run(desk.withdraw, ID)
+        return keep(evacuations, evacuation)
+
+    async def tell(_: str, problem: str) -> None:
+        told.append(problem)
+
+    monkeypatch.setattr(Evacuations, "keep", keep_late)
+    link: Any = SimpleNamespace(fetch_evacuation=fetch, tell_evacuation_held=tell)
+    await desk.fetch(link, ID)
+    assert host.evacuations.all() == []
+    assert told == ["it was withdrawn meanwhile"]
+    comes = ""
+    await desk.fetch(link, ID)
+    assert (len(host.evacuations.all()), told[1:]) == (1, [""]), "and that was of that time alone"
 
 
 async def begins(_: Migrate) -> None:
