@@ -88,8 +88,8 @@ class Reporting:
             for known in migration.receipts:
                 if (known.role, known.body_sha256) == (body.role, receipt.body_sha256):
                     return known.record_index
-            if len(migration.receipts) >= MAX_RECEIPTS:
-                raise ReceiptRefused("number", f"this migration has {MAX_RECEIPTS} receipts already")
+            if sum(known.role == body.role for known in migration.receipts) >= MAX_RECEIPTS:
+                raise ReceiptRefused("number", f"this migration has {MAX_RECEIPTS} receipts of its {body.role} already")
             verify_receipt(receipt, body, host, migration, self.trust, moment)
             places_vm = self._may_place(migration, datetime.fromisoformat(body.started).timestamp(), now)
             event = Event(

@@ -18,6 +18,7 @@ from structlog.testing import capture_logs
 from certs import layout
 from certs.authority import Authority
 from certs.files import read_certificates
+from gateway.migrations import MAX_RECEIPTS
 from gateway.starter import Site
 from policy.permit import VerifiedPermit
 from tests.gateway.break_glass.conftest import Hands
@@ -140,6 +141,24 @@ async def test_receipts_are_recorded_once_however_often_they_are_sent(running: R
     shown = (await running.person("alice").get(f"/v1/migrations/{migration_id}")).json()
     assert (shown["state"], shown["outcome"]) == ("completed", "completed")
     assert [receipt["role"] for receipt in shown["receipts"]] == ["source", "destination"]
+
+
+@pytest.mark.parametrize(("loud", "other"), [("source", "destination"), ("destination", "source")])
+async def test_no_host_keeps_the_other_ones_receipt_out_by_however_many_of_its_own(
+    running: Running, loud: str, other: str
+) -> None:
+    """What a host lies about the other one would else have certified in vain."""
+    _, permit = await running.begin()
+    hosts, outcomes = {"source": "a", "destination": "b"}, {"source": "failed", "destination": "running"}
+    relay = running.client(hosts[loud])
+    statuses = [
+        (await relay.post("/v1/receipts", json=running.receipt(hosts[loud], permit, loud, outcomes[loud]))).status_code
+        for _ in range(MAX_RECEIPTS + 1)
+    ]
+    assert (set(statuses[:-1]), statuses[-1]) == ({200}, 400)
+    await deliver(running, hosts[other], running.receipt(hosts[other], permit, other, outcomes[other]))
+    told = [record["details"]["role"] for record in await running.records("migration.receipt")]
+    assert told == [loud] * MAX_RECEIPTS + [other]
 
 
 async def test_a_receipt_of_a_recovery_is_recorded_as_one(running: Running) -> None:
