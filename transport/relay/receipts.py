@@ -164,7 +164,7 @@ def _body(facts: ReceiptFacts, ended: datetime) -> dict[str, Any]:
         ],
         "resumptions": max(0, facts.connections - 1),
         "outcome": facts.outcome,
-        "started": _rfc3339(facts.started),
+        "started": _rfc3339(min(facts.started, ended)),  # the clock may have been set back since
         "ended": _rfc3339(ended),
         "downtime_ms": facts.downtime_ms,
         "checkpoint": facts.permit.proof.checkpoint,

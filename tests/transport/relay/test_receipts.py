@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from transport.relay import source as carrying
 from transport.relay.config import split_address
 from transport.relay.destination_session import DestinationSession
 from transport.relay.host import RelayHost, now, open_host
-from transport.relay.receipts import ReceiptFacts, receipt_sha256
+from transport.relay.receipts import ReceiptFacts, make_receipt, receipt_sha256
 from transport.relay.source_session import SourceSession, exchange_receipts_as_source, keep_receipt
 from transport.relay.spool import Spool
 from transport.wire.control import Role
@@ -164,6 +165,16 @@ async def test_nor_where_the_destination_shows_another_one(site: Site) -> None:
         session.answered(each, session.facts.own_leaf_sha256)
         named.append(json.loads(session.receipt_for_peer().body)["destination_fingerprint"])
     assert named == [leaf.hex(), "02" * 32]
+
+
+def test_a_clock_that_was_set_back_in_a_session_makes_no_receipt_that_every_gateway_refuses(site: Site) -> None:
+    """Its session began on a day that is still to come, by what its journal says."""
+    host = open_host(site.relay_config("a"))
+    permit = host.permits.verify(site.permit(vm=VM), source=host.spiffe_id, destination=None)
+    ended = now()
+    facts = ReceiptFacts(Role.SOURCE, permit, "uuid", ended + timedelta(days=1), local_leaf_sha256(host.credentials))
+    body = json.loads(make_receipt(facts, host.credentials, ended).body)
+    assert body["started"] == body["ended"] == f"{ended:%Y-%m-%dT%H:%M:%S.%fZ}"
 
 
 async def test_a_receipt_that_the_gateway_has_is_followed_by_none_of_a_later_process(
