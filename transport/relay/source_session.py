@@ -53,7 +53,7 @@ class SourceSession:
     has_receipt: bool = False
     recovery_id: str = ""  # of a session that goes on with interrupted post-copy, under the journal of the first one
     sent: Receipt | None = None  # its receipt, as the peer was sent it
-    _sent_between: tuple[bytes, ...] = ()  # SHA-256 of both ends' certificates
+    sent_between: tuple[bytes, ...] = ()  # SHA-256 of the ends' certificates, ours first
     _attempt: int = -1
     _leap: int = 1
 
@@ -112,8 +112,8 @@ class SourceSession:
         another certificate: D checks it by ours, and names its own in its answer."""
         own, peer = self.facts.own_leaf_sha256, self.facts.peer
         between = (own,) if peer is None else (own, peer.leaf_sha256)
-        if self.sent is None or self._sent_between != between:
-            self.sent, self._sent_between = make_receipt(self.facts, self.host.identity.of_session(own), now()), between
+        if self.sent is None or self.sent_between != between:
+            self.sent, self.sent_between = make_receipt(self.facts, self.host.identity.of_session(own), now()), between
         return self.sent
 
     def fail(self, cause: SessionError) -> None:
@@ -130,11 +130,13 @@ class SourceSession:
 async def keep_receipt(session: SourceSession) -> None:
     """Durably, until the gateway has it. That of a recovery comes after what it recovers: the newest one counts."""
     host, facts, sent = session.host, session.facts, session.sent
-    own = host.identity.of_session(facts.own_leaf_sha256)
     if sent is not None and outcome_of(sent) == facts.outcome:
-        # The very body that D may hold: by its digest in D's receipt a gateway sees that both got one.
+        # The very body that D may hold: by its digest in D's receipt a gateway sees that both got one. By the key of
+        # the certificate that it names: a newer one would not have been valid when it ended.
+        own = host.identity.of_session(session.sent_between[0])
         receipt = naming_peers(sent, facts.peer_receipt_sha256, own)
     else:
+        own = host.identity.of_session(facts.own_leaf_sha256)
         receipt = make_receipt(facts, own, now())
     name = f"{session.permit.claims.jti}-source"
     if session.recovery_id:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import hashlib
 import json
 import os
-from datetime import timedelta
+import shutil
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 
+from certs import layout
 from certs.tls import ControlPeer, local_leaf_sha256
 from gateway.host_receipts import other_than_sent
 from tests.transport.relay.conftest import Pair, host_with, serving, until
@@ -152,6 +156,22 @@ async def test_the_same_receipt_goes_over_each_connection_but_where_it_shows_ano
     session.facts.own_leaf_sha256 = b"\x02" * 32  # on a connection that was lost before it was sent there
     await keep_receipt(session)
     assert kept(source).body == second.body
+
+
+async def test_what_was_sent_is_kept_by_the_certificate_that_it_names(site: Site) -> None:
+    """One that was issued after its `ended` is a fault to `sealane audit verify`."""
+    source = open_host(site.relay_config("a"))
+    session = at_its_end(source, site)
+    sent = session.receipt_for_peer()
+    shutil.rmtree(site.certs / "hosts" / "a")
+    layout.issue_host(site.certs, "a", datetime.now(UTC))
+    source.identity.reload(now())
+    session.facts.own_leaf_sha256 = local_leaf_sha256(source.credentials)  # of the last connection, soon lost
+    await keep_receipt(session)
+    (path,) = source.spool.receipts()
+    signer = base64.b64decode(json.loads(path.read_bytes())["receipt"]["chain"][0])
+    assert kept(source).body == sent.body
+    assert json.loads(sent.body)["source_fingerprint"] == hashlib.sha256(signer).hexdigest()
 
 
 async def test_nor_where_the_destination_shows_another_one(site: Site) -> None:
