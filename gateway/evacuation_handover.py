@@ -17,7 +17,7 @@ from policy.permit import MAX_BEGIN_SECONDS
 HELD_SECONDS: Final = 30.0
 FORGET_TELLS: Final = 4  # that a relay is told to forget them; nothing comes back
 MAX_WAITING: Final = 64
-MAX_WITHDRAWALS: Final = 16  # that wait for one host, and as many more of what this gateway knows: others need the room
+MAX_WITHDRAWALS: Final = 16  # that wait for one host, and as many more of what is known here: moves need the room
 REMEMBERED: Final = 4096
 _OFFER: Final = "evacuation"
 _FORGET: Final = "withdraw_evacuation"
@@ -41,7 +41,7 @@ class _Prepared:
 
 
 class HandingOver:
-    """What waits for its relay, by evacuation. Of what was prepared before the start, or elsewhere, it knows nothing."""
+    """What waits for its relay, by evacuation. What was prepared before the start, or elsewhere, it does not know."""
 
     def __init__(self, dispatch: Dispatch) -> None:
         self._dispatch = dispatch

@@ -163,9 +163,13 @@ class Reading:
         span = await self.search.span()
         return 0 if span is None else span[1] // 10**6
 
-    async def records_since(self, kinds: Sequence[str], since: str) -> list[tuple[int, dict[str, Any]]]:
+    async def records_since(
+        self, kinds: Sequence[str], since: str, who: str | None = None
+    ) -> list[tuple[int, dict[str, Any]]]:
         """All records of these kinds from a time on, oldest first. Errors: SearchUnavailable."""
-        return (await self._newest(_of_kinds(kinds, since), None))[::-1]
+        where = _of_kinds(kinds, since)
+        where = where if who is None else all_of(where, Is(fields.WHO_ID, who))
+        return (await self._newest(where, None))[::-1]
 
     async def some_since(
         self, kinds: Sequence[str], since: str, brief: Callable[[Mapping[str, Any]], dict[str, Any]]

@@ -59,8 +59,10 @@ class Recorded:
 class History(Protocol):
     """The records of the log, as far as they are asked for."""
 
-    async def records_since(self, kinds: Sequence[str], since: str) -> list[tuple[int, dict[str, Any]]]:
-        """Oldest first. Errors: LogUnavailable."""
+    async def records_since(
+        self, kinds: Sequence[str], since: str, who: str | None = None
+    ) -> list[tuple[int, dict[str, Any]]]:
+        """Oldest first. `who`: only those whose actor has this id. Errors: LogUnavailable."""
 
 
 class Recorder:

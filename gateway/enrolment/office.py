@@ -29,9 +29,10 @@ from gateway.deciding import decision_document
 from gateway.enrolment.crls import Crls
 from gateway.enrolment.errors import AuthorityFailed, EnrolmentRefused, KeyRevoked
 from gateway.enrolment.one_thread import OneThread
+from gateway.enrolment.recalling import REVOKED
 from gateway.enrolment.refused_renewals import RefusedRenewals
 from gateway.enrolment.register import Note, Register, Spend, Token, issued
-from gateway.enrolment.revoking import REVOKED, TOKEN_ISSUED, Revoking
+from gateway.enrolment.revoking import TOKEN_ISSUED, Revoking
 from gateway.enrolment.writer import Writer
 from gateway.errors import NotAllowed, NotKnown, RelayRefused, RequesterError, RequestRefused, Throttled
 from gateway.gate import Gate

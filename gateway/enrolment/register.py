@@ -155,6 +155,26 @@ class Register:
         )
         return self._database.execute(question, (key_sha256,)).fetchone() is not None
 
+    def forgotten(self, serials: Sequence[str]) -> list[str]:
+        """Of revoked ones those of which it is not known here what key was revoked, nor that nobody knows."""
+        question = (
+            "SELECT 1 FROM keys LEFT JOIN certificates USING (serial)"
+            " WHERE serial = ? AND (sha256 = x'' OR revoked IS NOT NULL)"
+        )
+        return [serial for serial in serials if self._database.execute(question, (serial,)).fetchone() is None]
+
+    def recall(self, issued: Issued, revoked: int) -> None:
+        """Of a revoked certificate; without a key, that nobody knows it."""
+        with self._transaction() as database:
+            if issued.key_sha256:
+                row = (issued.serial, issued.host, issued.not_after, revoked)
+                database.execute(
+                    "INSERT INTO certificates VALUES (?, ?, ?, ?)"
+                    " ON CONFLICT DO UPDATE SET revoked = coalesce(revoked, excluded.revoked)",
+                    row,
+                )
+            database.execute("INSERT OR IGNORE INTO keys VALUES (?, ?)", (issued.serial, issued.key_sha256))
+
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         self._database.execute("BEGIN IMMEDIATE")

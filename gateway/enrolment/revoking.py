@@ -23,6 +23,7 @@ from certs.identity import SpiffeId
 from gateway.enrolment.crls import Crls
 from gateway.enrolment.errors import EnrolmentRefused
 from gateway.enrolment.one_thread import OneThread
+from gateway.enrolment.recalling import REVOKED, recall_keys
 from gateway.enrolment.register import Register, issued
 from gateway.errors import GatewayError, NotKnown
 from gateway.gate import Gate
@@ -30,7 +31,6 @@ from gateway.hosts_seen import HostsSeen
 from gateway.recording import Event, History
 from gateway.rollover.authorities import Authorities
 
-REVOKED: Final = "host.revoked"
 TOKEN_ISSUED: Final = "host.token_issued"  # noqa: S105 - a kind of record
 UNFINISHED_AT_MOST: Final = timedelta(days=31)  # a gateway was away so long, in the middle of a revocation
 RETRY_SECONDS: Final = 60.0
@@ -95,10 +95,11 @@ class Revoking:
         return {"host": str(host), "serials": sorted(serials), "crl_number": self._gate.minimum_crl_number}
 
     async def finish(self, history: History, host_lifetime: timedelta) -> None:
-        """At start: what is on record and was not done, because the gateway ended in between. Errors: LogUnavailable,
-        AuthorityFailed."""
+        """At start: what is on record and was not done, because the gateway ended in between, or is not known any more.
+        Errors: LogUnavailable, AuthorityFailed."""
         now = self._gate.clock.wall()
-        seconds, since = int(now.timestamp()), now - max(host_lifetime, UNFINISHED_AT_MOST)
+        longest = max(host_lifetime, UNFINISHED_AT_MOST)
+        seconds, since = int(now.timestamp()), now - longest
         out: set[str] = set()  # with no newer token
         for _, record in await history.records_since((REVOKED, TOKEN_ISSUED), format_time(since)):
             if record.get("outcome") != "allowed":
@@ -114,6 +115,7 @@ class Revoking:
                 log.warning("a revocation was finished", host=record["source"], certificates=len(left))
         for name in out:
             await self._thread.do(self._register.revoke, name, (), seconds)
+        await recall_keys(self._register, self._thread, history, longest)
         for name in await self._thread.do(self._register.hosts_out):
             self._seen.take_out(str(SpiffeId(self._authorities.trust_domain, name)))
 

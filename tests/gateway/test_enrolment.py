@@ -185,6 +185,32 @@ async def test_a_host_that_was_revoked_comes_back_with_another_key_only(site: Si
         assert (renewed.status_code, renewed.json()["error"]["code"]) == (403, "key_revoked"), "nor by a renewal"
 
 
+@pytest.mark.parametrize("lost", ["DELETE FROM keys", "DELETE FROM keys; DELETE FROM certificates"])
+async def test_keys_that_an_earlier_gateway_revoked_or_whose_register_was_lost_are_known_by_the_log(
+    site: Site, tmp_path: Path, lost: str
+) -> None:
+    first, second = new_key(), new_key()
+    async with enrolling(site) as running, stranger(running, site) as client:
+        given = (await enrol(client, await token_of(running), first)).json()
+        host = as_host(running, tmp_path / "b", first, given["certificate"])
+        assert (await host.post("/v1/relay/renewal", json={"request": request_of(second)})).status_code == 200
+        await running.person(OFFICER).post("/v1/hosts/b/revocation", json={"reason": "stolen"})
+        waiting = await token_of(running)
+        other = await token_of(running, "c")
+    with sqlite3.connect(site.directory / "state" / "hosts.sqlite") as register:
+        register.executescript(lost)
+    register.close()
+    for _ in range(2):
+        async with running_gateway(site) as running, stranger(running, site) as client:
+            for key in (first, second):
+                refused = await enrol(client, waiting, key)
+                assert (refused.status_code, refused.json()["error"]["code"]) == (403, "key_revoked")
+            assert (await running.person("alice").get("/v1/hosts")).json()["hosts"][1]["revoked"] is True
+    async with running_gateway(site) as running, stranger(running, site) as client:
+        assert (await enrol(client, waiting, new_key())).status_code == 200, "a token of then stays good"
+        assert (await enrol(client, other, new_key())).status_code == 200
+
+
 async def test_refused_renewals_are_on_record_once_an_hour_for_each_host_and_reason_and_counted(
     site: Site, tmp_path: Path
 ) -> None:

@@ -42,3 +42,21 @@ def test_who_is_out_is_known_until_it_gets_another_certificate(tmp_path: Path) -
     register.apply([Note(Issued("4", "a", 5 * DAY, OTHER_KEY), 4 * DAY + 2)])
     assert register.hosts_out() == [], "and long after, too, when that one has ended"
     register.close()
+
+
+def test_what_was_forgotten_of_revoked_certificates_is_recalled_once(tmp_path: Path) -> None:
+    register = Register(tmp_path / "hosts.sqlite")
+    register.apply([Note(Issued("1", "a", DAY, KEY), 0), Note(Issued("2", "a", DAY, KEY), 0)])
+    register.revoke("a", ["1"], 1)
+    assert register.forgotten(["1", "2", "3", "4"]) == ["2", "3", "4"], "the second is revoked by the log alone"
+    register.recall(Issued("2", "a", DAY, KEY), 5)
+    register.recall(Issued("3", "a", DAY, OTHER_KEY), 5)
+    register.recall(Issued("4", "a", 0, b""), 5)
+    assert register.forgotten(["1", "2", "3", "4"]) == []
+    assert (register.has_revoked(KEY), register.has_revoked(OTHER_KEY), register.has_revoked(b"")) == (
+        True,
+        True,
+        False,
+    )
+    assert register.revoked() == {"1": DAY, "2": DAY, "3": DAY}
+    register.close()
