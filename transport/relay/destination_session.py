@@ -18,7 +18,7 @@ from transport.errors import ProtocolViolation, SpoolFailed
 from transport.relay.ends import DestinationEnd, restore_session_folder
 from transport.relay.host import RelayHost, now
 from transport.relay.live import Live
-from transport.relay.receipts import ReceiptFacts, make_receipt, receipt_for_gateway, recovery_suffix
+from transport.relay.receipts import ReceiptFacts, make_receipt, naming_peers, receipt_for_gateway, recovery_suffix
 from transport.relay.spool import SessionJournal
 from transport.wire.messages import Receipt
 
@@ -244,15 +244,15 @@ class DestinationSession:
         facts = self.facts  # a recovery that begins meanwhile has others
         facts.outcome = OUTCOMES[self.journal.state]
         facts.lacks_memory = self.may_recover and not self._has_all_memory
-        own = self.host.identity.of_session(facts.own_leaf_sha256)
-        receipt = make_receipt(facts, own, now())
-        chain = own.chain
+        identity, moment = self.host.identity, now()
+        receipt = make_receipt(facts, identity.of_session(facts.own_leaf_sha256), moment)
+        own = identity.to_certify(facts.own_leaf_sha256, moment)
+        kept = naming_peers(receipt, facts.peer_receipt_sha256, own)  # the very body
         name = receipt_name(self.permit)
         if self.recovery_id:
             name += recovery_suffix(facts.started, self.recovery_id)
-        await self.host.on_disk(
-            self.host.spool.keep_receipt, name, receipt_for_gateway(receipt, chain, self.permit.token)
-        )
+        data = receipt_for_gateway(kept, own.chain, self.permit.token)
+        await self.host.on_disk(self.host.spool.keep_receipt, name, data)
         facts.is_kept = True
         await self._note_receipt()
         return receipt

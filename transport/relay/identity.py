@@ -62,6 +62,12 @@ class Identity:
         """The credentials whose certificate a session began with; today's if that is too long ago."""
         return self._former.get(leaf_sha256, self.credentials)
 
+    def to_certify(self, leaf_sha256: bytes, ended: datetime) -> HostCredentials:
+        """By which to certify to gateways what ended then: the session's, or if its certificate had ended, today's.
+        What an ended one certifies they take at no time."""
+        own = self.of_session(leaf_sha256)
+        return own if ended <= own.chain[0].not_valid_after_utc else self.credentials
+
     def reload(self, now: datetime) -> None:
         """Take the files as they are. Raises `CertificateError`, and then nothing has changed.
 

@@ -129,15 +129,15 @@ class SourceSession:
 
 async def keep_receipt(session: SourceSession) -> None:
     """Durably, until the gateway has it. That of a recovery comes after what it recovers: the newest one counts."""
-    host, facts, sent = session.host, session.facts, session.sent
+    host, facts, sent, moment = session.host, session.facts, session.sent, now()
     if sent is not None and outcome_of(sent) == facts.outcome:
         # The very body that D may hold: by its digest in D's receipt a gateway sees that both got one. By the key of
         # the certificate that it names: a newer one would not have been valid when it ended.
-        own = host.identity.of_session(session.sent_between[0])
+        own = host.identity.to_certify(session.sent_between[0], moment)
         receipt = naming_peers(sent, facts.peer_receipt_sha256, own)
     else:
-        own = host.identity.of_session(facts.own_leaf_sha256)
-        receipt = make_receipt(facts, own, now())
+        own = host.identity.to_certify(facts.own_leaf_sha256, moment)
+        receipt = make_receipt(facts, own, moment)
     name = f"{session.permit.claims.jti}-source"
     if session.recovery_id:
         name += recovery_suffix(session.facts.started, session.recovery_id)

@@ -14,8 +14,14 @@ from typing import Any
 
 import pytest
 import trio
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
 from certs import layout
+from certs.authority import Authority
+from certs.files import write_atomically
 from certs.tls import ControlPeer, local_leaf_sha256
 from gateway.host_receipts import other_than_sent
 from tests.transport.relay.conftest import Pair, host_with, serving, until
@@ -30,7 +36,7 @@ from transport.relay import source as carrying
 from transport.relay.config import split_address
 from transport.relay.destination_session import DestinationSession
 from transport.relay.host import RelayHost, now, open_host
-from transport.relay.receipts import ReceiptFacts, make_receipt, receipt_sha256
+from transport.relay.receipts import ReceiptFacts, make_receipt, receipt_sha256, verify_peer_receipt
 from transport.relay.source_session import SourceSession, exchange_receipts_as_source, keep_receipt
 from transport.relay.spool import Spool
 from transport.wire.control import Role
@@ -172,6 +178,55 @@ async def test_what_was_sent_is_kept_by_the_certificate_that_it_names(site: Site
     signer = base64.b64decode(json.loads(path.read_bytes())["receipt"]["chain"][0])
     assert kept(source).body == sent.body
     assert json.loads(sent.body)["source_fingerprint"] == hashlib.sha256(signer).hexdigest()
+
+
+def certified_until(site: Site, name: str, seconds: float) -> None:
+    """The host's files hold a certificate of its key that ends then."""
+    folder, moment = site.certs / "hosts" / name, datetime.now(UTC)
+    key = load_pem_private_key((folder / "host.key").read_bytes(), None).public_key()
+    assert isinstance(key, ec.EllipticCurvePublicKey)
+    chain = Authority.load(site.certs).issue_host(name, key, moment, timedelta(seconds=seconds))
+    write_atomically(folder / "host.pem", b"".join(each.public_bytes(Encoding.PEM) for each in chain))
+
+
+def is_good_for_a_gateway(host: RelayHost) -> bool:
+    """Whether the certificate of what was kept was valid when its session ended: else it is refused for good."""
+    (path,) = host.spool.receipts()
+    receipt = json.loads(path.read_bytes())["receipt"]
+    leaf = x509.load_der_x509_certificate(base64.b64decode(receipt["chain"][0]))
+    key = leaf.public_key()
+    assert isinstance(key, ec.EllipticCurvePublicKey)
+    key.verify(base64.b64decode(receipt["signature"]), receipt["body"].encode(), ec.ECDSA(hashes.SHA256()))
+    return datetime.fromisoformat(json.loads(receipt["body"])["ended"]) <= leaf.not_valid_after_utc
+
+
+async def test_a_session_that_outlives_its_certificate_is_certified_by_the_renewed_one(site: Site) -> None:
+    """Where hosts' certificates last for an hour (`host_hours`), say; each end shows its peer what that knows."""
+    for name in ("a", "b"):
+        certified_until(site, name, 3)
+    source = open_host(site.relay_config("a"))
+    permit, theirs = site.permit(vm=VM), source.credentials
+    async with (
+        listen(site) as listener,
+        serving(host_with(site, "b", {"drain_seconds": 0.1})) as (destination, address),
+        Driver.connected(address, theirs) as driver,
+    ):
+        assert isinstance(await driver.offer(permit), Answer)
+        await driver.send(Open(0, "memory"))
+        async with await listener.accept(), await driver.lane(0):
+            session = at_its_end(source, site)
+            for name, host in (("a", source), ("b", destination)):
+                certified_until(site, name, 3600)
+                host.identity.reload(now())
+            await trio.sleep(3.5)
+            await driver.send(make_receipt(session.facts, theirs, now()))
+            answer = await driver.hear()
+            assert isinstance(answer, Receipt)
+            verify_peer_receipt(answer, driver.conversation.peer)
+    assert is_good_for_a_gateway(destination)
+    assert kept(destination).body == answer.body
+    await keep_receipt(session)
+    assert is_good_for_a_gateway(source)
 
 
 async def test_nor_where_the_destination_shows_another_one(site: Site) -> None:
