@@ -18,7 +18,14 @@ from transport.errors import ProtocolViolation, SpoolFailed
 from transport.relay.ends import DestinationEnd, restore_session_folder
 from transport.relay.host import RelayHost, now
 from transport.relay.live import Live
-from transport.relay.receipts import ReceiptFacts, make_receipt, naming_peers, receipt_for_gateway, recovery_suffix
+from transport.relay.receipts import (
+    MOST_INTERRUPTED,
+    ReceiptFacts,
+    make_receipt,
+    naming_peers,
+    receipt_for_gateway,
+    recovery_suffix,
+)
 from transport.relay.spool import SessionJournal
 from transport.wire.messages import Receipt
 
@@ -52,6 +59,7 @@ class DestinationSession:
     began: float = field(default_factory=trio.current_time)
     recovery_id: str = ""  # session id of the latest recovery of its post-copy
     source_certifies: str | None = None  # what S's receipt says that it came to
+    _interrupted: list[str] = field(default_factory=list)  # names of the receipts of recoveries that did not bring all
     _last_recovery: float = -math.inf
     _settling: trio.Lock = field(default_factory=trio.Lock)
     _connection: trio.CancelScope | None = None
@@ -177,7 +185,9 @@ class DestinationSession:
     @property
     def owes_receipt(self) -> bool:
         """Whether one is to be kept unasked: of a recovery where it carried anything, whether S wants it or not."""
-        return not self.has_receipt and (not self.recovery_id or self.facts.has_carried)
+        if self.has_receipt or not self.recovery_id:
+            return not self.has_receipt
+        return self.facts.has_carried and (self._has_all_memory or len(self._interrupted) < MOST_INTERRUPTED)
 
     @property
     def may_recover(self) -> bool:
@@ -248,14 +258,25 @@ class DestinationSession:
         receipt = make_receipt(facts, identity.of_session(facts.own_leaf_sha256), moment)
         own = identity.to_certify(facts.own_leaf_sha256, moment)
         kept = naming_peers(receipt, facts.peer_receipt_sha256, own)  # the very body
-        name = receipt_name(self.permit)
-        if self.recovery_id:
-            name += recovery_suffix(facts.started, self.recovery_id)
+        name = self._name_of(facts)
         data = receipt_for_gateway(kept, own.chain, self.permit.token)
         await self.host.on_disk(self.host.spool.keep_receipt, name, data)
         facts.is_kept = True
         await self._note_receipt()
         return receipt
+
+    def _name_of(self, facts: ReceiptFacts) -> str:
+        """Under which its receipt waits. Of interrupted recoveries beyond the most the last has that of the one before:
+        their source may ask again and again."""
+        name = receipt_name(self.permit)
+        if not self.recovery_id:
+            return name
+        name += recovery_suffix(facts.started, self.recovery_id)
+        if facts.lacks_memory and name not in self._interrupted:
+            if len(self._interrupted) >= MOST_INTERRUPTED:
+                return self._interrupted[-1]
+            self._interrupted.append(name)
+        return name
 
     async def _note_receipt(self) -> None:
         """For a later process, whose gateway may have it by then: it has counted nothing, and must not certify that."""

@@ -24,7 +24,7 @@ from transport.relay.failures import cause_of
 from transport.relay.host import now
 from transport.relay.inlets import SourceLanes
 from transport.relay.news import News, Tell
-from transport.relay.receipts import ReceiptFacts
+from transport.relay.receipts import MOST_INTERRUPTED, ReceiptFacts
 from transport.relay.source_line import SourceLine
 from transport.relay.source_session import SourceSession, exchange_receipts_as_source, keep_receipt
 from transport.wire.control import Role
@@ -85,10 +85,11 @@ async def _recover_once(first: SourceSession, end: SourceEnd, tell: Tell) -> Non
     finally:
         with trio.CancelScope(shield=True):
             await host.on_disk(remove_session_folder, folder)
-            if facts.has_carried or session.outcome == "completed":
+            if session.outcome == "completed" or (facts.has_carried and first.interrupted < MOST_INTERRUPTED):
                 await _try_to_keep_receipt(session)
             if session.has_receipt:
                 first.facts.outcome = facts.outcome
+                first.interrupted += session.outcome != "completed"
     while not session.has_receipt:  # nobody else would try again: the guest is whole
         await trio.sleep(host.config.limits.settle_retry_seconds)
         await _try_to_keep_receipt(session)

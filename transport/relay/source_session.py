@@ -52,6 +52,7 @@ class SourceSession:
     is_reconnecting: bool = False  # its connection was lost and another is being made: nothing but time passes
     has_receipt: bool = False
     recovery_id: str = ""  # of a session that goes on with interrupted post-copy, under the journal of the first one
+    interrupted: int = 0  # recoveries of its post-copy that were certified, and did not bring all
     sent: Receipt | None = None  # its receipt, as the peer was sent it
     sent_between: tuple[bytes, ...] = ()  # SHA-256 of the ends' certificates, ours first
     _attempt: int = -1

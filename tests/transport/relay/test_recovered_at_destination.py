@@ -25,6 +25,7 @@ from certs.authority import Authority
 from tests.transport.relay.conftest import host_with, serving, until
 from tests.transport.relay.hostile import Driver
 from tests.transport.relay.test_carriage import VM, listen
+from tests.transport.relay.test_hostile_peer import signed_receipt
 from tests.transport.site import Site
 from transport.relay import destination_session
 from transport.relay.host import RelayHost, now, open_host
@@ -33,7 +34,7 @@ from transport.relay.spool import Spool
 from transport.wire.control import Role
 from transport.wire.frames import MAX_FRAME_BYTES, FrameType, LaneSealer
 from transport.wire.keys import Direction
-from transport.wire.messages import Answer, Bye, Message, Open, Refusal
+from transport.wire.messages import Answer, Bye, Message, Open, Receipt, Refusal
 
 FIRST = "1" * 32
 
@@ -247,6 +248,31 @@ async def test_a_recovery_that_brought_all_is_certified_as_one(place: Place) -> 
     await until(lambda: place.receipts() == [False, True])
     lacking = {body.get("recovery", False): body.get("lacks_memory", False) for body in place.certified()}
     assert lacking == {False: True, True: False}
+
+
+async def test_of_recoveries_that_are_interrupted_again_and_again_so_many_are_certified_and_the_last_one(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gateway takes no more of one host, and what comes last counts; and each is a file for good."""
+    monkeypatch.setattr(destination_session, "_RECOVERY_SECONDS", 0.0)
+    monkeypatch.setattr(destination_session, "MOST_INTERRUPTED", 3)
+    for asks in (True, False) * 3:
+        async with place.source() as driver:
+            assert isinstance(await place.recovered(driver), Answer)
+            async with carried_something(place, driver):
+                if asks:
+                    await driver.send(signed_receipt(open_host(place.site.relay_config("a")), place.permit))
+                    assert isinstance(await driver.hear(), Receipt)
+        await until(lambda: not place.host.board.entries)
+    assert place.receipts() == [False, True, True, True]
+    async with place.source() as driver:
+        assert isinstance(await place.recovered(driver), Answer)
+        async with carried_something(place, driver, is_all=True):
+            await driver.send(Bye())
+            assert await driver.hear_all() == []
+    await until(lambda: place.receipts() == [False, True, True, True, True])
+    *_, last = sorted(place.host.spool.receipts())
+    assert "lacks_memory" not in json.loads(json.loads(last.read_bytes())["receipt"]["body"])
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from tests.transport.relay.conftest import host_with, serving, unheard, until
 from tests.transport.relay.test_carriage import VM, listen
 from tests.transport.site import Site
 from transport.errors import LocalBroken, SpoolFailed
+from transport.relay import destination_session, recovering
 from transport.relay.assignments import Assignments
 from transport.relay.caller import Conversation
 from transport.relay.ends import Milestones, Report
@@ -184,6 +185,22 @@ async def test_a_recovery_that_was_interrupted_is_certified_as_well_as_the_one_t
     with trio.fail_after(10):  # the destination takes it a second later at the earliest
         while await place.take_up() != "completed":
             await until(lambda: place.waits)
+    assert place.receipts() == [(False, "handed-over"), (True, "completed"), (True, "handed-over")]
+
+
+async def test_of_recoveries_that_are_interrupted_again_and_again_so_many_are_certified_and_the_one_that_ends_it(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gateway takes no more of one host, and would refuse the last."""
+    monkeypatch.setattr(recovering, "MOST_INTERRUPTED", 1)
+    monkeypatch.setattr(destination_session, "_RECOVERY_SECONDS", 0.0)
+    for _ in range(3):
+        assert await place.take_up() == "failed"
+        await until(lambda: place.waits)
+    assert place.receipts() == [(False, "handed-over"), (True, "handed-over")]
+    place.ends[-1].breaks = False
+    with trio.fail_after(10):
+        assert await place.take_up() == "completed"
     assert place.receipts() == [(False, "handed-over"), (True, "completed"), (True, "handed-over")]
 
 
