@@ -15,6 +15,7 @@ from gateway.admission import host_revoked
 from gateway.asking import Asked, Facts, collect_facts, decide
 from gateway.deciding import commit, decision_event
 from gateway.draining import vms_on
+from gateway.errors import Conflict
 from gateway.gate import Gate
 from gateway.permitting import make_claims, sealed_permit
 from gateway.recording import Event
@@ -43,24 +44,24 @@ class Wish:
 async def orders_of(
     gate: Gate, wish: Wish, evacuation_id: str, vm: VmFacts, hosts: Sequence[HostFacts], destinations: int
 ) -> tuple[list[dict[str, Any]], str]:
-    """The permits of one VM, to `destinations` at most, best first; else why there is none, which is on record then."""
+    """The permits of one VM, to `destinations` at most, best first; else why there is none to the likeliest host, which
+    is on record then."""
     found: list[dict[str, Any]] = []
     because = "there is no other host"
+    first: tuple[Decision, Facts, Conflict | None] | None = None
     for host in hosts:
         if len(found) == destinations:
             break
         await trio.lowlevel.checkpoint()  # a decision holds the loop for a millisecond, and there may be many
         decision, facts = _decide(gate, wish, vm, host)
         obstacle = host_revoked(gate, facts) if decision.allowed else None
-        denied = decision, facts, obstacle
-        if obstacle is not None:
-            because = obstacle.detail
-        elif decision.allowed:
+        if decision.allowed and obstacle is None:
             found.append(await _permit(gate, wish, evacuation_id, decision, facts))
-        else:
-            because = decision.denied_because
-    if not found and hosts:
-        event = decision_event("evacuation.decision", denied[1], denied[0], denied[2], None, None)
+        elif first is None:
+            first = decision, facts, obstacle
+            because = decision.denied_because if obstacle is None else obstacle.detail
+    if not found and first is not None:
+        event = decision_event("evacuation.decision", first[1], first[0], first[2], None, None)
         await commit(gate, _of(event, evacuation_id), None)
     return found, because
 

@@ -108,7 +108,8 @@ async def show_migration(migration_id: str, desk: AtDesk, person: AskingOfOwn, a
     found = await desk.reading.migration(migration_id, int(now.timestamp()))
     is_own = found is not None and found.requested_by == person.id
     if not is_own or not desk.reading.may_read_own(person, now):
-        called = "following one's own migration (any more)" if is_own else "reading the audit log"
+        others = "no migration of yours has that id, and seeing those of others"
+        called = "following one's own migration (any more)" if is_own else others
         asked = {"migration": migration_id[:64]}
         await desk.reading.require_read_audit(person, now, address, asked, recorded=True, called=called)
     if found is None:

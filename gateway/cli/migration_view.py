@@ -59,6 +59,8 @@ def show_explanation(out: Console, answer: DecisionReply) -> None:
 def show_preflight(out: Console, preflight: PreflightReply) -> None:
     """Whether it can move, and what is in the way: "cannot" apart from "may not"."""
     word, style = ("CAN move", "bold green") if preflight.can_move else ("CANNOT move", "bold red")
+    if preflight.can_move and any(finding.severity == "unknown" for finding in preflight.findings):
+        word += ", for all that could be found out"
     out.print(Text(word, style))
     styles = {"cannot": "red", "attention": "yellow", "unknown": "dim"}
     for finding in preflight.findings:

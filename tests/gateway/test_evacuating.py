@@ -172,6 +172,17 @@ async def test_who_may_not_or_asks_amiss_gets_nothing(
         nursery.cancel_scope.cancel()
 
 
+async def test_why_nothing_may_leave_is_said_of_the_likeliest_destination(evacuable: Site) -> None:
+    """Of the least alike it read as if a host of the same zone had to be named, where the right to evacuate lacks."""
+    async with running_gateway(evacuable) as running:
+        await running.poll("a")
+        answer = await prepare(running, "bob")
+        assert answer.status_code == 403
+        assert "No policy permits Evacuate of VM web" in answer.json()["error"]["message"]
+        (decision,) = await running.records("evacuation.decision")
+        assert decision["destination"] == running.site.spiffe_id("b")
+
+
 @pytest.mark.parametrize(("who", "host"), [("bob", "a"), ("bob", "b"), ("alice", "b"), ("bob", "nowhere")])
 async def test_who_may_not_prepare_does_not_withdraw_and_of_an_empty_host_nobody(
     evacuable: Site, who: str, host: str

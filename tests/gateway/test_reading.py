@@ -116,6 +116,8 @@ async def test_ones_own_migration_is_followed_without_a_record_and_that_of_other
     assert (await running.person("carol").get(f"/v1/migrations/{migration_id}")).status_code == 200
     assert [record["outcome"] for record in await running.records("audit.read")] == ["denied", "allowed"]
     assert (await running.person("carol").get("/v1/migrations/unknown")).status_code == 404
+    mistyped = (await running.person("alice").get("/v1/migrations/unknown")).json()["error"]["message"]
+    assert mistyped.startswith("no migration of yours has that id, and seeing those of others is denied")
 
 
 async def test_what_was_denied_can_be_looked_up_by_its_id(running: Running) -> None:

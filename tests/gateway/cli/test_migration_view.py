@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from gateway.cli.migration_view import Bar, fraction, numbers_line, show_summary, size, summarise
-from gateway.cli.replies import Decision, DecisionReply, MigrationReply, Progress
+from gateway.cli.migration_view import Bar, fraction, numbers_line, show_preflight, show_summary, size, summarise
+from gateway.cli.replies import Decision, DecisionReply, FindingReply, MigrationReply, PreflightReply, Progress
 
 COUNTS = st.integers(0, 2**63 - 1)
 ANSWER = DecisionReply(Decision(allowed=True), 9, "m-1")
@@ -49,6 +49,21 @@ def test_the_bar_shows_state_percent_rate_remaining_and_pass() -> None:
         assert said in printed
     assert "\x1b[2J" not in printed
     assert "\x9b" not in printed
+
+
+@pytest.mark.parametrize(
+    ("can_move", "severity", "headline"),
+    [
+        (True, "attention", "CAN move"),
+        (True, "unknown", "CAN move, for all that could be found out"),
+        (False, "unknown", "CANNOT move"),
+    ],
+)
+def test_what_could_not_be_found_out_is_no_promise(can_move: bool, severity: str, headline: str) -> None:
+    out = io.StringIO()
+    finding = FindingReply("unreachable", severity, "operator", "a: cannot open the monitor")
+    show_preflight(Console(file=out, width=120), PreflightReply(can_move, (finding,)))
+    assert out.getvalue().splitlines()[0] == headline
 
 
 def body(**members: Any) -> dict[str, Any]:
