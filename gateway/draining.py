@@ -14,10 +14,12 @@ from typing import Any, Final
 
 import trio
 
+from audit.record import Vm
 from gateway.asking import Asked, Facts, collect_facts, decide
 from gateway.deciding import decision_document
 from gateway.errors import NotAllowed, NotKnown, RequestRefused
 from gateway.gate import Gate
+from gateway.host_reports import ACTIVE
 from gateway.observing import lets_pass
 from gateway.recording import Event, actor_of, identity_of, some_of
 from gateway.sites.own_only import require_own
@@ -45,7 +47,7 @@ class Wish:
 class Prospects:
     """One VM. `may`: destinations, best first. `refused`: hosts by the reason why not. `cannot`: why it cannot move."""
 
-    vm: VmFacts
+    vm: VmFacts | Vm
     may: list[HostFacts] = field(default_factory=list)
     refused: dict[str, list[str]] = field(default_factory=dict)
     cannot: str | None = None
@@ -75,6 +77,7 @@ async def prospects(gate: Gate, wish: Wish) -> dict[str, Any]:
         raise RequestRefused(f"{len(vms)} VMs and {len(hosts)} hosts are above {MAX_PAIRS} pairs: name fewer with --to")
     answers = _Answers(gate)
     found = [await _prospects_of(gate, wish, vm, hosts, answers) for vm in vms]
+    found += _stranded(gate, source)
     _spread(found, source)
     may_move = sum(bool(each.may) and each.cannot is None for each in found)
     counts = {"vms": len(found), "may_move": may_move, "hosts": len(hosts)}
@@ -82,7 +85,9 @@ async def prospects(gate: Gate, wish: Wish) -> dict[str, Any]:
     recorded = await gate.recorder.append(event)
     documents = [each.document() for each in found]
     links = {host.name: host.site for host in hosts if host.site != source.site}
-    return {"host": source.name, **counts, "prospects": documents, "links": links, "record_index": recorded.index}
+    is_heard = gate.dispatch.is_reachable(source.spiffe_id, gate.relay_silence_seconds)
+    answer = {"host": source.name, **counts, "prospects": documents, "links": links}
+    return {**answer, "is_heard": is_heard, "record_index": recorded.index}
 
 
 def candidate_hosts(gate: Gate, name: str, to: Sequence[str]) -> tuple[HostFacts, list[HostFacts]]:
@@ -107,6 +112,22 @@ def vms_on(gate: Gate, host: HostFacts) -> list[VmFacts]:
     """Those that are taken to be on this host, by name."""
     there = [vm for vm in gate.inventory.vms.values() if gate.placement.host_of(vm, gate.inventory) == host]
     return sorted(there, key=lambda vm: vm.name)
+
+
+def _stranded(gate: Gate, host: HostFacts) -> list[Prospects]:
+    """What runs there by its relay's word, and is moved by nobody: a host that it goes down with is not empty."""
+    state, found = gate.placement.reports.get(host.spiffe_id), []
+    for uuid, guest in {} if state is None else sorted(state.guests.items()):
+        if guest.presence != ACTIVE:
+            continue
+        if (vm := gate.inventory.vm(uuid)) is None:
+            cannot = "it is not in the inventory: list it there, or end it on its host"
+            found.append(Prospects(Vm(uuid, guest.name or uuid), cannot=cannot))
+            continue
+        location = gate.placement.locate(vm, gate.inventory)
+        if location.problem is not None and location.host != host:
+            found.append(Prospects(vm, cannot=location.detail))
+    return found
 
 
 class _Answers:

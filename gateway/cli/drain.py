@@ -75,7 +75,8 @@ def drain(
         found = client.check_drain(body)
         if check:
             _show(found, as_json=as_json)
-            raise typer.Exit(0 if all(each.destinations and not each.cannot for each in found.prospects) else 1)
+            may_all = all(each.destinations and not each.cannot for each in found.prospects)
+            raise typer.Exit(0 if may_all and not _is_unknown(found) else 1)
         tell: Callable[[str], None] = note if as_json else say
         queue = Queue(client, found, reason, Limits(at_once, per_destination, per_link, tries), tell)
         # A Ctrl-C tears no answer apart: a move that is being asked for is known, and followed, with the others.
@@ -84,10 +85,10 @@ def drain(
                 queue.run(time.sleep, lambda: interrupts.asked)
             except KeyboardInterrupt:
                 queue.leave()
-                _report(queue, found.host, as_json=as_json)
+                _report(queue, found, as_json=as_json)
                 raise
-    _report(queue, found.host, as_json=as_json)
-    raise typer.Exit(0 if all(move.outcome == "moved" for move in queue.moves) else 1)
+    _report(queue, found, as_json=as_json)
+    raise typer.Exit(0 if all(move.outcome == "moved" for move in queue.moves) and not _is_unknown(found) else 1)
 
 
 def _how_far(reply: MigrationReply) -> str:
@@ -312,11 +313,25 @@ def _show(found: DrainReply, *, as_json: bool) -> None:
             say(f"  {each.cannot}")
         for reason in each.refused:
             say(f"  not to {_some(reason.hosts)}: {reason.because}")
+    if not found.prospects:
+        say(_nothing(found))
+        return
     vms = f"{found.may_move} of {counted(found.vms, 'VM')} of {found.host}"
     say(f"{vms} may go somewhere (record {found.record_index}).")
 
 
-def _report(queue: Queue, host: str, *, as_json: bool) -> None:
+def _is_unknown(found: DrainReply) -> bool:
+    """Of a host that says nothing nobody knows that it is empty, though nobody knows what is there."""
+    return not found.prospects and not found.is_heard
+
+
+def _nothing(found: DrainReply) -> str:
+    if _is_unknown(found):
+        return f"{found.host}: its relay has not been heard of lately, and nobody knows what runs there."
+    return f"{found.host}: no VM is there, for all that is known."
+
+
+def _report(queue: Queue, found: DrainReply, *, as_json: bool) -> None:
     stay = [move for move in queue.moves if move.outcome != "moved"]
     if as_json:
         moves = [
@@ -330,8 +345,12 @@ def _report(queue: Queue, host: str, *, as_json: bool) -> None:
             }
             for move in queue.moves
         ]
-        print_json({"host": host, "outcome": "empty" if not stay else "not_empty", "moves": moves})
+        outcome = "unknown" if _is_unknown(found) else "not_empty" if stay else "empty"
+        print_json({"host": found.host, "outcome": outcome, "moves": moves})
         return
-    say(f"{host}: {len(queue.moves) - len(stay)} of {counted(len(queue.moves), 'VM')} moved.")
+    if not queue.moves:
+        say(_nothing(found))
+        return
+    say(f"{found.host}: {len(queue.moves) - len(stay)} of {counted(len(queue.moves), 'VM')} moved.")
     for move in stay:
         say(f"  {move.name} {'stays' if move.outcome == 'stays' else 'is'}: {move.because}")

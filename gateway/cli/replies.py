@@ -186,7 +186,8 @@ class ProspectsReply(msgspec.Struct, frozen=True):
 
 
 class DrainReply(msgspec.Struct, frozen=True):
-    """POST /v1/drain/check. `links`: hosts of another site than the one that is emptied, with that site."""
+    """POST /v1/drain/check. `links`: hosts of another site than the one that is emptied, with that site. `is_heard`:
+    whether the host's own relay says what runs there."""
 
     host: str
     vms: Count
@@ -195,6 +196,7 @@ class DrainReply(msgspec.Struct, frozen=True):
     prospects: tuple[ProspectsReply, ...]
     record_index: Count
     links: dict[str, str] = {}
+    is_heard: bool = True
 
 
 class Progress(msgspec.Struct, frozen=True, rename={"pass_number": "pass"}):

@@ -11,7 +11,7 @@ from gateway.cli.drain import Limits, Queue
 from gateway.cli.errors import CommandError, Refused, Unreachable
 from gateway.cli.replies import DecisionReply, DrainReply, MigrationReply, Progress
 from gateway.starter import Site
-from tests.gateway.conftest import UUID_WEB, Running, running_gateway
+from tests.gateway.conftest import UUID_LEDGER, UUID_WEB, Running, running_gateway
 from tests.gateway.test_placement import Relay, guest
 
 
@@ -48,6 +48,29 @@ async def test_what_keeps_a_vm_where_it_is_is_said_for_it_and_devices_decide(run
     (web,) = (await check(running, to=["b"])).json()["prospects"]
     assert web["destinations"] == []
     assert "holds a device of its host" in web["refused"][0]["because"]
+
+
+@pytest.mark.whole
+async def test_what_runs_there_and_nobody_can_move_is_not_taken_for_nothing(running: Running) -> None:
+    """The host was called empty, and a guest that the inventory does not list would have gone down with it."""
+    other, unnamed = "00000000-2222-4333-8444-555555555555", "00000000-2222-4333-8444-666666666666"
+    for host in ("a", "b", "c"):
+        await running.poll(host)
+    guests = [guest(uuid=other, name="pet"), guest(uuid=unnamed), guest(uuid=UUID_LEDGER, presence="arriving")]
+    await Relay(running, "b").report(*guests)
+    answer = (await check(running, host="b")).json()
+    assert [(each["vm"]["name"], each["cannot"]) for each in answer["prospects"]] == [
+        ("pet", "it is not in the inventory: list it there, or end it on its host"),
+        (unnamed, "it is not in the inventory: list it there, or end it on its host"),
+    ]
+    assert (answer["vms"], answer["may_move"], answer["is_heard"]) == (2, 0, True)
+    await Relay(running, "a").report(guest(since_s=60))
+    await Relay(running, "c").report(guest(since_s=60))
+    (web,) = (await check(running, host="c")).json()["prospects"]
+    assert web["cannot"] == "web runs on a and c at once"
+    await Relay(running, "c").report()
+    assert (await check(running, host="c")).json()["prospects"] == []
+    assert (await check(running, host="prod")).json()["is_heard"] is False
 
 
 @pytest.mark.whole
