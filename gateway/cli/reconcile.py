@@ -206,7 +206,7 @@ def _show(document: Mapping[str, Any]) -> None:
     counts, out = document["counts"], console()
     for one in document["findings"]:
         hosts = f"{harmless(str(one['source']))} -> {harmless(str(one['destination']))}"
-        out.print(f"{one['what']:>6}  record {one['record']}  {harmless(str(one['vm']))}  {hosts}", markup=False)
+        out.print(f"{one['what']:>9}  record {one['record']}  {harmless(str(one['vm']))}  {hosts}", markup=False)
         for why in one["why"]:
             out.print(f"        {harmless(why)}", markup=False)
     told = _told(counts)

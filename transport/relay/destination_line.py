@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 import structlog
 import trio
 
+from certs.tls import server_context
 from transport.errors import ConnectionBroken, ProtocolViolation
 from transport.relay.channel import Channel, PortName
 from transport.relay.channels import Channels
@@ -130,8 +131,10 @@ class DestinationLine:
             raise ConnectionBroken("a lane that was announced did not come")
         lane: Lane = sock
         if self._channels.is_tls:
-            assert self._session.facts.peer is not None
-            identity = self._host.identity
-            ends = LaneEnds(identity.credentials, self._session.facts.peer.leaf_sha256, self._desk.keys, now(), seconds)
-            lane = await as_server(sock, identity.context, number, ends)
+            facts, identity = self._session.facts, self._host.identity
+            assert facts.peer is not None
+            own = identity.of_lanes(facts.own_leaf_sha256)
+            context = identity.context if own.chain == identity.credentials.chain else server_context(own)
+            ends = LaneEnds(own, facts.peer.leaf_sha256, self._desk.keys, now(), seconds)
+            lane = await as_server(sock, context, number, ends)
         await self._channels.carry(channel, self._desk.keys, lane)

@@ -62,6 +62,12 @@ class Identity:
         """The credentials whose certificate a session began with; today's if that is too long ago."""
         return self._former.get(leaf_sha256, self.credentials)
 
+    def of_lanes(self, leaf_sha256: bytes) -> HostCredentials:
+        """By which lanes of TLS are opened on a connection that this certificate was shown on: with it, and today's
+        trust and CRLs."""
+        own = self.of_session(leaf_sha256)
+        return replace(self.credentials, chain=own.chain, private_key=own.private_key)
+
     def to_certify(self, leaf_sha256: bytes, ended: datetime) -> HostCredentials:
         """By which to certify to gateways what ended then: the session's, or if its certificate had ended, today's.
         What an ended one certifies they take at no time."""

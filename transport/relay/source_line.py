@@ -256,7 +256,8 @@ class SourceLine:
         lane: Lane
         lane = sock = await connection.open_lane(number, self._limits.dial_seconds)
         if self.channels.is_tls:
-            credentials, seconds = self._session.host.credentials, self._limits.handshake_seconds
+            credentials = self._session.host.identity.of_lanes(connection.own_leaf_sha256)
+            seconds = self._limits.handshake_seconds
             ends = LaneEnds(credentials, connection.peer.leaf_sha256, connection.keys, now(), seconds)
             lane = await as_client(sock, number, ends)
         await self.channels.carry(channel, connection.keys, lane)

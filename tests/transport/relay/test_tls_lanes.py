@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import select
+import shutil
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -15,6 +16,7 @@ import msgspec
 import pytest
 import trio
 
+from certs import layout
 from certs.tls import local_leaf_sha256
 from policy.permit import Requirements
 from tests.transport.relay.conftest import Pair, host_with, serving, until
@@ -27,6 +29,7 @@ from transport.relay import tls_lane
 from transport.relay.config import split_address
 from transport.relay.config_sections import NetworkSection
 from transport.relay.host import RelayHost, now, open_host
+from transport.relay.inlets import Inlet, SourceLanes
 from transport.relay.news import News
 from transport.relay.source import MigrationOrder, carry_as_source
 from transport.relay.tls_lane import LaneEnds, TlsLane, as_client, as_server
@@ -113,6 +116,26 @@ async def test_a_stream_in_tls_survives_cuts(site: Site) -> None:
         last, heard = await _carried(source, between.address, site, site.permit(vm=VM, seal="tls"), cut)
     assert (last.state, heard) == ("completed", STREAM)
     assert cuts >= 2
+
+
+@pytest.mark.parametrize("renewed", ["a", "b"])
+async def test_a_channel_that_opens_after_a_certificate_was_renewed_costs_no_connection(
+    site: Site, monkeypatch: pytest.MonkeyPatch, renewed: str
+) -> None:
+    """Its session began with the former one; where nothing is resumed it ended at that."""
+    accept = SourceLanes.accept_forever
+
+    async def renew_and_accept(lanes: SourceLanes, inlet: Inlet) -> None:
+        shutil.rmtree(site.certs / "hosts" / renewed)
+        layout.issue_host(site.certs, renewed, now())
+        hosts[renewed].identity.reload(now())
+        await accept(lanes, inlet)
+
+    monkeypatch.setattr(SourceLanes, "accept_forever", renew_and_accept)
+    hosts = {name: host_with(site, name, {"resume_seconds": 0.0}) for name in "ab"}
+    async with serving(hosts["b"]) as (_, address):
+        last, heard = await _carried(hosts["a"], address, site, site.permit(vm=VM, seal="tls"))
+    assert (last.state, heard) == ("completed", STREAM)
 
 
 async def test_no_key_of_a_tls_lane_seals_more_than_it_may(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
