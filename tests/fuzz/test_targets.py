@@ -80,6 +80,7 @@ WITHOUT = {
     "gateway.cli.session": "the same, for who announces a session",
     "gateway.reading": "what `decode_entry` takes, out of the own log",
     "gateway.api.relay_calls": "within a request; target `inspection` does the same",
+    "gateway.enrolment.refused_renewals": "a certificate that TLS took; target `host-certificate` does the same",
     "gateway.cli.sites": "what its client has decoded; target `site-laid-down` begins behind it",
     "policy.decision": "a request that this program made, or a record of one",
     "audit.pruned": "the log's own file; the verifier reads it by itself, under one except",
@@ -96,7 +97,6 @@ WITHOUT = {
     "policy.authoring.check": "what cedarpy makes of a policy; `policies` has a target",
     "policy.authoring.pieces": "the same",
     "policy.identity.kerberos": "lengths within a token that GSSAPI has unwrapped",
-    "transport.relay.inlets": "the kernel's structures",
     "transport.relay.loopback": "the kernel's structures",
 }
 

@@ -6,7 +6,7 @@ ways through the code for as long as it is given. Targets may assert more than t
 
 from __future__ import annotations
 
-from tests.fuzz.targets import commands, gateways, hypervisors, logs, peers, people, sealed
+from tests.fuzz.targets import commands, gateways, hypervisors, logs, peers, people, sealed, sessions
 from tests.fuzz.targets.target import Target
 
 TARGETS: dict[str, Target] = {
@@ -14,6 +14,7 @@ TARGETS: dict[str, Target] = {
     for target in (
         *peers.TARGETS,
         *sealed.TARGETS,
+        *sessions.TARGETS,
         *hypervisors.TARGETS,
         *gateways.TARGETS,
         *people.TARGETS,

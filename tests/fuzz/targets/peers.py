@@ -32,7 +32,7 @@ from tests.policy.test_permit import MATERIAL, PINNED
 from tests.transport.wire.test_frames import KEYS, LANE, seal
 from tests.transport.wire.test_messages import EXAMPLES, SESSION
 from transport.errors import Misuse, ProtocolViolation, RefusalCode
-from transport.relay.receipts import verify_peer_receipt
+from transport.relay.receipts import outcome_of, verify_peer_receipt
 from transport.wire.clear_frames import ClearOpener, ClearSealer
 from transport.wire.control import ControlOrder, Role
 from transport.wire.frames import (
@@ -70,7 +70,9 @@ SAID: Final = (
     Offer(1, "begin", ("permit",), SESSION, 0), Answer({}, 16), Refusal(RefusalCode.BUSY, ""), Open(0, "memory"),
     Open(1, "memory"), Ack({"0": 1}), Ack({"0": 3}), Ack({"0": 4}), Handover(), Outcome("running"), Cancel("x", ""),
     Receipt("{}", ""), Bye(), Offer(1, "resume", ("permit",), SESSION, 1, {"0": 3}), Answer({"0": 2}, 16),
-    Ack({"1": 1}),
+    Ack({"1": 1}), Offer(1, "resume", ("permit",), SESSION, 1, {"0": 3, "1": 0}), Answer({"1": 0}, 16),
+    Offer(1, "begin", ("permit",), SESSION, 0, {"0": 3}), Offer(1, "resume", ("permit",), SESSION, 1, {"1": 0}),
+    Offer(1, "settle", ("permit",), SESSION, 1), Open(2, "memory"), Answer({}, 1), Ack({"0": 2, "1": 3}),
 )  # fmt: skip
 _FOLDER: Final = scratch()
 
@@ -100,25 +102,32 @@ def _messages(feed: Callable[[bytes], Iterable[object]], data: bytes) -> list[ob
 
 
 def control_order(data: bytes) -> bool:
-    """Messages of both ends in any order: each of the peer's is taken or a violation, each of ours taken or our bug.
-    Whether it is a whole session of either end."""
+    """Messages of both ends in any order: each of the peer's is taken or a violation, each of ours taken or our bug;
+    what one end may say the other takes. Whether it is a whole session of either end.
+    """
     as_source, as_destination = (_is_in_order(role, data[:64]) for role in Role)
     return as_source or as_destination
 
 
 def _is_in_order(role: Role, numbers: bytes) -> bool:
-    order, is_sound = ControlOrder(role), True
+    order, peers, is_sound = ControlOrder(role), ControlOrder(role.peer), True
     for number in numbers:
-        message = SAID[number % len(SAID)]
+        message = SAID[(number & 0x7F) % len(SAID)]
+        sender, receiver = (peers, order) if number & 0x80 else (order, peers)
+        may_say, is_taken = True, True
         try:
-            if number & 0x80:
-                order.received(message, {"0": 3})
-            else:
-                order.sent(message)
-        except ProtocolViolation:
-            return False
+            sender.sent(message)
         except Misuse:
-            is_sound = False
+            may_say = False
+        try:
+            receiver.received(message, {"0": 3})
+        except ProtocolViolation:
+            is_taken = False
+        # Nobody notes for itself how many frames the other end has sent.
+        assert may_say == is_taken or (may_say and isinstance(message, Ack))
+        if not is_taken and (may_say or number & 0x80):
+            return False
+        is_sound &= is_taken
     return is_sound
 
 
@@ -167,8 +176,11 @@ def preface(data: bytes) -> None:
 
 
 def receipt(data: bytes) -> None:
+    """What it certifies is read after the signature in a relay, and before it here: else nothing would be turned."""
     body, _, signature = data.partition(b"\n")
-    verify_peer_receipt(Receipt(body.decode(errors="replace"), signature.decode(errors="replace")), PEER)
+    read = Receipt(body.decode(errors="replace"), signature.decode(errors="replace"))
+    outcome_of(read)
+    verify_peer_receipt(read, PEER)
 
 
 def permit(data: bytes) -> None:
@@ -238,7 +250,7 @@ _sealer = LaneSealer(LANE)
 _STREAM: Final = b"".join(seal(_sealer, each) for each in (b"a", b"guest" * 10)) + seal(_sealer, b"", FrameType.FIN)
 _SIZES: Final = [HEADER_BYTES + each + TAG_BYTES for each in (1, 50, 0)]
 _HEADER: Final = (5).to_bytes(4) + bytes(4) + (7).to_bytes(8)
-_BODY: Final = b'{"role":"source","version":1}'
+_BODY: Final = b'{"outcome":"completed","role":"source","version":1}'
 _SIGNED: Final = _BODY + b"\n" + base64.b64encode(HOST.key.sign(_BODY, ec.ECDSA(hashes.SHA256())))
 _CRL: Final = make_crl(SITE.ca, revoked=[HOST.certificate])
 _PEM: Final = _CRL.public_bytes(Encoding.PEM)

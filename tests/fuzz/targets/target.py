@@ -53,9 +53,12 @@ def in_pieces(feed: Callable[[bytes], list[object]], data: bytes) -> list[object
     return found
 
 
-def scratch() -> Path:
-    """A folder for decoders that read files. It goes with the process that made it, not with children of it."""
-    folder, maker = Path(tempfile.mkdtemp(prefix="sealane-fuzz-")), os.getpid()
+def scratch(within: Path | None = None) -> Path:
+    """A folder for decoders that read files, `within` another where there is that. It goes with the process that made
+    it, not with children of it.
+    """
+    where = within if within is not None and within.is_dir() else None
+    folder, maker = Path(tempfile.mkdtemp(prefix="sealane-fuzz-", dir=where)), os.getpid()
 
     def remove() -> None:
         if os.getpid() == maker:

@@ -18,6 +18,7 @@ from audit.merkle import Tree, inclusion_path
 from audit.proof import leaf_hash
 from policy.jws import encode_base64url
 from policy.permit import P256_ORDER, Limits, PermitClaims, PermitKey, PermitProof, Requirements, permit_entry
+from transport.relay.permits import PermitDesk
 
 NOW: Final = 1_800_000_000
 CRL_NUMBER: Final = 7
@@ -50,6 +51,19 @@ CLAIMS: Final = PermitClaims(
     bundle="0" * 64,
 )
 
+DESK: Final = PermitDesk(  # of the destination that judges them
+    trust_domain="example.test",
+    permit_keys=(PermitKey.from_public_key(KEY.public_key()),),
+    log_verifiers=(LOG.verifier,),
+    witness_keys=(),
+    witnesses_required=0,
+    can_bind_vm=True,
+    crl_number=lambda: CRL_NUMBER,
+    clock=lambda: NOW,
+    supported_ports=frozenset({"backup-1", "disks", "memory"}),
+    seals=frozenset({"sealane", "tls"}),
+)
+
 
 def permit_vectors() -> dict[str, Any]:
     spki = KEY.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
@@ -58,8 +72,8 @@ def permit_vectors() -> dict[str, Any]:
         "source": SOURCE,
         "destination": DESTINATION,
         "crl_number": CRL_NUMBER,
-        "ports": ["backup-1", "disks", "memory"],
-        "seals": ["sealane", "tls"],
+        "ports": sorted(DESK.supported_ports),
+        "seals": sorted(DESK.seals),
         "meets": ["content_digest", "vm_binding"],
         "permit_key": base64.b64encode(spki).decode(),
         "key_id": KEY_ID,
@@ -85,7 +99,7 @@ GOOD: Final = (
 
 
 def _good(claims: PermitClaims, more_signatures: str = "") -> dict[str, Any]:
-    proof, entry = _logged(claims)
+    proof, entry = logged(claims)
     proof = msgspec.structs.replace(proof, checkpoint=proof.checkpoint + more_signatures)
     return {"entry": entry.decode(), "leaf_hash": leaf_hash(entry).hex(), "permit": _permit(claims, proof)}
 
@@ -96,8 +110,8 @@ def _signed_by_another(name: str) -> str:
 
 
 def _refused() -> dict[str, tuple[str, str]]:
-    proof, _ = _logged(CLAIMS)
-    payload = _payload(CLAIMS, proof)
+    proof, _ = logged(CLAIMS)
+    payload = payload_of(CLAIMS, proof)
     good = _permit(CLAIMS, proof)
     signed, _, signature = good.rpartition(".")
     raw = base64.urlsafe_b64decode(signature + "==")
@@ -148,13 +162,13 @@ def _refused() -> dict[str, tuple[str, str]]:
         ),
         "minus zero": ("permit_format", _jws(payload.replace(b'_second":0', b'_second":-0'))),
         "null for a boolean": ("permit_format", _jws(payload.replace(b'_digest":false', b'_digest":null'))),
-        "a header that says a member twice": ("permit_format", _headed(payload, b'{"typ":"x",' + HEAD[1:])),
-        "a header that is no object": ("permit_format", _headed(payload, b"[]")),
+        "a header that says a member twice": ("permit_format", headed(payload, b'{"typ":"x",' + HEAD[1:])),
+        "a header that is no object": ("permit_format", headed(payload, b"[]")),
         "the proof of another permit": (
             "permit_proof",
-            _permit(CLAIMS, _logged(msgspec.structs.replace(CLAIMS, jti="another"))[0]),
+            _permit(CLAIMS, logged(msgspec.structs.replace(CLAIMS, jti="another"))[0]),
         ),
-        "the proof of another log": ("permit_proof", _permit(CLAIMS, _logged(CLAIMS, log=OTHER_LOG)[0])),
+        "the proof of another log": ("permit_proof", _permit(CLAIMS, logged(CLAIMS, log=OTHER_LOG)[0])),
         "an index that is not its entry's": ("permit_proof", _permit(CLAIMS, msgspec.structs.replace(proof, index=3))),
         "a path that is cut short": (
             "permit_proof",
@@ -270,10 +284,10 @@ def _noted(proof: PermitProof, body: str) -> PermitProof:
 
 def _with(**changes: Any) -> str:
     claims = msgspec.structs.replace(CLAIMS, **changes)
-    return _permit(claims, _logged(claims)[0])
+    return _permit(claims, logged(claims)[0])
 
 
-def _logged(claims: PermitClaims, log: LogSigner = LOG) -> tuple[PermitProof, bytes]:
+def logged(claims: PermitClaims, log: LogSigner = LOG) -> tuple[PermitProof, bytes]:
     """As the third of five entries, right after its decision."""
     entry = permit_entry(claims, 1, leaf_hash(DECISION))
     tree = Tree(_no_tile)
@@ -293,21 +307,21 @@ def _no_tile(*_: int) -> list[bytes]:
     raise AssertionError("five entries fill no tile")
 
 
-def _payload(claims: PermitClaims, proof: PermitProof) -> bytes:
+def payload_of(claims: PermitClaims, proof: PermitProof) -> bytes:
     return msgspec.json.encode({**msgspec.structs.asdict(claims), "proof": proof}, order="sorted")
 
 
 def _permit(claims: PermitClaims, proof: PermitProof) -> str:
-    return _jws(_payload(claims, proof))
+    return _jws(payload_of(claims, proof))
 
 
 def _jws(payload: bytes, key: ec.EllipticCurvePrivateKey = KEY, **header: str | None) -> str:
     members = {"alg": "ES256", "kid": KEY_ID, "typ": "sealane-permit+jwt"} | header
     head = msgspec.json.encode({name: value for name, value in members.items() if value is not None}, order="sorted")
-    return _headed(payload, head, key)
+    return headed(payload, head, key)
 
 
-def _headed(payload: bytes, head: bytes, key: ec.EllipticCurvePrivateKey = KEY) -> str:
+def headed(payload: bytes, head: bytes, key: ec.EllipticCurvePrivateKey = KEY) -> str:
     """Signed as RFC 6979 does it, so that the file stays the same."""
     signed = f"{encode_base64url(head)}.{encode_base64url(payload)}"
     r, s = decode_dss_signature(key.sign(signed.encode(), ec.ECDSA(hashes.SHA256(), deterministic_signing=True)))

@@ -7,13 +7,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from audit.checkpoint import LogVerifier
-from policy.permit import PermitKey, proof_entry
+from policy.permit import proof_entry
 from tests.transport.wire.message_vectors import MESSAGES, SPELLED
-from tests.transport.wire.permit_vectors import KEY
+from tests.transport.wire.permit_vectors import DESK
 from tests.transport.wire.vectors import FILE, text, vectors
 from transport.errors import OfferRefused, ProtocolViolation
-from transport.relay.permits import PermitDesk
 from transport.wire.clear_frames import ClearOpener
 from transport.wire.control import ControlOrder, Role
 from transport.wire.frames import HEADER_BYTES, LaneOpener
@@ -23,18 +21,6 @@ from transport.wire.preface import authenticate_preface, read_preface
 
 MADE = vectors()
 PERMITS = MADE["permits"]
-DESK = PermitDesk(
-    trust_domain="example.test",
-    permit_keys=(PermitKey.from_public_key(KEY.public_key()),),
-    log_verifiers=(LogVerifier.parse(PERMITS["log_key"]),),
-    witness_keys=(),
-    witnesses_required=0,
-    can_bind_vm="vm_binding" in PERMITS["meets"],
-    crl_number=lambda: int(PERMITS["crl_number"]),
-    clock=lambda: int(PERMITS["now"]),
-    supported_ports=frozenset(PERMITS["ports"]),
-    seals=frozenset(PERMITS["seals"]),
-)
 
 
 def test_the_file_is_what_this_code_makes() -> None:
