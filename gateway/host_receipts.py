@@ -222,9 +222,10 @@ def different_counts(source: Mapping[str, Any], destination: Mapping[str, Any]) 
     ours, theirs = ({one["channel"]: one for one in body.get("channels", ())} for body in (source, destination))
     if set(ours) != set(theirs):
         yield f"the source counts {counted(len(ours), 'channel')}, the destination {len(theirs)}"
-    digests = source.get("content_digests"), destination.get("content_digests")
-    if None not in digests and digests[0] != digests[1]:
-        yield "they certify different content"
+    digests = {"source": source.get("content_digests"), "destination": destination.get("content_digests")}
+    if digests["source"] != digests["destination"]:
+        silent = next((role for role, each in digests.items() if each is None), None)
+        yield f"the {silent} certifies no content, its peer does" if silent else "they certify different content"
     for channel in sorted(set(ours) & set(theirs)):
         for unit in ("bytes", "frames"):
             for sent, received in (("sent", "received"), ("received", "sent")):

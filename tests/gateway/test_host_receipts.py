@@ -96,6 +96,15 @@ def test_content_that_differs_is_found() -> None:
     assert "they certify different content" in finding.why
 
 
+@pytest.mark.parametrize("silent", ["source", "destination"])
+def test_a_host_that_certifies_no_content_where_its_peer_does_is_found(silent: str) -> None:
+    """Both do where a permit requires it. One that carried something else would leave it out."""
+    content = {"source": {"0/source-to-destination": "1" * 64}, "destination": {"0/source-to-destination": "1" * 64}}
+    both = (receipt(role, content_digests=None if role == silent else said) for role, said in content.items())
+    (finding,) = report(decision(), *both).findings
+    assert (finding.what, finding.why) == ("differ", (f"the {silent} certifies no content, its peer does",))
+
+
 @pytest.mark.parametrize("role", ["source", "destination"])
 def test_who_says_that_it_was_restarted_is_found_whatever_it_hides_and_called_no_liar(role: str) -> None:
     """Else a host that carried other content would say so."""
