@@ -17,7 +17,7 @@ from tests.gateway.cli.conftest import CannedGateway, Sealane
     ],
 )
 @pytest.mark.parametrize("check_only", [True, False])
-def test_a_silent_host_is_not_called_empty(  # noqa: PLR0913, PLR0917
+def test_a_silent_host_is_not_called_empty(  # noqa: PLR0917
     logged_in: CannedGateway,
     sealane: Sealane,
     is_heard: bool,
