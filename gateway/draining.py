@@ -77,7 +77,7 @@ async def prospects(gate: Gate, wish: Wish) -> dict[str, Any]:
         raise RequestRefused(f"{len(vms)} VMs and {len(hosts)} hosts are above {MAX_PAIRS} pairs: name fewer with --to")
     answers = _Answers(gate)
     found = [await _prospects_of(gate, wish, vm, hosts, answers) for vm in vms]
-    found += _stranded(gate, source)
+    found += stranded(gate, source)
     _spread(found, source)
     may_move = sum(bool(each.may) and each.cannot is None for each in found)
     counts = {"vms": len(found), "may_move": may_move, "hosts": len(hosts)}
@@ -114,7 +114,7 @@ def vms_on(gate: Gate, host: HostFacts) -> list[VmFacts]:
     return sorted(there, key=lambda vm: vm.name)
 
 
-def _stranded(gate: Gate, host: HostFacts) -> list[Prospects]:
+def stranded(gate: Gate, host: HostFacts) -> list[Prospects]:
     """What runs there by its relay's word, and is moved by nobody: a host that it goes down with is not empty."""
     state, found = gate.placement.reports.get(host.spiffe_id), []
     for uuid, guest in {} if state is None else sorted(state.guests.items()):

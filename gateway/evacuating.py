@@ -16,7 +16,7 @@ from typing import Any, Final
 import structlog
 
 from gateway.config import EvacuationTable
-from gateway.draining import candidate_hosts, unlikeness, vms_on
+from gateway.draining import candidate_hosts, stranded, unlikeness, vms_on
 from gateway.errors import (
     Conflict,
     GatewayError,
@@ -72,12 +72,16 @@ class Evacuating:
             orders += found
             if not found:
                 left_out.append({"vm": vm.uuid, "name": vm.name, "because": because[:500]})
+        prepared = len(vms) - len(left_out)
+        if orders and not wish.vms:  # who may move nothing off the host does not learn what else is there
+            for other in stranded(self._gate, source):
+                left_out.append({"vm": other.vm.uuid or "", "name": other.vm.name or "", "because": other.cannot or ""})
         details = {
             "evacuation": evacuation_id,
             "host": source.spiffe_id,
             "hours": wish.hours,
             "until": until,
-            "vms": len(vms) - len(left_out),
+            "vms": prepared,
             "permits": len(orders),
             "left_out": [each["vm"] for each in left_out[:500]],
             "client_address": wish.address,

@@ -22,6 +22,8 @@ from policy.permit import PermitProof, VerifiedPermit
 from tests.gateway.break_glass.conftest import Hands
 from tests.gateway.cli.invoking import invoke
 from tests.gateway.conftest import Running, rfc3339, running_gateway
+from tests.gateway.test_placement import Relay as Reports
+from tests.gateway.test_placement import guest
 from tests.gateway.test_watch import edit
 from transport.relay.evacuations import Evacuation
 
@@ -169,6 +171,21 @@ async def test_who_may_not_or_asks_amiss_gets_nothing(
         assert relay.held == []
         outcomes = [record["outcome"] for record in await running.records("evacuation.prepared")]
         assert outcomes == {403: ["denied"], 404: ["failed"], 400: []}[status]
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_runs_there_and_is_in_no_inventory_is_named_as_left_out(evacuable: Site) -> None:
+    other = "00000000-2222-4333-8444-555555555555"
+    async with running_gateway(evacuable) as running, trio.open_nursery() as nursery:
+        nursery.start_soon(Relay(running).serve)
+        await running.poll("a")
+        await Reports(running, "a").report(guest(), guest(uuid=other, name="pet"))
+        answer = (await prepare(running)).json()
+        assert [(each["vm"], each["name"]) for each in answer["left_out"]] == [(other, "pet")]
+        assert "not in the inventory" in answer["left_out"][0]["because"]
+        (prepared,) = await running.records("evacuation.prepared")
+        assert (prepared["details"]["vms"], prepared["details"]["left_out"]) == (1, [other])
+        assert (await prepare(running, vms=["web"])).json()["left_out"] == []
         nursery.cancel_scope.cancel()
 
 
