@@ -63,25 +63,13 @@ class Evacuating:
         digest = self._gate.engine.bundle.digest
         evacuation_id = self._gate.new_id()
         until = int(wish.now.timestamp()) + wish.hours * 3600
-        orders: list[dict[str, Any]] = []
-        left_out: list[dict[str, str]] = []
-        for vm in vms:
-            if not orders:  # each that is denied is a record
-                await self._gate.people.patience.require(wish.person, wish.address)
-            found, because = await orders_of(self._gate, wish, evacuation_id, vm, hosts, self._table.destinations)
-            orders += found
-            if not found:
-                left_out.append({"vm": vm.uuid, "name": vm.name, "because": because[:500]})
-        prepared = len(vms) - len(left_out)
-        if orders and not wish.vms:  # who may move nothing off the host does not learn what else is there
-            for other in stranded(self._gate, source):
-                left_out.append({"vm": other.vm.uuid or "", "name": other.vm.name or "", "because": other.cannot or ""})
+        orders, left_out = await self._orders(wish, evacuation_id, source, hosts, vms)
         details = {
             "evacuation": evacuation_id,
             "host": source.spiffe_id,
             "hours": wish.hours,
             "until": until,
-            "vms": prepared,
+            "vms": len({order["vm"] for order in orders}),
             "permits": len(orders),
             "left_out": [each["vm"] for each in left_out[:500]],
             "client_address": wish.address,
@@ -113,6 +101,25 @@ class Evacuating:
                 next_step="look at the relay's log, then prepare again; the permits that were decided lapse unused",
             )
         return {**details, "left_out": left_out, "record_index": recorded.index}
+
+    async def _orders(
+        self, wish: Wish, evacuation_id: str, source: HostFacts, hosts: Sequence[HostFacts], vms: Sequence[VmFacts]
+    ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+        """Permits, each decided and logged; and what stays on the host, with why. Errors: TooManyRefusals, and those of
+        `prepare` about the log."""
+        orders: list[dict[str, Any]] = []
+        left_out: list[dict[str, str]] = []
+        for vm in vms:
+            if not orders:  # each that is denied is a record
+                await self._gate.people.patience.require(wish.person, wish.address)
+            found, because = await orders_of(self._gate, wish, evacuation_id, vm, hosts, self._table.destinations)
+            orders += found
+            if not found:
+                left_out.append({"vm": vm.uuid, "name": vm.name, "because": because[:500]})
+        if orders and not wish.vms:  # who may move nothing off the host does not learn what else is there
+            for other in stranded(self._gate, source):
+                left_out.append({"vm": other.vm.uuid or "", "name": other.vm.name or "", "because": other.cannot or ""})
+        return orders, left_out
 
     def _what_may_be_prepared(self, wish: Wish) -> tuple[HostFacts, list[HostFacts], list[VmFacts]]:
         """The host, where to from there (the likeliest first), and which VMs. Errors: those of `prepare`."""
