@@ -26,7 +26,7 @@ BEGIN_GRACE_SECONDS: Final = 60  # after a permit's `exp`: clock skew, and a rep
 END_GRACE_SECONDS: Final = 300  # after `session_until`, for receipts that are spooled
 SECOND_RECEIPT_SECONDS: Final = 10  # how long "completed" waits for the other host's receipt
 NOT_BEGUN: Final = "the source relay did not begin before the permit expired"
-MAX_RECEIPTS: Final = 32  # of one host of a migration; recovery sessions bring further ones
+MAX_RECEIPTS: Final = 32  # of one host of a migration, and beside them what none of these says; recoveries bring many
 _NO_RECEIPT: Final = "no receipt arrived: look at both hosts before repeating"
 _MEMORY_LEFT: Final = (
     "the guest runs at the destination without all of its memory, for all that was heard, and the permit's "

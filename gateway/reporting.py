@@ -88,8 +88,10 @@ class Reporting:
             for known in migration.receipts:
                 if (known.role, known.body_sha256) == (body.role, receipt.body_sha256):
                     return known.record_index
-            if sum(known.role == body.role for known in migration.receipts) >= MAX_RECEIPTS:
-                raise ReceiptRefused("number", f"this migration has {MAX_RECEIPTS} receipts of its {body.role} already")
+            lacks_memory = body.lacks_memory is not msgspec.UNSET
+            said = [(each.outcome, each.lacks_memory) for each in migration.receipts if each.role == body.role]
+            if len(said) >= MAX_RECEIPTS and (body.outcome, lacks_memory) in said:
+                raise ReceiptRefused("number", f"this migration has {len(said)} receipts of its {body.role} already")
             verify_receipt(receipt, body, host, migration, self.trust, moment)
             places_vm = self._may_place(migration, datetime.fromisoformat(body.started).timestamp(), now)
             event = Event(
@@ -112,7 +114,7 @@ class Reporting:
                 receipt.body,
                 receipt.body_sha256,
                 recorded.index,
-                lacks_memory=body.lacks_memory is not msgspec.UNSET,
+                lacks_memory=lacks_memory,
             )
             # Progress may have come in while the record was being committed: start from what is known now.
             latest = self._gate.migrations.get(migration.migration_id, now) or migration

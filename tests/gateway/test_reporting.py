@@ -161,6 +161,21 @@ async def test_no_host_keeps_the_other_ones_receipt_out_by_however_many_of_its_o
     assert told == [loud] * MAX_RECEIPTS + [other]
 
 
+async def test_what_a_host_has_not_said_yet_is_taken_after_however_many_that_said_another_thing(
+    running: Running,
+) -> None:
+    """A source that asks again and again has its destination certify, so many times, that memory had not come."""
+    migration_id, permit = await running.begin()
+    for _ in range(MAX_RECEIPTS):
+        await deliver(running, "b", running.receipt("b", permit, "destination", "running", lacks_memory=True))
+    await deliver(running, "b", running.receipt("b", permit, "destination", "running"))
+    again = running.receipt("b", permit, "destination", "running")
+    assert (await running.client("b").post("/v1/receipts", json=again)).status_code == 400
+    await deliver(running, "a", running.receipt("a", permit, "source", "completed"))
+    shown = (await running.person("alice").get(f"/v1/migrations/{migration_id}")).json()
+    assert shown["state"] == "completed"
+
+
 async def test_a_receipt_of_a_recovery_is_recorded_as_one(running: Running) -> None:
     _, permit = await running.begin()
     await deliver(running, "a", running.receipt("a", permit, "source", "completed"))
