@@ -128,17 +128,22 @@ class Register:
         )
         return [serial for (serial,) in rows]
 
-    def revoke(self, host: str, serials: Sequence[str], now: int) -> None:
-        """Note what was revoked, and withdraw every token of the host: a used one could fetch a certificate again."""
+    def revoke(self, host: str, serials: Sequence[str], now: int) -> bool:
+        """Note what was revoked, and withdraw every token of the host: a used one could fetch a certificate again. Its
+        certificates that have ended are revoked with them, for their keys. Whether there was any."""
         with self._transaction() as database:
             database.execute("DELETE FROM tokens WHERE host = ?", (host,))
-            database.executemany(
+            ended = "UPDATE certificates SET revoked = ? WHERE host = ? AND revoked IS NULL AND not_after <= ?"
+            marked = database.execute(ended, (now, host, now)).rowcount
+            marked += database.executemany(
                 "UPDATE certificates SET revoked = ? WHERE serial = ?", [(now, serial) for serial in serials]
-            )
+            ).rowcount
+        return marked > 0
 
     def revoked(self) -> dict[str, int]:
-        """Of all that was ever revoked: when it ends, by serial. A CRL that lost one gets it back from here."""
-        return dict(self._database.execute("SELECT serial, not_after FROM certificates WHERE revoked IS NOT NULL"))
+        """Of all that was revoked before it ended: when it ends, by serial. A CRL that lost one gets it back from
+        here."""
+        return dict(self._database.execute("SELECT serial, not_after FROM certificates WHERE not_after > revoked"))
 
     def hosts_out(self) -> list[str]:
         """Those that were revoked and have got no certificate since: what ends later than its revocation came after."""

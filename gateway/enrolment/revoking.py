@@ -34,6 +34,7 @@ from gateway.rollover.authorities import Authorities
 TOKEN_ISSUED: Final = "host.token_issued"  # noqa: S105 - a kind of record
 UNFINISHED_AT_MOST: Final = timedelta(days=31)  # a gateway was away so long, in the middle of a revocation
 RETRY_SECONDS: Final = 60.0
+SERIALS_OF_A_RECORD: Final = 500  # 22 KiB; whoever has the key of a host renews as often as hosts may
 
 log = structlog.get_logger("gateway.enrolment")
 
@@ -83,13 +84,15 @@ class Revoking:
                 await self._thread.do(self._register.know, by_hand)  # so that a revocation that is cut off is finished
                 serials.add(by_hand.serial)
             with trio.CancelScope(shield=True):  # what is on record is done, whatever becomes of the request
-                details = {**event.details, "serials": sorted(serials)}
-                await self._gate.recorder.append(replace(event, outcome="allowed", details=details))
+                for part in _parts(sorted(serials)):
+                    details = {**event.details, "serials": part}
+                    await self._gate.recorder.append(replace(event, outcome="allowed", details=details))
                 await self._take_out(host.name, serials, now)
         log.warning("host revoked", host=str(host), certificates=len(serials))
         if not serials:
             raise NotKnown(
-                "this authority knows no valid certificate of that host; its tokens are withdrawn",
+                "this authority knows no valid certificate of that host; its tokens are withdrawn, and keys that it "
+                "had are certified no more",
                 next_step="revoke what was issued by hand: sealane certs publish-crl DIR --revoke-serial HEX",
             )
         return {"host": str(host), "serials": sorted(serials), "crl_number": self._gate.minimum_crl_number}
@@ -140,8 +143,7 @@ class Revoking:
         try:
             if serials:
                 await self._crls.revoke([int(serial, 16) for serial in serials], now)
-            await self._thread.do(self._register.revoke, name, sorted(serials), int(now.timestamp()))
-            if serials:
+            if await self._thread.do(self._register.revoke, name, sorted(serials), int(now.timestamp())):
                 self._seen.take_out(str(SpiffeId(self._authorities.trust_domain, name)))
         except BaseException:
             self._unfinished.setdefault(name, set()).update(serials)
@@ -156,3 +158,8 @@ class Revoking:
             yield
         finally:
             self._under_way[name] -= 1
+
+
+def _parts(serials: list[str]) -> list[list[str]]:
+    """For records; at least one, which may be empty."""
+    return [serials[at : at + SERIALS_OF_A_RECORD] for at in range(0, len(serials), SERIALS_OF_A_RECORD)] or [[]]

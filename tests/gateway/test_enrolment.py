@@ -25,6 +25,7 @@ from certs.errors import Check, PeerRefused
 from certs.files import read_certificates, write_private_key
 from certs.identity import spiffe_id_of
 from gateway.enrolment.errors import AuthorityFailed, EnrolmentRefused
+from gateway.enrolment.register import Issued
 from gateway.errors import LogUnavailable, Throttled
 from gateway.recorded_refusals import STRANGERS
 from gateway.relays import HostTrust
@@ -183,6 +184,43 @@ async def test_a_host_that_was_revoked_comes_back_with_another_key_only(site: Si
         host = as_host(running, tmp_path / "b", other, answer.json()["certificate"])
         renewed = await host.post("/v1/relay/renewal", json={"request": request_of(key)})
         assert (renewed.status_code, renewed.json()["error"]["code"]) == (403, "key_revoked"), "nor by a renewal"
+
+
+async def test_a_host_that_renewed_as_often_as_it_may_for_weeks_is_revoked_all_the_same(site: Site) -> None:
+    """One that was broken into renews on purpose: its revocation would be too long for a record."""
+    async with enrolling(site) as running:
+        office = running.gateway.desk.office
+        assert office is not None
+        ends = int(datetime.now(UTC).timestamp()) + 86_400
+        serials = {f"{(1 << 158) + number:x}" for number in range(1500)}
+        for serial in serials:
+            office._register.know(Issued(serial, "b", ends, b"k" * 32))
+        answer = await running.person(OFFICER).post("/v1/hosts/b/revocation", json={"reason": "stolen"})
+        assert answer.status_code == 200, answer.text
+        assert set(answer.json()["serials"]) == serials
+        on_crl = {each.serial_number for each in x509.load_pem_x509_crl((site.certs / "crl.pem").read_bytes())}
+        assert on_crl == {int(serial, 16) for serial in serials}
+        recorded = [serial for each in await running.records("host.revoked") for serial in each["details"]["serials"]]
+        assert sorted(recorded) == sorted(serials)
+
+
+async def test_a_host_that_is_revoked_after_its_certificate_has_ended_does_not_come_back_with_that_key(
+    site: Site,
+) -> None:
+    """It was stolen while it was off for days, say; and whoever restores it from a backup takes the old key along."""
+    async with enrolling(site) as running, stranger(running, site) as client:
+        key, office, officer = new_key(), running.gateway.desk.office, running.person(OFFICER)
+        assert office is not None
+        assert (await enrol(client, await token_of(running), key)).status_code == 200
+        office._register._database.execute("UPDATE certificates SET not_after = 1")
+        answer = await officer.post("/v1/hosts/b/revocation", json={"reason": "stolen"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_known")
+        refused = await enrol(client, await token_of(running), key)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (403, "key_revoked")
+        assert list(x509.load_pem_x509_crl((site.certs / "crl.pem").read_bytes())) == []
+        await office._crls._renew(datetime.now(UTC) + timedelta(days=4))
+        assert list(x509.load_pem_x509_crl((site.certs / "crl.pem").read_bytes())) == [], "it ended by itself"
+        assert (await enrol(client, await token_of(running), new_key())).status_code == 200
 
 
 @pytest.mark.parametrize("lost", ["DELETE FROM keys", "DELETE FROM keys; DELETE FROM certificates"])
