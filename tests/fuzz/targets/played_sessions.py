@@ -7,7 +7,7 @@ import dataclasses
 import itertools
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, Final, cast
 
@@ -55,6 +55,7 @@ class _Vm:
 
     channel: int
     sock: socket.socket
+    said: Said  # by the source
     got: bytearray = dataclasses.field(default_factory=bytearray)
     wrote: int = 0
     has_left: bool = False
@@ -87,20 +88,41 @@ class Stage:
 class Play:
     """One session, or what the source makes of it."""
 
-    def __init__(self, host: RelayHost, stage: Stage, nursery: trio.Nursery, clock: MockClock) -> None:
-        self._host, self._stage, self._nursery, self._clock = host, stage, nursery, clock
-        self._destination = Destination(host, nursery)
+    process: trio.Nursery  # in which relays run, one after the other
+    _nursery: trio.Nursery
+    _destination: Destination
+    _ended: trio.Event
+
+    def __init__(self, host: RelayHost, stage: Stage, clock: MockClock) -> None:
+        self._host, self._stage, self._clock = host, stage, clock
         self._listener = Listener(host.config.limits, cast(Any, None))
         self._offers: list[Offer] = []
         self._vms: list[_Vm] = []
         self._a = self._b = 0
-        self.source = Source(_SESSION, stage.permit)
+        self.source = Source(_SESSION)
+
+    async def relay(self, task_status: trio.TaskStatus[None]) -> None:
+        """A process of the destination's, until its nursery is cancelled; with what a former one has left."""
+        self._ended = trio.Event()
+        try:
+            async with trio.open_nursery() as self._nursery:
+                self._destination = Destination(self._host, self._nursery)
+                for journal in self._host.spool.unfinished(Role.DESTINATION):
+                    permit = self._host.permits.reopen(str(journal.facts["permit"]), None)
+                    self._destination.recover(journal, permit)
+                task_status.started()
+                await trio.sleep_forever()
+        finally:
+            for owned in {each.journal._ownership for each in self._destination.admissions.sessions.values()} - {-1}:
+                os.close(owned)  # a process holds it to its end
+            self._ended.set()
 
     async def step(self, what: int, a: int, b: int) -> None:
         self._a, self._b = a, b
-        step = self._STEPS[what % len(self._STEPS)]
+        step = self.STEPS[what % len(self.STEPS)]
         for _ in range(b % 16 if step is Play._wait else 1):
-            step(self)
+            if (more := step(self)) is not None:
+                await more
             await self._settle()
 
     async def _settle(self) -> None:
@@ -114,7 +136,9 @@ class Play:
             while True:
                 sock, _ = self._stage.listening.accept()
                 sock.setblocking(False)
-                self._vms.append(_Vm(len(self._vms), sock))
+                number = sum(vm.said in self.source.said for vm in self._vms)
+                said = self.source.said[number] if number < len(self.source.said) else Said()
+                self._vms.append(_Vm(number, sock, said))
         self.source.hear()
 
     def _connect(self) -> None:
@@ -122,7 +146,7 @@ class Play:
         source = self.source
         purpose: Purpose = "resume" if self._offers else "begin"
         following = {str(number): len(each.heard) for number, each in enumerate(source.said)}
-        self._offer(Offer(1, purpose, (self._stage.permit,), _SESSION, source.attempt + 1, following))
+        self._offer(Offer(1, purpose, (self._stage.permit,), source.session_id, source.attempt + 1, following))
 
     def _connect_otherwise(self) -> None:
         purposes: tuple[Purpose, ...] = ("begin", "resume", "settle", "recover")
@@ -130,7 +154,7 @@ class Play:
         following = {str(number): max(0, len(each.heard) + self._b % 8 - 3) for number, each in enumerate(said)}
         if self._b >= 224:
             following.pop("0", None)
-        session_id = _SESSION if self._a & 16 else "1" * 32
+        session_id = self.source.session_id if self._a & 16 else "1" * 32
         attempt = max(0, self.source.attempt + (self._a >> 2 & 3) - 1)
         permits = (self._stage.permit,) if self._b & 64 else (self._stage.permit, self._stage.permit)
         following = following if purposes[self._a & 3] == "resume" and self._b & 32 else {}
@@ -289,7 +313,7 @@ class Play:
             for session in self._destination.admissions.sessions.values():
                 self._destination.give_up(session.permit.claims.migration_id)
 
-    _STEPS: Final[tuple[Callable[[Play], None], ...]] = (
+    STEPS: tuple[Callable[[Any], Awaitable[None] | None], ...] = (
         _connect, _announce, _data, _data, _acknowledge, _vm, _vm, _connect, _bring_all, _end, _say, _wait, _lose,
         _listen, _cut, _connect_otherwise, _bring, _spoil, _babble, _give_up,
     )  # fmt: skip
@@ -300,9 +324,7 @@ class Play:
         for vm in self._vms:
             if not vm.has_left:
                 vm.read()
-            if vm.channel >= len(self.source.said):
-                continue
-            each = self.source.said[vm.channel]
+            each = vm.said
             if each.acknowledged and not vm.has_left:
                 assert len(vm.got) >= each.ends[each.acknowledged - 1], "acknowledged and not written"
             heard = b"".join(each.heard)
@@ -313,9 +335,7 @@ class Play:
         self.source.close()
         for vm in self._vms:
             vm.sock.close()
-        for session in self._destination.admissions.sessions.values():
-            if not session.journal.is_ended:
-                os.close(session.journal._ownership)  # a process holds it to its end
+        self._nursery.cancel_scope.cancel()
 
 
 def _ends() -> tuple[socket.socket, socket.socket]:
@@ -325,4 +345,6 @@ def _ends() -> tuple[socket.socket, socket.socket]:
     return both
 
 
-STEPS: Final = [step.__name__.removeprefix("_") for step in Play._STEPS]
+def program(play: type[Play], *steps: tuple[str, int, int]) -> bytes:
+    names = [step.__name__.removeprefix("_") for step in play.STEPS]
+    return b"".join(bytes((names.index(name), a, b)) for name, a, b in steps)

@@ -19,7 +19,18 @@ from transport.errors import ConnectionBroken, ProtocolViolation
 from transport.wire.control import ControlOrder, Phase, Role
 from transport.wire.frames import HEADER_BYTES, MAX_PAYLOAD_BYTES, TAG_BYTES, FrameType, LaneOpener, LaneSealer
 from transport.wire.keys import ConnectionKeys, Direction
-from transport.wire.messages import Ack, Answer, Bye, Message, MessageReader, Offer, Receipt, encode_message
+from transport.wire.messages import (
+    Ack,
+    Answer,
+    Bye,
+    Handover,
+    Message,
+    MessageReader,
+    Offer,
+    Outcome,
+    Receipt,
+    encode_message,
+)
 from transport.wire.preface import make_preface
 
 MOST_BYTES: Final = 3 << 20  # of each channel and direction
@@ -32,7 +43,7 @@ def text(channel: int, way: Direction, start: int, end: int) -> bytes:
     return _TEXT[shift + start : shift + end]
 
 
-@dataclass
+@dataclass(eq=False)
 class Said:
     """On one channel, over all connections. `ends`: of each frame that the destination may hold, where it ends in our
     text; `heard`: of each of its frames the payload."""
@@ -76,11 +87,15 @@ class Lane:
 class Source:
     """`said` outlives its connections; all else is of the one that lives."""
 
-    def __init__(self, session_id: str, permit: str) -> None:
-        self.session_id, self.permit = session_id, permit
+    def __init__(self, session_id: str) -> None:
+        self.session_id = session_id
         self.attempt = -1
         self.was_answered = False
-        self._answered = self._offered = -1  # the greatest attempt that was, and that of this connection
+        self.outcomes: list[str] = []  # that it was told
+        self.certified: list[str] = []  # the destination's receipts
+        self.has_handed_over = self.has_given_away = False  # its guest, and that in post-copy
+        self.answered = -1  # the greatest attempt that was
+        self._offer: Offer | None = None  # of this connection
         self.said: list[Said] = []
         self.lanes: dict[int, Lane] = {}
         self.control: socket.socket | None = None
@@ -88,7 +103,6 @@ class Source:
         self.order = ControlOrder(Role.SOURCE)
         self.is_sound = True  # it has kept to the order on this connection
         self.is_another = False  # another host, which speaks of the same session
-        self.carries = True  # this connection: not where it only settles
         self._reader = MessageReader()
         self._awaits_receipt = False
 
@@ -100,9 +114,8 @@ class Source:
             MessageReader(),
             True,
         )
-        self.keys, self.attempt, self._offered = keys, max(self.attempt, offer.attempt), offer.attempt
+        self.keys, self.attempt, self._offer = keys, max(self.attempt, offer.attempt), offer
         self._awaits_receipt = False
-        self.carries = offer.purpose in ("begin", "resume")
         for channel, count in offer.next.items():
             if int(channel) < len(self.said):
                 each = self.said[int(channel)]
@@ -119,6 +132,8 @@ class Source:
         if isinstance(message, Bye) or (self._awaits_receipt and not isinstance(message, Ack)):
             self.is_sound = False
         self._awaits_receipt = isinstance(message, Receipt)
+        self.has_handed_over |= isinstance(message, Handover)
+        self.has_given_away |= isinstance(message, Handover) and message.post_copy
         self.write(encode_message(message))
 
     def write(self, data: bytes) -> None:
@@ -145,19 +160,29 @@ class Source:
         if self.is_sound:
             sent = {str(number): len(each.ends) for number, each in enumerate(self.said)}
             self.order.received(message, sent)  # a violation would be the destination's, and is a failure
-        if isinstance(message, Answer):
-            assert self._offered > self._answered, "an attempt that does not increase is answered"
-            assert not self.is_another, "a session is another host's"
-            self.was_answered, self._answered = True, self._offered
-        if isinstance(message, Answer) and self.is_sound and self.carries:
-            for number, each in enumerate(self.said):
-                each.go_on(message.next.get(str(number), 0))
+        if isinstance(message, Answer) and self._offer is not None:
+            self._begin(self._offer, message)
+        if isinstance(message, Outcome):
+            self.outcomes.append(message.outcome)
+        if isinstance(message, Receipt):
+            self.certified.append(message.body)
         self._awaits_receipt &= not isinstance(message, Receipt)
         if isinstance(message, Ack):
             for channel, count in message.written.items():
                 each = self.said[int(channel)]
                 assert each.acknowledged <= count <= len(each.ends), "an acknowledgement that falls, or of too much"
                 each.acknowledged = count
+
+    def _begin(self, offer: Offer, answer: Answer) -> None:
+        assert not self.is_another, "a session is another host's"
+        if offer.purpose == "recover":  # a session of its own
+            self.session_id, self.said = offer.session_id, []
+        else:
+            assert offer.attempt > self.answered, "an attempt that does not increase is answered"
+        self.was_answered, self.answered = True, offer.attempt
+        if self.is_sound and offer.purpose != "settle":
+            for number, each in enumerate(self.said):
+                each.go_on(answer.next.get(str(number), 0))
 
     @property
     def may_carry(self) -> bool:

@@ -18,7 +18,7 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,13 +31,16 @@ from trio.testing import MockClock
 
 from certs import layout
 from certs.tls import ControlPeer, HostCredentials, local_leaf_sha256
-from policy.permit import Limits, Requirements
-from tests.fuzz.targets.played_sessions import MOST_CHANNELS, STEPS, Play, Stage
+from policy.permit import Limits, Requirements, VerifiedPermit
+from tests.fuzz.targets.played_guest import GuestPlay, PlayedGuest
+from tests.fuzz.targets.played_sessions import MOST_CHANNELS, Play, Stage, program
 from tests.fuzz.targets.target import Target, scratch
 from tests.transport.relay.conftest import host_with
 from tests.transport.site import Site
 from transport.errors import Misuse
+from transport.hypervisors.moving import PLAIN, Movement
 from transport.relay.board import Board
+from transport.relay.ends import DestinationEnd
 from transport.relay.host import RelayHost
 from transport.relay.lane_memory import LaneMemory
 from transport.relay.log_rate import LogRate
@@ -52,9 +55,15 @@ _FOLDER: Final = scratch(Path("/dev/shm"))  # noqa: S108 - where durable writes 
 
 
 class _Here(RelayHost):
-    """Without threads: else who is first would be chance."""
+    """Without threads: else who is first would be chance. `guest`: in place of a hypervisor, if there is one."""
 
-    __slots__ = ()
+    __slots__ = ("guest",)
+    guest: PlayedGuest
+
+    def destination_end(
+        self, permit: VerifiedPermit, facts: Mapping[str, Any], movement: Movement = PLAIN
+    ) -> DestinationEnd:
+        return getattr(self, "guest", None) or super().destination_end(permit, facts, movement)
 
     async def on_disk(self, work: Any, *arguments: Any, **named: Any) -> Any:
         await trio.lowlevel.checkpoint()
@@ -113,8 +122,25 @@ def _fresh(host: _Here) -> Iterator[_Here]:
 
 
 def destination_session(data: bytes) -> bool:
-    """Whether a session began."""
+    """Of a program's stream. Whether a session began."""
     host, stage = _site(os.getpid())
+    return _played(host, data, lambda fresh, clock: Play(fresh, stage, clock))
+
+
+def destination_guest(data: bytes) -> bool:
+    """Of a guest; the first byte says whether post-copy may come."""
+    host, stage = _site(os.getpid())
+
+    def play(fresh: _Here, clock: MockClock) -> Play:
+        guest = PlayedGuest(Path(stage.listening.getsockname()))
+        guest.may_post_copy = bool(data[0] & 1)
+        object.__setattr__(fresh, "guest", guest)
+        return GuestPlay(fresh, stage, clock, guest)
+
+    return bool(data) and _played(host, data[1:], play)
+
+
+def _played(host: _Here, data: bytes, make: Callable[[_Here, MockClock], Play]) -> bool:
     misuses: list[str] = []
 
     def note(self: Misuse, rule: str) -> None:
@@ -123,7 +149,8 @@ def destination_session(data: bytes) -> bool:
 
     with capture_logs() as lines, mock.patch.object(Misuse, "__init__", note), _fresh(host) as fresh:
         before, clock = _descriptors(), MockClock()
-        began = trio.run(_play, fresh, stage, clock, data[: 3 * MOST_STEPS], clock=clock)
+        play = make(fresh, clock)
+        trio.run(_run, play, data[: 3 * MOST_STEPS], clock=clock)
         assert _descriptors() == before
         memory = fresh.memory
         assert (memory.lent, memory.sessions, memory.further_lanes, memory.sending_sessions) == (0, 0, 0, 0)
@@ -131,48 +158,68 @@ def destination_session(data: bytes) -> bool:
     # By this the destination finds out that there is nothing that it may say any more to a source that broke the order.
     bugs = [rule for rule in misuses if not rule.startswith("Cancel from the destination")]
     assert not bugs, bugs
-    return began
+    return play.source.was_answered
 
 
 def _descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-async def _play(host: RelayHost, stage: Stage, clock: MockClock, program: bytes) -> bool:
-    async with trio.open_nursery() as nursery:
-        play = Play(host, stage, nursery, clock)
+async def _run(play: Play, steps: bytes) -> None:
+    async with trio.open_nursery() as play.process:
+        await play.process.start(play.relay)
         try:
-            for at in range(0, len(program) - 2, 3):
-                await play.step(*program[at : at + 3])
+            for at in range(0, len(steps) - 2, 3):
+                await play.step(*steps[at : at + 3])
             play.check()
         finally:
             play.close()
-            nursery.cancel_scope.cancel()
-    return play.source.was_answered
-
-
-def _program(*steps: tuple[str, int, int]) -> bytes:
-    return b"".join(bytes((STEPS.index(name), a, b)) for name, a, b in steps)
 
 
 _BEGUN: Final = (("connect", 0, 0), ("announce", 0, 0), ("data", 0, 2), ("data", 0, 9), ("vm", 0, 0), ("vm", 48, 3))
+# All memory of lanes is lent, and a frame waits for some of it.
+_FULL: Final = (
+    ("connect", 0, 0), ("announce", 0, 0), ("vm", 48, 9), *[("announce", 0, 0)] * 2,
+    *[("cut", number, 9) for number in (36, 37, 38)],
+)  # fmt: skip
 _SPOKEN: Final = (*_BEGUN, ("listen", 0, 0), ("acknowledge", 0, 0))
 _LOST: Final = (("cut", 4, 9), ("lose", 128, 0), ("wait", 2, 1), ("connect", 0, 0), ("bring_all", 0, 0))
+_LOADED: Final = (("guest_turns", 0, 0), ("hand_over", 0, 0))
+_GIVEN: Final = (("guest_turns", 2, 0), ("hand_over", 1, 0))
+_CERTIFIED: Final = (("say", 4, 0), ("say", 3, 0))
+_SETTLED: Final = (("settle_it", 0, 0), ("hand_over", 0, 0))
+_RECOVERED: Final = (("recover", 0, 0), ("announce", 0, 0))
 _OVER: Final = (("vm", 96, 0), ("end", 0, 0), ("listen", 0, 0), ("acknowledge", 0, 0), ("wait", 1, 1))
 TARGETS: Final = (
     Target(
         "destination-session", destination_session, (),
         tuple(
-            _program(*steps)
+            program(Play, *steps)
             for steps in (
-                (*_SPOKEN, *_OVER, ("say", 4, 0), ("say", 3, 0)),
+                (*_SPOKEN, *_OVER, *_CERTIFIED),
                 (*_BEGUN, *_LOST, ("data", 0, 3), ("vm", 0, 0), *_OVER),
                 (*_BEGUN, ("announce", 0, 0), ("data", 1, 9), ("data", 0, 9), ("wait", 2, 15), ("announce", 0, 0)),
                 (*_SPOKEN, ("connect_otherwise", 18, 100), ("say", 0, 0)),
                 (*_SPOKEN, ("connect_otherwise", 249, 107), ("connect", 0, 0)),
                 (*_BEGUN, *[("vm", 48, 3)] * 6, ("listen", 0, 0), *_LOST, *_OVER),
                 (*_SPOKEN, ("bring", 0, 64), ("bring", 0, 130)),
+                (*_FULL, ("wait", 2, 15)),
                 (*_SPOKEN, ("spoil", 9, 40), ("connect_otherwise", 25, 107), ("bring_all", 0, 0)),
+            )
+        ),
+    ),
+    Target(
+        "destination-guest", destination_guest, (),
+        tuple(
+            may + program(GuestPlay, *steps)
+            for may, *steps in (
+                (b"\0", *_SPOKEN, *_LOADED, *_OVER, *_CERTIFIED),
+                (b"\0", *_BEGUN, ("settle_it", 0, 0), ("abandon", 0, 0), *_CERTIFIED),
+                (b"\0", *_BEGUN, ("guest_turns", 0, 0), ("restart", 0, 0), *_SETTLED),
+                (b"\0", *_BEGUN, *_LOADED, ("restart", 0, 0), ("settle_it", 0, 0), ("abandon", 0, 0)),
+                (b"\0", *_BEGUN, ("guest_turns", 3, 2), *_LOADED, ("wait", 5, 2), *_SETTLED),
+                (b"\1", *_BEGUN, *_GIVEN, ("lose", 128, 0), *_RECOVERED, *_OVER, *_CERTIFIED),
+                (b"\1", *_BEGUN, *_GIVEN, ("restart", 0, 0), ("wait", 2, 2), *_RECOVERED, *_OVER),
             )
         ),
     ),
