@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final
@@ -22,7 +23,6 @@ from gateway.errors import (
     GatewayError,
     NotAllowed,
     NotKnown,
-    Overloaded,
     RelayUnreachable,
     RequestRefused,
 )
@@ -54,12 +54,19 @@ class Evacuating:
         NoCosignature: permits that were decided by then lapse unused."""
         if not 1 <= wish.hours <= self._table.max_hours:
             raise RequestRefused(f"an evacuation is prepared for 1 to {self._table.max_hours} hours")
-        try:
-            source, hosts, vms = self._what_may_be_prepared(wish)
-        except RequestRefused:
-            raise  # it says what is wrong with the request, and nothing of hosts
-        except GatewayError as error:
-            raise await self._refused(wish, error) from error
+        with ExitStack() as stack:
+            try:
+                source, hosts, vms = self._what_may_be_prepared(wish)
+                stack.enter_context(self.handing_over.place(source))
+            except RequestRefused:
+                raise  # it says what is wrong with the request, and nothing of hosts
+            except GatewayError as error:
+                raise await self._refused(wish, error) from error
+            return await self._prepare(wish, source, hosts, vms)
+
+    async def _prepare(
+        self, wish: Wish, source: HostFacts, hosts: Sequence[HostFacts], vms: Sequence[VmFacts]
+    ) -> dict[str, Any]:
         digest = self._gate.engine.bundle.digest
         evacuation_id = self._gate.new_id()
         until = int(wish.now.timestamp()) + wish.hours * 3600
@@ -137,8 +144,6 @@ class Evacuating:
         if len(vms) * self._table.destinations > MAX_PERMITS:
             too_many = f"{source.name} needs more than {MAX_PERMITS} permits"
             raise Conflict(too_many, code="too_many_permits", next_step="name fewer VMs with --vm")
-        if self.handing_over.is_full:
-            raise Overloaded("other evacuations are being prepared")
         return source, sorted(hosts, key=lambda host: (unlikeness(host, source), host.name)), vms
 
     async def _refused(self, wish: Wish, error: GatewayError) -> GatewayError:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -17,6 +19,7 @@ from policy.permit import MAX_BEGIN_SECONDS
 HELD_SECONDS: Final = 30.0
 FORGET_TELLS: Final = 4  # that a relay is told to forget them; nothing comes back
 MAX_WAITING: Final = 64
+MAX_OF_A_HOST: Final = 4  # its relay takes no more at once
 MAX_WITHDRAWALS: Final = 16  # that wait for one host, and as many more of what is known here: moves need the room
 REMEMBERED: Final = 4096
 _OFFER: Final = "evacuation"
@@ -47,10 +50,19 @@ class HandingOver:
         self._dispatch = dispatch
         self._prepared: dict[str, _Prepared] = {}
         self._known: dict[str, str] = {}  # the host, by evacuation
+        self._places: Counter[str] = Counter()
 
-    @property
-    def is_full(self) -> bool:
-        return len(self._prepared) >= MAX_WAITING
+    @contextmanager
+    def place(self, host: HostFacts) -> Iterator[None]:
+        """For one that is being prepared, from its first decision on. Errors: Overloaded."""
+        name = host.spiffe_id
+        if self._places[name] >= MAX_OF_A_HOST or self._places.total() >= MAX_WAITING:
+            raise Overloaded(f"other evacuations of {host.name}, or many of others, are being prepared")
+        self._places[name] += 1
+        try:
+            yield
+        finally:
+            self._places[name] -= 1
 
     async def hand_over(
         self, source: HostFacts, evacuation_id: str, until: int, orders: Sequence[dict[str, Any]]

@@ -14,7 +14,9 @@ import pytest
 import trio
 
 from gateway.draining import vms_on
-from gateway.errors import LogUnavailable
+from gateway.errors import GatewayError, LogUnavailable
+from gateway.evacuating import Evacuating
+from gateway.evacuation_permits import Wish
 from gateway.recording import Event, Recorded
 from gateway.starter import Site
 from policy.bundle import Bundle
@@ -172,6 +174,37 @@ async def test_who_may_not_or_asks_amiss_gets_nothing(
         outcomes = [record["outcome"] for record in await running.records("evacuation.prepared")]
         assert outcomes == {403: ["denied"], 404: ["failed"], 400: []}[status]
         nursery.cancel_scope.cancel()
+
+
+async def test_many_preparations_at_once_for_one_host_leave_room_for_moves_from_it(
+    evacuable: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its relay takes four at a time; whoever may evacuate one VM once held up everybody's moves by asking for more."""
+    monkeypatch.setattr("gateway.evacuation_handover.HELD_SECONDS", 3.0)
+    async with running_gateway(evacuable) as running:
+        await running.poll("a")
+        desk = running.gateway.desk
+        assert desk.evacuating is not None
+        alice = await desk.people.authenticate(running.token("alice"), desk.now(), "test")
+        alice = await desk.people.resolve_groups(alice, desk.now(), "test")
+        refused: list[str] = []
+
+        async def ask(evacuating: Evacuating) -> None:
+            try:
+                await evacuating.prepare(Wish(alice, "a", (), (), 1, "storm", "test", desk.now()))
+            except GatewayError as error:
+                refused.append(error.code)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(70):
+                nursery.start_soon(ask, desk.evacuating)
+            with trio.fail_after(60):
+                while len(refused) + len(desk.evacuating.handing_over._prepared) < 70:
+                    await trio.sleep(0.05)
+            moved = await running.person("alice").post("/v1/migrations", json={"vm": "web", "destination": "b"})
+            assert moved.status_code == 201, moved.text
+        assert refused.count("overloaded") == 66
+        assert refused.count("relay_unreachable") == 4
 
 
 async def test_what_runs_there_and_is_in_no_inventory_is_named_as_left_out(evacuable: Site) -> None:
