@@ -17,6 +17,7 @@ from transport.hypervisors.preflight_facts import Inspection
 
 WAIT_SECONDS: Final = 12.0
 MAX_WAITING: Final = 256
+MAX_OF_A_HOST: Final = 16  # its relay answers eight at a time, and moves need the rest of its queue
 
 
 @dataclass(slots=True)
@@ -38,6 +39,8 @@ class Inspections:
         """What the relay of `host` answers; an `Inspection` that says so where it does not."""
         if len(self._waiting) >= MAX_WAITING:
             return Inspection(trouble="too many hosts are being asked at this moment; repeat it")
+        if sum(each.host == host for each in self._waiting.values()) >= MAX_OF_A_HOST:
+            return Inspection(trouble="too many questions wait for its relay at this moment; repeat it")
         inspection_id = self._new_id()
         waiting = self._waiting[inspection_id] = _Question(host)
         document = {"kind": "inspect", "inspection_id": inspection_id, **question}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -12,8 +13,11 @@ from typing import Any
 import msgspec
 import pytest
 import trio
+import trio.testing
 
 from gateway.demo.machines import Qemu, start_qemu, stop_qemu
+from gateway.dispatch import Assignment, Dispatch
+from gateway.inspections import Inspections
 from gateway.preflight_findings import Finding, destination_findings, source_findings
 from gateway.starter import Site as StarterSite
 from tests.gateway.conftest import UUID_WEB, Running, running_gateway
@@ -398,3 +402,25 @@ async def test_a_site_can_ask_the_hosts_before_it_gives_a_permit(site: StarterSi
         # A host that has the VM not at all learns nothing of it.
         answer = await running.client("c").post("/v1/relay/admission", json=wish)
         assert "not on the host that asks" in answer.json()["message"]
+
+
+async def test_many_questions_at_once_leave_room_for_moves_from_the_same_host(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Whoever may move one VM may ask whether it can as often as they like, and its relay answers eight at a time."""
+    dispatch = Dispatch()
+    numbers = itertools.count()
+    inspections = Inspections(dispatch, lambda: str(next(numbers)))
+    answers: list[Inspection] = []
+
+    async def ask() -> None:
+        answers.append(await inspections.ask("a", {"vm": UUID_WEB, "wanted": None}))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(100):
+            nursery.start_soon(ask)
+        await trio.testing.wait_all_tasks_blocked()
+        assert {each.trouble for each in answers} == {"too many questions wait for its relay at this moment; repeat it"}
+        dispatch.assign("a", Assignment("m", "migrate", {}, trio.current_time() + 60))
+        assert (await inspections.ask("b", {})).trouble == "its relay did not answer within 12 s", "of that host alone"
+    assert len(answers) == 100
