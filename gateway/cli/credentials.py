@@ -23,6 +23,7 @@ import typer
 
 from gateway.cli.errors import REQUESTER, BadConfiguration, CommandError, Refused
 from gateway.cli.settings import ClientSettings
+from gateway.missing import is_missing
 from transport.errors import UNDECODABLE
 
 _MAX_SECRET_BYTES = 32 * 1024
@@ -87,14 +88,14 @@ def password_of(file: Path | None, *, twice: bool = False) -> str:
 
 def token_of(settings: ClientSettings, now: int) -> str | None:
     """The access token to send; None for a program that shows its certificate and has no token."""
-    if settings.certificate is not None and _is_missing(settings.token_file):
+    if settings.certificate is not None and is_missing(settings.token_file):
         return None
     return read_token(settings.token_file, settings.gateway, now, settings.site)
 
 
 def read_token(path: Path, gateway: str, now: int, site: Collection[str] = ()) -> str:
     """The access token to send to `gateway`, of whichever gateway of `site` it is; `now` in unix seconds."""
-    if _is_missing(path):
+    if is_missing(path):
         raise BadConfiguration(f"there is no token in {path}", REQUESTER, "run `sealane login`", "not_logged_in")
     text = read_secret(path, "token file")
     if not text.startswith("{"):
@@ -115,17 +116,6 @@ def read_token(path: Path, gateway: str, now: int, site: Collection[str] = ()) -
     if stored.expires_at <= now:
         raise Refused(f"the token in {path} has expired", REQUESTER, "run `sealane login`", "token_expired")
     return _bare(stored.access_token, path)
-
-
-def _is_missing(path: Path) -> bool:
-    """What else may be wrong with it is told by reading it."""
-    try:
-        path.stat()
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
-    return False
 
 
 def newer_token(settings: ClientSettings, now: int, sent: str) -> str | None:

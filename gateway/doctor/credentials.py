@@ -16,6 +16,7 @@ from certs.federation import read_bundle
 from certs.files import is_folder, read_certificates, read_crl, read_private_key
 from gateway.counted import counted
 from gateway.doctor.finding import Finding
+from gateway.missing import is_missing
 
 # Who makes the file: the remedy where it is not there.
 OF_A_HOST: Final = "enrol this host: sealane relay enrol; or bring the files that `sealane certs issue` made for it"
@@ -89,20 +90,9 @@ def key_finding(path: Path, made_by: str) -> Finding:
     try:
         read_private_key(path)
     except CertificateError as error:
-        remedy = made_by if _is_missing(path) else "chmod 600, owned by who runs the service"
+        remedy = made_by if is_missing(path) else "chmod 600, owned by who runs the service"
         return Finding("private_key", "wrong", str(error), remedy)
     return Finding("private_key", "ok", f"{path} is private")
-
-
-def _is_missing(path: Path) -> bool:
-    """What may not be looked at is there, for all that is known."""
-    try:
-        path.stat()
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
-    return False
 
 
 def folder_finding(path: Path, allowed: int) -> Finding:
