@@ -168,7 +168,9 @@ class Watch:
                 raise person
             return revoked
         assert standing is not None  # else there is nobody to look up
-        return self._of_policy(migration, standing, person)
+        if (revoked := self._of_policy(migration, standing, person)) is None:
+            self._require_shown(migration, gate.clock.wall())
+        return revoked
 
     def _of_policy(self, migration: Migration, standing: Standing, person: Person) -> Revoked | None:
         gate = self._gate
@@ -200,6 +202,13 @@ class Watch:
             if host is not None and self._seen.is_revoked(host, self._trust(), now):
                 return f"the certificate of the {role} host {host.rpartition('/')[2]} has been revoked"
         return None
+
+    def _require_shown(self, migration: Migration, now: datetime) -> None:
+        """Raises Unknown for a host that was revoked before this gateway's start, and has shown no certificate since:
+        one that has come back does so within seconds."""
+        for host in (migration.source, migration.destination):
+            if host is not None and self._seen.is_out(host, self._trust(), now):
+                raise Unknown(f"{host.rpartition('/')[2]} was revoked, and has shown no other certificate")
 
     async def _revoke(self, migration: Migration, revoked: Revoked) -> None:
         """Record it, then act. Once for each obligation that is stronger than the last one. Errors: LogUnavailable."""

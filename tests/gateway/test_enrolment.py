@@ -617,6 +617,34 @@ async def test_a_running_migration_of_a_revoked_host_is_ended_as_policies_say(si
         assert "b" in str(revoked[0]["details"])
 
 
+async def test_a_migration_of_a_host_that_was_revoked_just_before_a_restart_is_ended_too(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is heard no more, to show by which certificate; one that came back has shown another one by then."""
+
+    async def sleeps(*_: object) -> None:
+        await trio.sleep_forever()
+
+    monkeypatch.setattr("gateway.watch.Watch.look", sleeps)
+    async with enrolling(site) as running, stranger(running, site) as client:
+        with (site.directory / "gateway.toml").open("a") as config:
+            config.write("\n[revocation]\ninterval_seconds = 1\nunknown_grace_seconds = 1\n")
+        key, officer = new_key(), running.person(OFFICER)
+        given = (await enrol(client, await token_of(running, "b"), key)).json()
+        host = as_host(running, tmp_path / "b", key, given["certificate"])
+        assert (await host.post("/v1/relay/poll", json={"wait_seconds": 0})).status_code == 200
+        migration_id, _ = await running.begin()
+        assert (await officer.post("/v1/hosts/b/revocation", json={"reason": "lost"})).status_code == 200
+    monkeypatch.undo()
+    async with running_gateway(site) as running:
+        await running.poll("a")
+        with trio.fail_after(30):
+            while not (revoked := await running.records("migration.revoked")):
+                await trio.sleep(0.05)
+        assert revoked[0]["migration_id"] == migration_id
+        assert "b was revoked" in revoked[0]["details"]["because"]
+
+
 async def test_a_renewal_that_is_under_way_during_a_revocation_gives_nothing_that_outlives_it(
     site: Site, tmp_path: Path
 ) -> None:
