@@ -103,21 +103,21 @@ class Revoking:
         now = self._gate.clock.wall()
         longest = max(host_lifetime, UNFINISHED_AT_MOST)
         seconds, since = int(now.timestamp()), now - longest
-        out: set[str] = set()  # with no newer token
+        out: dict[str, int] = {}  # with no newer token: since when
         for _, record in await history.records_since((REVOKED, TOKEN_ISSUED), format_time(since)):
             if record.get("outcome") != "allowed":
                 continue
             name = str(record["source"]).rpartition("/")[2]
             if record["kind"] == TOKEN_ISSUED:
-                out.discard(name)
+                out.pop(name, None)
                 continue
-            out.add(name)
+            out[name] = int(datetime.fromisoformat(record["time"]).timestamp())
             valid = await self._thread.do(self._register.valid_serials, name, seconds)
             if left := set(valid) & set(record["details"]["serials"]):
                 await self._take_out(name, left, now)
                 log.warning("a revocation was finished", host=record["source"], certificates=len(left))
-        for name in out:
-            await self._thread.do(self._register.revoke, name, (), seconds)
+        for name, moment in out.items():  # what it was given since, by another gateway's word or by hand, is none of it
+            await self._thread.do(self._register.revoke, name, (), moment)
         await recall_keys(self._register, self._thread, history, longest)
         for name in await self._thread.do(self._register.hosts_out):
             self._seen.take_out(str(SpiffeId(self._authorities.trust_domain, name)))

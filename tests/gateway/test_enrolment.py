@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import ssl
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -221,6 +222,24 @@ async def test_a_host_that_is_revoked_after_its_certificate_has_ended_does_not_c
         await office._crls._renew(datetime.now(UTC) + timedelta(days=4))
         assert list(x509.load_pem_x509_crl((site.certs / "crl.pem").read_bytes())) == [], "it ended by itself"
         assert (await enrol(client, await token_of(running), new_key())).status_code == 200
+
+
+async def test_a_host_that_came_back_by_another_gateway_or_by_hand_is_certified_on_after_restarts(site: Site) -> None:
+    """This gateway has given it no newer token, and what it has certified since ends as it should."""
+    async with enrolling(site) as running, stranger(running, site) as client:
+        assert (await enrol(client, await token_of(running), new_key())).status_code == 200
+        assert (await running.person(OFFICER).post("/v1/hosts/b/revocation", json={"reason": "x"})).status_code == 200
+        key = new_key()
+        given = await running.client("b").post("/v1/relay/renewal", json={"request": request_of(key)})
+        assert given.status_code == 200
+    ends = int(time.time()) + 1
+    with sqlite3.connect(site.directory / "state" / "hosts.sqlite") as register:
+        register.execute("UPDATE certificates SET not_after = ? WHERE revoked IS NULL", (ends,))
+    register.close()
+    await trio.sleep(ends + 0.1 - time.time())
+    async with running_gateway(site) as running:
+        renewed = await running.client("b").post("/v1/relay/renewal", json={"request": request_of(key)})
+        assert renewed.status_code == 200, renewed.text
 
 
 @pytest.mark.parametrize("lost", ["DELETE FROM keys", "DELETE FROM keys; DELETE FROM certificates"])
