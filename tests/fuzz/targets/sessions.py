@@ -18,11 +18,11 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from unittest import mock
 
 import trio
@@ -32,6 +32,7 @@ from trio.testing import MockClock
 from certs import layout
 from certs.tls import ControlPeer, HostCredentials, local_leaf_sha256
 from policy.permit import Limits, Requirements, VerifiedPermit
+from tests.fuzz.targets.played_destination import PlayedSourceEnd, SourcePlay
 from tests.fuzz.targets.played_guest import GuestPlay, PlayedGuest
 from tests.fuzz.targets.played_sessions import MOST_CHANNELS, Play, Stage, program
 from tests.fuzz.targets.target import Target, scratch
@@ -40,17 +41,18 @@ from tests.transport.site import Site
 from transport.errors import Misuse
 from transport.hypervisors.moving import PLAIN, Movement
 from transport.relay.board import Board
-from transport.relay.ends import DestinationEnd
+from transport.relay.ends import DestinationEnd, SourceEnd
 from transport.relay.host import RelayHost
 from transport.relay.lane_memory import LaneMemory
 from transport.relay.log_rate import LogRate
 from transport.relay.places import Places
-from transport.relay.spool import Spool
+from transport.relay.spool import SessionJournal, Spool
 from transport.relay.used_permits import UsedPermits
 from transport.wire.window import LARGE_BYTES
 
 VM: Final = "11111111-2222-4333-8444-555555555555"
 MOST_STEPS: Final = 48
+_H = TypeVar("_H", bound="_Here")
 _FOLDER: Final = scratch(Path("/dev/shm"))  # noqa: S108 - where durable writes cost nothing
 
 
@@ -70,18 +72,38 @@ class _Here(RelayHost):
         return work(*arguments, **named)
 
 
+class _Source(_Here):
+    __slots__ = ("end", "journals")
+    end: PlayedSourceEnd
+    journals: list[SessionJournal]
+
+    def source_end(self, *_: Any) -> SourceEnd:
+        """Whoever asks: also a relay that was started anew."""
+        return self.end
+
+    async def on_disk(self, work: Any, *arguments: Any, **named: Any) -> Any:
+        done = await super().on_disk(work, *arguments, **named)
+        if isinstance(done, SessionJournal):
+            self.journals.append(done)
+        return done
+
+
 @functools.cache
-def _site(process: int) -> tuple[_Here, Stage]:
-    """Of a process: the destination as it is when it starts, and what else there is."""
+def _site(process: int) -> Site:
     folder = _FOLDER / str(process)
     folder.mkdir()
     site = Site.lay_out(folder)
     layout.issue_host(site.certs, "c", datetime.now(UTC))
-    own, others = (host_with(site, name, {}).credentials for name in "ac")
-    plain = host_with(site, "b", {"seal_threads": 0, "resume_seconds": 60.0})
-    host = _Here(**{each.name: getattr(plain, each.name) for each in dataclasses.fields(plain)})
+    return site
+
+
+def _as(kind: type[_H], plain: RelayHost) -> _H:
+    return kind(**{each.name: getattr(plain, each.name) for each in dataclasses.fields(plain)})
+
+
+def _permit(site: Site) -> str:
     until = int(time.time()) + 86_000
-    permit = site.permit(
+    return site.permit(
         vm=VM,
         exp=until,
         session_until=until,
@@ -89,14 +111,30 @@ def _site(process: int) -> tuple[_Here, Stage]:
         limits=Limits(MOST_CHANNELS, 0),
         requirements=Requirements(content_digest=True, stream_inspection=False, vm_binding=False),
     )
-    at = folder / "vm" / VM / "memory.sock"
+
+
+@functools.cache
+def _destination(process: int) -> tuple[_Here, Stage]:
+    """As it is when it starts, and what else there is."""
+    site = _site(process)
+    own, others = (host_with(site, name, {}).credentials for name in "ac")
+    host = _as(_Here, host_with(site, "b", {"seal_threads": 0, "resume_seconds": 60.0}))
+    at = site.folder / "vm" / VM / "memory.sock"
     at.parent.mkdir(parents=True)
     listening = socket.socket(socket.AF_UNIX)
     listening.setblocking(False)
     listening.bind(str(at))
     listening.listen(64)
     atexit.register(listening.close)
-    return host, Stage(_peer(own), _peer(others), own, permit, listening)
+    return host, Stage(_peer(own), _peer(others), own, _permit(site), listening)
+
+
+@functools.cache
+def _source(process: int) -> tuple[_Source, HostCredentials, str]:
+    """As it is when it starts, the destination's credentials, and a permit."""
+    site = _site(process)
+    host = _as(_Source, host_with(site, "a", {"seal_threads": 0, "resume_seconds": 60.0, "stop_seconds": 10.0}))
+    return host, host_with(site, "b", {}).credentials, _permit(site)
 
 
 def _peer(credentials: HostCredentials) -> ControlPeer:
@@ -105,7 +143,7 @@ def _peer(credentials: HostCredentials) -> ControlPeer:
 
 
 @contextmanager
-def _fresh(host: _Here) -> Iterator[_Here]:
+def _fresh(host: _H) -> Iterator[_H]:
     """The destination as it starts: nothing is spent and nobody known. Lanes have so little memory that they wait."""
     folder = Path(tempfile.mkdtemp(dir=_FOLDER / str(os.getpid())))
     try:
@@ -123,24 +161,40 @@ def _fresh(host: _Here) -> Iterator[_Here]:
 
 def destination_session(data: bytes) -> bool:
     """Of a program's stream. Whether a session began."""
-    host, stage = _site(os.getpid())
-    return _played(host, data, lambda fresh, clock: Play(fresh, stage, clock))
+    host, stage = _destination(os.getpid())
+    with _watched(host) as (fresh, clock):
+        play = Play(fresh, stage, clock)
+        trio.run(_run, play, data, clock=clock)
+    return play.source.was_answered
 
 
 def destination_guest(data: bytes) -> bool:
     """Of a guest; the first byte says whether post-copy may come."""
-    host, stage = _site(os.getpid())
-
-    def play(fresh: _Here, clock: MockClock) -> Play:
+    host, stage = _destination(os.getpid())
+    with _watched(host) as (fresh, clock):
         guest = PlayedGuest(Path(stage.listening.getsockname()))
-        guest.may_post_copy = bool(data[0] & 1)
+        guest.may_post_copy = bool(data[:1] > b"\x7f")
         object.__setattr__(fresh, "guest", guest)
-        return GuestPlay(fresh, stage, clock, guest)
+        play = GuestPlay(fresh, stage, clock, guest)
+        trio.run(_run, play, data[1:], clock=clock)
+    return play.source.was_answered
 
-    return bool(data) and _played(host, data[1:], play)
+
+def source_guest(data: bytes) -> bool:
+    """The same move at its source."""
+    host, credentials, permit = _source(os.getpid())
+    with _watched(host) as (fresh, clock):
+        play = SourcePlay(fresh, _peer(credentials), credentials, permit, clock)
+        object.__setattr__(fresh, "end", play.end)
+        object.__setattr__(fresh, "journals", play.journals)
+        with play.network():
+            trio.run(_run, play, data, clock=clock)
+    return play.was_answered
 
 
-def _played(host: _Here, data: bytes, make: Callable[[_Here, MockClock], Play]) -> bool:
+@contextmanager
+def _watched(host: _H) -> Iterator[tuple[_H, MockClock]]:
+    """Nothing is left of what happens within, and nothing in it was a bug."""
     misuses: list[str] = []
 
     def note(self: Misuse, rule: str) -> None:
@@ -148,9 +202,8 @@ def _played(host: _Here, data: bytes, make: Callable[[_Here, MockClock], Play]) 
         misuses.append(rule)
 
     with capture_logs() as lines, mock.patch.object(Misuse, "__init__", note), _fresh(host) as fresh:
-        before, clock = _descriptors(), MockClock()
-        play = make(fresh, clock)
-        trio.run(_run, play, data[: 3 * MOST_STEPS], clock=clock)
+        before = _descriptors()
+        yield fresh, MockClock()
         assert _descriptors() == before
         memory = fresh.memory
         assert (memory.lent, memory.sessions, memory.further_lanes, memory.sending_sessions) == (0, 0, 0, 0)
@@ -158,22 +211,21 @@ def _played(host: _Here, data: bytes, make: Callable[[_Here, MockClock], Play]) 
     # By this the destination finds out that there is nothing that it may say any more to a source that broke the order.
     bugs = [rule for rule in misuses if not rule.startswith("Cancel from the destination")]
     assert not bugs, bugs
-    return play.source.was_answered
 
 
 def _descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-async def _run(play: Play, steps: bytes) -> None:
+async def _run(play: Play | SourcePlay, steps: bytes) -> None:
     async with trio.open_nursery() as play.process:
         await play.process.start(play.relay)
         try:
-            for at in range(0, len(steps) - 2, 3):
+            for at in range(0, min(len(steps), 3 * MOST_STEPS) - 2, 3):
                 await play.step(*steps[at : at + 3])
             play.check()
         finally:
-            play.close()
+            await play.close()
 
 
 _BEGUN: Final = (("connect", 0, 0), ("announce", 0, 0), ("data", 0, 2), ("data", 0, 9), ("vm", 0, 0), ("vm", 48, 3))
@@ -188,6 +240,7 @@ _LOADED: Final = (("guest_turns", 0, 0), ("hand_over", 0, 0))
 _GIVEN: Final = (("guest_turns", 2, 0), ("hand_over", 1, 0))
 _CERTIFIED: Final = (("say", 4, 0), ("say", 3, 0))
 _SETTLED: Final = (("settle_it", 0, 0), ("hand_over", 0, 0))
+_TAKEN, _STOPPED, _CHOSEN, _NONE = ("answer", 0, 0), ("guest_turns", 0, 0), ("decide", 0, 0), ("lose", 0, 0)
 _RECOVERED: Final = (("recover", 0, 0), ("announce", 0, 0))
 _OVER: Final = (("vm", 96, 0), ("end", 0, 0), ("listen", 0, 0), ("acknowledge", 0, 0), ("wait", 1, 1))
 TARGETS: Final = (
@@ -218,8 +271,23 @@ TARGETS: Final = (
                 (b"\0", *_BEGUN, ("guest_turns", 0, 0), ("restart", 0, 0), *_SETTLED),
                 (b"\0", *_BEGUN, *_LOADED, ("restart", 0, 0), ("settle_it", 0, 0), ("abandon", 0, 0)),
                 (b"\0", *_BEGUN, ("guest_turns", 3, 2), *_LOADED, ("wait", 5, 2), *_SETTLED),
-                (b"\1", *_BEGUN, *_GIVEN, ("lose", 128, 0), *_RECOVERED, *_OVER, *_CERTIFIED),
-                (b"\1", *_BEGUN, *_GIVEN, ("restart", 0, 0), ("wait", 2, 2), *_RECOVERED, *_OVER),
+                (b"\xff", *_BEGUN, *_GIVEN, ("lose", 128, 0), *_RECOVERED, *_OVER, *_CERTIFIED),
+                (b"\xff", *_BEGUN, *_GIVEN, ("restart", 0, 0), ("wait", 2, 2), *_RECOVERED, *_OVER),
+            )
+        ),
+    ),
+    Target(
+        "source-guest", source_guest, (),
+        tuple(
+            program(SourcePlay, *steps)
+            for steps in (
+                (_TAKEN, _STOPPED, _CHOSEN, ("other", 1, 0), ("wait", 2, 0)),
+                (_TAKEN, _STOPPED, _NONE, ("wait", 1, 0), ("answer", 0, 0), _CHOSEN, ("wait", 2, 0)),
+                (_TAKEN, _STOPPED, ("decide", 1, 0), ("wait", 2, 0)),
+                (_TAKEN, _STOPPED, ("restart", 0, 0), ("wait", 1, 0), _TAKEN, _CHOSEN, ("wait", 1, 0)),
+                (_TAKEN, ("cancel", 0, 0), _TAKEN, ("decide", 0, 0), ("wait", 2, 0)),
+                (_TAKEN, ("guest_turns", 3, 0), ("wait", 1, 0), _TAKEN, _CHOSEN, ("wait", 1, 0)),
+                (_NONE, ("wait", 1, 0), ("refuse", 0, 0), ("wait", 1, 0), _TAKEN, ("other", 0, 0), ("wait", 1, 0)),
             )
         ),
     ),
