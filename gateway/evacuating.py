@@ -54,21 +54,21 @@ class Evacuating:
         NoCosignature: permits that were decided by then lapse unused."""
         if not 1 <= wish.hours <= self._table.max_hours:
             raise RequestRefused(f"an evacuation is prepared for 1 to {self._table.max_hours} hours")
+        evacuation_id = self._gate.new_id()
         with ExitStack() as stack:
             try:
                 source, hosts, vms = self._what_may_be_prepared(wish)
-                stack.enter_context(self.handing_over.place(source))
+                stack.enter_context(self.handing_over.place(source, evacuation_id))
             except RequestRefused:
                 raise  # it says what is wrong with the request, and nothing of hosts
             except GatewayError as error:
                 raise await self._refused(wish, error) from error
-            return await self._prepare(wish, source, hosts, vms)
+            return await self._prepare(wish, evacuation_id, source, hosts, vms)
 
     async def _prepare(
-        self, wish: Wish, source: HostFacts, hosts: Sequence[HostFacts], vms: Sequence[VmFacts]
+        self, wish: Wish, evacuation_id: str, source: HostFacts, hosts: Sequence[HostFacts], vms: Sequence[VmFacts]
     ) -> dict[str, Any]:
         digest = self._gate.engine.bundle.digest
-        evacuation_id = self._gate.new_id()
         until = int(wish.now.timestamp()) + wish.hours * 3600
         orders, left_out = await self._orders(wish, evacuation_id, source, hosts, vms)
         details = {

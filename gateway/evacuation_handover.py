@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -30,10 +29,11 @@ log = structlog.get_logger("gateway.alarm")
 
 @dataclass(slots=True)
 class _Prepared:
-    """What waits for its relay to take it. `problem`: None while it has not answered; the first word counts."""
+    """What is being decided (no `document` yet), or waits for its relay to take it. `problem`: None while nobody has
+    answered; the first word counts."""
 
     host: str
-    document: dict[str, Any] = field(repr=False)
+    document: dict[str, Any] = field(default_factory=dict, repr=False)
     answered: trio.Event = field(default_factory=trio.Event)
     problem: str | None = None
 
@@ -50,40 +50,41 @@ class HandingOver:
         self._dispatch = dispatch
         self._prepared: dict[str, _Prepared] = {}
         self._known: dict[str, str] = {}  # the host, by evacuation
-        self._places: Counter[str] = Counter()
 
     @contextmanager
-    def place(self, host: HostFacts) -> Iterator[None]:
-        """For one that is being prepared, from its first decision on. Errors: Overloaded."""
-        name = host.spiffe_id
-        if self._places[name] >= MAX_OF_A_HOST or self._places.total() >= MAX_WAITING:
+    def place(self, host: HostFacts, evacuation_id: str) -> Iterator[None]:
+        """For one that is being prepared, from its first decision on: by then it may be withdrawn. Errors:
+        Overloaded."""
+        of_host = sum(each.host == host.spiffe_id for each in self._prepared.values())
+        if of_host >= MAX_OF_A_HOST or len(self._prepared) >= MAX_WAITING:
             raise Overloaded(f"other evacuations of {host.name}, or many of others, are being prepared")
-        self._places[name] += 1
+        self._prepared[evacuation_id] = _Prepared(host.spiffe_id)
         try:
             yield
         finally:
-            self._places[name] -= 1
+            del self._prepared[evacuation_id]
 
     async def hand_over(
         self, source: HostFacts, evacuation_id: str, until: int, orders: Sequence[dict[str, Any]]
     ) -> str | None:
-        """None once the relay holds them durably; else why not."""
-        document = {"evacuation_id": evacuation_id, "until": until, "orders": list(orders)}
-        prepared = self._prepared[evacuation_id] = _Prepared(source.spiffe_id, document)
+        """None once the relay holds them durably; else why not. It has its place."""
+        prepared = self._prepared[evacuation_id]
+        prepared.document = {"evacuation_id": evacuation_id, "until": until, "orders": list(orders)}
         self._known[evacuation_id] = source.spiffe_id
         if len(self._known) > REMEMBERED:
             del self._known[next(iter(self._known))]
         try:
-            self._tell(source, _OFFER, evacuation_id)
+            if not prepared.answered.is_set():
+                self._tell(source, _OFFER, evacuation_id)
             with trio.move_on_after(HELD_SECONDS):
                 await prepared.answered.wait()
-            return (prepared.problem or None) if prepared.answered.is_set() else "its relay did not answer in time"
+            prepared.answer("its relay did not answer in time")
         except RelayUnreachable as error:
-            return error.detail
+            prepared.answer(error.detail)
         finally:
-            self._prepared.pop(evacuation_id, None)
             if prepared.problem != "":
                 self.take_back(source, evacuation_id)
+        return prepared.problem or None
 
     def take_back(self, source: HostFacts, evacuation_id: str) -> None:
         """What the log does not say that it is held: its answer may be lost, or it has failed after it took them."""
@@ -95,9 +96,9 @@ class HandingOver:
 
     def forget(self, host: HostFacts, evacuation_id: str) -> None:
         """Have the relay forget its permits, and whoever prepares them know. Errors: RelayUnreachable, Overloaded."""
-        is_known = self._known.get(evacuation_id) == host.spiffe_id
-        if (prepared := self._prepared.get(evacuation_id)) is not None and is_known:
+        if (prepared := self._prepared.get(evacuation_id)) is not None and prepared.host == host.spiffe_id:
             prepared.answer("it was withdrawn meanwhile")
+        is_known = self._known.get(evacuation_id) == host.spiffe_id
         self._dispatch.acknowledge(host.spiffe_id, evacuation_id, frozenset({_FORGET}))
         if self._dispatch.count(host.spiffe_id, _FORGET) >= MAX_WITHDRAWALS * (1 + is_known):
             raise Overloaded(f"many withdrawals wait for the relay on {host.name}: repeat this one")
@@ -125,6 +126,6 @@ class HandingOver:
 
     def _of_host(self, host: str, evacuation_id: str) -> _Prepared:
         prepared = self._prepared.get(evacuation_id)
-        if prepared is None or prepared.host != host:
+        if prepared is None or prepared.host != host or not prepared.document:
             raise RelayRefused("no evacuation of that id waits for this host", code="not_a_party")
         return prepared

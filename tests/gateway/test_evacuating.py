@@ -13,10 +13,12 @@ import msgspec
 import pytest
 import trio
 
+from gateway import evacuating
 from gateway.draining import vms_on
 from gateway.errors import GatewayError, LogUnavailable
 from gateway.evacuating import Evacuating
 from gateway.evacuation_permits import Wish
+from gateway.gate import Gate
 from gateway.recording import Event, Recorded
 from gateway.starter import Site
 from policy.bundle import Bundle
@@ -199,7 +201,8 @@ async def test_many_preparations_at_once_for_one_host_leave_room_for_moves_from_
             for _ in range(70):
                 nursery.start_soon(ask, desk.evacuating)
             with trio.fail_after(60):
-                while len(refused) + len(desk.evacuating.handing_over._prepared) < 70:
+                told = desk.gate.dispatch
+                while len(refused) + told.count(running.site.spiffe_id("a"), "evacuation") < 70:
                     await trio.sleep(0.05)
             moved = await running.person("alice").post("/v1/migrations", json={"vm": "web", "destination": "b"})
             assert moved.status_code == 201, moved.text
@@ -320,6 +323,29 @@ async def test_what_is_withdrawn_while_its_relay_fetches_it_is_not_prepared_and_
         (prepared,) = await running.records("evacuation.prepared")
         assert prepared["outcome"] == "failed"
         assert await running.poll("a") == [{"kind": "withdraw_evacuation", **asked}]
+
+
+async def test_what_is_withdrawn_while_it_is_being_decided_is_not_given_to_its_relay(
+    evacuable: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its id is in the log from the first decision on, and there may be thousands of them."""
+    decide = evacuating.orders_of
+
+    async def withdrawn_meanwhile(gate: Gate, wish: Wish, evacuation_id: str, *rest: Any) -> Any:
+        decided = await decide(gate, wish, evacuation_id, *rest)
+        path = f"/v1/evacuations/{evacuation_id}/withdraw"
+        assert (await running.person("alice").post(path, json={"host": "a"})).status_code == 202
+        return decided
+
+    monkeypatch.setattr(evacuating, "orders_of", withdrawn_meanwhile)
+    async with running_gateway(evacuable) as running, trio.open_nursery() as nursery:
+        relay = Relay(running)
+        await running.poll("a")
+        nursery.start_soon(relay.serve)
+        answer = await prepare(running)
+        assert (answer.status_code, relay.held) == (503, [])
+        assert "withdrawn" in answer.json()["error"]["message"]
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_relay_that_holds_nothing_is_no_success(evacuable: Site) -> None:
