@@ -13,11 +13,10 @@ import msgspec
 import pytest
 import trio
 
-from gateway import evacuating
 from gateway.draining import vms_on
 from gateway.errors import GatewayError, LogUnavailable
 from gateway.evacuating import Evacuating
-from gateway.evacuation_permits import Wish
+from gateway.evacuation_permits import Wish, orders_of
 from gateway.gate import Gate
 from gateway.recording import Event, Recorded
 from gateway.starter import Site
@@ -329,15 +328,14 @@ async def test_what_is_withdrawn_while_it_is_being_decided_is_not_given_to_its_r
     evacuable: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its id is in the log from the first decision on, and there may be thousands of them."""
-    decide = evacuating.orders_of
 
     async def withdrawn_meanwhile(gate: Gate, wish: Wish, evacuation_id: str, *rest: Any) -> Any:
-        decided = await decide(gate, wish, evacuation_id, *rest)
+        decided = await orders_of(gate, wish, evacuation_id, *rest)
         path = f"/v1/evacuations/{evacuation_id}/withdraw"
         assert (await running.person("alice").post(path, json={"host": "a"})).status_code == 202
         return decided
 
-    monkeypatch.setattr(evacuating, "orders_of", withdrawn_meanwhile)
+    monkeypatch.setattr("gateway.evacuating.orders_of", withdrawn_meanwhile)
     async with running_gateway(evacuable) as running, trio.open_nursery() as nursery:
         relay = Relay(running)
         await running.poll("a")
