@@ -85,7 +85,8 @@ async def prospects(gate: Gate, wish: Wish) -> dict[str, Any]:
     recorded = await gate.recorder.append(event)
     documents = [each.document() for each in found]
     links = {host.name: host.site for host in hosts if host.site != source.site}
-    is_heard = gate.dispatch.is_reachable(source.spiffe_id, gate.relay_silence_seconds)
+    state = gate.placement.reports.get(source.spiffe_id)
+    is_heard = state is not None and gate.placement.is_fresh(state)
     answer = {"host": source.name, **counts, "prospects": documents, "links": links}
     return {**answer, "is_heard": is_heard, "record_index": recorded.index}
 

@@ -327,7 +327,7 @@ def _is_unknown(found: DrainReply) -> bool:
 
 def _nothing(found: DrainReply) -> str:
     if _is_unknown(found):
-        return f"{found.host}: its relay has not been heard of lately, and nobody knows what runs there."
+        return f"{found.host}: its relay has not said lately what runs there, and nobody else knows."
     return f"{found.host}: no VM is there, for all that is known."
 
 

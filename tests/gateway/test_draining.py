@@ -71,6 +71,10 @@ async def test_what_runs_there_and_nobody_can_move_is_not_taken_for_nothing(runn
     await Relay(running, "c").report()
     assert (await check(running, host="c")).json()["prospects"] == []
     assert (await check(running, host="prod")).json()["is_heard"] is False
+    await running.poll("prod")
+    assert (await check(running, host="prod")).json()["is_heard"] is False, "its libvirtd does not answer, say"
+    await Relay(running, "prod").report()
+    assert (await check(running, host="prod")).json()["is_heard"] is True
 
 
 @pytest.mark.whole

@@ -13,7 +13,7 @@ from tests.gateway.cli.conftest import CannedGateway, Sealane
     ("is_heard", "said", "outcome", "exit_code"),
     [
         (True, "a: no VM is there, for all that is known.\n", "empty", 0),
-        (False, "a: its relay has not been heard of lately, and nobody knows what runs there.\n", "unknown", 1),
+        (False, "a: its relay has not said lately what runs there, and nobody else knows.\n", "unknown", 1),
     ],
 )
 @pytest.mark.parametrize("check_only", [True, False])
