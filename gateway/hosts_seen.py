@@ -20,7 +20,8 @@ class HostsSeen:
         self._taken_out: set[str] = set()
 
     def note(self, host: str, certificate_der: bytes, now: float) -> None:
-        """`now`: Unix seconds."""
+        """It has just been found good. `now`: Unix seconds."""
+        self._taken_out.discard(host)
         if self._certificates.get(host) != certificate_der:
             self._certificates[host] = certificate_der
             self._since[host] = now
@@ -35,12 +36,12 @@ class HostsSeen:
         return None if der is None else x509.load_der_x509_certificate(der)
 
     def take_out(self, host: str) -> None:
-        """It was revoked here: while it shows no certificate, that is all that is known of it."""
+        """It was revoked here, and is out until it shows a good certificate: what it showed last ends some day."""
         self._taken_out.add(host)
 
     def is_out(self, host: str, trust: HostTrust, now: datetime) -> bool:
         """Whether it is revoked for all that is known, also where it was not heard since the start."""
-        return self.is_revoked(host, trust, now) or (host in self._taken_out and host not in self._certificates)
+        return host in self._taken_out or self.is_revoked(host, trust, now)
 
     def is_revoked(self, host: str, trust: HostTrust, now: datetime) -> bool:
         """Whether what it last showed is on a CRL of `trust`. Expiry is no revocation."""

@@ -7,6 +7,7 @@ import ssl
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import mkdtemp
@@ -325,6 +326,10 @@ async def test_a_host_that_is_out_is_shown_as_such_also_after_a_restart_and_if_i
         for name in ("b", "c"):
             assert (await officer.post(f"/v1/hosts/{name}/revocation", json={"reason": "x"})).status_code == 200
         assert await out(running) == ["b", "c"]
+        reporting, days_later = running.gateway.desk.reporting, datetime.now(UTC) + timedelta(days=400)
+        assert reporting.seen.is_out(site.spiffe_id("b"), replace(reporting.trust), days_later), (
+            "what it showed has ended"
+        )
     async with running_gateway(site) as running, stranger(running, site) as client:
         assert await out(running) == ["b", "c"]
         await running.poll("a")
