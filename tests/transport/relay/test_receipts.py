@@ -200,10 +200,12 @@ def is_good_for_a_gateway(host: RelayHost) -> bool:
     return datetime.fromisoformat(json.loads(receipt["body"])["ended"]) <= leaf.not_valid_after_utc
 
 
-async def test_a_session_that_outlives_its_certificate_is_certified_by_the_renewed_one(site: Site) -> None:
+async def test_a_session_that_outlives_its_certificate_is_certified_by_the_renewed_one(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where hosts' certificates last for an hour (`host_hours`), say; each end shows its peer what that knows."""
     for name in ("a", "b"):
-        certified_until(site, name, 3)
+        certified_until(site, name, 3600)
     source = open_host(site.relay_config("a"))
     permit, theirs = site.permit(vm=VM), source.credentials
     async with (
@@ -216,10 +218,12 @@ async def test_a_session_that_outlives_its_certificate_is_certified_by_the_renew
         async with await listener.accept(), await driver.lane(0):
             session = at_its_end(source, site)
             for name, host in (("a", source), ("b", destination)):
-                certified_until(site, name, 3600)
+                certified_until(site, name, 36_000)
                 host.identity.reload(now())
-            await trio.sleep(3.5)
-            await driver.send(make_receipt(session.facts, theirs, now()))
+            later = now() + timedelta(hours=2)
+            for module in ("destination_session", "source_session"):
+                monkeypatch.setattr(f"transport.relay.{module}.now", lambda: later)
+            await driver.send(make_receipt(session.facts, theirs, later))
             answer = await driver.hear()
             assert isinstance(answer, Receipt)
             verify_peer_receipt(answer, driver.conversation.peer)
