@@ -168,7 +168,8 @@ class Front:
                 uid, pid = await self._process_of(accepted)
                 if uid not in self._section.peer_uids or not self._has_room_for(uid):
                     if self._log_rate.allows(str(uid)):  # anybody on this host may dial
-                        log.warning("caller at the front refused", uid=uid, callers=self._callers.total())
+                        own = 0 if uid is None else self._callers[uid]
+                        log.warning("caller at the front refused", uid=uid, callers=self._callers.total(), own=own)
                     if uid not in self._section.peer_uids:
                         cause = "this user may not use the front (front.peer_uids)"
                         self._refused.note(refused_call("source", destination.host, cause, uid=uid), pid)
