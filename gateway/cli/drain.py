@@ -321,7 +321,7 @@ def _show(found: DrainReply, *, as_json: bool) -> None:
 
 
 def _is_unknown(found: DrainReply) -> bool:
-    """Of a host that says nothing nobody knows that it is empty, though nobody knows what is there."""
+    """Whether nobody knows what is there: no VM for all that is known, and the host itself says nothing."""
     return not found.prospects and not found.is_heard
 
 

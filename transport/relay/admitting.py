@@ -53,17 +53,17 @@ class Admissions:
         """Whether a guest's way is not decided yet, with or without its connection."""
         return bool(self._vms_being_admitted) or any(session.occupies_vm for session in self.sessions.values())
 
-    def without_bye(self, source: str) -> list[DestinationSession]:
-        """Of what is over, what nobody may ask for any more, and of this source more than an honest one leaves: each
-        holds a descriptor. What was discarded goes first: its guest runs at the source or nowhere."""
-        over = {id(each): each for each in self.sessions.values() if each.is_over}.values()
+    def outlived(self, source: str) -> list[DestinationSession]:
+        """Sessions that are over and never got a Bye: those that nobody may ask for any more, and of this source more
+        than an honest one leaves. Each holds a descriptor. What was discarded goes first: its guest runs at the source
+        or nowhere."""
         earliest = now().timestamp() - self._host.config.limits.remember_outcome_seconds
-        old = [each for each in over if each.permit.claims.session_until < earliest]
-        of_source = [
-            each
-            for each in over
-            if each.permit.claims.source == source and each.permit.claims.session_until >= earliest
-        ]
+        old, of_source = [], []
+        for session in {id(each): each for each in self.sessions.values() if each.is_over}.values():
+            if session.permit.claims.session_until < earliest:
+                old.append(session)
+            elif session.permit.claims.source == source:
+                of_source.append(session)
         of_source.sort(key=lambda each: each.journal.state != "discarded")
         return [*old, *of_source[:-MAX_WITHOUT_BYE]]
 

@@ -248,7 +248,7 @@ class Destination:
                 await self._settle_without_source(session)
             finally:
                 session.is_left = False
-        for each in self.admissions.without_bye(session.permit.claims.source):
+        for each in self.admissions.outlived(session.permit.claims.source):
             await self._end(each)
 
     async def _settle_without_source(self, session: DestinationSession) -> None:

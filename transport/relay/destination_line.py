@@ -10,7 +10,6 @@ from typing import Literal, Protocol
 import structlog
 import trio
 
-from certs.tls import server_context
 from transport.errors import ConnectionBroken, ProtocolViolation
 from transport.relay.channel import Channel, PortName
 from transport.relay.channels import Channels
@@ -133,8 +132,7 @@ class DestinationLine:
         if self._channels.is_tls:
             facts, identity = self._session.facts, self._host.identity
             assert facts.peer is not None
-            own = identity.of_lanes(facts.own_leaf_sha256)
-            context = identity.context if own.chain == identity.credentials.chain else server_context(own)
-            ends = LaneEnds(own, facts.peer.leaf_sha256, self._desk.keys, now(), seconds)
-            lane = await as_server(sock, context, number, ends)
+            own = facts.own_leaf_sha256
+            ends = LaneEnds(identity.of_lanes(own), facts.peer.leaf_sha256, self._desk.keys, now(), seconds)
+            lane = await as_server(sock, identity.context_of_lanes(own), number, ends)
         await self._channels.carry(channel, self._desk.keys, lane)

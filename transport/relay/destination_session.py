@@ -258,14 +258,14 @@ class DestinationSession:
         receipt = make_receipt(facts, identity.of_session(facts.own_leaf_sha256), moment)
         own = identity.to_certify(facts.own_leaf_sha256, moment)
         kept = naming_peers(receipt, facts.peer_receipt_sha256, own)  # the very body
-        name = self._name_of(facts)
+        name = self._take_name(facts)
         data = receipt_for_gateway(kept, own.chain, self.permit.token)
         await self.host.on_disk(self.host.spool.keep_receipt, name, data)
         facts.is_kept = True
         await self._note_receipt()
         return receipt
 
-    def _name_of(self, facts: ReceiptFacts) -> str:
+    def _take_name(self, facts: ReceiptFacts) -> str:
         """Under which its receipt waits. Of interrupted recoveries beyond the most the last has that of the one before:
         their source may ask again and again."""
         name = receipt_name(self.permit)

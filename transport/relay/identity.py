@@ -68,6 +68,11 @@ class Identity:
         own = self.of_session(leaf_sha256)
         return replace(self.credentials, chain=own.chain, private_key=own.private_key)
 
+    def context_of_lanes(self, leaf_sha256: bytes) -> SSL.Context:
+        """To take lanes in with `of_lanes`; another than today's is made for each lane."""
+        is_of_today = self.of_session(leaf_sha256) is self.credentials
+        return self.context if is_of_today else server_context(self.of_lanes(leaf_sha256))
+
     def to_certify(self, leaf_sha256: bytes, ended: datetime) -> HostCredentials:
         """By which to certify to gateways what ended then: the session's, or if its certificate had ended, today's.
         What an ended one certifies they take at no time."""
